@@ -1,0 +1,139 @@
+"""From YAML to frozen pydantic models, with errors that name the field, the value and the cure."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from levit_search.errors import InputError, did_you_mean
+
+# YAML has integers of its own, so "4", 4.5 and true are mistakes rather than other spellings.
+Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+def _whole_as_int(value: object) -> object:
+    """2.0 and 2 are one ratio, and must give one id."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("not_a_number", "must be a number")
+    return value
+
+
+Ratio = Annotated[
+    Annotated[int, Field(strict=True, gt=0)] | Annotated[float, Field(gt=0, allow_inf_nan=False)],
+    BeforeValidator(_whole_as_int),
+    BeforeValidator(_no_bool),
+]
+
+_SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+def parse_amount(value: object) -> object:
+    """Read ``300M`` or ``1.2G`` as a number; everything else is returned as it came."""
+    if isinstance(value, str) and value[-1:].lower() in _SUFFIXES:
+        try:
+            return float(value[:-1]) * _SUFFIXES[value[-1].lower()]
+        except ValueError:
+            return value
+    return value
+
+
+Amount = Annotated[
+    float,
+    Field(gt=0, allow_inf_nan=False),
+    BeforeValidator(parse_amount),
+    BeforeValidator(_no_bool),
+]
+
+
+class Frozen(BaseModel):
+    """Base of everything a user writes: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise PydanticCustomError(
+                        "unknown_key",
+                        "unknown key {key}; {hint}",
+                        {"key": repr(key), "hint": did_you_mean(str(key), cls.model_fields)},
+                    )
+        return data
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], data: object, where: str) -> Model:
+    """``data`` as a ``model``.
+
+    Raises:
+        InputError: with the place (``where`` and the path of the field), what is wrong and the
+            value received, for the first mistake; further ones are only counted.
+    """
+    if isinstance(data, BaseModel):
+        data = data.model_dump(mode="json")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{where}: {describe(error)}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """The first mistake of a pydantic error in one line."""
+    first, *others = error.errors(include_url=False)
+    # A discriminated union puts its tag into the location; the user never wrote it there.
+    path = [
+        str(part)
+        for index, part in enumerate(first["loc"])
+        if not (index and first["loc"][index - 1] in ("stem", "architecture"))
+        or part in ("channels", "stages", "patch_size", "kind")
+    ]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        message = "is required"
+    elif first["type"] not in ("unknown_key", "value_error", "custom"):
+        message = f"{message[:1].lower()}{message[1:]}, not {_shortened(first['input'])}"
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{'.'.join(path)}: {message}{more}" if path else f"{message}{more}"
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, or it holds no YAML mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected a mapping of keys to values")
+    return data
+
+
+def write_yaml(data: Mapping[str, Any]) -> str:
+    """``data`` as YAML text in the order given, short lists on one line."""
+    return yaml.safe_dump(dict(data), sort_keys=False, default_flow_style=None, width=100)

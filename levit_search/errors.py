@@ -1,0 +1,43 @@
+"""What a user can cause: one root exception and the few leaves that build their own message."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LevitSearchError(Exception):
+    """Anything a user can cause or mend; the CLI prints it without a traceback.
+
+    ``exit_code`` is what the command ends with: 1 where something failed while running.
+    """
+
+    exit_code = 1
+
+
+class InputError(LevitSearchError):
+    """Wrong input: a file, a key, a value, a name or a device. Nothing has been started."""
+
+    exit_code = 2
+
+
+class UnknownNameError(InputError):
+    """A name that is none of the known ones; the message gives the nearest spelling."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}; {did_you_mean(name, known)}")
+
+
+class BudgetError(LevitSearchError):
+    """The search cannot go on: nothing that it proposes may be evaluated."""
+
+
+class TrialError(LevitSearchError):
+    """One candidate failed; the reason is recorded on its trial and the search goes on."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest known spelling, then all of them: ``did you mean 'a'? Known: a, b``."""
+    names = list(known)
+    by_folded = {candidate.casefold(): candidate for candidate in names}
+    near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.5)
+    hint = f"did you mean {by_folded[near[0]]!r}? " if near else ""
+    return f"{hint}Known: {', '.join(names)}"

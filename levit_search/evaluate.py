@@ -1,0 +1,148 @@
+"""One architecture to one evaluation, in the order cheap to dear: latency first, then training."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from levit_search.architecture import Architecture
+from levit_search.batches import open_batches
+from levit_search.distill import Teacher, obtain_teacher
+from levit_search.files import write_atomically
+from levit_search.latency import LocalProbe, Measurement
+from levit_search.model import LevitModel
+from levit_search.study import StudyConfig
+from levit_search.train import Epoch, fit, seed_torch
+
+# (what is being done, fraction done or None where that is not known)
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found out about one network.
+
+    ``values`` holds the measured objectives by name. A network over the latency limit is not
+    trained, and has no accuracy.
+    """
+
+    values: dict[str, float]
+    latency: dict[str, Any] | None
+    training: dict[str, Any] | None
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Evaluator:
+    """Evaluates one network after another with everything that they share kept at hand.
+
+    Args:
+        config: of the study.
+        folder: of the study; trained weights and the teacher are kept below it.
+        settled_ms: what an earlier session settled the reference network's latency at, by id.
+    """
+
+    def __init__(self, config: StudyConfig, folder: Path, settled_ms: dict[str, float]) -> None:
+        self._config = config
+        self._folder = folder
+        self._probe = LocalProbe(config.latency, settled_ms)
+        self._teacher: Teacher | None = None
+
+    def close(self) -> None:
+        """End the probe's worker."""
+        self._probe.__exit__(None, None, None)
+
+    def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
+        """Load the data, obtain the teacher and settle the reference's latency.
+
+        Args:
+            sample: any network of the space; its image sizes are those of all.
+            progress: told what is being done.
+
+        Returns:
+            ``settled_ms``, the reference's latency by id; ``device``, what it was measured on;
+            ``teacher``, its card. Absent steps give empty values.
+
+        Raises:
+            LevitSearchError: whatever keeps every candidate from being evaluated.
+        """
+        config = self._config
+        card: dict[str, Any] = {}
+        device: dict[str, Any] = {}
+        if config.is_trained:
+            progress("loading data", None)
+            self._batches = open_batches(config.data)
+            if config.teacher is not None:
+                card = self._prepare_teacher(progress)
+        if config.is_measured and not self._probe.settled_ms:
+            progress("timing the reference network", None)
+            device = self._probe.settle_reference(sample).device
+        return {"settled_ms": self._probe.settled_ms, "device": device, "teacher": card}
+
+    def _prepare_teacher(self, progress: Progress) -> dict[str, Any]:
+        teacher = self._config.teacher
+        assert teacher is not None
+        progress("preparing the teacher", None)
+
+        def report(epoch: Epoch) -> None:
+            text = f"training the teacher, val {epoch.val_top1_percent:.1f} %"
+            progress(text, epoch.epoch / teacher.recipe.epochs)
+
+        self._teacher, card = obtain_teacher(
+            teacher,
+            self._config.data,
+            self._batches,
+            self._folder / "teacher",
+            self._config.search.seed,
+            report,
+        )
+        return card
+
+    def evaluate(self, network: Architecture, progress: Progress) -> Evaluation:
+        """Probe and train one network; its weights are written before this returns.
+
+        Raises:
+            TrialError: the probe or the training failed.
+        """
+        start = time.perf_counter()
+        config = self._config
+        values: dict[str, float] = {}
+        measured: Measurement | None = None
+        training = None
+        if config.is_measured:
+            progress("measuring latency", None)
+            measured = self._probe.measure(network)
+            values["latency_ms"] = measured.latency_ms
+        limit = config.limits.latency_ms
+        too_slow = measured is not None and limit is not None and measured.latency_ms > limit
+        if config.is_trained and not too_slow:
+            training, values["top1_percent"] = self._train(network, progress)
+        return Evaluation(
+            values,
+            asdict(measured) if measured else None,
+            training,
+            round(time.perf_counter() - start, 3),
+        )
+
+    def _train(self, network: Architecture, progress: Progress) -> tuple[dict[str, Any], float]:
+        recipe, seed = self._config.train, self._config.search.seed
+        seed_torch(seed, 3)
+        model = LevitModel(network)
+
+        def report(epoch: Epoch) -> None:
+            text = f"training, val {epoch.val_top1_percent:.1f} %"
+            progress(text, epoch.epoch / recipe.epochs)
+
+        progress("training", 0.0)
+        teacher = self._teacher if network.distillation else None
+        result = fit(model, self._batches, recipe, seed, teacher, report)
+        folder = self._folder / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        weights = {name: tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}
+        write_atomically(folder / f"{network.id}.safetensors", save(weights))
+        return result.as_json(), result.val_top1_percent

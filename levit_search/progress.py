@@ -1,0 +1,133 @@
+"""What a person sees on stderr while something long runs."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from levit_search import table
+from levit_search.architecture import Architecture
+from levit_search.study import Record, Study
+
+_FRONT_ROWS = 12
+
+
+class SearchProgress:
+    """A search, live in a terminal; elsewhere one line for each thing that happens."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._console = Console(stderr=True, highlight=False)
+        self._live: Live | None = None
+        self._begun = self._step_begun = time.monotonic()
+        self._left_s: float | None = None
+        self._left_told = self._begun
+        self._preparing = "starting the worker"
+        self._fraction: float | None = None
+        self._current: dict[int, tuple[Architecture, str, float | None]] = {}
+        self._records: list[Record] = []
+        self._last_line = ""
+
+    def __enter__(self) -> "SearchProgress":
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def preparing(self, text: str, fraction: float | None) -> None:
+        self._preparing, self._fraction = text, fraction
+        self._line(text, only_if_new=True)
+
+    def started(self, trial: int, network: Architecture) -> None:
+        self._preparing = ""
+        self._current[trial] = (network, "starting", None)
+
+    def progress(self, trial: int, text: str, fraction: float | None) -> None:
+        network, _, _ = self._current[trial]
+        self._current[trial] = (network, text, fraction)
+
+    def finished(self, record: Record, records: list[Record], left_s: float | None) -> None:
+        self._current.pop(record.trial, None)
+        self._records = records
+        self._left_s, self._left_told = left_s, time.monotonic()
+        left = f"  about {_clock(left_s)} left" if left_s is not None else ""
+        self._line(_outcome(record, self._study) + left)
+
+    def tick(self) -> None:
+        if self._live is not None:
+            self._live.update(self._shown(), refresh=True)
+
+    def _line(self, text: str, only_if_new: bool = False) -> None:
+        if self._live is None and not (only_if_new and text == self._last_line):
+            stamp = _clock(time.monotonic() - self._begun)
+            self._console.print(f"[{stamp}] {text}", markup=False, soft_wrap=True)
+        self._last_line = text
+
+    def _shown(self) -> RenderableType:
+        parts: list[RenderableType] = [Text(self._headline(), style="bold")]
+        if self._preparing:
+            parts.append(_step(self._preparing, self._fraction))
+        for trial, (network, text, fraction) in self._current.items():
+            parts.append(_step(f"trial {trial}: {text}", fraction, network.summary()))
+        objectives = self._study.config.objectives
+        best = table.front(self._records, objectives)
+        if best:
+            more = f", {_FRONT_ROWS} of {len(best)}" if len(best) > _FRONT_ROWS else ""
+            parts.append(table.terminal(best[:_FRONT_ROWS], objectives, f"\nfront so far{more}"))
+        return Group(*parts)
+
+    def _headline(self) -> str:
+        counts = dict.fromkeys(("complete", "pruned", "failed"), 0)
+        for record in self._records:
+            counts[record.state] += 1
+        reused = sum(record.reused_from is not None for record in self._records)
+        done = counts["complete"] - reused + counts["failed"]
+        now = time.monotonic()
+        parts = [
+            f"{self._study.config.name}: {done} of {self._study.config.search.trials} networks",
+            f"{counts['pruned']} over a limit" if counts["pruned"] else "",
+            f"{reused} known already" if reused else "",
+            f"{counts['failed']} failed" if counts["failed"] else "",
+            f"{_clock(now - self._begun)} gone",
+        ]
+        if self._left_s is not None:
+            left_s = max(0.0, self._left_s - (now - self._left_told))
+            parts.append(f"about {_clock(left_s)} left")
+        return ", ".join(part for part in parts if part)
+
+
+def _step(text: str, fraction: float | None, detail: str = "") -> RenderableType:
+    row = Table.grid(padding=(0, 2))
+    bar = ProgressBar(total=1.0, completed=fraction or 0.0, width=24, pulse=fraction is None)
+    row.add_row(bar, Text(text), Text(detail, style="dim"))
+    return row
+
+
+def _outcome(record: Record, study: Study) -> str:
+    if record.state != "complete":
+        return f"trial {record.trial} {record.state}: {record.reason}"
+    figures = ", ".join(
+        f"{name} {table.figure(name, record.values[name])}" for name in study.config.objectives
+    )
+    again = f" (known from trial {record.reused_from})" if record.reused_from is not None else ""
+    assert record.architecture is not None
+    return f"trial {record.trial}: {figures}  {record.architecture.summary()}{again}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

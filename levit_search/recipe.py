@@ -1,0 +1,48 @@
+"""What a training run is told: the student's recipe and the teacher's. No torch here."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from levit_search.configuration import Count, Frozen
+
+Share = Annotated[float, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, lt=10)]
+
+
+class Recipe(Frozen):
+    """AdamW with linear warm-up and cosine decay, after Touvron et al. 2021 and the LeViT paper.
+
+    ``threads`` is fixed here and not taken from the machine, since sums in another order give
+    other accuracies. ``hflip: null`` leaves mirroring to the data set.
+    """
+
+    epochs: Count = 10
+    batch_size: Annotated[int, Field(strict=True, ge=2)] = 128
+    lr: LearningRate = 5e-4
+    min_lr: Annotated[float, Field(ge=0)] = 1e-5
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.025
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    crop: bool = True
+    hflip: bool | None = None
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    mixup_switch: Share = 0.5
+    threads: Count = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class TeacherConfig(Frozen):
+    """The network whose labels the distillation head learns.
+
+    ``name`` is any timm network and ``options`` what ``timm.create_model`` takes beside it.
+    ``weights`` is ``train`` (fitted once on the data set with ``recipe`` and kept), ``pretrained``
+    (timm's), or the path of a checkpoint.
+    """
+
+    name: str = "regnety_002"
+    options: dict[str, int | float | bool | str] = Field(default_factory=dict)
+    weights: str = "train"
+    recipe: Recipe = Recipe()

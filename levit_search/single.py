@@ -1,0 +1,90 @@
+"""Training one network outside of any search."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from levit_search.architecture import Architecture, fitted
+from levit_search.batches import open_batches
+from levit_search.distill import obtain_teacher
+from levit_search.errors import InputError
+from levit_search.files import write_atomically
+from levit_search.model import LevitModel
+from levit_search.study import StudyConfig
+from levit_search.train import Epoch, fit, seed_torch, top1_percent
+
+
+def train_single(
+    network: Architecture,
+    config: StudyConfig,
+    final: bool,
+    out: Path | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train ``network``, fitted to the data of ``config``, with its recipe, teacher and seed.
+
+    Args:
+        network: made for any images.
+        config: its data, train and teacher sections and its seed count.
+        final: measure the accuracy on the test split too.
+        out: a folder for the architecture and the weights, or None to keep nothing.
+        say: told of each epoch.
+
+    Returns:
+        ``{id, data, epochs, val_top1_percent, test_top1_percent?, images_per_second, seconds,
+        curve}``.
+
+    Raises:
+        InputError: data or teacher are missing, or ``out`` is not empty.
+        TrialError: the training diverged.
+    """
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: is not empty; choose another --out")
+    batches = open_batches(config.data)
+    network = fitted(
+        network,
+        image_size=config.data.image_size,
+        in_channels=batches.info.in_channels,
+        num_classes=batches.info.num_classes,
+    )
+    seed = config.search.seed
+
+    def told(what: str, epochs: int) -> Callable[[Epoch], None]:
+        return lambda epoch: say(
+            f"{what}: epoch {epoch.epoch}/{epochs}, loss {epoch.train_loss:.4f}, "
+            f"val {epoch.val_top1_percent:.2f} %, {epoch.seconds:.0f} s"
+        )
+
+    teacher = None
+    if config.teacher is not None and network.distillation:
+        with tempfile.TemporaryDirectory() as folder:  # the user's cache keeps it
+            report = told(f"teacher {config.teacher.name}", config.teacher.recipe.epochs)
+            teacher, _ = obtain_teacher(
+                config.teacher, config.data, batches, Path(folder), seed, report
+            )
+    seed_torch(seed, 3)
+    model = LevitModel(network)
+    training = fit(
+        model, batches, config.train, seed, teacher, told(network.id, config.train.epochs)
+    )
+    result = {
+        "id": network.id,
+        "data": config.data.name,
+        "epochs": config.train.epochs,
+        **training.as_json(),
+    }
+    if final:
+        result["test_top1_percent"] = top1_percent(model, batches, "test")
+    if out is not None:
+        _keep(model, out)
+    return result
+
+
+def _keep(model: LevitModel, out: Path) -> None:
+    from safetensors.torch import save
+
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}
+    write_atomically(out / "architecture.yaml", model.architecture.to_yaml())
+    write_atomically(out / "model.safetensors", save(weights))
