@@ -95,6 +95,7 @@ def run(
     changes |= {f"search.{key}": value for key, value in given.items() if value is not None}
     path = _space_file(space)
     config = read_config(path, changes)
+    config.check_data(str(path))
     config.space(str(path)).check_feasible()
     folder = study or Path("studies") / config.name
     opened = Study.create(folder, config, sys.argv)

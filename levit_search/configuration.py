@@ -1,5 +1,6 @@
 """From YAML to frozen pydantic models, with errors that name the field, the value and the cure."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -102,6 +103,11 @@ def describe(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         message = "is required"
+    elif first["type"] in ("literal_error", "union_tag_invalid"):
+        context = first["ctx"]
+        known = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
+        value = context.get("tag", first["input"])
+        message = f"unknown value {_shortened(value)}; {did_you_mean(str(value), known)}"
     elif first["type"] not in ("unknown_key", "value_error", "custom"):
         message = f"{message[:1].lower()}{message[1:]}, not {_shortened(first['input'])}"
     more = f" (and {len(others)} more)" if others else ""

@@ -24,7 +24,7 @@ SplitName = Literal["train", "val", "test"]
 
 _SPLIT_SEED = 20210402  # any constant: the cut must be the same everywhere and for ever
 
-_FASHION_CLASSES = [
+_FASHION_CLASSES = (
     "T-shirt/top",
     "Trouser",
     "Pullover",
@@ -34,8 +34,8 @@ _FASHION_CLASSES = [
     "Shirt",
     "Sneaker",
     "Bag",
-    "Ankle-boot",
-]
+    "Ankle boot",
+)
 _FASHION_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
@@ -100,7 +100,7 @@ def describe(config: DataConfig) -> DataInfo:
             return DataInfo(1, tuple(str(digit) for digit in range(10)), hflip=False)
         case "fashion-mnist":
             _fashion_root(config)
-            return DataInfo(1, tuple(_FASHION_CLASSES), hflip=True)
+            return DataInfo(1, _FASHION_CLASSES, hflip=True)
         case "folder":
             return DataInfo(3, _class_folders(_folder_root(config) / "train"), hflip=True)
 

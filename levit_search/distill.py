@@ -1,5 +1,6 @@
 """Teachers: obtained once, asked once for each batch of views."""
 
+import difflib
 import hashlib
 import json
 import shutil

@@ -4,8 +4,8 @@
       - {depth: {range: [1, 4]}, embed_dim: {choices: [32, 48, 64]}, key_dim: 16}
 
 Every choice is a slot with a name of its own (``stages.0.depth``). Slots never depend on each
-other, since samplers model what all trials have in common: a slot of a stage that ``num_stages`` leaves
-out is there, and ignored when decoding.
+other, since samplers model what all trials have in common: a slot of a stage that ``num_stages``
+leaves out is there, and ignored when decoding.
 """
 
 import json

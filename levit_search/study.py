@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -84,24 +84,35 @@ class StudyConfig(Frozen):
         return "top1_percent" in self.objectives
 
     def space(self, where: str = "space") -> Space:
-        """The compiled space, the data's sizes filled in.
+        """The compiled space, with the sizes that the template leaves out taken from the data.
+
+        A template that states its channels and classes can be looked at without the data.
 
         Raises:
-            InputError: the template is malformed or the data missing.
+            InputError: the template is malformed, or the data needed and missing.
         """
-        info = datasets.describe(self.data)
-        sizes = {
-            "image_size": self.data.image_size,
-            "in_channels": info.in_channels,
-            "num_classes": info.num_classes,
-        }
+        sizes: dict[str, int] = {"image_size": self.data.image_size}
+        if not {"in_channels", "num_classes"} <= self.architecture.keys():
+            sizes |= self._data_sizes()
+        return Space({**sizes, **self.architecture}, self.limits, where)
+
+    def check_data(self, where: str = "space") -> None:
+        """Make sure that the data is there and that the template is made for it.
+
+        Raises:
+            InputError: it is missing, or has other sizes than the template states.
+        """
+        sizes = {"image_size": self.data.image_size, **self._data_sizes()}
         for name, value in sizes.items():
             if self.architecture.get(name, value) != value:
                 raise InputError(
                     f"{where}: architecture.{name}: {self.architecture[name]} differs from the "
-                    f"data's {value}; leave it out"
+                    f"data's {value}"
                 )
-        return Space({**self.architecture, **sizes}, self.limits, where)
+
+    def _data_sizes(self) -> dict[str, int]:
+        info = datasets.describe(self.data)
+        return {"in_channels": info.in_channels, "num_classes": info.num_classes}
 
 
 def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyConfig:
@@ -232,12 +243,14 @@ class Study:
         if (folder / "study.yaml").exists():
             study = cls.open(folder)
             different = _differences(study._comparable(), cls(folder, config)._comparable())
-            if different:
+            if different and not study._has_trials():
+                # Nothing was found yet, such as after a mistake in the very settings.
+                (folder / "study.db").unlink(missing_ok=True)
+            elif different:
                 raise InputError(
                     f"{folder}: was made with other settings ({different}); choose another folder "
                     "by --study, or the settings in its study.yaml"
                 )
-            study._inspect_storage()
             study.config = config
         else:
             if folder.exists() and not folder.is_dir():
@@ -319,15 +332,17 @@ class Study:
         Raises:
             InputError: the storage is missing or damaged.
         """
-        self._inspect_storage()
+        if not self._has_trials():
+            return []
         trials = self.storage().get_trials(deepcopy=False)
         return [record_of(trial) for trial in trials if trial.state.is_finished()]
 
-    def _inspect_storage(self) -> None:
+    def _has_trials(self) -> bool:
         if (self.folder / "study.db").is_file():
-            self.storage()
-        elif self.checkpoints.exists():
+            return len(self.storage().get_trials(deepcopy=False)) > 0
+        if self.checkpoints.exists():
             raise InputError(f"{self.folder}: its study.db is missing")
+        return False
 
     def _comparable(self) -> dict[str, Any]:
         dump = self.config.model_dump(mode="json")
@@ -393,7 +408,7 @@ def environment(command: list[str]) -> dict[str, Any]:
     """Where and how a run was started, for ``environment.json``."""
     packages = ("levit-search", "torch", "torchvision", "timm", "optuna", "onnxruntime", "numpy")
     return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
         "host": platform.node(),
         "system": platform.platform(),
