@@ -67,9 +67,8 @@ def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
 
 
 def _near(name: str, known: list[str]) -> list[str]:
-    """Timm knows over a thousand networks; show those that share the name's beginning."""
-    alike = [other for other in known if other.startswith(name[:4])]
-    return alike[:12] or ["see timm.list_models()"]
+    """Those spelt alike, out of the more than a thousand that timm knows."""
+    return difflib.get_close_matches(name, known, n=8, cutoff=0.3) or ["see timm.list_models()"]
 
 
 def obtain_teacher(

@@ -59,7 +59,7 @@ def _folded_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 
 def _fold_resnet(model: LevitModel) -> None:
-    """Timm's ResNets name their pairs ``convN``/``bnN`` and (``downsample.0``, ``.1``)."""
+    """timm's ResNets name their pairs ``convN``/``bnN`` and (``downsample.0``, ``.1``)."""
     resnet = getattr(model.stem, "resnet", None)
     if resnet is None:
         return

@@ -1,0 +1,282 @@
+"""The commands as a user meets them: stdout, stderr and exit code."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from levit_search import architecture
+from levit_search.cost import cost
+from tests.conftest import ROOT, command, tiny_space
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """A finished study with a teacher and real probes, and what ``run --json`` printed."""
+    folder = tmp_path_factory.mktemp("searched")
+    space = tiny_space(
+        objectives=["top1_percent", "latency_ms"],
+        latency={"seconds": 0.1, "rounds": 2},
+        teacher={
+            "name": "regnety_002",
+            "options": {
+                "depth": 4,
+                "w0": 48,
+                "wa": 40,
+                "wm": 1.5,
+                "group_size": 48,
+                "stem_width": 48,
+                "output_stride": 8,
+            },
+            "recipe": {"epochs": 1, "batch_size": 64, "threads": 1},
+        },
+        search={"trials": 3},
+    )
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump(space))
+    done = subprocess.run(
+        command("run", path, "--study", folder / "study", "--json"),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**__import__("os").environ, "XDG_CACHE_HOME": str(folder / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "study", json.loads(done.stdout)
+
+
+def test_run_prints_one_json_document_and_fills_the_folder(
+    searched: tuple[Path, dict[str, object]],
+) -> None:
+    study, printed = searched
+    assert list(printed) == ["study", "trials", "seconds", "hypervolume", "front"]
+    assert list(printed["trials"]) == ["complete", "pruned", "failed", "reused"]  # type: ignore[call-overload]
+    front = printed["front"]
+    assert isinstance(front, list)
+    keys = ["trial", "id", "top1_percent", "latency_ms", "flops", "params"]
+    assert [key for key in front[0] if key in keys] == keys
+    network = architecture.parse(front[0]["architecture"])
+    assert network.id == front[0]["id"]
+    assert (front[0]["params"], front[0]["flops"]) == cost(network)[:2]
+    names = {path.name for path in study.iterdir()}
+    assert {
+        "study.yaml",
+        "environment.json",
+        "study.db",
+        "trials.csv",
+        "front.csv",
+        "checkpoints",
+        "teacher",
+    } <= names
+    rows = list(csv.DictReader((study / "trials.csv").open()))
+    assert len(rows) == sum(printed["trials"][k] for k in ("complete", "pruned", "failed"))  # type: ignore[index]
+    assert all(float(row["ratio_ci95_low"]) > 0 for row in rows if row["state"] == "complete")
+
+
+def test_front_comes_in_every_format(searched: tuple[Path, dict[str, object]], cli: Cli) -> None:
+    study, printed = searched
+    assert json.loads(cli("front", study, "--format", "json").stdout) == printed["front"]
+    count = len(printed["front"])  # type: ignore[arg-type]
+    assert len(cli("front", study, "--format", "csv").stdout.splitlines()) == count + 1
+    assert len(cli("front", study, "--format", "markdown").stdout.splitlines()) == count + 2
+    assert "latency ms" in cli("front", study).stdout
+
+
+def test_export_writes_a_network_that_loads_and_says_so(
+    searched: tuple[Path, dict[str, object]], cli: Cli, tmp_path: Path
+) -> None:
+    study, printed = searched
+    done = cli("export", study, "--pick", "accurate", "--out", tmp_path / "best", "--json")
+    assert done.returncode == 0, done.stderr
+    written = json.loads(done.stdout)
+    assert list(written) == ["dir", "files", "parity_max_abs_diff", "latency_ms"]
+    assert written["parity_max_abs_diff"] <= 1e-5
+    network = architecture.load(str(tmp_path / "best" / "architecture.yaml"))
+    best = max(printed["front"], key=lambda row: row["top1_percent"])  # type: ignore[attr-defined, arg-type, index]
+    assert network.id == best["id"]
+    weights = load_file(tmp_path / "best" / "model.safetensors")
+    trained = sum(t.numel() for n, t in weights.items() if "running" not in n and "num_b" not in n)
+    assert trained == best["params"]
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert f"{best['top1_percent']:.2f} %" in card
+    again = cli("export", study, "--pick", "accurate", "--out", tmp_path / "best")
+    assert again.returncode == 2
+    assert "is not empty" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("pick", "told"),
+    [
+        ("latency_ms<=0.000001", "the nearest is trial"),
+        ("kne", "expected knee, accurate, fastest"),
+        ("latency_ms<=fast", "expected knee, accurate, fastest"),
+        ("trial=77", "no finished trial '77'"),
+    ],
+)
+def test_a_pick_that_nothing_satisfies_is_explained(
+    pick: str, told: str, searched: tuple[Path, dict[str, object]], cli: Cli
+) -> None:
+    done = cli("export", searched[0], "--pick", pick)
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+def test_a_finished_study_is_not_searched_again(
+    searched: tuple[Path, dict[str, object]], cli: Cli
+) -> None:
+    study, printed = searched
+    done = cli("run", study.parent / "space.yaml", "--study", study, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["front"] == printed["front"]
+
+
+def test_count_gives_the_published_figures_as_json(cli: Cli) -> None:
+    done = cli("count", "LeViT-128S", "LeViT-384", "--json")
+    rows = json.loads(done.stdout)
+    assert [(row["name"], row["params"], row["flops"]) for row in rows] == [
+        ("LeViT-128S", 7_777_058, 305_108_946),
+        ("LeViT-384", 39_128_836, 2_352_935_380),
+    ]
+    assert list(rows[0]) == ["name", "id", "params", "flops", "activations"]
+    by_layer = json.loads(cli("count", "LeViT-128S", "--by-layer", "--json").stdout)[0]
+    assert sum(layer["flops"] for layer in by_layer["layers"]) == by_layer["flops"]
+
+
+def test_count_and_help_never_import_torch() -> None:
+    script = (
+        "import sys; from levit_search.cli import main; sys.argv[1:] = {!r}\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {{'torch', 'timm', 'ray', 'onnxruntime', 'pandas'}} & set(sys.modules)\n"
+        "print(heavy, file=sys.stderr)"
+    )
+    for arguments in (["count", "LeViT-256"], ["--help"], ["space", "levit", "--sample", "5"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script.format(arguments)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert done.stderr.strip().endswith("set()"), done.stderr
+
+
+def test_space_describes_a_space(cli: Cli, space_file: Callable[..., Path]) -> None:
+    done = cli("space", space_file(limits={"flops": 130_000}), "--sample", "400", "--json")
+    found = json.loads(done.stdout)
+    assert found["size"] == 14
+    assert 0 < found["feasible_share"] < 1
+    assert found["slots"]["stages.1.embed_dim"] == [16, 24, 32]
+    assert found["costs"]["flops"]["max"] <= 130_000
+
+
+def test_the_published_networks_are_inside_the_imagenet_space(cli: Cli) -> None:
+    found = json.loads(cli("space", "levit-imagenet", "--sample", "20", "--json").stdout)
+    assert found["published"] == list(architecture.published_names())
+
+
+def test_probe_prints_the_contract(
+    cli: Cli, tmp_path: Path, tiny: architecture.Architecture
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny.to_yaml())
+    done = cli("probe", "tiny.yaml", "--seconds", "0.1", "--json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)[0]
+    contract = (
+        "name id target runtime batch_size threads precision latency_ms throughput_ips "
+        "ratio_to_reference ratio_ci95 pairs seconds"
+    )
+    assert set(contract.split()) <= set(row)
+    assert row["id"] == tiny.id
+    assert row["latency_ms"] > 0
+
+
+def test_train_prints_the_contract_and_keeps_the_network(
+    cli: Cli, tmp_path: Path, tiny: architecture.Architecture
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny.to_yaml())
+    options = ("--data", "digits", "--epochs", 2, "--teacher", "none", "--final", "--out", "kept")
+    done = cli("train", "tiny.yaml", *options, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["id"] == tiny.id
+    assert len(result["curve"]) == result["epochs"] == 2
+    assert 0 < result["test_top1_percent"] < 100
+    assert result["val_top1_percent"] == result["curve"][-1]["val_top1_percent"]
+    assert load_file(tmp_path / "kept" / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["run", "levitt"], "did you mean 'levit'?"),
+        (["run", "levit", "--trails", "3"], "--trials"),
+        (["rnu", "levit"], "run"),
+        (["run", "levit", "--set", "train.epochz=3"], "did you mean 'epochs'?"),
+        (["run", "levit", "--set", "train.epochs=0"], "train.epochs: input should be greater"),
+        (["run", "levit", "--set", "data.name=digit"], "did you mean 'digits'?"),
+        (["run", "levit", "--set", "data.name=folder"], "data.root: is required"),
+        (["run", "levit", "--set", "limits.flops=10"], "flops over the limit of 10"),
+        (["run", "levit", "--set", "architecture.stem.layers=5"], "too small for the stem"),
+        (["run", "levit", "--set", "architecture.stages.0.dept=5"], "did you mean 'depth'?"),
+        (["run", "levit", "--set", "objectives=[flops]"], "two or more different objectives"),
+        (["run", "levit", "--set", "data.image_size=big"], "data.image_size"),
+        (["run", "levit", "--time", "soon"], "90s, 30m or 2h30m"),
+        (["count", "LeVit-256"], "did you mean 'LeViT-256'?"),
+        (["count", "a#b"], "no such study folder"),
+        (["front", "nowhere"], "no such study folder"),
+        (["probe", "LeViT-128S", "--target", "gpu"], "did you mean 'cpu'?"),
+        (["train", "LeViT-128S", "--data", "mnist"], "did you mean 'fashion-mnist'?"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_2(
+    arguments: list[str], told: str, cli: Cli, tmp_path: Path
+) -> None:
+    done = cli(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_an_unknown_teacher_is_wrong_input_before_any_trial(
+    cli: Cli, space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = space_file(teacher={"name": "regnety_003"})
+    done = cli("run", path, "--study", "s")
+    assert done.returncode == 2
+    assert "unknown teacher 'regnety_003'" in done.stderr
+    assert "regnety_002" in done.stderr
+    assert (
+        not (tmp_path / "s" / "trials.csv").exists()
+        or "complete" not in (tmp_path / "s" / "trials.csv").read_text()
+    )
+
+
+def test_ctrl_c_says_how_to_go_on(space_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = space_file(search={"trials": 50}, train={"epochs": 50, "threads": 1})
+    process = subprocess.Popen(
+        command("run", path, "--study", tmp_path / "s"),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "s" / "study.db").exists():
+        time.sleep(0.1)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors

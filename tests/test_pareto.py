@@ -1,0 +1,111 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from levit_search.pareto import Points, hypervolume, knee, minimised, non_dominated
+
+
+def random_points(objectives: int, seed: int, count: int = 40) -> Points:
+    """Points on a coarse grid, so that ties and duplicates are common."""
+    chance = np.random.default_rng(seed)
+    return chance.integers(0, 6, size=(count, objectives)).astype(np.float64)
+
+
+def obvious_front(points: Points) -> list[bool]:
+    return [
+        not any((other <= point).all() and (other < point).any() for other in points)
+        for point in points
+    ]
+
+
+def obvious_hypervolume(points: Points, reference: Points) -> float:
+    """By inclusion and exclusion of the boxes between each point and the reference."""
+    total = 0.0
+    for size in range(1, len(points) + 1):
+        for chosen in combinations(points, size):
+            sides = np.clip(reference - np.max(chosen, axis=0), 0, None)
+            total += (-1) ** (size + 1) * float(np.prod(sides))
+    return total
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_the_front_is_that_of_the_obvious_loop(objectives: int, seed: int) -> None:
+    points = random_points(objectives, seed)
+    assert non_dominated(points).tolist() == obvious_front(points)
+
+
+def test_equal_points_are_kept_together() -> None:
+    points = np.array([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0], [1.0, 3.0], [2.0, 2.0]])
+    assert non_dominated(points).tolist() == [True, True, True, False, False]
+
+
+def test_no_points_have_an_empty_front_and_no_volume() -> None:
+    assert non_dominated(np.empty((0, 3))).shape == (0,)
+    assert hypervolume(np.empty((0, 3)), np.ones(3)) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_hypervolume_is_that_of_inclusion_and_exclusion(objectives: int, seed: int) -> None:
+    # A reference amid the points: some lie inside, some on its faces and some beyond.
+    points = random_points(objectives, seed, count=9)
+    reference = np.full(objectives, 5.0 - seed % 2)
+    expected = obvious_hypervolume(points, reference)
+    assert hypervolume(points, reference) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("objectives", [2, 3, 4])
+def test_hypervolume_is_that_of_optuna(objectives: int) -> None:
+    optuna_hypervolume = pytest.importorskip(
+        "optuna._hypervolume", reason="this optuna keeps its hypervolume elsewhere"
+    ).compute_hypervolume
+    points = np.random.default_rng(objectives).random((30, objectives))
+    reference = np.full(objectives, 0.9)
+    inside = points[(points < reference).all(axis=1)]
+    expected = optuna_hypervolume(inside, reference)
+    assert hypervolume(points, reference) == pytest.approx(expected)
+
+
+def test_points_beyond_the_reference_count_nothing() -> None:
+    reference = np.array([1.0, 1.0, 1.0])
+    inside = np.array([[0.5, 0.5, 0.5], [0.2, 0.8, 0.9]])
+    beyond = np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 2.0], [3.0, 3.0, 3.0]])
+    volume = hypervolume(inside, reference)
+    assert volume == pytest.approx(0.125 + 0.8 * 0.2 * 0.1 - 0.5 * 0.2 * 0.1)
+    assert hypervolume(np.concatenate([beyond, inside]), reference) == volume
+    assert hypervolume(beyond, reference) == 0.0
+
+
+def test_the_knee_is_where_the_front_bends() -> None:
+    cost = np.array([1.0, 2.0, 3.0, 5.0, 9.0])
+    points = np.stack([cost, 9 / cost], axis=1)  # 1, 9 is an end; 3, 3 bends
+    assert knee(points) == 2
+
+
+def test_the_knee_depends_on_neither_unit_nor_offset() -> None:
+    points = random_points(3, seed=1)
+    stretched = points * [1e6, 1e-3, 1.0] + [7.0, -2.0, 1e3]
+    assert knee(stretched) == knee(points)
+
+
+def test_an_objective_that_is_the_same_for_all_does_not_move_the_knee() -> None:
+    points = np.array([[0.0, 4.0, 5.0], [1.0, 1.0, 5.0], [4.0, 0.0, 5.0]])
+    assert knee(points) == 1
+    assert knee(points[:1]) == 0
+
+
+def test_better_is_smaller_in_every_objective() -> None:
+    worse = {"top1_percent": 71.0, "latency_ms": 20.0, "flops": 3e8, "params": 1e7}
+    better = {"top1_percent": 75.0, "latency_ms": 2.0, "flops": 3e7, "params": 1e6}
+    points = minimised([worse, better], ["top1_percent", "latency_ms", "flops", "params"])
+    assert (points[1] < points[0]).all()
+    assert points[0, 0] == pytest.approx(0.29)
+    np.testing.assert_allclose(points[0, 1:] - points[1, 1:], 1.0)  # decades
+
+
+def test_columns_follow_the_objectives_asked_for() -> None:
+    row = {"top1_percent": 100.0, "latency_ms": 10.0, "flops": 1e3}
+    np.testing.assert_allclose(minimised([row], ["flops", "top1_percent"]), [[3.0, 0.0]])
+    assert minimised([], ["flops", "top1_percent"]).shape == (0, 2)

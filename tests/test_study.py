@@ -1,0 +1,134 @@
+"""The study folder: what it accepts, what it refuses, and that it loses nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from levit_search.errors import InputError
+from levit_search.study import Study, load_architecture, parse_settings, read_config
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_study_reads_back_what_it_was_made_from(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = read_config(space_file(), {"train.epochs": 2, "limits.flops": "1.5M"})
+    study = Study.create(tmp_path / "s", config, ["levit-search", "run"])
+    assert Study.open(study.folder).config == config
+    assert config.train.epochs == 2
+    assert config.limits.flops == 1.5e6
+    sessions = json.loads((study.folder / "environment.json").read_text())["sessions"]
+    assert sessions[0]["command"] == ["levit-search", "run"]
+    assert sessions[0]["packages"]["torch"]
+
+
+def test_going_on_with_another_budget_is_the_same_study(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    Study.create(tmp_path / "s", read_config(space_file()), []).storage().ask()
+    longer = read_config(space_file(), {"search.trials": 99})
+    assert Study.create(tmp_path / "s", longer, []).config.search.trials == 99
+    assert len(json.loads((tmp_path / "s" / "environment.json").read_text())["sessions"]) == 2
+
+
+def test_other_settings_are_refused_and_nothing_is_changed(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    Study.create(tmp_path / "s", read_config(space_file()), []).storage().ask()
+    before = contents(tmp_path / "s")
+    other = read_config(space_file(), {"train.lr": 0.1})
+    with pytest.raises(InputError, match=r"train\.lr 0\.005 -> 0\.1"):
+        Study.create(tmp_path / "s", other, [])
+    assert contents(tmp_path / "s") == before
+
+
+def test_a_study_without_trials_takes_corrected_settings(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    Study.create(tmp_path / "s", read_config(space_file()), []).storage()
+    corrected = read_config(space_file(), {"train.lr": 0.1})
+    assert Study.create(tmp_path / "s", corrected, []).config.train.lr == 0.1
+    assert Study.open(tmp_path / "s").config.train.lr == 0.1
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="not empty and no study"):
+        Study.create(tmp_path / "s", read_config(space_file()), [])
+    assert contents(tmp_path / "s") == {"thesis.tex": b"years of work"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda f: (f / "study.yaml").write_text("version: 1\nname: [oops"), "not valid YAML"),
+        (lambda f: (f / "study.yaml").write_text("version: 7\n"), "version 7 is not 1"),
+        (lambda f: (f / "study.yaml").unlink(), "no study.yaml"),
+        (lambda f: (f / "study.db").write_bytes(b"not a database" * 1000), "cannot be read"),
+    ],
+)
+def test_an_unreadable_study_is_named(
+    damage: Callable[[Path], object],
+    told: str,
+    space_file: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "s"
+    Study.create(folder, read_config(space_file()), []).storage().ask()
+    damage(folder)
+    before = contents(folder)
+    with pytest.raises(InputError, match=told):
+        Study.open(folder).records()
+    assert contents(folder) == before
+
+
+def test_a_missing_study_names_its_neighbour(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    Study.create(tmp_path / "first", read_config(space_file()), [])
+    with pytest.raises(InputError, match="did you mean 'first'"):
+        Study.open(tmp_path / "frist")
+
+
+def test_files_to_start_with_are_read_into_the_study(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "image_size: 16\nin_channels: 1\nnum_classes: 10\nstem: {kind: conv, layers: 2}\n"
+        "stages: [{depth: 1, embed_dim: 16, num_heads: 1, key_dim: 8}]\n"
+    )
+    config = read_config(space_file(start=["mine.yaml", "LeViT-256"]))
+    (tmp_path / "mine.yaml").unlink()
+    assert config.start[0]["stages"][0]["embed_dim"] == 16  # type: ignore[index]
+    assert config.start[1] == "LeViT-256"
+
+
+@pytest.mark.parametrize("text", ["train.epochs", "=3", "train.epochs=[1", ""])
+def test_a_malformed_setting_is_wrong_input(text: str) -> None:
+    with pytest.raises(InputError, match="--set"):
+        parse_settings([text])
+
+
+def test_settings_reach_into_lists_and_refuse_what_is_not_there(
+    space_file: Callable[..., Path],
+) -> None:
+    config = read_config(space_file(), {"architecture.stages.0.depth": 3})
+    assert config.architecture["stages"][0]["depth"] == 3
+    with pytest.raises(InputError, match="nothing to set"):
+        read_config(space_file(), {"architecture.stages.7.depth": 3})
+
+
+def test_an_architecture_of_a_trial_that_is_not_there_is_wrong_input(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    Study.create(tmp_path / "s", read_config(space_file()), [])
+    with pytest.raises(InputError, match=r"no finished trial '3' \(finished: none yet\)"):
+        load_architecture(f"{tmp_path / 's'}#3")
