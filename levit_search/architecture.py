@@ -11,7 +11,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from levit_search.configuration import Count, Frozen, Ratio, read_yaml, validated, write_yaml
 from levit_search.errors import InputError, UnknownNameError
@@ -98,7 +98,7 @@ class Levit(Frozen):
     activation: Activation = "hardswish"
     attention_activation: AttentionActivation = "hardswish"
     distillation: bool = True
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1), AfterValidator(abs)] = 0.0  # -0.0 is 0.0
 
     @model_validator(mode="before")
     @classmethod
@@ -123,6 +123,9 @@ class Levit(Frozen):
                     f"{path}.attn_ratio: {block.attn_ratio} x key_dim {block.key_dim} is no "
                     f"whole number of value channels"
                 )
+        for path, width, ratio in self._mlps():
+            if int(width * ratio) < 1:
+                raise ValueError(f"{path}.mlp_ratio: {ratio} x width {width} leaves no channel")
         self._check_resolution()
         return self
 
@@ -131,6 +134,15 @@ class Levit(Frozen):
             (f"stages.{index}", stage) for index, stage in enumerate(self.stages)
         ]
         return stages + [(f"shrinks.{index}", shrink) for index, shrink in enumerate(self.shrinks)]
+
+    def _mlps(self) -> list[tuple[str, int, float]]:
+        """(path, width, ratio) of every MLP; a shrinking block's has the width it leads to."""
+        stages = [(f"stages.{i}", s.embed_dim, s.mlp_ratio) for i, s in enumerate(self.stages)]
+        after = zip(self.shrinks, self.stages[1:], strict=True)
+        return stages + [
+            (f"shrinks.{i}", stage.embed_dim, shrink.mlp_ratio)
+            for i, (shrink, stage) in enumerate(after)
+        ]
 
     def _check_resolution(self) -> None:
         stride = self.stem.stride
@@ -186,21 +198,27 @@ def _with_derived_values(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what the paper's rules give; wrong types are left for validation to name."""
     filled = dict(data)
     stages = filled.get("stages")
-    if not isinstance(stages, (list, tuple)) or not all(isinstance(s, Mapping) for s in stages):
-        return filled
+    if (
+        not isinstance(stages, (list, tuple))
+        or not stages
+        or not all(isinstance(stage, Mapping) for stage in stages)
+    ):
+        return {**filled, "stem": _with_channels(filled.get("stem"), None)}
     widths = [stage.get("embed_dim") for stage in stages]
     stages = [_with_heads(f"stages.{i}", stage, widths[i]) for i, stage in enumerate(stages)]
     filled["stages"] = stages
-    filled["stem"] = _with_channels(filled.get("stem"), widths[0] if widths else None)
+    filled["stem"] = _with_channels(filled.get("stem"), widths[0])
     shrinks = filled.get("shrinks")
-    if shrinks is None and len(stages) > 1:
+    if shrinks is None:
         shrinks = [{} for _ in stages[1:]]
-    if isinstance(shrinks, (list, tuple)) and len(shrinks) == len(stages) - 1:
+    if isinstance(shrinks, (list, tuple)):
+        # Surplus blocks are filled in too, so that their number is what validation complains of.
+        before = [min(i, len(stages) - 1) for i in range(len(shrinks))]
         filled["shrinks"] = [
-            _with_heads(f"shrinks.{i}", {"key_dim": stages[i].get("key_dim"), **shrink}, widths[i])
+            _with_heads(f"shrinks.{i}", {"key_dim": stages[b].get("key_dim"), **shrink}, widths[b])
             if isinstance(shrink, Mapping)
             else shrink
-            for i, shrink in enumerate(shrinks)
+            for i, (b, shrink) in enumerate(zip(before, shrinks, strict=True))
         ]
     return filled
 
@@ -232,15 +250,17 @@ def _with_channels(stem: Any, width: Any) -> Any:
     Left-out channels are the width halved for each layer that follows, rounded down, as in the
     paper's C/8, C/4, C/2, C.
     """
-    if not isinstance(stem, Mapping) or "layers" not in stem or stem.get("kind", "conv") != "conv":
+    if not isinstance(stem, Mapping) or stem.get("kind", "conv") != "conv":
         return stem
+    if "layers" not in stem:
+        return {"kind": "conv", **stem}
     layers, leading = stem["layers"], stem.get("channels")
     if not _is_count(layers) or layers > 6:
         raise ValueError(f"stem.layers: must be a whole number from 1 to 6, not {layers!r}")
     if not _is_count(width):
-        return {key: value for key, value in stem.items() if key != "layers"}
+        width = 1  # the width is refused where it stands; this only keeps the stem out of it
     if leading is None:
-        leading = [width // 2**halvings for halvings in range(layers - 1, 0, -1)]
+        leading = [max(1, width // 2**halvings) for halvings in range(layers - 1, 0, -1)]
     if not isinstance(leading, (list, tuple)) or len(leading) not in (layers - 1, layers):
         raise ValueError(
             f"stem.channels: {layers} layers take {layers - 1} channels (the last is the width "
@@ -272,9 +292,16 @@ def load(text: str) -> Architecture:
     if text in published_names():
         return published(text)
     path = Path(text)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or _is_file(path):
         return parse(read_yaml(path), text)
     raise UnknownNameError("architecture", text, published_names())
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no possible name of a file
+        return False
 
 
 def fitted(

@@ -6,50 +6,60 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from levit_search.errors import InputError, did_you_mean
 
 # YAML has integers of its own, so "4", 4.5 and true are mistakes rather than other spellings.
-Count = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1, le=10**9)]
 
 
-def _whole_as_int(value: object) -> object:
-    """2.0 and 2 are one ratio, and must give one id."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
+def _number(value: object) -> object:
+    if isinstance(value, bool | str):
         raise PydanticCustomError("not_a_number", "must be a number")
     return value
 
 
+def whole_as_int(value: Any) -> Any:
+    """2.0 and 2 are one value, and must give one id."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Ratio = Annotated[
-    Annotated[int, Field(strict=True, gt=0)] | Annotated[float, Field(gt=0, allow_inf_nan=False)],
-    BeforeValidator(_whole_as_int),
-    BeforeValidator(_no_bool),
+    float, Field(gt=0, le=1000), BeforeValidator(_number), AfterValidator(whole_as_int)
 ]
 
 _SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def parse_amount(value: object) -> object:
-    """Read ``300M`` or ``1.2G`` as a number; everything else is returned as it came."""
-    if isinstance(value, str) and value[-1:].lower() in _SUFFIXES:
-        try:
-            return float(value[:-1]) * _SUFFIXES[value[-1].lower()]
-        except ValueError:
-            return value
-    return value
+    """Read ``300M``, ``1.2G`` or ``1e9`` (to YAML a text) as a number.
+
+    Everything else is returned as it came.
+    """
+    if not isinstance(value, str):
+        return value
+    scale = _SUFFIXES.get(value[-1:].lower(), 1.0)
+    try:
+        return float(value if scale == 1.0 else value[:-1]) * scale
+    except ValueError:
+        return value
 
 
 Amount = Annotated[
     float,
     Field(gt=0, allow_inf_nan=False),
+    BeforeValidator(_number),
     BeforeValidator(parse_amount),
-    BeforeValidator(_no_bool),
 ]
 
 
@@ -115,8 +125,14 @@ def describe(error: ValidationError) -> str:
 
 
 def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    try:
+        return _cut(repr(value), 60)
+    except ValueError:  # integers of thousands of digits have no decimal form
+        return f"a huge {type(value).__name__}"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -126,18 +142,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: there is no such file, it cannot be read, or it holds no YAML mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise InputError(f"{path}: nested too deeply") from None
+    data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a mapping of keys to values")
     return data
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value that a YAML text stands for; only plain data, never objects.
+
+    Raises:
+        InputError: the text is not valid YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise InputError(f"{where}: nested too deeply") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+    except Exception as error:  # PyYAML's own constructors: impossible dates, !!int large, ...
+        reason = f"{type(error).__name__}: {error}"
+    raise InputError(f"{where}: not valid YAML: {_cut(reason, 300)}")
 
 
 def write_yaml(data: Mapping[str, Any]) -> str:

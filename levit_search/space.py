@@ -8,6 +8,8 @@ other, since samplers model what all trials have in common: a slot of a stage th
 leaves out is there, and ignored when decoding.
 """
 
+import contextlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from pydantic.fields import FieldInfo
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture, ConvStem, Levit, PatchStem, ResNetStem
-from levit_search.configuration import Amount, Count, Frozen, describe
+from levit_search.configuration import Amount, Count, Frozen, describe, whole_as_int
 from levit_search.cost import Cost, cost
 from levit_search.errors import InputError, did_you_mean
 
@@ -107,6 +109,12 @@ class Space:
         self._where = f"{where}: architecture"
         if not isinstance(template.get("stages"), list) or not template["stages"]:
             raise InputError(f"{self._where}.stages: a list of stages is required")
+        shrinks = template.get("shrinks")
+        if isinstance(shrinks, list) and len(shrinks) > len(template["stages"]) - 1:
+            raise InputError(
+                f"{self._where}.shrinks: {len(shrinks)} shrinking blocks, but only "
+                f"{len(template['stages']) - 1} lie between the stages"
+            )
         self._skeleton = self._compiled(dict(template), "")
         self.slots = tuple(_slots(self._skeleton))
         self._check_values()
@@ -137,16 +145,22 @@ class Space:
         data["num_stages"] = len(network.stages)
         if isinstance(network.stem, ConvStem):
             data["stem"]["layers"] = len(network.stem.channels)
-        values = {}
+        options = []
         for slot in self.slots:
             wanted = _at(data, slot.name)
-            if wanted is not _ABSENT and wanted not in slot.values:
-                return None
-            values[slot.name] = slot.values[0] if wanted is _ABSENT else wanted
-        try:
-            return values if self.decode(values) == network else None
-        except InputError:
-            return None
+            if any(isinstance(value, list | dict) for value in slot.values):
+                options.append(slot.values)  # spelt in many ways: tried out below
+            elif wanted is _ABSENT:
+                options.append(slot.values[:1])
+            else:
+                options.append(tuple(value for value in slot.values if value == wanted))
+        names = [slot.name for slot in self.slots]
+        for choice in itertools.product(*options):
+            values = dict(zip(names, choice, strict=True))
+            with contextlib.suppress(InputError):
+                if self.decode(values) == network:
+                    return values
+        return None
 
     def encoded(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Slot values as the Optuna parameters that :meth:`suggest` would read them from."""
@@ -221,7 +235,14 @@ class Space:
         values = node["choices"] if "choices" in node else _range(node, where)
         if not isinstance(values, list) or not values:
             raise InputError(f"{where}.choices: expected a list of values, not {values!r}")
-        if len({json.dumps(value) for value in values}) < len(values):
+        values = [whole_as_int(value) for value in values]
+        try:
+            spellings = {json.dumps(value) for value in values}
+        except (TypeError, ValueError, RecursionError):
+            raise InputError(
+                f"{where}.choices: expected plain numbers, names or lists, not {values!r}"
+            ) from None
+        if len(spellings) < len(values):
             raise InputError(f"{where}.choices: a value stands there twice: {values!r}")
         ordinal = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
         return Slot(path, tuple(sorted(values) if ordinal else values), ordinal)
@@ -239,10 +260,14 @@ class Space:
                     adapter.validate_python(value)
                 except ValidationError as error:
                     raise InputError(f"{self._where}.{path}: {describe(error)}") from None
-        count = self._skeleton.get("num_stages")
         stages = len(self._skeleton["stages"])
+        count = self._skeleton.get("num_stages", stages)
+        if not isinstance(count, Slot | int):
+            raise InputError(
+                f"{self._where}.num_stages: expected a number or {{choices: [...]}}, not {count!r}"
+            )
         for value in count.values if isinstance(count, Slot) else (count,):
-            if value is not None and value > stages:
+            if value > stages:
                 raise InputError(
                     f"{self._where}.num_stages: {value} stages, but only {stages} are described"
                 )
@@ -261,7 +286,8 @@ class Space:
                 fields |= stem.model_fields
             self._known(fields, rest[0] if rest else "kind", "stem")
             return None
-        return None if rest else self._known({**Levit.model_fields}, head, "")
+        field = self._known({**Levit.model_fields}, head, "")
+        return None if rest else field
 
     def _known(self, fields: Mapping[str, FieldInfo], key: str, path: str) -> FieldInfo:
         if key not in fields:
@@ -272,6 +298,7 @@ class Space:
 
 
 _ABSENT = object()
+_MOST_VALUES = 10_000
 _COUNT: Any = Count
 
 
@@ -284,6 +311,8 @@ def _range(node: Mapping[str, Any], where: str) -> list[int]:
             f"not {bounds!r} and step {step!r}"
         )
     low, high = bounds
+    if (high - low) // step >= _MOST_VALUES:
+        raise InputError(f"{where}.range: more than {_MOST_VALUES} values; give a larger step")
     values = list(range(low, high + 1, step))
     if not values:
         raise InputError(f"{where}.range: empty, {low} lies above {high}")

@@ -18,13 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, field_validator
 
 from levit_search import architecture as architectures
 from levit_search import data as datasets
 from levit_search.architecture import Architecture
-from levit_search.configuration import Count, Frozen, read_yaml, validated, write_yaml
+from levit_search.configuration import Count, Frozen, parse_yaml, read_yaml, validated, write_yaml
 from levit_search.data import DataConfig
 from levit_search.errors import InputError, did_you_mean
 from levit_search.files import write_atomically, write_json
@@ -178,10 +177,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         key, separator, value = text.partition("=")
         if not separator or not key.strip():
             raise InputError(f"--set {text}: expected key=value, such as train.epochs=5")
-        try:
-            changes[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"--set {text}: the value is not valid YAML") from None
+        changes[key.strip()] = parse_yaml(value, f"--set {text}")
     return changes
 
 

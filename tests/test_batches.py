@@ -2,7 +2,7 @@
 
 import random
 from io import BytesIO
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -109,9 +109,9 @@ def test_another_seed_or_epoch_gives_another_order_and_other_views(batches):
     keys = [(0, 0), (0, 1), (1, 0), (1, 1)]
     for recipe, all_alike in ((still, True), (whole, False)):
         orders = [epoch(batches, *key, recipe) for key in keys]
-        for i, j in ((0, 1), (0, 2), (1, 2), (2, 3), (0, 3)):
-            assert not torch.equal(orders[i], orders[j])
-            assert (as_set(orders[i]) == as_set(orders[j])) == all_alike
+        for one, other in combinations(orders, 2):
+            assert not torch.equal(one, other)
+            assert (as_set(one) == as_set(other)) == all_alike
 
 
 def test_the_process_keeps_its_random_state(batches):
@@ -189,6 +189,16 @@ def test_cropped_images_in_memory_are_shifts_by_an_eighth_with_a_black_border():
             seen |= set(shifts)
     assert {y for y, _ in seen} == {x for _, x in seen} == set(range(2 * border + 1))
     assert any(y != x for y, x in seen)
+
+
+def test_each_seed_and_epoch_shifts_images_in_memory_in_its_own_way():
+    """One image many times over, so that the order makes no difference."""
+    image = np.random.default_rng(2).integers(0, 256, (1, 1, SIZE, SIZE), dtype=np.uint8)
+    split = Arrays(image.repeat(32, axis=0), np.zeros(32, np.int64))
+    info = DataInfo(1, ("a", "b"), hflip=False)
+    batches = MemoryBatches(info, {"train": split, "val": split, "test": split}, SIZE)
+    shown = [epoch(batches, *key) for key in [(0, 0), (0, 1), (1, 0), (1, 1)]]
+    assert not any(torch.equal(a, b) for a, b in combinations(shown, 2))
 
 
 @pytest.mark.parametrize(

