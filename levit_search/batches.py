@@ -179,8 +179,15 @@ class FileBatches:
             _ImageFiles(files, transform, seeds),
             batch_sampler=[batch.tolist() for batch in order],
             num_workers=torch.get_num_threads() if len(order) > 8 else 0,
+            generator=generator(*seeds),
         )
-        yield from loader
+        try:
+            yield from loader
+        except InputError as error:
+            # One raised in a loader's worker comes with that worker's traceback before it.
+            last = str(error).strip().splitlines()[-1]
+            name = f"{InputError.__module__}.{InputError.__name__}: "
+            raise InputError(last.removeprefix(name)) from None
 
 
 class _ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -197,7 +204,7 @@ class _ImageFiles(torch.utils.data.Dataset[tuple[Tensor, int]]):
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
-        except (OSError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"{path}: not a readable image ({error})") from None
         with _chance(*self._seeds, index):
             return self._transform(image), int(self._files.labels[index])

@@ -137,15 +137,24 @@ def _fashion(config: DataConfig) -> dict[SplitName, Split]:
     root = _fashion_root(config)
     if root is None:
         root = _download_fashion()
-    images, label_bytes = (_read_idx(root / name) for name in _FASHION_FILES["train"])
-    test_images, test_labels = (_read_idx(root / name) for name in _FASHION_FILES["test"])
-    labels = label_bytes.astype(np.int64)
-    train, val = _cut(labels, np.arange(len(labels)), config)
+    part, test = (_read_fashion(root, which) for which in ("train", "test"))
+    train, val = _cut(part.labels, np.arange(len(part.labels)), config)
     return {
-        "train": Arrays(images[train, None], labels[train]),
-        "val": Arrays(images[val, None], labels[val]),
-        "test": Arrays(test_images[:, None], test_labels.astype(np.int64)),
+        "train": Arrays(part.images[train], part.labels[train]),
+        "val": Arrays(part.images[val], part.labels[val]),
+        "test": test,
     }
+
+
+def _read_fashion(root: Path, which: str) -> Arrays:
+    images_path, labels_path = (root / name for name in _FASHION_FILES[which])
+    images, labels = _read_idx(images_path), _read_idx(labels_path)
+    if images.ndim != 3 or labels.shape != (len(images),) or labels.max(initial=0) > 9:
+        raise InputError(
+            f"{labels_path}: damaged (labels {list(labels.shape)} up to {labels.max(initial=0)}, "
+            f"images {list(images.shape)})"
+        )
+    return Arrays(images[:, None], labels.astype(np.int64))
 
 
 def user_cache() -> Path:
@@ -204,7 +213,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
         content = gzip.decompress(path.read_bytes())
         if content[:3] != b"\0\0\x08":
             raise ValueError("not an idx file of bytes")
-        axes = content[3]
+        axes = int.from_bytes(content[3:4], "big")
         shape = np.frombuffer(content, ">u4", count=axes, offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -275,7 +284,12 @@ def _cut(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(train, val) indices out of a training part, ``train`` bounded by ``train_images``."""
     train, val = _stratified(labels, indices, config.val_share)
-    if config.train_images is not None and config.train_images < len(train):
+    surplus = len(train) - (config.train_images or len(train))
+    if config.train_images is not None and 0 < surplus < len(np.unique(labels)):
+        # Fewer to leave out than classes: each class gives up one image at most.
+        firsts = np.unique(labels[train], return_index=True)[1][:surplus]
+        train = np.delete(train, firsts)
+    elif config.train_images is not None and surplus > 0:
         _, train = _stratified(labels, train, config.train_images)
     return train, val
 

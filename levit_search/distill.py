@@ -27,7 +27,8 @@ class Teacher:
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        self._model = model.eval().to(device_of(recipe))
+        self._device = device_of(recipe)
+        self._model = model.eval().to(self._device)
         self._labels: dict[tuple[int, int, int], Tensor] = {}
 
     @torch.inference_mode()
@@ -35,10 +36,10 @@ class Teacher:
         """The class the teacher puts first, int64 [B], for images [B, C, S, S]."""
         key = (seed, epoch, batch)
         if key not in self._labels:
-            self._labels[key] = self._model(images).argmax(1)
+            self._labels[key] = self._model(images.to(self._device)).argmax(1).cpu()
         # A tensor made in inference mode cannot take part in training; its clone can.
         with torch.inference_mode(False):
-            return self._labels[key].clone()
+            return self._labels[key].clone().to(images.device)
 
 
 def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
@@ -51,6 +52,8 @@ def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
 
     if not timm.is_model(config.name):
         raise UnknownNameError("teacher", config.name, _near(config.name, timm.list_models()))
+    if config.weights == "pretrained":
+        _check_pretrained(config, batches.info.num_classes)
     try:
         model = timm.create_model(
             config.name,
@@ -64,6 +67,18 @@ def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
         raise InputError(f"teacher {config.name}: cannot be built ({reason})") from error
     assert isinstance(model, nn.Module)
     return model
+
+
+def _check_pretrained(config: TeacherConfig, num_classes: int) -> None:
+    """A pretrained network with a new head would teach noise."""
+    import timm
+
+    known = timm.get_pretrained_cfg(config.name)
+    if known is not None and known.num_classes != num_classes:
+        raise InputError(
+            f"teacher {config.name}: its pretrained weights know {known.num_classes} classes, the "
+            f"data has {num_classes}; set weights to train or to a checkpoint made for the data"
+        )
 
 
 def _near(name: str, known: list[str]) -> list[str]:

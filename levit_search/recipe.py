@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from levit_search.configuration import Count, Frozen
 
@@ -32,6 +32,14 @@ class Recipe(Frozen):
     mixup_switch: Share = 0.5
     threads: Count = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _check_mixing(self) -> "Recipe":
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ValueError(
+                f"batch_size: mixup and cutmix pair images up, {self.batch_size} is odd"
+            )
+        return self
 
 
 class TeacherConfig(Frozen):

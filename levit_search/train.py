@@ -109,11 +109,12 @@ def fit(
     )
     count = batches.size("train")
     steps = max(1, count // recipe.batch_size)
+    warmup = min(round(recipe.warmup_epochs * steps), recipe.epochs * steps - 1)
     scheduler = CosineLRScheduler(
         optimizer,
-        t_initial=recipe.epochs * steps,
+        t_initial=recipe.epochs * steps - warmup,
         lr_min=recipe.min_lr,
-        warmup_t=min(round(recipe.warmup_epochs * steps), recipe.epochs * steps - 1),
+        warmup_t=warmup,
         warmup_lr_init=recipe.warmup_lr,
         warmup_prefix=True,
         t_in_epochs=False,

@@ -31,7 +31,7 @@ def fold(model: LevitModel) -> LevitModel:
                 weight, bias = module.linear.weight, module.linear.bias
                 module.linear = _linear(weight * scale[None], bias + weight @ shift)
                 module.norm = nn.Identity()
-            case AttentionCore(has_bias=True):
+            case AttentionCore() if module.attention_bias is not None:
                 module.bias_hqt = module.gathered_bias()
                 module.attention_bias = None
     _fold_resnet(folded)

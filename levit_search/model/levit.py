@@ -251,6 +251,7 @@ class AttentionCore(nn.Module):
         self.has_bias = architecture.position == "bias"
         # Only folding sets this: the gathered bias, once training is over.
         self.register_buffer("bias_hqt", None, persistent=False)
+        self.attention_bias = None
         if self.has_bias:
             self.attention_bias = nn.Parameter(torch.zeros(block.num_heads, grid * grid))
             stride = block.stride if isinstance(block, Shrink) else 1

@@ -39,6 +39,10 @@ def load_weights(model: LevitModel, weights: Mapping[str, Any] | Path) -> Naming
     where = str(weights) if isinstance(weights, Path) else "weights"
     state = _read(weights) if isinstance(weights, Path) else weights
     state = state.get("model", state)
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise InputError(f"{where}: holds no state dict (tensors by name)")
     naming = _recognise(state)
     ours = state if naming == "ours" else _renamed(state, model, naming, where)
     expected = model.state_dict()
