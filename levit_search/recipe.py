@@ -30,7 +30,7 @@ class Recipe(Frozen):
     mixup: Annotated[float, Field(ge=0)] = 0.0
     cutmix: Annotated[float, Field(ge=0)] = 0.0
     mixup_switch: Share = 0.5
-    threads: Count = 2
+    threads: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")

@@ -276,7 +276,7 @@ def test_ctrl_c_says_how_to_go_on(space_file: Callable[..., Path], tmp_path: Pat
         time.sleep(0.1)
     time.sleep(3)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "the same command goes on" in errors
     assert "Traceback" not in errors

@@ -33,7 +33,7 @@ def wider(network: Architecture) -> Architecture:
 def test_a_larger_network_is_slower_and_the_reference_is_one(tiny: Architecture) -> None:
     with LocalProbe(LatencyConfig(**QUICK)) as probe:
         same, larger = probe.measure(tiny), probe.measure(wider(tiny))
-    assert same.ratio_to_reference == pytest.approx(1, abs=0.35)
+    assert same.ratio_to_reference == pytest.approx(1, abs=0.5)
     assert larger.ratio_to_reference > 2 * same.ratio_to_reference
     assert larger.ratio_ci95[0] <= larger.ratio_to_reference <= larger.ratio_ci95[1]
     assert larger.latency_ms == pytest.approx(larger.ratio_to_reference * larger.reference_ms)

@@ -294,7 +294,10 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(
     space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The real command with the real engine, SIGKILLed while starting, proposing and training."""
-    path = space_file(search={"trials": 5, "startup_trials": 2})
+    path = space_file(
+        search={"trials": 7, "startup_trials": 2},
+        train={"epochs": 8, "batch_size": 64, "threads": 1, "device": "cpu"},
+    )
     undisturbed = tmp_path / "undisturbed"
     subprocess.run(command("run", path, "--study", undisturbed), check=True, cwd=ROOT)
     folder = tmp_path / "killed"
