@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from levit_search import __version__
 from levit_search.batches import Batches
 from levit_search.data import DataConfig, user_cache
 from levit_search.errors import InputError, UnknownNameError
@@ -130,6 +131,7 @@ def obtain_teacher(
 
 def _identity(config: TeacherConfig, data: DataConfig, seed: int) -> str:
     made_of = {
+        "version": __version__,
         "teacher": config.model_dump(mode="json"),
         "data": data.model_dump(mode="json"),
         "seed": seed,
