@@ -431,9 +431,8 @@ def _figures_table(title: str, heads: list[str]) -> "Table":
 def _print_table(table: "Table") -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
     # Piped tables keep their columns; a terminal shows what it has room for.
-    console.print(table, width=None if console.is_terminal else 160)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _print_json(document: Any) -> None:

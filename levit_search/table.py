@@ -80,7 +80,7 @@ def terminal(records: Sequence[Record], objectives: Sequence[Objective], title: 
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for head in _heads(names):
         right = head != "architecture"
-        shown.add_column(head, justify="right" if right else "left", no_wrap=True)
+        shown.add_column(head, justify="right" if right else "left", no_wrap=right)
     for record in records:
         shown.add_row(*_cells(record, names))
     return shown
