@@ -6,14 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
 from levit_search.architecture import Architecture
 from levit_search.batches import open_batches
 from levit_search.distill import Teacher, obtain_teacher
-from levit_search.files import write_atomically
 from levit_search.latency import LocalProbe, Measurement
-from levit_search.model import LevitModel
+from levit_search.model import LevitModel, save_weights
 from levit_search.study import StudyConfig
 from levit_search.train import Epoch, fit, seed_torch
 
@@ -143,6 +140,5 @@ class Evaluator:
         result = fit(model, self._batches, recipe, seed, teacher, report)
         folder = self._folder / "checkpoints"
         folder.mkdir(exist_ok=True)
-        weights = {name: tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}
-        write_atomically(folder / f"{network.id}.safetensors", save(weights))
+        save_weights(model, folder / f"{network.id}.safetensors")
         return result.as_json(), result.val_top1_percent

@@ -10,7 +10,7 @@ from levit_search.batches import open_batches
 from levit_search.distill import obtain_teacher
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
-from levit_search.model import LevitModel
+from levit_search.model import LevitModel, save_weights
 from levit_search.study import StudyConfig
 from levit_search.train import Epoch, fit, seed_torch, top1_percent
 
@@ -82,9 +82,6 @@ def train_single(
 
 
 def _keep(model: LevitModel, out: Path) -> None:
-    from safetensors.torch import save
-
     out.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.contiguous() for name, tensor in model.cpu().state_dict().items()}
     write_atomically(out / "architecture.yaml", model.architecture.to_yaml())
-    write_atomically(out / "model.safetensors", save(weights))
+    save_weights(model, out / "model.safetensors")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from levit_search.architecture import Architecture, ConvStem
 from levit_search.errors import InputError
+from levit_search.files import write_atomically
 from levit_search.model.levit import LevitModel
 
 Naming = Literal["ours", "timm", "released"]
@@ -60,6 +61,14 @@ def load_weights(model: LevitModel, weights: Mapping[str, Any] | Path) -> Naming
         matched[name] = given
     model.load_state_dict(matched)
     return naming
+
+
+def save_weights(model: LevitModel, path: Path) -> None:
+    """Write the weights of ``model`` as safetensors under our names, whole or not at all."""
+    from safetensors.torch import save
+
+    weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(path, save(weights))
 
 
 def to_timm(model: LevitModel) -> dict[str, Tensor]:
