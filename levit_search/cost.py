@@ -5,21 +5,23 @@ norm, activation functions, pooling and additions do not count: the convention o
 LeViT code. Activations are the elements that all linear, convolution and attention-product outputs
 hold for one image, fvcore's convention.
 
-Each function stands for one module of ``levit_search.model.levit``, in the same order.
+Each function stands for one module of ``levit_search.model``, in the same order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from levit_search.architecture import (
     Architecture,
     ConvStem,
+    Graft,
     Levit,
     PatchStem,
     ResNetStem,
     Shrink,
     Stage,
 )
+from levit_search.architecture.resnet import Cut
 
 
 class LayerCost(NamedTuple):
@@ -63,15 +65,53 @@ def layers(architecture: Architecture) -> list[LayerCost]:
     return list(_expanded(_groups(architecture)))
 
 
+class Parts(NamedTuple):
+    """A network in the two parts of the paper's Table 1."""
+
+    conv: Cost
+    transformer: Cost
+
+
+def parts(architecture: Architecture) -> Parts:
+    """The convolutional part and the rest.
+
+    A stem, a donor and the projection or patches that follow it are convolutional; a network
+    without a trunk is so with its classifier.
+    """
+    if isinstance(architecture, Graft) and architecture.trunk is None:
+        return Parts(cost(architecture), Cost(0, 0, 0))
+    convolutional = ("stem.", "donor.", "trunk.projection")
+    rows = layers(architecture)
+    conv = _total(row for row in rows if row.name.startswith(convolutional))
+    return Parts(conv, _total(row for row in rows if not row.name.startswith(convolutional)))
+
+
+def _total(rows: Iterable[LayerCost]) -> Cost:
+    params = flops = activations = 0
+    for row in rows:
+        params += row.params
+        flops += row.flops
+        activations += row.activations
+    return Cost(params, flops, activations)
+
+
 def _expanded(groups: list[_Group]) -> Iterator[LayerCost]:
     for name, repeats, rows in groups:
         for index in range(repeats):
-            prefix = f"{name}.{index}." if ".blocks" in name else f"{name}." if name else ""
+            prefix = f"{name}.{index}." if name.endswith("blocks") else f"{name}." if name else ""
             for row in rows:
                 yield row._replace(name=prefix + row.name)
 
 
-def _groups(architecture: Levit) -> list[_Group]:
+def _groups(architecture: Architecture) -> list[_Group]:
+    return (
+        _graft_groups(architecture)
+        if isinstance(architecture, Graft)
+        else _levit_groups(architecture)
+    )
+
+
+def _levit_groups(architecture: Levit) -> list[_Group]:
     grids = architecture.grids
     stages = architecture.stages
     groups = [_Group("stem", 1, _stem(architecture))]
@@ -88,7 +128,7 @@ def _groups(architecture: Levit) -> list[_Group]:
             _Group(
                 f"stages.{index}.blocks",
                 stage.depth,
-                _block(architecture, stage, grids[index]),
+                _block(architecture, stage, grids[index] ** 2),
             )
         )
     groups.append(_Group("", 1, _heads(architecture)))
@@ -113,8 +153,13 @@ def _stem(architecture: Levit) -> list[LayerCost]:
             grid = size // stem.patch_size
             return [_convolution("convs.0", grid, channels, width, stem.patch_size, batch_norm)]
         case ResNetStem():
-            rows, size, channels = _resnet(stem, size, channels)
-            return [*rows, _convolution("projection", size, channels, width, 1, batch_norm)]
+            cut = stem.cut(channels)
+            rows = _resnet("resnet.", cut, size)
+            if stem.is_projected(width):
+                end = size // cut.stride
+                row = _convolution("projection", end, cut.channels, width, 1, batch_norm)
+                rows.append(row)
+            return rows
 
 
 def _convolution(
@@ -127,49 +172,17 @@ def _convolution(
     return LayerCost(name, params, weights * pixels, outputs * pixels)
 
 
-# Blocks in each stage; True where a block is a bottleneck (He et al. 2016, Table 1; timm's 26).
-_RESNETS = {
-    "resnet18": (False, (2, 2, 2, 2)),
-    "resnet26": (True, (2, 2, 2, 2)),
-    "resnet34": (False, (3, 4, 6, 3)),
-    "resnet50": (True, (3, 4, 6, 3)),
-}
+def _resnet(prefix: str, cut: Cut, size: int) -> list[LayerCost]:
+    """The convolutions of a ResNet's head with their batch norms, under timm's names."""
+    return [
+        _convolution(prefix + row.name, size // row.stride, row.inputs, row.outputs, row.kernel)
+        for row in cut.convolutions
+    ]
 
 
-def _resnet(stem: ResNetStem, size: int, channels: int) -> tuple[list[LayerCost], int, int]:
-    """The ResNet's layers under timm's names, with the size and channels it ends at."""
-    bottleneck, depths = _RESNETS[stem.kind]
-    size = -(-size // 2)
-    rows = [_convolution("resnet.conv1", size, channels, 64, 7)]
-    size = -(-size // 2)  # max-pool
-    channels = 64
-    for stage, depth in enumerate(depths[: stem.stages]):
-        width = 64 * 2**stage
-        for block in range(depth):
-            name = f"resnet.layer{stage + 1}.{block}"
-            stride = 2 if stage and not block else 1
-            outputs = width * (4 if bottleneck else 1)
-            reduced = -(-size // stride)
-            if bottleneck:
-                rows += [
-                    _convolution(f"{name}.conv1", size, channels, width, 1),
-                    _convolution(f"{name}.conv2", reduced, width, width, 3),
-                    _convolution(f"{name}.conv3", reduced, width, outputs, 1),
-                ]
-            else:
-                rows += [
-                    _convolution(f"{name}.conv1", reduced, channels, width, 3),
-                    _convolution(f"{name}.conv2", reduced, width, width, 3),
-                ]
-            if stride > 1 or channels != outputs:
-                rows.append(_convolution(f"{name}.downsample", reduced, channels, outputs, 1))
-            size, channels = reduced, outputs
-    return rows, size, channels
-
-
-def _block(architecture: Levit, stage: Stage, grid: int) -> list[LayerCost]:
+def _block(architecture: Architecture, stage: Stage, tokens: int) -> list[LayerCost]:
     """One attention and one MLP block of a stage."""
-    tokens, width, heads = grid * grid, stage.embed_dim, stage.num_heads
+    width, heads = stage.embed_dim, stage.num_heads
     keys, values = heads * stage.key_dim, heads * int(stage.attn_ratio * stage.key_dim)
     batch_norm = architecture.norm == "batch"
     rows = [] if batch_norm else [LayerCost("attention.norm", 2 * width, 0, 0)]
@@ -210,7 +223,7 @@ def _linear(name: str, tokens: int, inputs: int, outputs: int, batch_norm: bool)
 
 
 def _products(
-    architecture: Levit, heads: int, queries: int, tokens: int, keys: int, values: int
+    architecture: Architecture, heads: int, queries: int, tokens: int, keys: int, values: int
 ) -> tuple[LayerCost, LayerCost]:
     """Q K^T with softmax and attention bias (one scalar a head and absolute offset), then A V."""
     attention_map = queries * tokens
@@ -237,3 +250,38 @@ def _heads(architecture: Levit) -> list[LayerCost]:
     names = ("head", "head_dist") if architecture.distillation else ("head",)
     params = 2 * width + width * classes + classes
     return [LayerCost(name, params, width * classes, classes) for name in names]
+
+
+def _graft_groups(architecture: Graft) -> list[_Group]:
+    groups = []
+    channels, size = architecture.in_channels, architecture.image_size
+    if architecture.donor is not None:
+        cut = architecture.donor.cut(channels)
+        groups.append(_Group("donor", 1, _resnet("", cut, size)))
+        channels = cut.channels
+    stage = architecture.trunk_stage
+    if stage is not None:
+        groups += _trunk(architecture, stage, channels)
+        channels = stage.embed_dim
+    classes = architecture.num_classes
+    names = ("head", "head_dist") if architecture.distillation else ("head",)
+    params = channels * classes + classes
+    groups.append(
+        _Group("", 1, [LayerCost(name, params, channels * classes, classes) for name in names])
+    )
+    return groups
+
+
+def _trunk(architecture: Graft, stage: Stage, channels: int) -> list[_Group]:
+    """Projection or patches, the added tokens, the position embedding and a DeiT's layers."""
+    grid, width, tokens = architecture.grid or 0, stage.embed_dim, architecture.tokens
+    patch = 1 if architecture.donor is not None else architecture.side // grid
+    rows = [_convolution("projection", grid, channels, width, patch, batch_norm=False)]
+    extra = ["class_token", *(["distillation_token"] if architecture.distillation else [])]
+    rows += [LayerCost(name, width, 0, 0) for name in extra]
+    rows.append(LayerCost("position_embedding", tokens * width, 0, 0))
+    return [
+        _Group("trunk", 1, rows),
+        _Group("trunk.blocks", stage.depth, _block(architecture, stage, tokens)),
+        _Group("trunk", 1, [LayerCost("norm", 2 * width, 0, 0)]),
+    ]

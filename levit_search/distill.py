@@ -1,6 +1,5 @@
 """Teachers: obtained once, asked once for each batch of views."""
 
-import difflib
 import hashlib
 import json
 import shutil
@@ -52,7 +51,7 @@ def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
     import timm
 
     if not timm.is_model(config.name):
-        raise UnknownNameError("teacher", config.name, _near(config.name, timm.list_models()))
+        raise UnknownNameError("teacher", config.name, timm.list_models())
     if config.weights == "pretrained":
         _check_pretrained(config, batches.info.num_classes)
     try:
@@ -80,11 +79,6 @@ def _check_pretrained(config: TeacherConfig, num_classes: int) -> None:
             f"teacher {config.name}: its pretrained weights know {known.num_classes} classes, the "
             f"data has {num_classes}; set weights to train or to a checkpoint made for the data"
         )
-
-
-def _near(name: str, known: list[str]) -> list[str]:
-    """Those spelt alike, out of the more than a thousand that timm knows."""
-    return difflib.get_close_matches(name, known, n=8, cutoff=0.3) or ["see timm.list_models()"]
 
 
 def obtain_teacher(

@@ -34,10 +34,23 @@ class TrialError(LevitSearchError):
     """One candidate failed; the reason is recorded on its trial and the search goes on."""
 
 
+_FEW = 40  # names that a message may list in full
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest known spelling, then all of them: ``did you mean 'a'? Known: a, b``."""
+    """The nearest known spelling, then all of them: ``did you mean 'a'? Known: a, b``.
+
+    Out of very many only the nearest few are shown.
+    """
     names = list(known)
     by_folded = {candidate.casefold(): candidate for candidate in names}
-    near = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=0.5)
-    hint = f"did you mean {by_folded[near[0]]!r}? " if near else ""
-    return f"{hint}Known: {', '.join(names)}"
+    near = [
+        by_folded[folded]
+        for folded in difflib.get_close_matches(name.casefold(), by_folded, n=6, cutoff=0.5)
+    ]
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    if len(names) <= _FEW:
+        return f"{hint}Known: {', '.join(names)}"
+    if not near:
+        return f"none of the {len(names)} known is spelt alike"
+    return f"{hint}Known: {', '.join(near)} and {len(names) - len(near)} others"

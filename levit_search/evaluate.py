@@ -9,8 +9,9 @@ from typing import Any
 from levit_search.architecture import Architecture
 from levit_search.batches import open_batches
 from levit_search.distill import Teacher, obtain_teacher
+from levit_search.donors import load_donor_weights
 from levit_search.latency import LocalProbe, Measurement
-from levit_search.model import LevitModel, save_weights
+from levit_search.model import build, save_weights
 from levit_search.study import StudyConfig
 from levit_search.train import Epoch, fit, seed_torch
 
@@ -129,7 +130,8 @@ class Evaluator:
     def _train(self, network: Architecture, progress: Progress) -> tuple[dict[str, Any], float]:
         recipe, seed = self._config.train, self._config.search.seed
         seed_torch(seed, 3)
-        model = LevitModel(network)
+        model = build(network)
+        load_donor_weights(model, recipe.donor_weights)
 
         def report(epoch: Epoch) -> None:
             text = f"training, val {epoch.val_top1_percent:.1f} %"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _COMPARED_IMAGES = 64
 _PARITY = 1e-5
+_KINDS = {"levit": "LeViT", "graft": "graft (ResNet stages, then ViT layers)"}
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ def _difference(
     import torch
 
     from levit_search.batches import open_batches
-    from levit_search.model import LevitModel, load_weights
+    from levit_search.model import build, load_weights
 
-    ours, theirs = LevitModel(network), LevitModel(parse(read_yaml(out / "architecture.yaml")))
+    ours, theirs = build(network), build(parse(read_yaml(out / "architecture.yaml")))
     load_weights(ours, trained)
     load_weights(theirs, out / "model.safetensors")
     images, _ = next(iter(open_batches(study.config.data).evaluation("val", _COMPARED_IMAGES)))
@@ -164,8 +165,8 @@ def _card(study: Study, record: Record, choice: str, difference: float) -> str:
     lines = [
         f"# {network.id}",
         "",
-        f"A LeViT found by levit-search: trial {record.trial} of the study `{config.name}`, "
-        f"picked by `{choice}`.",
+        f"A {_KINDS[network.family]} found by levit-search: trial {record.trial} of the study "
+        f"`{config.name}`, picked by `{choice}`.",
         "",
         "| figure | value |",
         "|---|---|",
@@ -182,8 +183,11 @@ def _card(study: Study, record: Record, choice: str, difference: float) -> str:
             f"| latency, batch {latency['batch_size']}, {latency['threads']} thread(s), "
             f"{latency['precision']} | {latency['latency_ms']:.4g} ms |"
         )
+        reference = config.latency.reference
+        if not isinstance(reference, str):
+            reference = f"`{parse(reference).summary()}`"
         lines.append(
-            f"| ratio to {config.latency.reference} fitted to {network.image_size} px | "
+            f"| ratio to {reference} fitted to {network.image_size} px | "
             f"{latency['ratio_to_reference']:.4f} (95 % interval {low:.4f} to {high:.4f}) |"
         )
         lines.append(f"| measured on | {latency['device']['cpu']}, {latency['runtime']} |")
@@ -199,9 +203,9 @@ def _card(study: Study, record: Record, choice: str, difference: float) -> str:
         "from pathlib import Path",
         "",
         "from levit_search import architecture",
-        "from levit_search.model import LevitModel, load_weights",
+        "from levit_search.model import build, load_weights",
         "",
-        'model = LevitModel(architecture.load("architecture.yaml"))',
+        'model = build(architecture.load("architecture.yaml"))',
         'load_weights(model, Path("model.safetensors"))',
         "model.eval()",
         "```",

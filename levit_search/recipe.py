@@ -15,6 +15,10 @@ class Recipe(Frozen):
 
     ``threads`` is fixed here and not taken from the machine, since sums in another order give
     other accuracies. ``hflip: null`` leaves mirroring to the data set.
+
+    ``donor_weights`` are what a graft's donor, or a LeViT's ResNet stem, starts from: null (fresh
+    weights), ``pretrained`` (timm's, for unscaled donors) or a file of timm's ResNet; ``{name}`` in
+    its path stands for the donor's name. Networks without a donor start from scratch all the same.
     """
 
     epochs: Count = 10
@@ -32,6 +36,7 @@ class Recipe(Frozen):
     mixup_switch: Share = 0.5
     threads: Count = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    donor_weights: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _check_mixing(self) -> "Recipe":
@@ -54,3 +59,9 @@ class TeacherConfig(Frozen):
     options: dict[str, int | float | bool | str] = Field(default_factory=dict)
     weights: str = "train"
     recipe: Recipe = Recipe()
+
+    @model_validator(mode="after")
+    def _check_recipe(self) -> "TeacherConfig":
+        if self.recipe.donor_weights is not None:
+            raise ValueError("recipe.donor_weights: a teacher has no donor; see weights")
+        return self

@@ -8,9 +8,10 @@ from typing import Any
 from levit_search.architecture import Architecture, fitted
 from levit_search.batches import open_batches
 from levit_search.distill import obtain_teacher
+from levit_search.donors import check_donor_weights, donor_of, load_donor_weights
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
-from levit_search.model import LevitModel, save_weights
+from levit_search.model import Model, build, save_weights
 from levit_search.study import StudyConfig
 from levit_search.train import Epoch, fit, seed_torch, top1_percent
 
@@ -36,7 +37,7 @@ def train_single(
         curve}``.
 
     Raises:
-        InputError: data or teacher are missing, or ``out`` is not empty.
+        InputError: data, teacher or donor weights are missing or unfit, or ``out`` is not empty.
         TrialError: the training diverged.
     """
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -48,6 +49,8 @@ def train_single(
         in_channels=batches.info.in_channels,
         num_classes=batches.info.num_classes,
     )
+    donor, donor_weights = donor_of(network), config.train.donor_weights
+    check_donor_weights(donor_weights, [donor] if donor else [])
     seed = config.search.seed
 
     def told(what: str, epochs: int) -> Callable[[Epoch], None]:
@@ -64,7 +67,8 @@ def train_single(
                 config.teacher, config.data, batches, Path(folder), seed, report
             )
     seed_torch(seed, 3)
-    model = LevitModel(network)
+    model = build(network)
+    load_donor_weights(model, donor_weights)
     training = fit(
         model, batches, config.train, seed, teacher, told(network.id, config.train.epochs)
     )
@@ -81,7 +85,7 @@ def train_single(
     return result
 
 
-def _keep(model: LevitModel, out: Path) -> None:
+def _keep(model: Model, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "architecture.yaml", model.architecture.to_yaml())
     save_weights(model, out / "model.safetensors")

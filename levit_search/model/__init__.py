@@ -1,8 +1,27 @@
-"""The ``nn.Module`` of an architecture, its weights, its batch-norm folding and its ONNX graph."""
+"""The ``nn.Module`` of an architecture, its layouts, weights, folding, features and ONNX graph."""
 
+from levit_search.model.blocks import Layout, set_layout
+from levit_search.model.build import Model, build
+from levit_search.model.features import Features
 from levit_search.model.folding import fold
+from levit_search.model.graft import GraftModel
 from levit_search.model.levit import LevitModel
-from levit_search.model.onnx_graph import export_onnx
-from levit_search.model.weights import load_weights, save_weights, to_timm
+from levit_search.model.onnx_graph import export_onnx, write_graph
+from levit_search.model.weights import load_donor, load_weights, save_weights, to_timm
 
-__all__ = ["LevitModel", "export_onnx", "fold", "load_weights", "save_weights", "to_timm"]
+__all__ = [
+    "Features",
+    "GraftModel",
+    "Layout",
+    "LevitModel",
+    "Model",
+    "build",
+    "export_onnx",
+    "fold",
+    "load_donor",
+    "load_weights",
+    "save_weights",
+    "set_layout",
+    "to_timm",
+    "write_graph",
+]

@@ -5,19 +5,22 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from levit_search.model.levit import AttentionCore, ConvNorm, LevitModel, LinearNorm, NormLinear
+from levit_search.model.blocks import AttentionCore, ConvNorm, LinearNorm
+from levit_search.model.build import Model
+from levit_search.model.levit import NormLinear
+from levit_search.model.resnet import ResNetHead
 
 
 @torch.no_grad()
-def fold(model: LevitModel) -> LevitModel:
+def fold(model: Model) -> Model:
     """A copy of ``model`` in evaluation mode with no batch norm left in the trunk and heads.
 
     Logits stay as they were up to rounding; attention biases are laid out once. The copy is for
     inference: its parameters no longer follow the architecture's count. The batch norms inside a
-    grafted ResNet stem are folded too.
+    ResNet are folded too.
     """
     folded = copy.deepcopy(model).eval()
-    for module in folded.modules():
+    for module in list(folded.modules()):
         match module:
             case ConvNorm(norm=nn.BatchNorm2d() as norm):
                 module.conv = _folded_conv(module.conv, norm)
@@ -34,7 +37,8 @@ def fold(model: LevitModel) -> LevitModel:
             case AttentionCore() if module.attention_bias is not None:
                 module.bias_hqt = module.gathered_bias()
                 module.attention_bias = None
-    _fold_resnet(folded)
+            case ResNetHead():
+                _fold_resnet(module)
     return folded
 
 
@@ -58,11 +62,8 @@ def _folded_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return torch.nn.utils.fuse_conv_bn_eval(conv, norm)
 
 
-def _fold_resnet(model: LevitModel) -> None:
+def _fold_resnet(resnet: ResNetHead) -> None:
     """timm's ResNets name their pairs ``convN``/``bnN`` and (``downsample.0``, ``.1``)."""
-    resnet = getattr(model.stem, "resnet", None)
-    if resnet is None:
-        return
     for module in list(resnet.modules()):
         for number in (1, 2, 3):
             conv, norm = (

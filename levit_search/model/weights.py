@@ -1,27 +1,22 @@
-"""Weights under three namings: ours, timm's ``levit_*`` and the released checkpoints'.
+"""Weights of a whole network under three namings, and a donor's from timm."""
 
-The namings are made by one walk over the architecture, each layer with its three names, so that a
-layer that one of them cannot express is found out while walking.
-"""
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from levit_search.architecture import Architecture, ConvStem
+from levit_search.architecture import Graft
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
-from levit_search.model.levit import LevitModel
+from levit_search.model import naming as namings
+from levit_search.model.build import Model
+from levit_search.model.naming import Naming
+from levit_search.model.resnet import ResNetHead
 
-Naming = Literal["ours", "timm", "released"]
 
-_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-def load_weights(model: LevitModel, weights: Mapping[str, Any] | Path) -> Naming:
+def load_weights(model: Model, weights: Mapping[str, Any] | Path) -> Naming:
     """Load weights in any of the three namings into ``model``, in place.
 
     Args:
@@ -38,32 +33,72 @@ def load_weights(model: LevitModel, weights: Mapping[str, Any] | Path) -> Naming
             not the network's; the message names the tensor and both shapes.
     """
     where = str(weights) if isinstance(weights, Path) else "weights"
-    state = _read(weights) if isinstance(weights, Path) else weights
-    state = state.get("model", state)
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        raise InputError(f"{where}: holds no state dict (tensors by name)")
-    naming = _recognise(state)
+    state = _state(weights, where)
+    naming = _recognise(state, model)
     ours = state if naming == "ours" else _renamed(state, model, naming, where)
     expected = model.state_dict()
     _check_names(expected, ours, where)
-    matched = {}
-    for name, tensor in expected.items():
-        given = ours[name]
-        if given.ndim == tensor.ndim + 2 and given.shape[-2:] == (1, 1):
-            given = given[..., 0, 0]
-        if given.shape != tensor.shape:
-            raise InputError(
-                f"{where}: {name} has shape {list(given.shape)}, the network's has "
-                f"{list(tensor.shape)}"
-            )
-        matched[name] = given
-    model.load_state_dict(matched)
+    model.load_state_dict(_matched(expected, ours, where))
     return naming
 
 
-def save_weights(model: LevitModel, path: Path) -> None:
+def load_donor(model: Model, weights: Mapping[str, Any] | Path | None) -> list[str]:
+    """Load a ResNet's weights into the donor of a graft, or into a LeViT's ResNet stem, in place.
+
+    Args:
+        model: a network that begins with a ResNet.
+        weights: None for timm's pretrained ones; else a state dict of timm's ResNet, or the path
+            of one. Later layers and the classifier are left out.
+
+    Returns:
+        The tensors that stay as they were: the first convolution under the small stem.
+
+    Raises:
+        InputError: the network has no donor, the weights are not to be had, or one of them is
+            missing or has another shape; the message names the tensor and both shapes.
+    """
+    head, kind, is_small, is_scaled = _donor(model)
+    state: Mapping[str, Tensor]
+    if weights is None:
+        if is_scaled:
+            raise InputError(f"donor {kind}: pretrained weights have width_scale 1 only")
+        where, state = f"timm's pretrained {kind}", _pretrained(kind, head.conv1.in_channels)
+    else:
+        where = str(weights) if isinstance(weights, Path) else "donor weights"
+        state = _state(weights, where)
+    left_out = ["conv1.weight"] if is_small else []
+    expected = {name: t for name, t in head.state_dict().items() if name not in left_out}
+    given = {name: tensor for name, tensor in state.items() if name in expected}
+    # Shapes first: a ResNet of another width may also have shortcuts that the given one lacks.
+    _matched({name: expected[name] for name in given}, given, where)
+    _check_names(expected, given, where)
+    head.load_state_dict(_matched(expected, given, where), strict=False)
+    return left_out
+
+
+def _donor(model: Model) -> tuple[ResNetHead, str, bool, bool]:
+    """The ResNet inside, its name, and whether its stem is small and its width scaled."""
+    network = model.architecture
+    if isinstance(network, Graft):
+        head, donor = getattr(model, "donor", None), network.donor
+        if isinstance(head, ResNetHead) and donor is not None:
+            return head, donor.name, donor.stem == "small", donor.width_scale != 1
+    elif isinstance(head := getattr(model.stem, "resnet", None), ResNetHead):
+        return head, network.stem.kind, False, False
+    raise InputError(f"{network.summary()}: has no ResNet to load a donor's weights into")
+
+
+def _pretrained(kind: str, in_channels: int) -> dict[str, Tensor]:
+    import timm
+
+    try:
+        return dict(timm.create_model(kind, pretrained=True, in_chans=in_channels).state_dict())
+    except Exception as error:  # the hub's client raises kinds of its own
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise InputError(f"timm's pretrained {kind}: not to be had ({reason})") from error
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
     """Write the weights of ``model`` as safetensors under our names, whole or not at all."""
     from safetensors.torch import save
 
@@ -71,18 +106,21 @@ def save_weights(model: LevitModel, path: Path) -> None:
     write_atomically(path, save(weights))
 
 
-def to_timm(model: LevitModel) -> dict[str, Tensor]:
-    """The weights of ``model`` named as timm's ``levit_*`` models name them.
+def to_timm(model: Model) -> dict[str, Tensor]:
+    """The weights of ``model`` as timm's ``levit_*``, DeiT or ResNet keeps them.
 
     Raises:
-        InputError: timm's LeViT cannot express the architecture.
+        InputError: timm cannot express the architecture.
     """
+    network = model.architecture
     state = model.state_dict()
-    names = _names(model.architecture, "timm")
-    unnamed = sorted(set(state) - set(names))
+    theirs = _timm_names(model)
+    unnamed = sorted(set(state) - set(theirs))
     if unnamed:
-        raise InputError(f"timm's LeViT has no place for {unnamed[0]}")
-    return {names[name]: tensor for name, tensor in state.items()}
+        raise InputError(f"timm has no place for {unnamed[0]}")
+    return {
+        theirs[name]: namings.into_timm(network, name, tensor) for name, tensor in state.items()
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -99,7 +137,20 @@ def _read(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _recognise(state: Mapping[str, Any]) -> Naming:
+def _state(weights: Mapping[str, Any] | Path, where: str) -> Mapping[str, Tensor]:
+    state: Mapping[str, Any] = _read(weights) if isinstance(weights, Path) else weights
+    state = state.get("model", state)
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise InputError(f"{where}: holds no state dict (tensors by name)")
+    return state
+
+
+def _recognise(state: Mapping[str, Any], model: Model) -> Naming:
+    if isinstance(model.architecture, Graft):
+        is_ours = any(name.startswith(("donor.", "trunk.")) for name in state)
+        return "ours" if is_ours else "timm"
     if any(name.startswith("patch_embed.") for name in state):
         return "released"
     if any(".attn." in name or name.startswith("stem.conv1.") for name in state):
@@ -108,16 +159,25 @@ def _recognise(state: Mapping[str, Any]) -> Naming:
 
 
 def _renamed(
-    state: Mapping[str, Any], model: LevitModel, naming: Naming, where: str
+    state: Mapping[str, Any], model: Model, naming: Naming, where: str
 ) -> dict[str, Tensor]:
+    network = model.architecture
     try:
-        names = _names(model.architecture, naming)
+        theirs = _timm_names(model) if naming == "timm" else namings.names(network, naming)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    back = {theirs: ours for ours, theirs in names.items()}
+    back = {name: ours for ours, name in theirs.items()}
     # Index tables, not weights: the released code stores them beside the biases they index.
     weights = {name: t for name, t in state.items() if not name.endswith("attention_bias_idxs")}
-    return {back.get(name, name): tensor for name, tensor in weights.items()}
+    ours = {back.get(name, name): tensor for name, tensor in weights.items()}
+    return {name: namings.from_timm(network, name, tensor) for name, tensor in ours.items()}
+
+
+def _timm_names(model: Model) -> dict[str, str]:
+    """From our tensor names to timm's, a donor's own included."""
+    names = namings.names(model.architecture, "timm")
+    donor = [name for name in model.state_dict() if name.startswith("donor.")]
+    return names | {name: name.removeprefix("donor.") for name in donor}
 
 
 def _check_names(expected: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
@@ -130,80 +190,19 @@ def _check_names(expected: Mapping[str, Any], given: Mapping[str, Any], where: s
         raise InputError(f"{where}: {', '.join(parts)} ({counts})")
 
 
-def _names(architecture: Architecture, naming: Naming) -> dict[str, str]:
-    """From our tensor names to those of ``naming``.
-
-    Raises:
-        InputError: the naming belongs to code that has no such network.
-    """
-    if not isinstance(architecture.stem, ConvStem) or architecture.norm != "batch":
-        raise InputError(f"only convolutional stems and batch norm have names in the {naming} code")
-    if architecture.position != "bias":
-        raise InputError(f"the {naming} code has no position embedding")
-    column = {"timm": 1, "released": 2}[naming]
-    return {
-        layer[0] + ending[0]: layer[column] + ending[column]
-        for layer, endings in _layers(architecture)
-        for ending in endings
-    }
-
-
-# One tensor's ending under each naming: ours, timm's, released.
-_Ending = tuple[str, str, str]
-
-_CONV: list[_Ending] = [
-    (".conv.weight", ".linear.weight", ".c.weight"),
-    *[(f".norm.{n}", f".bn.{n}", f".bn.{n}") for n in _NORM],
-]
-_LINEAR: list[_Ending] = [(".linear.weight", ".linear.weight", ".c.weight"), *_CONV[1:]]
-_HEAD: list[_Ending] = [
-    *[(f".linear.{n}", f".linear.{n}", f".l.{n}") for n in ("weight", "bias")],
-    *_CONV[1:],
-]
-_BIAS: list[_Ending] = [(".core.attention_bias", ".attention_biases", ".attention_biases")]
-
-
-def _layers(architecture: Architecture) -> Iterator[tuple[tuple[str, str, str], list[_Ending]]]:
-    """Each layer's (our name, timm's, the released one) with the endings of its tensors.
-
-    The released model keeps all blocks in one list, attention, MLP and shrinking blocks counted
-    alike, and wraps a residual branch as ``m``.
-    """
-    assert isinstance(architecture.stem, ConvStem)
-    for i in range(len(architecture.stem.channels)):
-        yield (f"stem.convs.{i}", f"stem.conv{i + 1}", f"patch_embed.{2 * i}"), _CONV
-    position = 0
-    for s, stage in enumerate(architecture.stages):
-        if s:
-            ours, timm = f"shrinks.{s - 1}", f"stages.{s}.downsample"
-            down, released = f"{timm}.attn_downsample", f"blocks.{position}"
-            yield (f"{ours}.attention", down, released), _BIAS
-            yield (f"{ours}.attention.key_value", f"{down}.kv", f"{released}.kv"), _LINEAR
-            yield (f"{ours}.attention.query", f"{down}.q.ln", f"{released}.q.1"), _LINEAR
-            yield (
-                (f"{ours}.attention.projection", f"{down}.proj.ln", f"{released}.proj.1"),
-                _LINEAR,
+def _matched(
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """``given`` in the order and shapes expected; 1x1 convolutions are taken for linear layers."""
+    matched = {}
+    for name, tensor in expected.items():
+        found = given[name]
+        if found.ndim == tensor.ndim + 2 and found.shape[-2:] == (1, 1):
+            found = found[..., 0, 0]
+        if found.shape != tensor.shape:
+            raise InputError(
+                f"{where}: {name} has shape {list(found.shape)}, the network's has "
+                f"{list(tensor.shape)}"
             )
-            yield from _mlp(f"{ours}.mlp", f"{timm}.mlp", f"blocks.{position + 1}.m")
-            position += 2
-        for b in range(stage.depth):
-            ours, timm = f"stages.{s}.blocks.{b}", f"stages.{s}.blocks.{b}"
-            attn, released = f"{timm}.attn", f"blocks.{position}.m"
-            yield (f"{ours}.attention", attn, released), _BIAS
-            yield (f"{ours}.attention.qkv", f"{attn}.qkv", f"{released}.qkv"), _LINEAR
-            yield (
-                (f"{ours}.attention.projection", f"{attn}.proj.ln", f"{released}.proj.1"),
-                _LINEAR,
-            )
-            yield from _mlp(f"{ours}.mlp", f"{timm}.mlp", f"blocks.{position + 1}.m")
-            position += 2
-    yield ("head", "head", "head"), _HEAD
-    if architecture.distillation:
-        yield ("head_dist", "head_dist", "head_dist"), _HEAD
-
-
-def _mlp(
-    ours: str, timm: str, released: str
-) -> Iterator[tuple[tuple[str, str, str], list[_Ending]]]:
-    yield (f"{ours}.expand", f"{timm}.ln1", f"{released}.0"), _LINEAR
-    yield (f"{ours}.contract", f"{timm}.ln2", f"{released}.2"), _LINEAR
+        matched[name] = found
+    return matched

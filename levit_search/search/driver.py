@@ -12,6 +12,7 @@ from levit_search import architecture as architectures
 from levit_search import table
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
+from levit_search.donors import check_donor_weights
 from levit_search.errors import BudgetError, InputError
 from levit_search.latency.worker import device_name
 from levit_search.pareto import hypervolume, minimised
@@ -66,12 +67,13 @@ def search(study: Study, display: Display) -> Summary:
     """Search until the study's budget is used up; goes on where an earlier session stopped.
 
     Raises:
-        InputError: what all trials need (data, teacher, reference) is wrong or missing, or another
-            search is at work on the study. Nothing was evaluated.
+        InputError: what all trials need (data, teacher, donor weights, reference) is wrong or
+            missing, or another search is at work on the study. Nothing was evaluated.
         BudgetError: nothing could be evaluated at all.
     """
     with study.lock():
         space = study.config.space(str(study.folder / "study.yaml"))
+        check_donor_weights(study.config.train.donor_weights, space.donors())
         return _Driver(study, space, display).run()
 
 
@@ -350,10 +352,12 @@ def front_volume(front: list[Record], study: Study) -> float:
 def _start_values(study: Study, space: Space) -> list[dict[str, Any]]:
     """Slot values of the networks to try first: those given by hand, then the published ones.
 
+    Each network stands there once, though some published names mean the same one.
+
     Raises:
         InputError: one given by hand is not in the space.
     """
-    chosen = []
+    chosen: dict[str, dict[str, Any]] = {}
     for entry in study.config.start:
         if isinstance(entry, str):
             network, name = architectures.published(entry), entry
@@ -365,9 +369,9 @@ def _start_values(study: Study, space: Space) -> list[dict[str, Any]]:
                 f"{study.folder / 'study.yaml'}: start: {name} ({network.summary()}) is not in the "
                 "space"
             )
-        chosen.append(values)
+        chosen.setdefault(network.id, values)
     for name in architectures.published_names():
-        values = space.encode(architectures.published(name))
-        if values is not None and values not in chosen:
-            chosen.append(values)
-    return chosen
+        network = architectures.published(name)
+        if network.id not in chosen and (values := space.encode(network)) is not None:
+            chosen[network.id] = values
+    return list(chosen.values())

@@ -1,23 +1,19 @@
-"""The description of one network: frozen, validated, with a stable id.
+"""Networks of the LeViT family: a stem, stages of attention and MLP blocks, shrinking blocks.
 
 The paper's letters are mapped to the field's words here and nowhere else: C is ``embed_dim``, N is
 ``num_heads``, D is ``key_dim``; depth counts pairs of one attention and one MLP block.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
-from functools import cache, cached_property
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeGuard, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from levit_search.configuration import Count, Frozen, Ratio, read_yaml, validated, write_yaml
-from levit_search.errors import InputError, UnknownNameError
-
-Activation = Literal["hardswish", "gelu", "relu", "silu"]
-AttentionActivation = Literal["none", "hardswish", "gelu", "relu", "silu"]
+from levit_search.architecture import resnet
+from levit_search.architecture.network import Activation, AttentionActivation, DropPath, Network
+from levit_search.architecture.resnet import Cut, ResNetName
+from levit_search.configuration import Count, Frozen, Ratio
 
 
 class ConvStem(Frozen):
@@ -43,14 +39,51 @@ class PatchStem(Frozen):
 
 
 class ResNetStem(Frozen):
-    """A ResNet's own stem and its first stages, then a 1x1 convolution to the trunk's width."""
+    """The head of a ResNet: its first ``stages``, or its first ``layers`` convolutions.
 
-    kind: Literal["resnet18", "resnet26", "resnet34", "resnet50"]
-    stages: Annotated[int, Field(strict=True, ge=1, le=4)]
+    A 1x1 convolution to the trunk's width follows, unless the ResNet is cut inside a block and has
+    that width already (the paper's first ten layers of a ResNet-18 under LeViT-256).
+    """
+
+    kind: ResNetName
+    stages: Annotated[int, Field(strict=True, ge=1, le=4)] | None = None
+    layers: Annotated[int, Field(strict=True, ge=2)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_in_stages(cls, data: Any) -> Any:
+        """Layers that end a stage are spelt as stages, so that one network has one description."""
+        if not isinstance(data, Mapping) or data.get("stages") is not None:
+            return data
+        kind, layers = data.get("kind"), data.get("layers")
+        if isinstance(kind, str) and kind in get_args(ResNetName) and _is_count(layers):
+            for stages in range(1, 5):
+                if layers == resnet.layers_until(kind, stages):
+                    return {**data, "stages": stages, "layers": None}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> "ResNetStem":
+        if (self.stages is None) == (self.layers is None):
+            raise ValueError("give either stages or layers (convolutions) of the ResNet")
+        most = resnet.layers_until(self.kind, 4)
+        if self.layers is not None and self.layers > most:
+            raise ValueError(f"layers: {self.kind} has {most} convolutions, not {self.layers}")
+        return self
+
+    def cut(self, in_channels: int) -> Cut:
+        """The convolutions that are kept."""
+        layers = self.layers or resnet.layers_until(self.kind, self.stages or 0)
+        return resnet.cut(self.kind, layers, in_channels)
+
+    def is_projected(self, width: int) -> bool:
+        """Whether a 1x1 convolution to ``width`` channels follows."""
+        cut = self.cut(1)
+        return not (cut.inside_block and cut.channels == width)
 
     @property
     def stride(self) -> int:
-        return int(2 ** (self.stages + 1))
+        return self.cut(1).stride
 
 
 Stem = Annotated[ConvStem | PatchStem | ResNetStem, Field(discriminator="kind")]
@@ -77,7 +110,7 @@ class Shrink(Frozen):
     stride: Annotated[int, Field(strict=True, ge=2)] = 2
 
 
-class Levit(Frozen):
+class Levit(Network):
     """A network of the LeViT family.
 
     What is left out follows the paper: a stage's ``num_heads`` and ``key_dim`` give each other
@@ -98,7 +131,7 @@ class Levit(Frozen):
     activation: Activation = "hardswish"
     attention_activation: AttentionActivation = "hardswish"
     distillation: bool = True
-    drop_path: Annotated[float, Field(ge=0, lt=1), AfterValidator(abs)] = 0.0  # -0.0 is 0.0
+    drop_path: DropPath = 0.0
 
     @model_validator(mode="before")
     @classmethod
@@ -171,16 +204,6 @@ class Levit(Frozen):
             grids.append(-(-grids[-1] // shrink.stride))
         return tuple(grids)
 
-    @cached_property
-    def id(self) -> str:
-        """Twelve hexadecimal digits of a hash over the whole canonical dump."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-    def to_yaml(self) -> str:
-        """The canonical YAML, which :func:`parse` reads back to an equal network."""
-        return write_yaml(self.model_dump(mode="json"))
-
     def summary(self) -> str:
         """The network in a few words: ``64-96-128  d2-3-4  h4-6-8  k16-16-16``."""
 
@@ -188,10 +211,6 @@ class Levit(Frozen):
             return "-".join(str(getattr(stage, name)) for stage in self.stages)
 
         return f"{row('embed_dim')}  d{row('depth')}  h{row('num_heads')}  k{row('key_dim')}"
-
-
-# The graft family will join as a union discriminated by ``family``.
-Architecture = Levit
 
 
 def _with_derived_values(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,109 +291,3 @@ def _with_channels(stem: Any, width: Any) -> Any:
 
 def _without(mapping: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in mapping.items() if key not in names}
-
-
-def parse(data: object, where: str = "architecture") -> Architecture:
-    """An architecture from plain data (as read from YAML or JSON).
-
-    Raises:
-        InputError: naming the field, what is wrong with it and the value received.
-    """
-    return validated(Levit, data, where)
-
-
-def load(text: str) -> Architecture:
-    """A published network by its name, or the architecture in a YAML file by its path.
-
-    Raises:
-        InputError: no such name or file, or the file does not describe a network.
-    """
-    if text in published_names():
-        return published(text)
-    path = Path(text)
-    if path.suffix in (".yaml", ".yml") or _is_file(path):
-        return parse(read_yaml(path), text)
-    raise UnknownNameError("architecture", text, published_names())
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # no possible name of a file
-        return False
-
-
-def fitted(
-    architecture: Architecture, *, image_size: int, in_channels: int, num_classes: int
-) -> Architecture:
-    """The same trunk for other images: the stem gets the stride that suits the size.
-
-    A convolutional stem keeps its last layers, as many as leave at least eight tokens a side (the
-    most that do), and at least one; at the size it was made for it stays as it is.
-
-    Raises:
-        InputError: the images are too small for the stages.
-    """
-    data = architecture.model_dump(mode="json")
-    stem = architecture.stem
-    if isinstance(stem, ConvStem) and image_size != architecture.image_size:
-        layers = max(
-            (n for n in range(1, len(stem.channels) + 1) if image_size >= 8 * 2**n), default=1
-        )
-        data["stem"]["channels"] = list(stem.channels[-layers:])
-    sizes = {"image_size": image_size, "in_channels": in_channels, "num_classes": num_classes}
-    return parse({**data, **sizes}, f"architecture fitted to {image_size} px")
-
-
-# embed_dim, num_heads, key_dim, depth, drop_path: Table 2 of the paper. LeViT-384's second
-# shrinking block has 512 / 32 = 16 heads as in the released code (the table prints 18).
-_PUBLISHED: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, tuple[int, ...], float]] = {
-    "LeViT-128S": ((128, 256, 384), (4, 6, 8), 16, (2, 3, 4), 0.0),
-    "LeViT-128": ((128, 256, 384), (4, 8, 12), 16, (4, 4, 4), 0.0),
-    "LeViT-192": ((192, 288, 384), (3, 5, 6), 32, (4, 4, 4), 0.0),
-    "LeViT-256": ((256, 384, 512), (4, 6, 8), 32, (4, 4, 4), 0.0),
-    "LeViT-384": ((384, 512, 768), (6, 9, 12), 32, (4, 4, 4), 0.1),
-}
-
-
-def published_names() -> tuple[str, ...]:
-    """The names :func:`published` knows, smallest network first."""
-    return tuple(_PUBLISHED)
-
-
-@cache
-def published(name: str) -> Architecture:
-    """A published network at 224 px and 1000 classes, with both heads (Graham et al., Table 2).
-
-    Raises:
-        InputError: the name is none of :func:`published_names`.
-    """
-    if name not in _PUBLISHED:
-        raise UnknownNameError("architecture", name, _PUBLISHED)
-    widths, heads, key_dim, depths, drop_path = _PUBLISHED[name]
-    stages = [
-        {"depth": depth, "embed_dim": width, "num_heads": head_count, "key_dim": key_dim}
-        for depth, width, head_count in zip(depths, widths, heads, strict=True)
-    ]
-    stem = {"kind": "conv", "layers": 4}
-    sizes = {"image_size": 224, "in_channels": 3, "num_classes": 1000}
-    return parse({**sizes, "stem": stem, "stages": stages, "drop_path": drop_path}, name)
-
-
-__all__ = [
-    "Activation",
-    "Architecture",
-    "AttentionActivation",
-    "ConvStem",
-    "InputError",
-    "Levit",
-    "PatchStem",
-    "ResNetStem",
-    "Shrink",
-    "Stage",
-    "fitted",
-    "load",
-    "parse",
-    "published",
-    "published_names",
-]

@@ -1,0 +1,195 @@
+"""A compiled template: a name for every choice, decoding and encoding, sampling, limits.
+
+    stages:
+      - {depth: {range: [1, 4]}, embed_dim: {choices: [32, 48, 64]}, key_dim: 16}
+
+Every choice is a slot with a name of its own (``stages.0.depth``). Slots never depend on each
+other, since samplers model what all trials have in common: a slot of a stage that ``num_stages``
+leaves out, or of a trunk without layers, is there, and ignored when decoding.
+"""
+
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from levit_search import architecture as architectures
+from levit_search.architecture import Architecture
+from levit_search.configuration import Amount, Frozen
+from levit_search.cost import Cost, cost
+from levit_search.errors import InputError
+from levit_search.space.families import FAMILIES, Family
+from levit_search.space.fields import check_values
+from levit_search.space.slots import ABSENT, Slot, at, compiled, filled, leaves, options
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class Limits(Frozen):
+    """Upper bounds that a network must keep; amounts may be written as ``300M`` or ``1.2G``."""
+
+    params: Amount | None = None
+    flops: Amount | None = None
+    activations: Amount | None = None
+    latency_ms: Amount | None = None
+
+    def excess(self, found: Cost) -> dict[str, float]:
+        """How far each bounded cost lies above its limit, as a share of it (<= 0 keeps it)."""
+        bounds = {name: getattr(self, name) for name in Cost._fields}
+        return {
+            name: getattr(found, name) / bound - 1
+            for name, bound in bounds.items()
+            if bound is not None
+        }
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a random sample of a space looks like."""
+
+    samples: int
+    feasible: int
+    reasons: dict[str, int]
+    """Why the others were not, each by its first reason."""
+    costs: list[Cost]
+    """Of the feasible ones."""
+
+
+class Space:
+    """A compiled template: its slots, decoding, encoding and sampling.
+
+    Args:
+        template: the ``architecture`` section of a space file, data sizes filled in.
+        limits: what a network must keep; latency is left to those who measure.
+        where: the file, for messages.
+
+    Raises:
+        InputError: a malformed slot, an unknown key or a value that its field does not take.
+    """
+
+    def __init__(self, template: Mapping[str, Any], limits: Limits, where: str = "space") -> None:
+        self.limits = limits
+        self._where = f"{where}: architecture"
+        if not isinstance(template.get("family", ""), str):
+            raise InputError(
+                f"{self._where}.family: cannot vary; a space holds networks of one family "
+                f"({' or '.join(FAMILIES)})"
+            )
+        model = architectures.family_of(template, self._where)
+        self._skeleton: dict[str, Any] = compiled(template, self._where)
+        self._family: Family = FAMILIES[model.model_fields["family"].default](self._skeleton)
+        check_values(self._skeleton, model, self._family.extra_fields, self._where)
+        self._family.check(self._where)
+        self.slots = tuple(leaf for _, leaf in leaves(self._skeleton) if isinstance(leaf, Slot))
+
+    def suggest(self, trial: "optuna.trial.Trial") -> dict[str, Any]:
+        """The value of every slot, as the trial's sampler chooses."""
+        return {slot.name: slot.suggest(trial) for slot in self.slots if len(slot.values) > 1}
+
+    def decode(self, values: Mapping[str, Any]) -> Architecture:
+        """The architecture of a choice for every slot.
+
+        Raises:
+            InputError: the values do not go together.
+        """
+        return architectures.parse(self._family.described(filled(self._skeleton, values)))
+
+    def encode(self, network: Architecture) -> dict[str, Any] | None:
+        """Slot values that decode to ``network``, or None where the space has no such network.
+
+        Ignored slots get their first value.
+        """
+        if not isinstance(network, self._family.model):
+            return None
+        data = self._family.spelt(network)
+        counts = {path: at(data, path) for path in self._family.controls}
+        choices = []
+        for slot in self.slots:
+            wanted = at(data, slot.name)
+            if not self._family.is_used(slot.name, counts):
+                choices.append(slot.values[:1])
+            elif wanted is ABSENT or any(isinstance(v, list | dict | None) for v in slot.values):
+                choices.append(slot.values)  # spelt in many ways: tried out below
+            else:
+                choices.append(tuple(value for value in slot.values if value == wanted))
+        names = [slot.name for slot in self.slots]
+        for choice in itertools.product(*choices):
+            values = dict(zip(names, choice, strict=True))
+            with contextlib.suppress(InputError):
+                if self.decode(values) == network:
+                    return values
+        return None
+
+    def encoded(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Slot values as the Optuna parameters that :meth:`suggest` would read them from."""
+        return {s.name: s.encoded(values[s.name]) for s in self.slots if len(s.values) > 1}
+
+    def distributions(self) -> dict[str, "optuna.distributions.BaseDistribution"]:
+        """What the slots with more than one value draw from."""
+        return {slot.name: slot.distribution() for slot in self.slots if len(slot.values) > 1}
+
+    def size(self) -> int:
+        """How many choices there are, those that differ only in ignored slots counted once."""
+        controls = {
+            path: values
+            for path in self._family.controls
+            if (values := options(at(self._skeleton, path)))
+        }
+        others = [slot for slot in self.slots if slot.name not in controls]
+        total = 0
+        for choice in itertools.product(*controls.values()):
+            counts = dict(zip(controls, choice, strict=True))
+            total += prod(len(s.values) for s in others if self._family.is_used(s.name, counts))
+        return total
+
+    def donors(self) -> set[str]:
+        """The ResNets that networks of the space may begin with."""
+        return self._family.donors()
+
+    def survey(self, samples: int, seed: int = 0) -> Survey:
+        """Draw ``samples`` networks uniformly over the slots."""
+        chance = np.random.default_rng(seed)
+        reasons: Counter[str] = Counter()
+        costs = []
+        for _ in range(samples):
+            values = {s.name: s.values[chance.integers(len(s.values))] for s in self.slots}
+            try:
+                found = cost(self.decode(values))
+            except InputError as error:
+                reasons[str(error).removeprefix("architecture: ")] += 1
+                continue
+            over = [name for name, excess in self.limits.excess(found).items() if excess > 0]
+            if over:
+                reasons[f"{over[0]} over the limit of {getattr(self.limits, over[0]):,.0f}"] += 1
+            else:
+                costs.append(found)
+        return Survey(samples, len(costs), dict(reasons.most_common()), costs)
+
+    def check_feasible(self, samples: int = 2000) -> None:
+        """Make sure that the space is worth searching.
+
+        Raises:
+            InputError: none of ``samples`` random networks is valid and within the limits; the
+                message gives the reason met most.
+        """
+        survey = self.survey(samples)
+        if survey.feasible == 0:
+            reason, count = next(iter(survey.reasons.items()))
+            raise InputError(
+                f"{self._where}: none of {samples} random networks is feasible; "
+                f"{count} of them: {reason}"
+            )
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Minimum, quartiles and maximum, for people to look at."""
+    names = ("min", "q25", "median", "q75", "max")
+    return dict(
+        zip(names, (float(v) for v in np.quantile(values, (0, 0.25, 0.5, 0.75, 1))), strict=True)
+    )

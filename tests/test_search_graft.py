@@ -1,0 +1,140 @@
+"""Searching grafts: trained for real in this process, so that no worker has to start."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from levit_search import architecture, export, table
+from levit_search.architecture import Architecture, Graft
+from levit_search.errors import InputError
+from levit_search.evaluate import Evaluator
+from levit_search.model import save_weights
+from levit_search.search import driver, engine, search
+from levit_search.search.engine import Event
+from levit_search.study import Study, read_config
+from tests.conftest import ROOT
+from tests.test_search import Silent, StubEngine
+
+GRAFTS: dict[str, Any] = {
+    "family": "graft",
+    "donor": {
+        "name": "resnet18",
+        "stages": {"range": [0, 1]},
+        "stem": "small",
+        "width_scale": {"choices": [0.25, 0.5]},
+    },
+    "grid": 2,
+    "trunk": {
+        "depth": {"range": [0, 1]},
+        "embed_dim": {"choices": [8, 12]},
+        "num_heads": {"choices": [2, 3]},
+        "mlp_ratio": 2,
+    },
+    "distillation": False,
+}
+
+
+class InlineEngine:
+    """The worker's own steps, taken in this process."""
+
+    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
+        self._events: list[Event] = []
+        self._evaluator = Evaluator(study.config, study.folder, settled_ms)
+        engine._attempt(self, None, lambda tell: self._evaluator.prepare(sample, tell))
+
+    def send(self, event: Event) -> None:
+        self._events.append(event)
+
+    def has_room(self) -> bool:
+        return not self._events
+
+    def submit(self, trial: int, network: Architecture) -> None:
+        engine._attempt(self, trial, lambda tell: self._evaluator.evaluate(network, tell).as_json())
+
+    def events(self, patience_s: float) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        self._evaluator.close()
+
+
+@pytest.fixture
+def study(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Study]:
+    """A study of tiny grafts on a few digits of 8 px."""
+    monkeypatch.setattr(driver, "LocalEngine", InlineEngine)
+    data = {"name": "digits", "image_size": 8, "train_images": 64, "val_share": 0.05}
+    path = space_file(architecture=GRAFTS, data=data)
+
+    def create(**changes: Any) -> Study:
+        return Study.create(tmp_path / "study", read_config(path, changes), ["test"])
+
+    return create
+
+
+def test_grafts_are_searched_shown_and_exported(
+    study: Callable[..., Study], tmp_path: Path
+) -> None:
+    opened = study(**{"search.trials": 4})
+    summary = search(opened, Silent())
+    assert summary.trials["complete"] - summary.trials["reused"] == 4
+    assert all(isinstance(record.architecture, Graft) for record in summary.front)
+    objectives = opened.config.objectives
+    assert summary.front[0].architecture is not None
+    assert summary.front[0].architecture.summary() in table.markdown(summary.front, objectives)
+    picked = export.pick(opened, "accurate")
+    written = export.export(opened, picked, tmp_path / "best", "accurate")
+    assert written.parity_max_abs_diff <= 1e-6
+    assert architecture.load(str(tmp_path / "best" / "architecture.yaml")) == picked.architecture
+    assert "A graft" in (tmp_path / "best" / "README.md").read_text()
+
+
+def test_a_donors_file_that_does_not_fit_fails_its_candidates_alone(
+    study: Callable[..., Study], tmp_path: Path
+) -> None:
+    import timm
+
+    narrow = timm.create_model("resnet18", in_chans=1, channels=(16, 32, 64, 128))
+    torch.manual_seed(0)
+    save_weights(narrow, tmp_path / "resnet18.safetensors")
+    pattern = str(tmp_path / "{name}.safetensors")
+    opened = study(**{"train.donor_weights": pattern, "search.trials": 8})
+    search(opened, Silent())
+    by_scale: dict[float | None, set[str]] = {}
+    for record in opened.records():
+        if isinstance(record.architecture, Graft):
+            donor = record.architecture.donor
+            by_scale.setdefault(donor and donor.width_scale, set()).add(record.state)
+        if record.state == "failed":
+            assert "layer1.0.conv1.weight has shape [16, 64, 3, 3]" in (record.reason or "")
+    assert by_scale == {None: {"complete"}, 0.25: {"complete"}, 0.5: {"failed"}}
+
+
+def test_a_missing_donors_file_ends_the_search_before_it_starts(
+    study: Callable[..., Study], tmp_path: Path
+) -> None:
+    opened = study(**{"train.donor_weights": str(tmp_path / "{name}.safetensors")})
+    with pytest.raises(InputError, match=r"resnet18\.safetensors: no such file"):
+        search(opened, Silent())
+    assert opened.records() == []
+
+
+def test_a_network_with_two_names_is_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "LocalEngine", StubEngine)
+    changes = {
+        "architecture.distillation": {"choices": [True, False]},
+        "start": ["ablation-A4", "LeViT-128S", "ablation-base"],
+        "search.trials": 6,
+    }
+    config = read_config(ROOT / "spaces" / "levit-imagenet.yaml", changes)
+    study = Study.create(tmp_path / "study", config, ["test"])
+    search(study, Silent())
+    names = ["ablation-base", "LeViT-128S", "LeViT-128", "LeViT-192", "LeViT-256", "LeViT-384"]
+    assert StubEngine.evaluated == [architecture.published(name).id for name in names]
