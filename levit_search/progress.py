@@ -109,6 +109,53 @@ class SearchProgress:
         return ", ".join(part for part in parts if part)
 
 
+class StepProgress:
+    """Work in groups of named steps: a bar in a terminal, elsewhere a line for each thing told."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._live: Live | None = None
+        self._begun = time.monotonic()
+        self._group, self._count, self._index = "", 0, 0
+        self._name, self._last_line = "", ""
+
+    def __enter__(self) -> "StepProgress":
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def begin(self, group: str, count: int) -> None:
+        """A group of ``count`` steps comes next."""
+        self._group, self._count, self._index = group, count, 0
+
+    def step(self, name: str) -> None:
+        """The next step of the group."""
+        self._index += 1
+        self._name = name
+        self.told("", 0.0)
+
+    def told(self, text: str, fraction: float | None) -> None:
+        """What goes on within the step, and which part of it is done."""
+        clock = _clock(time.monotonic() - self._begun)
+        line = f"{self._group} {self._index}/{self._count} {self._name} {text}".rstrip()
+        if self._live is not None:
+            done = (max(0, self._index - 1) + (fraction or 0.0)) / max(1, self._count)
+            self._live.update(_step(line, done, clock), refresh=True)
+        elif line != self._last_line:
+            self._console.print(f"[{clock}] {line}", markup=False, soft_wrap=True)
+        self._last_line = line
+
+
 def _step(text: str, fraction: float | None, detail: str = "") -> RenderableType:
     row = Table.grid(padding=(0, 2))
     bar = ProgressBar(total=1.0, completed=fraction or 0.0, width=24, pulse=fraction is None)

@@ -10,13 +10,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from levit_search import architecture
+from levit_search import architecture, baseline
 from levit_search.architecture import Architecture
+from levit_search.baseline import Baseline
 from levit_search.errors import TrialError
 from levit_search.latency import worker
 from levit_search.latency.protocol import LatencyConfig, Measurement, Pair, measurement
+
+if TYPE_CHECKING:
+    from levit_search.model import Layout
 
 # Starting, warming up and building sessions take seconds; a worker silent for longer is stuck.
 _GRACE_S = 120
@@ -36,6 +40,7 @@ class LocalProbe:
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._stderr: list[str] = []
+        self._stderr_reader = threading.Thread()
         self._device: dict[str, Any] = {}
 
     def __enter__(self) -> "LocalProbe":
@@ -50,17 +55,45 @@ class LocalProbe:
         self._stop()
         self._folder.cleanup()
 
-    def measure(self, network: Architecture) -> Measurement:
-        """Build ``network`` with fresh weights and time it against the reference.
+    def measure(
+        self,
+        network: Architecture | Baseline,
+        reference: Architecture | Baseline | None = None,
+    ) -> Measurement:
+        """Build ``network`` with fresh weights and time it against a reference.
+
+        Args:
+            network: in the layout that the configuration names, where it is ours.
+            reference: what to compare with, always in the layout of tokens; by default the
+                configuration's, fitted to the network's images.
 
         Raises:
             TrialError: the worker died, stayed silent or reported an error.
             InputError: the reference does not fit the images.
         """
-        reference = self._reference(network)
+        reference = reference or self._reference(network)
+        return self.measure_graphs(
+            self._graph(network, self.config.layout),
+            self._graph(reference, "tokens"),
+            self.settled_ms.get(reference.id),
+        )
+
+    def measure_graphs(
+        self, candidate: Path, reference: Path, settled_ms: float | None = None
+    ) -> Measurement:
+        """Time one ONNX file against another; all inputs are filled with random numbers.
+
+        Args:
+            candidate: what is measured.
+            reference: what it is compared with.
+            settled_ms: the reference's own latency where it is known already.
+
+        Raises:
+            TrialError: the worker died, stayed silent or reported an error.
+        """
         job = {
-            "candidate": str(self._graph(network)),
-            "reference": str(self._graph(reference)),
+            "candidate": str(candidate),
+            "reference": str(reference),
             "seed": 0,
             **self.config.model_dump(include={"threads", "seconds", "rounds", "interval_percent"}),
         }
@@ -70,7 +103,6 @@ class LocalProbe:
                 pairs += message["pairs"]
             else:
                 seconds = message["seconds"]
-        settled_ms = self.settled_ms.get(reference.id)
         return measurement(self.config, pairs, seconds, self._device, settled_ms)
 
     def settle_reference(self, network: Architecture) -> Measurement:
@@ -79,29 +111,38 @@ class LocalProbe:
         Its ``ratio_to_reference`` should be 1; how far it is from 1 is this machine's error.
         """
         reference = self._reference(network)
-        self.settled_ms.pop(reference.id, None)
-        found = self.measure(reference)
+        graph = self._graph(reference, "tokens")
+        found = self.measure_graphs(graph, graph)
         self.settled_ms[reference.id] = found.reference_ms
         return found
 
-    def _reference(self, network: Architecture) -> Architecture:
+    def _reference(self, network: Architecture | Baseline) -> Architecture:
         described = self.config.reference
+        size = network.image_size
+        if isinstance(network, Baseline):
+            # Baselines take sizes that the reference's stem would not: the nearest that it does.
+            size = max(32, 32 * round(size / 32))
         return architecture.fitted(
             architecture.load(described)
             if isinstance(described, str)
             else architecture.parse(described, "latency.reference"),
-            image_size=network.image_size,
+            image_size=size,
             in_channels=network.in_channels,
-            num_classes=network.num_classes,
+            num_classes=network.num_classes or 1,  # some baselines end at their features
         )
 
-    def _graph(self, network: Architecture) -> Path:
+    def _graph(self, network: Architecture | Baseline, layout: "Layout") -> Path:
         """The ONNX file of a network; its weights are random, which latency does not mind."""
-        from levit_search.model import LevitModel, export_onnx
+        from levit_search.model import build, export_onnx
 
-        path = Path(self._folder.name) / f"{network.id}-{self.config.batch_size}.onnx"
-        if not path.exists():
-            export_onnx(LevitModel(network), path, self.config.batch_size)
+        batch_size = self.config.batch_size
+        path = Path(self._folder.name) / f"{network.id}-{layout}-{batch_size}.onnx"
+        if path.exists():
+            return path
+        if isinstance(network, Baseline):
+            baseline.export_onnx(network, path, batch_size)
+        else:
+            export_onnx(build(network, layout), path, batch_size)
         return path
 
     def _answers(self, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -139,7 +180,7 @@ class LocalProbe:
         assert self._process.stdout is not None and self._process.stderr is not None
         lines, errors = self._lines, self._stderr
         _in_background(_forward, self._process.stdout, lines)
-        _in_background(errors.extend, self._process.stderr)
+        self._stderr_reader = _in_background(errors.extend, self._process.stderr)
         self._device = self._next_message(_GRACE_S)["device"]
         return self._process
 
@@ -165,6 +206,7 @@ class LocalProbe:
     def _died(self) -> TrialError:
         assert self._process is not None
         code = self._process.wait()
+        self._stderr_reader.join(timeout=5)  # its last words may still be on their way
         last = next((line.strip() for line in reversed(self._stderr) if line.strip()), "no message")
         return TrialError(f"probe on {self.config.target}: the worker ended with {code} ({last})")
 
@@ -175,8 +217,10 @@ class LocalProbe:
             self._process = None
 
 
-def _in_background(function: Any, *arguments: Any) -> None:
-    threading.Thread(target=function, args=arguments, daemon=True).start()
+def _in_background(function: Any, *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
 def _forward(stream: IO[str], lines: "queue.Queue[str | None]") -> None:

@@ -19,6 +19,8 @@ class LatencyConfig(Frozen):
     measuring ends earlier once the 95 % interval is narrower than ``interval_percent`` of the
     ratio. ``reference`` is the network that candidates are compared with, fitted to the images: a
     published name, a YAML file or a description. One about as fast as the candidates serves best.
+    ``layout`` is that of the candidates' graphs: linear layers over tokens, or 1x1 convolutions
+    over maps, with the same weights; the reference is always measured in tokens.
     """
 
     target: Literal["cpu"] = "cpu"
@@ -27,6 +29,7 @@ class LatencyConfig(Frozen):
     seconds: Annotated[float, Field(gt=0, le=600)] = 1.5
     rounds: Annotated[int, Field(strict=True, ge=1, le=100)] = 4
     interval_percent: Annotated[float, Field(ge=0)] = 2.0
+    layout: Literal["tokens", "maps"] = "tokens"
     reference: str | dict[str, Any] = "LeViT-128S"
 
 
@@ -53,6 +56,7 @@ class Measurement:
     batch_size: int
     threads: int
     precision: str
+    layout: str
     device: dict[str, Any]
 
 
@@ -95,5 +99,6 @@ def measurement(
         batch_size=config.batch_size,
         threads=config.threads,
         precision="fp32",
+        layout=config.layout,
         device=device,
     )

@@ -102,9 +102,11 @@ def _session(path: str, threads: int) -> Any:
 
 
 def _feed(session: Any, seed: int) -> dict[str, Any]:
-    images = session.get_inputs()[0]
-    values = np.random.default_rng(seed).standard_normal(images.shape, dtype=np.float32)
-    return {images.name: values}
+    chance = np.random.default_rng(seed)
+    return {
+        image.name: chance.standard_normal(image.shape, dtype=np.float32)
+        for image in session.get_inputs()
+    }
 
 
 def _warm_up(session: Any, feed: dict[str, Any]) -> int:

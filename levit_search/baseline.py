@@ -1,0 +1,333 @@
+"""Networks of timm to compare with: ``timm/NAME``, or ``timm/NAME@SIZE`` for images of SIZE pixels.
+
+They are counted by fvcore under this project's convention: one multiply-add is one FLOP, the
+softmax counts once for each element, norms do not count. What fvcore cannot count is named.
+"""
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from levit_search.architecture import Architecture
+from levit_search.cost import Cost, LayerCost
+from levit_search.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PREFIX = "timm/"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A timm network, with or without a pretrained tag in its name, for images of one size."""
+
+    name: str
+    image_size: int
+    in_channels: int
+    num_classes: int
+    """0 where timm's default has no classifier; features come out then."""
+
+    @property
+    def id(self) -> str:
+        """Its name and image size, fit for a file's name: ``timm-resnet18-224``."""
+        return f"timm-{self.name}-{self.image_size}"
+
+    def build(self) -> "nn.Module":
+        """The network with fresh weights, its attention written as matmul and softmax.
+
+        timm's fused attention is one operator, which hides both products from counting.
+        """
+        import timm
+        from timm.models import get_pretrained_cfg
+
+        # timm's own rule: the configurations marked so take img_size, the others any image.
+        sized = get_pretrained_cfg(self.name).fixed_input_size
+        options = {"img_size": self.image_size} if sized else {}
+        channels, _, _, classes = _defaults(self.name)
+        if (self.in_channels, self.num_classes) != (channels, classes):
+            options |= {"in_chans": self.in_channels, "num_classes": self.num_classes}
+        model: nn.Module = timm.create_model(self.name, pretrained=False, **options)
+        module: Any
+        for module in model.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+        return model
+
+    def images(self, batch_size: int = 1) -> "Tensor":
+        """Blank images [batch_size, in_channels, image_size, image_size]."""
+        import torch
+
+        return torch.zeros(batch_size, self.in_channels, self.image_size, self.image_size)
+
+
+def load(text: str) -> Baseline:
+    """The network that ``timm/NAME`` or ``timm/NAME@SIZE`` names.
+
+    Without SIZE its images have the network's own default size. For another size it is built and
+    run once, since only that tells whether it takes the size.
+
+    Raises:
+        UnknownNameError: timm has no such network, or the network no such pretrained tag.
+        InputError: the size is no number, or the network cannot take it.
+    """
+    name, at, size = text.removeprefix(PREFIX).partition("@")
+    channels, height, width, classes = _defaults(name)
+    if not at:
+        if height != width:
+            raise InputError(
+                f"{text}: its images are {height} x {width} pixels; name the side of a square, "
+                f"such as {PREFIX}{name}@{min(height, width)}"
+            )
+        return Baseline(name, height, channels, classes)
+    if not (size.isascii() and size.isdigit() and int(size)):
+        raise InputError(f"{text}: expected a size in pixels after @, such as {PREFIX}{name}@224")
+    baseline = Baseline(name, int(size), channels, classes)
+    if baseline.image_size != height or height != width:
+        _check_runs(baseline, f"{text}: the network takes no images of {size} x {size} pixels")
+    return baseline
+
+
+def load_network(text: str) -> Architecture | Baseline:
+    """A network of ours or, by ``timm/NAME``, one of timm's.
+
+    Raises:
+        InputError: there is no such thing.
+    """
+    from levit_search.study import load_architecture  # studies measure latency, which measures us
+
+    return load(text) if text.startswith(PREFIX) else load_architecture(text)
+
+
+@dataclass(frozen=True)
+class BaselineCost:
+    """What fvcore counts for one image, and what it does not."""
+
+    total: Cost
+    layers: list[LayerCost]
+    """They add up to ``total``. A module that works itself, beside calling others, has a layer for
+    each operator (``blocks.0.attn.matmul``) and each parameter (``pos_embed``) of its own."""
+    unsupported: dict[str, int]
+    """How often each operator occurs that is in ``total`` with nothing."""
+    left_out: dict[str, int]
+    """FLOPs of norms by operator, in fvcore's estimate, which are not in ``total``."""
+
+
+def count(baseline: Baseline) -> BaselineCost:
+    """Parameters, FLOPs and activations of a baseline for one image."""
+    return count_module(baseline.build(), baseline.images())
+
+
+def count_module(model: "nn.Module", images: "Tensor") -> BaselineCost:
+    """The same for any module and the images [1, C, S, S] that it takes; it is left evaluating."""
+    import torch
+
+    with warnings.catch_warnings():
+        # fvcore scripts a loss of its own when it is imported; torch says that scripting will go.
+        warnings.simplefilter("ignore", FutureWarning)
+        from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+
+    model.eval()
+    with torch.no_grad():
+        flops = FlopCountAnalysis(model, (images,)).clear_op_handles()
+        flops.set_op_handle(**_flop_handles()).tracer_warnings("none")
+        flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
+        activations = ActivationCountAnalysis(model, (images,)).tracer_warnings("none")
+        activations.set_op_handle(**_activation_handles())
+        activations.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
+    by_operator = flops.by_operator()
+    left_out = {norm: int(by_operator[norm]) for norm in _NORMS if norm in by_operator}
+    layers = _Layers(model, flops.by_module_and_operator(), activations.by_module_and_operator())
+    return BaselineCost(
+        Cost(
+            params=sum(parameter.numel() for parameter in model.parameters()),
+            flops=int(flops.total()) - sum(left_out.values()),
+            activations=int(activations.total()),
+        ),
+        layers.below("", model),
+        dict(flops.unsupported_ops().most_common()),
+        left_out,
+    )
+
+
+def export_onnx(baseline: Baseline, path: Path, batch_size: int) -> None:
+    """Write a baseline with fresh weights as ONNX with input ``images`` and output ``logits``.
+
+    Args:
+        baseline: the network; the exporter folds the batch norms that follow a convolution.
+        path: the file to write.
+        batch_size: images in one run, fixed in the graph.
+    """
+    from levit_search.model import write_graph
+
+    write_graph(baseline.build(), {"images": baseline.images(batch_size)}, "logits", path)
+
+
+def _defaults(name: str) -> tuple[int, int, int, int]:
+    """Channels, height, width and classes that timm gives a network."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    if not timm.is_model(name):
+        raise UnknownNameError("timm network", name, timm.list_models())
+    architecture, _, tag = name.partition(".")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise UnknownNameError(f"pretrained tag of {PREFIX}{architecture}", tag, tags)
+    defaults = get_pretrained_cfg(name)
+    channels, height, width = defaults.input_size
+    return channels, height, width, defaults.num_classes
+
+
+def _check_runs(baseline: Baseline, refusal: str) -> None:
+    import torch
+
+    try:
+        with torch.no_grad():
+            baseline.build().eval()(baseline.images())
+    except (RuntimeError, AssertionError, ValueError, IndexError, ArithmeticError) as error:
+        # What timm's networks raise for images that they cannot cut up or pool.
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{refusal} ({reason or type(error).__name__})") from error
+
+
+Handle = Callable[[list[Any], list[Any]], Any]
+
+_NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm")
+
+
+def _flop_handles() -> dict[str, Handle]:
+    """fvcore's handles of what multiplies and of norms, and ours of the softmax.
+
+    Its handles of pooling and resizing are not among them: such work does not count here, and
+    without a handle fvcore names it among the unsupported.
+    """
+    from fvcore.nn import jit_handles as handles
+
+    return {
+        "aten::_convolution": handles.conv_flop_jit,
+        "aten::_convolution_mode": _padded_convolution_flops,
+        "aten::linear": handles.linear_flop_jit,
+        "aten::addmm": handles.addmm_flop_jit,
+        "aten::einsum": _einsum_flops,
+        "aten::matmul": _product_flops,
+        "aten::bmm": _product_flops,
+        "aten::mm": _product_flops,
+        "aten::softmax": handles.generic_activation_jit(),
+        "aten::scaled_dot_product_attention": _attention_flops,
+        "aten::batch_norm": handles.batchnorm_flop_jit,
+        "aten::layer_norm": handles.norm_flop_counter(2),
+        "aten::group_norm": handles.norm_flop_counter(2),
+        "aten::instance_norm": handles.norm_flop_counter(1),
+    }
+
+
+def _activation_handles() -> dict[str, Handle]:
+    """What fvcore's own leave out of the products."""
+    from fvcore.nn.jit_handles import generic_activation_jit
+
+    return {
+        "aten::mm": generic_activation_jit(),
+        "aten::_convolution_mode": generic_activation_jit("conv"),
+        "aten::scaled_dot_product_attention": _attention_activations,
+    }
+
+
+def _padded_convolution_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """A convolution whose padding is a word; fvcore knows those with numbers only."""
+    weights = math.prod(_shape(inputs[1])[1:])
+    return Counter(conv=math.prod(_shape(outputs[0])) * weights)
+
+
+def _product_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """fvcore's own takes the first factor's shape, which is too small where it is broadcast."""
+    return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
+
+
+def _einsum_flops(inputs: list[Any], outputs: list[Any]) -> Any:
+    """Of two factors, exactly; fvcore reads most figures off a text, to a few digits."""
+    from fvcore.nn.jit_handles import einsum_flop_jit
+
+    factors = inputs[0].toIValue().replace(" ", "").partition("->")[0].split(",")
+    if len(factors) != 2 or not all(factor.isalpha() for factor in factors):
+        return einsum_flop_jit(inputs, outputs)
+    sizes: dict[str, int] = {}
+    for letters, value in zip(factors, inputs[1].node().inputs(), strict=True):
+        sizes |= zip(letters, _shape(value), strict=True)
+    return math.prod(sizes.values())
+
+
+def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:
+    """Q K^T with its softmax and A V, for modules whose fused attention cannot be switched off."""
+    del outputs
+    q_bhne, k_bhme, v_bhmd = (_shape(value) for value in inputs[:3])
+    attention_map = math.prod(q_bhne[:-1]) * k_bhme[-2]
+    return attention_map * (q_bhne[-1] + 1 + v_bhmd[-1])
+
+
+def _attention_activations(inputs: list[Any], outputs: list[Any]) -> int:
+    q_bhne, k_bhme = (_shape(value) for value in inputs[:2])
+    return math.prod(q_bhne[:-1]) * k_bhme[-2] + math.prod(_shape(outputs[0]))
+
+
+def _shape(value: Any) -> list[int]:
+    shape: list[int] = value.type().sizes()
+    return shape
+
+
+class _Layers:
+    """Layers out of fvcore's counts by module and operator, in which each holds all below it."""
+
+    def __init__(
+        self,
+        model: "nn.Module",
+        flops: dict[str, Counter[str]],
+        activations: dict[str, Counter[str]],
+    ) -> None:
+        self._flops = flops
+        self._activations = activations
+        self._params = {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+    def below(self, name: str, module: "nn.Module") -> list[LayerCost]:
+        """The layers of a module: its children's, and its own parameters and operators."""
+        prefix = f"{name}." if name else ""
+        # A module that stands in two places is counted where it comes first.
+        children = {
+            prefix + child: below
+            for child, below in module.named_children()
+            if prefix + child in self._flops
+        }
+        within = [layer for child in children.items() for layer in self.below(*child)]
+        params = {
+            prefix + parameter: self._params[prefix + parameter]
+            for parameter, _ in module.named_parameters(recurse=False)
+            if prefix + parameter in self._params
+        }
+        flops = _without(self._flops, name, children)
+        activations = _without(self._activations, name, children)
+        for norm in _NORMS:
+            flops.pop(norm, None)
+        if not within and name:
+            own = LayerCost(
+                name, sum(params.values()), sum(flops.values()), sum(activations.values())
+            )
+            return [own] if any(own[1:]) else []
+        operators = [
+            LayerCost(prefix + operator, 0, flops[operator], activations[operator])
+            for operator in {**flops, **activations}
+            if flops[operator] or activations[operator]
+        ]
+        own_params = [LayerCost(parameter, size, 0, 0) for parameter, size in params.items()]
+        return own_params + within + operators
+
+
+def _without(counts: dict[str, Counter[str]], name: str, children: Iterable[str]) -> Counter[str]:
+    """A module's own counts by operator."""
+    own = Counter({operator: int(times) for operator, times in counts[name].items()})
+    for child in children:
+        own.subtract({operator: int(times) for operator, times in counts[child].items()})
+    return own

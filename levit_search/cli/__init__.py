@@ -1,0 +1,62 @@
+"""The command line: parse, call, print.
+
+Only the standard library and typer are imported here and in the modules of the commands; each
+command imports what it needs, so that ``--help`` answers at once and counting never waits for
+torch.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from levit_search import __version__
+from levit_search.cli import networks, reproducing, searching
+from levit_search.cli.printing import say
+from levit_search.errors import LevitSearchError
+
+app = typer.Typer(
+    help="Find the best LeViT-like vision transformer for a data set and a device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for _command in (
+    searching.run,
+    searching.front,
+    searching.export,
+    networks.count,
+    networks.probe,
+    networks.train,
+    reproducing.reproduce,
+    searching.space,
+):
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command in ``sys.argv``; exit 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except LevitSearchError as error:
+        if "--debug" in sys.argv:
+            raise
+        say(f"levit-search: {error}")
+        sys.exit(error.exit_code)
+    except typer.TyperException as error:
+        say(f"levit-search: {error.format_message()}")
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show a traceback on errors.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    del debug  # read by main, which catches the errors
+    if version:
+        print(__version__)
+        raise typer.Exit

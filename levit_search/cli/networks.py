@@ -1,0 +1,229 @@
+"""Commands on networks: what they cost, how fast they are, how well they learn."""
+
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from levit_search.cli.options import Json, Settings, space_file
+from levit_search.cli.printing import figures_table, print_json, print_table, say
+from levit_search.errors import InputError
+
+if TYPE_CHECKING:
+    from levit_search.architecture import Architecture
+    from levit_search.baseline import Baseline
+    from levit_search.cost import Cost, LayerCost
+    from levit_search.study import StudyConfig
+
+Archs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ARCH...",
+        help="A published name, a YAML file, STUDY#TRIAL or timm/NAME[@SIZE].",
+        show_default=False,
+    ),
+]
+
+
+def count(
+    archs: Archs,
+    by_layer: Annotated[
+        bool, typer.Option("--by-layer", help="Show every stage, block and layer with its share.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Count parameters, FLOPs and activations; one multiply-add is one FLOP."""
+    from levit_search.baseline import load_network
+    from levit_search.cost import Cost
+
+    networks = [(name, load_network(name)) for name in archs]
+    counted = [(name, network.id, *_counted(network)) for name, network in networks]
+    if as_json:
+        rows: list[dict[str, Any]] = []
+        for name, identity, total, layers, uncounted in counted:
+            row = {"name": name, "id": identity, **total._asdict(), **uncounted}
+            if by_layer:
+                row["layers"] = [layer._asdict() for layer in layers]
+            rows.append(row)
+        print_json(rows)
+        return
+    for name, identity, _, layers, _ in counted if by_layer else []:
+        _print_tree(f"{name} ({identity})", layers)
+        print()
+    table = figures_table(f"{_CONVENTION}.", ["network", "id", *Cost._fields])
+    for name, identity, total, _, _ in counted:
+        table.add_row(name, identity, *(f"{value:,}" for value in total))
+    print_table(table)
+    for name, _, _, _, uncounted in counted:
+        if uncounted:
+            print(textwrap.fill(f"{name}: {_told(uncounted)}", 100, subsequent_indent="  "))
+
+
+_CONVENTION = "One multiply-add is one FLOP"
+
+
+def _counted(
+    network: "Architecture | Baseline",
+) -> tuple["Cost", list["LayerCost"], dict[str, Any]]:
+    """A network's totals and layers, and for one of timm's what the totals do not hold."""
+    from levit_search import baseline, cost
+
+    if not isinstance(network, baseline.Baseline):
+        return cost.cost(network), cost.layers(network), {}
+    found = baseline.count(network)
+    uncounted = {
+        "unsupported": found.unsupported,
+        "norm_flops_left_out": sum(found.left_out.values()),
+    }
+    return found.total, found.layers, uncounted
+
+
+def _print_tree(title: str, layers: list["LayerCost"]) -> None:
+    from levit_search.cost import Cost
+    from levit_search.layer_tree import ASCII_GUIDES, LINE_GUIDES, lines, tree
+
+    root = tree("total", layers)
+    heads = [head for name in Cost._fields for head in (name, "%")]
+    print(f"{title}. {_CONVENTION}.")  # a table would wrap its title at its own width
+    table = figures_table("", ["layer", *heads])
+    guides = LINE_GUIDES if sys.stdout.encoding.lower().startswith("utf") else ASCII_GUIDES
+    for name, figures in lines(root, guides):
+        cells = [name]
+        for value, whole in zip(figures, root.cost, strict=True):
+            cells += [f"{value:,}", f"{100 * value / whole:.1f}" if whole else "-"]
+        table.add_row(*cells)
+    print_table(table)
+
+
+def _told(uncounted: dict[str, Any]) -> str:
+    times = [
+        f"{operator.removeprefix('aten::')} {times}"
+        for operator, times in uncounted["unsupported"].items()
+    ]
+    norms = f"{uncounted['norm_flops_left_out']:,} FLOPs of norms left out"
+    return f"{norms}; operators without FLOPs, and how often: {', '.join(times) or 'none'}"
+
+
+def probe(
+    archs: Archs,
+    target: Annotated[str, typer.Option(help="Where to measure: cpu.")] = "cpu",
+    batch_size: Annotated[int, typer.Option(help="Images in one run.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Timing spent on each network.")] = 1.5,
+    layout: Annotated[
+        str, typer.Option(help="tokens (linear layers) or maps (1x1 convolutions).")
+    ] = "tokens",
+    as_json: Json = False,
+) -> None:
+    """Measure latency in pairs against a reference network."""
+    from dataclasses import asdict
+
+    from levit_search.baseline import load_network
+    from levit_search.configuration import validated
+    from levit_search.latency import LatencyConfig, LocalProbe
+
+    options = {
+        "target": target,
+        "batch_size": batch_size,
+        "threads": threads,
+        "seconds": seconds,
+        "layout": layout,
+    }
+    config = validated(LatencyConfig, options, "probe")
+    networks = [(name, load_network(name)) for name in archs]
+    rows = []
+    with LocalProbe(config) as local:
+        for name, network in networks:
+            say(f"measuring {name} on {target} ...")
+            rows.append({"name": name, "id": network.id, **asdict(local.measure(network))})
+    if as_json:
+        print_json(rows)
+        return
+    heads = ["network", "latency ms", "images/s", f"ratio to {config.reference}", "95 % interval"]
+    table = figures_table("", [*heads, "pairs", "seconds"])
+    for row in rows:
+        low, high = row["ratio_ci95"]
+        table.add_row(
+            row["name"],
+            f"{row['latency_ms']:.4g}",
+            f"{row['throughput_ips']:.4g}",
+            f"{row['ratio_to_reference']:.4f}",
+            f"{low:.4f} to {high:.4f}",
+            str(row["pairs"]),
+            f"{row['seconds']:.1f}",
+        )
+    print_table(table)
+    last = rows[-1]
+    print(
+        f"{last['runtime']}, {last['precision']}, batch {batch_size}, {threads} thread(s), "
+        f"layout {layout}, {last['device']['cpu']}"
+    )
+
+
+# The embedded space whose recipe and teacher a data set's training starts from.
+_SPACE_OF = {"digits": "levit", "fashion-mnist": "levit-fashion", "folder": "levit-imagenet"}
+
+
+def training_config(data: str, given: dict[str, Any], settings: list[str] | None) -> "StudyConfig":
+    """The default recipe and teacher of a data set, changed by options and by ``--set``.
+
+    Options that were not given are None; a teacher that is None was given as ``none``.
+    """
+    from levit_search.errors import UnknownNameError
+    from levit_search.study import parse_settings, read_config
+
+    if data not in _SPACE_OF:
+        raise UnknownNameError("data set", data, _SPACE_OF)
+    changes: dict[str, Any] = {"start": []}
+    changes |= {k: v for k, v in given.items() if v is not None or k == "teacher"}
+    changes |= parse_settings(settings or [])
+    return read_config(space_file(_SPACE_OF[data]), changes)
+
+
+def train(
+    arch: Annotated[
+        str, typer.Argument(metavar="ARCH", help="A published name, a YAML file or STUDY#TRIAL.")
+    ],
+    data: Annotated[str, typer.Option(help="digits, fashion-mnist or folder.")] = "digits",
+    image_size: Annotated[int | None, typer.Option(help="Pixels a side.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs to train.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="A timm network, or none [default: the space file's].")
+    ] = None,
+    final: Annotated[bool, typer.Option("--final", help="Report the test split too.")] = False,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep architecture and weights here.")
+    ] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Train one network, its stem fitted to the images, with the data set's default recipe."""
+    from levit_search.single import train_single
+    from levit_search.study import load_architecture
+
+    if arch.startswith("timm/"):
+        raise InputError(
+            f"{arch}: train takes our own networks only; timm's can be counted and probed"
+        )
+    network = load_architecture(arch)
+    given: dict[str, Any] = {
+        "train.epochs": epochs,
+        "data.image_size": image_size,
+        "search.seed": seed,
+    }
+    if teacher is not None:
+        given["teacher"] = None if teacher == "none" else {"name": teacher}
+    config = training_config(data, given, settings)
+    result = train_single(network, config, final, out, say)
+    if as_json:
+        print_json(result)
+        return
+    test = f", test {result['test_top1_percent']:.2f} %" if final else ""
+    print(
+        f"{arch} ({result['id']}) on {data}, {result['epochs']} epochs: top-1 val "
+        f"{result['val_top1_percent']:.2f} %{test}; {result['images_per_second']:.0f} images/s, "
+        f"{result['seconds']:.0f} s"
+    )

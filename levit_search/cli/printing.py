@@ -1,0 +1,35 @@
+"""How commands print: tables and JSON on standard output, progress on standard error."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def figures_table(title: str, heads: list[str]) -> "Table":
+    """An empty table whose first column is text and whose others are figures."""
+    from rich.table import Table
+
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def print_table(table: "Table") -> None:
+    from rich.console import Console
+
+    # Piped tables keep their columns; a terminal shows what it has room for.
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)

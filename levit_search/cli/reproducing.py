@@ -1,0 +1,142 @@
+"""The command that puts the paper's tables beside ours."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from levit_search.cli.networks import training_config
+from levit_search.cli.options import Json, Settings
+from levit_search.cli.printing import figures_table, print_json, print_table, say
+
+
+def reproduce(
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="grafting, variants, ablation or blocks.")
+    ],
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="static, speed, accuracy, comma-separated [default: static; blocks: speed]."
+        ),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="What accuracy is trained on: digits, fashion-mnist or folder.")
+    ] = "digits",
+    epochs: Annotated[int | None, typer.Option(help="Epochs to train.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels a side, for accuracy.")] = None,
+    width_scale: Annotated[
+        float, typer.Option(help="Multiplies widths and heads, for accuracy.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images in a timed run [default: 16; blocks: 1].")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of a timed run.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Timing spent on each row.")] = 8.0,
+    layout: Annotated[
+        str, typer.Option(help="Timed as tokens (linear layers) or maps (1x1 convolutions).")
+    ] = "tokens",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to [default: studies/TABLE].")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Train again what is trained with these settings.")
+    ] = False,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Put a table of the LeViT paper beside our own counts, timings and trainings.
+
+    Results go to table.md, table.csv and results.json in the folder, row by row: a run that was
+    interrupted goes on with the same command.
+    """
+    from levit_search.configuration import validated
+    from levit_search.latency.protocol import LatencyConfig
+    from levit_search.progress import StepProgress
+    from levit_search.reproduce import (
+        Request,
+        Results,
+        check_columns,
+        published_table,
+        render,
+    )
+    from levit_search.reproduce import reproduce as measure
+
+    paper = published_table(table)
+    default = "speed" if table == "blocks" else "static"
+    wanted = [name.strip() for name in (columns or default).split(",") if name.strip()]
+    timing = {
+        "batch_size": batch_size or (1 if table == "blocks" else 16),
+        "threads": threads,
+        "seconds": seconds,
+        "layout": layout,
+    }
+    given: dict[str, Any] = {
+        "train.epochs": epochs,
+        "data.image_size": image_size,
+        "data.val_share": 0.05,  # for the curves alone; the figures are those of the test split
+        "search.seed": seed,
+    }
+    if table == "grafting":  # at the LeViTs' rates the layers of a DeiT learn little in few epochs
+        given |= {"train.lr": 1e-3, "train.batch_size": 64}
+    request = Request(
+        table=paper,
+        columns=check_columns(paper, wanted),
+        latency=validated(LatencyConfig, timing, "reproduce"),
+        training=training_config(data, given, settings),
+        width_scale=width_scale,
+        environment=_environment(),
+        again=fresh,
+    )
+    results = Results(out or Path("studies") / table, table)
+    try:
+        with StepProgress() as progress:
+            measure(request, results, progress.begin, progress.step, progress.told)
+    except KeyboardInterrupt:
+        say(f"\nInterrupted. What was measured is in {results.folder}; the same command goes on.")
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json(_document(paper, results, request.columns))
+        return
+    heads, body = render.cells(paper, results)
+    print(f"{paper.title}\n")  # a table would wrap its title at its own width
+    shown = figures_table("", heads)
+    for row in body:
+        shown.add_row(*row)
+    print_table(shown)
+    print()
+    for line in render.notes(paper, results):
+        print(line)
+    names = sorted(path.name for path in results.folder.iterdir() if path.is_file())
+    print(f"\nWritten to {results.folder}: {', '.join(names)}")
+
+
+def _environment() -> dict[str, Any]:
+    """What a reader of the table needs to know of this machine; its name is not part of that."""
+    from levit_search.latency.worker import device_name
+    from levit_search.study import environment
+
+    found = environment(["levit-search", *sys.argv[1:]])
+    return {"cpu": device_name(), **{k: v for k, v in found.items() if k != "host"}}
+
+
+def _document(paper: Any, results: Any, columns: tuple[str, ...]) -> dict[str, Any]:
+    from levit_search.reproduce import render
+
+    runs = [run for name in columns if (run := results.latest(name)) is not None]
+    return {
+        "table": paper.name,
+        "rows": render.as_rows(paper, results),
+        "runs": {
+            run.columns: {
+                "settings": run.settings,
+                "environment": run.environment,
+                "finished": run.finished,
+                **run.extra,
+            }
+            for run in runs
+        },
+        "notes": render.notes(paper, results),
+    }

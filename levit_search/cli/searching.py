@@ -1,0 +1,222 @@
+"""Commands around a search: its space, the search itself, its front and a network out of it."""
+
+import re
+import shlex
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from levit_search.cli.options import Json, Settings, StudyFolder, space_file
+from levit_search.cli.printing import figures_table, print_json, print_table, say
+from levit_search.errors import InputError
+
+if TYPE_CHECKING:
+    from levit_search.search import Summary
+    from levit_search.space import Survey
+
+
+def run(
+    space: Annotated[str, typer.Argument(metavar="SPACE.yaml", help="What may vary, and how.")],
+    study: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Study folder [default: studies/NAME].")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Networks to train in all.")] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Stop after 90s, 30m or 2h30m.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampler and of training.")] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Search a space; on a study folder that exists, go on with it."""
+    from levit_search.progress import SearchProgress
+    from levit_search.search import search
+    from levit_search.study import Study, parse_settings, read_config
+
+    changes = parse_settings(settings or [])
+    given = {"trials": trials, "time_s": _seconds(time), "seed": seed}
+    changes |= {f"search.{key}": value for key, value in given.items() if value is not None}
+    path = space_file(space)
+    config = read_config(path, changes)
+    config.check_data(str(path))
+    config.space(str(path)).check_feasible()
+    folder = study or Path("studies") / config.name
+    opened = Study.create(folder, config, sys.argv)
+    try:
+        with SearchProgress(opened) as progress:
+            summary = search(opened, progress)
+    except KeyboardInterrupt:
+        say(f"\nInterrupted. What was finished is in {folder}; the same command goes on.")
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json(_summary_json(summary))
+    else:
+        _print_summary(summary, opened.config.objectives)
+
+
+def _summary_json(summary: "Summary") -> dict[str, Any]:
+    from levit_search.table import as_json
+
+    return {
+        "study": summary.study,
+        "trials": summary.trials,
+        "seconds": round(summary.seconds, 3),
+        "hypervolume": summary.hypervolume,
+        "front": [as_json(record) for record in summary.front],
+    }
+
+
+def _print_summary(summary: "Summary", objectives: Any) -> None:
+    from levit_search import table
+
+    title = f"Pareto front of {summary.study}: {len(summary.front)} networks"
+    print_table(table.terminal(summary.front, objectives, title))
+    counts = ", ".join(f"{count} {state}" for state, count in summary.trials.items() if count)
+    study = shlex.quote(summary.study)
+    print(f"\n{counts} in {summary.seconds:.0f} s; stopped because {summary.stopped_because}.")
+    print(f"Hypervolume {summary.hypervolume:.4f}. Files: {summary.study}/trials.csv, front.csv,")
+    print("study.yaml, environment.json, checkpoints/. Next:")
+    print(f"  levit-search front {study}")
+    print(f"  levit-search export {study} --pick knee")
+
+
+def front(
+    study: StudyFolder,
+    format: Annotated[str, typer.Option(help="table, csv, json or markdown.")] = "table",
+) -> None:
+    """Print the Pareto front of a study."""
+    from levit_search import table
+    from levit_search.errors import UnknownNameError
+    from levit_search.study import Study
+
+    formats = ("table", "csv", "json", "markdown")
+    if format not in formats:
+        raise UnknownNameError("format", format, formats)
+    opened = Study.open(study)
+    objectives = opened.config.objectives
+    best = table.front(opened.records(), objectives)
+    match format:
+        case "csv":
+            print(table.as_csv(best), end="")
+        case "json":
+            print_json([table.as_json(record) for record in best])
+        case "markdown":
+            print(table.markdown(best, objectives), end="")
+        case _:
+            title = f"Pareto front of {study}: {len(best)} networks"
+            print_table(table.terminal(best, objectives, title))
+
+
+def export(
+    study: StudyFolder,
+    pick: Annotated[
+        str, typer.Option(help="knee, accurate, fastest, trial=N, or 'latency_ms<=5'.")
+    ] = "knee",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to [default: STUDY/export/ID].")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is in DIR.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a chosen network with its trained weights and a model card."""
+    from levit_search import export as exports
+    from levit_search.study import Study
+
+    opened = Study.open(study)
+    record = exports.pick(opened, pick)
+    assert record.architecture is not None
+    folder = out or study / "export" / record.architecture.id
+    written = exports.export(opened, record, folder, pick, force)
+    if as_json:
+        print_json(written.as_json())
+        return
+    print(f"Trial {record.trial} ({record.architecture.summary()}) written to {folder}:")
+    for name in written.files:
+        print(f"  {name}")
+    print(f"Logits agree with the trained network within {written.parity_max_abs_diff:.1e}.")
+
+
+def space(
+    space: Annotated[str, typer.Argument(metavar="SPACE.yaml", help="A space file.")],
+    sample: Annotated[int, typer.Option(min=1, help="Networks to draw.")] = 2000,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a space holds: its slots, its size and what random networks in it cost."""
+    from levit_search import architecture
+    from levit_search.study import parse_settings, read_config
+
+    path = space_file(space)
+    config = read_config(path, parse_settings(settings or []))
+    compiled = config.space(str(path))
+    survey = compiled.survey(sample)
+    names = architecture.published_names()
+    inside = [n for n in names if compiled.encode(architecture.published(n)) is not None]
+    slots = {slot.name: list(slot.values) for slot in compiled.slots}
+    if as_json:
+        print_json(
+            {
+                "name": config.name,
+                "slots": slots,
+                "size": compiled.size(),
+                "samples": sample,
+                "feasible_share": survey.feasible / sample,
+                "infeasible": survey.reasons,
+                "costs": _cost_quantiles(survey),
+                "published": inside,
+            }
+        )
+        return
+    table = figures_table(f"{config.name}: {compiled.size():.3g} networks", ["slot", "values"])
+    for name, values in slots.items():
+        table.add_row(name, ", ".join(map(str, values)))
+    print_table(table)
+    share = 100 * survey.feasible / sample
+    print(f"\n{share:.1f} % of {sample} random networks are valid and within the limits.")
+    for reason, times in list(survey.reasons.items())[:5]:
+        print(f"  {100 * times / sample:.1f} %: {reason}")
+    if config.limits.latency_ms is not None:
+        print(f"  (latency_ms <= {config.limits.latency_ms:g} is checked by probing, not here)")
+    if survey.feasible:
+        table = figures_table("\nThe feasible ones", ["", "min", "q25", "median", "q75", "max"])
+        for name, quantiles in _cost_quantiles(survey).items():
+            table.add_row(name, *(f"{value:,.0f}" for value in quantiles.values()))
+        print_table(table)
+    print()
+    published = ", ".join(_together(inside)) or "none"
+    print(textwrap.fill(f"Published networks inside: {published}", 100, subsequent_indent="  "))
+
+
+def _together(names: list[str]) -> list[str]:
+    """Published names, those of one and the same network as ``ablation-base = ablation-A4``."""
+    from levit_search.architecture import published
+
+    by_id: dict[str, list[str]] = {}
+    for name in names:
+        by_id.setdefault(published(name).id, []).append(name)
+    return [" = ".join(equal) for equal in by_id.values()]
+
+
+def _cost_quantiles(survey: "Survey") -> dict[str, dict[str, float]]:
+    from levit_search.cost import Cost
+    from levit_search.space import quantiles
+
+    if not survey.feasible:
+        return {}
+    columns = zip(*survey.costs, strict=True)
+    return {name: quantiles(column) for name, column in zip(Cost._fields, columns, strict=True)}
+
+
+def _seconds(text: str | None) -> float | None:
+    """``90s``, ``30m``, ``2h30m`` or plain seconds."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    parts = [int(part or 0) for part in found.groups()] if found and text.strip() else [0]
+    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    if seconds <= 0:
+        raise InputError(f"--time {text}: expected a time such as 90s, 30m or 2h30m")
+    return float(seconds)
