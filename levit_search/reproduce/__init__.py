@@ -1,0 +1,153 @@
+"""The paper's tables, published figures beside ours."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from levit_search.configuration import write_yaml
+from levit_search.errors import InputError, UnknownNameError
+from levit_search.files import write_atomically
+from levit_search.latency.protocol import LatencyConfig
+from levit_search.reproduce import render
+from levit_search.reproduce.paper import TABLES, Table, published_table
+from levit_search.reproduce.results import COLUMNS, Results, Run
+
+if TYPE_CHECKING:
+    from levit_search.study import StudyConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to reproduce, and how.
+
+    ``training`` is used by the accuracy columns: its data, train and teacher sections and its seed.
+    ``again`` repeats what is finished with the same settings; unfinished work is always gone on
+    with, and timings are always repeated.
+    """
+
+    table: Table
+    columns: tuple[str, ...]
+    latency: LatencyConfig
+    training: "StudyConfig"
+    width_scale: float
+    environment: dict[str, Any]
+    again: bool
+
+
+Begin = Callable[[str, int], None]  # a group of columns, and its number of rows
+Step = Callable[[str], None]  # the row that comes next
+Told = Callable[[str, float | None], None]  # what goes on within it, and how far it is
+
+
+def check_columns(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
+    """The groups of columns in the order they are measured.
+
+    Raises:
+        InputError: a table has no such group.
+    """
+    known = ("speed",) if table.name == "blocks" else COLUMNS
+    for name in columns:
+        if name not in known:
+            raise UnknownNameError(f"group of columns of {table.name}", name, known)
+    if not columns:
+        raise InputError(f"--columns: none named; known: {', '.join(known)}")
+    return tuple(name for name in COLUMNS if name in columns)
+
+
+def reproduce(request: Request, results: Results, begin: Begin, step: Step, told: Told) -> None:
+    """Measure what is asked for, into ``results`` and its folder.
+
+    Each row is written as soon as it is there. An interrupted run goes on with the same settings.
+
+    Raises:
+        InputError: missing data, or a folder that cannot be written.
+        TrialError: a measurement or a training failed.
+    """
+    table = request.table
+    for columns in request.columns:
+        settings = _settings(request, columns)
+        keep = columns == "accuracy" and not request.again
+        run = results.begin(columns, settings, request.environment, keep)
+        if run.finished is None or columns == "static":
+            begin(columns, len(table.built))
+            _fill(request, columns, run, step, told, results.save)
+            run.finish()
+        results.save()
+        _write(table, results)
+
+
+def _settings(request: Request, columns: str) -> dict[str, Any]:
+    match columns:
+        case "static":
+            return {}
+        case "speed":
+            from levit_search.reproduce.speed import speed_settings
+
+            return speed_settings(request.latency)
+        case _:
+            from levit_search.reproduce.accuracy import accuracy_settings
+
+            return accuracy_settings(request.table, request.training, request.width_scale)
+
+
+def _fill(
+    request: Request,
+    columns: str,
+    run: Run,
+    step: Step,
+    told: Told,
+    save: Callable[[], None],
+) -> None:
+    table = request.table
+    match columns:
+        case "static":
+            from levit_search.reproduce.static import static_row, stem_rows
+
+            for row in table.built:
+                step(row.name)
+                run.rows[row.name] = static_row(row)
+            if "stems" in table.extra:
+                run.extra["stems"] = stem_rows(table)
+        case "speed" if table.name == "blocks":
+            from levit_search.reproduce.blocks import fill_blocks
+
+            fill_blocks(run, table, request.latency, step, save)
+        case "speed":
+            from levit_search.reproduce.speed import fill_speed
+
+            fill_speed(run, table, request.latency, step, save)
+        case _:
+            from levit_search.reproduce.accuracy import fill_accuracy
+
+            training, scale = request.training, request.width_scale
+            fill_accuracy(run, table, training, scale, step, told, save)
+
+
+def _write(table: Table, results: Results) -> None:
+    """``table.md``, ``table.csv``, ``study.yaml`` and, after training, ``curves.svg``."""
+    folder = results.folder
+    accuracy = results.latest("accuracy")
+    if accuracy is not None:
+        from levit_search.reproduce.curves import draw_curves
+
+        draw_curves(accuracy, table, folder / "curves.svg")
+    write_atomically(folder / "table.csv", render.as_csv(table, results))
+    write_atomically(folder / "table.md", render.as_markdown(table, results))
+    runs = [run for columns in COLUMNS if (run := results.latest(columns)) is not None]
+    settings = {
+        run.columns: {"finished": run.finished, "settings": run.settings, **run.environment}
+        for run in runs
+    }
+    write_atomically(folder / "study.yaml", write_yaml({"reproduces": table.name, **settings}))
+
+
+__all__ = [
+    "COLUMNS",
+    "TABLES",
+    "Request",
+    "Results",
+    "check_columns",
+    "published_table",
+    "render",
+    "reproduce",
+]

@@ -1,0 +1,153 @@
+"""Accuracy columns: each row trained here, on the data and for the epochs that are asked for."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from levit_search.architecture import Architecture, fitted, parse, scaled
+from levit_search.baseline import Baseline, load_network
+from levit_search.batches import Batches, open_batches
+from levit_search.data import DataInfo, describe
+from levit_search.distill import Teacher, obtain_teacher
+from levit_search.model import build
+from levit_search.reproduce.paper import Row, Table
+from levit_search.reproduce.results import Run
+from levit_search.study import StudyConfig
+from levit_search.train import Epoch, fit, seed_torch, top1_percent
+
+Figures = dict[str, Any]
+Step = Callable[[str], None]
+Told = Callable[[str, float | None], None]
+
+
+def has_teacher(table: Table) -> bool:
+    """Whether the paper's accuracies of a table are those of distilled networks.
+
+    Those of Table 1 are not: its ends are the published DeiT-Small and ResNet-50 without a teacher.
+    """
+    return table.name != "grafting"
+
+
+def accuracy_settings(table: Table, config: StudyConfig, width_scale: float) -> dict[str, Any]:
+    """What the accuracies depend on."""
+    teacher = (
+        config.teacher.model_dump(mode="json") if config.teacher and has_teacher(table) else None
+    )
+    return {
+        "data": config.data.model_dump(mode="json"),
+        "width_scale": width_scale,
+        "train": config.train.model_dump(mode="json"),
+        "teacher": teacher,
+        "seed": config.search.seed,
+    }
+
+
+def fill_accuracy(
+    run: Run,
+    table: Table,
+    config: StudyConfig,
+    width_scale: float,
+    step: Step,
+    told: Told,
+    save: Callable[[], None],
+) -> None:
+    """Train the rows that ``run`` lacks.
+
+    Figures are the accuracy on the test split and, by epoch, on the validation split. Baselines
+    of timm have no width to scale, and are trained at ``width_scale`` 1 only.
+
+    Args:
+        run: filled row by row.
+        table: whose rows are built.
+        config: its data, train and teacher sections and its seed count.
+        width_scale: of all rows.
+        step: told the row that comes next.
+        told: told what goes on within a row, and how far it is.
+        save: called after each row.
+
+    Raises:
+        InputError: the data or the teacher is missing, or a network cannot be fitted to the data.
+        TrialError: a training diverged.
+    """
+    # All rows are looked at before the first is trained: a mistake should not show after hours.
+    info = describe(config.data)
+    networks = {row.name: row_network(row, table, config, info, width_scale) for row in table.built}
+    batches = open_batches(config.data)
+    teacher = _teacher(config, batches, told) if has_teacher(table) else None
+    for name, network in networks.items():
+        step(name)
+        if name not in run.rows and network is not None:
+            run.rows[name] = _train(network, config, batches, teacher, told)
+            save()
+
+
+def row_network(
+    row: Row, table: Table, config: StudyConfig, info: DataInfo, width_scale: float
+) -> Architecture | Baseline | None:
+    """The network that stands for a row on the data; None where it cannot be scaled.
+
+    Raises:
+        InputError: it cannot be fitted to the images.
+    """
+    assert row.network is not None
+    network = load_network(row.network)
+    size, channels, classes = config.data.image_size, info.in_channels, info.num_classes
+    if isinstance(network, Baseline):
+        if width_scale != 1:
+            return None
+        return replace(network, image_size=size, in_channels=channels, num_classes=classes)
+    if table.name == "ablation":
+        # Table 5 counts one head but trains with the distillation head, except for A4.
+        data = network.model_dump(mode="json")
+        network = parse({**data, "distillation": row.name != "ablation-A4"}, row.name)
+    sized = fitted(network, image_size=size, in_channels=channels, num_classes=classes)
+    return scaled(sized, width_scale)
+
+
+def _teacher(config: StudyConfig, batches: Batches, told: Told) -> Teacher | None:
+    if config.teacher is None:
+        return None
+    epochs = config.teacher.recipe.epochs
+
+    def report(epoch: Epoch) -> None:
+        told(f"teacher, val {epoch.val_top1_percent:.1f} %", epoch.epoch / epochs)
+
+    told("teacher", 0.0)
+    with tempfile.TemporaryDirectory() as folder:  # the user's cache keeps it
+        teacher, _ = obtain_teacher(
+            config.teacher, config.data, batches, Path(folder), config.search.seed, report
+        )
+    return teacher
+
+
+def _train(
+    network: Architecture | Baseline,
+    config: StudyConfig,
+    batches: Batches,
+    teacher: Teacher | None,
+    told: Told,
+) -> Figures:
+    recipe, seed = config.train, config.search.seed
+
+    def report(epoch: Epoch) -> None:
+        told(f"val {epoch.val_top1_percent:.1f} %", epoch.epoch / recipe.epochs)
+
+    told("training", 0.0)
+    seed_torch(seed, 3)
+    described: object
+    if isinstance(network, Baseline):
+        model: nn.Module = network.build()
+        described, is_taught = network.id, False
+    else:
+        model, described = build(network), network.model_dump(mode="json")
+        is_taught = network.distillation
+    training = fit(model, batches, recipe, seed, teacher if is_taught else None, report)
+    return {
+        "test_top1_percent": top1_percent(model, batches, "test"),
+        **training.as_json(),
+        "network": described,
+    }

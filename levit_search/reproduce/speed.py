@@ -1,0 +1,97 @@
+"""Speed columns: each row timed in pairs against the first one."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from levit_search.baseline import load_network
+from levit_search.latency import LatencyConfig, LocalProbe
+from levit_search.latency.worker import device_name
+from levit_search.reproduce.paper import Row, Table
+from levit_search.reproduce.results import Run
+
+Figures = dict[str, Any]
+
+
+def speed_settings(config: LatencyConfig) -> dict[str, Any]:
+    """What measured speeds depend on, the machine and the runtime included."""
+    from importlib import metadata
+
+    chosen = config.model_dump(mode="json", exclude={"reference"})
+    return {**chosen, "runtime": f"onnxruntime {metadata.version('onnxruntime')}"} | {
+        "cpu": device_name()
+    }
+
+
+def fill_speed(
+    run: Run,
+    table: Table,
+    config: LatencyConfig,
+    step: Callable[[str], None],
+    save: Callable[[], None],
+) -> None:
+    """Time the rows that ``run`` lacks.
+
+    ``speed_ratio`` is images a second relative to the table's first row, from the median of the
+    pairs, with its 95 % interval; the other figures are one run of ``batch_size`` images.
+
+    Args:
+        run: filled row by row.
+        table: whose rows are built.
+        config: how to measure; its reference is not used.
+        step: told the row that comes next.
+        save: called after each row.
+    """
+    first = table.built[0]
+    assert first.network is not None
+    reference = load_network(first.network)
+    with LocalProbe(config) as probe:
+        for row in table.built:
+            assert row.network is not None
+            step(row.name)
+            if row.name in run.rows:
+                continue
+            found = probe.measure(load_network(row.network), reference)
+            low, high = found.ratio_ci95
+            run.rows[row.name] = {
+                "latency_ms": found.latency_ms,
+                "throughput_ips": found.throughput_ips,
+                "speed_ratio": 1 / found.ratio_to_reference,
+                "speed_ratio_ci95": [1 / high, 1 / low],
+                "cpu_ms": found.cpu_ms,
+                "wall_ms": found.wall_ms,
+                "reference_ms": found.reference_ms,
+                "pairs": found.pairs,
+                "seconds": round(found.seconds, 2),
+            }
+            save()
+    run.extra["comparisons"] = comparisons(run, table)
+
+
+def paper_ratios(row: Row, first: Row) -> dict[str, float]:
+    """The paper's speeds of a row relative to the first row's, by device."""
+    names = ("gpu_ips", "intel_ips", "arm_ips")
+    return {
+        name.removesuffix("_ips"): row.paper[name] / first.paper[name]
+        for name in names
+        if name in row.paper and name in first.paper
+    }
+
+
+def comparisons(run: Run, table: Table) -> list[Figures]:
+    """Each LeViT beside what the paper holds it against, and beside the next larger LeViT.
+
+    ``times_faster`` is here and in the paper (``intel``, the setting most like this one).
+    """
+    levits = [row.name for row in table.rows if row.name.startswith("LeViT-")]
+    pairs = [*itertools.pairwise(levits), *table.extra.get("faster_than", {}).items()]
+    intel = {row.name: row.paper["intel_ips"] for row in table.rows if "intel_ips" in row.paper}
+    return [
+        {
+            "faster": faster,
+            "slower": slower,
+            "times_faster": run.rows[faster]["speed_ratio"] / run.rows[slower]["speed_ratio"],
+            "paper_times_faster": intel[faster] / intel[slower],
+        }
+        for faster, slower in pairs
+    ]
