@@ -205,7 +205,8 @@ def _card(study: Study, record: Record, choice: str, difference: float) -> str:
         "from levit_search import architecture",
         "from levit_search.model import build, load_weights",
         "",
-        'model = build(architecture.load("architecture.yaml"))',
+        # In the layout whose latency stands above; the weights are the same in both.
+        f'model = build(architecture.load("architecture.yaml"), layout="{config.latency.layout}")',
         'load_weights(model, Path("model.safetensors"))',
         "model.eval()",
         "```",

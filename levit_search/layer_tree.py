@@ -62,10 +62,15 @@ def _below(node: Node, before: str, guides: Guides) -> Iterator[tuple[str, Cost]
 
 
 def _parts(name: str) -> list[str]:
-    """``stages.0.blocks.1.mlp`` as ``stages.0``, ``blocks.1``, ``mlp``."""
+    """``stages.0.blocks.1.mlp`` as ``stages.0``, ``blocks.1``, ``mlp``.
+
+    What has a number already keeps a node of its own: ``layer2.1`` is ``layer2``, ``layer2.1``.
+    """
     parts: list[str] = []
     for part in name.split("."):
-        if part.isdigit() and parts:
+        if part.isdigit() and parts and parts[-1][-1].isdigit():
+            parts.append(f"{parts[-1]}.{part}")
+        elif part.isdigit() and parts:
             parts[-1] += f".{part}"
         else:
             parts.append(part)

@@ -31,6 +31,13 @@ def test_an_index_stays_with_the_name_of_its_list() -> None:
     ]
 
 
+def test_a_numbered_stage_holds_its_numbered_blocks() -> None:
+    rows = [LayerCost(f"layer2.{block}.conv1", 1, 10, 100) for block in range(2)]
+    figures = dict(lines(tree("net", rows), ASCII_GUIDES))
+    assert figures["`- layer2"] == (2, 20, 200)
+    assert figures["   +- layer2.0"] == figures["   `- layer2.1"] == (1, 10, 100)
+
+
 def test_every_node_holds_the_sum_of_the_layers_below_it() -> None:
     figures = dict(lines(tree("net", ROWS)))
     assert figures["net"] == (15, 150, 1500)

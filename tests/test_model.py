@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from levit_search.architecture import Levit, parse
 from levit_search.model import LevitModel, export_onnx, fold
-from levit_search.model.levit import DropPath, offsets
+from levit_search.model.blocks import DropPath, offsets
 
 TINY = {
     "image_size": 32,
@@ -181,20 +181,20 @@ def test_attention_uses_softmax_of_scaled_products_and_the_bias_of_the_absolute_
     queries = list(product(range(0, grid, stride), repeat=2))
     keys = list(product(range(grid), repeat=2))
     heads, key_dim, value_dim = core.num_heads, 8, 32
-    q = torch.randn(1, len(queries), heads, key_dim, dtype=torch.double)
-    k = torch.randn(1, len(keys), heads, key_dim, dtype=torch.double)
-    v = torch.randn(1, len(keys), heads, value_dim, dtype=torch.double)
+    q = torch.randn(1, heads, len(queries), key_dim, dtype=torch.double)
+    k = torch.randn(1, heads, len(keys), key_dim, dtype=torch.double)
+    v = torch.randn(1, heads, len(keys), value_dim, dtype=torch.double)
     expected = torch.zeros(1, len(queries), heads * value_dim, dtype=torch.double)
     for head, (i, (x, y)) in product(range(heads), enumerate(queries)):
         bias = core.attention_bias[head].reshape(grid, grid)
         scores = torch.stack(
             [
-                q[0, i, head] @ k[0, j, head] / key_dim**0.5 + bias[abs(x - x2), abs(y - y2)]
+                q[0, head, i] @ k[0, head, j] / key_dim**0.5 + bias[abs(x - x2), abs(y - y2)]
                 for j, (x2, y2) in enumerate(keys)
             ]
         )
         shares = scores.exp() / scores.exp().sum()
-        expected[0, i, head * value_dim : (head + 1) * value_dim] = shares @ v[0, :, head]
+        expected[0, i, head * value_dim : (head + 1) * value_dim] = shares @ v[0, head]
     torch.testing.assert_close(core(q, k, v), expected)
 
 

@@ -304,6 +304,17 @@ def test_other_settings_make_another_run_and_lose_nothing(tmp_path: Path) -> Non
     assert again.runs[1].settings == {"epochs": 300}
 
 
+def test_a_finished_timing_stays_until_it_is_measured_again(tmp_path: Path) -> None:
+    results = Results(tmp_path, "variants")
+    first = results.begin("speed", {"batch_size": 1}, {}, keep=False)
+    results.finish(first)
+    second = results.begin("speed", {"batch_size": 1}, {}, keep=False)
+    assert results.runs == [first, second]
+    assert results.begin("speed", {"batch_size": 1}, {}, keep=False) is second  # not finished yet
+    results.finish(second)
+    assert results.runs == [second]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("{", "cannot be read"), ('{"version": 1}', "cannot be read"), ("table", "holds ablation")],

@@ -78,10 +78,6 @@ def timm_model(name: str) -> nn.Module:
     ("timm_name", "name"),
     [
         ("levit_128s", "LeViT-128S"),
-        ("levit_128", "LeViT-128"),
-        ("levit_192", "LeViT-192"),
-        ("levit_256", "LeViT-256"),
-        ("levit_384", "LeViT-384"),
         ("levit_conv_128s", "LeViT-128S"),
     ],
 )

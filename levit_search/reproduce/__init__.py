@@ -71,7 +71,7 @@ def reproduce(request: Request, results: Results, begin: Begin, step: Step, told
         if run.finished is None or columns == "static":
             begin(columns, len(table.built))
             _fill(request, columns, run, step, told, results.save)
-            run.finish()
+            results.finish(run)
         results.save()
         _write(table, results)
 

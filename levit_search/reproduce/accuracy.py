@@ -13,6 +13,7 @@ from levit_search.baseline import Baseline, load_network
 from levit_search.batches import Batches, open_batches
 from levit_search.data import DataInfo, describe
 from levit_search.distill import Teacher, obtain_teacher
+from levit_search.donors import check_donor_weights, donor_of, load_donor_weights
 from levit_search.model import build
 from levit_search.reproduce.paper import Row, Table
 from levit_search.reproduce.results import Run
@@ -76,6 +77,8 @@ def fill_accuracy(
     # All rows are looked at before the first is trained: a mistake should not show after hours.
     info = describe(config.data)
     networks = {row.name: row_network(row, table, config, info, width_scale) for row in table.built}
+    donors = [donor_of(n) for n in networks.values() if n and not isinstance(n, Baseline)]
+    check_donor_weights(config.train.donor_weights, [donor for donor in donors if donor])
     batches = open_batches(config.data)
     teacher = _teacher(config, batches, told) if has_teacher(table) else None
     for name, network in networks.items():
@@ -145,6 +148,7 @@ def _train(
     else:
         model, described = build(network), network.model_dump(mode="json")
         is_taught = network.distillation
+        load_donor_weights(model, recipe.donor_weights)
     training = fit(model, batches, recipe, seed, teacher if is_taught else None, report)
     return {
         "test_top1_percent": top1_percent(model, batches, "test"),

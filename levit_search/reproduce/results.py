@@ -28,10 +28,6 @@ class Run:
     extra: dict[str, Any] = field(default_factory=dict)
     finished: str | None = None
 
-    def finish(self) -> None:
-        """All rows are there."""
-        self.finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-
 
 class Results:
     """All runs of one table's folder; nothing measured is ever thrown away unasked.
@@ -83,10 +79,15 @@ class Results:
             run = known[-1]
             self.runs.remove(run)
         else:
-            self.runs = [r for r in self.runs if r not in known]  # measured again
             run = Run(columns, settings, environment)
         self.runs.append(run)
         return run
+
+    def finish(self, run: Run) -> None:
+        """All rows are there: ``run`` takes the place of an earlier one with the same settings."""
+        run.finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        same = [r for r in self.runs if (r.columns, r.settings) == (run.columns, run.settings)]
+        self.runs = [r for r in self.runs if r is run or r not in same]
 
     def latest(self, columns: str) -> Run | None:
         """The run of a group that was asked for last."""
