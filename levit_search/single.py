@@ -12,7 +12,7 @@ from levit_search.errors import InputError
 from levit_search.files import write_atomically
 from levit_search.model import LevitModel, save_weights
 from levit_search.study import StudyConfig
-from levit_search.train import Epoch, fit, seed_torch, top1_percent
+from levit_search.train import Epoch, top1_percent, train_network
 
 
 def train_single(
@@ -63,11 +63,8 @@ def train_single(
             teacher, _ = obtain_teacher(
                 config.teacher, config.data, batches, Path(folder), seed, report
             )
-    seed_torch(seed, 3)
-    model = LevitModel(network)
-    training = fit(
-        model, batches, config.train, seed, teacher, told(network.id, config.train.epochs)
-    )
+    report = told(network.id, config.train.epochs)
+    model, training = train_network(network, batches, config.train, seed, teacher, report)
     result = {
         "id": network.id,
         "data": config.data.name,
