@@ -1,5 +1,4 @@
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -116,15 +115,6 @@ def built(network: Architecture) -> LevitModel:
 def images_for(network: Architecture, device: str) -> torch.Tensor:
     size = network.image_size
     return torch.zeros(1, network.in_channels, size, size, device=device)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost tiny networks more than they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", ["LeViT-128S", "LeViT-384"])
