@@ -268,6 +268,7 @@ def test_an_unknown_teacher_is_wrong_input_before_any_trial(
 
 
 def test_ctrl_c_says_how_to_go_on(space_file: Callable[..., Path], tmp_path: Path) -> None:
+    """As from a terminal, to all processes."""
     path = space_file(search={"trials": 50}, train={"epochs": 50, "threads": 1})
     # What ignores the signal (a shell's background jobs do) hands that down to its children.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -276,17 +277,18 @@ def test_ctrl_c_says_how_to_go_on(space_file: Callable[..., Path], tmp_path: Pat
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     signal.signal(signal.SIGINT, before)
     try:
-        while not (tmp_path / "s" / "study.db").exists():
+        while not (tmp_path / "s" / "worker.log").exists():
             assert process.poll() is None
-            time.sleep(0.1)
-        time.sleep(3)
-        process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert "the same command goes on" in errors
     assert "Traceback" not in errors

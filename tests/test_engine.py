@@ -12,11 +12,25 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from levit_search.architecture import Architecture
 from levit_search.search import driver, search
+from levit_search.search.engine import LocalEngine
 from levit_search.study import Study, read_config
 from tests.conftest import ROOT, command
 from tests.engines import HereEngine, Silent, finals, run
 from tests.networks import tiny_description
+
+
+def test_a_worker_is_deaf_to_ctrl_c_from_its_first_moment(
+    tiny: Architecture, space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    study = Study.create(tmp_path / "s", read_config(space_file()), ["test"])
+    answer = signal.getsignal(signal.SIGINT)
+    with closing(LocalEngine(study, tiny, {})) as engine:
+        status = Path(f"/proc/{engine._process.pid}/status").read_text()
+    ignored = next(line for line in status.splitlines() if line.startswith("SigIgn:")).split()[1]
+    assert int(ignored, 16) & 1 << signal.SIGINT - 1
+    assert signal.getsignal(signal.SIGINT) == answer
 
 
 def test_a_worker_that_dies_takes_only_its_trial_with_it(
