@@ -9,11 +9,10 @@ from typing import Any
 from levit_search.architecture import Architecture
 from levit_search.batches import open_batches
 from levit_search.distill import Teacher, obtain_teacher
-from levit_search.donors import load_donor_weights
 from levit_search.latency import LocalProbe, Measurement
-from levit_search.model import build, save_weights
+from levit_search.model import save_weights
 from levit_search.study import StudyConfig
-from levit_search.train import Epoch, fit, seed_torch
+from levit_search.train import Epoch, train_network
 
 # (what is being done, fraction done or None where that is not known)
 Progress = Callable[[str, float | None], None]
@@ -129,17 +128,13 @@ class Evaluator:
 
     def _train(self, network: Architecture, progress: Progress) -> tuple[dict[str, Any], float]:
         recipe, seed = self._config.train, self._config.search.seed
-        seed_torch(seed, 3)
-        model = build(network)
-        load_donor_weights(model, recipe.donor_weights)
 
         def report(epoch: Epoch) -> None:
             text = f"training, val {epoch.val_top1_percent:.1f} %"
             progress(text, epoch.epoch / recipe.epochs)
 
         progress("training", 0.0)
-        teacher = self._teacher if network.distillation else None
-        result = fit(model, self._batches, recipe, seed, teacher, report)
+        model, result = train_network(network, self._batches, recipe, seed, self._teacher, report)
         folder = self._folder / "checkpoints"
         folder.mkdir(exist_ok=True)
         save_weights(model, folder / f"{network.id}.safetensors")

@@ -8,12 +8,12 @@ from typing import Any
 from levit_search.architecture import Architecture, fitted
 from levit_search.batches import open_batches
 from levit_search.distill import obtain_teacher
-from levit_search.donors import check_donor_weights, donor_of, load_donor_weights
+from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
-from levit_search.model import Model, build, save_weights
+from levit_search.model import Model, save_weights
 from levit_search.study import StudyConfig
-from levit_search.train import Epoch, fit, seed_torch, top1_percent
+from levit_search.train import Epoch, top1_percent, train_network
 
 
 def train_single(
@@ -49,8 +49,8 @@ def train_single(
         in_channels=batches.info.in_channels,
         num_classes=batches.info.num_classes,
     )
-    donor, donor_weights = donor_of(network), config.train.donor_weights
-    check_donor_weights(donor_weights, [donor] if donor else [])
+    donor = donor_of(network)
+    check_donor_weights(config.train.donor_weights, [donor] if donor else [])
     seed = config.search.seed
 
     def told(what: str, epochs: int) -> Callable[[Epoch], None]:
@@ -66,12 +66,8 @@ def train_single(
             teacher, _ = obtain_teacher(
                 config.teacher, config.data, batches, Path(folder), seed, report
             )
-    seed_torch(seed, 3)
-    model = build(network)
-    load_donor_weights(model, donor_weights)
-    training = fit(
-        model, batches, config.train, seed, teacher, told(network.id, config.train.epochs)
-    )
+    report = told(network.id, config.train.epochs)
+    model, training = train_network(network, batches, config.train, seed, teacher, report)
     result = {
         "id": network.id,
         "data": config.data.name,

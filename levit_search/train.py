@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from levit_search.architecture import Architecture
 from levit_search.batches import Batches, generator
 from levit_search.data import SplitName
+from levit_search.donors import load_donor_weights
 from levit_search.errors import InputError, TrialError
+from levit_search.model import Model, build
 from levit_search.recipe import Recipe
 
 
@@ -71,6 +74,25 @@ def seed_torch(*numbers: int) -> None:
     seed = generator(*numbers).initial_seed()
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def train_network(
+    network: Architecture,
+    batches: Batches,
+    recipe: Recipe,
+    seed: int,
+    teacher: TeacherLabels | None,
+    report: Report = silent,
+) -> tuple[Model, Training]:
+    """Build ``network`` with the weights of ``seed`` and its donor's, and fit it; see :func:`fit`.
+
+    A network with one head has nothing to learn from a teacher, which is then not asked.
+    """
+    seed_torch(seed, 3)
+    model = build(network)
+    load_donor_weights(model, recipe.donor_weights)
+    labels = teacher if network.distillation else None
+    return model, fit(model, batches, recipe, seed, labels, report)
 
 
 def fit(

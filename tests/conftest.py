@@ -11,8 +11,31 @@ import yaml
 
 from levit_search import architecture
 from levit_search.architecture import Architecture
+from tests.networks import tiny_description, tiny_space
 
 ROOT = Path(__file__).parents[1]
+
+# Several test processes with threads for every core each would mostly wait for each other. Torch
+# reads this when it is imported, here and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# Those that start workers take longest; the processes of a run share the rest among them.
+_FIRST = ("test_engine.py", "test_cli.py", "test_search.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first, so that no process is left alone with one of them."""
+    items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else 9)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed() -> None:
+    """A test starts with one thread of torch and with seed 0, whatever the one before it did."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -28,42 +51,6 @@ def tiny() -> Architecture:
     return architecture.parse(tiny_description())
 
 
-def tiny_description() -> dict[str, object]:
-    return {
-        "image_size": 16,
-        "in_channels": 1,
-        "num_classes": 10,
-        "stem": {"kind": "conv", "layers": 2},
-        "stages": [{"depth": 1, "embed_dim": 16, "num_heads": 2, "key_dim": 8}],
-    }
-
-
-def tiny_space(**sections: object) -> dict[str, object]:
-    """A space of 16 networks that train in a second, without a teacher or a clock."""
-    return {
-        "name": "tiny",
-        "data": {"name": "digits", "image_size": 16, "train_images": 256},
-        "architecture": {
-            "num_stages": {"choices": [1, 2]},
-            "stem": {"kind": "conv", "layers": 2},
-            "stages": [
-                {"depth": 1, "embed_dim": {"choices": [8, 16]}, "num_heads": 1, "key_dim": 8},
-                {
-                    "depth": {"range": [1, 2]},
-                    "embed_dim": {"choices": [16, 24, 32]},
-                    "num_heads": 2,
-                    "key_dim": 8,
-                },
-            ],
-        },
-        "train": {"epochs": 1, "batch_size": 64, "lr": 5.0e-3, "threads": 1, "device": "cpu"},
-        "teacher": None,
-        "objectives": ["top1_percent", "flops"],
-        "search": {"trials": 5, "startup_trials": 3},
-        **sections,
-    }
-
-
 @pytest.fixture
 def space_file(tmp_path: Path) -> Callable[..., Path]:
     """Write :func:`tiny_space` with other sections to a file."""
@@ -77,14 +64,34 @@ def space_file(tmp_path: Path) -> Callable[..., Path]:
 
 
 def command(*arguments: object) -> list[str]:
+    """A levit-search command line for a process of its own."""
     return [sys.executable, "-m", "levit_search", *map(str, arguments)]
 
 
-@pytest.fixture
-def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a levit-search command in a folder of its own."""
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run a levit-search command in a folder of its own, in this process, where torch is loaded."""
+    from levit_search.cli import main
+
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["levit-search", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def cli_process(tmp_path: Path) -> Cli:
+    """Run a levit-search command in a folder of its own, as a user does."""
+
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             command(*arguments),
             capture_output=True,

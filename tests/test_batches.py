@@ -28,14 +28,6 @@ RECIPE = Recipe(batch_size=8)
 PLAIN = Recipe(batch_size=8, crop=False, hflip=False)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_folder(root: Path) -> Path:
     """30 training and 6 test images in two classes, of noise and as large as they are asked for."""
     noise = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,9 +16,8 @@ from safetensors.torch import load_file
 
 from levit_search import architecture
 from levit_search.cost import cost
-from tests.conftest import ROOT, command, tiny_space
-
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.conftest import ROOT, Cli, command
+from tests.networks import SMALL_REGNETY, tiny_space
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         latency={"seconds": 0.1, "rounds": 2},
         teacher={
             "name": "regnety_002",
-            "options": {
-                "depth": 4,
-                "w0": 48,
-                "wa": 40,
-                "wm": 1.5,
-                "group_size": 48,
-                "stem_width": 48,
-                "output_stride": 8,
-            },
+            "options": SMALL_REGNETY,
             "recipe": {"epochs": 1, "batch_size": 64, "threads": 1},
         },
         search={"trials": 3},
@@ -49,7 +41,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**__import__("os").environ, "XDG_CACHE_HOME": str(folder / "cache")},
+        env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
     )
     assert done.returncode == 0, done.stderr
     return folder / "study", json.loads(done.stdout)
@@ -250,6 +242,17 @@ def test_bad_input_gets_one_line_and_exit_2(
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
+def test_a_process_prints_and_exits_as_its_command_says(cli_process: Cli) -> None:
+    """All the rest runs in this process; this one sees what only a process of its own can show."""
+    done = cli_process("count", "LeViT-128S", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)[0]["name"] == "LeViT-128S"
+    wrong = cli_process("count", "LeVit-256")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    (line,) = wrong.stderr.splitlines()
+    assert line.startswith("levit-search: ") and "did you mean 'LeViT-256'?" in line
+
+
 def test_an_unknown_teacher_is_wrong_input_before_any_trial(
     cli: Cli, space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -265,18 +268,27 @@ def test_an_unknown_teacher_is_wrong_input_before_any_trial(
 
 
 def test_ctrl_c_says_how_to_go_on(space_file: Callable[..., Path], tmp_path: Path) -> None:
+    """As from a terminal, to all processes."""
     path = space_file(search={"trials": 50}, train={"epochs": 50, "threads": 1})
+    # What ignores the signal (a shell's background jobs do) hands that down to its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command("run", path, "--study", tmp_path / "s"),
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
-    while not (tmp_path / "s" / "study.db").exists():
-        time.sleep(0.1)
-    time.sleep(3)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
+    signal.signal(signal.SIGINT, before)
+    try:
+        while not (tmp_path / "s" / "worker.log").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
     assert "the same command goes on" in errors
     assert "Traceback" not in errors

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -156,15 +155,6 @@ def traced_flops(model: Model, images: torch.Tensor) -> int:
     multiply_adds, rest = divmod(counter.get_total_flops(), 2)
     assert rest == 0
     return multiply_adds
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost tiny networks more than they save."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", ["LeViT-384", "graft-2-6", *ABLATIONS])

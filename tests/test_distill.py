@@ -18,30 +18,15 @@ from levit_search.errors import InputError
 from levit_search.model import LevitModel
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.train import Training, _loss, fit, seed_torch, top1_percent
+from tests.networks import SMALL_REGNETY
 
 RECIPE = Recipe(epochs=1, batch_size=20, lr=5e-3, threads=1, device="cpu")
 DATA = DataConfig(image_size=16, train_images=60)
 CONFIG = TeacherConfig(
     name="regnety_002",
-    options={
-        "depth": 4,
-        "w0": 48,
-        "wa": 40,
-        "wm": 1.5,
-        "group_size": 48,
-        "stem_width": 48,
-        "output_stride": 8,
-    },
+    options=SMALL_REGNETY,
     recipe=RECIPE,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from levit_search.errors import InputError, TrialError
 from levit_search.latency import LatencyConfig, LocalProbe, local, worker
 from levit_search.latency.protocol import measurement
 from levit_search.model import LevitModel, export_onnx, fold
-from tests.conftest import tiny_description
+from tests.networks import tiny_description
 
 QUICK: dict[str, Any] = {"seconds": 0.2, "rounds": 2, "reference": tiny_description()}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from levit_search.architecture import Levit, parse
 from levit_search.model import LevitModel, export_onnx, fold
 from levit_search.model.blocks import DropPath, offsets
+from tests.networks import randomised
 
 TINY = {
     "image_size": 32,
@@ -38,38 +39,8 @@ VARIANTS = {
 every_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def network(**changes: object) -> Levit:
     return parse({**TINY, **changes})
-
-
-@torch.no_grad()
-def randomised(model: LevitModel) -> LevitModel:
-    """``model`` as if it had been trained: no norm, statistic or attention bias as it started.
-
-    Weights keep the variance of what goes through, so that images still matter to the logits.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.weight.normal_(std=module.weight[0].numel() ** -0.5)
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm):
-            module.weight.uniform_(0.5, 1.5)
-            module.bias.normal_(std=0.2)
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.2)
-            module.running_var.uniform_(0.5, 2)
-    for name, parameter in model.named_parameters():
-        if name.endswith("attention_bias"):
-            parameter.normal_()
-    return model
 
 
 def images(model: LevitModel, count: int) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from levit_search.errors import InputError
+from levit_search.latency.worker import device_name
 from levit_search.study import Study, load_architecture, parse_settings, read_config
 
 
@@ -25,6 +26,7 @@ def test_a_study_reads_back_what_it_was_made_from(
     sessions = json.loads((study.folder / "environment.json").read_text())["sessions"]
     assert sessions[0]["command"] == ["levit-search", "run"]
     assert sessions[0]["packages"]["torch"]
+    assert sessions[0]["cpu"] == device_name()
 
 
 def test_going_on_with_another_budget_is_the_same_study(

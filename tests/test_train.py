@@ -14,18 +14,11 @@ from levit_search.data import DataConfig, SplitName
 from levit_search.errors import InputError, TrialError
 from levit_search.model import LevitModel
 from levit_search.recipe import Recipe
-from levit_search.train import Epoch, Training, fit, seed_torch, top1_percent
+from levit_search.train import Epoch, Training, fit, seed_torch, top1_percent, train_network
+from tests.networks import tiny_description
 
 RECIPE = Recipe(epochs=3, batch_size=32, lr=5e-3, warmup_epochs=0.5, threads=1, device="cpu")
 SHORT = RECIPE.model_copy(update={"epochs": 2})
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +32,14 @@ def few_digits() -> Batches:
 
 
 def network(**changes: object) -> Levit:
-    tiny = {
-        "image_size": 16,
-        "in_channels": 1,
-        "num_classes": 10,
+    two_stages = {
         "stem": {"kind": "conv", "channels": [16, 32]},
         "stages": [
             {"depth": 1, "embed_dim": 32, "num_heads": 2, "key_dim": 8},
             {"depth": 1, "embed_dim": 48, "num_heads": 2, "key_dim": 8},
         ],
     }
-    return parse({**tiny, **changes})
+    return parse(tiny_description(**{**two_stages, **changes}))
 
 
 def fresh(seed: int = 0, **changes: object) -> LevitModel:
@@ -236,6 +226,25 @@ def test_asking_for_a_gpu_where_there_is_none_is_an_input_error(few_digits, monk
     recipe = RECIPE.model_copy(update={"device": "cuda"})
     with pytest.raises(InputError, match="cuda"):
         fit(fresh(), few_digits, recipe, seed=0)
+
+
+def never_asked(seed: int, epoch: int, batch: int, images: Tensor) -> Tensor:
+    raise AssertionError("this teacher is not to be asked")
+
+
+def test_a_seed_gives_the_weights_and_one_head_needs_no_teacher(few_digits):
+    described = network(distillation=False)
+    trained = []
+    for global_seed, seed in ((1, 0), (2, 0), (1, 7)):
+        torch.manual_seed(global_seed)
+        model, training = train_network(described, few_digits, SHORT, seed, never_asked)
+        assert training.val_top1_percent == top1_percent(model, few_digits, "val")
+        trained.append(model.state_dict())
+    first, again, other = trained
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.linear.weight"], other["head.linear.weight"])
+    with pytest.raises(AssertionError, match="not to be asked"):
+        train_network(network(), few_digits, SHORT, 0, never_asked)
 
 
 class WithoutTest:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from levit_search.architecture import Levit, parse, published
 from levit_search.errors import InputError
 from levit_search.model import LevitModel, load_weights, to_timm
+from tests.networks import randomised
 
 SMALL = {
     "image_size": 48,
@@ -26,37 +27,8 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def small(**changes: object) -> Levit:
     return parse({**SMALL, **changes})
-
-
-@torch.no_grad()
-def randomised(model: nn.Module) -> nn.Module:
-    """``model`` as if it had been trained: no norm, statistic or attention bias as it started.
-
-    Weights keep the variance of what goes through, so that images still matter to the logits.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.weight.normal_(std=module.weight[0].numel() ** -0.5)
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.weight.uniform_(0.5, 1.5)
-            module.bias.normal_(std=0.2)
-            module.running_mean.normal_(std=0.2)
-            module.running_var.uniform_(0.5, 2)
-    for name, parameter in model.named_parameters():
-        if "attention_bias" in name:
-            parameter.normal_()
-    return model.eval()
 
 
 @torch.no_grad()

@@ -204,10 +204,6 @@ def train(
     from levit_search.single import train_single
     from levit_search.study import load_architecture
 
-    if arch.startswith("timm/"):
-        raise InputError(
-            f"{arch}: train takes our own networks only; timm's can be counted and probed"
-        )
     network = load_architecture(arch)
     given: dict[str, Any] = {
         "train.epochs": epochs,

@@ -115,11 +115,10 @@ def reproduce(
 
 def _environment() -> dict[str, Any]:
     """What a reader of the table needs to know of this machine; its name is not part of that."""
-    from levit_search.latency.worker import device_name
-    from levit_search.study import environment
+    from levit_search.environment import environment
 
     found = environment(["levit-search", *sys.argv[1:]])
-    return {"cpu": device_name(), **{k: v for k, v in found.items() if k != "host"}}
+    return {name: value for name, value in found.items() if name != "host"}
 
 
 def _document(paper: Any, results: Any, columns: tuple[str, ...]) -> dict[str, Any]:

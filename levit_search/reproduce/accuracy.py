@@ -13,12 +13,11 @@ from levit_search.baseline import Baseline, load_network
 from levit_search.batches import Batches, open_batches
 from levit_search.data import DataInfo, describe
 from levit_search.distill import Teacher, obtain_teacher
-from levit_search.donors import check_donor_weights, donor_of, load_donor_weights
-from levit_search.model import build
+from levit_search.donors import check_donor_weights, donor_of
 from levit_search.reproduce.paper import Row, Table
 from levit_search.reproduce.results import Run
 from levit_search.study import StudyConfig
-from levit_search.train import Epoch, fit, seed_torch, top1_percent
+from levit_search.train import Epoch, fit, seed_torch, top1_percent, train_network
 
 Figures = dict[str, Any]
 Step = Callable[[str], None]
@@ -140,16 +139,15 @@ def _train(
         told(f"val {epoch.val_top1_percent:.1f} %", epoch.epoch / recipe.epochs)
 
     told("training", 0.0)
-    seed_torch(seed, 3)
+    model: nn.Module
     described: object
     if isinstance(network, Baseline):
-        model: nn.Module = network.build()
-        described, is_taught = network.id, False
+        seed_torch(seed, 3)
+        model, described = network.build(), network.id
+        training = fit(model, batches, recipe, seed, report=report)
     else:
-        model, described = build(network), network.model_dump(mode="json")
-        is_taught = network.distillation
-        load_donor_weights(model, recipe.donor_weights)
-    training = fit(model, batches, recipe, seed, teacher if is_taught else None, report)
+        model, training = train_network(network, batches, recipe, seed, teacher, report)
+        described = network.model_dump(mode="json")
     return {
         "test_top1_percent": top1_percent(model, batches, "test"),
         **training.as_json(),

@@ -114,7 +114,13 @@ class LocalEngine:
             name="levit-search-worker",
             daemon=True,
         )
-        self._process.start()
+        # Ctrl-C goes to every process of the terminal; a child that inherits deafness to it does
+        # not end with a traceback while it is still importing.
+        answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self._process.start()
+        finally:
+            signal.signal(signal.SIGINT, answer)
         far_end.close()
 
     def _buried(self) -> Event:
@@ -145,7 +151,7 @@ def serve(
     settled_ms: dict[str, float],
 ) -> None:
     """The worker's life: prepare once, then evaluate what is sent until the driver is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to answer
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # Ctrl-C is the driver's to answer
     # SIGTERM must reach the probe's worker as well; ending by exception runs the clean-up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _end_with_parent()

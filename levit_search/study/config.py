@@ -1,0 +1,160 @@
+"""What a study is told: the space file as read, changed by ``--set`` and resolved."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from levit_search import architecture as architectures
+from levit_search import data as datasets
+from levit_search.configuration import Count, Frozen, parse_yaml, read_yaml, validated
+from levit_search.data import DataConfig
+from levit_search.errors import InputError
+from levit_search.latency.protocol import LatencyConfig
+from levit_search.pareto import FIXED_REFERENCE, Objective
+from levit_search.recipe import Recipe, TeacherConfig
+from levit_search.space import Limits, Space
+
+
+class SearchConfig(Frozen):
+    """How a space is searched: ``trials`` networks are trained, or as many as ``time_s`` allows."""
+
+    trials: Count = 20
+    time_s: Annotated[float, Field(gt=0)] | None = None
+    sampler: Literal["tpe", "random"] = "tpe"
+    startup_trials: Count = 10
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
+
+
+class StudyConfig(Frozen):
+    """A space file: what may vary, on which data, how it is trained, measured and searched."""
+
+    version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    data: DataConfig = DataConfig()
+    architecture: dict[str, Any]
+    train: Recipe = Recipe()
+    teacher: TeacherConfig | None = TeacherConfig()
+    latency: LatencyConfig = LatencyConfig()
+    objectives: tuple[Objective, ...] = ("top1_percent", "latency_ms")
+    limits: Limits = Limits()
+    search: SearchConfig = SearchConfig()
+    start: tuple[str | dict[str, Any], ...] = ()
+    """Networks to try first: published names, YAML files or descriptions."""
+    hypervolume_reference: dict[Objective, float] = Field(default_factory=dict)
+
+    @field_validator("objectives")
+    @classmethod
+    def _check_objectives(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if len(set(objectives)) < 2 or len(set(objectives)) != len(objectives):
+            raise ValueError("two or more different objectives are needed")
+        return objectives
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether candidates are probed."""
+        return "latency_ms" in self.objectives or self.limits.latency_ms is not None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether candidates are trained."""
+        return "top1_percent" in self.objectives
+
+    def space(self, where: str = "space") -> Space:
+        """The compiled space, with the sizes that the template leaves out taken from the data.
+
+        A template that states its channels and classes can be looked at without the data.
+
+        Raises:
+            InputError: the template is malformed, or the data needed and missing.
+        """
+        sizes: dict[str, int] = {"image_size": self.data.image_size}
+        if not {"in_channels", "num_classes"} <= self.architecture.keys():
+            sizes |= self._data_sizes()
+        return Space({**sizes, **self.architecture}, self.limits, where)
+
+    def check_data(self, where: str = "space") -> None:
+        """Make sure that the data is there and that the template is made for it.
+
+        Raises:
+            InputError: it is missing, or has other sizes than the template states.
+        """
+        sizes = {"image_size": self.data.image_size, **self._data_sizes()}
+        for name, value in sizes.items():
+            if self.architecture.get(name, value) != value:
+                raise InputError(
+                    f"{where}: architecture.{name}: {self.architecture[name]} differs from the "
+                    f"data's {value}"
+                )
+
+    def _data_sizes(self) -> dict[str, int]:
+        info = datasets.describe(self.data)
+        return {"in_channels": info.in_channels, "num_classes": info.num_classes}
+
+
+def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyConfig:
+    """The space file at ``path``, resolved so that it no longer depends on other files.
+
+    Args:
+        path: a YAML file; see ``spaces/``.
+        changes: values by dotted key, put over those in the file.
+
+    Raises:
+        InputError: the file cannot be read or says something wrong.
+    """
+    raw = read_yaml(path)
+    for key, value in (changes or {}).items():
+        _put(raw, key, value)
+    config = validated(StudyConfig, raw, str(path))
+    start = tuple(
+        entry
+        if isinstance(entry, dict) or entry in architectures.published_names()
+        else architectures.load(_beside(entry, path)).model_dump(mode="json")
+        for entry in config.start
+    )
+    reference = {
+        objective: config.hypervolume_reference.get(objective, FIXED_REFERENCE[objective])
+        for objective in config.objectives
+    }
+    return config.model_copy(update={"start": start, "hypervolume_reference": reference})
+
+
+def _beside(entry: str, path: Path) -> str:
+    """A file named in a space file is looked for beside it first."""
+    return str(path.parent / entry) if (path.parent / entry).is_file() else entry
+
+
+def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    node: Any = raw
+    for part in parents:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        else:
+            raise InputError(f"--set {dotted}: there is nothing to set at {part!r}")
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise InputError(f"--set {dotted}: there is nothing to set at {last!r}")
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """``key=value`` texts as values by dotted key, each value read as YAML.
+
+    Raises:
+        InputError: a text has no ``=`` or its value is no YAML.
+    """
+    changes = {}
+    for text in settings:
+        key, separator, value = text.partition("=")
+        if not separator or not key.strip():
+            raise InputError(f"--set {text}: expected key=value, such as train.epochs=5")
+        changes[key.strip()] = parse_yaml(value, f"--set {text}")
+    return changes

@@ -1,0 +1,81 @@
+"""Descriptions of the small networks that tests build, and weights as training leaves them."""
+
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    Model = TypeVar("Model", bound=nn.Module)
+
+# A teacher that is created and trained in no time: options of timm's regnety_002.
+SMALL_REGNETY = {
+    "depth": 4,
+    "w0": 48,
+    "wa": 40,
+    "wm": 1.5,
+    "group_size": 48,
+    "stem_width": 48,
+    "output_stride": 8,
+}
+
+
+def tiny_description(**changes: object) -> dict[str, object]:
+    """The smallest network worth running: one stage, 16 px, one channel, ten classes."""
+    return {
+        "image_size": 16,
+        "in_channels": 1,
+        "num_classes": 10,
+        "stem": {"kind": "conv", "layers": 2},
+        "stages": [{"depth": 1, "embed_dim": 16, "num_heads": 2, "key_dim": 8}],
+        **changes,
+    }
+
+
+def tiny_space(**sections: object) -> dict[str, object]:
+    """A space of 16 networks that train in a second, without a teacher or a clock."""
+    return {
+        "name": "tiny",
+        "data": {"name": "digits", "image_size": 16, "train_images": 256},
+        "architecture": {
+            "num_stages": {"choices": [1, 2]},
+            "stem": {"kind": "conv", "layers": 2},
+            "stages": [
+                {"depth": 1, "embed_dim": {"choices": [8, 16]}, "num_heads": 1, "key_dim": 8},
+                {
+                    "depth": {"range": [1, 2]},
+                    "embed_dim": {"choices": [16, 24, 32]},
+                    "num_heads": 2,
+                    "key_dim": 8,
+                },
+            ],
+        },
+        "train": {"epochs": 1, "batch_size": 64, "lr": 5.0e-3, "threads": 1, "device": "cpu"},
+        "teacher": None,
+        "objectives": ["top1_percent", "flops"],
+        "search": {"trials": 5, "startup_trials": 3},
+        **sections,
+    }
+
+
+def randomised(model: "Model") -> "Model":
+    """``model`` as if it had been trained: no norm, statistic or attention bias as it started.
+
+    Weights keep the variance of what goes through, so that images still matter to the logits.
+    """
+    import torch
+    from torch import nn
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.weight.normal_(std=module.weight[0].numel() ** -0.5)
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(std=0.2)
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.2)
+                module.running_var.uniform_(0.5, 2)
+        for name, parameter in model.named_parameters():
+            if "attention_bias" in name:
+                parameter.normal_()
+    return model
