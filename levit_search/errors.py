@@ -1,6 +1,7 @@
 """What a user can cause: one root exception and the few leaves that build their own message."""
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -44,13 +45,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     by_folded = {candidate.casefold(): candidate for candidate in names}
-    near = [
-        by_folded[folded]
-        for folded in difflib.get_close_matches(name.casefold(), by_folded, n=6, cutoff=0.5)
-    ]
+    near = [by_folded[spelling] for spelling in _nearest(name.casefold(), by_folded)]
     hint = f"did you mean {near[0]!r}? " if near else ""
     if len(names) <= _FEW:
         return f"{hint}Known: {', '.join(names)}"
     if not near:
         return f"none of the {len(names)} known is spelt alike"
     return f"{hint}Known: {', '.join(near)} and {len(names) - len(near)} others"
+
+
+def _nearest(name: str, known: Iterable[str], count: int = 6) -> list[str]:
+    """Those spelt most alike; of equally alike ones, those that begin alike come first."""
+
+    def rank(candidate: str) -> tuple[float, int]:
+        alike = difflib.SequenceMatcher(None, candidate, name).ratio()
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(candidate, name))
+        return -alike, -len(list(same))
+
+    near = difflib.get_close_matches(name, known, n=4 * count, cutoff=0.5)
+    return sorted(near, key=rank)[:count]

@@ -1,11 +1,4 @@
-"""Descriptions of the small networks that tests build, and weights as training leaves them."""
-
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    Model = TypeVar("Model", bound=nn.Module)
+"""Descriptions of the small networks that tests build."""
 
 # A teacher that is created and trained in no time: options of timm's regnety_002.
 SMALL_REGNETY = {
@@ -55,27 +48,3 @@ def tiny_space(**sections: object) -> dict[str, object]:
         "search": {"trials": 5, "startup_trials": 3},
         **sections,
     }
-
-
-def randomised(model: "Model") -> "Model":
-    """``model`` as if it had been trained: no norm, statistic or attention bias as it started.
-
-    Weights keep the variance of what goes through, so that images still matter to the logits.
-    """
-    import torch
-    from torch import nn
-
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.weight.normal_(std=module.weight[0].numel() ** -0.5)
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(std=0.2)
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.2)
-                module.running_var.uniform_(0.5, 2)
-        for name, parameter in model.named_parameters():
-            if "attention_bias" in name:
-                parameter.normal_()
-    return model

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,6 @@ from levit_search.baseline import Baseline, BaselineCost, count_module
 from levit_search.cli import main
 from levit_search.cost import Cost, LayerCost, cost
 from levit_search.errors import InputError, UnknownNameError
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tracing waits for one image at a time; threads beside a busy core only wait longer."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_name_alone_brings_its_own_size() -> None:
@@ -214,7 +205,7 @@ def test_count_by_layer_prints_a_tree_with_shares(cli: Cli) -> None:
     assert lines[0] == "timm/resnet18@64 (timm-resnet18-64). One multiply-add is one FLOP."
     assert lines[1].split() == ["layer", "params", "%", "flops", "%", "activations", "%"]
     assert lines[2].split()[:3] == ["total", "11,689,512", "100.0"]
-    assert any(line.startswith("├─ layer1.0 ") for line in lines)
+    assert any(line.startswith("│  ├─ layer1.0 ") for line in lines)
     told = " ".join(out.split())
     assert "timm/resnet18@64: 405,504 FLOPs of norms left out" in told
     assert "add_ 8, max_pool2d 1, adaptive_avg_pool2d 1" in told

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from levit_search.architecture import Levit, parse
 from levit_search.model import LevitModel, export_onnx, fold
 from levit_search.model.blocks import DropPath, offsets
-from tests.networks import randomised
+from tests.random_networks import randomised
 
 TINY = {
     "image_size": 32,

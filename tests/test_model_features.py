@@ -1,6 +1,5 @@
 """Maps at several scales, as timm's networks give them with ``features_only``."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,15 +12,6 @@ from tests.random_networks import images_for, randomised, unfilled
 from tests.test_model_layouts import GRAFT, LEVIT, NETWORKS
 
 LAYOUTS = pytest.mark.parametrize("layout", ["tokens", "maps"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 @LAYOUTS

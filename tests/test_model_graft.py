@@ -1,6 +1,5 @@
 """Modules of the graft family: their ends are timm's networks, their tokens have heads each."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,15 +26,6 @@ ENDS = {
     "deit_small_distilled_patch16_224": ("graft-0-12", True),
     "resnet50": ("graft-4-0", False),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def graft(**changes: object) -> Graft:

@@ -1,7 +1,6 @@
 """Tokens and maps: one network with one set of weights, laid out in two ways."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +56,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet": {**GRAFT, "trunk": {"depth": 0}},
 }
 every_network = pytest.mark.parametrize("data", NETWORKS.values(), ids=NETWORKS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def in_both_layouts(network: Architecture) -> tuple[Model, Model]:

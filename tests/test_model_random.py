@@ -1,6 +1,5 @@
 """Random networks of both families, in both layouts: trained, folded and written as ONNX."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,6 @@ SEEDS = range(24)
 
 def layout_of(seed: int) -> Layout:
     return "maps" if seed // 2 % 2 else "tokens"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=SEEDS)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from levit_search.architecture import Levit, parse, published
 from levit_search.errors import InputError
 from levit_search.model import LevitModel, load_weights, to_timm
-from tests.networks import randomised
+from tests.random_networks import randomised
 
 SMALL = {
     "image_size": 48,

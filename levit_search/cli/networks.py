@@ -9,7 +9,6 @@ import typer
 
 from levit_search.cli.options import Json, Settings, space_file
 from levit_search.cli.printing import figures_table, print_json, print_table, say
-from levit_search.errors import InputError
 
 if TYPE_CHECKING:
     from levit_search.architecture import Architecture
