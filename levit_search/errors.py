@@ -59,7 +59,9 @@ def _nearest(name: str, known: Iterable[str], count: int = 6) -> list[str]:
 
     def rank(candidate: str) -> tuple[float, int]:
         alike = difflib.SequenceMatcher(None, candidate, name).ratio()
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(candidate, name))
+        same = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(candidate, name, strict=False)
+        )
         return -alike, -len(list(same))
 
     near = difflib.get_close_matches(name, known, n=4 * count, cutoff=0.5)

@@ -134,6 +134,21 @@ def test_a_trial_half_proposed_by_a_killed_driver_is_adopted(
         assert all(trial.state.is_finished() for trial in study.storage().trials)
 
 
+def test_a_trial_killed_between_its_notes_gets_the_rest(
+    stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its architecture was noted, its cost not yet."""
+    undisturbed = finals(run(space_file(), tmp_path / "a")[1])
+    study = Study.create(tmp_path / "b", read_config(space_file()), ["test"])
+    space = study.config.space()
+    sampler = driver.SeededSampler(study.config.search, space.distributions())
+    begun = study.storage(sampler).ask()
+    network = space.decode(space.suggest(begun))
+    begun.set_user_attr("architecture", network.model_dump(mode="json"))
+    search(study, Silent())
+    assert finals(study) == undisturbed
+
+
 def test_a_queued_trial_of_a_killed_driver_is_taken_up(
     stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
 ) -> None:

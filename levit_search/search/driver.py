@@ -203,12 +203,13 @@ class _Driver:
             self._turn_down(trial, str(error))
             return self._idle < _IDLE_PROPOSALS
         attributes = trial.user_attrs
-        if "architecture" not in attributes:
-            found = cost(network)
-            trial.set_user_attr("architecture", network.model_dump(mode="json"))
-            trial.set_user_attr("cost", found._asdict())
+        found = cost(network)
+        known = {"architecture": network.model_dump(mode="json"), "cost": found._asdict()}
+        for name, value in known.items():  # a kill may have come between the two
+            if name not in attributes:
+                trial.set_user_attr(name, value)
         constraints = trial.constraints
-        excess = {"valid": 0.0, **self._space.limits.excess(cost(network))}
+        excess = {"valid": 0.0, **self._space.limits.excess(found)}
         for name, value in excess.items():
             if name not in constraints:
                 trial.set_constraint(name, value)
