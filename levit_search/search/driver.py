@@ -204,10 +204,10 @@ class _Driver:
             return self._idle < _IDLE_PROPOSALS
         attributes = trial.user_attrs
         found = cost(network)
-        known = {"architecture": network.model_dump(mode="json"), "cost": found._asdict()}
-        for name, value in known.items():  # a kill may have come between the two
-            if name not in attributes:
-                trial.set_user_attr(name, value)
+        notes = {"architecture": network.model_dump(mode="json"), "cost": found._asdict()}
+        for key, note in notes.items():  # a kill may have come between the two
+            if key not in attributes:
+                trial.set_user_attr(key, note)
         constraints = trial.constraints
         excess = {"valid": 0.0, **self._space.limits.excess(found)}
         for name, value in excess.items():
