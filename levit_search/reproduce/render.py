@@ -199,8 +199,13 @@ def as_markdown(table: Table, results: Results) -> str:
 
 
 def _markdown_table(heads: list[str], body: Iterable[list[str]]) -> list[str]:
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *body]
+    rules = ["---" if head in _WORDS else "---:" for head in heads]
+    rows = [heads, rules, *body]
     return [f"| {' | '.join(row)} |" for row in rows]
+
+
+# Heads of columns that hold words and not figures.
+_WORDS = ("network", "what", "agrees", "stem", "faster", "slower")
 
 
 def _stem_cells(stems: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
