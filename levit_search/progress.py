@@ -2,6 +2,7 @@
 
 import time
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,24 +16,18 @@ from levit_search.study import Record, Study
 
 _FRONT_ROWS = 12
 
+_Shown = TypeVar("_Shown", bound="_OnStderr")
 
-class SearchProgress:
-    """A search, live in a terminal; elsewhere one line for each thing that happens."""
 
-    def __init__(self, study: Study) -> None:
-        self._study = study
+class _OnStderr:
+    """A context in which a terminal has a live part at its end; elsewhere there is none."""
+
+    def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._live: Live | None = None
-        self._begun = self._step_begun = time.monotonic()
-        self._left_s: float | None = None
-        self._left_told = self._begun
-        self._preparing = "starting the worker"
-        self._fraction: float | None = None
-        self._current: dict[int, tuple[Architecture, str, float | None]] = {}
-        self._records: list[Record] = []
-        self._last_line = ""
+        self._begun = time.monotonic()
 
-    def __enter__(self) -> "SearchProgress":
+    def __enter__(self: _Shown) -> _Shown:
         if self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
@@ -46,6 +41,21 @@ class SearchProgress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+class SearchProgress(_OnStderr):
+    """A search, live in a terminal; elsewhere one line for each thing that happens."""
+
+    def __init__(self, study: Study) -> None:
+        super().__init__()
+        self._study = study
+        self._left_s: float | None = None
+        self._left_told = self._begun
+        self._preparing = "starting the worker"
+        self._fraction: float | None = None
+        self._current: dict[int, tuple[Architecture, str, float | None]] = {}
+        self._records: list[Record] = []
+        self._last_line = ""
 
     def preparing(self, text: str, fraction: float | None) -> None:
         self._preparing, self._fraction = text, fraction
@@ -109,30 +119,13 @@ class SearchProgress:
         return ", ".join(part for part in parts if part)
 
 
-class StepProgress:
+class StepProgress(_OnStderr):
     """Work in groups of named steps: a bar in a terminal, elsewhere a line for each thing told."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._live: Live | None = None
-        self._begun = time.monotonic()
+        super().__init__()
         self._group, self._count, self._index = "", 0, 0
         self._name, self._last_line = "", ""
-
-    def __enter__(self) -> "StepProgress":
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def begin(self, group: str, count: int) -> None:
         """A group of ``count`` steps comes next."""
