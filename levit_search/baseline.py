@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PREFIX = "timm/"
 
+_MOST_PIXELS = 4096
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -34,8 +36,10 @@ class Baseline:
 
     @property
     def id(self) -> str:
-        """Its name and image size, fit for a file's name: ``timm-resnet18-224``."""
-        return f"timm-{self.name}-{self.image_size}"
+        """Fit for a file's name: ``timm-resnet18-224``; channels and classes follow if unusual."""
+        ends = (self.in_channels, self.num_classes)
+        others = "" if ends == (3, 1000) else f"-{ends[0]}-{ends[1]}"
+        return f"timm-{self.name}-{self.image_size}{others}"
 
     def build(self) -> "nn.Module":
         """The network with fresh weights, its attention written as matmul and softmax.
@@ -84,11 +88,14 @@ def load(text: str) -> Baseline:
                 f"such as {PREFIX}{name}@{min(height, width)}"
             )
         return Baseline(name, height, channels, classes)
-    if not (size.isascii() and size.isdigit() and int(size)):
-        raise InputError(f"{text}: expected a size in pixels after @, such as {PREFIX}{name}@224")
+    if not (size.isascii() and size.isdigit() and len(size) <= 4 and 0 < int(size) <= _MOST_PIXELS):
+        raise InputError(
+            f"{text}: expected a size of 1 to {_MOST_PIXELS} pixels after @, such as "
+            f"{PREFIX}{name}@224"
+        )
     baseline = Baseline(name, int(size), channels, classes)
     if baseline.image_size != height or height != width:
-        _check_runs(baseline, f"{text}: the network takes no images of {size} x {size} pixels")
+        check_runs(baseline, f"{text}: the network takes no images of {size} x {size} pixels")
     return baseline
 
 
@@ -183,7 +190,12 @@ def _defaults(name: str) -> tuple[int, int, int, int]:
     return channels, height, width, defaults.num_classes
 
 
-def _check_runs(baseline: Baseline, refusal: str) -> None:
+def check_runs(baseline: Baseline, refusal: str) -> None:
+    """Build and run the network once, since only that tells whether it takes its images.
+
+    Raises:
+        InputError: ``refusal`` and the network's own reason.
+    """
     import torch
 
     try:

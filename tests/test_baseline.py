@@ -36,9 +36,12 @@ def test_a_size_after_the_name_is_taken() -> None:
         ("timm/resnett18", "unknown timm network 'resnett18'; did you mean 'resnet18'?"),
         ("timm/", "unknown timm network ''; none of the"),
         ("timm/resnet50.a1_in2k", "resnet50 'a1_in2k'; did you mean 'a1_in1k'?"),
-        ("timm/resnet18@", "expected a size in pixels after @, such as timm/resnet18@224"),
-        ("timm/resnet18@0", "expected a size in pixels"),
-        ("timm/resnet18@64x64", "expected a size in pixels"),
+        (
+            "timm/resnet18@",
+            "expected a size of 1 to 4096 pixels after @, such as timm/resnet18@224",
+        ),
+        ("timm/resnet18@0", "expected a size of 1 to 4096 pixels"),
+        ("timm/resnet18@64x64", "expected a size of 1 to 4096 pixels"),
         ("timm/levit_128s@100", "takes no images of 100 x 100 pixels"),
     ],
 )

@@ -292,3 +292,44 @@ def test_ctrl_c_says_how_to_go_on(space_file: Callable[..., Path], tmp_path: Pat
     assert process.returncode == 130, errors
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
+
+
+def test_reproduce_prints_one_json_document_and_writes_the_table(cli: Cli, tmp_path: Path) -> None:
+    done = cli("reproduce", "ablation", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["table"] == "ablation"
+    by_name = {row["name"]: row for row in document["rows"]}
+    assert by_name["ablation-A1"]["paper"]["params_m"] == 1.2
+    assert by_name["ablation-A1"]["here"]["params"] == 1_214_614
+    assert by_name["ablation-A6"]["here"]["flops"] == 312_203_018
+    folder = tmp_path / "studies" / "ablation"
+    names = {"results.json", "study.yaml", "table.csv", "table.md"}
+    assert {path.name for path in folder.iterdir() if path.name != ".lock"} == names
+    assert yaml.safe_load((folder / "study.yaml").read_text())["reproduces"] == "ablation"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grafts"], "unknown table 'grafts'; did you mean 'grafting'?"),
+        (["grafting", "--columns", "static,sped"], "'sped'; did you mean 'speed'?"),
+        (["blocks", "--columns", "static"], "'static'; Known: speed"),
+        (["grafting", "--layout", "map"], "unknown value 'map'; did you mean 'maps'?"),
+        (["grafting", "--batch-size", "0"], "batch_size: input should be greater than or equal"),
+        (["grafting", "--data", "mnist"], "did you mean 'fashion-mnist'?"),
+        (["grafting", "--columns", "accuracy", "--width-scale", "0"], "is not in the range"),
+        (
+            ["grafting", "--columns", "accuracy", "--image-size", "30"],
+            "cannot bring a map of 30x30",
+        ),
+    ],
+)
+def test_reproduce_refuses_bad_input_and_writes_nothing(
+    cli: Cli, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = cli("reproduce", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.glob("studies/*/results.json"))

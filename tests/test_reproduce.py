@@ -272,7 +272,8 @@ def test_an_interrupted_training_goes_on_and_a_finished_one_is_kept(tmp_path: Pa
     assert watcher.steps == []
 
     text = (tmp_path / "out" / "table.md").read_text()
-    assert "digits (128 training images) at 16 px, widths x 0.125, 2 epochs, no teacher" in text
+    assert "digits (128 training images) at 16 px, widths x 0.125, 2 epochs, AdamW, lr" in text
+    assert "no teacher" in text
     picture = ElementTree.parse(tmp_path / "out" / "curves.svg")
     words = " ".join(
         "".join(node.itertext()) for node in picture.iter() if node.tag.endswith("text")

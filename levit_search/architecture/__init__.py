@@ -73,7 +73,8 @@ def fitted(
     """The same trunk for other images; at the size it was made for, all but the ends stays.
 
     A convolutional stem keeps its last layers, as many as leave at least eight tokens a side (the
-    most that do), and at least one; a patch stem gets the same stride. A graft gets the small stem
+    most that do), and at least one; a patch stem gets the power of two that such a stem would have
+    as its stride. A graft gets the small stem
     and a quarter of the image as its grid up to 64 px, a sixteenth beyond.
 
     Raises:
@@ -102,9 +103,11 @@ def _stem_layers(image_size: int, most: int) -> int:
 
 
 def scaled(architecture: Architecture, width_scale: float) -> Architecture:
-    """The same network with all widths multiplied, rounded down, and heads with them.
+    """The same network with its widths multiplied and rounded down, and its heads with them.
 
-    Key dimensions stay as they are in a LeViT; in a graft's trunk the heads still split the width.
+    Key dimensions stay as they are in a LeViT, whose heads are rounded to the nearest count; in a
+    graft's trunk the heads still split the width. A donor's stages are scaled, its stem and a
+    LeViT's ResNet stem are not.
 
     Raises:
         InputError: the scale is not above 0 and at most 1000, as all ratios are.

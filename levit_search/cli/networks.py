@@ -38,7 +38,7 @@ def count(
     from levit_search.cost import Cost
 
     networks = [(name, load_network(name)) for name in archs]
-    counted = [(name, network.id, *_counted(network)) for name, network in networks]
+    counted = [(name, network.id, *_counted(network, by_layer)) for name, network in networks]
     if as_json:
         rows: list[dict[str, Any]] = []
         for name, identity, total, layers, uncounted in counted:
@@ -64,13 +64,13 @@ _CONVENTION = "One multiply-add is one FLOP"
 
 
 def _counted(
-    network: "Architecture | Baseline",
+    network: "Architecture | Baseline", by_layer: bool
 ) -> tuple["Cost", list["LayerCost"], dict[str, Any]]:
-    """A network's totals and layers, and for one of timm's what the totals do not hold."""
+    """A network's totals, its layers if they are wanted, and what timm's totals do not hold."""
     from levit_search import baseline, cost
 
     if not isinstance(network, baseline.Baseline):
-        return cost.cost(network), cost.layers(network), {}
+        return cost.cost(network), cost.layers(network) if by_layer else [], {}
     found = baseline.count(network)
     uncounted = {
         "unsupported": found.unsupported,

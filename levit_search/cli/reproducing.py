@@ -2,13 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from levit_search.cli.networks import training_config
 from levit_search.cli.options import Json, Settings
 from levit_search.cli.printing import figures_table, print_json, print_table, say
+from levit_search.errors import InputError
+
+if TYPE_CHECKING:
+    from levit_search.reproduce import Results
+    from levit_search.reproduce.paper import Table
 
 
 def reproduce(
@@ -27,7 +32,7 @@ def reproduce(
     epochs: Annotated[int | None, typer.Option(help="Epochs to train.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side, for accuracy.")] = None,
     width_scale: Annotated[
-        float, typer.Option(help="Multiplies widths and heads, for accuracy.")
+        float, typer.Option(min=0.01, max=100, help="Multiplies widths and heads, for accuracy.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     batch_size: Annotated[
@@ -50,7 +55,8 @@ def reproduce(
     """Put a table of the LeViT paper beside our own counts, timings and trainings.
 
     Results go to table.md, table.csv and results.json in the folder, row by row: a run that was
-    interrupted goes on with the same command.
+    interrupted goes on with the same command. Grafts are trained with a learning rate of 1e-3 and
+    batches of 64, where --set does not say otherwise.
     """
     from levit_search.configuration import validated
     from levit_search.latency.protocol import LatencyConfig
@@ -59,19 +65,29 @@ def reproduce(
         Request,
         Results,
         check_columns,
+        failures,
         published_table,
-        render,
     )
     from levit_search.reproduce import reproduce as measure
+    from levit_search.study import parse_settings
 
     paper = published_table(table)
     default = "speed" if table == "blocks" else "static"
     wanted = [name.strip() for name in (columns or default).split(",") if name.strip()]
-    timing = {
-        "batch_size": batch_size or (1 if table == "blocks" else 16),
+    if batch_size is None:  # as in the paper
+        batch_size = 1 if table == "blocks" else 16
+    changes = parse_settings(settings or [])
+    for key in changes:
+        if key.partition(".")[0] not in ("data", "train", "teacher", "latency"):
+            raise InputError(f"--set {key}: only data, train, teacher and latency matter here")
+    timing: dict[str, Any] = {
+        "batch_size": batch_size,
         "threads": threads,
         "seconds": seconds,
         "layout": layout,
+    }
+    timing |= {
+        key.partition(".")[2]: value for key, value in changes.items() if key.startswith("latency.")
     }
     given: dict[str, Any] = {
         "train.epochs": epochs,
@@ -92,14 +108,25 @@ def reproduce(
     )
     results = Results(out or Path("studies") / table, table)
     try:
-        with StepProgress() as progress:
+        with results.lock(), StepProgress() as progress:
             measure(request, results, progress.begin, progress.step, progress.told)
     except KeyboardInterrupt:
         say(f"\nInterrupted. What was measured is in {results.folder}; the same command goes on.")
         raise typer.Exit(130) from None
+    failed = failures(results)
     if as_json:
-        print_json(_document(paper, results, request.columns))
-        return
+        print_json(_document(paper, results))
+    else:
+        _print(paper, results)
+    for row, reason in failed.items():
+        say(f"levit-search: {row} failed: {reason}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print(paper: "Table", results: "Results") -> None:
+    from levit_search.reproduce import render
+
     heads, body = render.cells(paper, results)
     print(f"{paper.title}\n")  # a table would wrap its title at its own width
     shown = figures_table("", heads)
@@ -109,8 +136,8 @@ def reproduce(
     print()
     for line in render.notes(paper, results):
         print(line)
-    names = sorted(path.name for path in results.folder.iterdir() if path.is_file())
-    print(f"\nWritten to {results.folder}: {', '.join(names)}")
+    picture = ", curves.svg" if results.latest("accuracy") else ""
+    print(f"\nIn {results.folder}: table.md, table.csv, results.json, study.yaml{picture}")
 
 
 def _environment() -> dict[str, Any]:
@@ -118,13 +145,13 @@ def _environment() -> dict[str, Any]:
     from levit_search.environment import environment
 
     found = environment(["levit-search", *sys.argv[1:]])
-    return {name: value for name, value in found.items() if name != "host"}
+    return {name: value for name, value in found.items() if name not in ("host", "system")}
 
 
-def _document(paper: Any, results: Any, columns: tuple[str, ...]) -> dict[str, Any]:
-    from levit_search.reproduce import render
+def _document(paper: "Table", results: "Results") -> dict[str, Any]:
+    from levit_search.reproduce import COLUMNS, render
 
-    runs = [run for name in columns if (run := results.latest(name)) is not None]
+    runs = [run for name in COLUMNS if (run := results.latest(name)) is not None]
     return {
         "table": paper.name,
         "rows": render.as_rows(paper, results),

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from levit_search import architecture, baseline
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline
-from levit_search.errors import TrialError
+from levit_search.errors import InputError, TrialError
 from levit_search.latency import worker
 from levit_search.latency.protocol import LatencyConfig, Measurement, Pair, measurement
 
@@ -64,19 +64,20 @@ class LocalProbe:
 
         Args:
             network: in the layout that the configuration names, where it is ours.
-            reference: what to compare with, always in the layout of tokens; by default the
-                configuration's, fitted to the network's images.
+            reference: what to compare with, in the same layout; by default the configuration's,
+                fitted to the network's images and always in the layout of tokens.
 
         Raises:
             TrialError: the worker died, stayed silent or reported an error.
             InputError: the reference does not fit the images.
         """
-        reference = reference or self._reference(network)
-        return self.measure_graphs(
-            self._graph(network, self.config.layout),
-            self._graph(reference, "tokens"),
-            self.settled_ms.get(reference.id),
-        )
+        layout = self.config.layout
+        if reference is None:
+            against = self._reference(network)
+            graph, settled_ms = self._graph(against, "tokens"), self.settled_ms.get(against.id)
+        else:
+            graph, settled_ms = self._graph(reference, layout), None
+        return self.measure_graphs(self._graph(network, layout), graph, settled_ms)
 
     def measure_graphs(
         self, candidate: Path, reference: Path, settled_ms: float | None = None
@@ -118,18 +119,29 @@ class LocalProbe:
 
     def _reference(self, network: Architecture | Baseline) -> Architecture:
         described = self.config.reference
-        size = network.image_size
-        if isinstance(network, Baseline):
-            # Baselines take sizes that the reference's stem would not: the nearest that it does.
-            size = max(32, 32 * round(size / 32))
-        return architecture.fitted(
+        reference = (
             architecture.load(described)
             if isinstance(described, str)
-            else architecture.parse(described, "latency.reference"),
-            image_size=size,
-            in_channels=network.in_channels,
-            num_classes=network.num_classes or 1,  # some baselines end at their features
+            else architecture.parse(described, "latency.reference")
         )
+        size, classes = network.image_size, network.num_classes or 1  # baselines may have none
+        try:
+            return architecture.fitted(
+                reference,
+                image_size=size,
+                in_channels=network.in_channels,
+                num_classes=classes,
+            )
+        except InputError:
+            if size < 32:
+                raise
+            # Its stem does not take that size: the nearest that most stems do.
+            return architecture.fitted(
+                reference,
+                image_size=32 * round(size / 32),
+                in_channels=network.in_channels,
+                num_classes=classes,
+            )
 
     def _graph(self, network: Architecture | Baseline, layout: "Layout") -> Path:
         """The ONNX file of a network; its weights are random, which latency does not mind."""

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from levit_search.configuration import write_yaml
 from levit_search.errors import InputError, UnknownNameError
-from levit_search.files import write_atomically
 from levit_search.latency.protocol import LatencyConfig
 from levit_search.reproduce import render
 from levit_search.reproduce.paper import TABLES, Table, published_table
-from levit_search.reproduce.results import COLUMNS, Results, Run
+from levit_search.reproduce.results import COLUMNS, Results, Run, Step, Told
 
 if TYPE_CHECKING:
     from levit_search.study import StudyConfig
@@ -35,8 +34,6 @@ class Request:
 
 
 Begin = Callable[[str, int], None]  # a group of columns, and its number of rows
-Step = Callable[[str], None]  # the row that comes next
-Told = Callable[[str, float | None], None]  # what goes on within it, and how far it is
 
 
 def check_columns(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
@@ -57,23 +54,42 @@ def check_columns(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
 def reproduce(request: Request, results: Results, begin: Begin, step: Step, told: Told) -> None:
     """Measure what is asked for, into ``results`` and its folder.
 
-    Each row is written as soon as it is there. An interrupted run goes on with the same settings.
+    All files are written after each row. An interrupted run goes on with the same settings. A row
+    that fails says why under ``failed``, and the others follow.
 
     Raises:
-        InputError: missing data, or a folder that cannot be written.
-        TrialError: a measurement or a training failed.
+        InputError: missing data, settings that the table does not have, a folder that cannot be
+            written or is being filled by another command.
+        TrialError: the teacher could not be trained.
     """
     table = request.table
+    if table.name == "blocks" and request.latency.layout != "tokens":
+        raise InputError("--layout: blocks are timed over tokens, as Table 6 is")
+
+    def save() -> None:
+        results.save()
+        _write(table, results)
+
     for columns in request.columns:
         settings = _settings(request, columns)
         keep = columns == "accuracy" and not request.again
         run = results.begin(columns, settings, request.environment, keep)
         if run.finished is None or columns == "static":
             begin(columns, len(table.built))
-            _fill(request, columns, run, step, told, results.save)
+            _fill(request, columns, run, step, told, save)
             results.finish(run)
-        results.save()
-        _write(table, results)
+        save()
+
+
+def failures(results: Results) -> dict[str, str]:
+    """The rows of the latest runs that failed, by ``columns: row``, with the reason."""
+    runs = [run for columns in COLUMNS if (run := results.latest(columns)) is not None]
+    return {
+        f"{run.columns}: {name}": row["failed"]
+        for run in runs
+        for name, row in run.rows.items()
+        if "failed" in row
+    }
 
 
 def _settings(request: Request, columns: str) -> dict[str, Any]:
@@ -125,20 +141,19 @@ def _fill(
 
 def _write(table: Table, results: Results) -> None:
     """``table.md``, ``table.csv``, ``study.yaml`` and, after training, ``curves.svg``."""
-    folder = results.folder
     accuracy = results.latest("accuracy")
     if accuracy is not None:
         from levit_search.reproduce.curves import draw_curves
 
-        draw_curves(accuracy, table, folder / "curves.svg")
-    write_atomically(folder / "table.csv", render.as_csv(table, results))
-    write_atomically(folder / "table.md", render.as_markdown(table, results))
+        results.write("curves.svg", draw_curves(accuracy, table))
+    results.write("table.csv", render.as_csv(table, results))
+    results.write("table.md", render.as_markdown(table, results))
     runs = [run for columns in COLUMNS if (run := results.latest(columns)) is not None]
     settings = {
         run.columns: {"finished": run.finished, "settings": run.settings, **run.environment}
         for run in runs
     }
-    write_atomically(folder / "study.yaml", write_yaml({"reproduces": table.name, **settings}))
+    results.write("study.yaml", write_yaml({"reproduces": table.name, **settings}))
 
 
 __all__ = [
@@ -147,6 +162,7 @@ __all__ = [
     "Request",
     "Results",
     "check_columns",
+    "failures",
     "published_table",
     "render",
     "reproduce",

@@ -9,19 +9,16 @@ from typing import Any
 from torch import nn
 
 from levit_search.architecture import Architecture, fitted, parse, scaled
-from levit_search.baseline import Baseline, load_network
+from levit_search.baseline import Baseline, check_runs, load_network
 from levit_search.batches import Batches, open_batches
 from levit_search.data import DataInfo, describe
 from levit_search.distill import Teacher, obtain_teacher
 from levit_search.donors import check_donor_weights, donor_of
+from levit_search.errors import TrialError
 from levit_search.reproduce.paper import Row, Table
-from levit_search.reproduce.results import Run
+from levit_search.reproduce.results import Figures, Run, Step, Told
 from levit_search.study import StudyConfig
 from levit_search.train import Epoch, fit, seed_torch, top1_percent, train_network
-
-Figures = dict[str, Any]
-Step = Callable[[str], None]
-Told = Callable[[str, float | None], None]
 
 
 def has_teacher(table: Table) -> bool:
@@ -57,6 +54,7 @@ def fill_accuracy(
 ) -> None:
     """Train the rows that ``run`` lacks.
 
+    A row whose training diverges says so under ``failed``, and the others follow.
     Figures are the accuracy on the test split and, by epoch, on the validation split. Baselines
     of timm have no width to scale, and are trained at ``width_scale`` 1 only.
 
@@ -71,7 +69,7 @@ def fill_accuracy(
 
     Raises:
         InputError: the data or the teacher is missing, or a network cannot be fitted to the data.
-        TrialError: a training diverged.
+        TrialError: the teacher's training diverged.
     """
     # All rows are looked at before the first is trained: a mistake should not show after hours.
     info = describe(config.data)
@@ -82,9 +80,13 @@ def fill_accuracy(
     teacher = _teacher(config, batches, told) if has_teacher(table) else None
     for name, network in networks.items():
         step(name)
-        if name not in run.rows and network is not None:
+        if name in run.rows or network is None:
+            continue
+        try:
             run.rows[name] = _train(network, config, batches, teacher, told)
-            save()
+        except TrialError as error:
+            run.rows[name] = {"failed": str(error)}
+        save()
 
 
 def row_network(
@@ -101,7 +103,9 @@ def row_network(
     if isinstance(network, Baseline):
         if width_scale != 1:
             return None
-        return replace(network, image_size=size, in_channels=channels, num_classes=classes)
+        network = replace(network, image_size=size, in_channels=channels, num_classes=classes)
+        check_runs(network, f"{row.name}: takes no images of {size} x {size} pixels")
+        return network
     if table.name == "ablation":
         # Table 5 counts one head but trains with the distillation head, except for A4.
         data = network.model_dump(mode="json")
@@ -148,8 +152,10 @@ def _train(
     else:
         model, training = train_network(network, batches, recipe, seed, teacher, report)
         described = network.model_dump(mode="json")
+    figures = training.as_json()
     return {
         "test_top1_percent": top1_percent(model, batches, "test"),
-        **training.as_json(),
+        "training_seconds": figures.pop("seconds"),
+        **figures,
         "network": described,
     }

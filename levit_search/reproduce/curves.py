@@ -1,6 +1,6 @@
 """Figure 3 of the paper from our own runs: accuracy by epoch."""
 
-from pathlib import Path
+import io
 
 from levit_search.reproduce.paper import Table
 from levit_search.reproduce.results import Run
@@ -11,15 +11,16 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def curves_of(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """By row: (epoch, accuracy on the validation split in percent)."""
+    """By trained row: (epoch, accuracy on the validation split in percent)."""
     return {
         name: [(point["epoch"], point["val_top1_percent"]) for point in figures["curve"]]
         for name, figures in run.rows.items()
+        if "curve" in figures
     }
 
 
-def draw_curves(run: Run, table: Table, path: Path) -> None:
-    """Figure 3 of the paper from ``run``: accuracy by epoch, one line a row, as SVG."""
+def draw_curves(run: Run, table: Table) -> bytes:
+    """Figure 3 of the paper from ``run``: accuracy by epoch, one line a row, as an SVG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -44,5 +45,7 @@ def draw_curves(run: Run, table: Table, path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-        figure.savefig(path, metadata={"Date": None})
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
         plt.close(figure)
+    return file.getvalue()

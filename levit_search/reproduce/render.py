@@ -12,7 +12,12 @@ from levit_search.reproduce.speed import paper_ratios
 
 
 def as_rows(table: Table, results: Results) -> list[dict[str, Any]]:
-    """``[{name, paper, here}]``; ``here`` joins the figures of the latest run of each group."""
+    """``[{name, paper, here}]``; ``here`` joins the figures of the latest run of each group.
+
+    To these come deviations from what the paper has: ``speed_deviation_percent`` of the speed
+    relative to the first row (against the paper's CPU, or its GPU where it names no other),
+    ``levit_to_deit_deviation_percent``, and ``top1_deviation_points``.
+    """
     rows = []
     for row in table.rows:
         here: dict[str, Any] = {}
@@ -20,8 +25,25 @@ def as_rows(table: Table, results: Results) -> list[dict[str, Any]]:
             run = results.latest(columns)
             if run is not None:
                 here |= run.rows.get(row.name, {})
+        here |= _deviations(row, table.rows[0], here)
         rows.append({"name": row.name, "paper": row.paper, "here": here})
     return rows
+
+
+def _deviations(row: Row, first: Row, here: dict[str, Any]) -> dict[str, float]:
+    found = {}
+    ratios = paper_ratios(row, first)
+    if "speed_ratio" in here and ratios:
+        paper = ratios.get("intel", ratios["gpu"])
+        found["speed_deviation_percent"] = round(100 * (here["speed_ratio"] / paper - 1), 1)
+    if "levit_to_deit" in here and "levit_us" in row.paper:
+        paper = row.paper["levit_us"] / row.paper["deit_us"]
+        deviation = 100 * (here["levit_to_deit"] / paper - 1)
+        found["levit_to_deit_deviation_percent"] = round(deviation, 1)
+    if "test_top1_percent" in here and "top1_percent" in row.paper:
+        points = here["test_top1_percent"] - row.paper["top1_percent"]
+        found["top1_deviation_points"] = round(points, 2)
+    return found
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,8 @@ def _speed_columns(table: Table) -> list[_Column]:
                 return _number(paper_ratios(row, first).get(device), 1, ".3f")
 
             columns.append(_Column(head, ratio))
-    return columns
+    against = "Intel" if "intel_ips" in table.rows[0].paper else "V100"
+    return [*columns, _ours(f"to {against} %", "speed_deviation_percent", 1, "+.1f")]
 
 
 def _speed(here: dict[str, Any]) -> str:
@@ -117,6 +140,7 @@ _ACCURACY = [
     _ours("top-1 % test", "test_top1_percent", 1, ".2f"),
     _ours("val", "val_top1_percent", 1, ".2f"),
     _paper("paper", "top1_percent"),
+    _ours("points", "top1_deviation_points", 1, "+.1f"),
 ]
 
 _BLOCKS = [
@@ -133,6 +157,7 @@ _BLOCKS = [
             else ""
         ),
     ),
+    _ours("deviation %", "levit_to_deit_deviation_percent", 1, "+.1f"),
 ]
 
 
@@ -230,9 +255,9 @@ def notes(table: Table, results: Results) -> list[str]:
     if static:
         lines += _static_notes(table, static)
     if speed:
-        lines += _speed_notes(table, speed)
+        lines += _speed_notes(table, speed) + _failed(speed)
     if accuracy:
-        lines += _accuracy_notes(table, accuracy)
+        lines += _accuracy_notes(table, accuracy) + _failed(accuracy)
     return lines
 
 
@@ -292,9 +317,14 @@ def _accuracy_notes(table: Table, run: Run) -> list[str]:
     data, train, teacher = s["data"], s["train"], s["teacher"]
     count = f"{data['train_images']} training images" if data["train_images"] else "all of it"
     taught = f"teacher {teacher['name']}" if teacher else "no teacher"
+    if teacher and table.name == "variants":
+        taught += " for the LeViTs"
+    if teacher and table.name == "ablation":
+        taught += " but for A4"
     lines = [
         f"- Accuracy: {data['name']} ({count}) at {data['image_size']} px, widths x "
-        f"{s['width_scale']:g}, {train['epochs']} epochs, {taught}, seed {s['seed']}; "
+        f"{s['width_scale']:g}, {train['epochs']} epochs, AdamW, lr {train['lr']:g}, batch "
+        f"{train['batch_size']}, {taught}, seed {s['seed']}; "
         f"{run.environment.get('cpu', '')}; {_when(run)}. The paper's column is ImageNet: only "
         "the order of rows can be compared, and one seed on a short schedule tells little of it."
     ]
@@ -304,6 +334,12 @@ def _accuracy_notes(table: Table, run: Run) -> list[str]:
             f"- Not trained, since timm's networks have no width to scale: {', '.join(untrained)}."
         )
     return lines
+
+
+def _failed(run: Run) -> list[str]:
+    return [
+        f"- {name} failed: {row['failed']}" for name, row in run.rows.items() if "failed" in row
+    ]
 
 
 def _when(run: Run) -> str:

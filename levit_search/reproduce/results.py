@@ -1,13 +1,19 @@
 """The folder of a reproduction: what was measured, by run, and what is still to do."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from levit_search.errors import InputError
-from levit_search.files import write_json
+from levit_search.files import write_atomically, write_json
+
+Figures = dict[str, Any]
+Step = Callable[[str], None]  # the row that comes next
+Told = Callable[[str, float | None], None]  # what goes on within it, and how far it is
 
 COLUMNS = ("static", "speed", "accuracy")
 VERSION = 1
@@ -62,6 +68,28 @@ class Results:
     def _path(self) -> Path:
         return self.folder / "results.json"
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder, which is made, against another command that fills it.
+
+        Raises:
+            InputError: there is one, or the folder cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.folder / ".lock")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"{self.folder}: another levit-search reproduce fills it") from None
+        except OSError as error:
+            raise self._unwritable(error) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def begin(
         self, columns: str, settings: dict[str, Any], environment: dict[str, Any], keep: bool
     ) -> Run:
@@ -78,6 +106,9 @@ class Results:
         if known and (keep or known[-1].finished is None):
             run = known[-1]
             self.runs.remove(run)
+            if run.finished is None and run.environment != environment:
+                run.extra.setdefault("earlier_environments", []).append(run.environment)
+                run.environment = environment
         else:
             run = Run(columns, settings, environment)
         self.runs.append(run)
@@ -104,6 +135,18 @@ class Results:
             runs = [asdict(run) for run in self.runs]
             write_json(self._path, {"version": VERSION, "table": self.table, "runs": runs})
         except OSError as error:
-            raise InputError(
-                f"{self.folder}: cannot be written ({error.strerror or error})"
-            ) from None
+            raise self._unwritable(error) from None
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write another file of the folder, whole or not at all.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        try:
+            write_atomically(self.folder / name, content)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(f"{self.folder}: cannot be written ({error.strerror or error})")

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from levit_search.baseline import load_network
+from levit_search.errors import TrialError
 from levit_search.latency import LatencyConfig, LocalProbe
 from levit_search.latency.worker import device_name
 from levit_search.reproduce.paper import Row, Table
-from levit_search.reproduce.results import Run
-
-Figures = dict[str, Any]
+from levit_search.reproduce.results import Figures, Run
 
 
 def speed_settings(config: LatencyConfig) -> dict[str, Any]:
@@ -32,8 +31,11 @@ def fill_speed(
 ) -> None:
     """Time the rows that ``run`` lacks.
 
+    A row that cannot be timed says why under ``failed``, and the others follow.
     ``speed_ratio`` is images a second relative to the table's first row, from the median of the
-    pairs, with its 95 % interval; the other figures are one run of ``batch_size`` images.
+    pairs, with its 95 % interval. ``latency_ms`` of a run of ``batch_size`` images and
+    ``throughput_ips`` are that ratio times the first row's own figure, so that a machine whose
+    speed changes meanwhile does not change the order; the other times are raw.
 
     Args:
         run: filled row by row.
@@ -51,18 +53,25 @@ def fill_speed(
             step(row.name)
             if row.name in run.rows:
                 continue
-            found = probe.measure(load_network(row.network), reference)
+            try:
+                found = probe.measure(load_network(row.network), reference)
+            except TrialError as error:
+                run.rows[row.name] = {"failed": str(error)}
+                save()
+                continue
             low, high = found.ratio_ci95
+            settled_ms = run.rows.get(first.name, {}).get("reference_ms", found.reference_ms)
+            latency_ms = found.ratio_to_reference * settled_ms
             run.rows[row.name] = {
-                "latency_ms": found.latency_ms,
-                "throughput_ips": found.throughput_ips,
+                "latency_ms": latency_ms,
+                "throughput_ips": 1000 * config.batch_size / latency_ms,
                 "speed_ratio": 1 / found.ratio_to_reference,
                 "speed_ratio_ci95": [1 / high, 1 / low],
                 "cpu_ms": found.cpu_ms,
                 "wall_ms": found.wall_ms,
                 "reference_ms": found.reference_ms,
                 "pairs": found.pairs,
-                "seconds": round(found.seconds, 2),
+                "timing_seconds": round(found.seconds, 2),
             }
             save()
     run.extra["comparisons"] = comparisons(run, table)
@@ -84,6 +93,7 @@ def comparisons(run: Run, table: Table) -> list[Figures]:
     ``times_faster`` is here and in the paper (``intel``, the setting most like this one).
     """
     levits = [row.name for row in table.rows if row.name.startswith("LeViT-")]
+    known = {name for name, row in run.rows.items() if "speed_ratio" in row}
     pairs = [*itertools.pairwise(levits), *table.extra.get("faster_than", {}).items()]
     intel = {row.name: row.paper["intel_ips"] for row in table.rows if "intel_ips" in row.paper}
     return [
@@ -94,4 +104,5 @@ def comparisons(run: Run, table: Table) -> list[Figures]:
             "paper_times_faster": intel[faster] / intel[slower],
         }
         for faster, slower in pairs
+        if {faster, slower} <= known
     ]

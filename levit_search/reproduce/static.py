@@ -6,8 +6,7 @@ from levit_search import baseline, cost
 from levit_search.architecture import Architecture, Graft, parse, published
 from levit_search.baseline import Baseline
 from levit_search.reproduce.paper import Row, Table
-
-Figures = dict[str, Any]
+from levit_search.reproduce.results import Figures
 
 
 def static_row(row: Row) -> Figures:

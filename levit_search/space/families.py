@@ -62,6 +62,8 @@ class LevitFamily:
         stages, shrinks = self._skeleton.get("stages"), self._skeleton.get("shrinks")
         if not isinstance(stages, list) or not stages:
             raise InputError(f"{where}.stages: a list of stages is required")
+        if shrinks is not None and not isinstance(shrinks, list | Slot):
+            raise InputError(f"{where}.shrinks: expected a list of shrinking blocks")
         if isinstance(shrinks, list) and len(shrinks) > len(stages) - 1:
             raise InputError(
                 f"{where}.shrinks: {len(shrinks)} shrinking blocks, but only "
@@ -124,6 +126,8 @@ class GraftFamily:
     def check(self, where: str) -> None:
         for part, count in (("donor", "stages"), ("trunk", "depth")):
             described = self._skeleton.get(part, {})
+            if described is not None and not isinstance(described, dict | Slot):
+                raise InputError(f"{where}.{part}: expected keys and values, not {described!r}")
             if isinstance(described, dict) and count not in described:
                 raise InputError(f"{where}.{part}.{count}: is required (0 for no {part})")
 

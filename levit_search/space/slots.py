@@ -89,7 +89,7 @@ def at(data: Any, path: str) -> Any:
     for part in path.split("."):
         try:
             data = data[int(part)] if isinstance(data, list) else data[part]
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError, ValueError):
             return ABSENT
     return data
 

@@ -117,7 +117,15 @@ def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyCo
         objective: config.hypervolume_reference.get(objective, FIXED_REFERENCE[objective])
         for objective in config.objectives
     }
-    return config.model_copy(update={"start": start, "hypervolume_reference": reference})
+    update: dict[str, Any] = {"start": start, "hypervolume_reference": reference}
+    weights = config.train.donor_weights
+    if weights not in (None, "pretrained"):
+        # ``{name}`` is filled in later; a search may go on from another folder.
+        found = path.parent / weights
+        is_beside = any(found.parent.glob(found.name.replace("{name}", "*")))
+        absolute = str((found if is_beside else Path(weights)).expanduser().absolute())
+        update["train"] = config.train.model_copy(update={"donor_weights": absolute})
+    return config.model_copy(update=update)
 
 
 def _beside(entry: str, path: Path) -> str:
