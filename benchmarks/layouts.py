@@ -51,7 +51,8 @@ def main() -> None:
                     f"maps / tokens {row['maps_to_tokens']:.3f} ({low:.3f}-{high:.3f})",
                     flush=True,
                 )
-    settings = {"threads": options.threads, "batch_size": options.batch_size, **device}
+    known = {name: value for name, value in device.items() if name != "system"}
+    settings = {"threads": options.threads, "batch_size": options.batch_size, **known}
     if options.json:
         print(json.dumps({"settings": settings, "rows": rows}, indent=2))
     else:

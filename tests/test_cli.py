@@ -318,7 +318,10 @@ def test_reproduce_prints_one_json_document_and_writes_the_table(cli: Cli, tmp_p
         (["grafting", "--layout", "map"], "unknown value 'map'; did you mean 'maps'?"),
         (["grafting", "--batch-size", "0"], "batch_size: input should be greater than or equal"),
         (["grafting", "--data", "mnist"], "did you mean 'fashion-mnist'?"),
-        (["grafting", "--columns", "accuracy", "--width-scale", "0"], "is not in the range"),
+        (
+            ["grafting", "--columns", "accuracy", "--width-scale", "0"],
+            "greater than or equal to 0.01",
+        ),
         (
             ["grafting", "--columns", "accuracy", "--image-size", "30"],
             "cannot bring a map of 30x30",
