@@ -322,6 +322,8 @@ def test_reproduce_prints_one_json_document_and_writes_the_table(cli: Cli, tmp_p
             ["grafting", "--columns", "accuracy", "--width-scale", "0"],
             "greater than or equal to 0.01",
         ),
+        (["grafting", "--set", "limits.flops=1M"], "only data, train, teacher and latency"),
+        (["blocks", "--layout", "maps"], "blocks are timed over tokens"),
         (
             ["grafting", "--columns", "accuracy", "--image-size", "30"],
             "cannot bring a map of 30x30",

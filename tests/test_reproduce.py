@@ -329,6 +329,56 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path: Path, content: str, me
     assert (tmp_path / "results.json").read_text() == content
 
 
+def test_two_commands_do_not_fill_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with Results(folder, "grafting").lock():
+        second = Results(folder, "grafting").lock()
+        with pytest.raises(InputError, match="another levit-search reproduce fills it"):
+            second.__enter__()
+    with Results(folder, "grafting").lock():
+        pass
+
+
+def test_a_row_that_fails_is_named_and_the_others_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from levit_search.errors import TrialError
+    from levit_search.reproduce import accuracy, failures
+
+    figures = {"test_top1_percent": 50.0, "val_top1_percent": 50.0, "curve": []}
+
+    def train(network: Any, *_: Any) -> dict[str, Any]:
+        if isinstance(network, Graft) and network.donor is None:
+            raise TrialError("the loss became nan in epoch 1")
+        return {**figures, "curve": [{"epoch": 1, "val_top1_percent": 50.0}]}
+
+    monkeypatch.setattr(accuracy, "_train", train)
+    results, _ = run(request(tmp_path, "grafting", ("accuracy",)), tmp_path / "out")
+    assert failures(results) == {"accuracy: graft-0-12": "the loss became nan in epoch 1"}
+    assert list(results.runs[0].rows) == list(GRAFTS)
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "- graft-0-12 failed: the loss became nan in epoch 1" in text
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_components_are_timed_in_microseconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Whichever clock counts; the pair's two figures have its ratio."""
+    from levit_search.latency import LocalProbe
+    from levit_search.latency.protocol import measurement
+
+    timing = LatencyConfig(threads=threads, seconds=0.01, rounds=1)
+    pairs = [[[2.0, 4.0], [3.0, 6.0]]] * 5  # [reference, candidate] of [CPU ms, wall ms]
+    found = measurement(timing, pairs, 1.0, {"onnxruntime": "0"})
+    monkeypatch.setattr(LocalProbe, "measure_graphs", lambda *_: found)
+    results, _ = run(request(tmp_path, "blocks", ("speed",), latency=timing), tmp_path / "out")
+    row = results.runs[0].rows["MLP"]
+    assert row["deit_us"] == 2000 * threads
+    assert row["levit_us"] == 3000 * threads
+    assert row["levit_to_deit"] == 1.5
+
+
 @pytest.mark.parametrize("name", [*GRAFTS, "ablation-base", "ablation-A2", "ablation-A4"])
 def test_rows_are_fitted_to_the_data_and_scaled(tmp_path: Path, name: str) -> None:
     table = published_table("ablation" if name in ABLATIONS else "grafting")

@@ -308,3 +308,36 @@ def test_the_embedded_space_begins_with_the_papers_proportions() -> None:
         assert network == architectures.scaled(small, 0.25)
         assert space.encode(network) is not None
     space.check_feasible(200)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"donor": [1]}, "donor: expected keys and values"),
+        ({"trunk": []}, "trunk: expected keys and values"),
+    ],
+)
+def test_parts_that_are_no_mappings_are_named(changes: dict[str, Any], message: str) -> None:
+    template = {
+        "family": "graft",
+        "image_size": 32,
+        "num_classes": 10,
+        "donor": {"stages": {"range": [0, 2]}, "stem": "small"},
+        "trunk": {"depth": 2, "embed_dim": 32, "num_heads": 2},
+    }
+    with pytest.raises(InputError, match=message):
+        Space({**template, **changes}, Limits())
+
+
+def test_shrinking_blocks_without_their_dash_are_named() -> None:
+    stage = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+    template = {
+        "image_size": 32,
+        "num_classes": 10,
+        "num_stages": {"range": [1, 2]},
+        "stem": {"kind": "conv", "layers": 2},
+        "stages": [stage, stage],
+        "shrinks": {"num_heads": {"choices": [1, 2]}},
+    }
+    with pytest.raises(InputError, match="shrinks: expected a list"):
+        Space(template, Limits())
