@@ -55,6 +55,22 @@ def set_layout(model: nn.Module, layout: Layout) -> None:
             module.layout = layout
 
 
+def init_without_batch_norm(modules: nn.Module) -> None:
+    """Start linear layers as ViTs do (std 0.02) and convolutions by He et al. 2015, biases at zero.
+
+    Batch norm makes up for any other start; layer norm before a block does not.
+    """
+    for module in modules.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class ConvNorm(nn.Module):
     """A convolution and its batch norm, or a convolution with bias under pre-activation norm."""
 

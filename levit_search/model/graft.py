@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from levit_search.architecture import Graft, Stage
-from levit_search.model.blocks import Block, ConvNorm, LaidOut
+from levit_search.model.blocks import Block, ConvNorm, LaidOut, init_without_batch_norm
 from levit_search.model.resnet import ResNetHead
 
 
@@ -117,10 +117,7 @@ class GraftTrunk(LaidOut, nn.Module):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
         self.blocks = nn.ModuleList(Block(architecture, stage, grid) for _ in range(stage.depth))
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        init_without_batch_norm(self.blocks)
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x_bchw: Tensor) -> Tensor:

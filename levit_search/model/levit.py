@@ -12,6 +12,7 @@ from levit_search.model.blocks import (
     ConvNorm,
     LaidOut,
     ShrinkBlock,
+    init_without_batch_norm,
 )
 from levit_search.model.resnet import ResNetHead
 
@@ -46,6 +47,9 @@ class LevitModel(LaidOut, nn.Module):
             ShrinkBlock(architecture, shrink, grids[i], stages[i].embed_dim, stages[i + 1])
             for i, shrink in enumerate(architecture.shrinks)
         )
+        if architecture.norm == "layer":
+            for part in (self.stem, self.stages, self.shrinks):
+                init_without_batch_norm(part)
         self.head = NormLinear(architecture)
         self.head_dist = NormLinear(architecture) if architecture.distillation else None
 
