@@ -125,15 +125,17 @@ def reproduce(
 
 
 def _print(paper: "Table", results: "Results") -> None:
-    from levit_search.reproduce import render
+    from levit_search.reproduce import COLUMNS, render
 
-    heads, body = render.cells(paper, results)
     print(f"{paper.title}\n")  # a table would wrap its title at its own width
-    shown = figures_table("", heads)
-    for row in body:
-        shown.add_row(*row)
-    print_table(shown)
-    print()
+    for group in COLUMNS:  # all of them side by side would be too wide for a terminal
+        if results.latest(group):
+            heads, body = render.cells(paper, results, (group,))
+            shown = figures_table("", heads)
+            for row in body:
+                shown.add_row(*row)
+            print_table(shown)
+            print()
     for line in render.notes(paper, results):
         print(line)
     picture = ", curves.svg" if results.latest("accuracy") else ""

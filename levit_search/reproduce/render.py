@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,17 +54,20 @@ class _Column:
     cell: Callable[[Row, Row, dict[str, Any]], str]
 
 
-def cells(table: Table, results: Results) -> tuple[list[str], list[list[str]]]:
-    """Heads and text cells: our figures beside the paper's, with the deviation."""
+def cells(
+    table: Table, results: Results, groups: Sequence[str] = COLUMNS
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and text cells of groups of columns: our figures, the paper's, the deviation."""
     columns = [_Column("network", lambda row, _first, _here: row.name)]
     if any(row.what for row in table.rows):
         columns.append(_Column("what", lambda row, _first, _here: row.what))
     if table.name == "blocks":
         columns += _BLOCKS
     else:
-        columns += _static_columns(table) if results.latest("static") else []
-        columns += _speed_columns(table) if results.latest("speed") else []
-        columns += _ACCURACY if results.latest("accuracy") else []
+        there = [name for name in groups if results.latest(name)]
+        columns += _static_columns(table) if "static" in there else []
+        columns += _speed_columns(table) if "speed" in there else []
+        columns += _ACCURACY if "accuracy" in there else []
     first = table.rows[0]
     here = {row["name"]: row["here"] for row in as_rows(table, results)}
     body = [[c.cell(row, first, here[row.name]) for c in columns] for row in table.rows]
