@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,15 @@ def obtain_teacher(
     model = create_teacher(config, batches)
     _load_checkpoint(model, kept, config.name)
     return Teacher(model, config.recipe), json.loads(kept.with_suffix(".json").read_text())
+
+
+def shared_teacher(
+    config: TeacherConfig, data: DataConfig, batches: Batches, seed: int, report: Report = silent
+) -> Teacher:
+    """The teacher outside of a study: :func:`obtain_teacher`, kept in the user's cache alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        teacher, _ = obtain_teacher(config, data, batches, Path(folder), seed, report)
+    return teacher
 
 
 def _identity(config: TeacherConfig, data: DataConfig, seed: int) -> str:

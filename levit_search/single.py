@@ -1,13 +1,12 @@
 """Training one network outside of any search."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from levit_search.architecture import Architecture, fitted
 from levit_search.batches import open_batches
-from levit_search.distill import obtain_teacher
+from levit_search.distill import shared_teacher
 from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
@@ -61,11 +60,8 @@ def train_single(
 
     teacher = None
     if config.teacher is not None and network.distillation:
-        with tempfile.TemporaryDirectory() as folder:  # the user's cache keeps it
-            report = told(f"teacher {config.teacher.name}", config.teacher.recipe.epochs)
-            teacher, _ = obtain_teacher(
-                config.teacher, config.data, batches, Path(folder), seed, report
-            )
+        report = told(f"teacher {config.teacher.name}", config.teacher.recipe.epochs)
+        teacher = shared_teacher(config.teacher, config.data, batches, seed, report)
     report = told(network.id, config.train.epochs)
     model, training = train_network(network, batches, config.train, seed, teacher, report)
     result = {

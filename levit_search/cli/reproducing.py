@@ -151,9 +151,8 @@ def _environment() -> dict[str, Any]:
 
 
 def _document(paper: "Table", results: "Results") -> dict[str, Any]:
-    from levit_search.reproduce import COLUMNS, render
+    from levit_search.reproduce import render
 
-    runs = [run for name in COLUMNS if (run := results.latest(name)) is not None]
     return {
         "table": paper.name,
         "rows": render.as_rows(paper, results),
@@ -164,7 +163,7 @@ def _document(paper: "Table", results: "Results") -> dict[str, Any]:
                 "finished": run.finished,
                 **run.extra,
             }
-            for run in runs
+            for run in results.shown()
         },
         "notes": render.notes(paper, results),
     }

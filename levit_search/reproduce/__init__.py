@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from levit_search.configuration import write_yaml
@@ -66,11 +67,8 @@ def reproduce(request: Request, results: Results, begin: Begin, step: Step, told
     if table.name == "blocks" and request.latency.layout != "tokens":
         raise InputError("--layout: blocks are timed over tokens, as Table 6 is")
 
-    def save() -> None:
-        results.save()
-        _write(table, results)
-
     for columns in request.columns:
+        save = partial(_save, table, results, columns)
         settings = _settings(request, columns)
         keep = columns == "accuracy" and not request.again
         run = results.begin(columns, settings, request.environment, keep)
@@ -83,10 +81,9 @@ def reproduce(request: Request, results: Results, begin: Begin, step: Step, told
 
 def failures(results: Results) -> dict[str, str]:
     """The rows of the latest runs that failed, by ``columns: row``, with the reason."""
-    runs = [run for columns in COLUMNS if (run := results.latest(columns)) is not None]
     return {
         f"{run.columns}: {name}": row["failed"]
-        for run in runs
+        for run in results.shown()
         for name, row in run.rows.items()
         if "failed" in row
     }
@@ -139,19 +136,19 @@ def _fill(
             fill_accuracy(run, table, training, scale, step, told, save)
 
 
-def _write(table: Table, results: Results) -> None:
-    """``table.md``, ``table.csv``, ``study.yaml`` and, after training, ``curves.svg``."""
+def _save(table: Table, results: Results, columns: str) -> None:
+    """Write all files of the folder; the curves only where ``columns`` are what changes them."""
+    results.save()
     accuracy = results.latest("accuracy")
-    if accuracy is not None:
+    if columns == "accuracy" and accuracy is not None:
         from levit_search.reproduce.curves import draw_curves
 
         results.write("curves.svg", draw_curves(accuracy, table))
     results.write("table.csv", render.as_csv(table, results))
     results.write("table.md", render.as_markdown(table, results))
-    runs = [run for columns in COLUMNS if (run := results.latest(columns)) is not None]
     settings = {
         run.columns: {"finished": run.finished, "settings": run.settings, **run.environment}
-        for run in runs
+        for run in results.shown()
     }
     results.write("study.yaml", write_yaml({"reproduces": table.name, **settings}))
 

@@ -1,9 +1,7 @@
 """Accuracy columns: each row trained here, on the data and for the epochs that are asked for."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,7 +10,7 @@ from levit_search.architecture import Architecture, fitted, parse, scaled
 from levit_search.baseline import Baseline, check_runs, load_network
 from levit_search.batches import Batches, open_batches
 from levit_search.data import DataInfo, describe
-from levit_search.distill import Teacher, obtain_teacher
+from levit_search.distill import Teacher, shared_teacher
 from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import TrialError
 from levit_search.reproduce.paper import Row, Table
@@ -123,11 +121,7 @@ def _teacher(config: StudyConfig, batches: Batches, told: Told) -> Teacher | Non
         told(f"teacher, val {epoch.val_top1_percent:.1f} %", epoch.epoch / epochs)
 
     told("teacher", 0.0)
-    with tempfile.TemporaryDirectory() as folder:  # the user's cache keeps it
-        teacher, _ = obtain_teacher(
-            config.teacher, config.data, batches, Path(folder), config.search.seed, report
-        )
-    return teacher
+    return shared_teacher(config.teacher, config.data, batches, config.search.seed, report)
 
 
 def _train(

@@ -21,10 +21,8 @@ def as_rows(table: Table, results: Results) -> list[dict[str, Any]]:
     rows = []
     for row in table.rows:
         here: dict[str, Any] = {}
-        for columns in COLUMNS:
-            run = results.latest(columns)
-            if run is not None:
-                here |= run.rows.get(row.name, {})
+        for run in results.shown():
+            here |= run.rows.get(row.name, {})
         here |= _deviations(row, table.rows[0], here)
         rows.append({"name": row.name, "paper": row.paper, "here": here})
     return rows

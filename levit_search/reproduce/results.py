@@ -124,6 +124,10 @@ class Results:
         """The run of a group that was asked for last."""
         return next((run for run in reversed(self.runs) if run.columns == columns), None)
 
+    def shown(self) -> list[Run]:
+        """The latest run of each group that has one: what the table shows."""
+        return [run for columns in COLUMNS if (run := self.latest(columns)) is not None]
+
     def save(self) -> None:
         """Write ``results.json``.
 

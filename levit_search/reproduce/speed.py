@@ -16,9 +16,10 @@ def speed_settings(config: LatencyConfig) -> dict[str, Any]:
     """What measured speeds depend on, the machine and the runtime included."""
     from importlib import metadata
 
-    chosen = config.model_dump(mode="json", exclude={"reference"})
-    return {**chosen, "runtime": f"onnxruntime {metadata.version('onnxruntime')}"} | {
-        "cpu": device_name()
+    return {
+        **config.model_dump(mode="json", exclude={"reference"}),
+        "runtime": f"onnxruntime {metadata.version('onnxruntime')}",
+        "cpu": device_name(),
     }
 
 
