@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from levit_search.architecture import LEVITS, published
-from levit_search.latency import LatencyConfig, LocalProbe
+from levit_search.latency import LatencyConfig, Probe
 from levit_search.model import build, export_onnx
 
 
@@ -27,13 +27,13 @@ def main() -> None:
         threads=options.threads, batch_size=options.batch_size, seconds=options.seconds, rounds=6
     )
     rows, device = [], {}
-    with tempfile.TemporaryDirectory() as folder, LocalProbe(config) as probe:
+    with tempfile.TemporaryDirectory() as folder, Probe(config) as probe:
         for name in LEVITS:
             graphs = {}
             for layout in ("tokens", "maps"):
                 graphs[layout] = Path(folder) / f"{name}-{layout}.onnx"
                 export_onnx(build(published(name), layout), graphs[layout], options.batch_size)
-            found = probe.measure_graphs(graphs["maps"], graphs["tokens"])
+            (found,) = probe.time_graphs([graphs["maps"]], graphs["tokens"])
             low, high = found.ratio_ci95
             device = found.device
             row = {

@@ -107,7 +107,7 @@ def describe(error: ValidationError) -> str:
     path = [
         str(part)
         for index, part in enumerate(first["loc"])
-        if not (index and first["loc"][index - 1] in ("stem", "architecture"))
+        if not (index and first["loc"][index - 1] in ("stem", "architecture", "target"))
         or part in ("channels", "stages", "patch_size", "kind")
     ]
     message = first["msg"].removeprefix("Value error, ")

@@ -10,13 +10,32 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Objective = Literal["top1_percent", "latency_ms", "flops", "params", "activations"]
+Objective = Literal[
+    "top1_percent",
+    "latency_ms",
+    "latency_median_ms",
+    "latency_p95_ms",
+    "peak_memory_mb",
+    "flops",
+    "params",
+    "activations",
+]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+PROBED: tuple[Objective, ...] = (
+    "latency_ms",
+    "latency_median_ms",
+    "latency_p95_ms",
+    "peak_memory_mb",
+)
+"""Those that a probe measures."""
 
 # Beyond what any candidate is worth considering for, so that hypervolumes of studies compare.
 FIXED_REFERENCE: dict[Objective, float] = {
     "top1_percent": 0.0,
     "latency_ms": 1e3,
+    "latency_median_ms": 1e3,
+    "latency_p95_ms": 1e3,
+    "peak_memory_mb": 1e5,
     "flops": 1e11,
     "params": 1e9,
     "activations": 1e9,

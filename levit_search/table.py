@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 _COLUMNS: dict[str, tuple[str, str]] = {
     "top1_percent": ("top-1 %", "{:.2f}"),
     "latency_ms": ("latency ms", "{:.4g}"),
+    "latency_predicted_ms": ("predicted ms", "{:.4g}"),
+    "prediction_error_percent": ("error %", "{:+.1f}"),
+    "latency_median_ms": ("median ms", "{:.4g}"),
+    "latency_p95_ms": ("p95 ms", "{:.4g}"),
+    "peak_memory_mb": ("memory MB", "{:.4g}"),
     "flops": ("MFLOPs", "{:.4g}"),
     "params": ("params M", "{:.3g}"),
     "activations": ("activations M", "{:.3g}"),
@@ -58,9 +63,14 @@ def figure(name: str, value: float | None) -> str:
     return _COLUMNS[name][1].format(value / 1e6 if name in _PER_MILLION else value)
 
 
-def _shown(objectives: Sequence[Objective]) -> list[str]:
-    """The objectives first, then the costs worth seeing beside them."""
-    return [*objectives, *(name for name in ("flops", "params") if name not in objectives)]
+_PREDICTION = ("latency_predicted_ms", "prediction_error_percent")
+
+
+def _shown(records: Sequence[Record], objectives: Sequence[Objective]) -> list[str]:
+    """The objectives first, then what was predicted and the costs worth seeing beside them."""
+    predicted = [name for name in _PREDICTION if any(name in r.values for r in records)]
+    costs = [name for name in ("flops", "params") if name not in objectives]
+    return [*objectives, *predicted, *costs]
 
 
 def _cells(record: Record, names: Sequence[str]) -> list[str]:
@@ -76,7 +86,7 @@ def terminal(records: Sequence[Record], objectives: Sequence[Objective], title: 
     """A rich table."""
     from rich.table import Table
 
-    names = _shown(objectives)
+    names = _shown(records, objectives)
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for head in _heads(names):
         right = head != "architecture"
@@ -88,7 +98,7 @@ def terminal(records: Sequence[Record], objectives: Sequence[Objective], title: 
 
 def markdown(records: Sequence[Record], objectives: Sequence[Objective]) -> str:
     """A Markdown table."""
-    names = _shown(objectives)
+    names = _shown(records, objectives)
     heads = _heads(names)
     lines = [heads, ["---:"] * (len(heads) - 1) + ["---"]]
     lines += [_cells(record, names) for record in records]

@@ -15,6 +15,7 @@ from levit_search.batches import Batches, generator
 from levit_search.data import SplitName
 from levit_search.donors import load_donor_weights
 from levit_search.errors import InputError, TrialError
+from levit_search.latency.sharing import between_probes
 from levit_search.model import Model, build
 from levit_search.recipe import Recipe
 
@@ -148,20 +149,21 @@ def fit(
         seed_torch(seed, epoch, 2)
         model.train()
         losses = []
-        for step, (images, labels) in enumerate(batches.train(seed, epoch, recipe)):
-            scheduler.step_update(epoch * steps + step)
-            images, labels = images.to(device), labels.to(device)
-            targets = labels
-            if mixup is not None and len(images) % 2 == 0:
-                images, targets = mixup(images, labels)
-            taught = teacher(seed, epoch, step, images) if teacher is not None else None
-            loss = _loss(model(images), targets, taught, recipe.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            if not np.isfinite(losses[-1]):
-                raise TrialError(f"the loss became {losses[-1]} in epoch {epoch + 1}")
+        with between_probes(batches.train(seed, epoch, recipe)) as shared:
+            for step, (images, labels) in enumerate(shared):
+                scheduler.step_update(epoch * steps + step)
+                images, labels = images.to(device), labels.to(device)
+                targets = labels
+                if mixup is not None and len(images) % 2 == 0:
+                    images, targets = mixup(images, labels)
+                taught = teacher(seed, epoch, step, images) if teacher is not None else None
+                loss = _loss(model(images), targets, taught, recipe.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+                if not np.isfinite(losses[-1]):
+                    raise TrialError(f"the loss became {losses[-1]} in epoch {epoch + 1}")
         accuracy = top1_percent(model, batches, "val")
         elapsed = time.perf_counter() - start
         curve.append(Epoch(epoch + 1, float(np.mean(losses)), accuracy, round(elapsed, 3)))
@@ -213,6 +215,7 @@ def top1_percent(
     model.eval()
     device = next(model.parameters()).device
     right = 0
-    for images, labels in batches.evaluation(split, batch_size):
-        right += int((model(images.to(device)).argmax(1) == labels.to(device)).sum())
+    with between_probes(batches.evaluation(split, batch_size)) as shared:
+        for images, labels in shared:
+            right += int((model(images.to(device)).argmax(1) == labels.to(device)).sum())
     return 100 * right / batches.size(split)

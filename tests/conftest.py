@@ -40,9 +40,16 @@ def _one_thread_and_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache."""
+    """No test reads or writes the user's cache and configuration."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.delenv("LEVIT_SEARCH_DATA", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of two processes do not wait for each other's probes."""
+    monkeypatch.setenv("LEVIT_SEARCH_LOCKS", str(tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture

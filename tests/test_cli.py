@@ -316,7 +316,7 @@ def test_reproduce_prints_one_json_document_and_writes_the_table(cli: Cli, tmp_p
         (["grafting", "--columns", "static,sped"], "'sped'; did you mean 'speed'?"),
         (["blocks", "--columns", "static"], "'static'; Known: speed"),
         (["grafting", "--layout", "map"], "unknown value 'map'; did you mean 'maps'?"),
-        (["grafting", "--batch-size", "0"], "batch_size: input should be greater than or equal"),
+        (["grafting", "--batch-size", "0"], "batch_size: must be a number of images from 1"),
         (["grafting", "--data", "mnist"], "did you mean 'fashion-mnist'?"),
         (
             ["grafting", "--columns", "accuracy", "--width-scale", "0"],

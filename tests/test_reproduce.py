@@ -365,13 +365,15 @@ def test_components_are_timed_in_microseconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     """Whichever clock counts; the pair's two figures have its ratio."""
-    from levit_search.latency import LocalProbe
-    from levit_search.latency.protocol import measurement
+    from levit_search.latency import Probe
+    from levit_search.latency.protocol import Round, Samples, measurement
 
     timing = LatencyConfig(threads=threads, seconds=0.01, rounds=1)
-    pairs = [[[2.0, 4.0], [3.0, 6.0]]] * 5  # [reference, candidate] of [CPU ms, wall ms]
-    found = measurement(timing, pairs, 1.0, {"onnxruntime": "0"})
-    monkeypatch.setattr(LocalProbe, "measure_graphs", lambda *_: found)
+    pair = [{"cpu": 2.0, "wall": 4.0, "single": 4.0}, {"cpu": 3.0, "wall": 6.0, "single": 6.0}]
+    rounds = [Round([pair] * 5, [1, 1], 0.0, 0.01)]
+    samples = Samples(rounds, "tokens", "", None, {"runtimes": {"onnxruntime": "0"}})
+    found = measurement(timing, samples, 2.0 * threads)
+    monkeypatch.setattr(Probe, "time_graphs", lambda *_: [found])
     results, _ = run(request(tmp_path, "blocks", ("speed",), latency=timing), tmp_path / "out")
     row = results.runs[0].rows["MLP"]
     assert row["deit_us"] == 2000 * threads

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from levit_search import __version__
-from levit_search.cli import networks, reproducing, searching
+from levit_search.cli import networks, reproducing, searching, targeting
 from levit_search.cli.printing import say
 from levit_search.errors import LevitSearchError
 
@@ -28,6 +28,7 @@ for _command in (
     searching.export,
     networks.count,
     networks.probe,
+    targeting.targets,
     networks.train,
     reproducing.reproduce,
     searching.space,

@@ -11,9 +11,12 @@ from levit_search.cli.options import Json, Settings, space_file
 from levit_search.cli.printing import figures_table, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from levit_search.architecture import Architecture
     from levit_search.baseline import Baseline
     from levit_search.cost import Cost, LayerCost
+    from levit_search.latency import LatencyConfig
     from levit_search.study import StudyConfig
 
 Archs = Annotated[
@@ -107,58 +110,126 @@ def _told(uncounted: dict[str, Any]) -> str:
 
 def probe(
     archs: Archs,
-    target: Annotated[str, typer.Option(help="Where to measure: cpu.")] = "cpu",
-    batch_size: Annotated[int, typer.Option(help="Images in one run.")] = 1,
-    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
-    seconds: Annotated[float, typer.Option(help="Timing spent on each network.")] = 1.5,
+    target: Annotated[
+        str, typer.Option(help="Where to measure: cpu, cuda, ssh://HOST ...; see `targets`.")
+    ] = "cpu",
+    runtime: Annotated[
+        str | None, typer.Option(help="onnxruntime, openvino, torch or torch-compiled.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, or with torch fp16, bf16.")] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(metavar="N", help="Images in one run; on GPUs also largest.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the runtime.")] = None,
     layout: Annotated[
-        str, typer.Option(help="tokens (linear layers) or maps (1x1 convolutions).")
-    ] = "tokens",
+        str | None,
+        typer.Option(help="tokens (linear layers), maps (1x1 convolutions) or fastest of both."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Timing spent on each network at most.")
+    ] = None,
+    interval: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", help="Stop once the 95 % interval is narrower."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="ARCH", help="What to compare with.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure again what was measured before.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure latency in pairs against a reference network."""
-    from dataclasses import asdict
+    """Measure latency in pairs against a reference network.
 
+    What is not given comes from the target, then from the defaults: onnxruntime, fp32, batch 1, one
+    thread, tokens, 2 seconds, 2 %, LeViT-128S.
+    """
     from levit_search.baseline import load_network
-    from levit_search.configuration import validated
-    from levit_search.latency import LatencyConfig, LocalProbe
+    from levit_search.errors import TrialError
+    from levit_search.latency import Probe
+    from levit_search.latency.protocol import read_latency
+    from levit_search.progress import StepProgress
 
     options = {
         "target": target,
-        "batch_size": batch_size,
+        "runtime": runtime,
+        "precision": precision,
+        "batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size,
         "threads": threads,
-        "seconds": seconds,
         "layout": layout,
+        "seconds": seconds,
+        "interval_percent": interval,
+        "reference": reference,
     }
-    config = validated(LatencyConfig, options, "probe")
+    config = read_latency({k: v for k, v in options.items() if v is not None}, "probe")
     networks = [(name, load_network(name)) for name in archs]
-    rows = []
-    with LocalProbe(config) as local:
-        for name, network in networks:
-            say(f"measuring {name} on {target} ...")
-            rows.append({"name": name, "id": network.id, **asdict(local.measure(network))})
+    names = {network.id: name for name, network in networks}
+    with StepProgress() as shown:
+        shown.begin(target, 1)
+        shown.step("")
+        with Probe(config, fresh=fresh, report=_named(shown.told, names)) as opened:
+            found = opened.measure_all([network for _, network in networks])
+    rows, failed = [], []
+    for (name, network), result in zip(networks, found, strict=True):
+        if isinstance(result, TrialError):
+            failed.append(f"{name}: {result}")
+        else:
+            rows.append({"name": name, "id": network.id, **result.as_json()})
     if as_json:
         print_json(rows)
-        return
-    heads = ["network", "latency ms", "images/s", f"ratio to {config.reference}", "95 % interval"]
-    table = figures_table("", [*heads, "pairs", "seconds"])
+    elif rows:
+        _print_measurements(rows, config)
+    if failed:
+        raise TrialError("\n".join(failed))
+
+
+def _named(
+    told: "Callable[[str, float | None], None]", names: dict[str, str]
+) -> "Callable[[str, float], None]":
+    """Progress with networks under the names that the user gave them."""
+
+    def report(text: str, fraction: float) -> None:
+        *words, last = text.split(" ")
+        told(" ".join([*words, names.get(last, last)]), fraction)
+
+    return report
+
+
+def _print_measurements(rows: list[dict[str, Any]], config: "LatencyConfig") -> None:
+    described = config.reference
+    reference = described if isinstance(described, str) else "reference"
+    heads = ["network", "latency ms", "images/s", f"ratio to {reference}", "95 % interval"]
+    table = figures_table("", [*heads, "p95 ms", "memory MB", "pairs", "seconds", "layout"])
     for row in rows:
         low, high = row["ratio_ci95"]
+        memory = row["peak_memory_mb"]
         table.add_row(
             row["name"],
             f"{row['latency_ms']:.4g}",
             f"{row['throughput_ips']:.4g}",
             f"{row['ratio_to_reference']:.4f}",
-            f"{low:.4f} to {high:.4f}",
+            f"{low:.4f} to {high:.4f}{'' if row['converged'] else ' *'}",
+            f"{row['latency_p95_ms']:.4g}",
+            f"{memory:.4g}" if memory else "",
             str(row["pairs"]),
-            f"{row['seconds']:.1f}",
+            "cached" if row["cached"] else f"{row['seconds']:.1f}",
+            row["layout"],
         )
     print_table(table)
     last = rows[-1]
     print(
-        f"{last['runtime']}, {last['precision']}, batch {batch_size}, {threads} thread(s), "
-        f"layout {layout}, {last['device']['cpu']}"
+        f"{last['target']}: {last['device'].get('gpu') or last['device']['cpu']}, "
+        f"{last['runtime']}, {last['precision']}, batch {last['batch_size']}, "
+        f"{last['threads']} thread(s), {last['clock']} time"
     )
+    if not all(row["converged"] for row in rows):
+        print(
+            f"* the time was up before the interval was narrower than {config.interval_percent:g} "
+            "% of the ratio; --seconds gives more"
+        )
+    if any(row["emulated"] for row in rows):
+        print("An emulator ran these: the times say nothing of the device that it plays.")
 
 
 # The embedded space whose recipe and teacher a data set's training starts from.

@@ -35,10 +35,16 @@ def reproduce(
         float, typer.Option(min=0.01, max=100, help="Multiplies widths and heads, for accuracy.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images in a timed run [default: 16; blocks: 1].")
+    target: Annotated[
+        str | None,
+        typer.Option(help="Where to time; see `targets` [default: paper-intel; blocks: cpu]."),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of a timed run.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images in a timed run [default: the target's].")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of a timed run [default: the target's].")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Timing spent on each row.")] = 8.0,
     layout: Annotated[
         str, typer.Option(help="Timed as tokens (linear layers) or maps (1x1 convolutions).")
@@ -58,8 +64,7 @@ def reproduce(
     interrupted goes on with the same command. Grafts are trained with a learning rate of 1e-3 and
     batches of 64, where --set does not say otherwise.
     """
-    from levit_search.configuration import validated
-    from levit_search.latency.protocol import LatencyConfig
+    from levit_search.latency.protocol import read_latency
     from levit_search.progress import StepProgress
     from levit_search.reproduce import (
         Request,
@@ -74,17 +79,16 @@ def reproduce(
     paper = published_table(table)
     default = "speed" if table == "blocks" else "static"
     wanted = [name.strip() for name in (columns or default).split(",") if name.strip()]
-    if batch_size is None:  # as in the paper
-        batch_size = 1 if table == "blocks" else 16
     changes = parse_settings(settings or [])
     for key in changes:
         if key.partition(".")[0] not in ("data", "train", "teacher", "latency"):
             raise InputError(f"--set {key}: only data, train, teacher and latency matter here")
+    where = target or ("cpu" if table == "blocks" else "paper-intel")  # batch 16, one thread
+    options = {"batch_size": batch_size, "threads": threads, "target": where}
     timing: dict[str, Any] = {
-        "batch_size": batch_size,
-        "threads": threads,
         "seconds": seconds,
         "layout": layout,
+        **{name: value for name, value in options.items() if value is not None},
     }
     timing |= {
         key.partition(".")[2]: value for key, value in changes.items() if key.startswith("latency.")
@@ -100,7 +104,7 @@ def reproduce(
     request = Request(
         table=paper,
         columns=check_columns(paper, wanted),
-        latency=validated(LatencyConfig, timing, "reproduce"),
+        latency=read_latency(timing, "reproduce"),
         training=training_config(data, given, settings),
         width_scale=width_scale,
         environment=_environment(),

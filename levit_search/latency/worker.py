@@ -1,170 +1,497 @@
-"""Time a candidate against a reference network; runs on the device that is measured.
+"""Time networks in turn on the device that is measured.
 
-This file needs Python, numpy and onnxruntime and nothing of this package. It reads jobs from
-standard input, one JSON object a line, and writes JSON lines: first ``ready`` with the device, then
-for each job ``pairs`` for every round and ``done``, or ``error``. The end of its input ends it at
-once, so a worker never outlives whoever started it.
+This file needs Python, numpy and a runtime (onnxruntime or openvino) and nothing of this package.
+It reads jobs from standard input, one JSON object a line, and writes one JSON line for each: first
+``ready`` with the device, then the answer to every job, or ``error``. It decides nothing: how often
+to measure and what the samples mean is for the one who asks. The end of its input ends it at once,
+so a worker never outlives whoever started it.
 
-Both networks are run in turn (A B A B ...), since a neighbour that slows one down slows the other;
-a pair is one timing of each. In every round both inference sessions are built anew, since much of
-what a single session reads is its own luck with memory.
+Networks are run in turn (A B B A A B ...), since a neighbour that slows one down slows the others.
+Every ``round`` builds its inference sessions anew, since much of what one session reads is its own
+luck with memory.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import math
 import os
 import platform
 import queue
+import shutil
+import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
+PROTOCOL = 2
+"""Raised when figures of an older protocol must not stand beside newer ones."""
 
-PROTOCOL = 1
 # A timing shorter than this repeats the run, so that the clock and the loop do not weigh in.
 SHORTEST_TIMING_S = 0.002
-WARM_UP_S = 0.04
+WARM_UP_S = 0.02
+_WAITING_EVERY_S = 5.0
+
+# How a piped worker is started: `python -c BOOTSTRAP`, then the length of this file and the file.
+BOOTSTRAP = (
+    "import sys; p = sys.stdin.buffer; s = p.read(int(p.readline())); "
+    "exec(compile(s, 'worker.py', 'exec'), {'__name__': '__main__', 'SOURCE': s})"
+)
 
 
-def main() -> None:
-    """Answer jobs until the input ends."""
-    jobs: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
-    _write({"event": "ready", "protocol": PROTOCOL, "device": _device()})
-    while True:
-        try:
-            _answer(jobs.get())
-        except Exception as error:  # whatever went wrong on the device belongs to the one who asked
-            _write({"event": "error", "message": f"{type(error).__name__}: {error}"})
+class Runner:
+    """One network ready to run, with inputs filled with random numbers."""
+
+    clock = "thread"
+    """Whose CPU time one run takes: that of the calling ``thread``, or of the whole ``process``."""
+    batch_size = 1
+    """Images in one run."""
+    note = ""
+    """What it chose by itself, for people."""
+
+    def run(self) -> Any:
+        """One run of the whole batch; returns its first output [B, ...]."""
+        raise NotImplementedError
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory that was used so far: of this process, or of the device it uses."""
+        return peak_memory_bytes()
+
+    def timed(self, repeats: int) -> dict[str, float]:
+        """Milliseconds a run over ``repeats`` runs by each clock, and of the last run alone."""
+        whole = self.clock == "process"
+        clock_ns = time.process_time_ns if whole else time.thread_time_ns
+        cpu, wall = clock_ns(), time.perf_counter_ns()
+        for _ in range(repeats - 1):
+            self.run()
+        last = time.perf_counter_ns()
+        self.run()
+        end = time.perf_counter_ns()
+        cpu = clock_ns() - cpu
+        return {
+            "cpu": cpu / repeats / 1e6,
+            "wall": (end - wall) / repeats / 1e6,
+            "single": (end - last) / 1e6,
+        }
 
 
-def _read_jobs(jobs: queue.Queue[dict[str, Any]]) -> None:
-    for line in sys.stdin:
-        if line.strip():
-            jobs.put(json.loads(line))
-    os._exit(0)
+class OnnxRunner(Runner):
+    """ONNX Runtime on the CPU."""
+
+    def __init__(self, job: dict[str, Any], network: dict[str, Any]) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = job["threads"]
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 3
+        providers = ["CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(network["path"], options, providers=providers)
+        shapes = {entry.name: entry.shape for entry in self._session.get_inputs()}
+        self._feed = filled(shapes, job["seed"])
+        self.batch_size = next(iter(shapes.values()))[0]
+
+    def run(self) -> Any:
+        return self._session.run(None, self._feed)[0]
 
 
-def _answer(job: dict[str, Any]) -> None:
-    """Run one job.
+class OpenVinoRunner(Runner):
+    """OpenVINO on the CPU; it computes in a thread of its own."""
 
-    Keys: ``candidate`` and ``reference`` (paths of ONNX files), ``threads``, ``seconds`` (timing in
-    all), ``rounds``, ``interval_percent`` (stop after two rounds once the interval is narrower) and
-    ``seed`` of the images.
+    clock = "process"
+
+    def __init__(self, job: dict[str, Any], network: dict[str, Any]) -> None:
+        # It would tell its makers of its use, from a process forked off a timed one.
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        import openvino
+
+        # It takes bfloat16 by itself where the CPU has it.
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": job["threads"],
+            "NUM_STREAMS": "1",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        model = openvino.Core().compile_model(network["path"], "CPU", settings)
+        self._request = model.create_infer_request()
+        shapes = {entry.get_any_name(): list(entry.shape) for entry in model.inputs}
+        self.batch_size = next(iter(shapes.values()))[0]
+        for name, value in filled(shapes, job["seed"]).items():
+            self._request.set_tensor(name, openvino.Tensor(value))
+
+    def run(self) -> Any:
+        self._request.infer()
+        return self._request.get_output_tensor(0).data
+
+
+RUNTIMES: dict[str, Callable[[dict[str, Any], dict[str, Any]], Runner]] = {
+    "onnxruntime": OnnxRunner,
+    "openvino": OpenVinoRunner,
+}
+
+
+def filled(shapes: dict[str, list[int]], seed: int) -> dict[str, Any]:
+    """Inputs of the given shapes, standard normal; the same everywhere for the same seed."""
+    import numpy as np
+
+    chance = np.random.default_rng(seed)
+    return {name: chance.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def main(runtimes: dict[str, Any] = RUNTIMES, extra: dict[str, Any] | None = None) -> None:
+    """Answer jobs until the input ends.
+
+    ``runtimes`` make runners by name; ``extra`` is added to what is told about the device.
     """
-    rounds, start = job["rounds"], time.perf_counter()
-    ratios: list[float] = []
-    logits = None
-    for index in range(rounds):
-        sessions = [_session(job[name], job["threads"]) for name in ("reference", "candidate")]
-        feeds = [_feed(session, job["seed"]) for session in sessions]
-        repeats = [_warm_up(session, feed) for session, feed in zip(sessions, feeds)]
-        if logits is None:
-            logits = sessions[1].run(None, feeds[1])[0][0].tolist()
-        pairs = _time_pairs(sessions, feeds, repeats, job["seconds"] / rounds)
-        _write({"event": "pairs", "round": index, "pairs": pairs})
-        clock = clock_index(job["threads"])
-        ratios += [candidate[clock] / reference[clock] for reference, candidate in pairs]
-        low, high = bootstrap_interval(np.array(ratios))
-        if index and 100 * (high - low) / np.median(ratios) <= job["interval_percent"]:
-            break
-    seconds = time.perf_counter() - start
-    _write({"event": "done", "seconds": seconds, "logits": logits})
+    # A pool of numpy's or OpenMP's threads would only disturb the runtime's own.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+    folder = tempfile.mkdtemp(prefix="levit-search-worker-")
+    threading.Thread(target=_read_jobs, args=(jobs, folder), daemon=True).start()
+    write({"event": "ready", "protocol": PROTOCOL, "device": {**device(), **(extra or {})}})
+    worker = _Worker(runtimes, folder)
+    while True:
+        job = jobs.get()
+        try:
+            write(worker.answer(job))
+        except Exception as error:  # whatever went wrong on the device belongs to the one who asked
+            text = str(error).strip().partition("\n")[0] or "no further reason"
+            write({"event": "error", "message": f"{type(error).__name__}: {text}"})
 
 
-def clock_index(threads: int) -> int:
-    """Which clock of a timing counts: the thread's CPU time where one thread runs, wall else."""
-    return 0 if threads == 1 else 1
+def _read_jobs(jobs: queue.Queue[dict[str, Any]], folder: str) -> None:
+    pipe, code = sys.stdin.buffer, 0
+    try:
+        while True:
+            line = pipe.readline()
+            if not line:
+                break
+            job = json.loads(line)
+            if job["do"] == "file":
+                _receive(pipe, job, folder)
+            elif job["do"] == "forget":
+                os.unlink(_received(folder, job["name"]))
+            else:
+                jobs.put(job)
+    except (OSError, ValueError, KeyError) as error:  # a full disk, or no job of ours
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        code = 1
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(code)
 
 
-def bootstrap_interval(
-    ratios: np.ndarray[Any, Any], resamples: int = 500, seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % bootstrap interval (low, high) of the median of ``ratios`` [pairs]."""
-    chance = np.random.default_rng(seed)
-    chosen = chance.integers(len(ratios), size=(resamples, len(ratios)))
-    low, high = np.percentile(np.median(ratios[chosen], axis=1), [2.5, 97.5])
-    return float(low), float(high)
+def _received(folder: str, name: str) -> str:
+    """Where a file that was sent is kept; its name leads nowhere else."""
+    return os.path.join(folder, os.path.basename(name))
 
 
-def _session(path: str, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def _feed(session: Any, seed: int) -> dict[str, Any]:
-    chance = np.random.default_rng(seed)
-    return {
-        image.name: chance.standard_normal(image.shape, dtype=np.float32)
-        for image in session.get_inputs()
-    }
+def _receive(pipe: Any, job: dict[str, Any], folder: str) -> None:
+    """Keep a file that follows its announcement."""
+    with open(_received(folder, job["name"]), "wb") as file:
+        left = job["bytes"]
+        while left:
+            part = pipe.read(min(left, 1 << 20))
+            if not part:
+                return
+            file.write(part)
+            left -= len(part)
 
 
-def _warm_up(session: Any, feed: dict[str, Any]) -> int:
+class _Worker:
+    """What is kept between jobs."""
+
+    def __init__(self, runtimes: dict[str, Any], folder: str) -> None:
+        self._runtimes = runtimes
+        self._folder = folder
+
+    def answer(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one job.
+
+        A job has ``runtime``, ``threads``, ``seed`` of the inputs, ``networks`` and further keys
+        of the runtime. By its ``do`` it is a ``round`` that times the networks in turn for
+        ``seconds``, with the host to itself; ``logits`` of a network; or ``peak``, the memory of a
+        process of its own that runs a network once (``own_peak``: of this process).
+        """
+        for network in job["networks"]:
+            if "file" in network:
+                network["path"] = _received(self._folder, network.pop("file"))
+        if job["do"] == "round":
+            with host_to_itself():
+                return self._round(job)
+        if job["do"] == "peak":
+            return _peak_in_new_process(job)
+        runner = self._runner(job, job["networks"][0])
+        first = runner.run()
+        if job["do"] == "own_peak":
+            return {"event": "peak", "bytes": runner.peak_memory_bytes()}
+        return {"event": "logits", "logits": [float(logit) for logit in first[0].ravel()]}
+
+    def _round(self, job: dict[str, Any]) -> dict[str, Any]:
+        begun = time.perf_counter()
+        runners = [self._runner(job, network) for network in job["networks"]]
+        prepared = time.perf_counter()
+        repeats = [_warm_up(runner) for runner in runners]
+        cycles = _time_in_turn(runners, repeats, prepared + job["seconds"])
+        end = time.perf_counter()
+        answer = {
+            "event": "round",
+            "cycles": cycles,
+            "batch_sizes": [runner.batch_size for runner in runners],
+            "notes": [runner.note for runner in runners],
+            "prepare_s": prepared - begun,
+            "timing_s": end - prepared,
+        }
+        del runners
+        gc.collect()  # the next round's sessions shall not find these ones' memory in use
+        return answer
+
+    def _runner(self, job: dict[str, Any], network: dict[str, Any]) -> Runner:
+        runner: Runner = self._runtimes[job["runtime"]](job, network)
+        return runner
+
+
+def _warm_up(runner: Runner) -> int:
     """Run for a while; returns how many runs make one timing long enough to trust."""
+    runner.run()  # the first one allocates
     runs, start = 0, time.perf_counter()
-    while runs < 3 or time.perf_counter() - start < WARM_UP_S:
-        session.run(None, feed)
+    while runs < 1 or time.perf_counter() - start < WARM_UP_S:
+        runner.timed(1)
         runs += 1
     each = (time.perf_counter() - start) / runs
-    return max(1, int(np.ceil(SHORTEST_TIMING_S / each)))
+    return max(1, math.ceil(SHORTEST_TIMING_S / each))
 
 
-def _time_pairs(
-    sessions: list[Any], feeds: list[Any], repeats: list[int], seconds: float
-) -> list[list[list[float]]]:
-    """Pairs of timings in turn, at least five: [[ref cpu_ms, wall_ms], [cand cpu_ms, wall_ms]]."""
-    pairs: list[list[list[float]]] = []
-    end = time.perf_counter() + seconds
-    while len(pairs) < 5 or time.perf_counter() < end:
-        pairs.append([_timing(*both) for both in zip(sessions, feeds, repeats)])
-    return pairs
+def _time_in_turn(
+    runners: list[Runner], repeats: list[int], end: float
+) -> list[list[dict[str, float]]]:
+    """Timings [cycles][networks] in turn, every other cycle backwards, at least two cycles."""
+    cycles: list[list[dict[str, float]]] = []
+    both = list(zip(runners, repeats))
+    gc.disable()
+    try:
+        while len(cycles) < 2 or time.perf_counter() < end:
+            turn = both[::-1] if len(cycles) % 2 else both
+            timings = [runner.timed(times) for runner, times in turn]
+            cycles.append(timings[::-1] if len(cycles) % 2 else timings)
+    finally:
+        gc.enable()
+    return cycles
 
 
-def _timing(session: Any, feed: dict[str, Any], repeats: int) -> list[float]:
-    cpu, wall = time.thread_time_ns(), time.perf_counter_ns()
-    for _ in range(repeats):
-        session.run(None, feed)
-    cpu, wall = time.thread_time_ns() - cpu, time.perf_counter_ns() - wall
-    return [cpu / repeats / 1e6, wall / repeats / 1e6]
+def _peak_in_new_process(job: dict[str, Any]) -> dict[str, Any]:
+    """Run the job's network once in a new worker; its peak is that of this network alone."""
+    if "SOURCE" not in globals():  # a file of the package: started like ourselves
+        start, head = [sys.executable, *sys.orig_argv[1:]], b""
+    else:
+        source: bytes = globals()["SOURCE"]
+        start = [*(job.get("python") or [sys.executable]), "-c", BOOTSTRAP]
+        head = b"%d\n" % len(source) + source
+    line = json.dumps({**job, "do": "own_peak"}).encode() + b"\n"
+    # Huge pages are for steady timings; they would round its memory up.
+    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    process = subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    assert process.stdin is not None and process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):  # its output tells of its end
+        process.stdin.write(head + line)
+        process.stdin.flush()
+    answers = [process.stdout.readline(), process.stdout.readline()]
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    code = process.wait()
+    if not answers[1]:
+        raise RuntimeError(f"a process with this network alone ended with {code}")
+    answer: dict[str, Any] = json.loads(answers[1])
+    return answer
 
 
-def _device() -> dict[str, Any]:
-    import onnxruntime
+def peak_memory_bytes() -> int:
+    """The largest resident set of this process so far."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    import resource
 
+    peak: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def lock_paths() -> tuple[str, str]:
+    """The files that keep probes, and training of this package, from sharing a host's cores.
+
+    Whoever wants the host for itself locks the gate, then the cores, exclusively; whoever can share
+    it passes through the gate and then shares the cores, a batch at a time.
+    """
+    folder = os.environ.get("LEVIT_SEARCH_LOCKS")
+    if not folder:
+        folder = "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
+    gate, cores = (os.path.join(folder, f"levit-search.{name}") for name in ("gate", "cores"))
+    return gate, cores
+
+
+def open_lock(path: str) -> int:
+    """A lock file's descriptor; the file may belong to another user."""
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return os.open(path, os.O_RDONLY)
+        return handle
+
+
+@contextlib.contextmanager
+def host_to_itself() -> Iterator[None]:
+    """Wait until no other probe runs on this host and training has paused; hold it meanwhile."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks; `device` says so
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for path in lock_paths():
+            handle = open_lock(path)
+            stack.callback(os.close, handle)
+            told = time.perf_counter()
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.01)
+                if time.perf_counter() - told > _WAITING_EVERY_S:
+                    told = time.perf_counter()
+                    write({"event": "waiting"})
+        yield
+
+
+def device() -> dict[str, Any]:
+    """What latencies depend on here, and what is installed to run networks."""
     return {
-        "machine": platform.machine(),
+        "machine": machine(),
         "cpu": device_name(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
+        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "transparent_huge_pages": _transparent_huge_pages(),
+        "malloc_huge_pages": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "numpy": np.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "runtimes": _runtime_versions(),
+        "emulated": is_emulated(),
+        "locks": os.name == "posix",
     }
+
+
+def machine() -> str:
+    """The instruction set, under one name on all systems."""
+    names = {"arm64": "aarch64", "amd64": "x86_64"}
+    name = platform.machine().lower()
+    return names.get(name, name)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _runtime_versions() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {}
+    for name in ("onnxruntime", "openvino", "torch", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+# ARM's own cores by the part numbers of their identification register (Arm Ltd., MIDR_EL1).
+_ARM_PARTS = {
+    "0xd03": "Cortex-A53",
+    "0xd04": "Cortex-A35",
+    "0xd05": "Cortex-A55",
+    "0xd07": "Cortex-A57",
+    "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73",
+    "0xd0a": "Cortex-A75",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse-N1",
+    "0xd40": "Neoverse-V1",
+    "0xd41": "Cortex-A78",
+    "0xd44": "Cortex-X1",
+    "0xd49": "Neoverse-N2",
+    "0xd4f": "Neoverse-V2",
+}
 
 
 def device_name() -> str:
     """The CPU's model, by which latencies of two machines are told apart."""
+    known = _cpuinfo()
+    if "model name" in known:
+        return known["model name"]
+    board = _first_line("/sys/firmware/devicetree/base/model")
+    part = known.get("cpu part", "")
+    if known.get("cpu implementer") == "0x41" and part in _ARM_PARTS:
+        part = _ARM_PARTS[part]
+    elif part:
+        part = f"{known.get('cpu implementer', '')} {part}".strip()
+    names = [name.strip("\0 ") for name in (part, board) if name]
+    return ", ".join(names) or platform.processor() or platform.machine()
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first entry of each kind in the kernel's account of the CPUs; empty off Linux."""
+    found: dict[str, str] = {}
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.lower().startswith("model name"):
-                    return line.split(":", 1)[1].strip()
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = file.readlines()
     except OSError:
-        pass  # not Linux: the platform's own name has to do
-    return platform.processor() or platform.machine()
+        return found
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if colon:
+            found.setdefault(name.strip().lower(), value.strip())
+    return found
 
 
-def _write(message: dict[str, Any]) -> None:
+def is_emulated() -> bool:
+    """Whether an emulator runs this process; its timings say nothing of the machine it plays."""
+    with contextlib.suppress(OSError):
+        if "qemu" in os.path.basename(os.readlink("/proc/thread-self/exe")):
+            return True
+    return (
+        machine() in ("aarch64", "armv7l") and "flags" in _cpuinfo()
+    )  # x86 lists flags where ARM lists features
+
+
+def _transparent_huge_pages() -> str | None:
+    """``always``, ``madvise`` or ``never``; nothing off Linux."""
+    found = _first_line("/sys/kernel/mm/transparent_hugepage/enabled") or ""
+    return found.partition("[")[2].partition("]")[0] or None
+
+
+def _first_line(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readline().strip() or None
+    except OSError:
+        return None
+
+
+def write(message: dict[str, Any]) -> None:
+    """Send one answer."""
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from levit_search.configuration import write_yaml
 from levit_search.errors import InputError, UnknownNameError
-from levit_search.latency.protocol import LatencyConfig
+from levit_search.latency.protocol import TORCH_RUNTIMES, LatencyConfig
 from levit_search.reproduce import render
 from levit_search.reproduce.paper import TABLES, Table, published_table
 from levit_search.reproduce.results import COLUMNS, Results, Run, Step, Told
@@ -66,6 +66,8 @@ def reproduce(request: Request, results: Results, begin: Begin, step: Step, told
     table = request.table
     if table.name == "blocks" and request.latency.layout != "tokens":
         raise InputError("--layout: blocks are timed over tokens, as Table 6 is")
+    if table.name == "blocks" and request.latency.runtime in TORCH_RUNTIMES:
+        raise InputError("--target: blocks are timed on CPUs, by onnxruntime or openvino")
 
     for columns in request.columns:
         save = partial(_save, table, results, columns)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from levit_search.architecture import Architecture, Levit, parse, published
-from levit_search.latency import LatencyConfig, LocalProbe
+from levit_search.latency import LatencyConfig, Probe
 from levit_search.model import build, fold, write_graph
 from levit_search.model.blocks import Attention, AttentionCore, Block
 from levit_search.reproduce.paper import Table
@@ -40,11 +40,12 @@ def fill_blocks(
         step: told the row that comes next.
         save: called after each row.
     """
+    assert isinstance(config.batch_size, int)
     deit, levit = (
         components(_deit_layer(), 197, config.batch_size),
         components(_levit_layer(), 196, config.batch_size),
     )
-    with tempfile.TemporaryDirectory() as folder, LocalProbe(config) as probe:
+    with tempfile.TemporaryDirectory() as folder, Probe(config) as probe:
 
         def graph(name: str, component: Component) -> Path:
             path = Path(folder) / f"{name}.onnx"
@@ -58,7 +59,7 @@ def fill_blocks(
                 continue
             reference = graph(f"deit-{index}", deit[row.name])
             if row.name in levit:
-                found = probe.measure_graphs(graph(f"levit-{index}", levit[row.name]), reference)
+                (found,) = probe.time_graphs([graph(f"levit-{index}", levit[row.name])], reference)
                 low, high = found.ratio_ci95
                 run.rows[row.name] = {
                     "deit_us": 1000 * found.reference_ms,
@@ -69,7 +70,7 @@ def fill_blocks(
                 }
             else:
                 whole = graph("deit-whole", deit["total"])
-                found = probe.measure_graphs(reference, whole)
+                (found,) = probe.time_graphs([reference], whole)
                 run.rows[row.name] = {"deit_us": 1000 * found.latency_ms, "pairs": found.pairs}
             save()
 

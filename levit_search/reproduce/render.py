@@ -299,9 +299,12 @@ def _speed_notes(table: Table, run: Run) -> list[str]:
         if table.name == "blocks"
         else f"in turn with {table.rows[0].name}"
     )
+    device = s.get("gpu") or s["cpu"]
+    version = next((s[name] for name in ("onnxruntime", "openvino", "torch") if name in s), "")
     lines = [
-        f"- Speed: {s['cpu']}, {s['runtime']}, fp32, {s['threads']} thread(s), batch "
-        f"{s['batch_size']}, batch norms folded, {s['layout']} layout; {against}; median of pairs "
+        f"- Speed: {device}, {s['runtime']} {version}, {s.get('precision', 'fp32')}, "
+        f"{s['threads']} thread(s), batch {s['batch_size']}, batch norms folded, {s['layout']} "
+        f"layout; {against}; median of pairs "
         f"with its 95 % interval; measured {_when(run)}."
     ]
     if table.name == "blocks":

@@ -6,20 +6,26 @@ from typing import Any
 
 from levit_search.baseline import load_network
 from levit_search.errors import TrialError
-from levit_search.latency import LatencyConfig, LocalProbe
-from levit_search.latency.worker import device_name
+from levit_search.latency import LatencyConfig, Probe
+from levit_search.latency.cache import fingerprint
 from levit_search.reproduce.paper import Row, Table
 from levit_search.reproduce.results import Figures, Run
 
+_SETTINGS = {"runtime", "precision", "threads", "batch_size", "seconds", "rounds", "layout"}
+
 
 def speed_settings(config: LatencyConfig) -> dict[str, Any]:
-    """What measured speeds depend on, the machine and the runtime included."""
-    from importlib import metadata
+    """What measured speeds depend on, the device and the runtime's version included.
 
+    Raises:
+        TrialError: the target cannot be reached.
+    """
+    with Probe(config) as probe:
+        device = probe.connect()
     return {
-        **config.model_dump(mode="json", exclude={"reference"}),
-        "runtime": f"onnxruntime {metadata.version('onnxruntime')}",
-        "cpu": device_name(),
+        "target": config.target.name or config.target.address,
+        **config.model_dump(mode="json", include=_SETTINGS | {"interval_percent"}),
+        **fingerprint(device, config.runtime),
     }
 
 
@@ -48,7 +54,7 @@ def fill_speed(
     first = table.built[0]
     assert first.network is not None
     reference = load_network(first.network)
-    with LocalProbe(config) as probe:
+    with Probe(config, fresh=True) as probe:
         for row in table.built:
             assert row.network is not None
             step(row.name)
@@ -62,10 +68,11 @@ def fill_speed(
                 continue
             low, high = found.ratio_ci95
             settled_ms = run.rows.get(first.name, {}).get("reference_ms", found.reference_ms)
-            latency_ms = found.ratio_to_reference * settled_ms
+            scale = settled_ms / found.reference_ms
             run.rows[row.name] = {
-                "latency_ms": latency_ms,
-                "throughput_ips": 1000 * config.batch_size / latency_ms,
+                "latency_ms": found.latency_ms * scale,
+                "throughput_ips": found.throughput_ips / scale,
+                "batch_size": found.batch_size,
                 "speed_ratio": 1 / found.ratio_to_reference,
                 "speed_ratio_ci95": [1 / high, 1 / low],
                 "cpu_ms": found.cpu_ms,

@@ -1,0 +1,375 @@
+"""A worker on a target: started there, asked by JSON lines, and stopped.
+
+Whatever starts it (this machine, ssh, a Ray node, any command) gives a :class:`Pipe`; time limits,
+files, and what is said of a worker that dies or prints rubbish are the same for all.
+"""
+
+import json
+import os
+import queue
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from levit_search.errors import TrialError
+from levit_search.latency import worker
+from levit_search.latency.protocol import TORCH_RUNTIMES, Runtime
+from levit_search.latency.targets import (
+    CommandTarget,
+    LocalTarget,
+    RayTarget,
+    SshTarget,
+    Target,
+)
+
+# Starting, warming up and building sessions take seconds; a worker silent for longer is stuck.
+GRACE_S = 120.0
+CONNECT_S = 10
+# Slower lines than this are taken for stuck.
+_SLOWEST_BYTES_PER_S = 100_000
+
+
+class Pipe(Protocol):
+    """A process's standard streams, wherever it runs."""
+
+    def write(self, data: bytes) -> None:
+        """Send; returns at once."""
+
+    def read_line(self, patience_s: float) -> bytes | None:
+        """The next line, empty at the end of the output, or None after ``patience_s``."""
+
+    def last_words(self) -> str:
+        """How it ended, in one line; only after the end of its output."""
+
+    def close(self) -> None:
+        """End the process and wait for it."""
+
+
+class Channel:
+    """A worker that is ready for jobs.
+
+    Args:
+        target: where it is started.
+        runtime: decides which worker: torch's needs this package installed on the target.
+        huge_pages: let the worker's C library ask for huge pages.
+        waiting: called while another probe holds the target's host.
+        start_s: how long it may take to start.
+
+    Raises:
+        TrialError: it cannot be started or is no answer; the message names target and cause.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        runtime: Runtime,
+        huge_pages: bool = True,
+        waiting: Callable[[], None] = lambda: None,
+        start_s: float | None = None,
+    ) -> None:
+        self.target = target
+        self._waiting = waiting
+        self._unsent_bytes = 0
+        self._sent: set[str] = set()
+        self.is_open = True
+        try:
+            self._pipe = _opened(target, runtime, {**_HUGE_PAGES} if huge_pages else {})
+        except OSError as error:
+            raise self._refused(
+                f"{error.filename} cannot be started here ({error.strerror})"
+            ) from None
+        try:
+            ready = self._next(GRACE_S if start_s is None else start_s)
+            if ready.get("protocol") != worker.PROTOCOL:
+                raise self._refused(
+                    f"its worker speaks protocol {ready.get('protocol')}, not {worker.PROTOCOL}"
+                )
+            self.device: dict[str, Any] = ready["device"]
+            self._check_device(runtime)
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, job: dict[str, Any], patience_s: float) -> dict[str, Any]:
+        """The answer to a job.
+
+        Args:
+            job: see :mod:`levit_search.latency.worker`; its files have been sent before.
+            patience_s: how long the job itself may take.
+
+        Raises:
+            TrialError: the worker reported an error, died, stayed silent or printed rubbish. After
+                the last three it is closed.
+        """
+        self._write(json.dumps(job).encode() + b"\n")
+        patience_s += GRACE_S + self._unsent_bytes / _SLOWEST_BYTES_PER_S
+        self._unsent_bytes = 0
+        while True:
+            answer = self._next(patience_s)
+            if answer["event"] == "error":
+                raise self._refused(answer["message"])
+            if answer["event"] != "waiting":
+                return answer
+            self._waiting()
+
+    def place(self, path: Path) -> dict[str, str]:
+        """How a job names a file of this machine on the target; it is sent there once."""
+        if isinstance(self.target, LocalTarget):
+            return {"path": str(path)}
+        if path.name not in self._sent:
+            content = path.read_bytes()
+            announced = {"do": "file", "name": path.name, "bytes": len(content)}
+            self._write(json.dumps(announced).encode() + b"\n")
+            self._write(content)
+            self._sent.add(path.name)
+        return {"file": path.name}
+
+    def forget(self, path: Path) -> None:
+        """Have the target remove a file that no further job names."""
+        if path.name in self._sent:
+            self._sent.discard(path.name)
+            self._write(json.dumps({"do": "forget", "name": path.name}).encode() + b"\n")
+
+    def close(self) -> None:
+        """End the worker."""
+        self.is_open = False
+        self._pipe.close()
+
+    def _write(self, data: bytes) -> None:
+        self._unsent_bytes += len(data)
+        self._pipe.write(data)
+
+    def _next(self, patience_s: float) -> dict[str, Any]:
+        line = self._pipe.read_line(patience_s)
+        if line is None:
+            self.close()
+            raise self._refused(f"no answer for {patience_s:.0f} s, stopped")
+        if not line:
+            reason = self._pipe.last_words()
+            self.close()
+            raise self._refused(reason)
+        try:
+            message = json.loads(line)
+        except ValueError:
+            message = None
+        if not isinstance(message, dict) or "event" not in message:
+            self.close()
+            text = line.decode(errors="replace").strip()
+            raise self._refused(f"not an answer: {text[:80]!r} (nothing else may print there)")
+        return message
+
+    def _check_device(self, runtime: Runtime) -> None:
+        needed = self.target.machine
+        if needed is not None and self.device["machine"] != needed:
+            raise self._refused(
+                f"it is {self.device['machine']}, not {needed}; name such a device in targets.yaml"
+            )
+        if self.target.device == "cuda" and "gpu" not in self.device:
+            raise self._refused("torch finds no NVIDIA GPU there")
+        package = "torch" if runtime in TORCH_RUNTIMES else runtime
+        if package not in self.device["runtimes"]:
+            raise self._refused(
+                f"{package} is not installed there (found: "
+                f"{', '.join(self.device['runtimes']) or 'nothing'}); "
+                f"`pip install numpy {package}` for its Python {self.device['python']}"
+            )
+
+    def _refused(self, reason: str) -> TrialError:
+        return TrialError(f"probe on {self.target.name or self.target.address}: {reason}")
+
+
+# Of glibc 2.35 and later; whatever does not know it does not mind.
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
+def _opened(target: Target, runtime: Runtime, env: dict[str, str]) -> Pipe:
+    module = ["-m", "levit_search.latency.torch_worker"]
+    with_torch = runtime in TORCH_RUNTIMES
+    arguments = module if with_torch else ["-c", worker.BOOTSTRAP]
+    match target:
+        case LocalTarget():
+            pipe: Pipe = ProcessPipe([sys.executable, *arguments], env)
+        case SshTarget():
+            command = ssh_command(target, arguments, env)
+            pipe = ProcessPipe(command, explain=partial(_ssh_reason, target))
+        case CommandTarget():
+            pipe = ProcessPipe([*target.python, *arguments], {**env, **target.env})
+        case RayTarget():
+            from levit_search.latency.ray_pipe import RayPipe
+
+            pipe = RayPipe(target, arguments, env)
+    if not with_torch:
+        source = Path(worker.__file__).read_bytes()
+        pipe.write(b"%d\n" % len(source) + source)
+    return pipe
+
+
+def ssh_command(
+    target: SshTarget, arguments: list[str], env: dict[str, str] | None = None
+) -> list[str]:
+    """The command that starts the target's Python over OpenSSH, with the user's own settings.
+
+    It never asks for anything, and gives up where nothing answers. Host and user are checked by
+    :class:`SshTarget`, and the host follows ``--``: no name can be an option.
+    """
+    options = ["BatchMode=yes", f"ConnectTimeout={CONNECT_S}", "ServerAliveInterval=15"]
+    # What the user's settings ask for beside a login is for terminals.
+    options += ["RemoteCommand=none", "ClearAllForwardings=yes"]
+    command = ["ssh", "-T", *(part for option in options for part in ("-o", option))]
+    if target.config_file is not None:
+        command += ["-F", str(target.config_file.expanduser())]
+    if target.port is not None:
+        command += ["-p", str(target.port)]
+    if target.user is not None:
+        command += ["-l", target.user]
+    variables = [f"{name}={value}" for name, value in (env or {}).items()]
+    # It starts at home; a quoted ~ would stay one.
+    interpreter = target.python.removeprefix("~/")
+    python = shlex.join(["env", *variables, interpreter, *arguments])
+    return [*command, "--", target.host, f"exec {python}"]
+
+
+# What OpenSSH prints, and what to tell the user.
+_SSH_REASONS = {
+    "REMOTE HOST IDENTIFICATION HAS CHANGED": (
+        "its host key has changed; if that is expected, remove the old one by `ssh-keygen -R HOST`"
+    ),
+    "Host key verification failed": (
+        "its host key is not known; connect once by hand (`ssh HOST`) and confirm it"
+    ),
+    "Could not resolve hostname": "unknown host (its name cannot be resolved)",
+    "Permission denied (": "no login without a password; set up a key (`ssh-copy-id HOST`)",
+}
+_SSH_FAILED = 255
+_NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # what shells and env end with
+
+
+def _ssh_reason(target: SshTarget, code: int, errors: list[str]) -> str | None:
+    last = _last(errors)
+    if code == _NOT_FOUND:
+        return f"no Python {target.python!r} there ({last}); its target's `python` names another"
+    if code == _NOT_EXECUTABLE:
+        return f"{target.python!r} there cannot be started ({last})"
+    if code != _SSH_FAILED:
+        return None
+    text = "\n".join(errors)
+    known = next((told for said, told in _SSH_REASONS.items() if said in text), None)
+    return known or last or "the connection was lost, or a signal ended the worker"
+
+
+class ProcessPipe:
+    """A process of this machine, be it the worker or what reaches it.
+
+    Args:
+        command: and its arguments.
+        env: variables beside our own.
+        explain: what its exit code and error lines mean, where that is known.
+
+    Raises:
+        OSError: the command cannot be started.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        env: dict[str, str] | None = None,
+        explain: Callable[[int, list[str]], str | None] | None = None,
+    ) -> None:
+        self._explain = explain
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,  # Ctrl-C is for whoever started us to answer
+        )
+        self._lines: queue.Queue[bytes] = queue.Queue()
+        self._unsent: queue.Queue[bytes | None] = queue.Queue()
+        self._errors: list[str] = []
+        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stdin is not None
+        _in_background(_forward, self._process.stdout, self._lines)
+        _in_background(_send, self._process.stdin, self._unsent)
+        self._error_reader = _in_background(_collect, self._process.stderr, self._errors)
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
+    def write(self, data: bytes) -> None:
+        self._unsent.put(data)
+
+    def read_line(self, patience_s: float) -> bytes | None:
+        try:
+            return self._lines.get(timeout=patience_s)
+        except queue.Empty:
+            return None
+
+    def last_words(self) -> str:
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "it closed its output"
+        self._error_reader.join(timeout=1)  # they may still be on their way
+        explained = self._explain(code, self._errors) if self._explain else None
+        if explained is not None:
+            return explained
+        return f"the worker ended with {exit_name(code)} ({_last(self._errors) or 'no message'})"
+
+    def close(self) -> None:
+        self._unsent.put(None)
+        if self._process.poll() is None:
+            # The end of its input ends a worker; whatever does not listen is killed.
+            deadline = time.monotonic() + 0.5
+            while self._process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            self._process.kill()
+        self._process.wait()
+
+
+def _last(errors: list[str]) -> str:
+    return next((line for line in reversed(errors) if line), "")
+
+
+def exit_name(code: int | None) -> str:
+    """An exit code, or the signal that it stands for."""
+    import contextlib
+    import signal
+
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+def _in_background(function: Callable[..., None], *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _forward(stream: IO[bytes], lines: "queue.Queue[bytes]") -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put(b"")
+
+
+def _collect(stream: IO[bytes], errors: list[str]) -> None:
+    errors.extend(line.decode(errors="replace").strip() for line in stream)
+
+
+def _send(stream: IO[bytes], unsent: "queue.Queue[bytes | None]") -> None:
+    try:
+        while (data := unsent.get()) is not None:
+            stream.write(data)
+            stream.flush()
+        stream.close()
+    except OSError:
+        return  # whoever does not read any more has ended, which its output tells

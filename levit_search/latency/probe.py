@@ -1,0 +1,417 @@
+"""Probes: networks measured on a target by the protocol of :mod:`levit_search.latency.protocol`."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from levit_search import architecture, baseline
+from levit_search.architecture import Architecture
+from levit_search.baseline import Baseline
+from levit_search.errors import InputError, TrialError
+from levit_search.latency.cache import Cache, cache_key
+from levit_search.latency.channel import Channel
+from levit_search.latency.protocol import (
+    TORCH_RUNTIMES,
+    LatencyConfig,
+    Measurement,
+    Round,
+    Samples,
+    estimate,
+    measurement,
+)
+from levit_search.latency.targets import CommandTarget
+
+if TYPE_CHECKING:
+    from levit_search.model import Layout
+
+Network = Architecture | Baseline
+
+# With fewer rounds an interval over rounds says little.
+_FEWEST_ROUNDS = 4
+# A network's first run may compile it for so long, on a GPU in several ways.
+_COMPILING_S = 900.0
+# Outlier rounds are measured again for at most this share of the time.
+_AGAIN = 0.5
+
+# (what is being done, which part of it is done)
+Report = Callable[[str, float], None]
+
+
+def pooled_reference_ms(samples: Sequence[Samples], clock: str) -> float:
+    """The reference's milliseconds a run over all that was measured against it."""
+    runs = [cycle[0][clock] for each in samples for r in each.rounds for cycle in r.cycles]
+    return float(np.median(runs))
+
+
+def _silent(text: str, fraction: float) -> None:
+    del text, fraction
+
+
+class Probe:
+    """Measures networks on a target through one worker that is kept between them.
+
+    Use it as a context manager; the worker is started when it is needed first.
+
+    Args:
+        config: the target and how to measure.
+        settled_ms: the settled figure of reference networks by their id; a study keeps it, so that
+            all its latencies are multiples of one figure.
+        fresh: measure again what the cache holds, and put it there.
+        cache: where samples are kept; by default the user's cache.
+        report: told what is being measured.
+    """
+
+    def __init__(
+        self,
+        config: LatencyConfig,
+        settled_ms: dict[str, float] | None = None,
+        fresh: bool = False,
+        cache: Cache | None = None,
+        report: Report = _silent,
+    ) -> None:
+        self.config = config
+        self.settled_ms = dict(settled_ms or {})
+        self._cache = cache or Cache()
+        self._fresh = fresh
+        self._report = report
+        self._folder = tempfile.TemporaryDirectory(prefix="levit-search-probe-")
+        self._channel: Channel | None = None
+
+    def __enter__(self) -> "Probe":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+        self._folder.cleanup()
+
+    def connect(self) -> dict[str, Any]:
+        """Start the worker if it does not run; returns its account of the device.
+
+        Raises:
+            TrialError: it cannot be started; the message names target and cause.
+        """
+        if self._channel is None or not self._channel.is_open:
+            self._channel = Channel(
+                self.config.target,
+                self.config.runtime,
+                self.config.huge_pages,
+                lambda: self._report("waiting for another probe on that host", 0.0),
+            )
+        return self._channel.device
+
+    def measure(self, network: Network, reference: Network | None = None) -> Measurement:
+        """Time one network; see :meth:`measure_all`.
+
+        Raises:
+            TrialError: it could not be measured.
+            InputError: the reference does not fit the images.
+        """
+        (found,) = self.measure_all([network], reference)
+        if isinstance(found, TrialError):
+            raise found
+        return found
+
+    def measure_all(
+        self, networks: Sequence[Network], reference: Network | None = None
+    ) -> list[Measurement | TrialError]:
+        """Time networks with fresh weights against a reference.
+
+        Rounds of different networks alternate, so that each one's are spread over the whole time:
+        what disturbs a machine lasts for seconds to minutes.
+
+        Args:
+            networks: in the layout that the configuration names, where they are ours.
+            reference: what to compare with, in the same layout; by default the configuration's,
+                fitted to each network's images and always in the layout of tokens.
+
+        Returns:
+            For each network its measurement, or why it has none.
+
+        Raises:
+            InputError: the reference does not fit the images.
+        """
+        tasks = []
+        for index, network in enumerate(networks):
+            self._report(f"preparing {network.id}", index / len(networks))
+            against = reference or self._reference(network)
+            layout = "tokens" if reference is None else self._layouts(against)[0]
+            tasks.append(self._task(network, self._layouts(network), against, layout))
+        self._run([task for task in tasks if task.error is None and not task.is_known])
+        for task in tasks:
+            self._forget(task.entries[1:])  # large files; the reference's is needed again
+        return self._outcomes(tasks)
+
+    def time_graphs(self, candidates: Sequence[Path], reference: Path) -> list[Measurement]:
+        """Time ONNX files in turn against one; all inputs are filled with random numbers.
+
+        Args:
+            candidates: what is measured.
+            reference: what they are compared with.
+
+        Raises:
+            TrialError: they could not be measured.
+        """
+        names = [path.stem for path in candidates]
+        task = _Task(", ".join(names), reference.stem, names, [reference, *candidates])
+        task.device = self.connect()
+        self._run([task], with_peak=False)
+        if task.error is not None:
+            raise task.error
+        found = [task.samples(number) for number in range(1, len(task.entries))]
+        clock = self.config.clock
+        return [measurement(self.config, s, pooled_reference_ms([s], clock)) for s in found]
+
+    def reference_graph(self, network: Network) -> tuple[Architecture, Path]:
+        """The configuration's reference for ``network``'s images, and its ONNX file.
+
+        Raises:
+            InputError: the reference does not fit the images.
+        """
+        reference = self._reference(network)
+        return reference, self._graph(reference, "tokens")
+
+    def settle_reference(self, network: Network) -> Measurement:
+        """Time the reference for ``network``'s images against a copy of itself and keep its figure.
+
+        Its ``ratio_to_reference`` should be 1; how far it is from 1 is this machine's error.
+
+        Raises:
+            TrialError: it could not be measured.
+            InputError: the reference does not fit the images.
+        """
+        reference = self._reference(network)
+        task = self._task(reference, ["tokens"], reference, "tokens")
+        if task.error is None and not task.is_known:
+            self._run([task])
+        (found,) = self._outcomes([task])
+        if isinstance(found, TrialError):
+            raise found
+        self.settled_ms[reference.id] = found.reference_ms
+        return found
+
+    def _reference(self, network: Network) -> Architecture:
+        described = self.config.reference
+        reference = (
+            architecture.load(described)
+            if isinstance(described, str)
+            else architecture.parse(described, "latency.reference")
+        )
+        size, classes = network.image_size, network.num_classes or 1  # baselines may have none
+        try:
+            return architecture.fitted(
+                reference,
+                image_size=size,
+                in_channels=network.in_channels,
+                num_classes=classes,
+            )
+        except InputError:
+            if size < 32:
+                raise
+            # Its stem does not take that size: the nearest that most stems do.
+            return architecture.fitted(
+                reference,
+                image_size=32 * round(size / 32),
+                in_channels=network.in_channels,
+                num_classes=classes,
+            )
+
+    def _layouts(self, network: Network) -> "list[Layout]":
+        """The layouts to try; timm's networks have one of their own."""
+        if isinstance(network, Baseline):
+            return ["tokens"]
+        layout = self.config.layout
+        return ["tokens", "maps"] if layout == "fastest" else [layout]
+
+    def _task(
+        self, network: Network, layouts: "list[Layout]", against: Network, layout: "Layout"
+    ) -> "_Task":
+        """A network's task, with what the cache knows of it or with its graphs written."""
+        task = _Task(network.id, against.id, list(layouts))
+        try:
+            task.device = self.connect()
+            for each in layouts:
+                names = f"{network.id}-{each}", f"{against.id}-{layout}"
+                task.keys.append(cache_key(self.config, task.device, *names))
+            if not self._fresh:
+                known = [self._cache.find(key, self.config) for key in task.keys]
+                task.known = [samples for samples in known if samples is not None]
+            if not task.is_known:
+                task.entries = [self._entry(against, layout)]
+                task.entries += [self._entry(network, each) for each in layouts]
+        except TrialError as error:
+            task.error = error
+        return task
+
+    def _entry(self, network: Network, layout: "Layout") -> "Path | dict[str, Any]":
+        """What stands for a network in jobs: a file, or for torch a description."""
+        if self.config.runtime in TORCH_RUNTIMES:
+            if isinstance(network, Baseline):
+                return {"timm": asdict(network)}
+            return {"architecture": network.model_dump(mode="json"), "layout": layout}
+        return self._graph(network, layout)
+
+    def _graph(self, network: Network, layout: "Layout") -> Path:
+        """The ONNX file of a network; its weights are random, which latency does not mind."""
+        from levit_search.model import build, export_onnx
+
+        batch_size = self.config.batch_size
+        assert isinstance(batch_size, int)
+        path = Path(self._folder.name) / f"{network.id}-{layout}-{batch_size}.onnx"
+        if path.exists():
+            return path
+        if isinstance(network, Baseline):
+            baseline.export_onnx(network, path, batch_size)
+        else:
+            export_onnx(build(network, layout), path, batch_size)
+        return path
+
+    def _run(self, tasks: "list[_Task]", with_peak: bool = True) -> None:
+        """Measure a round of each task in turn until all have enough."""
+        todo = tasks
+        while todo:
+            for task in todo:
+                done = sum(each.share(self.config) for each in tasks) / len(tasks)
+                self._report(f"measuring {task.name}", done)
+                try:
+                    if with_peak and not task.peaks:
+                        # A GPU tells the memory of each network; a CPU that of a process.
+                        do = "own_peak" if self.config.target.device == "cuda" else "peak"
+                        task.peaks = [self._ask(do, [each])["bytes"] for each in task.entries[1:]]
+                    seconds = self.config.seconds / self.config.rounds
+                    task.add(self._ask("round", task.entries, seconds))
+                except TrialError as error:
+                    task.error = error
+            todo = [task for task in todo if not task.is_done(self.config)]
+
+    def _ask(
+        self, do: str, entries: "list[Path | dict[str, Any]]", seconds: float = 0.0
+    ) -> dict[str, Any]:
+        """A job's answer; a worker that died before is started again."""
+        self.connect()
+        assert self._channel is not None
+        channel, target = self._channel, self.config.target
+        job: dict[str, Any] = {
+            "do": do,
+            "networks": [e if isinstance(e, dict) else channel.place(e) for e in entries],
+            "seconds": seconds,
+            "seed": 0,
+            "device": target.device,
+            **self.config.model_dump(include={"runtime", "threads", "precision", "batch_size"}),
+        }
+        if isinstance(target, CommandTarget):
+            job["python"] = target.python
+        compiling_s = _COMPILING_S if self.config.runtime == "torch-compiled" else 0.0
+        return channel.ask(job, seconds + compiling_s)
+
+    def _outcomes(self, tasks: "list[_Task]") -> list[Measurement | TrialError]:
+        """Measurements on one scale: networks with one reference share its milliseconds."""
+        found = {id(task): task.fastest(self.config) for task in tasks if task.error is None}
+        outcomes: list[Measurement | TrialError] = []
+        for task in tasks:
+            if task.error is not None:
+                outcomes.append(task.error)
+                continue
+            if not task.is_known:
+                task.keep(self._cache)
+            same = [found[id(t)] for t in tasks if id(t) in found and t.reference == task.reference]
+            settled_ms = self.settled_ms.get(task.reference)
+            reference_ms = settled_ms or pooled_reference_ms(same, self.config.clock)
+            best = found[id(task)]
+            file = self._cache.path(task.keys[task.layouts.index(best.layout)])
+            outcomes.append(
+                measurement(self.config, best, reference_ms, str(file), cached=task.is_known)
+            )
+        return outcomes
+
+    def _forget(self, entries: "list[Path | dict[str, Any]]") -> None:
+        for path in entries:
+            if isinstance(path, Path):
+                path.unlink(missing_ok=True)
+                if self._channel is not None and self._channel.is_open:
+                    self._channel.forget(path)
+
+    def _stop(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+
+@dataclass
+class _Task:
+    """One network being measured, in one layout or more, against its reference."""
+
+    name: str
+    reference: str
+    layouts: list[str]
+    entries: "list[Path | dict[str, Any]]" = field(default_factory=list)
+    """The reference's, then one for each layout."""
+    keys: list[dict[str, Any]] = field(default_factory=list)
+    known: list[Samples] = field(default_factory=list)
+    """From the cache, one for each layout, or incomplete."""
+    rounds: list[Round] = field(default_factory=list)
+    peaks: list[int | None] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    device: dict[str, Any] = field(default_factory=dict)
+    error: TrialError | None = None
+
+    @property
+    def is_known(self) -> bool:
+        return len(self.known) == len(self.layouts)
+
+    def add(self, answer: dict[str, Any]) -> None:
+        names = ("cycles", "batch_sizes", "prepare_s", "timing_s")
+        self.rounds.append(Round(**{name: answer[name] for name in names}))
+        self.notes = answer["notes"]
+
+    def share(self, config: LatencyConfig) -> float:
+        """Which part of the time it may take is gone."""
+        if self.error is not None:
+            return 1.0
+        return min(1.0, sum(each.timing_s for each in self.rounds) / config.seconds)
+
+    def is_done(self, config: LatencyConfig) -> bool:
+        """Whether it failed, is known well enough, or has had its time."""
+        if self.error is not None:
+            return True
+        if len(self.rounds) < min(_FEWEST_ROUNDS, config.rounds):
+            return False
+        numbers = range(1, len(self.entries))
+        found = [estimate([r.of(n) for r in self.rounds], config.clock) for n in numbers]
+        if all(each.width_percent <= config.interval_percent for each in found):
+            return True
+        outliers = {index for each in found for index in each.outliers}
+        again_s = min(
+            sum(self.rounds[index].timing_s for index in outliers), _AGAIN * config.seconds
+        )
+        return sum(each.timing_s for each in self.rounds) >= config.seconds + again_s
+
+    def samples(self, number: int) -> Samples:
+        """What was taken of the entry ``number``."""
+        return Samples(
+            rounds=[each.of(number) for each in self.rounds],
+            layout=self.layouts[number - 1],
+            note=self.notes[number],
+            peak_memory_bytes=self.peaks[number - 1] if self.peaks else None,
+            device=self.device,
+        )
+
+    def keep(self, cache: Cache) -> None:
+        """Put what was taken into the cache, each layout under its own key."""
+        for number, key in enumerate(self.keys, start=1):
+            cache.keep(key, self.samples(number))
+
+    def fastest(self, config: LatencyConfig) -> Samples:
+        """The samples of the layout with the lowest ratio."""
+        numbers = range(1, len(self.entries))
+        found = self.known if self.is_known else [self.samples(number) for number in numbers]
+        return min(found, key=lambda samples: estimate(samples.rounds, config.clock).ratio)

@@ -1,0 +1,136 @@
+"""A worker on a node of a Ray cluster that offers a custom resource."""
+
+import contextlib
+import logging
+import os
+import re
+import socket
+import threading
+from typing import Any
+
+from levit_search.errors import TrialError
+from levit_search.latency import ray_relay
+from levit_search.latency.targets import RayTarget
+
+# A node that offers the resource may be busy with another probe for so long.
+_SCHEDULE_S = 120.0
+_CONNECT_S = 10.0
+_LINE_S = 5.0
+_NOT_CUSTOM = ("CPU", "GPU", "memory", "object_store_memory")
+_CONNECTING = threading.Lock()  # ray.init is not for two threads at once
+
+
+class RayPipe:
+    """The streams of a worker that Ray starts where ``target.resource`` is.
+
+    Raises:
+        TrialError: there is no cluster, no node offers the resource, or all that do are busy.
+    """
+
+    def __init__(self, target: RayTarget, arguments: list[str], env: dict[str, str]) -> None:
+        import ray as typed_in_part
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        ray: Any = typed_in_part
+        self._ray = ray
+        where = f"probe on {target.name or target.address}"
+        with _CONNECTING:
+            self._connect(target, where)
+        offered = sorted(name for name in ray.cluster_resources() if name not in _NOT_CUSTOM)
+        if target.resource not in offered:
+            own = [name for name in offered if not name.startswith("node:")]
+            raise TrialError(
+                f"{where}: no node of the cluster at {ray.get_runtime_context().gcs_address} "
+                f"offers the custom resource {target.resource!r} "
+                f"(offered: {', '.join(own) or 'none'})"
+            )
+        ray.cloudpickle.register_pickle_by_value(ray_relay)
+        # Outside of the placement group of whatever trial we may be running in.
+        outside: Any = PlacementGroupSchedulingStrategy
+        remote = ray.remote(
+            num_cpus=0,
+            resources={target.resource: 1},
+            max_concurrency=4,
+            scheduling_strategy=outside(placement_group=None),
+        )
+        self._relay = remote(ray_relay.Relay).remote(arguments, env)
+        try:
+            ray.get(self._relay.__ray_ready__.remote(), timeout=_SCHEDULE_S)
+        except ray.exceptions.GetTimeoutError:
+            ray.kill(self._relay)
+            raise TrialError(
+                f"{where}: every node with {target.resource!r} was busy for {_SCHEDULE_S:.0f} s"
+            ) from None
+        except ray.exceptions.RayError as error:
+            raise TrialError(f"{where}: {_first_line(error)}") from None
+
+    def _connect(self, target: RayTarget, where: str) -> None:
+        if self._ray.is_initialized():
+            return
+        auto = target.cluster == "auto"
+        address = os.environ.get("RAY_ADDRESS", "auto") if auto else target.cluster
+        try:
+            _knock(address)
+            self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            # It would tell of nodes that fail on stdout, which is for results.
+            self._ray._private.worker._worker_logs_enabled = False
+        except (OSError, RuntimeError, ValueError, self._ray.exceptions.RayError) as error:
+            raise TrialError(
+                f"{where}: no Ray cluster at {address!r} ({_first_line(error)}); start one "
+                "by `ray start`, or name it in RAY_ADDRESS"
+            ) from None
+
+    def write(self, data: bytes) -> None:
+        # Calls of one actor start in order, but several run at once: wait for each.
+        with contextlib.suppress(self._ray.exceptions.RayError):  # the output tells of the end
+            self._ray.get(self._relay.write.remote(data), timeout=_SCHEDULE_S)
+
+    def read_line(self, patience_s: float) -> bytes | None:
+        while patience_s > 0:
+            part_s = min(_LINE_S, patience_s)
+            try:
+                line: bytes | None = self._ray.get(
+                    self._relay.read_line.remote(part_s), timeout=part_s + 60
+                )
+            except self._ray.exceptions.GetTimeoutError:
+                return None
+            except self._ray.exceptions.RayError as error:
+                self._died = _first_line(error)
+                return b""
+            if line is not None:
+                return line
+            patience_s -= part_s
+        return None
+
+    _died = ""
+
+    def last_words(self) -> str:
+        if self._died:
+            return f"its node or the process there is gone ({self._died})"
+        try:
+            words: str = self._ray.get(self._relay.last_words.remote(), timeout=10)
+        except (self._ray.exceptions.RayError, TimeoutError) as error:
+            return f"the worker ended ({_first_line(error)})"
+        return words
+
+    def close(self) -> None:
+        if not self._ray.is_initialized():
+            return  # left before us, which ends the worker; asking would start a cluster
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.get(self._relay.close.remote(), timeout=10)
+        self._ray.kill(self._relay)
+
+
+def _knock(address: str) -> None:
+    """See whether anything listens at a cluster's address: Ray itself would try for minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    found = re.fullmatch(r"(?:ray://)?\[?(?P<host>[^/]+?)\]?:(?P<port>\d+)", address)
+    if found is not None:
+        socket.create_connection((found["host"], int(found["port"])), timeout=_CONNECT_S).close()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,49 @@
+"""Training that keeps off the cores of a probe on the same host.
+
+The other side, a probe's hold on the host, is in :mod:`levit_search.latency.worker`, whose one file
+has to do on any device.
+"""
+
+import contextlib
+import os
+from collections.abc import Generator, Iterable, Iterator
+from typing import TypeVar
+
+from levit_search.latency.worker import lock_paths, open_lock
+
+_Batch = TypeVar("_Batch")
+
+
+@contextlib.contextmanager
+def between_probes(batches: Iterable[_Batch]) -> Iterator[Iterator[_Batch]]:
+    """Batches of work that pause while a probe, of whichever process, has the host to itself.
+
+    The host is shared while a batch is made and worked on; a probe that waits comes before the next
+    one.
+    """
+    with contextlib.closing(_paused(batches)) as paused:
+        yield paused
+
+
+def _paused(batches: Iterable[_Batch]) -> Generator[_Batch, None, None]:
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks, and its probes hold none
+        yield from batches
+        return
+    gate, cores = (open_lock(path) for path in lock_paths())
+    iterator = iter(batches)
+    try:
+        while True:
+            fcntl.flock(gate, fcntl.LOCK_SH)
+            fcntl.flock(gate, fcntl.LOCK_UN)
+            fcntl.flock(cores, fcntl.LOCK_SH)
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            yield batch
+            fcntl.flock(cores, fcntl.LOCK_UN)
+    finally:
+        os.close(gate)
+        os.close(cores)
