@@ -2,15 +2,19 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from levit_search.architecture import Architecture
 from levit_search.batches import open_batches
 from levit_search.distill import Teacher, obtain_teacher
-from levit_search.latency import LocalProbe, Measurement
+from levit_search.errors import InputError, TrialError
+from levit_search.files import write_atomically
+from levit_search.latency import Probe
+from levit_search.latency.forecast import Forecast
 from levit_search.model import save_weights
+from levit_search.pareto import PROBED
 from levit_search.study import StudyConfig
 from levit_search.train import Epoch, train_network
 
@@ -47,8 +51,9 @@ class Evaluator:
     def __init__(self, config: StudyConfig, folder: Path, settled_ms: dict[str, float]) -> None:
         self._config = config
         self._folder = folder
-        self._probe = LocalProbe(config.latency, settled_ms)
+        self._probe = Probe(config.latency, settled_ms)
         self._teacher: Teacher | None = None
+        self._forecast: Forecast | None = None
 
     def close(self) -> None:
         """End the probe's worker."""
@@ -71,6 +76,10 @@ class Evaluator:
         config = self._config
         card: dict[str, Any] = {}
         device: dict[str, Any] = {}
+        if config.is_measured:
+            progress("starting the probe", None)
+            device = self._probe.connect()
+            _refuse_emulated(device, config)
         if config.is_trained:
             progress("loading data", None)
             self._batches = open_batches(config.data)
@@ -78,7 +87,9 @@ class Evaluator:
                 card = self._prepare_teacher(progress)
         if config.is_measured and not self._probe.settled_ms:
             progress("timing the reference network", None)
-            device = self._probe.settle_reference(sample).device
+            self._probe.settle_reference(sample)
+        if config.is_measured and config.latency.method == "predicted":
+            self._forecast = self._calibrated(progress)
         return {"settled_ms": self._probe.settled_ms, "device": device, "teacher": card}
 
     def _prepare_teacher(self, progress: Progress) -> dict[str, Any]:
@@ -109,22 +120,71 @@ class Evaluator:
         start = time.perf_counter()
         config = self._config
         values: dict[str, float] = {}
-        measured: Measurement | None = None
+        latency: dict[str, Any] | None = None
         training = None
-        if config.is_measured:
+        if self._forecast is not None:
+            progress("predicting latency", None)
+            latency = self._predicted(self._forecast, network, values, progress)
+        elif config.is_measured:
             progress("measuring latency", None)
-            measured = self._probe.measure(network)
-            values["latency_ms"] = measured.latency_ms
+            latency = self._measured(network, values)
         limit = config.limits.latency_ms
-        too_slow = measured is not None and limit is not None and measured.latency_ms > limit
+        too_slow = limit is not None and values["latency_ms"] > limit
         if config.is_trained and not too_slow:
             training, values["top1_percent"] = self._train(network, progress)
         return Evaluation(
             values,
-            asdict(measured) if measured else None,
+            latency,
             training,
             round(time.perf_counter() - start, 3),
         )
+
+    def measure(self, network: Architecture, progress: Progress) -> Evaluation:
+        """Measure a network whose latency was predicted.
+
+        Raises:
+            TrialError: the probe failed.
+        """
+        start = time.perf_counter()
+        values: dict[str, float] = {}
+        progress("measuring what was predicted", None)
+        latency = self._measured(network, values)
+        return Evaluation(values, latency, None, round(time.perf_counter() - start, 3))
+
+    def _calibrated(self, progress: Progress) -> Forecast:
+        config = self._config
+        progress("calibrating the latency predictor", None)
+        file = self._folder / "predictor.json"
+        forecast = Forecast(self._probe, config.space(), config.search.seed, file)
+        forecast.prepare(progress)
+        return forecast
+
+    def _predicted(
+        self,
+        forecast: Forecast,
+        network: Architecture,
+        values: dict[str, float],
+        progress: Progress,
+    ) -> dict[str, Any]:
+        found = forecast.predict(network, progress)
+        values["latency_ms"] = values["latency_predicted_ms"] = found.latency_ms
+        return {"method": "predicted", **asdict(found)}
+
+    def _measured(self, network: Architecture, values: dict[str, float]) -> dict[str, Any]:
+        """Probe a network, note the objectives, and keep the raw samples with the study."""
+        found = self._probe.measure(network)
+        for name in PROBED:
+            value = getattr(found, name)
+            if value is not None:
+                values[name] = value
+            elif name in self._config.objectives:
+                raise TrialError(f"{found.target} does not tell {name}")
+        assert found.samples_file is not None
+        source = Path(found.samples_file)
+        folder = self._folder / "latency"
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / source.name, source.read_bytes())
+        return replace(found, samples_file=f"latency/{source.name}").as_json()
 
     def _train(self, network: Architecture, progress: Progress) -> tuple[dict[str, Any], float]:
         recipe, seed = self._config.train, self._config.search.seed
@@ -139,3 +199,13 @@ class Evaluator:
         folder.mkdir(exist_ok=True)
         save_weights(model, folder / f"{network.id}.safetensors")
         return result.as_json(), result.val_top1_percent
+
+
+def _refuse_emulated(device: dict[str, Any], config: StudyConfig) -> None:
+    """An emulator's timings say nothing of the device that it plays."""
+    if device["emulated"] and not config.latency.allow_emulated:
+        raise InputError(
+            f"latency.target: {config.latency.target.name or config.latency.target.address} is "
+            "emulated, and its timings are no objective (latency.allow_emulated: true takes them "
+            "all the same)"
+        )

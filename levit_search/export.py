@@ -162,6 +162,7 @@ def _card(study: Study, record: Record, choice: str, difference: float) -> str:
     assert network is not None
     latency = record.evaluation.get("latency")
     training = record.evaluation.get("training")
+    layout = (latency or {}).get("layout", config.latency.layout)
     lines = [
         f"# {network.id}",
         "",
@@ -177,7 +178,12 @@ def _card(study: Study, record: Record, choice: str, difference: float) -> str:
             f"| top-1 on the validation split of {config.data.name} | "
             f"{record.values['top1_percent']:.2f} % after {epochs} epochs |"
         )
-    if latency:
+    if latency and latency.get("method") == "predicted":
+        lines.append(
+            f"| latency, predicted and not measured | {latency['latency_ms']:.4g} ms "
+            f"(95 % interval {latency['low_ms']:.4g} to {latency['high_ms']:.4g}) |"
+        )
+    elif latency:
         low, high = latency["ratio_ci95"]
         lines.append(
             f"| latency, batch {latency['batch_size']}, {latency['threads']} thread(s), "
@@ -190,7 +196,8 @@ def _card(study: Study, record: Record, choice: str, difference: float) -> str:
             f"| ratio to {reference} fitted to {network.image_size} px | "
             f"{latency['ratio_to_reference']:.4f} (95 % interval {low:.4f} to {high:.4f}) |"
         )
-        lines.append(f"| measured on | {latency['device']['cpu']}, {latency['runtime']} |")
+        device = latency["device"].get("gpu") or latency["device"]["cpu"]
+        lines.append(f"| measured on | {device}, {latency['runtime']} |")
     lines += [
         f"| FLOPs (one multiply-add is one) | {record.values['flops']:,.0f} |",
         f"| parameters | {record.values['params']:,.0f} |",
@@ -206,7 +213,7 @@ def _card(study: Study, record: Record, choice: str, difference: float) -> str:
         "from levit_search.model import build, load_weights",
         "",
         # In the layout whose latency stands above; the weights are the same in both.
-        f'model = build(architecture.load("architecture.yaml"), layout="{config.latency.layout}")',
+        f'model = build(architecture.load("architecture.yaml"), layout="{layout}")',
         'load_weights(model, Path("model.safetensors"))',
         "model.eval()",
         "```",

@@ -14,12 +14,12 @@ from levit_search.architecture import Architecture
 from levit_search.cost import cost
 from levit_search.donors import check_donor_weights
 from levit_search.errors import BudgetError, InputError
-from levit_search.latency.worker import device_name
+from levit_search.latency.cache import fingerprint
 from levit_search.pareto import hypervolume, minimised
 from levit_search.search.engine import Engine, Event, LocalEngine
 from levit_search.search.samplers import SeededSampler
 from levit_search.space import Space
-from levit_search.study import Record, Study, record_of
+from levit_search.study import MEASURED, Record, Study, record_of, with_measured
 
 # A proposal that is not trained (over a limit, or known already) uses up no budget; this many of
 # them in a row mean that nothing new can be found. One that was probed costs as much as many.
@@ -89,7 +89,8 @@ class _Driver:
         self._running: dict[int, optuna.trial.Trial] = {}
         self._left_over = self._storage.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         finished = self._storage.get_trials(deepcopy=True)
-        self._records = [record_of(t) for t in finished if t.state.is_finished()]
+        self._measured = dict(self._storage.user_attrs)
+        self._records = [self._record(t) for t in finished if t.state.is_finished()]
         self._known = {
             record.architecture.id: record
             for record in reversed(self._records)
@@ -100,15 +101,15 @@ class _Driver:
 
     def run(self) -> Summary:
         self._begun = time.monotonic()
-        if self._is_enough():
+        if self._is_enough() and not self._unmeasured():
             return self._summary("the budget was used up before")
-        self._check_device()
         settled_ms = self._storage.user_attrs.get("settled_ms", {})
         sample = self._sample()
         engine = LocalEngine(self._study, sample, settled_ms)
         try:
             self._prepare(engine)
             because = self._loop(engine)
+            self._verify(engine)
         finally:
             engine.close()
             self._write_tables()
@@ -124,15 +125,6 @@ class _Driver:
             except InputError:
                 continue  # the space was checked to have valid networks
 
-    def _check_device(self) -> None:
-        """Latencies of two machines do not belong on one front."""
-        device = self._storage.user_attrs.get("device")
-        if device and device["cpu"] != device_name():
-            raise InputError(
-                f"{self._study.folder}: its latencies were measured on {device['cpu']}, this is "
-                f"{device_name()}; start another study by --study"
-            )
-
     def _prepare(self, engine: Engine) -> None:
         while not engine.has_room():
             for event in engine.events(_REFRESH_S):
@@ -145,7 +137,22 @@ class _Driver:
                     self._remember(event.content)
             self._display.tick()
 
+    def _check_device(self, now: dict[str, Any]) -> None:
+        """Latencies of two devices do not belong on one front."""
+        before, runtime = self._storage.user_attrs.get("device"), self._config.latency.runtime
+        if not before or not now:
+            return
+        old, new = fingerprint(before, runtime), fingerprint(now, runtime)
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if changed:
+            name = changed[0]
+            raise InputError(
+                f"{self._study.folder}: its latencies were measured with {name} {old.get(name)}, "
+                f"here it is {new.get(name)}; start another study by --study"
+            )
+
     def _remember(self, prepared: dict[str, Any]) -> None:
+        self._check_device(prepared["device"])
         if prepared["settled_ms"]:
             self._storage.set_user_attr("settled_ms", prepared["settled_ms"])
         for key in ("device", "teacher"):
@@ -169,6 +176,51 @@ class _Driver:
             for event in engine.events(_REFRESH_S if self._running else 0):
                 self._handle(event)
             self._display.tick()
+
+    def _verify(self, engine: Engine) -> None:
+        """Measure what the front holds by prediction only, until nothing on it is."""
+        while left := self._unmeasured():
+            record = left[0]
+            assert record.architecture is not None
+            engine.verify(record.trial, record.architecture)
+            self._display.started(record.trial, record.architecture)
+            found: dict[str, Any] | None = None
+            while found is None:
+                for event in engine.events(_REFRESH_S):
+                    if event.trial is None and event.kind == "failed":
+                        raise BudgetError(event.text)
+                    if event.kind == "progress" and event.trial is not None:
+                        self._display.progress(event.trial, event.text, event.fraction)
+                    elif event.kind == "failed":
+                        found = {"failed": event.text}
+                    elif event.kind == "done" and event.trial is not None:
+                        found = {name: event.content[name] for name in ("values", "latency")}
+                self._display.tick()
+            key = f"{MEASURED}{record.architecture.id}"
+            self._storage.set_user_attr(key, found)
+            self._measured[key] = found
+            self._records = [
+                with_measured(each, {key: found}, self._space.limits.latency_ms)
+                for each in self._records
+            ]
+            again = next(each for each in self._records if each.trial == record.trial)
+            self._display.finished(again, self._records, None)
+            while not engine.has_room():  # after a worker's end
+                engine.events(_REFRESH_S)
+                self._display.tick()
+
+    def _unmeasured(self) -> list[Record]:
+        """Records on the front whose latency is predicted only."""
+        if self._config.latency.method == "measured" or not self._config.is_measured:
+            return []
+        return [
+            record
+            for record in table.front(self._records, self._config.objectives)
+            if f"{MEASURED}{record.architecture.id}" not in self._measured  # type: ignore[union-attr]
+        ]
+
+    def _record(self, trial: optuna.trial.FrozenTrial) -> Record:
+        return with_measured(record_of(trial), self._measured, self._config.limits.latency_ms)
 
     def _is_enough(self) -> bool:
         return self._spent() + len(self._running) >= self._config.search.trials
@@ -302,7 +354,7 @@ class _Driver:
         """End a trial in the storage, then in our own books."""
         frozen = self._storage.tell(trial, values, state)
         self._running.pop(trial.number, None)
-        record = record_of(frozen)
+        record = self._record(frozen)
         self._records.append(record)
         if record.evaluation and record.architecture is not None:
             self._known.setdefault(record.architecture.id, record)

@@ -30,7 +30,8 @@ class Event:
     """What is being done, or why it failed."""
     fraction: float | None = None
     content: dict[str, Any] = field(default_factory=dict)
-    """An evaluation, or what :meth:`levit_search.evaluate.Evaluator.prepare` returned."""
+    """An evaluation (also of what was only measured), or what
+    :meth:`levit_search.evaluate.Evaluator.prepare` returned."""
 
 
 class Engine(Protocol):
@@ -38,6 +39,9 @@ class Engine(Protocol):
 
     def submit(self, trial: int, network: Architecture) -> None:
         """Start an evaluation. Only while :meth:`has_room`."""
+
+    def verify(self, trial: int, network: Architecture) -> None:
+        """Start measuring a network whose latency was predicted. Only while :meth:`has_room`."""
 
     def has_room(self) -> bool:
         """Whether another trial can start now."""
@@ -71,10 +75,16 @@ class LocalEngine:
         return self._prepared and self._running is None
 
     def submit(self, trial: int, network: Architecture) -> None:
+        self._send("evaluate", trial, network)
+
+    def verify(self, trial: int, network: Architecture) -> None:
+        self._send("measure", trial, network)
+
+    def _send(self, do: str, trial: int, network: Architecture) -> None:
         assert self.has_room()
         self._running = trial
         with contextlib.suppress(BrokenPipeError):  # a dead worker shows in events()
-            self._connection.send(("evaluate", trial, network.model_dump(mode="json")))
+            self._connection.send((do, trial, network.model_dump(mode="json")))
 
     def events(self, patience_s: float) -> list[Event]:
         events: list[Event] = []
@@ -167,11 +177,10 @@ def serve(
         network = architectures.parse(sample)
         prepared = _attempt(connection, None, lambda tell: evaluator.prepare(network, tell))
         while prepared:
-            _, trial, described = connection.recv()
+            do, trial, described = connection.recv()
             candidate = architectures.parse(described)
-            _attempt(
-                connection, trial, lambda tell, c=candidate: evaluator.evaluate(c, tell).as_json()
-            )
+            step = evaluator.evaluate if do == "evaluate" else evaluator.measure
+            _attempt(connection, trial, lambda tell, s=step, c=candidate: s(c, tell).as_json())
 
 
 def _attempt(connection: Any, trial: int | None, step: Any) -> bool:

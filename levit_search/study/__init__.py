@@ -2,14 +2,17 @@
 
 from levit_search.study.config import SearchConfig, StudyConfig, parse_settings, read_config
 from levit_search.study.folder import (
+    MEASURED,
     Record,
     Study,
     find_record,
     load_architecture,
     record_of,
+    with_measured,
 )
 
 __all__ = [
+    "MEASURED",
     "Record",
     "SearchConfig",
     "Study",
@@ -19,4 +22,5 @@ __all__ = [
     "parse_settings",
     "read_config",
     "record_of",
+    "with_measured",
 ]

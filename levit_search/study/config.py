@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from levit_search import architecture as architectures
 from levit_search import data as datasets
@@ -12,7 +12,8 @@ from levit_search.configuration import Count, Frozen, parse_yaml, read_yaml, val
 from levit_search.data import DataConfig
 from levit_search.errors import InputError
 from levit_search.latency.protocol import LatencyConfig
-from levit_search.pareto import FIXED_REFERENCE, Objective
+from levit_search.latency.targets import read_targets, resolved
+from levit_search.pareto import FIXED_REFERENCE, PROBED, Objective
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.space import Limits, Space
 
@@ -51,10 +52,19 @@ class StudyConfig(Frozen):
             raise ValueError("two or more different objectives are needed")
         return objectives
 
+    @model_validator(mode="after")
+    def _check_prediction(self) -> "StudyConfig":
+        others = [name for name in self.objectives if name in PROBED and name != "latency_ms"]
+        if self.latency.method == "predicted" and others:
+            raise ValueError(
+                f"objectives: {others[0]} is measured only; latency: predicted gives latency_ms"
+            )
+        return self
+
     @property
     def is_measured(self) -> bool:
         """Whether candidates are probed."""
-        return "latency_ms" in self.objectives or self.limits.latency_ms is not None
+        return self.limits.latency_ms is not None or any(name in PROBED for name in self.objectives)
 
     @property
     def is_trained(self) -> bool:
@@ -106,6 +116,8 @@ def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyCo
     raw = read_yaml(path)
     for key, value in (changes or {}).items():
         _put(raw, key, value)
+    if isinstance(raw.get("latency"), Mapping):
+        raw["latency"] = resolved(raw["latency"], read_targets(path.parent), str(path))
     config = validated(StudyConfig, raw, str(path))
     start = tuple(
         entry

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -176,8 +176,11 @@ class Study:
         """
         if not self._has_trials():
             return []
-        trials = self.storage().get_trials(deepcopy=False)
-        return [record_of(trial) for trial in trials if trial.state.is_finished()]
+        storage = self.storage()
+        trials = storage.get_trials(deepcopy=False)
+        limit = self.config.limits.latency_ms
+        records = [record_of(trial) for trial in trials if trial.state.is_finished()]
+        return [with_measured(record, storage.user_attrs, limit) for record in records]
 
     def _has_trials(self) -> bool:
         if (self.folder / "study.db").is_file():
@@ -215,6 +218,37 @@ def record_of(trial: "optuna.trial.FrozenTrial") -> Record:
         seconds=evaluation.get("seconds", 0.0),
         evaluation=evaluation,
     )
+
+
+MEASURED = "measured:"  # and a network's id: an attribute of the study
+
+
+def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float | None) -> Record:
+    """A record whose latency was predicted, with what was measured later in its place.
+
+    Optuna's finished trials cannot be changed, so measurements stand with the study.
+
+    Args:
+        record: as the trial has it.
+        attributes: the study's.
+        limit_ms: of the latency; a network that turns out to be over it is no longer complete, and
+            one that could not be measured has failed.
+    """
+    network = record.architecture
+    found = attributes.get(f"{MEASURED}{network.id}") if network is not None else None
+    if found is None or record.state != "complete":
+        return record
+    if "failed" in found:
+        return replace(record, state="failed", reason=found["failed"])
+    predicted = record.evaluation["latency"]
+    evaluation = {**record.evaluation, "latency": {**found["latency"], "predicted": predicted}}
+    values = {**record.values, **found["values"]}
+    error = 100 * (predicted["latency_ms"] / values["latency_ms"] - 1)
+    values["prediction_error_percent"] = error
+    if limit_ms is not None and values["latency_ms"] > limit_ms:
+        reason = f"latency_ms {values['latency_ms']:.3g} over the limit of {limit_ms:g}"
+        return replace(record, state="pruned", reason=reason, values=values, evaluation=evaluation)
+    return replace(record, values=values, evaluation=evaluation)
 
 
 def load_architecture(text: str) -> Architecture:

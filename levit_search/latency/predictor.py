@@ -1,0 +1,318 @@
+"""Latency predicted from blocks that were timed on their own.
+
+A network takes about as long as its blocks together, and weights that are read anew in every run
+cost on top: ``latency = scale x sum of blocks + cost of a parameter x parameters``, calibrated on a
+few networks that were timed whole.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from levit_search.architecture import Architecture
+from levit_search.cost import Cost, cost
+from levit_search.errors import InputError, TrialError
+from levit_search.files import write_json
+from levit_search.latency.blocks import Block, blocks, distinct_blocks
+from levit_search.space import Space
+
+if TYPE_CHECKING:
+    from levit_search.model import Layout
+
+MIN_NETWORKS = 4
+
+# Milliseconds a run of each graph, on the scale that whole networks' latencies have.
+TimeGraphs = Callable[[Sequence[Path]], Sequence[float]]
+Report = Callable[[str, float], None]
+
+# Graphs that are timed in one go, and so in turn with one reference.
+_CHUNK = 8
+
+
+@dataclass
+class BlockTable:
+    """What blocks take on one target: milliseconds for a batch of ``batch_size`` images.
+
+    A block's figure is without ``run_ms``, what a run takes that computes nothing; a network's sum
+    has it once.
+    """
+
+    layout: "Layout"
+    batch_size: int
+    run_ms: float | None = None
+    blocks_ms: dict[str, float] = field(default_factory=dict)
+    """By the block's id."""
+
+    @classmethod
+    def load(cls, path: Path) -> "BlockTable":
+        """The table in a file that :meth:`save` wrote.
+
+        Raises:
+            InputError: the file cannot be read or holds no such table.
+        """
+        try:
+            table = cls(**json.loads(path.read_text(encoding="utf-8")))
+            table.blocks_ms = {str(name): float(ms) for name, ms in table.blocks_ms.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: no table of block latencies ({error})") from None
+        return table
+
+    def save(self, path: Path) -> None:
+        """Write the table as JSON, atomically."""
+        write_json(path, asdict(self))
+
+    def missing(self, architectures: Iterable[Architecture]) -> list[Block]:
+        """The blocks of some networks that have not been timed, each once."""
+        needed = {block.id: block for network in architectures for block in blocks(network)}
+        return [block for name, block in needed.items() if name not in self.blocks_ms]
+
+    def add(
+        self,
+        wanted: Sequence[Block],
+        time_graphs: TimeGraphs,
+        report: Report,
+        save: Callable[[], None],
+    ) -> None:
+        """Time blocks, a few at once.
+
+        Args:
+            wanted: what :meth:`missing` gave.
+            time_graphs: times ONNX files, on the target and with its settings.
+            report: told what is being timed and which part of all is done.
+            save: called after each few blocks.
+
+        Raises:
+            TrialError: a graph could not be timed.
+        """
+        from levit_search.latency.block_graphs import write_block, write_nothing
+
+        with tempfile.TemporaryDirectory(prefix="levit-search-blocks-") as folder:
+            if wanted and self.run_ms is None:
+                path = Path(folder) / "nothing.onnx"
+                write_nothing(path)
+                (self.run_ms,) = _times(time_graphs, [path])
+            for start in range(0, len(wanted), _CHUNK):
+                chunk = wanted[start : start + _CHUNK]
+                last = start + len(chunk)
+                report(f"timing blocks {start + 1} to {last} of {len(wanted)}", start / len(wanted))
+                paths = [Path(folder) / f"{block.id}.onnx" for block in chunk]
+                copies = [
+                    write_block(block, self.layout, self.batch_size, path)
+                    for block, path in zip(chunk, paths, strict=True)
+                ]
+                found = zip(chunk, copies, _times(time_graphs, paths), strict=True)
+                for block, count, run_ms in found:
+                    # The smallest of blocks take no longer than the run around them.
+                    self.blocks_ms[block.id] = max(0.0, run_ms - (self.run_ms or 0.0)) / count
+                for path in paths:
+                    path.unlink()
+                save()
+
+    def sum_ms(self, architecture: Architecture) -> float:
+        """What a network's blocks take together, in one run.
+
+        Raises:
+            TrialError: one of them has not been timed.
+        """
+        found = distinct_blocks(architecture)
+        unknown = [block.kind for block in found if block.id not in self.blocks_ms]
+        if unknown or self.run_ms is None:
+            raise TrialError(
+                f"latency cannot be predicted: {len(unknown)} of the network's {len(found)} blocks "
+                f"have not been timed ({', '.join(unknown)})"
+            )
+        return self.run_ms + sum(count * self.blocks_ms[block.id] for block, count in found.items())
+
+
+def _times(time_graphs: TimeGraphs, paths: Sequence[Path]) -> list[float]:
+    found = [float(ms) for ms in time_graphs(paths)]
+    assert len(found) == len(paths)
+    if not all(math.isfinite(ms) and ms > 0 for ms in found):
+        raise TrialError(f"blocks were timed at {found} ms")
+    return found
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A network that was timed whole."""
+
+    network: str
+    """Its id."""
+    sum_ms: float
+    params: int
+    measured_ms: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A latency and its 95 % prediction interval: where a measurement would lie."""
+
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+
+
+class Predictor:
+    """Least squares on relative errors; ``scale`` is never negative.
+
+    Args:
+        table: of the blocks.
+        calibration: networks that were timed whole.
+
+    Raises:
+        InputError: they are fewer than ``MIN_NETWORKS``, or one has no latency.
+    """
+
+    def __init__(self, table: BlockTable, calibration: Sequence[Calibration]) -> None:
+        if len(calibration) < MIN_NETWORKS:
+            raise InputError(
+                f"latency can be predicted from {MIN_NETWORKS} measured networks or more, not "
+                f"from {len(calibration)}"
+            )
+        for entry in calibration:
+            if not (math.isfinite(entry.measured_ms) and entry.measured_ms > 0):
+                raise InputError(
+                    f"network {entry.network}: {entry.measured_ms} ms is no latency to calibrate on"
+                )
+        self.table, self.calibration = table, tuple(calibration)
+        # Terms of each network in units of its own latency, so that residuals are relative.
+        self._rows = np.array([_terms(c.sum_ms, c.params) / c.measured_ms for c in calibration])
+        self._coefficients = _least_squares(self._rows)
+        residuals = 1 - self._rows @ self._coefficients
+        self._freedom = len(calibration) - len(self._coefficients)
+        self._spread = math.sqrt(residuals @ residuals / self._freedom)
+        self._inverse = np.linalg.pinv(self._rows.T @ self._rows)
+
+    @classmethod
+    def fit(cls, table: BlockTable, measured: Sequence[tuple[Architecture, float]]) -> "Predictor":
+        """Calibrate on networks and their measured milliseconds a run.
+
+        Raises:
+            InputError: too few networks, or no measurements.
+            TrialError: a block has not been timed.
+        """
+        return cls(
+            table,
+            [
+                Calibration(network.id, table.sum_ms(network), cost(network).params, measured_ms)
+                for network, measured_ms in measured
+            ],
+        )
+
+    @property
+    def scale(self) -> float:
+        """What the sum of the blocks is multiplied by."""
+        return float(self._coefficients[0])
+
+    @property
+    def ms_per_million_params(self) -> float:
+        """What a million parameters cost on top."""
+        return float(self._coefficients[1])
+
+    @property
+    def loo_mape_percent(self) -> float:
+        """The mean error of predicting each calibration network from all others."""
+        errors = [
+            row @ _least_squares(np.delete(self._rows, index, axis=0)) - 1
+            for index, row in enumerate(self._rows)
+        ]
+        return 100 * float(np.mean(np.abs(errors)))
+
+    def predict(self, architecture: Architecture) -> Prediction:
+        """A network's latency.
+
+        Raises:
+            TrialError: one of its blocks has not been timed, or the network lies so far from the
+                calibration's that no time is left for it.
+        """
+        terms = _terms(self.table.sum_ms(architecture), cost(architecture).params)
+        latency_ms = float(terms @ self._coefficients)
+        if latency_ms <= 0:
+            raise TrialError(
+                "latency cannot be predicted: the network is too unlike those measured"
+            )
+        from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+        row = terms / latency_ms
+        leverage = float(row @ self._inverse @ row)
+        away = float(stdtrit(self._freedom, 0.975)) * self._spread * math.sqrt(1 + leverage)
+        return Prediction(latency_ms, latency_ms * max(0.0, 1 - away), latency_ms * (1 + away))
+
+    def as_json(self) -> dict[str, Any]:
+        """What :meth:`from_json` reads, with the figures that people ask for."""
+        return {
+            "scale": self.scale,
+            "ms_per_million_params": self.ms_per_million_params,
+            "spread_percent": 100 * self._spread,
+            "loo_mape_percent": self.loo_mape_percent,
+            "calibration": [asdict(entry) for entry in self.calibration],
+        }
+
+    @classmethod
+    def from_json(cls, table: BlockTable, data: Any) -> "Predictor":
+        """The predictor that :meth:`as_json` described, with the table that it was fitted on.
+
+        Raises:
+            InputError: ``data`` is no such description.
+        """
+        try:
+            calibration = [Calibration(**entry) for entry in data["calibration"]]
+            return cls(table, calibration)
+        except (TypeError, KeyError) as error:
+            raise InputError(f"no description of a latency predictor ({error})") from None
+
+
+def _terms(sum_ms: float, params: int) -> "np.ndarray[Any, Any]":
+    return np.array([sum_ms, params / 1e6])
+
+
+def _least_squares(rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Coefficients that bring each row nearest to one, the first not below zero."""
+    ones = np.ones(len(rows))
+    found: np.ndarray[Any, Any] = np.linalg.lstsq(rows, ones, rcond=None)[0]
+    if found[0] < 0:
+        found = np.array([0.0, *np.linalg.lstsq(rows[:, 1:], ones, rcond=None)[0]])
+    return found
+
+
+def calibration_networks(space: Space, count: int, seed: int) -> list[Architecture]:
+    """Networks within the limits that spread evenly over the FLOPs of a space, smallest first.
+
+    A small space may have fewer than ``count``.
+
+    Raises:
+        InputError: fewer than ``MIN_NETWORKS`` were found.
+    """
+    chance = np.random.default_rng(seed)
+    wanted = min(_DRAWN_FOR_EACH * count, space.size())
+    found: dict[str, tuple[Cost, Architecture]] = {}
+    for _ in range(_TRIES_FOR_EACH * wanted):
+        if len(found) == wanted:
+            break
+        values = {s.name: s.values[chance.integers(len(s.values))] for s in space.slots}
+        try:
+            network = space.decode(values)
+        except InputError:
+            continue
+        its_cost = cost(network)
+        if all(excess <= 0 for excess in space.limits.excess(its_cost).values()):
+            found[network.id] = its_cost, network
+    if len(found) < MIN_NETWORKS:
+        raise InputError(
+            f"latency: predictions need {MIN_NETWORKS} networks to be calibrated on, and the space "
+            f"has {len(found)}"
+        )
+    by_flops = sorted(found.values(), key=lambda entry: entry[0].flops)
+    chosen = np.linspace(0, len(by_flops) - 1, min(count, len(by_flops))).round().astype(int)
+    return [by_flops[index][1] for index in chosen]
+
+
+# Of so many networks drawn one is taken; a draw may be infeasible or known.
+_DRAWN_FOR_EACH = 20
+_TRIES_FOR_EACH = 10
