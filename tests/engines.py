@@ -60,6 +60,9 @@ class StubEngine:
         self._busy = True
         self._events.append(Event("done", trial, content=content))
 
+    def verify(self, trial: int, network: Architecture) -> None:
+        raise AssertionError("nothing here is predicted")
+
     def events(self, patience_s: float) -> list[Event]:
         events, self._events = self._events, []
         self._busy = self._busy and not events
@@ -92,3 +95,40 @@ class FailingEngine(StubEngine):
     def submit(self, trial: int, network: Architecture) -> None:
         self._busy = True
         self._events.append(Event("failed", trial, "no luck today"))
+
+
+class PredictingEngine(StubEngine):
+    """Predicts latencies, each too low or too high by a third, and measures when it is asked."""
+
+    verified: list[str]
+
+    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
+        super().__init__(study, sample, settled_ms)
+        self.verified = type(self).verified = []
+
+    @staticmethod
+    def true_ms(network: Architecture) -> float:
+        return 1 + int(network.id[4:8], 16) / 65536
+
+    @classmethod
+    def predicted_ms(cls, network: Architecture) -> float:
+        return cls.true_ms(network) * (2 / 3 if int(network.id[8], 16) % 2 else 4 / 3)
+
+    def submit(self, trial: int, network: Architecture) -> None:
+        super().submit(trial, network)
+        content = self._events[-1].content
+        predicted = self.predicted_ms(network)
+        content["values"] |= {"latency_ms": predicted, "latency_predicted_ms": predicted}
+        content["latency"] = {"method": "predicted", "latency_ms": predicted}
+
+    def verify(self, trial: int, network: Architecture) -> None:
+        self.verified.append(network.id)
+        self._busy = True
+        latency = {"latency_ms": self.true_ms(network), "ratio_ci95": [1.0, 1.0]}
+        content = {
+            "values": {"latency_ms": self.true_ms(network)},
+            "latency": latency,
+            "training": None,
+            "seconds": 0.5,
+        }
+        self._events.append(Event("done", trial, content=content))

@@ -399,9 +399,8 @@ def test_a_probe_works_again_after_its_worker_died(tiny: Architecture) -> None:
         pipe = probe._channel._pipe
         assert isinstance(pipe, channel.ProcessPipe)
         os.kill(pipe.process_id, signal.SIGKILL)
-        with pytest.raises(TrialError, match="ended with SIGKILL"):
-            probe.measure(tiny)
-        assert probe.measure(tiny).pairs >= 4
+        pipe._process.wait()
+        assert probe.measure(tiny).pairs >= 4, "it died between two networks, the fault of neither"
 
 
 def test_a_reference_that_does_not_fit_is_wrong_input(tiny: Architecture) -> None:

@@ -4,13 +4,14 @@ import copy
 from itertools import product
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 from levit_search.architecture import Levit, parse
-from levit_search.model import LevitModel, export_onnx, fold
-from levit_search.model.blocks import DropPath, offsets
+from levit_search.model import LevitModel, export_onnx, fold, set_layout
+from levit_search.model.blocks import AttentionCore, DropPath, offsets
 from tests.random_networks import randomised
 
 TINY = {
@@ -240,3 +241,58 @@ def test_onnx_graph_gives_the_logits_of_the_module(changes, tmp_path):
         expected = model.eval()(batch).numpy()
     assert expected.std(axis=0).min() > 0.01
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("layout", ["tokens", "maps"])
+def test_onnx_graph_holds_every_weight_and_computes_no_shapes(layout, tmp_path):
+    model = LevitModel(network())  # many of its fresh weights are equal
+    set_layout(model, layout)
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path, batch_size=1)
+
+    graph = onnx.load(path).graph
+    onnx.checker.check_model(path, full_check=True)
+    assert [value.name for value in graph.input] == ["images"]
+    weights = {weight.name: np.prod(weight.dims) for weight in graph.initializer}
+    assert {node.op_type for node in graph.node}.isdisjoint({"Shape", "Identity", "Unsqueeze"})
+    for node in graph.node:
+        if node.op_type in ("Transpose", "Reshape"):
+            assert node.input[0] not in weights, "weights are stored as they are used"
+    folded = fold(model)
+    parameters = [*folded.parameters(), *(core.bias_hqt for core in attention_cores(folded))]
+    large = [tensor.numel() for tensor in parameters if tensor.numel() > 8]
+    assert sorted(size for size in weights.values() if size > 8) == sorted(large)
+
+
+@every_variant
+def test_exporting_leaves_the_model_as_it_was(changes, tmp_path):
+    model = randomised(LevitModel(network(**changes)))
+    before = {name: (tensor, tensor.clone()) for name, tensor in tensors(model).items()}
+
+    export_onnx(model, tmp_path / "model.onnx", batch_size=1)
+
+    assert model.training
+    after = tensors(model)
+    assert after.keys() == before.keys()
+    for name, (tensor, copied) in before.items():
+        assert after[name] is tensor
+        assert torch.equal(tensor, copied)
+
+
+def test_training_on_does_not_change_a_folded_copy():
+    model = randomised(LevitModel(network(norm="layer")))
+    batch = images(model, 2)
+    folded = fold(model)
+    with torch.no_grad():
+        expected = folded(batch)
+        for parameter in model.parameters():
+            parameter.add_(1)
+        assert torch.equal(folded(batch), expected)
+
+
+def attention_cores(model: nn.Module) -> list[AttentionCore]:
+    return [module for module in model.modules() if isinstance(module, AttentionCore)]
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

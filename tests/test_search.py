@@ -8,12 +8,14 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from levit_search import architecture
+from levit_search import architecture, table
+from levit_search.architecture import Architecture
 from levit_search.errors import BudgetError, InputError
 from levit_search.search import driver, search
-from levit_search.study import Study, read_config
+from levit_search.search.engine import Event
+from levit_search.study import Record, Study, read_config
 from tests.conftest import ROOT
-from tests.engines import FailingEngine, Silent, StubEngine, finals, run
+from tests.engines import FailingEngine, PredictingEngine, Silent, StubEngine, finals, run
 from tests.networks import tiny_description
 
 
@@ -193,3 +195,133 @@ def test_a_second_driver_is_refused(
     _, study = run(space_file(), tmp_path / "s")
     with study.lock(), pytest.raises(InputError, match="another levit-search run"):
         search(study, Silent())
+
+
+BY_PREDICTION = {"objectives": ["top1_percent", "latency_ms"], "latency": {"method": "predicted"}}
+
+
+def front_of(study: Study) -> list[Record]:
+    return table.front(study.records(), study.config.objectives)
+
+
+def test_a_search_by_prediction_measures_all_of_its_front(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "LocalEngine", PredictingEngine)
+    summary, study = run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
+    asked = PredictingEngine.verified
+    assert len(asked) == len(set(asked)) < 12, "measured once, and only what came to the front"
+    front = front_of(study)
+    assert [record.trial for record in front] == [record.trial for record in summary.front]
+    for record in front:
+        network = record.architecture
+        assert network is not None
+        assert network.id in asked
+        assert record.values["latency_ms"] == PredictingEngine.true_ms(network)
+        predicted = PredictingEngine.predicted_ms(network)
+        assert record.values["latency_predicted_ms"] == predicted
+        error = 100 * (predicted / record.values["latency_ms"] - 1)
+        assert record.values["prediction_error_percent"] == pytest.approx(error)
+        assert record.evaluation["latency"]["predicted"]["latency_ms"] == predicted
+    text = table.markdown(front, study.config.objectives)
+    assert "| latency ms | predicted ms | error % |" in text
+    # Going on finds nothing left to do.
+    again, _ = run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
+    assert again.stopped_because == "the budget was used up before"
+
+
+def test_measuring_the_front_goes_on_after_a_kill(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(PredictingEngine):
+        def verify(self, trial: int, network: Architecture) -> None:
+            if len(self.verified) == 1:
+                raise KeyboardInterrupt
+            super().verify(trial, network)
+
+    monkeypatch.setattr(driver, "LocalEngine", Killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
+    before = list(Killed.verified)
+    assert len(before) == 1
+    monkeypatch.setattr(driver, "LocalEngine", PredictingEngine)
+    _, study = run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
+    assert before[0] not in PredictingEngine.verified, "what was measured is not measured again"
+    ids = {r.architecture.id for r in front_of(study) if r.architecture is not None}
+    assert ids <= {*before, *PredictingEngine.verified}
+
+
+def test_a_network_that_cannot_be_measured_is_not_on_the_front(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(PredictingEngine):
+        def verify(self, trial: int, network: Architecture) -> None:
+            if self.verified:
+                super().verify(trial, network)
+                return
+            self.verified.append(network.id)
+            self._busy = True
+            self._events.append(Event("failed", trial, "the device is gone"))
+
+    monkeypatch.setattr(driver, "LocalEngine", Failing)
+    _, study = run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
+    lost = Failing.verified[0]
+    (record,) = [
+        r
+        for r in study.records()
+        if r.architecture is not None and r.architecture.id == lost and r.reused_from is None
+    ]
+    assert record.state == "failed"
+    assert record.reason == "the device is gone"
+    assert lost not in {r.architecture.id for r in front_of(study) if r.architecture is not None}
+
+
+def test_a_network_that_turns_out_to_be_too_slow_is_not_on_the_front(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "LocalEngine", PredictingEngine)
+    path = space_file(limits={"latency_ms": 1.3}, **BY_PREDICTION)
+    _, study = run(path, tmp_path / "s", **{"search.trials": 12})
+    assert all(record.values["latency_ms"] <= 1.3 for record in front_of(study))
+    told = [r for r in study.records() if "prediction_error_percent" in r.values]
+    told = [record for record in told if record.state == "pruned"]
+    assert told, "this seed has networks that are predicted faster than they are"
+    assert all("over the limit of 1.3" in (record.reason or "") for record in told)
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        (
+            {**BY_PREDICTION, "objectives": ["latency_ms", "latency_p95_ms"]},
+            "latency_p95_ms is measured only",
+        ),
+        (
+            {**BY_PREDICTION, "latency": {"method": "predicted", "layout": "fastest"}},
+            "predicted needs runtime onnxruntime or openvino, and layout tokens or maps",
+        ),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(
+    sections: dict[str, object], told: str, space_file: Callable[..., Path]
+) -> None:
+    with pytest.raises(InputError, match=told):
+        read_config(space_file(**sections))
+
+
+def test_a_study_refuses_to_go_on_with_another_device(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Elsewhere(StubEngine):
+        cpu = "one CPU"
+
+        def __init__(self, study: Study, sample: Architecture, settled: dict[str, float]) -> None:
+            super().__init__(study, sample, settled)
+            self._events[0].content["device"] = {"cpu": self.cpu, "runtimes": {}}
+
+    monkeypatch.setattr(driver, "LocalEngine", Elsewhere)
+    run(space_file(), tmp_path / "s", **{"search.trials": 2})
+    run(space_file(), tmp_path / "s", **{"search.trials": 3})
+    monkeypatch.setattr(Elsewhere, "cpu", "another CPU")
+    with pytest.raises(InputError, match="measured with cpu one CPU, here it is another CPU"):
+        run(space_file(), tmp_path / "s", **{"search.trials": 4})

@@ -44,6 +44,9 @@ class Pipe(Protocol):
     def read_line(self, patience_s: float) -> bytes | None:
         """The next line, empty at the end of the output, or None after ``patience_s``."""
 
+    def is_running(self) -> bool:
+        """Whether it is not known to have ended."""
+
     def last_words(self) -> str:
         """How it ended, in one line; only after the end of its output."""
 
@@ -77,7 +80,7 @@ class Channel:
         self._waiting = waiting
         self._unsent_bytes = 0
         self._sent: set[str] = set()
-        self.is_open = True
+        self._is_open = True
         try:
             self._pipe = _opened(target, runtime, {**_HUGE_PAGES} if huge_pages else {})
         except OSError as error:
@@ -95,6 +98,11 @@ class Channel:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the worker still runs; one may end, or its connection, while nothing is asked."""
+        return self._is_open and self._pipe.is_running()
 
     def ask(self, job: dict[str, Any], patience_s: float) -> dict[str, Any]:
         """The answer to a job.
@@ -138,7 +146,7 @@ class Channel:
 
     def close(self) -> None:
         """End the worker."""
-        self.is_open = False
+        self._is_open = False
         self._pipe.close()
 
     def _write(self, data: bytes) -> None:
@@ -311,6 +319,9 @@ class ProcessPipe:
             return self._lines.get(timeout=patience_s)
         except queue.Empty:
             return None
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     def last_words(self) -> str:
         try:

@@ -100,7 +100,8 @@ class Probe:
         Raises:
             TrialError: it cannot be started; the message names target and cause.
         """
-        if self._channel is None or not self._channel.is_open:
+        if self._channel is None or not self._channel.is_usable:
+            self._stop()
             self._channel = Channel(
                 self.config.target,
                 self.config.runtime,
@@ -337,7 +338,7 @@ class Probe:
         for path in entries:
             if isinstance(path, Path):
                 path.unlink(missing_ok=True)
-                if self._channel is not None and self._channel.is_open:
+                if self._channel is not None and self._channel.is_usable:
                     self._channel.forget(path)
 
     def _stop(self) -> None:

@@ -104,6 +104,9 @@ class RayPipe:
 
     _died = ""
 
+    def is_running(self) -> bool:
+        return not self._died and self._ray.is_initialized()
+
     def last_words(self) -> str:
         if self._died:
             return f"its node or the process there is gone ({self._died})"

@@ -3,6 +3,7 @@
 Ray sends this module's class to the node by value, which needs nothing of this package.
 """
 
+import contextlib
 import os
 import queue
 import subprocess
@@ -60,9 +61,19 @@ class Relay:
         return f"the worker ended with {how} ({last})"
 
     def close(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait()
+        """End it: by the end of its input, so that it removes its files, or else by force."""
+        # A write to a worker that does not read holds the pipe until the kill.
+        threading.Thread(target=self._hang_up, daemon=True).start()
+        try:
+            self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _hang_up(self) -> None:
+        stdin: Any = self._process.stdin
+        with contextlib.suppress(OSError):  # it may have ended before
+            stdin.close()
 
     def _forward(self) -> None:
         stdout: Any = self._process.stdout
