@@ -211,7 +211,7 @@ def test_a_node_that_dies_in_mid_job_is_told(
         opened.ask({"do": "round", "networks": [], "seconds": 60}, 60)
     death.join()
     assert "its node or the process there is gone" in said(failed.value, target, begun, 30)
-    assert not opened.is_open
+    assert not opened.is_usable
     assert has_ended(running)
     assert capfd.readouterr().out == ""
 

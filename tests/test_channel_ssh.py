@@ -262,7 +262,7 @@ def test_a_worker_that_fails_in_mid_job_is_told_and_closed(
     with pytest.raises(TrialError) as failed:
         opened.ask({"do": "logits", "networks": []}, 0)
     assert reason in said(failed.value, target, begun)
-    assert not opened.is_open
+    assert not opened.is_usable
 
 
 @needs_sshd

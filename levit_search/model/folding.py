@@ -11,7 +11,6 @@ from levit_search.model.levit import NormLinear
 from levit_search.model.resnet import ResNetHead
 
 
-@torch.no_grad()
 def fold(model: Model) -> Model:
     """A copy of ``model`` in evaluation mode with no batch norm left in the trunk and heads.
 
@@ -19,27 +18,43 @@ def fold(model: Model) -> Model:
     inference: its parameters no longer follow the architecture's count. The batch norms inside a
     ResNet are folded too.
     """
-    folded = copy.deepcopy(model).eval()
-    for module in list(folded.modules()):
+    return _fold_in_place(copy.deepcopy(model))
+
+
+def fold_on_cpu(model: Model) -> Model:
+    """The same on the CPU for a reader that is soon done: what needs no folding is not copied.
+
+    Such tensors remain those of ``model``, so the result must not be trained or kept.
+    """
+    shared: dict[int, Tensor] = {id(buffer): buffer.cpu() for buffer in model.buffers()}
+    for parameter in model.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach().cpu())
+    return _fold_in_place(copy.deepcopy(model, shared))
+
+
+@torch.no_grad()
+def _fold_in_place(model: Model) -> Model:
+    """Tensors are replaced, never written to."""
+    for module in list(model.eval().modules()):
         match module:
             case ConvNorm(norm=nn.BatchNorm2d() as norm):
-                module.conv = _folded_conv(module.conv, norm)
+                _scale_outputs(module.conv, norm)
                 module.norm = nn.Identity()
-            case LinearNorm(norm=nn.BatchNorm1d()):
-                scale, shift = _affine(module.norm)
-                module.linear = _linear(module.linear.weight * scale[:, None], shift)
+            case LinearNorm(norm=nn.BatchNorm1d() as norm):
+                _scale_outputs(module.linear, norm)
                 module.norm = nn.Identity()
             case NormLinear(norm=nn.BatchNorm1d()):
                 scale, shift = _affine(module.norm)
                 weight, bias = module.linear.weight, module.linear.bias
-                module.linear = _linear(weight * scale[None], bias + weight @ shift)
+                module.linear.weight = nn.Parameter(weight * scale)
+                module.linear.bias = nn.Parameter(bias + weight @ shift)
                 module.norm = nn.Identity()
             case AttentionCore() if module.attention_bias is not None:
                 module.bias_hqt = module.gathered_bias()
                 module.attention_bias = None
             case ResNetHead():
                 _fold_resnet(module)
-    return folded
+    return model
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -50,16 +65,12 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    outputs, inputs = weight.shape
-    linear = nn.Linear(inputs, outputs, device=weight.device, dtype=weight.dtype)
-    linear.weight.copy_(weight)
-    linear.bias.copy_(bias)
-    return linear
-
-
-def _folded_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    return torch.nn.utils.fuse_conv_bn_eval(conv, norm)
+def _scale_outputs(layer: nn.Linear | nn.Conv2d, norm: nn.Module) -> None:
+    """Give ``layer`` the weights and bias with which it does what ``norm`` did to its outputs."""
+    assert layer.bias is None  # under a batch norm it would do nothing
+    scale, shift = _affine(norm)
+    layer.weight = nn.Parameter(layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1)))
+    layer.bias = nn.Parameter(shift)
 
 
 def _fold_resnet(resnet: ResNetHead) -> None:
@@ -71,11 +82,12 @@ def _fold_resnet(resnet: ResNetHead) -> None:
                 getattr(module, f"bn{number}", None),
             )
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(module, f"conv{number}", _folded_conv(conv, norm))
+                _scale_outputs(conv, norm)
                 # bn1 and bn2 are plain norms here; their activations are modules of their own.
                 setattr(module, f"bn{number}", nn.Identity())
         shortcut = getattr(module, "downsample", None)
         if isinstance(shortcut, nn.Sequential):
             conv, norm = shortcut[-2], shortcut[-1]
             assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-            module.downsample = nn.Sequential(_folded_conv(conv, norm))
+            _scale_outputs(conv, norm)
+            shortcut[-1] = nn.Identity()

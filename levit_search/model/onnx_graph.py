@@ -1,13 +1,18 @@
 """A network as an ONNX graph for probes and export."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
+import onnx
 import torch
 from torch import Tensor, nn
+from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
 from levit_search.model.build import Model
-from levit_search.model.folding import fold
+from levit_search.model.folding import fold_on_cpu
 
 OPSET = 17
 
@@ -23,7 +28,12 @@ def export_onnx(model: Model, path: Path, batch_size: int) -> None:
     network = model.architecture
     size = network.image_size
     images = torch.zeros(batch_size, network.in_channels, size, size)
-    write_graph(fold(model).cpu(), {"images": images}, "logits", path)
+    # The exporter copies parameters about ten times, which for a large network is most of the time
+    # it takes, and inputs never. So the weights are inputs of the graph until it is written.
+    module = _OfWeights(fold_on_cpu(model))
+    with _constant_shapes():
+        write_graph(module, {"images": images, **module.weights}, "logits", path)
+    _make_constant(module.weights, path)
 
 
 def write_graph(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
@@ -48,3 +58,106 @@ def write_graph(module: nn.Module, inputs: dict[str, Tensor], output: str, path:
             input_names=list(inputs),
             output_names=[output],
         )
+
+
+class _OfWeights(nn.Module):
+    """A network, used up by this, as a function of images and of the weights it had."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.weights: dict[str, Tensor] = {}
+        self._places: list[tuple[nn.Module, str]] = []
+        for path, module in network.named_modules():
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for name, tensor in own:
+                self.weights[f"{path}.{name}".lstrip(".")] = tensor.detach()
+                self._places.append((module, name))
+                delattr(module, name)
+        self.network = network
+
+    def forward(self, images: Tensor, *weights: Tensor) -> Tensor:
+        for (module, name), weight in zip(self._places, weights, strict=True):
+            setattr(module, name, weight)
+        return cast(Tensor, self.network(images))
+
+
+def _make_constant(weights: dict[str, Tensor], path: Path) -> None:
+    """Turn the inputs of a graph that are named in ``weights`` into constants.
+
+    What the graph does to constants alone, which is to turn and to reshape weights, is done here.
+    """
+    model = onnx.load(path)
+    constants, kept = dict(weights), []
+    for node in model.graph.node:
+        operand = constants.get(node.input[0]) if node.input else None
+        if node.op_type == "Constant":
+            value = torch.tensor(onnx.numpy_helper.to_array(node.attribute[0].t))
+        elif operand is not None and node.op_type == "Transpose":
+            value = operand.permute(*node.attribute[0].ints)
+        elif operand is not None and node.op_type == "Reshape":
+            value = operand.reshape(constants[node.input[1]].tolist())
+        else:
+            kept.append(node)
+            continue
+        constants[node.output[0]] = value
+    inputs = [each for each in model.graph.input if each.name not in weights]
+    for field, rest in ((model.graph.node, kept), (model.graph.input, inputs)):
+        del field[:]
+        field.extend(rest)
+    used = dict.fromkeys(name for node in kept for name in node.input if name in constants)
+    _save(model, {name: constants[name] for name in used}, path)
+
+
+def _save(model: onnx.ModelProto, constants: dict[str, Tensor], path: Path) -> None:
+    """Write a model whose graph gets further constants.
+
+    Protocol buffers take several times as long for one large message as for its parts, and the
+    parts of a message just follow each other (protobuf.dev, "Encoding"). So each constant becomes a
+    graph's part of its own, and the graph is put behind the rest of the model, length first.
+    """
+    parts = [model.graph.SerializeToString()]
+    for name, constant in constants.items():
+        array = constant.contiguous().numpy()
+        part = onnx.GraphProto()
+        part.initializer.add(
+            name=name,
+            dims=array.shape,
+            data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype),
+            raw_data=array.tobytes(),
+        )
+        parts.append(part.SerializeToString())
+    graph_field = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
+    length = sum(len(part) for part in parts)
+    model.ClearField("graph")
+    with path.open("wb") as file:
+        file.write(model.SerializeToString())
+        file.write(_varint(graph_field << 3 | 2) + _varint(length))
+        file.writelines(parts)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first; all bytes but the last have the eighth bit set."""
+    groups = [number >> shift & 127 for shift in range(0, max(1, number.bit_length()), 7)]
+    return bytes([*(group | 128 for group in groups[:-1]), groups[-1]])
+
+
+@contextmanager
+def _constant_shapes() -> Iterator[None]:
+    """Let the exporter write what only reshapes as one operator with the shape that was traced.
+
+    By itself it computes each shape in the graph, which doubles the number of operators, and each
+    takes time to write and in the inference session to remove.
+    """
+    operators = ("aten::flatten", "aten::unflatten", "aten::unsqueeze")
+    for operator in operators:
+        register_custom_op_symbolic(operator, _reshape, OPSET)
+    try:
+        yield
+    finally:
+        for operator in operators:
+            unregister_custom_op_symbolic(operator, OPSET)
+
+
+def _reshape(graph: Any, x: Any, *_: Any) -> Any:
+    shape = graph.original_node.output().type().sizes()
+    return graph.op("Reshape", x, graph.op("Constant", value_t=torch.tensor(shape)))
