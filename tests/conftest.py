@@ -20,7 +20,15 @@ ROOT = Path(__file__).parents[1]
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # Those that start workers take longest; the processes of a run share the rest among them.
-_FIRST = ("test_engine.py", "test_cli.py", "test_search.py")
+_FIRST = (
+    "test_engine.py",
+    "test_cli.py",
+    "test_channel_ray.py",
+    "test_channel_ssh.py",
+    "test_torch_worker.py",
+    "test_search.py",
+    "test_predictor.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,6 +20,12 @@ from levit_search.latency.probe import Probe
 from levit_search.latency.protocol import Measurement
 from levit_search.space import Space
 
+# Blocks are timed together, a few at once; half of a second each makes some dozens of pairs. An
+# error of one is a small part of a network's sum, so fewer rounds do than for a whole network.
+_BLOCK_S = 0.5
+_BLOCK_ROUNDS = 4
+_FEWEST_TIMED = 2
+
 
 class Forecast:
     """Predicts the latencies of a space's networks on a probe's target.
@@ -113,5 +119,8 @@ class Forecast:
 
     def _time_graphs(self, paths: Sequence[Path]) -> list[float]:
         scale_ms = self._probe.settled_ms[self._reference.id]
-        found = self._probe.time_graphs(paths, self._graph)
+        config = self._probe.config.model_copy(
+            update={"seconds": _BLOCK_S * max(_FEWEST_TIMED, len(paths)), "rounds": _BLOCK_ROUNDS}
+        )
+        found = self._probe.time_graphs(paths, self._graph, config)
         return [each.ratio_to_reference * scale_ms for each in found]

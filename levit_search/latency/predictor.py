@@ -237,7 +237,7 @@ class Predictor:
             raise TrialError(
                 "latency cannot be predicted: the network is too unlike those measured"
             )
-        from scipy.special import stdtrit  # type: ignore[import-untyped]
+        from scipy.special import stdtrit
 
         row = terms / latency_ms
         leverage = float(row @ self._inverse @ row)

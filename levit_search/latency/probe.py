@@ -36,7 +36,10 @@ _FEWEST_ROUNDS = 4
 # A network's first run may compile it for so long, on a GPU in several ways.
 _COMPILING_S = 900.0
 # Outlier rounds are measured again for at most this share of the time.
-_AGAIN = 0.5
+_AGAIN = 0.25
+
+# A round is started if it can be expected to end by then.
+_TIME_IS_UP = 1.02
 
 # (what is being done, which part of it is done)
 Report = Callable[[str, float], None]
@@ -152,12 +155,15 @@ class Probe:
             self._forget(task.entries[1:])  # large files; the reference's is needed again
         return self._outcomes(tasks)
 
-    def time_graphs(self, candidates: Sequence[Path], reference: Path) -> list[Measurement]:
+    def time_graphs(
+        self, candidates: Sequence[Path], reference: Path, config: LatencyConfig | None = None
+    ) -> list[Measurement]:
         """Time ONNX files in turn against one; all inputs are filled with random numbers.
 
         Args:
             candidates: what is measured.
             reference: what they are compared with.
+            config: the probe's with another ``seconds``, ``rounds`` or ``interval_percent``.
 
         Raises:
             TrialError: they could not be measured.
@@ -165,7 +171,7 @@ class Probe:
         names = [path.stem for path in candidates]
         task = _Task(", ".join(names), reference.stem, names, [reference, *candidates])
         task.device = self.connect()
-        self._run([task], with_peak=False)
+        self._run([task], config, with_peak=False)
         if task.error is not None:
             raise task.error
         found = [task.samples(number) for number in range(1, len(task.entries))]
@@ -276,23 +282,26 @@ class Probe:
             export_onnx(build(network, layout), path, batch_size)
         return path
 
-    def _run(self, tasks: "list[_Task]", with_peak: bool = True) -> None:
+    def _run(
+        self, tasks: "list[_Task]", config: LatencyConfig | None = None, with_peak: bool = True
+    ) -> None:
         """Measure a round of each task in turn until all have enough."""
+        config = config or self.config
         todo = tasks
         while todo:
             for task in todo:
-                done = sum(each.share(self.config) for each in tasks) / len(tasks)
+                done = sum(each.share(config) for each in tasks) / len(tasks)
                 self._report(f"measuring {task.name}", done)
                 try:
                     if with_peak and not task.peaks:
                         # A GPU tells the memory of each network; a CPU that of a process.
                         do = "own_peak" if self.config.target.device == "cuda" else "peak"
                         task.peaks = [self._ask(do, [each])["bytes"] for each in task.entries[1:]]
-                    seconds = self.config.seconds / self.config.rounds
+                    seconds = config.seconds / config.rounds
                     task.add(self._ask("round", task.entries, seconds))
                 except TrialError as error:
                     task.error = error
-            todo = [task for task in todo if not task.is_done(self.config)]
+            todo = [task for task in todo if not task.is_done(config)]
 
     def _ask(
         self, do: str, entries: "list[Path | dict[str, Any]]", seconds: float = 0.0
@@ -394,7 +403,9 @@ class _Task:
         again_s = min(
             sum(self.rounds[index].timing_s for index in outliers), _AGAIN * config.seconds
         )
-        return sum(each.timing_s for each in self.rounds) >= config.seconds + again_s
+        timing_s = sum(each.timing_s for each in self.rounds)
+        a_round_s = timing_s / len(self.rounds)
+        return timing_s + a_round_s > _TIME_IS_UP * (config.seconds + again_s)
 
     def samples(self, number: int) -> Samples:
         """What was taken of the entry ``number``."""
