@@ -46,6 +46,15 @@ class Baseline:
 
         timm's fused attention is one operator, which hides both products from counting.
         """
+        model = self.build_as_timm_does()
+        module: Any
+        for module in model.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+        return model
+
+    def build_as_timm_does(self) -> "nn.Module":
+        """The network with fresh weights and, where torch has it, fused attention."""
         import timm
         from timm.models import get_pretrained_cfg
 
@@ -56,10 +65,6 @@ class Baseline:
         if (self.in_channels, self.num_classes) != (channels, classes):
             options |= {"in_chans": self.in_channels, "num_classes": self.num_classes}
         model: nn.Module = timm.create_model(self.name, pretrained=False, **options)
-        module: Any
-        for module in model.modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
         return model
 
     def images(self, batch_size: int = 1) -> "Tensor":

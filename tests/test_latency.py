@@ -207,7 +207,9 @@ class Scripted:
         self.asked: list[str] = []
         self.failing: set[int] = set()
 
-    def __call__(self, do: str, entries: list[Any], seconds: float = 0.0) -> dict[str, Any]:
+    def __call__(
+        self, do: str, entries: list[Any], seconds: float = 0.0, untimed_runs: int = 0
+    ) -> dict[str, Any]:
         self.asked.append(do)
         if do == "peak":
             return {"bytes": 1}
@@ -263,8 +265,8 @@ def test_rounds_of_networks_alternate(
     probe, answers = scripted(0.3)
     order: list[str] = []
     answer = answers.__call__
-    probe._ask = lambda do, entries, seconds=0.0: (  # type: ignore[method-assign]
-        order.append(str(entries[-1])) or answer(do, entries, seconds)
+    probe._ask = lambda do, entries, *rest: (  # type: ignore[method-assign]
+        order.append(str(entries[-1])) or answer(do, entries, *rest)
     )
     found = probe.measure_all([tiny, wider(tiny)])
     assert [str(entry) for entry in order[4:8]] == [tiny.id, wider(tiny).id] * 2

@@ -122,5 +122,5 @@ class Forecast:
         config = self._probe.config.model_copy(
             update={"seconds": _BLOCK_S * max(_FEWEST_TIMED, len(paths)), "rounds": _BLOCK_ROUNDS}
         )
-        found = self._probe.time_graphs(paths, self._graph, config)
+        found = self._probe.time_graphs(paths, self._graph, config, warm=False)
         return [each.ratio_to_reference * scale_ms for each in found]

@@ -38,6 +38,9 @@ _COMPILING_S = 900.0
 # Outlier rounds are measured again for at most this share of the time.
 _AGAIN = 0.25
 
+# A network of less than 2 ms finds the caches full of the other one's data: its first run takes two
+# to five times as long as the fourth. So many runs of each of its turns are not timed.
+_UNTIMED_RUNS = 3
 # A round is started if it can be expected to end by then.
 _TIME_IS_UP = 1.02
 
@@ -156,7 +159,11 @@ class Probe:
         return self._outcomes(tasks)
 
     def time_graphs(
-        self, candidates: Sequence[Path], reference: Path, config: LatencyConfig | None = None
+        self,
+        candidates: Sequence[Path],
+        reference: Path,
+        config: LatencyConfig | None = None,
+        warm: bool = True,
     ) -> list[Measurement]:
         """Time ONNX files in turn against one; all inputs are filled with random numbers.
 
@@ -164,12 +171,15 @@ class Probe:
             candidates: what is measured.
             reference: what they are compared with.
             config: the probe's with another ``seconds``, ``rounds`` or ``interval_percent``.
+            warm: bring short ones into the caches before they are timed; parts of a network find
+                them full of its other parts' data when it runs.
 
         Raises:
             TrialError: they could not be measured.
         """
         names = [path.stem for path in candidates]
         task = _Task(", ".join(names), reference.stem, names, [reference, *candidates])
+        task.untimed_runs = _UNTIMED_RUNS if warm else 0
         task.device = self.connect()
         self._run([task], config, with_peak=False)
         if task.error is not None:
@@ -298,13 +308,17 @@ class Probe:
                         do = "own_peak" if self.config.target.device == "cuda" else "peak"
                         task.peaks = [self._ask(do, [each])["bytes"] for each in task.entries[1:]]
                     seconds = config.seconds / config.rounds
-                    task.add(self._ask("round", task.entries, seconds))
+                    task.add(self._ask("round", task.entries, seconds, task.untimed_runs))
                 except TrialError as error:
                     task.error = error
             todo = [task for task in todo if not task.is_done(config)]
 
     def _ask(
-        self, do: str, entries: "list[Path | dict[str, Any]]", seconds: float = 0.0
+        self,
+        do: str,
+        entries: "list[Path | dict[str, Any]]",
+        seconds: float = 0.0,
+        untimed_runs: int = 0,
     ) -> dict[str, Any]:
         """A job's answer; a worker that died before is started again."""
         self.connect()
@@ -314,6 +328,7 @@ class Probe:
             "do": do,
             "networks": [e if isinstance(e, dict) else channel.place(e) for e in entries],
             "seconds": seconds,
+            "untimed_runs": untimed_runs,
             "seed": 0,
             "device": target.device,
             **self.config.model_dump(include={"runtime", "threads", "precision", "batch_size"}),
@@ -372,6 +387,7 @@ class _Task:
     peaks: list[int | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     device: dict[str, Any] = field(default_factory=dict)
+    untimed_runs: int = _UNTIMED_RUNS
     error: TrialError | None = None
 
     @property

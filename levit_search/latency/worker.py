@@ -35,9 +35,6 @@ PROTOCOL = 2
 # A timing shorter than this repeats the run, so that the clock and the loop do not weigh in.
 SHORTEST_TIMING_S = 0.002
 WARM_UP_S = 0.02
-# A network of less than that finds the caches full of the other one's data: its first run takes two
-# to five times as long as the fourth. So many runs of each turn are not timed.
-UNTIMED_RUNS = 3
 _WAITING_EVERY_S = 5.0
 
 # How a piped worker is started: `python -c BOOTSTRAP`, then the length of this file and the file.
@@ -219,7 +216,8 @@ class _Worker:
 
         A job has ``runtime``, ``threads``, ``seed`` of the inputs, ``networks`` and further keys
         of the runtime. By its ``do`` it is a ``round`` that times the networks in turn for
-        ``seconds``, with the host to itself; ``logits`` of a network; or ``peak``, the memory of a
+        ``seconds``, with the host to itself (those below 2 ms after ``untimed_runs`` in each
+        turn); ``logits`` of a network; or ``peak``, the memory of a
         process of its own that runs a network once (``own_peak``: of this process).
         """
         for network in job["networks"]:
@@ -241,7 +239,8 @@ class _Worker:
         runners = [self._runner(job, network) for network in job["networks"]]
         prepared = time.perf_counter()
         repeats = [_warm_up(runner) for runner in runners]
-        cycles = _time_in_turn(runners, repeats, prepared + job["seconds"])
+        untimed = job.get("untimed_runs", 0)
+        cycles = _time_in_turn(runners, repeats, untimed, prepared + job["seconds"])
         end = time.perf_counter()
         answer = {
             "event": "round",
@@ -272,7 +271,7 @@ def _warm_up(runner: Runner) -> int:
 
 
 def _time_in_turn(
-    runners: list[Runner], repeats: list[int], end: float
+    runners: list[Runner], repeats: list[int], untimed: int, end: float
 ) -> list[list[dict[str, float]]]:
     """Timings [cycles][networks] in turn, every other cycle backwards, at least two cycles."""
     cycles: list[list[dict[str, float]]] = []
@@ -281,17 +280,17 @@ def _time_in_turn(
     try:
         while len(cycles) < 2 or time.perf_counter() < end:
             turn = both[::-1] if len(cycles) % 2 else both
-            timings = [_turn(runner, times) for runner, times in turn]
+            timings = [_turn(runner, times, untimed) for runner, times in turn]
             cycles.append(timings[::-1] if len(cycles) % 2 else timings)
     finally:
         gc.enable()
     return cycles
 
 
-def _turn(runner: Runner, repeats: int) -> dict[str, float]:
-    """One timing; what is too short to be timed alone is brought into the caches before."""
+def _turn(runner: Runner, repeats: int, untimed: int) -> dict[str, float]:
+    """One timing; what is too short to be timed alone may be brought into the caches before."""
     if repeats > 1:
-        for _ in range(UNTIMED_RUNS):
+        for _ in range(untimed):
             runner.run()
     return runner.timed(repeats)
 

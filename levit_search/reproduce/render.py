@@ -300,9 +300,10 @@ def _speed_notes(table: Table, run: Run) -> list[str]:
         else f"in turn with {table.rows[0].name}"
     )
     device = s.get("gpu") or s["cpu"]
-    version = next((s[name] for name in ("onnxruntime", "openvino", "torch") if name in s), "")
+    version = [s[name] for name in ("onnxruntime", "openvino", "torch") if name in s]
+    runtime = " ".join([s["runtime"], *version])
     lines = [
-        f"- Speed: {device}, {s['runtime']} {version}, {s.get('precision', 'fp32')}, "
+        f"- Speed: {device}, {runtime}, {s.get('precision', 'fp32')}, "
         f"{s['threads']} thread(s), batch {s['batch_size']}, batch norms folded, {s['layout']} "
         f"layout; {against}; median of pairs "
         f"with its 95 % interval; measured {_when(run)}."
