@@ -66,7 +66,7 @@ def refusal(target: SshTarget, start_s: float = 60) -> str:
     return said(refused.value, target, begun)
 
 
-def said(error: TrialError, target: SshTarget, begun: float, within_s: float = 15) -> str:
+def said(error: TrialError, target: SshTarget, begun: float, within_s: float = 60) -> str:
     assert time.monotonic() - begun < within_s
     head, _, reason = str(error).partition(f"{target.address}: ")
     assert head == "probe on " and reason and "\n" not in reason, str(error)
@@ -320,7 +320,7 @@ def test_one_network_that_fails_leaves_the_others_measured(
     first, failed, last = probe(target).measure_all(networks)
     assert isinstance(first, Measurement) and isinstance(last, Measurement)
     assert isinstance(failed, TrialError)
-    assert "AssertionError: no such operator" in said(failed, target, begun, within_s=30)
+    assert "AssertionError: no such operator" in said(failed, target, begun, within_s=200)
 
 
 SMUGGLED = (
