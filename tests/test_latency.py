@@ -85,7 +85,7 @@ def test_raw_samples_are_kept_and_give_the_measurement_again(measured: dict[str,
     larger = measured["larger"]
     kept = json.loads(Path(larger.samples_file).read_text())
     assert Path(larger.samples_file).parent == measured["folder"]
-    samples = samples_from(kept)
+    samples = samples_from(kept["samples"])
     again = measurement(
         LatencyConfig(**QUICK), samples, larger.reference_ms, larger.samples_file, cached=False
     )
@@ -128,12 +128,13 @@ def test_other_settings_are_another_entry_of_the_cache(change: dict[str, Any]) -
 
 def test_samples_serve_only_who_asks_for_no_more(tmp_path: Path) -> None:
     cache, key = Cache(tmp_path), {"network": "a"}
-    cache.keep(key, made_samples([[2.0, 2.1, 1.9, 2.0]] * 4))  # 10 % wide, of one second
+    cache.keep(key, made_samples([[2.0, 2.1, 1.9, 2.0]] * 4), seconds=1)  # 10 % wide
     assert cache.find(key, LatencyConfig(interval_percent=50, seconds=100)) is not None
     assert cache.find(key, LatencyConfig(interval_percent=0.1, seconds=1)) is not None
     assert cache.find(key, LatencyConfig(interval_percent=0.1, seconds=9)) is None
-    cache.path(key).write_text('{"rounds": [')
-    assert cache.find(key, LatencyConfig()) is None, "a torn file is measured again"
+    for text in ('{"rounds": [', "[]", '{"seconds": 9, "samples": {"rounds": [{}]}}'):
+        cache.path(key).write_text(text)
+        assert cache.find(key, LatencyConfig()) is None, "a torn or foreign file is measured again"
 
 
 def made_round(ratios: list[float], reference: float = 2.0, timing_s: float = 0.25) -> Round:

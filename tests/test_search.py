@@ -276,10 +276,30 @@ def test_a_network_that_cannot_be_measured_is_not_on_the_front(
     assert lost not in {r.architecture.id for r in front_of(study) if r.architecture is not None}
 
 
+def test_a_device_that_is_gone_costs_no_trial(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(PredictingEngine):
+        def verify(self, trial: int, network: Architecture) -> None:
+            self.verified.append(network.id)
+            self._busy = True
+            self._events.append(Event("failed", trial, "no route to host"))
+
+    monkeypatch.setattr(driver, "LocalEngine", Gone)
+    with pytest.raises(BudgetError, match="no route to host; the same command tries again"):
+        run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
+    assert len(Gone.verified) <= 3
+    monkeypatch.setattr(driver, "LocalEngine", PredictingEngine)
+    _, study = run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
+    assert all("prediction_error_percent" in record.values for record in front_of(study))
+    assert all(record.state != "failed" for record in study.records())
+
+
 def test_a_network_that_turns_out_to_be_too_slow_is_not_on_the_front(
     space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "LocalEngine", PredictingEngine)
+    monkeypatch.setattr(driver, "_IDLE_PROPOSALS", 60)
     path = space_file(limits={"latency_ms": 1.3}, **BY_PREDICTION)
     _, study = run(path, tmp_path / "s", **{"search.trials": 12})
     assert all(record.values["latency_ms"] <= 1.3 for record in front_of(study))

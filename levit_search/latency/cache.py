@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from levit_search.data import user_cache
+from levit_search.errors import TrialError
 from levit_search.files import write_atomically
 from levit_search.latency.protocol import (
     TORCH_RUNTIMES,
@@ -19,6 +20,7 @@ from levit_search.latency.worker import PROTOCOL
 
 # What makes two devices one to a network; the rest of their accounts may differ.
 _IDENTITY = (
+    "protocol",
     "machine",
     "cpu",
     "cores",
@@ -78,28 +80,33 @@ class Cache:
 
     def find(self, key: dict[str, Any], config: LatencyConfig) -> Samples | None:
         """The samples kept under ``key``, if they are as good as ``config`` asks: their interval is
-        as narrow, or they took as long."""
+        as narrow, or they had as much time."""
         path = self.path(key)
         try:
             kept = json.loads(path.read_text())
+            samples, seconds = samples_from(kept["samples"]), kept["seconds"]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):
-            path.unlink(missing_ok=True)  # torn or foreign: measured again
-            return None
-        samples = samples_from(kept)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # torn or foreign: measured again, and written over
         width = estimate(samples.rounds, config.clock).width_percent
-        timed_s = sum(each.timing_s for each in samples.rounds)
-        good = width <= config.interval_percent or timed_s >= 0.99 * config.seconds
+        good = width <= config.interval_percent or seconds >= config.seconds
         return samples if good else None
 
-    def keep(self, key: dict[str, Any], samples: Samples) -> None:
-        """Keep ``samples`` under ``key`` in place of earlier ones."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path(key), json.dumps({"key": key, **asdict(samples)}) + "\n")
+    def keep(self, key: dict[str, Any], samples: Samples, seconds: float) -> None:
+        """Keep ``samples``, for which there were ``seconds``, in place of earlier ones.
+
+        Raises:
+            TrialError: the folder cannot be written.
+        """
+        content = {"key": key, "seconds": seconds, "samples": asdict(samples)}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path(key), json.dumps(content) + "\n")
+        except OSError as error:
+            raise TrialError(f"{self.folder}: cannot be written ({error.strerror})") from None
 
 
 def samples_from(kept: dict[str, Any]) -> Samples:
     """Samples as :func:`dataclasses.asdict` gave them."""
-    fields = {name: value for name, value in kept.items() if name != "key"}
-    return Samples(**{**fields, "rounds": [Round(**each) for each in kept["rounds"]]})
+    return Samples(**{**kept, "rounds": [Round(**each) for each in kept["rounds"]]})

@@ -1,5 +1,6 @@
 """Predicted latencies for a search: a predictor calibrated by a probe, which fills its table."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Forecast:
     """Predicts the latencies of a space's networks on a probe's target.
 
     Blocks are timed when a network needs them first, each once; the table is kept in the cache, for
-    all studies on that target, and the calibration in the study.
+    all studies with the same target and settled reference, and the calibration in the study.
 
     Args:
         probe: its reference is settled already.
@@ -48,7 +49,7 @@ class Forecast:
         self._cache = cache or Cache()
 
     def prepare(self, report: Report) -> dict[str, Any]:
-        """Load the table, and measure the calibration networks whole.
+        """Load the table, and the calibration or else measure its networks whole.
 
         Returns:
             What is known of the predictor: coefficients, errors, the calibration.
@@ -61,6 +62,10 @@ class Forecast:
         networks = calibration_networks(self._space, config.calibration, self._seed)
         self._reference, self._graph = self._probe.reference_graph(networks[0])
         self._table_file, self._table = self._opened_table()
+        if self._file.exists():  # the study goes on, and its predictions stay comparable
+            known = json.loads(self._file.read_text())
+            self._predictor = Predictor.from_json(self._table, known)
+            return dict(known)
         measured = [
             (network, found.latency_ms)
             for network, found in zip(networks, self._probe.measure_all(networks), strict=True)

@@ -87,6 +87,7 @@ class Probe:
         self._report = report
         self._folder = tempfile.TemporaryDirectory(prefix="levit-search-probe-")
         self._channel: Channel | None = None
+        self._references: set[Path] = set()
 
     def __enter__(self) -> "Probe":
         return self
@@ -112,7 +113,7 @@ class Probe:
                 self.config.target,
                 self.config.runtime,
                 self.config.huge_pages,
-                lambda: self._report("waiting for another probe on that host", 0.0),
+                lambda: self._report("waiting for another probe or training on that host", 0.0),
             )
         return self._channel.device
 
@@ -155,7 +156,7 @@ class Probe:
             tasks.append(self._task(network, self._layouts(network), against, layout))
         self._run([task for task in tasks if task.error is None and not task.is_known])
         for task in tasks:
-            self._forget(task.entries[1:])  # large files; the reference's is needed again
+            self._forget(task.entries[1:])  # large files; the references' are needed again
         return self._outcomes(tasks)
 
     def time_graphs(
@@ -182,6 +183,8 @@ class Probe:
         task.untimed_runs = _UNTIMED_RUNS if warm else 0
         task.device = self.connect()
         self._run([task], config, with_peak=False)
+        for path in candidates:
+            self._forget_there(path)
         if task.error is not None:
             raise task.error
         found = [task.samples(number) for number in range(1, len(task.entries))]
@@ -195,7 +198,9 @@ class Probe:
             InputError: the reference does not fit the images.
         """
         reference = self._reference(network)
-        return reference, self._graph(reference, "tokens")
+        graph = self._graph(reference, "tokens")
+        self._references.add(graph)
+        return reference, graph
 
     def settle_reference(self, network: Network) -> Measurement:
         """Time the reference for ``network``'s images against a copy of itself and keep its figure.
@@ -263,8 +268,10 @@ class Probe:
                 known = [self._cache.find(key, self.config) for key in task.keys]
                 task.known = [samples for samples in known if samples is not None]
             if not task.is_known:
-                task.entries = [self._entry(against, layout)]
-                task.entries += [self._entry(network, each) for each in layouts]
+                reference = self._entry(against, layout)
+                if isinstance(reference, Path):
+                    self._references.add(reference)
+                task.entries = [reference, *(self._entry(network, each) for each in layouts)]
         except TrialError as error:
             task.error = error
         return task
@@ -278,7 +285,13 @@ class Probe:
         return self._graph(network, layout)
 
     def _graph(self, network: Network, layout: "Layout") -> Path:
-        """The ONNX file of a network; its weights are random, which latency does not mind."""
+        """The ONNX file of a network; its weights are random, which latency does not mind.
+
+        Raises:
+            TrialError: the network cannot be exported, as some of timm's.
+        """
+        from torch.onnx import OnnxExporterError
+
         from levit_search.model import build, export_onnx
 
         batch_size = self.config.batch_size
@@ -286,10 +299,16 @@ class Probe:
         path = Path(self._folder.name) / f"{network.id}-{layout}-{batch_size}.onnx"
         if path.exists():
             return path
-        if isinstance(network, Baseline):
-            baseline.export_onnx(network, path, batch_size)
-        else:
-            export_onnx(build(network, layout), path, batch_size)
+        partial = path.with_suffix(".partial")
+        try:
+            if isinstance(network, Baseline):
+                baseline.export_onnx(network, partial, batch_size)
+            else:
+                export_onnx(build(network, layout), partial, batch_size)
+        except OnnxExporterError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise TrialError(f"{network.id} cannot be written as ONNX: {reason}") from error
+        partial.replace(path)
         return path
 
     def _run(
@@ -347,7 +366,7 @@ class Probe:
                 outcomes.append(task.error)
                 continue
             if not task.is_known:
-                task.keep(self._cache)
+                task.keep(self._cache, self.config.seconds)
             same = [found[id(t)] for t in tasks if id(t) in found and t.reference == task.reference]
             settled_ms = self.settled_ms.get(task.reference)
             reference_ms = settled_ms or pooled_reference_ms(same, self.config.clock)
@@ -360,10 +379,13 @@ class Probe:
 
     def _forget(self, entries: "list[Path | dict[str, Any]]") -> None:
         for path in entries:
-            if isinstance(path, Path):
+            if isinstance(path, Path) and path not in self._references:
                 path.unlink(missing_ok=True)
-                if self._channel is not None and self._channel.is_usable:
-                    self._channel.forget(path)
+                self._forget_there(path)
+
+    def _forget_there(self, path: Path) -> None:
+        if self._channel is not None and self._channel.is_usable:
+            self._channel.forget(path)
 
     def _stop(self) -> None:
         if self._channel is not None:
@@ -433,10 +455,10 @@ class _Task:
             device=self.device,
         )
 
-    def keep(self, cache: Cache) -> None:
+    def keep(self, cache: Cache, seconds: float) -> None:
         """Put what was taken into the cache, each layout under its own key."""
         for number, key in enumerate(self.keys, start=1):
-            cache.keep(key, self.samples(number))
+            cache.keep(key, self.samples(number), seconds)
 
     def fastest(self, config: LatencyConfig) -> Samples:
         """The samples of the layout with the lowest ratio."""

@@ -29,9 +29,10 @@ BatchSize = Annotated[int | Literal["largest"], BeforeValidator(_check_batch_siz
 class LatencyConfig(Frozen):
     """How latency is measured, or predicted.
 
-    Up to ``seconds`` of timing are spent on a network, in at least ``rounds`` rounds with fresh
-    inference sessions; measuring ends earlier once the 95 % interval is narrower than
-    ``interval_percent`` of the ratio (from end to end). ``reference`` is the network that
+    Up to ``seconds`` of timing are spent on a network, in about ``rounds`` rounds with fresh
+    inference sessions, and a quarter more if some have to be taken again; measuring ends earlier,
+    after four rounds, once the 95 % interval is narrower than ``interval_percent`` of the ratio
+    (from end to end). ``reference`` is the network that
     candidates are compared with, fitted to the images: a published name, a YAML file or a
     description. One about as fast as the candidates serves best.
 

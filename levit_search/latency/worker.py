@@ -227,7 +227,8 @@ class _Worker:
             with host_to_itself():
                 return self._round(job)
         if job["do"] == "peak":
-            return _peak_in_new_process(job)
+            with host_to_itself():
+                return _peak_in_new_process(job)
         runner = self._runner(job, job["networks"][0])
         first = runner.run()
         if job["do"] == "own_peak":
@@ -301,7 +302,9 @@ def _peak_in_new_process(job: dict[str, Any]) -> dict[str, Any]:
         start, head = [sys.executable, *sys.orig_argv[1:]], b""
     else:
         source: bytes = globals()["SOURCE"]
-        start = [*(job.get("python") or [sys.executable]), "-c", BOOTSTRAP]
+        # An emulated Python has to be started as we were; sys.executable is none of this machine's.
+        python = job["python"] if is_emulated() and job.get("python") else [sys.executable]
+        start = [*python, "-c", BOOTSTRAP]
         head = b"%d\n" % len(source) + source
     line = json.dumps({**job, "do": "own_peak"}).encode() + b"\n"
     # Huge pages are for steady timings; they would round its memory up.
@@ -316,7 +319,8 @@ def _peak_in_new_process(job: dict[str, Any]) -> dict[str, Any]:
         process.stdin.close()
     code = process.wait()
     if not answers[1]:
-        raise RuntimeError(f"a process with this network alone ended with {code}")
+        killed = " (out of memory?)" if code == -9 else ""
+        raise RuntimeError(f"a process with this network alone ended with {code}{killed}")
     answer: dict[str, Any] = json.loads(answers[1])
     return answer
 
@@ -358,6 +362,7 @@ def open_lock(path: str) -> int:
             handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             return os.open(path, os.O_RDONLY)
+        os.fchmod(handle, 0o644)  # whatever the umask says: other users have to read it
         return handle
 
 
@@ -389,6 +394,7 @@ def host_to_itself() -> Iterator[None]:
 def device() -> dict[str, Any]:
     """What latencies depend on here, and what is installed to run networks."""
     return {
+        "protocol": PROTOCOL,
         "machine": machine(),
         "cpu": device_name(),
         "cores": cores(),

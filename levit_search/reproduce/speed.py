@@ -98,18 +98,19 @@ def paper_ratios(row: Row, first: Row) -> dict[str, float]:
 def comparisons(run: Run, table: Table) -> list[Figures]:
     """Each LeViT beside what the paper holds it against, and beside the next larger LeViT.
 
-    ``times_faster`` is here and in the paper (``intel``, the setting most like this one).
+    ``times_faster`` is here and in the paper, on its GPU where this ran on one, else on Intel.
     """
     levits = [row.name for row in table.rows if row.name.startswith("LeViT-")]
     known = {name for name, row in run.rows.items() if "speed_ratio" in row}
     pairs = [*itertools.pairwise(levits), *table.extra.get("faster_than", {}).items()]
-    intel = {row.name: row.paper["intel_ips"] for row in table.rows if "intel_ips" in row.paper}
+    column = "gpu_ips" if "gpu" in run.settings else "intel_ips"
+    paper_ips = {row.name: row.paper[column] for row in table.rows if column in row.paper}
     return [
         {
             "faster": faster,
             "slower": slower,
             "times_faster": run.rows[faster]["speed_ratio"] / run.rows[slower]["speed_ratio"],
-            "paper_times_faster": intel[faster] / intel[slower],
+            "paper_times_faster": paper_ips[faster] / paper_ips[slower],
         }
         for faster, slower in pairs
         if {faster, slower} <= known

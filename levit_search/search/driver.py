@@ -1,6 +1,7 @@
 """The ask/tell loop: proposals, limits, repeats, evaluations, and going on after a kill."""
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -178,45 +179,79 @@ class _Driver:
             self._display.tick()
 
     def _verify(self, engine: Engine) -> None:
-        """Measure what the front holds by prediction only, until nothing on it is."""
-        while left := self._unmeasured():
-            record = left[0]
-            assert record.architecture is not None
-            engine.verify(record.trial, record.architecture)
-            self._display.started(record.trial, record.architecture)
-            found: dict[str, Any] | None = None
-            while found is None:
-                for event in engine.events(_REFRESH_S):
-                    if event.trial is None and event.kind == "failed":
-                        raise BudgetError(event.text)
-                    if event.kind == "progress" and event.trial is not None:
-                        self._display.progress(event.trial, event.text, event.fraction)
-                    elif event.kind == "failed":
-                        found = {"failed": event.text}
-                    elif event.kind == "done" and event.trial is not None:
-                        found = {name: event.content[name] for name in ("values", "latency")}
-                self._display.tick()
-            key = f"{MEASURED}{record.architecture.id}"
-            self._storage.set_user_attr(key, found)
-            self._measured[key] = found
-            self._records = [
-                with_measured(each, {key: found}, self._space.limits.latency_ms)
-                for each in self._records
-            ]
-            again = next(each for each in self._records if each.trial == record.trial)
-            self._display.finished(again, self._records, None)
-            while not engine.has_room():  # after a worker's end
-                engine.events(_REFRESH_S)
-                self._display.tick()
+        """Measure what the front holds by prediction only, until nothing on it is.
 
-    def _unmeasured(self) -> list[Record]:
-        """Records on the front whose latency is predicted only."""
+        A network that fails leaves the front once others have been measured; where several fail in
+        a row it is not their fault, and they stay for the next session.
+        """
+        failed: dict[str, dict[str, Any]] = {}
+        works = False
+        while left := self._unmeasured(failed):
+            found = self._verified(engine, left[0])
+            failed[_measured_key(left[0])] = found
+            works = works or "failed" not in found
+            if "failed" not in found or (works and not self._unmeasured(failed)):
+                self._note_measured(failed)
+                failed = {}
+            shown = next(each for each in self._records if each.trial == left[0].trial)
+            self._display.finished(shown, self._records, None)
+            if len(failed) == _FAILURES_AT_START:
+                break
+        if failed:
+            reason = next(reversed(failed.values()))["failed"]
+            raise BudgetError(
+                f"{len(failed)} networks on the front could not be measured, the last with: "
+                f"{reason}; the same command tries again"
+            )
+
+    def _verified(self, engine: Engine, record: Record) -> dict[str, Any]:
+        """What measuring a network gave, or ``failed`` with the reason."""
+        while not engine.has_room():  # a worker may have ended
+            self._raise_if_unprepared(engine.events(_REFRESH_S))
+            self._display.tick()
+        assert record.architecture is not None
+        engine.verify(record.trial, record.architecture)
+        self._display.started(record.trial, record.architecture)
+        while True:
+            events = engine.events(_REFRESH_S)
+            self._raise_if_unprepared(events)
+            for event in events:
+                if event.trial is None:
+                    continue
+                match event.kind:
+                    case "progress":
+                        self._display.progress(event.trial, event.text, event.fraction)
+                    case "failed":
+                        return {"failed": event.text}
+                    case "done":
+                        return {name: event.content[name] for name in ("values", "latency")}
+            self._display.tick()
+
+    def _raise_if_unprepared(self, events: list[Event]) -> None:
+        for event in events:
+            if event.trial is None and event.kind == "failed":
+                raise BudgetError(event.text)
+
+    def _note_measured(self, found: dict[str, dict[str, Any]]) -> None:
+        for key, content in found.items():
+            self._storage.set_user_attr(key, content)
+        self._measured |= found
+        limit_ms = self._space.limits.latency_ms
+        self._records = [with_measured(each, found, limit_ms) for each in self._records]
+
+    def _unmeasured(self, aside: Collection[str] = ()) -> list[Record]:
+        """Records whose latency is predicted only, on the front of all but those ``aside``."""
         if self._config.latency.method == "measured" or not self._config.is_measured:
             return []
+        records = [
+            record
+            for record in self._records
+            if record.architecture is None or _measured_key(record) not in aside
+        ]
         return [
             record
-            for record in table.front(self._records, self._config.objectives)
-            if f"{MEASURED}{record.architecture.id}" not in self._measured  # type: ignore[union-attr]
+            for record in table.front(records, self._config.objectives)
+            if _measured_key(record) not in self._measured
         ]
 
     def _record(self, trial: optuna.trial.FrozenTrial) -> Record:
@@ -393,6 +428,11 @@ class _Driver:
             front=front,
             stopped_because=because,
         )
+
+
+def _measured_key(record: Record) -> str:
+    assert record.architecture is not None
+    return f"{MEASURED}{record.architecture.id}"
 
 
 def front_volume(front: list[Record], study: Study) -> float:
