@@ -95,9 +95,8 @@ def drawn(space: Space, count: int, seed: int) -> list[Architecture]:
     chance = np.random.default_rng(seed)
     found: dict[str, Architecture] = {}
     while len(found) < count:
-        values = {s.name: s.values[chance.integers(len(s.values))] for s in space.slots}
         with contextlib.suppress(InputError):
-            network = space.decode(values)
+            network = space.draw(chance)
             if all(value <= 0 for value in space.limits.excess(cost(network)).values()):
                 found[network.id] = network
     return list(found.values())

@@ -1,5 +1,7 @@
 """From YAML to frozen pydantic models, with errors that name the field, the value and the cure."""
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,6 +82,12 @@ class Frozen(BaseModel):
                         {"key": repr(key), "hint": did_you_mean(str(key), cls.model_fields)},
                     )
         return data
+
+
+def canonical_id(model: BaseModel) -> str:
+    """Twelve hexadecimal digits of a hash over the whole canonical dump."""
+    canonical = json.dumps(model.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -205,7 +205,6 @@ def _refuse_emulated(device: dict[str, Any], config: StudyConfig) -> None:
     """An emulator's timings say nothing of the device that it plays."""
     if device["emulated"] and not config.latency.allow_emulated:
         raise InputError(
-            f"latency.target: {config.latency.target.name or config.latency.target.address} is "
-            "emulated, and its timings are no objective (latency.allow_emulated: true takes them "
-            "all the same)"
+            f"latency.target: {config.latency.target.label} is emulated, and its timings are no "
+            "objective (latency.allow_emulated: true takes them all the same)"
         )

@@ -1,13 +1,11 @@
 """What descriptions of every family share."""
 
-import hashlib
-import json
 from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from levit_search.configuration import Frozen, write_yaml
+from levit_search.configuration import Frozen, canonical_id, write_yaml
 
 Activation = Literal["hardswish", "gelu", "relu", "silu"]
 AttentionActivation = Literal["none", "hardswish", "gelu", "relu", "silu"]
@@ -19,9 +17,8 @@ class Network(Frozen):
 
     @cached_property
     def id(self) -> str:
-        """Twelve hexadecimal digits of a hash over the whole canonical dump."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        """See :func:`levit_search.configuration.canonical_id`."""
+        return canonical_id(self)
 
     def to_yaml(self) -> str:
         """The canonical YAML, which :func:`parse` reads back to an equal network."""

@@ -5,8 +5,6 @@ a graft its donor, the embedding that makes tokens of a map, the pairs of its tr
 Networks of one space share most of their blocks.
 """
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from levit_search.architecture import Architecture, ConvStem, Donor, Graft, Levit, parse
 from levit_search.architecture.resnet import ResNetName
-from levit_search.configuration import Frozen
+from levit_search.configuration import Frozen, canonical_id
 
 Kind = Literal["stem", "donor", "embedding", "attention", "shrink", "heads"]
 
@@ -31,9 +29,8 @@ class Block(Frozen):
 
     @cached_property
     def id(self) -> str:
-        """Twelve hexadecimal digits of a hash over the whole canonical dump."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        """See :func:`levit_search.configuration.canonical_id`."""
+        return canonical_id(self)
 
 
 def distinct_blocks(architecture: Architecture) -> Counter[Block]:

@@ -10,11 +10,12 @@ from levit_search.data import user_cache
 from levit_search.errors import TrialError
 from levit_search.files import write_atomically
 from levit_search.latency.protocol import (
-    TORCH_RUNTIMES,
     LatencyConfig,
     Round,
+    Runtime,
     Samples,
     estimate,
+    package_of,
 )
 from levit_search.latency.worker import PROTOCOL
 
@@ -34,9 +35,9 @@ _IDENTITY = (
 )
 
 
-def fingerprint(device: dict[str, Any], runtime: str) -> dict[str, Any]:
+def fingerprint(device: dict[str, Any], runtime: Runtime) -> dict[str, Any]:
     """What latencies on a device depend on: hardware, settings and the runtime's version."""
-    package = "torch" if runtime in TORCH_RUNTIMES else runtime
+    package = package_of(runtime)
     known = {name: device[name] for name in _IDENTITY if name in device}
     return {**known, package: device.get("runtimes", {}).get(package)}
 

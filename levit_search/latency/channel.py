@@ -4,10 +4,12 @@ Whatever starts it (this machine, ssh, a Ray node, any command) gives a :class:`
 files, and what is said of a worker that dies or prints rubbish are the same for all.
 """
 
+import contextlib
 import json
 import os
 import queue
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +21,7 @@ from typing import IO, Any, Protocol
 
 from levit_search.errors import TrialError
 from levit_search.latency import worker
-from levit_search.latency.protocol import TORCH_RUNTIMES, Runtime
+from levit_search.latency.protocol import TORCH_RUNTIMES, Runtime, package_of
 from levit_search.latency.targets import (
     CommandTarget,
     LocalTarget,
@@ -180,7 +182,7 @@ class Channel:
             )
         if self.target.device == "cuda" and "gpu" not in self.device:
             raise self._refused("torch finds no NVIDIA GPU there")
-        package = "torch" if runtime in TORCH_RUNTIMES else runtime
+        package = package_of(runtime)
         if package not in self.device["runtimes"]:
             raise self._refused(
                 f"{package} is not installed there (found: "
@@ -189,7 +191,7 @@ class Channel:
             )
 
     def _refused(self, reason: str) -> TrialError:
-        return TrialError(f"probe on {self.target.name or self.target.address}: {reason}")
+        return TrialError(f"probe on {self.target.label}: {reason}")
 
 
 # Of glibc 2.35 and later; whatever does not know it does not mind.
@@ -351,9 +353,6 @@ def _last(errors: list[str]) -> str:
 
 def exit_name(code: int | None) -> str:
     """An exit code, or the signal that it stands for."""
-    import contextlib
-    import signal
-
     if code is not None and code < 0:
         with contextlib.suppress(ValueError):
             return signal.Signals(-code).name

@@ -295,9 +295,8 @@ def calibration_networks(space: Space, count: int, seed: int) -> list[Architectu
     for _ in range(_TRIES_FOR_EACH * wanted):
         if len(found) == wanted:
             break
-        values = {s.name: s.values[chance.integers(len(s.values))] for s in space.slots}
         try:
-            network = space.decode(values)
+            network = space.draw(chance)
         except InputError:
             continue
         its_cost = cost(network)

@@ -26,6 +26,11 @@ def _check_batch_size(value: object) -> object:
 BatchSize = Annotated[int | Literal["largest"], BeforeValidator(_check_batch_size)]
 
 
+def package_of(runtime: Runtime) -> str:
+    """What has to be installed for a runtime."""
+    return "torch" if runtime in TORCH_RUNTIMES else runtime
+
+
 class LatencyConfig(Frozen):
     """How latency is measured, or predicted.
 
@@ -343,7 +348,7 @@ def measurement(
         outlier_rounds=len(found.outliers),
         timing_seconds=round(sum(each.timing_s for each in samples.rounds), 3),
         seconds=round(sum(each.timing_s + each.prepare_s for each in samples.rounds), 3),
-        target=config.target.name or config.target.address,
+        target=config.target.label,
         runtime=runtime_label(config.runtime, samples),
         batch_size=batch_size,
         threads=config.threads,
@@ -358,7 +363,7 @@ def measurement(
 
 def runtime_label(runtime: Runtime, samples: Samples) -> str:
     """The runtime with its version and what it chose."""
-    package = "torch" if runtime in TORCH_RUNTIMES else runtime
+    package = package_of(runtime)
     kind = runtime.partition("-")[2]
     parts = [package, samples.device["runtimes"].get(package, "?"), kind, samples.note]
     return " ".join(part for part in parts if part)

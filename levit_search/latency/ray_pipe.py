@@ -33,7 +33,7 @@ class RayPipe:
 
         ray: Any = typed_in_part
         self._ray = ray
-        where = f"probe on {target.name or target.address}"
+        where = f"probe on {target.label}"
         with _CONNECTING:
             self._connect(target, where)
         offered = sorted(name for name in ray.cluster_resources() if name not in _NOT_CUSTOM)

@@ -123,7 +123,6 @@ def _ask(
 ) -> None:
     """Put the device's account of itself, or the reason why there is none."""
     target = config.target
-    where = target.name or target.address
     begun = time.monotonic()
     answer: dict[str, Any] | str
     try:
@@ -136,7 +135,7 @@ def _ask(
         if target.device == "cuda" and "gpu" not in answer:
             answer = f"torch {answer['runtimes']['torch']} sees no NVIDIA GPU there"
     except TrialError as error:
-        answer = str(error).removeprefix(f"probe on {where}: ")
+        answer = str(error).removeprefix(f"probe on {target.label}: ")
     except Exception as error:  # whatever else a cluster's client raises is this target's alone
         answer = f"{type(error).__name__}: {error}".partition("\n")[0]
     answers.put((sort, answer))

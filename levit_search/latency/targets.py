@@ -12,6 +12,7 @@ themselves:
 
 import os
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,16 @@ class _Device(Frozen):
     device: Literal["cpu", "cuda"] = "cpu"
     machine: Annotated[str, Field(min_length=1)] | None = None
     """The machine that it must be, such as ``aarch64``; none: any."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """Where it is, in the inline form where there is one."""
+
+    @property
+    def label(self) -> str:
+        """What messages and results call it."""
+        return self.name or self.address
 
 
 class LocalTarget(_Device):

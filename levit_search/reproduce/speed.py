@@ -23,7 +23,7 @@ def speed_settings(config: LatencyConfig) -> dict[str, Any]:
     with Probe(config) as probe:
         device = probe.connect()
     return {
-        "target": config.target.name or config.target.address,
+        "target": config.target.label,
         **config.model_dump(mode="json", include=_SETTINGS | {"interval_percent"}),
         **fingerprint(device, config.runtime),
     }

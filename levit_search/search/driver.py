@@ -120,9 +120,8 @@ class _Driver:
         """Any valid network: what is prepared depends on the images alone."""
         chance = np.random.default_rng(0)
         while True:
-            values = {s.name: s.values[chance.integers(len(s.values))] for s in self._space.slots}
             try:
-                return self._space.decode(values)
+                return self._space.draw(chance)
             except InputError:
                 continue  # the space was checked to have valid networks
 

@@ -17,6 +17,7 @@ from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.configuration import validated
 from levit_search.errors import InputError, LevitSearchError
+from levit_search.latency.channel import exit_name
 from levit_search.study import Study, StudyConfig
 
 
@@ -139,18 +140,11 @@ class LocalEngine:
         self._connection.close()
         self._running = None
         log = self._study.folder / "worker.log"
-        text = f"the worker process ended with {_exit_name(code)}; see {log}"
+        text = f"the worker process ended with {exit_name(code)}; see {log}"
         if self._prepared or trial is not None:
             self._prepared = False
             self._start()
         return Event("failed", trial, text)
-
-
-def _exit_name(code: int | None) -> str:
-    if code is not None and code < 0:
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-code).name
-    return f"exit code {code}"
 
 
 def serve(

@@ -152,15 +152,22 @@ class Space:
         """The ResNets that networks of the space may begin with."""
         return self._family.donors()
 
+    def draw(self, chance: np.random.Generator) -> Architecture:
+        """A network drawn uniformly over the slots, the limits aside.
+
+        Raises:
+            InputError: what was drawn is no valid network.
+        """
+        return self.decode({s.name: s.values[chance.integers(len(s.values))] for s in self.slots})
+
     def survey(self, samples: int, seed: int = 0) -> Survey:
         """Draw ``samples`` networks uniformly over the slots."""
         chance = np.random.default_rng(seed)
         reasons: Counter[str] = Counter()
         costs = []
         for _ in range(samples):
-            values = {s.name: s.values[chance.integers(len(s.values))] for s in self.slots}
             try:
-                found = cost(self.decode(values))
+                found = cost(self.draw(chance))
             except InputError as error:
                 reasons[str(error).removeprefix("architecture: ")] += 1
                 continue
