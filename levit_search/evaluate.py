@@ -8,7 +8,7 @@ from typing import Any
 
 from levit_search.architecture import Architecture
 from levit_search.batches import open_batches
-from levit_search.distill import Teacher, obtain_teacher
+from levit_search.distill import TeacherAnswers, obtain_teacher
 from levit_search.errors import InputError, TrialError
 from levit_search.files import write_atomically
 from levit_search.latency import Probe
@@ -16,7 +16,7 @@ from levit_search.latency.forecast import Forecast
 from levit_search.model import save_weights
 from levit_search.pareto import PROBED
 from levit_search.study import StudyConfig
-from levit_search.train import Epoch, train_network
+from levit_search.train import Checkpoint, Epoch, train_network, training_id
 
 # (what is being done, fraction done or None where that is not known)
 Progress = Callable[[str, float | None], None]
@@ -52,7 +52,7 @@ class Evaluator:
         self._config = config
         self._folder = folder
         self._probe = Probe(config.latency, settled_ms)
-        self._teacher: Teacher | None = None
+        self._teacher: TeacherAnswers | None = None
         self._forecast: Forecast | None = None
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Evaluator:
         if config.is_trained:
             progress("loading data", None)
             self._batches = open_batches(config.data)
-            if config.teacher is not None:
+            if config.is_taught:
                 card = self._prepare_teacher(progress)
         if config.is_measured and not self._probe.settled_ms:
             progress("timing the reference network", None)
@@ -105,9 +105,11 @@ class Evaluator:
             teacher,
             self._config.data,
             self._batches,
+            self._config.train,
             self._folder / "teacher",
             self._config.search.seed,
             report,
+            lambda text: progress(text, None),
         )
         return card
 
@@ -189,15 +191,32 @@ class Evaluator:
     def _train(self, network: Architecture, progress: Progress) -> tuple[dict[str, Any], float]:
         recipe, seed = self._config.train, self._config.search.seed
 
-        def report(epoch: Epoch) -> None:
-            text = f"training, val {epoch.val_top1_percent:.1f} %"
-            progress(text, epoch.epoch / recipe.epochs)
+        text = "training"
 
-        progress("training", 0.0)
-        model, result = train_network(network, self._batches, recipe, seed, self._teacher, report)
+        def report(epoch: Epoch) -> None:
+            nonlocal text
+            text = f"training, val {epoch.val_top1_percent:.1f} %"
+            told(epoch.epoch / recipe.epochs)
+
+        def told(fraction: float) -> None:
+            progress(text, fraction)
+
+        told(0.0)
         folder = self._folder / "checkpoints"
         folder.mkdir(exist_ok=True)
+        teacher = self._teacher if network.distillation else None
+        teacher_id = teacher.id if teacher is not None else None
+        run = training_id(network, recipe, seed, self._batches.data_id, teacher_id)
+        checkpoint = Checkpoint(folder / f"{network.id}.training.pt", run)
+        try:
+            model, result = train_network(
+                network, self._batches, recipe, seed, teacher, report, checkpoint, told=told
+            )
+        except TrialError:
+            checkpoint.remove()
+            raise
         save_weights(model, folder / f"{network.id}.safetensors")
+        checkpoint.remove()
         return result.as_json(), result.val_top1_percent
 
 

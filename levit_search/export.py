@@ -151,7 +151,8 @@ def _difference(
     ours, theirs = build(network), build(parse(read_yaml(out / "architecture.yaml")))
     load_weights(ours, trained)
     load_weights(theirs, out / "model.safetensors")
-    images, _ = next(iter(open_batches(study.config.data).evaluation("val", _COMPARED_IMAGES)))
+    batches = open_batches(study.config.data)
+    images, _ = next(iter(batches.evaluation("val", _COMPARED_IMAGES, torch.device("cpu"))))
     with torch.inference_mode():
         return float((ours.eval()(images) - theirs.eval()(images)).abs().max())
 

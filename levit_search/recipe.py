@@ -1,42 +1,130 @@
 """What a training run is told: the student's recipe and the teacher's. No torch here."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from levit_search.configuration import Count, Frozen
 
+RecipeName = Literal["short", "levit"]
 Share = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, lt=10)]
+
+# The defaults released with LeViT (Graham et al. 2021), after Touvron et al. 2021.
+_LEVIT: dict[str, Any] = {
+    "epochs": 1000,
+    "batch_size": 1024,
+    "lr": 5e-4,
+    "lr_batch_size": 512,
+    "warmup_epochs": 5.0,
+    "clip_grad": 0.01,
+    "crop": "resized",
+    "color_jitter": 0.4,
+    "rand_augment": "rand-m9-mstd0.5-inc1",
+    "random_erasing": 0.25,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "repeated_augmentation": 3,
+    "ema_decay": 0.99996,
+}
+
+# What the views of an epoch depend on, beside the data, the seed and the number of the epoch.
+_VIEWS = (
+    "batch_size",
+    "crop",
+    "crop_scale",
+    "hflip",
+    "color_jitter",
+    "rand_augment",
+    "random_erasing",
+    "mixup",
+    "cutmix",
+    "mixup_switch",
+    "repeated_augmentation",
+)
 
 
 class Recipe(Frozen):
     """AdamW with linear warm-up and cosine decay, after Touvron et al. 2021 and the LeViT paper.
 
+    ``recipe`` names the values of whatever is not given: ``short`` is for a few epochs, ``levit``
+    is what was released with the paper. ``lr`` is for batches of ``lr_batch_size`` images and
+    scales with ``batch_size``; it is taken as it is where that is null.
+
+    ``crop`` is ``shift`` (an eighth of the image at most, black beyond the border), ``resized`` (a
+    part of ``crop_scale`` of the area, bicubic) or ``none``; ``hflip: null`` leaves mirroring to
+    the data set. ``color_jitter`` gives way to ``rand_augment``, as in timm. ``random_erasing`` is
+    a probability; ``repeated_augmentation`` shows each image of an epoch so many times, and so many
+    times fewer images. ``clip_grad`` is adaptive gradient clipping (Brock et al. 2021), null for
+    none. With ``ema_decay`` the averaged weights are the ones evaluated and kept.
+
+    ``distillation`` takes the teacher's first class (``hard``) or its probabilities at
+    ``temperature`` (``soft``) as targets of the second head.
+
+    A checkpoint is kept at the epochs in ``rungs``, as far as they are before the last, and a
+    network whose accuracy is that of chance at the first of them is given up.
+
+    ``precision: auto`` is fp32 on a CPU; on a GPU it is bf16 or fp16, whichever that has.
     ``threads`` is fixed here and not taken from the machine, since sums in another order give
-    other accuracies. ``hflip: null`` leaves mirroring to the data set.
+    other accuracies. ``workers`` read images of sets that are not in memory.
 
     ``donor_weights`` are what a graft's donor, or a LeViT's ResNet stem, starts from: null (fresh
     weights), ``pretrained`` (timm's, for unscaled donors) or a file of timm's ResNet; ``{name}`` in
     its path stands for the donor's name. Networks without a donor start from scratch all the same.
     """
 
+    recipe: RecipeName = "short"
     epochs: Count = 10
     batch_size: Annotated[int, Field(strict=True, ge=2)] = 128
-    lr: LearningRate = 5e-4
+    lr: LearningRate = 3e-3
+    lr_batch_size: Count | None = None
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
-    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.5
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.025
+    clip_grad: Annotated[float, Field(gt=0)] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    crop: bool = True
+    crop: Literal["none", "shift", "resized"] = "shift"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
     hflip: bool | None = None
+    color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
+    rand_augment: str | None = None
+    random_erasing: Share = 0.0
     mixup: Annotated[float, Field(ge=0)] = 0.0
     cutmix: Annotated[float, Field(ge=0)] = 0.0
     mixup_switch: Share = 0.5
+    repeated_augmentation: Annotated[int, Field(strict=True, ge=1, le=16)] = 1
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    distillation: Literal["none", "soft", "hard"] = "hard"
+    temperature: Annotated[float, Field(gt=0, le=100)] = 3.0
+    rungs: tuple[Count, ...] = ()
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool = False
+    compile: bool = False
     threads: Count = 1
+    workers: Annotated[int, Field(strict=True, ge=0, le=256)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     donor_weights: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("recipe") == "levit":
+            return {**_LEVIT, **given}
+        return given
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _check_scale(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError("expected [smallest, largest] share of the area, within 0 and 1")
+        return scale
+
+    @field_validator("rand_augment")
+    @classmethod
+    def _check_policy(cls, policy: str | None) -> str | None:
+        rand_augment(policy)
+        return policy
 
     @model_validator(mode="after")
     def _check_mixing(self) -> "Recipe":
@@ -46,19 +134,85 @@ class Recipe(Frozen):
             )
         return self
 
+    @field_validator("rungs")
+    @classmethod
+    def _check_rungs(cls, rungs: tuple[int, ...]) -> tuple[int, ...]:
+        if list(rungs) != sorted(set(rungs)):
+            raise ValueError(f"{list(rungs)} must ascend")
+        return rungs
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up, for batches of ``batch_size``."""
+        return self.lr * self.batch_size / (self.lr_batch_size or self.batch_size)
+
+    def views(self) -> dict[str, Any]:
+        """What the views of an epoch depend on, beside the data, the seed and the epoch."""
+        return {name: value for name, value in self.model_dump().items() if name in _VIEWS}
+
+
+class RandAugment(Frozen):
+    """RandAugment (Cubuk et al. 2020) as timm spells it, such as ``rand-m9-mstd0.5-inc1``."""
+
+    magnitude: Annotated[float, Field(ge=0, le=10)] = 10.0
+    magnitude_std: Annotated[float, Field(ge=0)] = 0.0
+    layers: Annotated[int, Field(ge=1, le=10)] = 2
+    is_increasing: bool = False
+    """Whether a higher magnitude always is a stronger change."""
+
+
+def rand_augment(policy: str | None) -> RandAugment | None:
+    """A policy read from timm's spelling; None for none.
+
+    Raises:
+        ValueError: it is spelled otherwise.
+    """
+    if policy is None:
+        return None
+    fields: dict[str, Any] = {}
+    start, *parts = policy.split("-")
+    names = {"mstd": "magnitude_std", "inc": "is_increasing", "m": "magnitude", "n": "layers"}
+    for part in parts:
+        key = next((key for key in names if part.startswith(key)), None)
+        try:
+            number = float(part.removeprefix(key or ""))
+        except ValueError:
+            key = None
+        if key is None:
+            start = ""
+            break
+        value: float | int | bool = number
+        if key in ("inc", "n"):
+            value = bool(number) if key == "inc" else int(number)
+        fields[names[key]] = value
+    if start != "rand":
+        raise ValueError(
+            f"{policy!r} is none; expected null or timm's spelling of RandAugment, such as "
+            "rand-m9-mstd0.5-inc1 (m: magnitude 0-10, mstd: its spread, n: layers, inc: 0 or 1)"
+        )
+    return RandAugment(**fields)
+
 
 class TeacherConfig(Frozen):
-    """The network whose labels the distillation head learns.
+    """The network whose answers the distillation head learns.
 
     ``name`` is any timm network and ``options`` what ``timm.create_model`` takes beside it.
-    ``weights`` is ``train`` (fitted once on the data set with ``recipe`` and kept), ``pretrained``
-    (timm's), or the path of a checkpoint.
+    ``weights`` is ``train`` (fitted once on the data set with ``recipe`` and kept),
+    ``pretrained`` (timm's, shown the views with the colours that they were trained with), or the
+    path of a checkpoint, shown what candidates are shown. A teacher trained here must reach
+    ``top1_percent`` on ``val``, where that is given.
+
+    Its answers are kept and replayed for every candidate (``cache``); of its probabilities the
+    ``top_k`` largest, and the first alone for hard distillation.
     """
 
     name: str = "regnety_002"
     options: dict[str, int | float | bool | str] = Field(default_factory=dict)
     weights: str = "train"
+    top1_percent: Annotated[float, Field(gt=0, le=100)] | None = None
     recipe: Recipe = Recipe()
+    cache: bool = True
+    top_k: Annotated[int, Field(strict=True, ge=1, le=65535)] = 16
 
     @model_validator(mode="after")
     def _check_recipe(self) -> "TeacherConfig":

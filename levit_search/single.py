@@ -1,18 +1,22 @@
 """Training one network outside of any search."""
 
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from levit_search.architecture import Architecture, fitted
-from levit_search.batches import open_batches
-from levit_search.distill import shared_teacher
+from levit_search.batches import Batches, open_batches
+from levit_search.distill import TeacherAnswers, shared_teacher
 from levit_search.donors import check_donor_weights, donor_of
-from levit_search.errors import InputError
-from levit_search.files import write_atomically
+from levit_search.errors import InputError, TrialError
+from levit_search.files import write_atomically, write_json
 from levit_search.model import Model, save_weights
 from levit_search.study import StudyConfig
-from levit_search.train import Epoch, top1_percent, train_network
+from levit_search.train import Checkpoint, Epoch, top1_percent, train_network, training_id
+
+_CHECKPOINT = "training.pt"
 
 
 def train_single(
@@ -20,6 +24,7 @@ def train_single(
     config: StudyConfig,
     final: bool,
     out: Path | None,
+    until: int | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train ``network``, fitted to the data of ``config``, with its recipe, teacher and seed.
@@ -28,56 +33,123 @@ def train_single(
         network: made for any images.
         config: its data, train and teacher sections and its seed count.
         final: measure the accuracy on the test split too.
-        out: a folder for the architecture and the weights, or None to keep nothing.
+        out: a folder for the architecture, the weights and, until the recipe's end, a checkpoint
+            that the same call goes on from; None to keep nothing.
+        until: the epoch to stop after, or None for the recipe's last.
         say: told of each epoch.
 
     Returns:
         ``{id, data, epochs, val_top1_percent, test_top1_percent?, images_per_second, seconds,
-        curve}``.
+        curve, ...}``; ``epochs`` are those trained so far.
 
     Raises:
-        InputError: data, teacher or donor weights are missing or unfit, or ``out`` is not empty.
-        TrialError: the training diverged.
+        InputError: data, teacher or donor weights are missing or unfit, ``out`` holds something
+            else or cannot be written, or stopping was asked for without a folder to go on from.
+        TrialError: the training failed, or what came of it could not be written.
     """
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: is not empty; choose another --out")
+    _check_out(out, until)
     batches = open_batches(config.data)
     network = fitted(
         network,
-        image_size=config.data.image_size,
+        image_size=config.data.size,
         in_channels=batches.info.in_channels,
         num_classes=batches.info.num_classes,
     )
     donor = donor_of(network)
     check_donor_weights(config.train.donor_weights, [donor] if donor else [])
     seed = config.search.seed
-
-    def told(what: str, epochs: int) -> Callable[[Epoch], None]:
-        return lambda epoch: say(
-            f"{what}: epoch {epoch.epoch}/{epochs}, loss {epoch.train_loss:.4f}, "
-            f"val {epoch.val_top1_percent:.2f} %, {epoch.seconds:.0f} s"
-        )
-
-    teacher = None
-    if config.teacher is not None and network.distillation:
-        report = told(f"teacher {config.teacher.name}", config.teacher.recipe.epochs)
-        teacher = shared_teacher(config.teacher, config.data, batches, seed, report)
-    report = told(network.id, config.train.epochs)
-    model, training = train_network(network, batches, config.train, seed, teacher, report)
+    teacher = _teacher(config, batches, say) if network.distillation else None
+    run = training_id(
+        network, config.train, seed, batches.data_id, teacher.id if teacher is not None else None
+    )
+    checkpoint = Checkpoint(out / _CHECKPOINT, run, is_required=True) if out is not None else None
+    report = _told(network.id, config.train.epochs, say)
+    model, training = train_network(
+        network,
+        batches,
+        config.train,
+        seed,
+        teacher,
+        report,
+        checkpoint,
+        until,
+        _within(network.id, say),
+    )
     result = {
         "id": network.id,
         "data": config.data.name,
-        "epochs": config.train.epochs,
+        "epochs": len(training.curve),
         **training.as_json(),
     }
     if final:
         result["test_top1_percent"] = top1_percent(model, batches, "test")
     if out is not None:
-        _keep(model, out)
+        _keep(model, result, out)
+        if checkpoint is not None and len(training.curve) == config.train.epochs:
+            checkpoint.remove()
     return result
 
 
-def _keep(model: Model, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "architecture.yaml", model.architecture.to_yaml())
-    save_weights(model, out / "model.safetensors")
+def _check_out(out: Path | None, until: int | None) -> None:
+    if out is None:
+        if until is not None:
+            raise InputError("--stop-after: needs --out DIR to go on from")
+        return
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is no folder; choose another --out")
+    # Who was killed while writing the first checkpoint leaves a part of it.
+    others = {path.name for path in out.glob("*") if not path.name.startswith(f".{_CHECKPOINT}.")}
+    if others and _CHECKPOINT not in others:
+        raise InputError(
+            f"{out}: is not empty, and no training is there to go on with; choose another --out"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror or error}); choose another --out"
+        ) from None
+
+
+def _teacher(
+    config: StudyConfig, batches: Batches, say: Callable[[str], None]
+) -> TeacherAnswers | None:
+    teacher = config.teacher
+    if teacher is None or not config.is_taught:
+        return None
+    report = _told(f"teacher {teacher.name}", teacher.recipe.epochs, say)
+    return shared_teacher(teacher, config.data, batches, config.train, config.search.seed, report)
+
+
+def _within(what: str, say: Callable[[str], None]) -> Callable[[float], None]:
+    """Half a minute of silence is too long."""
+    spoken = time.monotonic()
+
+    def told(fraction: float) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken > 30:
+            say(f"{what}: {100 * fraction:.0f} %")
+            spoken = time.monotonic()
+
+    return told
+
+
+def _told(what: str, epochs: int, say: Callable[[str], None]) -> Callable[[Epoch], None]:
+    return lambda epoch: say(
+        f"{what}: epoch {epoch.epoch}/{epochs}, loss {epoch.train_loss:.4f}, "
+        f"val {epoch.val_top1_percent:.2f} %, {epoch.seconds:.0f} s"
+    )
+
+
+def _keep(model: Model, result: dict[str, Any], out: Path) -> None:
+    try:
+        write_atomically(out / "architecture.yaml", model.architecture.to_yaml())
+        save_weights(model, out / "model.safetensors")
+        write_json(out / "training.json", result)
+    except OSError as error:
+        raise TrialError(
+            f"{out}: cannot be written ({error.strerror or error}); the same command goes on from "
+            "the checkpoint there"
+        ) from error

@@ -1,8 +1,8 @@
-"""Batches: one contract for data in memory and in files, then what each of them does to images."""
+"""Batches: one contract for data in memory and on disk, then what each of them does to images."""
 
 import random
 from io import BytesIO
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from pathlib import Path
 
 import numpy as np
@@ -11,36 +11,40 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from levit_search.batches import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Batches,
-    FileBatches,
-    MemoryBatches,
-    open_batches,
-)
+from levit_search.batches import Batch, Batches, open_batches
+from levit_search.batches.memory import MemoryBatches
+from levit_search.batches.pictures import PictureBatches
 from levit_search.data import Arrays, DataConfig, DataInfo
 from levit_search.errors import InputError
 from levit_search.recipe import Recipe
 
 SIZE = 16
-RECIPE = Recipe(batch_size=8)
-PLAIN = Recipe(batch_size=8, crop=False, hflip=False)
+CPU = torch.device("cpu")
+SHORT = Recipe(batch_size=8, workers=0)
+PLAIN = Recipe(batch_size=8, workers=0, crop="none", hflip=False)
+LEVIT = Recipe(recipe="levit", batch_size=8, workers=0)
+VIEWS = {
+    "short": SHORT,
+    "plain": PLAIN,
+    "jitter": Recipe(batch_size=8, workers=0, crop="resized", color_jitter=0.4, random_erasing=0.5),
+    "levit": LEVIT,
+}
 
 
-def make_folder(root: Path) -> Path:
+def make_folder(root: Path, mode: str = "RGB") -> Path:
     """30 training and 6 test images in two classes, of noise and as large as they are asked for."""
     noise = np.random.default_rng(0)
     for part, name, count in product(("train", "val"), ("a", "b"), (15,)):
         (root / part / name).mkdir(parents=True)
         for number in range(count if part == "train" else 3):
             pixels = noise.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / part / name / f"{number:02}.png")
+            picture = Image.fromarray(pixels).convert(mode)
+            picture.save(root / part / name / f"{number:02}.png")
     return root
 
 
-def folder_config(root: Path, image_size: int = SIZE) -> DataConfig:
-    return DataConfig(name="folder", root=str(root), image_size=image_size)
+def folder_config(root: Path, image_size: int = SIZE, in_memory: bool = False) -> DataConfig:
+    return DataConfig(name="folder", root=str(root), image_size=image_size, in_memory=in_memory)
 
 
 @pytest.fixture(scope="module")
@@ -48,71 +52,157 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("images"))
 
 
-@pytest.fixture(params=["memory", "files"])
-def batches(request: pytest.FixtureRequest, folder: Path) -> Batches:
-    """24 images to fit on in files, and 60 in memory."""
-    if request.param == "files":
-        return open_batches(folder_config(folder))
-    return open_batches(DataConfig(image_size=SIZE, train_images=60))
+@pytest.fixture(scope="module")
+def gray_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("gray"), "L")
 
 
-def gathered(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([images for images, _ in pairs]), torch.cat([labels for _, labels in pairs])
+@pytest.fixture(params=["digits", "memory", "pictures", "gray pictures"])
+def batches(request: pytest.FixtureRequest, folder: Path, gray_folder: Path) -> Batches:
+    """24 images to fit on in a folder, and 60 digits."""
+    if request.param == "digits":
+        return open_batches(DataConfig(image_size=SIZE, train_images=60))
+    root = gray_folder if request.param == "gray pictures" else folder
+    return open_batches(folder_config(root, in_memory=request.param == "memory"))
 
 
-def epoch(batches: Batches, seed: int, number: int, recipe: Recipe = RECIPE) -> Tensor:
-    return gathered(list(batches.train(seed, number, recipe)))[0]
+@pytest.fixture(params=VIEWS)
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    return VIEWS[request.param]
+
+
+def shown(batches: Batches, seed: int, epoch: int, recipe: Recipe, first_step: int = 0) -> Batch:
+    """The batches of an epoch, in one."""
+    return gathered(list(batches.train(seed, epoch, recipe, CPU, first_step)))
+
+
+def gathered(pairs: list[Batch] | list[tuple[Tensor, Tensor]]) -> Batch:
+    return Batch(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]))
+
+
+def evaluated(batches: Batches, split: str = "train", batch_size: int = 1000) -> Batch:
+    return gathered(list(batches.evaluation(split, batch_size, CPU)))
 
 
 def as_set(images: Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
 
 
-def test_batches_have_the_shapes_and_types_of_the_contract(batches):
+def is_same(one: Batch, other: Batch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_batches_have_the_shapes_and_types_of_the_contract(batches, recipe):
     channels, count = batches.info.in_channels, batches.size("train")
-    pairs = list(batches.train(0, 0, RECIPE))
-    assert len(pairs) == count // 8
-    for images, labels in [*pairs, *batches.evaluation("test", 1000)]:
-        assert images.shape[1:] == (channels, SIZE, SIZE) and images.dtype == torch.float32
-        assert labels.shape == (len(images),) and labels.dtype == torch.int64
+    pairs = list(batches.train(0, 0, recipe, CPU))
+    assert len(pairs) == batches.steps(recipe) == count // 8
+    assert batches.batch_size(recipe) == 8
+    for images, targets in pairs:
+        assert images.shape == (8, channels, SIZE, SIZE) and images.dtype == torch.float32
+        assert images.isfinite().all() and images.is_contiguous()
+        if recipe is LEVIT:
+            assert targets.shape == (8, batches.info.num_classes)
+            torch.testing.assert_close(targets.sum(1), torch.ones(8))
+        else:
+            assert targets.shape == (8,) and targets.dtype == torch.int64
+    images, labels = evaluated(batches, "test")
+    assert images.shape[1:] == (channels, SIZE, SIZE) and images.dtype == torch.float32
+    assert labels.shape == (len(images),) and labels.dtype == torch.int64
 
 
 def test_a_last_short_batch_is_left_out_unless_it_is_the_only_one(batches):
     count = batches.size("train")
     for batch_size, lengths in [(count - 1, [count - 1]), (count, [count]), (count + 1, [count])]:
-        recipe = Recipe(batch_size=batch_size)
-        assert [len(labels) for _, labels in batches.train(0, 0, recipe)] == lengths
+        recipe = SHORT.model_copy(update={"batch_size": batch_size})
+        assert [len(batch.images) for batch in batches.train(0, 0, recipe, CPU)] == lengths
 
 
-def test_seed_and_epoch_decide_every_pixel(batches):
-    images, labels = gathered(list(batches.train(0, 1, RECIPE)))
+def test_images_that_are_paired_up_come_in_even_numbers():
+    batches = open_batches(DataConfig(image_size=8, train_images=59))
+    recipe = Recipe(batch_size=64, mixup=0.8)
+    assert batches.batch_size(recipe) == 58 and batches.steps(recipe) == 1
+    assert [len(batch.images) for batch in batches.train(0, 0, recipe, CPU)] == [58]
+
+
+def test_seed_and_epoch_decide_every_pixel(batches, recipe):
+    once = shown(batches, 0, 1, recipe)
     torch.manual_seed(99)
     random.seed(99)
     np.random.seed(99)
-    next(batches.train(0, 2, RECIPE))
-    list(batches.evaluation("val", 5))
-    again, labels_again = gathered(list(batches.train(0, 1, RECIPE)))
-    assert torch.equal(images, again) and torch.equal(labels, labels_again)
+    next(batches.train(0, 2, recipe, CPU))
+    evaluated(batches, "val", 5)
+    assert is_same(shown(batches, 0, 1, recipe), once)
+
+
+def test_an_epoch_may_be_entered_at_any_batch(batches, recipe):
+    whole = list(batches.train(3, 1, recipe, CPU))
+    for first_step in (0, 1, len(whole) - 1):
+        rest = list(batches.train(3, 1, recipe, CPU, first_step))
+        assert len(rest) == len(whole) - first_step
+        assert all(is_same(*pair) for pair in zip(rest, whole[first_step:], strict=True))
+    assert list(batches.train(3, 1, recipe, CPU, len(whole))) == []
+
+
+def test_several_epochs_may_be_under_way_at_once(batches, recipe):
+    apart = [shown(batches, 0, epoch, recipe) for epoch in (0, 1)]
+    pairs = list(
+        zip(
+            batches.train(0, 0, recipe, CPU),
+            batches.train(0, 1, recipe, CPU),
+            strict=True,
+        )
+    )
+    for expected, together in zip(apart, zip(*pairs, strict=True), strict=True):
+        assert is_same(gathered(list(together)), expected)
 
 
 def test_another_seed_or_epoch_gives_another_order_and_other_views(batches):
-    whole = Recipe(batch_size=batches.size("train"))
-    still = whole.model_copy(update={"crop": False, "hflip": False})
+    whole = SHORT.model_copy(update={"batch_size": batches.size("train")})
+    still = whole.model_copy(update={"crop": "none", "hflip": False})
     keys = [(0, 0), (0, 1), (1, 0), (1, 1)]
     for recipe, all_alike in ((still, True), (whole, False)):
-        orders = [epoch(batches, *key, recipe) for key in keys]
+        orders = [shown(batches, *key, recipe).images for key in keys]
         for one, other in combinations(orders, 2):
             assert not torch.equal(one, other)
             assert (as_set(one) == as_set(other)) == all_alike
 
 
-def test_the_process_keeps_its_random_state(batches):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"crop": "resized"},
+        {"color_jitter": 0.4},
+        {"rand_augment": "rand-m9-n8"},
+        {"random_erasing": 1.0},
+        {"mixup": 0.8},
+        {"cutmix": 1.0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_each_part_of_a_recipe_changes_the_views_and_each_epoch_anew(batches, change):
+    recipe = PLAIN.model_copy(update=change)
+    plain = as_set(shown(batches, 0, 0, PLAIN).images)
+    views = [as_set(shown(batches, *key, recipe).images) for key in [(0, 0), (0, 1), (1, 0)]]
+    for one, other in combinations([plain, *views], 2):
+        assert len(one & other) < len(plain) / 2
+
+
+def test_repeated_images_get_views_of_their_own(batches):
+    recipe = SHORT.model_copy(update={"repeated_augmentation": 2, "crop": "resized"})
+    images, labels = shown(batches, 0, 0, recipe)
+    assert len(images) == batches.steps(recipe) * 8
+    assert torch.equal(labels[::2], labels[1::2])
+    assert len(as_set(images)) > 0.9 * len(images)
+
+
+def test_the_process_keeps_its_random_state(batches, recipe):
     torch.manual_seed(5)
     random.seed(5)
     np.random.seed(5)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    list(batches.train(0, 0, RECIPE))
-    list(batches.evaluation("val", 4))
+    for workers in (0, 1):
+        shown(batches, 0, 0, recipe.model_copy(update={"workers": workers}))
+    evaluated(batches, "val", 4)
     assert random.getstate() == before[1]
     assert np.random.get_state()[1].tolist() == before[2]
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -120,125 +210,205 @@ def test_the_process_keeps_its_random_state(batches):
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_evaluation_gives_every_image_once_in_one_order(batches, split):
-    images, labels = gathered(list(batches.evaluation(split, 5)))
+    images, labels = evaluated(batches, split, 5)
     assert len(labels) == batches.size(split)
-    at_once, labels_at_once = gathered(list(batches.evaluation(split, 1000)))
-    assert torch.equal(images, at_once) and torch.equal(labels, labels_at_once)
+    assert is_same(evaluated(batches, split), Batch(images, labels))
     assert len(as_set(images)) == len(labels)
 
 
 def test_without_augmentation_training_shows_the_images_themselves(batches):
     whole = PLAIN.model_copy(update={"batch_size": batches.size("train")})
-    shown, labels = gathered(list(batches.train(0, 0, whole)))
-    if isinstance(batches, FileBatches):
-        expected = file_images(batches)
-    else:
-        expected, _ = gathered(list(batches.evaluation("train", 1000)))
-    order = [int((expected - image).abs().flatten(1).amax(1).argmin().item()) for image in shown]
+    images, labels = shown(batches, 0, 0, whole)
+    expected, in_order = evaluated(batches)
+    order = [int((expected - image).abs().flatten(1).amax(1).argmin().item()) for image in images]
     assert sorted(order) == list(range(len(expected)))
-    torch.testing.assert_close(shown, expected[order])
-    in_order = gathered(list(batches.evaluation("train", 1000)))[1]
+    assert torch.equal(images, expected[order])
     assert torch.equal(labels, in_order[order])
 
 
-def file_images(batches: FileBatches) -> Tensor:
-    """The training images as they stand in their files, ImageNet's colours normalised."""
-    paths = batches._files["train"].paths
-    pixels = np.stack([np.asarray(Image.open(path)) for path in paths]) / 255
-    normalised = (pixels - IMAGENET_MEAN) / IMAGENET_STD
-    return torch.from_numpy(normalised).permute(0, 3, 1, 2).float()
+def test_the_identity_of_the_data_is_that_of_its_training_images_and_their_size(folder):
+    def data_id(**changes: object) -> str:
+        config = folder_config(folder).model_copy(update=changes)
+        return open_batches(config).data_id
+
+    ids = [data_id(), data_id(image_size=8), data_id(train_images=10), data_id(in_memory=True)]
+    assert len(set(ids)) == 4 and ids[0] == data_id()
 
 
-def noise_in_memory(hflip: bool, count: int = 64) -> MemoryBatches:
+def test_a_size_left_out_is_that_of_the_data(folder):
+    for config in (DataConfig(), folder_config(folder).model_copy(update={"image_size": None})):
+        batches = open_batches(config)
+        assert evaluated(batches, "val").images.shape[-1] == batches.info.image_size
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU; torch sees none")
+def test_a_gpu_is_shown_what_a_cpu_is(batches, recipe):
+    gpu = torch.device("cuda")
+    for one, other in zip(
+        batches.train(0, 0, recipe, gpu), batches.train(0, 0, recipe, CPU), strict=True
+    ):
+        assert one.images.device.type == one.targets.device.type == "cuda"
+        # Resizing and turning may round a pixel the other way.
+        difference = (one.images.cpu() - other.images).abs()
+        assert (difference > 0.05).float().mean() < 0.02
+        torch.testing.assert_close(one.targets.cpu(), other.targets)
+    images, labels = gathered(list(batches.evaluation("val", 5, gpu)))
+    expected = evaluated(batches, "val")
+    torch.testing.assert_close(images.cpu(), expected.images)
+    assert torch.equal(labels.cpu(), expected.targets)
+
+
+# In memory
+
+
+def noise_in_memory(hflip: bool, count: int = 64, channels: int = 1) -> MemoryBatches:
     noise = np.random.default_rng(1)
-    images = noise.integers(0, 256, (count, 1, SIZE, SIZE), dtype=np.uint8)
+    images = noise.integers(0, 256, (count, channels, SIZE, SIZE), dtype=np.uint8)
     labels = np.arange(count, dtype=np.int64)
     split = Arrays(images, labels)
-    info = DataInfo(1, tuple(str(label) for label in labels), hflip=hflip)
-    return MemoryBatches(info, {"train": split, "val": split, "test": split}, SIZE)
+    info = DataInfo(channels, tuple(str(label) for label in labels), hflip, SIZE)
+    return MemoryBatches(info, {"train": split, "val": split, "test": split})
 
 
-def test_training_images_in_memory_have_mean_zero_and_unit_deviation():
-    shown = epoch(noise_in_memory(hflip=False), 0, 0, PLAIN)
-    assert shown.mean().item() == pytest.approx(0, abs=1e-4)
-    assert shown.std().item() == pytest.approx(1, abs=1e-4)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_training_images_in_memory_have_mean_zero_and_unit_deviation(channels):
+    images = shown(noise_in_memory(hflip=False, channels=channels), 0, 0, PLAIN).images
+    for channel in images.unbind(1):
+        assert channel.mean().item() == pytest.approx(0, abs=1e-4)
+        assert channel.std().item() == pytest.approx(1, abs=1e-4)
 
 
-def test_cropped_images_in_memory_are_shifts_by_an_eighth_with_a_black_border():
+def test_shifted_images_in_memory_are_moved_by_an_eighth_with_a_black_border():
     batches = noise_in_memory(hflip=False)
-    plain = gathered(list(batches.evaluation("train", 64)))[0]
+    plain = evaluated(batches).images
+    black = -batches._mean[0] / batches._std[0]
     border = SIZE // 8
-    padded = torch.nn.functional.pad(plain, (border,) * 4, value=plain.min().item())
+    padded = torch.nn.functional.pad(plain, (border,) * 4, value=black)
     seen = set()
-    for images, labels in batches.train(0, 0, RECIPE):
-        for image, label in zip(images, labels, strict=True):
-            shifts = [
-                (y, x)
-                for y, x in product(range(2 * border + 1), repeat=2)
-                if torch.equal(image, padded[label, :, y : y + SIZE, x : x + SIZE])
-            ]
-            assert len(shifts) == 1
-            seen |= set(shifts)
+    for image, label in zip(*shown(batches, 0, 0, SHORT), strict=True):
+        shifts = [
+            (y, x)
+            for y, x in product(range(2 * border + 1), repeat=2)
+            if torch.allclose(image, padded[label, :, y : y + SIZE, x : x + SIZE], atol=1e-5)
+        ]
+        assert len(shifts) == 1
+        seen |= set(shifts)
     assert {y for y, _ in seen} == {x for _, x in seen} == set(range(2 * border + 1))
     assert any(y != x for y, x in seen)
 
 
-def test_each_seed_and_epoch_shifts_images_in_memory_in_its_own_way():
-    """One image many times over, so that the order makes no difference."""
-    image = np.random.default_rng(2).integers(0, 256, (1, 1, SIZE, SIZE), dtype=np.uint8)
-    split = Arrays(image.repeat(32, axis=0), np.zeros(32, np.int64))
-    info = DataInfo(1, ("a", "b"), hflip=False)
-    batches = MemoryBatches(info, {"train": split, "val": split, "test": split}, SIZE)
-    shown = [epoch(batches, *key) for key in [(0, 0), (0, 1), (1, 0), (1, 1)]]
-    assert not any(torch.equal(a, b) for a, b in combinations(shown, 2))
+@pytest.mark.parametrize("recipe", [SHORT, LEVIT], ids=["short", "levit"])
+def test_an_epoch_in_memory_may_be_entered_where_many_batches_are_made_at_once(recipe):
+    batches = open_batches(DataConfig(image_size=8))
+    whole = list(batches.train(0, 0, recipe, CPU))
+    assert len(whole) == 143
+    for first_step in (1, 126, 127, 128, 129, 142):
+        rest = batches.train(0, 0, recipe, CPU, first_step)
+        pairs = zip(islice(rest, 2), whole[first_step:], strict=False)
+        assert all(is_same(*pair) for pair in pairs)
 
 
 @pytest.mark.parametrize(
     ("allowed_by_data", "hflip", "mirrors"),
     [(True, None, True), (False, None, False), (False, True, True), (True, False, False)],
 )
-@pytest.mark.parametrize("in_files", [False, True], ids=["memory", "files"])
+@pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "pictures"])
 def test_images_are_mirrored_where_data_or_recipe_say_so(
-    in_files, allowed_by_data, hflip, mirrors, folder
+    on_disk, allowed_by_data, hflip, mirrors, folder
 ):
-    recipe = Recipe(batch_size=8, crop=False, hflip=hflip)
-    if in_files:
-        batches = open_batches(folder_config(folder))
-        batches.info = batches.info._replace(hflip=allowed_by_data)
-    else:
-        batches = noise_in_memory(hflip=allowed_by_data)
-    plain = as_set(epoch(batches, 0, 0, recipe.model_copy(update={"hflip": False})))
-    shown = epoch(batches, 0, 0, recipe)
-    is_plain = [bool(as_set(image[None]) & plain) for image in shown]
-    is_mirrored = [bool(as_set(image.flip(-1)[None]) & plain) for image in shown]
+    batches = open_batches(folder_config(folder, in_memory=not on_disk))
+    batches.info = batches.info._replace(hflip=allowed_by_data)
+    plain = as_set(shown(batches, 0, 0, PLAIN).images)
+    images = shown(batches, 0, 0, PLAIN.model_copy(update={"hflip": hflip})).images
+    is_plain = [bool(as_set(image[None]) & plain) for image in images]
+    is_mirrored = [bool(as_set(image.flip(-1)[None]) & plain) for image in images]
     assert all(a != b for a, b in zip(is_plain, is_mirrored, strict=True))
-    assert 0.2 < sum(is_mirrored) / len(shown) < 0.8 if mirrors else not any(is_mirrored)
+    assert 0.2 < sum(is_mirrored) / len(images) < 0.8 if mirrors else not any(is_mirrored)
 
 
 def test_digits_are_never_mirrored_unless_the_recipe_insists():
     batches = open_batches(DataConfig(image_size=8, train_images=60))
-    whole = Recipe(batch_size=60, crop=False)
-    plain = as_set(epoch(batches, 0, 0, whole))
-    assert plain == as_set(gathered(list(batches.evaluation("train", 60)))[0])
-    insisted = as_set(epoch(batches, 0, 0, whole.model_copy(update={"hflip": True})))
+    whole = Recipe(batch_size=60, crop="none")
+    plain = as_set(shown(batches, 0, 0, whole).images)
+    assert plain == as_set(evaluated(batches).images)
+    insisted = as_set(shown(batches, 0, 0, whole.model_copy(update={"hflip": True})).images)
     assert 0 < len(insisted - plain) < 60
 
 
 @pytest.mark.parametrize("size", [8, SIZE, 20])
-@pytest.mark.parametrize("kind", ["memory", "files"])
+@pytest.mark.parametrize("kind", ["digits", "memory", "pictures"])
 def test_images_come_in_the_size_asked_for(kind, size, folder):
-    config = DataConfig(image_size=size) if kind == "memory" else folder_config(folder, size)
-    batches = open_batches(config)
-    for pairs in (batches.train(0, 0, RECIPE), batches.evaluation("val", 4)):
-        assert next(iter(pairs))[0].shape[2:] == (size, size)
+    config = folder_config(folder, size, in_memory=kind == "memory")
+    batches = open_batches(DataConfig(image_size=size) if kind == "digits" else config)
+    for recipe in (SHORT, LEVIT):
+        assert next(batches.train(0, 0, recipe, CPU)).images.shape[2:] == (size, size)
+    assert evaluated(batches, "val").images.shape[2:] == (size, size)
 
 
-def test_file_views_do_not_depend_on_the_number_of_loader_workers(folder):
+# On disk
+
+
+def test_pictures_are_normalised_by_the_colours_of_imagenet(folder):
     batches = open_batches(folder_config(folder))
-    alone = epoch(batches, 0, 0, Recipe(batch_size=12))  # two batches: read in this process
+    pictures = batches._pictures["train"]
+    pixels = np.stack([np.asarray(pictures.open(index)) for index in range(len(pictures))]) / 255
+    normalised = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    expected = torch.from_numpy(normalised).permute(0, 3, 1, 2).float()
+    torch.testing.assert_close(evaluated(batches).images, expected)
+
+
+def test_shifted_pictures_are_moved_by_an_eighth_with_a_black_border(folder):
+    batches = open_batches(folder_config(folder))
+    border = SIZE // 8
+    plain = evaluated(batches).images
+    black = (-torch.tensor(batches._mean) / torch.tensor(batches._std)).view(1, 3, 1, 1)
+    padded = black.repeat(len(plain), 1, SIZE + 2 * border, SIZE + 2 * border)
+    padded[:, :, border:-border, border:-border] = plain
+    windows = as_set(
+        torch.cat(
+            [
+                padded[:, :, y : y + SIZE, x : x + SIZE]
+                for y, x in product(range(2 * border + 1), repeat=2)
+            ]
+        )
+    )
+    images = shown(batches, 0, 0, SHORT.model_copy(update={"hflip": False})).images
+    assert as_set(images) <= windows and not as_set(images) <= as_set(plain)
+
+
+def test_large_pictures_are_cut_to_their_middle(tmp_path):
+    root = make_folder(tmp_path)
+    for path in root.rglob("*.png"):
+        picture = Image.new("RGB", (300, 200))
+        picture.paste((255, 255, 255), (100, 50, 200, 150))  # half of the height, in the middle
+        picture.save(path)
+    for size, share in ((64, 0.5), (128, 0.5 / 0.875)):
+        image = evaluated(open_batches(folder_config(root, size)), "val").images[0, 0]
+        for line in (image[size // 2], image[:, size // 2]):
+            assert (line > 0).float().mean().item() == pytest.approx(share, abs=2 / size)
+
+
+def test_views_of_pictures_do_not_depend_on_the_number_of_workers(folder, recipe):
+    batches = open_batches(folder_config(folder))
+    alone = shown(batches, 0, 0, recipe)
     for workers in (1, 2):
-        torch.set_num_threads(workers)
-        assert torch.equal(epoch(batches, 0, 0, Recipe(batch_size=2)), alone)
+        several = recipe.model_copy(update={"workers": workers})
+        assert is_same(shown(batches, 0, 0, several), alone)
+        next(batches.train(0, 1, several, CPU))  # workers that were left in the middle
+        assert is_same(shown(batches, 0, 0, several), alone)
+
+
+def test_workers_stay_from_one_epoch_to_the_next(folder):
+    batches = open_batches(folder_config(folder))
+    assert isinstance(batches, PictureBatches)
+    recipe = SHORT.model_copy(update={"workers": 1})
+    kept = []
+    for epoch in range(2):
+        shown(batches, 0, epoch, recipe)
+        evaluated(batches, "val")
+        kept.append([readers for _, readers in batches._idle])
+    assert kept[0] == kept[1] and len(kept[0]) == 2
 
 
 def broken_png() -> bytes:
@@ -251,23 +421,27 @@ def broken_png() -> bytes:
     return content[:length_at] + (100).to_bytes(4, "big") + content[length_at + 4 :]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     "content", [b"", b"no image", broken_png()], ids=["empty", "text", "broken PNG"]
 )
-def test_an_unreadable_image_is_named(content, tmp_path):
+@pytest.mark.filterwarnings("ignore:.*unreadable")
+def test_unreadable_pictures_beyond_the_limit_are_named_in_one_line(content, workers, tmp_path):
     root = make_folder(tmp_path)
-    batches = open_batches(folder_config(root))
-    damaged = root / "val" / "b" / "01.png"
-    damaged.write_bytes(content)
-    with pytest.raises(InputError, match=str(damaged)):
-        list(batches.evaluation("test", 4))
-
-
-def test_an_unreadable_image_is_named_in_one_line_when_a_worker_meets_it(tmp_path):
-    root = make_folder(tmp_path)
-    batches = open_batches(folder_config(root))
+    config = folder_config(root).model_copy(update={"max_unreadable": 0})
+    batches = open_batches(config)
     for path in (root / "train").rglob("*.png"):
-        path.write_bytes(b"no image")
+        path.write_bytes(content)
     with pytest.raises(InputError, match=str(root)) as raised:
-        list(batches.train(0, 0, Recipe(batch_size=2)))  # twelve batches: read by a worker
-    assert "Traceback" not in str(raised.value)
+        shown(batches, 0, 0, SHORT.model_copy(update={"workers": workers}))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable")
+def test_pictures_after_an_unreadable_one_are_shown_all_the_same(tmp_path):
+    root = make_folder(tmp_path)
+    batches = open_batches(folder_config(root))
+    (root / "val" / "b" / "01.png").write_bytes(b"no image")
+    images, labels = evaluated(batches, "test", 4)
+    assert len(images) == 6 and len(as_set(images)) == 5
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]

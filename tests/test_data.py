@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from levit_search import data
-from levit_search.data import Arrays, DataConfig, Files, describe, load
+from levit_search.configuration import validated
+from levit_search.data import Arrays, DataConfig, Pictures, builtin, describe, load
 from levit_search.errors import InputError
 
 
@@ -97,7 +97,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Where Fashion-MNIST is looked for when no root is named, first place first; all empty."""
     named, debian, cache = tmp_path / "named", tmp_path / "debian", tmp_path / "cache"
     monkeypatch.setenv("LEVIT_SEARCH_DATA", str(named))
-    monkeypatch.setattr(data, "_DEBIAN_FASHION", debian)
+    monkeypatch.setattr(builtin, "_DEBIAN_FASHION", debian)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     downloaded = cache / "levit-search" / "FashionMNIST" / "raw"
     return [named / "fashion-mnist", named, debian, downloaded]
@@ -222,6 +222,24 @@ def write_image(path: Path) -> None:
     Image.new("RGB", (4, 4)).save(path)
 
 
+def test_an_unknown_name_gets_the_nearest_spelling():
+    for name, near in {
+        "digit": "digits",
+        "cifar10": "torch/cifar10",
+        "torch/cifr100": "torch/cifar100",
+        "hfds/": "hfds/NAME",
+    }.items():
+        with pytest.raises(InputError, match=f"name: unknown data set .*did you mean '{near}'"):
+            validated(DataConfig, {"name": name}, "data")
+
+
+@pytest.mark.parametrize(
+    "name", ["torch/mnist", "hfds/a/b", "hfids/b", "wds/x", "tfds/mnist:3.0.1"]
+)
+def test_names_of_timm_are_taken_as_they_are(name):
+    assert DataConfig(name=name).name == name
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Ten training images of each of two classes, and three in val/."""
@@ -235,15 +253,18 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_gives_test_from_val_and_cuts_the_rest_from_train(folder):
     write_image(folder / "train" / "newt" / "deeper" / "x.JPG")
     (folder / "train" / "newt" / "notes.txt").write_text("no image")
-    config = DataConfig(name="folder", root=str(folder), val_share=0.3)
+    write_image(folder / "train" / ".hidden" / "0.png")
+    write_image(folder / "train" / "newt" / "._0.png")
+    write_image(folder / "train" / "newt" / ".thumbnails" / "0.png")
+    config = DataConfig(name="folder", root=str(folder), val_share=0.3, in_memory=False)
     info = describe(config)
-    assert (info.in_channels, info.class_names, info.num_classes) == (3, ("frog", "newt"), 2)
+    assert info == (3, ("frog", "newt"), True, 4)
 
     splits = load(config)
     paths: dict[str, list[str]] = {}
     for name, split in splits.items():
-        assert isinstance(split, Files)
-        parts = [path.relative_to(folder).parts for path in split.paths]
+        assert isinstance(split, Pictures)
+        parts = [split.name(index).split("/") for index in range(len(split))]
         assert [part[1] for part in parts] == [info.class_names[y] for y in split.labels]
         paths[name] = ["/".join(part) for part in parts]
     expected = [f"train/{name}/{number}.png" for name in ("frog", "newt") for number in range(10)]
@@ -257,6 +278,11 @@ def empty_class(root: Path) -> None:
         image.unlink()
 
 
+def one_of_a_class(root: Path) -> None:
+    empty_class(root)
+    write_image(root / "train" / "frog" / "0.png")
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -267,8 +293,18 @@ def empty_class(root: Path) -> None:
         (lambda root: shutil.rmtree(root / "val" / "frog"), "val/frog: no images"),
         (lambda root: write_image(root / "val" / "toad" / "0.png"), "val: class 'toad'"),
         (lambda root: shutil.rmtree(root / "train" / "frog"), "train: .*at least two classes"),
+        (one_of_a_class, "class 'frog' has one training image"),
     ],
-    ids=["nothing", "no train", "no val", "empty class", "only train", "only val", "one class"],
+    ids=[
+        "nothing",
+        "no train",
+        "no val",
+        "empty class",
+        "only train",
+        "only val",
+        "one class",
+        "one image",
+    ],
 )
 def test_a_folder_that_cannot_be_used_is_explained(
     damage: Callable[[Path], None], told: str, folder: Path

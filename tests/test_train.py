@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from levit_search.architecture import Levit, parse
-from levit_search.batches import Batches, open_batches
+from levit_search.batches import Batch, Batches, open_batches
 from levit_search.data import DataConfig, SplitName
 from levit_search.errors import InputError, TrialError
 from levit_search.model import LevitModel
@@ -83,7 +83,9 @@ class FourImages:
     def size(self, split: SplitName) -> int:
         return 4
 
-    def evaluation(self, split: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation(
+        self, split: SplitName, batch_size: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         images = torch.tensor([-1.0, 1.0, 1.0, -1.0]).reshape(4, 1, 1, 1)
         yield from zip(images.split(3), torch.tensor([0, 1, 0, 0]).split(3), strict=True)
 
@@ -228,7 +230,7 @@ def test_asking_for_a_gpu_where_there_is_none_is_an_input_error(few_digits, monk
         fit(fresh(), few_digits, recipe, seed=0)
 
 
-def never_asked(seed: int, epoch: int, batch: int, images: Tensor) -> Tensor:
+def never_asked(seed: int, epoch: int, step: int, images: Tensor) -> Tensor:
     raise AssertionError("this teacher is not to be asked")
 
 
@@ -252,18 +254,21 @@ class WithoutTest:
 
     def __init__(self, batches: Batches) -> None:
         self.batches, self.info = batches, batches.info
+        self.steps, self.batch_size = batches.steps, batches.batch_size
         self.evaluated: list[str] = []
 
     def size(self, split: SplitName) -> int:
         assert split != "test"
         return self.batches.size(split)
 
-    def train(self, seed: int, epoch: int, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.batches.train(seed, epoch, recipe)
+    def train(self, seed: int, epoch: int, recipe: Recipe, device: torch.device) -> Iterator[Batch]:
+        return self.batches.train(seed, epoch, recipe, device)
 
-    def evaluation(self, split: SplitName, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluation(
+        self, split: SplitName, batch_size: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         self.evaluated.append(split)
-        return self.batches.evaluation(split, batch_size)
+        return self.batches.evaluation(split, batch_size, device)
 
 
 def test_fitting_looks_at_val_after_each_epoch_and_never_at_test(few_digits):

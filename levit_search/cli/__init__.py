@@ -6,12 +6,14 @@ torch.
 """
 
 import sys
+import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from levit_search import __version__
-from levit_search.cli import networks, reproducing, searching, targeting
+from levit_search.cli import networks, reproducing, searching, targeting, teaching
 from levit_search.cli.printing import say
 from levit_search.errors import LevitSearchError
 
@@ -34,10 +36,12 @@ for _command in (
     searching.space,
 ):
     app.command()(_command)
+app.add_typer(teaching.teacher, name="teacher")
 
 
 def main() -> None:
     """Run the command in ``sys.argv``; exit 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    warnings.showwarning = _show_warning
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except LevitSearchError as error:
@@ -50,6 +54,17 @@ def main() -> None:
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
+
+
+_show_any_warning = warnings.showwarning
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]
+    """Ours are meant for the user and need no place in the code."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        say(f"levit-search: {message}")
+    else:
+        _show_any_warning(message, category, filename, lineno, file, line)
 
 
 @app.callback()

@@ -232,8 +232,9 @@ def _print_measurements(rows: list[dict[str, Any]], config: "LatencyConfig") -> 
         print("An emulator ran these: the times say nothing of the device that it plays.")
 
 
-# The embedded space whose recipe and teacher a data set's training starts from.
-_SPACE_OF = {"digits": "levit", "fashion-mnist": "levit-fashion", "folder": "levit-imagenet"}
+# The embedded space whose recipe and teacher a data set's training starts from; those of
+# levit-fashion serve for others, whatever their size.
+_SPACE_OF = {"digits": "levit", "fashion-mnist": "levit-fashion"}
 
 
 def training_config(data: str, given: dict[str, Any], settings: list[str] | None) -> "StudyConfig":
@@ -241,31 +242,51 @@ def training_config(data: str, given: dict[str, Any], settings: list[str] | None
 
     Options that were not given are None; a teacher that is None was given as ``none``.
     """
-    from levit_search.errors import UnknownNameError
     from levit_search.study import parse_settings, read_config
 
-    if data not in _SPACE_OF:
-        raise UnknownNameError("data set", data, _SPACE_OF)
     changes: dict[str, Any] = {"start": []}
+    if data not in _SPACE_OF:
+        changes["data"] = {"name": data}
     changes |= {k: v for k, v in given.items() if v is not None or k == "teacher"}
     changes |= parse_settings(settings or [])
-    return read_config(space_file(_SPACE_OF[data]), changes)
+    return read_config(space_file(_SPACE_OF.get(data, "levit-fashion")), changes)
 
 
 def train(
     arch: Annotated[
         str, typer.Argument(metavar="ARCH", help="A published name, a YAML file or STUDY#TRIAL.")
     ],
-    data: Annotated[str, typer.Option(help="digits, fashion-mnist or folder.")] = "digits",
-    image_size: Annotated[int | None, typer.Option(help="Pixels a side.")] = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="digits, fashion-mnist, folder (with --set data.root=DIR), or a name of timm's "
+            "readers such as torch/cifar10.",
+        ),
+    ] = "digits",
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels a side [default: the space file's or the data's].")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="short or levit, in place of the space file's train section."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs to train.")] = None,
+    stop_after: Annotated[
+        int | None,
+        typer.Option(
+            metavar="EPOCH", min=1, help="Stop here; the same command without it goes on."
+        ),
+    ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="A timm network, or none [default: the space file's].")
+        str | None,
+        typer.Option(help="A timm network with the recipe short, or none [default: the file's]."),
     ] = None,
     final: Annotated[bool, typer.Option("--final", help="Report the test split too.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep architecture and weights here.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep architecture, weights and checkpoint here."),
     ] = None,
     settings: Settings = None,
     as_json: Json = False,
@@ -276,6 +297,7 @@ def train(
 
     network = load_architecture(arch)
     given: dict[str, Any] = {
+        "train": {"recipe": recipe} if recipe is not None else None,
         "train.epochs": epochs,
         "data.image_size": image_size,
         "search.seed": seed,
@@ -283,7 +305,7 @@ def train(
     if teacher is not None:
         given["teacher"] = None if teacher == "none" else {"name": teacher}
     config = training_config(data, given, settings)
-    result = train_single(network, config, final, out, say)
+    result = train_single(network, config, final, out, stop_after, say)
     if as_json:
         print_json(result)
         return

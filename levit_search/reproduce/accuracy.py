@@ -10,13 +10,13 @@ from levit_search.architecture import Architecture, fitted, parse, scaled
 from levit_search.baseline import Baseline, check_runs, load_network
 from levit_search.batches import Batches, open_batches
 from levit_search.data import DataInfo, describe
-from levit_search.distill import Teacher, shared_teacher
+from levit_search.distill import shared_teacher
 from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import TrialError
 from levit_search.reproduce.paper import Row, Table
 from levit_search.reproduce.results import Figures, Run, Step, Told
 from levit_search.study import StudyConfig
-from levit_search.train import Epoch, fit, seed_torch, top1_percent, train_network
+from levit_search.train import Answers, Epoch, fit, seed_torch, top1_percent, train_network
 
 
 def has_teacher(table: Table) -> bool:
@@ -30,7 +30,9 @@ def has_teacher(table: Table) -> bool:
 def accuracy_settings(table: Table, config: StudyConfig, width_scale: float) -> dict[str, Any]:
     """What the accuracies depend on."""
     teacher = (
-        config.teacher.model_dump(mode="json") if config.teacher and has_teacher(table) else None
+        config.teacher.model_dump(mode="json")
+        if config.teacher and config.is_taught and has_teacher(table)
+        else None
     )
     return {
         "data": config.data.model_dump(mode="json"),
@@ -97,7 +99,7 @@ def row_network(
     """
     assert row.network is not None
     network = load_network(row.network)
-    size, channels, classes = config.data.image_size, info.in_channels, info.num_classes
+    size, channels, classes = config.data.size, info.in_channels, info.num_classes
     if isinstance(network, Baseline):
         if width_scale != 1:
             return None
@@ -112,8 +114,8 @@ def row_network(
     return scaled(sized, width_scale)
 
 
-def _teacher(config: StudyConfig, batches: Batches, told: Told) -> Teacher | None:
-    if config.teacher is None:
+def _teacher(config: StudyConfig, batches: Batches, told: Told) -> Answers | None:
+    if config.teacher is None or not config.is_taught:
         return None
     epochs = config.teacher.recipe.epochs
 
@@ -121,14 +123,16 @@ def _teacher(config: StudyConfig, batches: Batches, told: Told) -> Teacher | Non
         told(f"teacher, val {epoch.val_top1_percent:.1f} %", epoch.epoch / epochs)
 
     told("teacher", 0.0)
-    return shared_teacher(config.teacher, config.data, batches, config.search.seed, report)
+    return shared_teacher(
+        config.teacher, config.data, batches, config.train, config.search.seed, report
+    )
 
 
 def _train(
     network: Architecture | Baseline,
     config: StudyConfig,
     batches: Batches,
-    teacher: Teacher | None,
+    teacher: Answers | None,
     told: Told,
 ) -> Figures:
     recipe, seed = config.train, config.search.seed

@@ -71,6 +71,11 @@ class StudyConfig(Frozen):
         """Whether candidates are trained."""
         return "top1_percent" in self.objectives
 
+    @property
+    def is_taught(self) -> bool:
+        """Whether a teacher has a part in it."""
+        return self.teacher is not None and self.train.distillation != "none"
+
     def space(self, where: str = "space") -> Space:
         """The compiled space, with the sizes that the template leaves out taken from the data.
 
@@ -79,7 +84,7 @@ class StudyConfig(Frozen):
         Raises:
             InputError: the template is malformed, or the data needed and missing.
         """
-        sizes: dict[str, int] = {"image_size": self.data.image_size}
+        sizes: dict[str, int] = {"image_size": self.data.size}
         if not {"in_channels", "num_classes"} <= self.architecture.keys():
             sizes |= self._data_sizes()
         return Space({**sizes, **self.architecture}, self.limits, where)
@@ -90,7 +95,7 @@ class StudyConfig(Frozen):
         Raises:
             InputError: it is missing, or has other sizes than the template states.
         """
-        sizes = {"image_size": self.data.image_size, **self._data_sizes()}
+        sizes = {"image_size": self.data.size, **self._data_sizes()}
         for name, value in sizes.items():
             if self.architecture.get(name, value) != value:
                 raise InputError(
@@ -130,6 +135,9 @@ def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyCo
         for objective in config.objectives
     }
     update: dict[str, Any] = {"start": start, "hypervolume_reference": reference}
+    if config.data.image_size is None:
+        size = datasets.describe(config.data).image_size
+        update["data"] = config.data.model_copy(update={"image_size": size})
     weights = config.train.donor_weights
     if weights not in (None, "pretrained"):
         # ``{name}`` is filled in later; a search may go on from another folder.

@@ -1,0 +1,30 @@
+"""Batches of normalised images for training and evaluation, the same ones for every candidate.
+
+What a batch of an epoch holds depends on the data, on the recipe's views (``Recipe.views``), the
+seed, the epoch and the number of the batch, and on nothing else: a teacher's answer for a batch of
+one candidate holds for all, and a run that starts in the middle sees what a whole one does.
+"""
+
+from levit_search import data
+from levit_search.batches.memory import MemoryBatches
+from levit_search.batches.order import generator
+from levit_search.batches.pictures import PictureBatches
+from levit_search.batches.protocol import Batch, Batches
+from levit_search.data import Arrays, DataConfig
+
+__all__ = ["Batch", "Batches", "generator", "open_batches"]
+
+
+def open_batches(config: DataConfig) -> Batches:
+    """Load a data set: in memory where it comes as arrays, from its files otherwise.
+
+    Raises:
+        InputError: the data is missing or damaged.
+    """
+    info = data.describe(config)
+    if config.image_size is None:
+        config = config.model_copy(update={"image_size": info.image_size})
+    splits = data.load(config)
+    if all(isinstance(split, Arrays) for split in splits.values()):
+        return MemoryBatches(info, splits)
+    return PictureBatches(info, splits, config.size)

@@ -1,0 +1,58 @@
+"""What training asks of a data set."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from levit_search.data import DataInfo, SplitName
+from levit_search.recipe import Recipe
+
+
+class Batch(NamedTuple):
+    """The views that one training step sees."""
+
+    images: Tensor
+    """float32 [B, C, S, S], normalised, on the device."""
+    targets: Tensor
+    """Labels int64 [B]; where a recipe mixes images, float32 [B, num_classes], smoothed already."""
+
+
+class Batches(Protocol):
+    """A data set ready for training."""
+
+    info: DataInfo
+    data_id: str
+    """A hash of the training images as they are stored and of the size they are shown in."""
+
+    mean: list[float]
+    """Of each channel, from 0 to 255: what images are normalised by, with ``std``."""
+    std: list[float]
+
+    def size(self, split: SplitName) -> int:
+        """Images in a split."""
+
+    def batch_size(self, recipe: Recipe) -> int:
+        """Rows of each batch: fewer than the recipe says only where there are fewer images."""
+
+    def steps(self, recipe: Recipe) -> int:
+        """Batches of an epoch; what is left over by whole ones is left out."""
+
+    def train(
+        self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
+    ) -> Iterator[Batch]:
+        """The shuffled, augmented training batches of one epoch, from ``first_step`` on.
+
+        Raises:
+            InputError: too many images cannot be read.
+        """
+
+    def evaluation(
+        self, split: SplitName, batch_size: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """A split in order, without augmentation: images as in a batch, and labels int64 [B].
+
+        Raises:
+            InputError: too many images cannot be read.
+        """

@@ -1,0 +1,136 @@
+"""A data set described, and its three splits loaded."""
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from levit_search.data import builtin, folders, hugging_face, streams, torchvision_sets
+from levit_search.data.config import DataConfig
+from levit_search.data.memory import held
+from levit_search.data.pictures import Faults, Pictures, Split
+from levit_search.data.sources import Mode, Source
+from levit_search.data.splits import DataInfo, SplitName, bounded, cut, stratified
+from levit_search.errors import InputError
+
+_TEST_SHARE = 0.2  # of a set that brings no test part
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+def describe(config: DataConfig) -> DataInfo:
+    """Channels, classes, symmetry and size, from a look at a few images at most.
+
+    Of digits, Fashion-MNIST and torchvision's small sets nothing is read. Others are opened, and 32
+    images looked at: one channel if none of them has colours; squares of one size keep it, and for
+    pictures of other sizes it is the median of their shorter sides, at most 224, down to a multiple
+    of 16.
+
+    Raises:
+        InputError: the data is not there; the message says where it was looked for.
+    """
+    match config.reader:
+        case "digits":
+            return DataInfo(1, builtin.DIGIT_CLASSES, hflip=False, image_size=8)
+        case "fashion-mnist":
+            builtin.fashion_root(config)
+            return DataInfo(1, builtin.FASHION_CLASSES, hflip=True, image_size=28)
+        case "folder":
+            return folders.describe_folder(config)
+        case "torch":
+            return torchvision_sets.describe_torchvision(config)
+        case "hfds":
+            return hugging_face.describe_rows(config)
+        case _:
+            return streams.describe_stream(config)
+
+
+def load(config: DataConfig, say: Callable[[str], None] = _warn) -> dict[SplitName, Split]:
+    """The three splits, at ``image_size`` where they are in memory.
+
+    Args:
+        config: an ``image_size`` left out is the data's own.
+        say: told of unreadable images that were left out; by default it is a warning.
+
+    Raises:
+        InputError: the data is missing, damaged, too large for memory where it has to be there, or
+            too small to be split by class.
+    """
+    info = describe(config)
+    size = config.image_size or info.image_size
+    mode: Mode = "L" if info.in_channels == 1 else "RGB"
+    faults = Faults(config.max_unreadable)
+    parts = _parts(_sources(config, info, size, faults), config, info)
+    images = sum(len(indices) for _, indices in parts.values())
+    fits = images * info.in_channels * size**2 <= config.memory_limit_mb * 10**6
+    if not (fits if config.in_memory is None else config.in_memory):
+        return {
+            name: Pictures(source, indices, mode, config.max_unreadable)
+            for name, (source, indices) in parts.items()
+        }
+    splits: dict[SplitName, Split] = {
+        name: held(source, indices, mode, size, faults) for name, (source, indices) in parts.items()
+    }
+    if len(faults):
+        say(f"{config.name}: {len(faults)} unreadable images were left out: {faults}")
+    return splits
+
+
+def _sources(
+    config: DataConfig, info: DataInfo, size: int, faults: Faults
+) -> Mapping[SplitName, Source]:
+    """What a set brings: ``train``, perhaps ``test`` too, or ``val`` and ``test``."""
+    match config.reader:
+        case "digits":
+            return {"train": builtin.digits()}
+        case "fashion-mnist":
+            return builtin.fashion(config)
+        case "folder":
+            return folders.folder(config)
+        case "torch":
+            return torchvision_sets.torchvision_sources(config, info)
+        case "hfds":
+            return hugging_face.row_sources(config, info)
+        case _:
+            return streams.stream_sources(config, info, size, faults)
+
+
+Part = tuple[Source, NDArray[np.int64]]
+"""A source, and which of its images."""
+
+
+def _parts(
+    sources: Mapping[SplitName, Source], config: DataConfig, info: DataInfo
+) -> dict[SplitName, Part]:
+    """What is trained on, validated and tested; what a set does not bring is cut from ``train``."""
+    source = sources["train"]
+    if "val" not in sources:
+        _check_divisible(source.labels, info)
+    rest: NDArray[np.int64] = np.arange(len(source.labels))
+    if "test" in sources:
+        test = _whole(sources["test"])
+    else:
+        rest, taken = stratified(source.labels, rest, _TEST_SHARE)
+        test = source, taken
+    if "val" in sources:
+        train, val = bounded(source.labels, rest, config), _whole(sources["val"])
+    else:
+        train, taken = cut(source.labels, rest, config)
+        val = source, taken
+    return {"train": (source, train), "val": val, "test": test}
+
+
+def _check_divisible(labels: NDArray[np.int64], info: DataInfo) -> None:
+    lonely = np.flatnonzero(np.bincount(labels) == 1)
+    if len(lonely):
+        raise InputError(
+            f"data: class {info.class_names[lonely[0]]!r} has one training image; val is cut from "
+            "them by class, so that each class needs two or more"
+        )
+
+
+def _whole(source: Source) -> Part:
+    return source, np.arange(len(source.labels))

@@ -1,0 +1,211 @@
+"""Streams of images, read once into memory: ``hfids/``, ``wds/`` and ``tfds/`` of timm."""
+
+import logging
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from levit_search.data.config import DataConfig
+from levit_search.data.hugging_face import splits_and_columns
+from levit_search.data.memory import squared
+from levit_search.data.pictures import Faults
+from levit_search.data.readers import (
+    chosen_splits,
+    class_labels,
+    created,
+    explained,
+    named_classes,
+    require,
+)
+from levit_search.data.sources import ArraySource, Mode, Source, converted, first_line
+from levit_search.data.splits import DataInfo, SplitName
+from levit_search.data.survey import LOOKED_AT, survey
+from levit_search.errors import InputError
+
+_MODULES = {"hfids": ("datasets",), "wds": ("webdataset",), "tfds": ("tensorflow_datasets",)}
+
+
+def describe_stream(config: DataConfig) -> DataInfo:
+    """Classes as the reader knows them, channels and size by the first images.
+
+    The classes of tar shards are ``class_names`` in their ``_info.json``, or as many as their
+    labels say, which are read without the images.
+
+    Raises:
+        InputError: the set cannot be read, or its classes are not known.
+    """
+    splits, options = _plan(config)
+    stream = _open(config, splits["train"], "", options)
+    classes = _classes(stream.reader, config)
+    with explained(config), _counted(config.name, Faults(LOOKED_AT)):
+        seen = survey(_pictures(stream))
+    if seen is None:
+        raise InputError(f"data: {config.name} {splits['train']}: no readable images")
+    return DataInfo(seen[0], classes, hflip=True, image_size=seen[1])
+
+
+def stream_sources(
+    config: DataConfig, info: DataInfo, size: int, faults: Faults
+) -> dict[SplitName, Source]:
+    """The set's own splits, each read to its end, as squares of ``size`` pixels.
+
+    Raises:
+        InputError: the set cannot be read, is too large for memory, or too much is unreadable.
+    """
+    if config.in_memory is False:
+        raise InputError(
+            f"data.in_memory: false, but {config.name} is a stream, which is read into memory; "
+            "use a set on disk, such as folder or hfds/"
+        )
+    splits, options = _plan(config)
+    room = _Room(config, info.in_channels * size**2)
+    return {
+        name: _read(config, info, size, split, options, room, faults)
+        for name, split in splits.items()
+    }
+
+
+class _Room:
+    """What memory is left for, in images."""
+
+    def __init__(self, config: DataConfig, image_bytes: int) -> None:
+        self._config, self._image_bytes, self._taken = config, image_bytes, 0
+
+    def take(self, images: int) -> None:
+        """Count images that are held from now on."""
+        self.check(images)
+        self._taken += images
+
+    def check(self, images: int) -> None:
+        """Raise the error that there is no room for so many more."""
+        limit = self._config.memory_limit_mb
+        needed = (self._taken + images) * self._image_bytes / 1e6
+        if not self._config.in_memory and needed > limit:
+            raise InputError(
+                f"data.memory_limit_mb: {limit}, but {self._config.name} is a stream, which is "
+                f"read into memory, and takes {needed:.0f} MB or more; raise the limit, lower "
+                "data.image_size, or use a set on disk, such as folder or hfds/"
+            )
+
+
+def _read(
+    config: DataConfig,
+    info: DataInfo,
+    size: int,
+    split: str,
+    options: dict[str, Any],
+    room: _Room,
+    faults: Faults,
+) -> ArraySource:
+    mode: Mode = "L" if info.in_channels == 1 else "RGB"
+    title = f"{config.name} {split}"
+    stream = _open(config, split, mode, options)
+    told = getattr(stream.reader, "num_samples", None) or 0
+    room.check(told)
+    before = len(faults)
+    images: list[NDArray[np.uint8]] = []
+    labels: list[Any] = []
+    with explained(config), _counted(title, faults):
+        for picture, label in stream:
+            room.take(1)
+            images.append(squared(converted(picture, mode), size))
+            labels.append(label)
+    for missing in range(told - len(images) - (len(faults) - before)):
+        faults.add(f"{title}, missing {missing + 1}", "fewer images than the set says")
+    if not images:
+        raise InputError(f"data: {title} is empty")
+    return ArraySource(title, np.stack(images), class_labels(labels, info.class_names, title))
+
+
+def _plan(config: DataConfig) -> tuple[dict[SplitName, str], dict[str, Any]]:
+    """The splits to read, and what else the reader must be told."""
+    for module in _MODULES[config.reader]:
+        require(module, config)
+    if config.reader == "hfids":
+        splits, (image, label) = splits_and_columns(config)
+        # Only training asks how many there are, and sets in files of their own cannot tell.
+        return splits, {"input_key": image, "target_key": label, "num_samples": 1}
+    if config.reader == "wds":
+        if config.root is None:
+            raise InputError(f"data.root: is required for data.name {config.name}")
+        found = _shard_splits(config)
+    else:
+        reader = created(config, config.train_split or "train", download=True).reader
+        found = tuple(reader.builder.info.splits)
+    return chosen_splits(found, config), {}
+
+
+def _open(config: DataConfig, split: str, mode: str, options: dict[str, Any]) -> Any:
+    if config.reader == "tfds":
+        with explained(config):
+            channels = created(config, split).reader.builder.info.features["image"].shape[-1]
+        mode = "L" if channels == 1 else "RGB"
+    return created(config, split, input_img_mode=mode, **options)
+
+
+def _shard_splits(config: DataConfig) -> tuple[str, ...]:
+    if config.train_split is not None and ".tar" in config.train_split:
+        return ()
+    reader = created(config, config.train_split or "train").reader
+    return tuple(reader.info.get("splits", ()))
+
+
+def _pictures(stream: Any) -> Iterator[Any]:
+    for picture, _ in islice(stream, LOOKED_AT):
+        yield picture
+
+
+def _classes(reader: Any, config: DataConfig) -> tuple[str, ...]:
+    if reader.class_to_idx:
+        return named_classes(reader.class_to_idx)
+    if config.reader == "wds":
+        return tuple(reader.info.get("class_names", ())) or _labelled(reader)
+    raise InputError(
+        f"data: {config.name} does not tell its classes before it is read; use "
+        f"hfds/{config.name.partition('/')[2]}"
+    )
+
+
+def _labelled(reader: Any) -> tuple[str, ...]:
+    """``0`` to the largest label in the shards of a reader, whose images are passed over."""
+    largest = 0
+    for name in reader.split_info.filenames:
+        path = Path(reader.root or "") / name
+        try:
+            with tarfile.open(path) as shard:
+                for member in shard:
+                    content = shard.extractfile(member) if member.name.endswith(".cls") else None
+                    if content is not None:
+                        largest = max(largest, int(content.read()))
+        except (OSError, ValueError, tarfile.TarError) as error:
+            raise InputError(
+                f"{path}: its labels cannot be read ({first_line(error)}); class_names in "
+                "_info.json would tell the classes"
+            ) from None
+    return tuple(str(number) for number in range(largest + 1))
+
+
+@contextmanager
+def _counted(title: str, faults: Faults) -> Iterator[None]:
+    """Count what timm's reader of shards leaves out; it tells nobody but its log."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            reason = record.getMessage().removeprefix("Handling webdataset error (")
+            faults.add(f"{title}, {len(faults) + 1}", reason.removesuffix("). Ignoring."))
+
+    logger, handler = logging.getLogger("timm.data.readers.reader_wds"), Handler(logging.WARNING)
+    was = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = was

@@ -1,0 +1,19 @@
+"""Teachers: obtained once, asked once for each batch of views, replayed for every candidate."""
+
+from levit_search.distill.answers import TeacherAnswers, kept_store
+from levit_search.distill.filling import Filled, fill
+from levit_search.distill.network import create_teacher
+from levit_search.distill.store import Store
+from levit_search.distill.teacher import kept_card, obtain_teacher, shared_teacher
+
+__all__ = [
+    "Filled",
+    "Store",
+    "TeacherAnswers",
+    "create_teacher",
+    "fill",
+    "kept_card",
+    "kept_store",
+    "obtain_teacher",
+    "shared_teacher",
+]

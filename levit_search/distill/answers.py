@@ -1,0 +1,213 @@
+"""What a teacher says of a batch: looked up where it is known, asked for where it is not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from levit_search import __version__
+from levit_search.batches import Batches
+from levit_search.data import DataConfig, user_cache
+from levit_search.distill.chunks import MOST_CLASSES, Answer, Header
+from levit_search.distill.store import Store
+from levit_search.errors import InputError
+from levit_search.recipe import Recipe, TeacherConfig
+
+
+class TeacherAnswers:
+    """A teacher's classes or probabilities for batches of views; see ``train.Answers``.
+
+    All candidates of a search see the same views in the same order, so that the first one pays for
+    the teacher and the others, in whichever process, find its answers in a store. The network is
+    built when it is first asked.
+
+    Args:
+        teacher: the teacher's identity.
+        network: builds it, with its weights.
+        config: of the teacher.
+        batches: what candidates are trained on.
+        image_size: of the views, in pixels.
+        recipe: the candidates'; its distillation is hard or soft.
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        network: Callable[[], nn.Module],
+        config: TeacherConfig,
+        batches: Batches,
+        image_size: int,
+        recipe: Recipe,
+    ) -> None:
+        assert recipe.distillation != "none"
+        self._teacher, self._build, self._config = teacher, network, config
+        self._batches, self._image_size, self._recipe = batches, image_size, recipe
+        self._k = _kept_classes(config, batches, recipe)
+        self._model: nn.Module | None = None
+        self._stores: dict[int, Store | None] = {}
+        self.asked = 0
+        """Batches that the network was asked about by this process."""
+
+    @property
+    def id(self) -> str:
+        """An identity of all that the answers depend on beside the views and the temperature."""
+        if self._recipe.distillation == "hard":
+            return self._teacher
+        return f"{self._teacher}-{f'top{self._k}' if self._config.cache else 'all'}"
+
+    def store(self, seed: int) -> Store | None:
+        """Where the answers for the views of ``seed`` are kept, with room for all of the recipe.
+
+        Raises:
+            InputError: there is no room, or the folder cannot be written.
+        """
+        if seed not in self._stores:
+            store = None
+            if self._config.cache:
+                store = Store(store_folder(), self._header(seed))
+                store.prepare(self._recipe.epochs)
+            self._stores[seed] = store
+        return self._stores[seed]
+
+    def _header(self, seed: int) -> Header:
+        return header_of(
+            self._teacher, self._config, self._batches, self._image_size, self._recipe, seed
+        )
+
+    def __call__(self, seed: int, epoch: int, step: int, images: Tensor) -> Tensor:
+        """The answers for the views ``images``, float [B, C, S, S], of one batch.
+
+        Returns:
+            Where ``images`` are: classes int64 [B], or probabilities float [B, num_classes]. Of the
+            latter a store keeps the largest; what they lack of 1 is spread over the other classes.
+
+        Raises:
+            InputError: the teacher's weights are gone or damaged, or give no finite numbers.
+        """
+        store = self.store(seed)
+        if store is None:
+            logits = self._ask(images)
+            if self._recipe.distillation == "hard":
+                return logits.argmax(1)
+            return (logits / self._recipe.temperature).softmax(1)
+        answer = store.find(epoch, step)
+        if answer is None:
+            answer = store.fill(epoch, step, lambda: self._answer(images))
+        return self._decoded(answer, images.device)
+
+    def _answer(self, images: Tensor) -> Answer:
+        logits = self._ask(images)
+        if self._recipe.distillation == "hard":  # the first of equals, as without a store
+            classes = logits.argmax(1, keepdim=True)
+            shares = logits.softmax(1).gather(1, classes)
+        else:
+            shares, classes = (logits / self._recipe.temperature).softmax(1).topk(self._k)
+        return Answer(
+            classes.cpu().numpy().astype(np.uint16), shares.cpu().numpy().astype(np.float16)
+        )
+
+    def _decoded(self, answer: Answer, device: torch.device) -> Tensor:
+        classes = torch.from_numpy(answer.classes.astype(np.int64)).to(device)
+        if self._recipe.distillation == "hard":
+            return classes[:, 0]
+        shares = torch.from_numpy(answer.shares.astype(np.float32)).to(device)
+        others = self._batches.info.num_classes - self._k
+        rest = (1 - shares.sum(1, keepdim=True)).clamp_min(0) / max(1, others)
+        probabilities = rest.repeat(1, self._k + others).scatter_(1, classes, shares)
+        return probabilities / probabilities.sum(1, keepdim=True)  # half precision rounds
+
+    def _ask(self, images: Tensor) -> Tensor:
+        """Logits float32 [B, num_classes], of the network in evaluation mode."""
+        if self._model is None:
+            with torch.random.fork_rng(devices=[]):  # a candidate's own numbers stay the same
+                self._model = self._build().eval().to(images.device)
+        with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
+            logits = self._logits(images.float().contiguous())
+        if not torch.isfinite(logits).all():
+            raise InputError(f"teacher {self._config.name}: its answers are no finite numbers")
+        self.asked += 1
+        return logits.clone()  # one made in inference mode cannot take part in training
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Of all images at once, or of half of them at a time if memory is too small."""
+        assert self._model is not None
+        try:
+            logits: Tensor = self._model(images)
+            return logits.float()
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        return torch.cat([self._logits(half) for half in images.tensor_split(2)])
+
+
+def _kept_classes(config: TeacherConfig, batches: Batches, recipe: Recipe) -> int:
+    return 1 if recipe.distillation == "hard" else min(config.top_k, batches.info.num_classes)
+
+
+def store_folder() -> Path:
+    """The folder of all stores, in the user's cache."""
+    return user_cache() / "teacher-outputs"
+
+
+def kept_store(
+    teacher: str,
+    config: TeacherConfig,
+    data: DataConfig,
+    batches: Batches,
+    recipe: Recipe,
+    seed: int,
+) -> Store:
+    """The store of a teacher's answers as it lies there, to be looked at; nothing is made.
+
+    Args:
+        teacher: the identity on its card.
+        config: of the teacher.
+        data: what the batches were opened from, with its image size.
+        batches: what candidates are trained on.
+        recipe: the candidates'.
+        seed: of their views.
+    """
+    return Store(store_folder(), header_of(teacher, config, batches, data.size, recipe, seed))
+
+
+def header_of(
+    teacher: str,
+    config: TeacherConfig,
+    batches: Batches,
+    image_size: int,
+    recipe: Recipe,
+    seed: int,
+) -> Header:
+    """The header of the store that a recipe's answers are kept in.
+
+    Raises:
+        InputError: there are more classes than a store can tell apart.
+    """
+    assert recipe.distillation != "none"
+    classes = batches.info.num_classes
+    if classes > MOST_CLASSES:
+        raise InputError(
+            f"teacher.cache: keeps the answers for up to {MOST_CLASSES} classes, the data has "
+            f"{classes}; set it to false"
+        )
+    hflip = batches.info.hflip if recipe.hflip is None else recipe.hflip
+    return Header(
+        teacher=teacher,
+        data=batches.data_id,
+        augmentation={**recipe.views(), "hflip": hflip, "image_size": image_size},
+        versions={
+            "levit-search": __version__,
+            "timm": timm.__version__,
+            "torch": torch.__version__.partition("+")[0],
+        },
+        seed=seed,
+        distillation=recipe.distillation,
+        temperature=recipe.temperature if recipe.distillation == "soft" else 1.0,
+        k=_kept_classes(config, batches, recipe),
+        classes=classes,
+        rows=batches.batch_size(recipe),
+        steps=batches.steps(recipe),
+    )

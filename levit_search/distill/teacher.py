@@ -1,0 +1,401 @@
+"""Obtaining a teacher: out of the study, out of the user's cache, or made now, with its card.
+
+A card tells what a teacher is and how good. It lies beside the weights of one that was trained
+here; the weights of others stay where they are. Written last, it says that the weights are whole.
+"""
+
+import hashlib
+import io
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from levit_search import __version__
+from levit_search.batches import Batches
+from levit_search.data import DataConfig, user_cache
+from levit_search.distill.answers import TeacherAnswers, header_of
+from levit_search.distill.disk import check_room
+from levit_search.distill.network import (
+    check_name,
+    check_size,
+    create_teacher,
+    file_digest,
+    load_weights,
+    pretrained_source,
+    weights_digest,
+)
+from levit_search.errors import InputError
+from levit_search.files import write_atomically, write_json
+from levit_search.recipe import Recipe, TeacherConfig
+from levit_search.train import (
+    Checkpoint,
+    Report,
+    device_of,
+    fit,
+    seed_torch,
+    silent,
+    top1_percent,
+)
+
+_FORMAT = 1
+# What may differ between two trainings of one teacher.
+_FREE = {"rungs", "workers", "device"}
+
+Say = Callable[[str], None]
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
+
+
+def obtain_teacher(
+    config: TeacherConfig,
+    data: DataConfig,
+    batches: Batches,
+    recipe: Recipe,
+    folder: Path | None,
+    seed: int,
+    report: Report = silent,
+    say: Say = _warn,
+) -> tuple[TeacherAnswers, dict[str, Any]]:
+    """The teacher's answers and its card; it is trained now if need be, by one process for all.
+
+    A trained teacher is kept in ``folder`` and in the user's cache, by everything that made it.
+
+    Args:
+        config: which network and which weights.
+        data: what the batches were opened from, with its image size.
+        batches: the data.
+        recipe: of those that it teaches; its distillation is hard or soft.
+        folder: of the study, which stays complete without the cache; None outside of a study.
+        seed: of the teacher's weights and training, and of the views that it will be asked about.
+        report: called after each epoch of its training.
+        say: told where another process is waited for.
+
+    Returns:
+        The answers, and ``{id, name, options, weights, params, sha256, data, val_top1_percent,
+        required_top1_percent, seconds, ...}``; one that was trained tells its ``recipe``, ``seed``
+        and ``curve`` too.
+
+    Raises:
+        InputError: the network or its weights are not to be had, do not fit the data or are not
+            good enough, or there is no room for them or for the answers.
+        TrialError: its training failed.
+    """
+    key = _key(config, batches, seed)
+    cache = _cache()
+    card = _kept(folder, key, config) if folder is not None else None
+    if card is None:
+        needed = 0
+        if config.cache:
+            header = header_of("", config, batches, data.size, recipe, seed)
+            needed = recipe.epochs * header.epoch_bytes
+        card = _cached(key, config)
+        if card is None:
+            with _alone(key, config.name, say):
+                card = _cached(key, config)  # made by whom we have waited for
+                if card is None:
+                    card = _made(key, config, data, batches, seed, needed, report)
+    _check_accuracy(config, card)
+    told = {**card, "weights": config.weights, "required_top1_percent": config.top1_percent}
+    place = cache
+    if folder is not None:
+        place = folder
+        _keep(folder, cache, key, told)
+    path = place / f"{key}.pt" if config.weights == "train" else _file(config)
+    sha256 = card["sha256"]
+    answers = TeacherAnswers(
+        card["id"],
+        lambda: _built(config, batches, path, sha256),
+        config,
+        batches,
+        data.size,
+        recipe,
+    )
+    answers.store(seed)
+    return answers, told
+
+
+def shared_teacher(
+    config: TeacherConfig,
+    data: DataConfig,
+    batches: Batches,
+    recipe: Recipe,
+    seed: int,
+    report: Report = silent,
+    say: Say = _warn,
+) -> TeacherAnswers:
+    """The teacher outside of a study: :func:`obtain_teacher`, kept in the user's cache alone."""
+    answers, _ = obtain_teacher(config, data, batches, recipe, None, seed, report, say)
+    return answers
+
+
+def kept_card(config: TeacherConfig, batches: Batches, seed: int) -> dict[str, Any] | None:
+    """The card of a teacher that the user's cache holds; None where it is still to be made.
+
+    Raises:
+        InputError: there is no such network or checkpoint.
+    """
+    return _cached(_key(config, batches, seed), config)
+
+
+def _cache() -> Path:
+    return user_cache() / "teachers"
+
+
+def _file(config: TeacherConfig) -> Path | None:
+    """The file that a configuration names, if it does."""
+    if config.weights in ("train", "pretrained"):
+        return None
+    return Path(config.weights).expanduser()
+
+
+def _key(config: TeacherConfig, batches: Batches, seed: int) -> str:
+    """A name for the teacher's files, by all that made it and the data it was measured on."""
+    check_name(config)
+    made_of: dict[str, Any] = {
+        "format": _FORMAT,
+        "name": config.name,
+        "options": config.options,
+        "data": batches.data_id,
+    }
+    path = _file(config)
+    if path is not None:
+        made_of["sha256"] = _checkpoint_digest(path)
+    elif config.weights == "pretrained":
+        made_of["pretrained"] = pretrained_source(config)
+    else:
+        made_of["version"] = __version__
+        made_of["recipe"] = config.recipe.model_dump(mode="json", exclude=_FREE)
+        made_of["seed"] = seed
+    return f"{config.name}-{_digest(made_of)}"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _checkpoint_digest(path: Path) -> str:
+    if not path.is_file():
+        raise InputError(
+            f"teacher.weights: no such file {path}; expected train, pretrained or a checkpoint"
+        )
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise InputError(f"teacher.weights: {path} cannot be read ({error.strerror})") from None
+
+
+def _kept(place: Path, key: str, config: TeacherConfig) -> dict[str, Any] | None:
+    """The card in a folder; None if there is none.
+
+    Raises:
+        InputError: it or the weights are damaged.
+    """
+    path, weights = place / f"{key}.json", place / f"{key}.pt"
+    try:
+        card: dict[str, Any] = json.loads(path.read_bytes())
+        if not {"id", "sha256", "val_top1_percent"} <= card.keys():
+            raise ValueError
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, AttributeError):
+        raise InputError(f"{path}: damaged; remove it to have the teacher made again") from None
+    if config.weights == "train" and (
+        not weights.is_file() or _checkpoint_digest(weights) != card["sha256"]
+    ):
+        raise InputError(
+            f"{weights}: damaged or missing, not the weights that {path.name} tells of; restore "
+            f"it, or remove {path.name} to have the teacher trained again"
+        )
+    return card
+
+
+def _cached(key: str, config: TeacherConfig) -> dict[str, Any] | None:
+    """The card in the user's cache; a damaged teacher is as good as none there, after a warning."""
+    try:
+        return _kept(_cache(), key, config)
+    except InputError as error:
+        _warn(f"{str(error).partition(';')[0]}; this teacher is not used")
+        return None
+
+
+@contextmanager
+def _alone(key: str, name: str, say: Say) -> Iterator[None]:
+    """Keep other processes from making the same teacher meanwhile."""
+    from filelock import FileLock, Timeout
+
+    cache = _cache()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{cache}: cannot be written ({error.strerror or error}), and a teacher is to be kept "
+            "there; set XDG_CACHE_HOME to a folder that can"
+        ) from None
+    lock = FileLock(cache / f"{key}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"waiting for another process that prepares the teacher {name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _made(
+    key: str,
+    config: TeacherConfig,
+    data: DataConfig,
+    batches: Batches,
+    seed: int,
+    needed_bytes: int,
+    report: Report,
+) -> dict[str, Any]:
+    """Train the teacher, or measure the one that is given, and keep it in the user's cache.
+
+    ``needed_bytes`` for its answers must be free before anything long begins.
+    """
+    start = time.perf_counter()
+    if config.weights == "train":
+        sha256, facts = _trained(key, config, data, batches, seed, needed_bytes, report)
+    else:
+        sha256, facts = _measured(config, data, batches, needed_bytes)
+    card = {
+        "id": f"{config.name}-{_digest([config.name, config.options, sha256])}",
+        "name": config.name,
+        "options": config.options,
+        "weights": config.weights,
+        "sha256": sha256,
+        "data": {
+            "name": data.name,
+            "id": batches.data_id,
+            "image_size": data.size,
+            "in_channels": batches.info.in_channels,
+            "num_classes": batches.info.num_classes,
+        },
+        "seconds": round(time.perf_counter() - start, 3),
+        "version": __version__,
+        **facts,
+    }
+    _write(_cache() / f"{key}.json", card)
+    return card
+
+
+def _trained(
+    key: str,
+    config: TeacherConfig,
+    data: DataConfig,
+    batches: Batches,
+    seed: int,
+    needed_bytes: int,
+    report: Report,
+) -> tuple[str, dict[str, Any]]:
+    seed_torch(seed, 4)
+    model = create_teacher(config, batches)
+    check_size(model, config, batches.info.in_channels, data.size)
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    check_room(_cache(), size + needed_bytes)
+    checkpoint = Checkpoint(_cache() / f"{key}.training.pt", key)
+    training = fit(model, batches, config.recipe, seed, report=report, checkpoint=checkpoint)
+    buffer = io.BytesIO()
+    torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, buffer)
+    raw = buffer.getvalue()
+    _write(_cache() / f"{key}.pt", raw)
+    checkpoint.remove()
+    facts = {
+        "recipe": config.recipe.model_dump(mode="json"),
+        "seed": seed,
+        "params": _params(model),
+        **training.as_json(),
+    }
+    return hashlib.sha256(raw).hexdigest(), facts
+
+
+def _measured(
+    config: TeacherConfig, data: DataConfig, batches: Batches, needed_bytes: int
+) -> tuple[str, dict[str, Any]]:
+    check_room(_cache(), needed_bytes)
+    model, path = create_teacher(config, batches), _file(config)
+    check_size(model, config, batches.info.in_channels, data.size)
+    if path is not None:
+        sha256, facts = file_digest(path), {}
+        load_weights(model, path, config.name)
+    else:
+        sha256, facts = weights_digest(model), {"pretrained": pretrained_source(config)}
+    model.to(device_of(config.recipe))
+    accuracy = top1_percent(model, batches, "val")
+    return sha256, {**facts, "params": _params(model), "val_top1_percent": accuracy}
+
+
+def _params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _check_accuracy(config: TeacherConfig, card: dict[str, Any]) -> None:
+    reached, required = card["val_top1_percent"], config.top1_percent
+    if required is None or reached >= required:
+        return
+    cure = "choose another one"
+    if config.weights == "train":
+        epochs = config.recipe.epochs
+        cure = f"train it longer (teacher.recipe.epochs, now {epochs}), {cure}"
+    raise InputError(
+        f"teacher {config.name}: reached {reached:.2f} % on val, below the teacher.top1_percent of "
+        f"{required:g}; {cure} or ask for less"
+    )
+
+
+def _keep(folder: Path, cache: Path, key: str, card: dict[str, Any]) -> None:
+    """Put the card, and the weights of a teacher that was trained, into a study's folder."""
+    path, weights = folder / f"{key}.json", folder / f"{key}.pt"
+    if path.exists() and json.loads(path.read_bytes()) == card:
+        return
+    _write(path.parent, None)
+    if card["weights"] == "train" and not path.exists():
+        _write(weights, (cache / weights.name).read_bytes())
+    _write(path, card)
+
+
+def _write(path: Path, content: bytes | dict[str, Any] | None) -> None:
+    """Write a file or, for None, make a folder."""
+    try:
+        if content is None:
+            path.mkdir(parents=True, exist_ok=True)
+        elif isinstance(content, bytes):
+            write_atomically(path, content)
+        else:
+            write_json(path, content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def _built(config: TeacherConfig, batches: Batches, path: Path | None, sha256: str) -> nn.Module:
+    """The teacher's network with the very weights that its card tells of."""
+    model = create_teacher(config, batches)
+    if path is not None:
+        found = _checkpoint_digest(path)
+        if found == sha256:
+            load_weights(model, path, config.name)
+    else:
+        found = weights_digest(model)
+    if found != sha256:
+        where = path or "the pretrained weights"
+        raise InputError(
+            f"teacher {config.name}: {where} have changed since the teacher's card was written"
+        )
+    return model

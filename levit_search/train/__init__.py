@@ -1,0 +1,23 @@
+"""Fitting one network by a recipe: in one go, or by rungs with a checkpoint between them."""
+
+from levit_search.train.checkpoint import Checkpoint, training_id
+from levit_search.train.fitting import fit, seed_torch, top1_percent, train_network
+from levit_search.train.loss import Answers
+from levit_search.train.optimization import device_of
+from levit_search.train.outcome import Epoch, Report, Told, Training, silent
+
+__all__ = [
+    "Answers",
+    "Checkpoint",
+    "Epoch",
+    "Report",
+    "Told",
+    "Training",
+    "device_of",
+    "fit",
+    "seed_torch",
+    "silent",
+    "top1_percent",
+    "train_network",
+    "training_id",
+]

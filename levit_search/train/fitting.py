@@ -1,0 +1,292 @@
+"""Fitting one network by a recipe, and its accuracy."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from levit_search.architecture import Architecture
+from levit_search.batches import Batch, Batches, generator
+from levit_search.data import SplitName
+from levit_search.donors import load_donor_weights
+from levit_search.errors import TrialError
+from levit_search.latency.sharing import between_probes
+from levit_search.model import Model, build
+from levit_search.recipe import Recipe
+from levit_search.train.checkpoint import Checkpoint
+from levit_search.train.loss import Answers, loss_of
+from levit_search.train.optimization import Optimization, device_of
+from levit_search.train.outcome import Epoch, Report, Told, Training, silent
+
+_CHECKPOINT_S = 60.0  # between two checkpoints where there is no rung
+_SPOKEN_S = 5.0  # between two reports within an epoch
+_WATCHED_STEPS = 32  # between two looks at the loss; each makes a GPU wait
+
+
+def seed_torch(*numbers: int) -> None:
+    """Seed all that modules draw from, from all of ``numbers``."""
+    seed = generator(*numbers).initial_seed()
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def train_network(
+    network: Architecture,
+    batches: Batches,
+    recipe: Recipe,
+    seed: int,
+    teacher: Answers | None,
+    report: Report = silent,
+    checkpoint: Checkpoint | None = None,
+    until: int | None = None,
+    told: Told = silent,
+) -> tuple[Model, Training]:
+    """Build ``network`` with the weights of ``seed`` and its donor's, and fit it; see :func:`fit`.
+
+    A network with one head has nothing to learn from a teacher, which is then not asked.
+    """
+    seed_torch(seed, 3)
+    model = build(network)
+    load_donor_weights(model, recipe.donor_weights)
+    answers = teacher if network.distillation else None
+    return model, fit(model, batches, recipe, seed, answers, report, checkpoint, until, told)
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    recipe: Recipe,
+    seed: int,
+    teacher: Answers | None = None,
+    report: Report = silent,
+    checkpoint: Checkpoint | None = None,
+    until: int | None = None,
+    told: Told = silent,
+) -> Training:
+    """Train ``model`` in place, to the end of the recipe or to an earlier rung.
+
+    A run that stops at a rung and goes on from its checkpoint gives what one that never stopped
+    gives, bit by bit. A batch that does not fit into memory is worked on in two halves from then
+    on, with the gradients of both; the views stay those of the whole batch.
+
+    Args:
+        model: images [B, C, S, S] to logits [B, num_classes], or to a pair of them while training.
+        batches: the data.
+        recipe: how; ``threads`` is set for the whole process.
+        seed: of the order, the augmentation and the drop paths, not of the model's weights.
+        teacher: answers for the second head; not asked where the recipe has no distillation.
+        report: called after each epoch that is trained now.
+        checkpoint: where the run goes on from, and is kept at each rung, at the epoch where it
+            stops and once a minute; None keeps nothing.
+        until: the epoch to stop after; the learning rate is that of the whole recipe. None: the
+            recipe's last.
+        told: called every few seconds within an epoch.
+
+    Raises:
+        TrialError: the loss became infinite or not a number, the accuracy at the first rung is that
+            of chance, or memory is too small for half a batch.
+        InputError: the device does not exist or has no such precision, or the checkpoint is that of
+            another run.
+    """
+    torch.set_num_threads(recipe.threads)
+    run = _Run(model, batches, recipe, seed, teacher, checkpoint)
+    last = min(until or recipe.epochs, recipe.epochs)
+    run.check_chance()  # of a run that was given up before
+    with _as_trial_errors(run):
+        while len(run.curve) < last:
+            run.train_epoch(len(run.curve) + 1 == last, told)
+            report(run.curve[-1])
+            run.check_chance()
+    run.keep_weights()
+    return run.training()
+
+
+class _Run:
+    """One model on its way through a recipe."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        recipe: Recipe,
+        seed: int,
+        teacher: Answers | None,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self._model, self._batches, self._recipe, self._seed = model, batches, recipe, seed
+        self._device = device_of(recipe)
+        self._format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        model.to(self._device, memory_format=self._format)  # type: ignore[call-overload]
+        self._forward: Any = torch.compile(model) if recipe.compile else model
+        self._teacher = teacher if recipe.distillation != "none" else None
+        self._steps = batches.steps(recipe)
+        self._optimization = Optimization(model, recipe, self._steps)
+        self.parts = 1
+        self._checkpoint = checkpoint
+        self.curve: list[Epoch] = []
+        state = checkpoint.load() if checkpoint is not None else None
+        if state is not None:
+            self._go_on(state)
+        earlier = self.curve[-1].seconds if self.curve else 0.0
+        self._start = time.perf_counter() - earlier
+        self._saved = time.perf_counter()
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        self._model.load_state_dict(state["model"])
+        self._optimization.load_state_dict(state["optimization"])
+        self.parts = state["parts"]
+        self.curve = [Epoch(*point) for point in state["curve"]]
+
+    def _save(self) -> None:
+        if self._checkpoint is None:
+            return
+        self._checkpoint.save(
+            {
+                "model": self._model.state_dict(),
+                "optimization": self._optimization.state_dict(),
+                "parts": self.parts,
+                "curve": [astuple(point) for point in self.curve],
+            }
+        )
+        self._saved = time.perf_counter()
+
+    def train_epoch(self, is_last: bool, told: Told = silent) -> None:
+        """Train one epoch, look at ``val``, and keep a checkpoint where one is due."""
+        number = len(self.curve)
+        seed_torch(self._seed, number, 2)
+        self._model.train()
+        losses: list[Tensor] = []
+        spoken = time.perf_counter()
+        views = self._batches.train(self._seed, number, self._recipe, self._device)
+        with between_probes(views) as shared:
+            for step, batch in enumerate(shared):
+                losses.append(self._step(number, step, batch))
+                if step % _WATCHED_STEPS == 0 or step + 1 == self._steps:
+                    _check_finite(losses[-_WATCHED_STEPS:], number)
+                    if time.perf_counter() - spoken > _SPOKEN_S:
+                        told((number + (step + 1) / self._steps) / self._recipe.epochs)
+                        spoken = time.perf_counter()
+        accuracy = top1_percent(self._optimization.evaluated, self._batches, "val")
+        mean = float(torch.stack(losses).double().mean())
+        elapsed = time.perf_counter() - self._start
+        self.curve.append(Epoch(number + 1, mean, accuracy, round(elapsed, 3)))
+        is_due = time.perf_counter() - self._saved > _CHECKPOINT_S
+        if is_last or is_due or number + 1 in self._recipe.rungs:
+            self._save()
+
+    def _step(self, epoch: int, step: int, batch: Batch) -> Tensor:
+        """One batch; its loss, a scalar without gradients."""
+        images = batch.images.to(memory_format=self._format)
+        taught = None
+        if self._teacher is not None:
+            taught = self._teacher(self._seed, epoch, step, batch.images)
+        number = epoch * self._steps + step
+        try:
+            loss = self._gradients(images, batch.targets, taught)
+        except (RuntimeError, MemoryError) as error:
+            # Halves of fewer than two images have no batch statistics.
+            if not _is_out_of_memory(error) or self.parts > 1 or len(images) < 4:
+                raise
+            loss = None
+        if loss is None:  # outside of the handler, whose traceback holds what memory is full of
+            self.parts = 2
+            self._optimization.forget()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            loss = self._gradients(images, batch.targets, taught)
+        self._optimization.step(number)
+        return loss
+
+    def _gradients(self, images: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
+        total = torch.zeros((), device=images.device)
+        for part in torch.arange(len(images)).tensor_split(self.parts):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            answers = taught[rows] if taught is not None else None
+            with self._optimization.autocast():
+                outputs = self._forward(images[rows])
+                loss = loss_of(outputs, targets[rows], answers, self._recipe)
+            loss = loss * (len(part) / len(images)) if self.parts > 1 else loss
+            self._optimization.backward(loss)
+            total = total + loss.detach()
+        return total
+
+    def check_chance(self) -> None:
+        """Give up a network that knows nothing at the first rung."""
+        first = min(self._recipe.rungs, default=self._recipe.epochs)
+        if first >= self._recipe.epochs or len(self.curve) != first:
+            return
+        point = self.curve[-1]
+        chance = 1 / self._batches.info.num_classes
+        # Two standard deviations of what guessing gives on as many images.
+        spread = 2 * math.sqrt(chance * (1 - chance) / self._batches.size("val"))
+        if point.val_top1_percent <= 100 * (chance + spread):
+            raise TrialError(
+                f"after epoch {point.epoch} of {self._recipe.epochs} the accuracy on val is "
+                f"{point.val_top1_percent:.2f} %, that of chance ({100 * chance:.2f} %)"
+            )
+
+    def keep_weights(self) -> None:
+        """Put the averaged weights, where there are some, into the model."""
+        if self._optimization.evaluated is not self._model:
+            self._model.load_state_dict(self._optimization.evaluated.state_dict())
+
+    def training(self) -> Training:
+        """The figures so far."""
+        last = self.curve[-1]
+        trained = last.epoch * self._steps * self._batches.batch_size(self._recipe)
+        return Training(
+            last.val_top1_percent,
+            trained / last.seconds,
+            last.seconds,
+            tuple(self.curve),
+            self._optimization.precision,
+            self.parts,
+        )
+
+
+def _check_finite(losses: list[Tensor], epoch: int) -> None:
+    for loss in torch.stack(losses).tolist():
+        if not math.isfinite(loss):
+            raise TrialError(f"the loss became {loss} in epoch {epoch + 1}")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or the host's memory was too small; torch has no type for the host's."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+@contextmanager
+def _as_trial_errors(run: _Run) -> Iterator[None]:
+    """Fail the candidate, and not the search, for want of memory or of a compiler."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason = (str(error).splitlines() or ["the host's"])[0][:200]
+        if _is_out_of_memory(error):
+            halves = ", also with half a batch at a time" if run.parts > 1 else ""
+            raise TrialError(f"out of memory{halves} ({reason})") from error
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise TrialError(f"train.compile: torch.compile failed ({reason})") from error
+        raise
+
+
+@torch.inference_mode()
+def top1_percent(
+    model: nn.Module, batches: Batches, split: SplitName, batch_size: int = 256
+) -> float:
+    """The share of a split, in percent, whose class the model puts first."""
+    model.eval()
+    device = next(model.parameters()).device
+    right = 0
+    with between_probes(batches.evaluation(split, batch_size, device)) as shared:
+        for images, labels in shared:
+            right += int((model(images).argmax(1) == labels).sum())
+    return 100 * right / batches.size(split)

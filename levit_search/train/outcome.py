@@ -1,0 +1,47 @@
+"""What a training run tells while it goes on and when it has ended."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One point of a learning curve.
+
+    The loss is the mean over the epoch's batches, ``seconds`` those since the start of the run,
+    earlier sessions included.
+    """
+
+    epoch: int
+    train_loss: float
+    val_top1_percent: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training run is worth and cost so far."""
+
+    val_top1_percent: float
+    images_per_second: float
+    """Training images, evaluation and teacher included."""
+    seconds: float
+    curve: tuple[Epoch, ...]
+    precision: str = "fp32"
+    batch_parts: int = 1
+    """2 where a batch did not fit into memory and was worked on in two halves."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Report = Callable[[Epoch], None]
+
+
+Told = Callable[[float], None]
+"""Told, every few seconds within an epoch, which part of the whole recipe is done."""
+
+
+def silent(_: Epoch | float) -> None:
+    """Report to nobody."""
