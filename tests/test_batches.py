@@ -282,7 +282,7 @@ def test_training_images_in_memory_have_mean_zero_and_unit_deviation(channels):
 def test_shifted_images_in_memory_are_moved_by_an_eighth_with_a_black_border():
     batches = noise_in_memory(hflip=False)
     plain = evaluated(batches).images
-    black = -batches._mean[0] / batches._std[0]
+    black = -batches.mean[0] / batches.std[0]
     border = SIZE // 8
     padded = torch.nn.functional.pad(plain, (border,) * 4, value=black)
     seen = set()
@@ -362,7 +362,7 @@ def test_shifted_pictures_are_moved_by_an_eighth_with_a_black_border(folder):
     batches = open_batches(folder_config(folder))
     border = SIZE // 8
     plain = evaluated(batches).images
-    black = (-torch.tensor(batches._mean) / torch.tensor(batches._std)).view(1, 3, 1, 1)
+    black = (-torch.tensor(batches.mean) / torch.tensor(batches.std)).view(1, 3, 1, 1)
     padded = black.repeat(len(plain), 1, SIZE + 2 * border, SIZE + 2 * border)
     padded[:, :, border:-border, border:-border] = plain
     windows = as_set(

@@ -227,7 +227,7 @@ def test_train_prints_the_contract_and_keeps_the_network(
         (["count", "a#b"], "no such study folder"),
         (["front", "nowhere"], "no such study folder"),
         (["probe", "LeViT-128S", "--target", "gpu"], "did you mean 'cpu'?"),
-        (["train", "LeViT-128S", "--data", "mnist"], "did you mean 'fashion-mnist'?"),
+        (["train", "LeViT-128S", "--data", "mnist"], "did you mean 'torch/mnist'?"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_2(
@@ -317,7 +317,7 @@ def test_reproduce_prints_one_json_document_and_writes_the_table(cli: Cli, tmp_p
         (["blocks", "--columns", "static"], "'static'; Known: speed"),
         (["grafting", "--layout", "map"], "unknown value 'map'; did you mean 'maps'?"),
         (["grafting", "--batch-size", "0"], "batch_size: must be a number of images from 1"),
-        (["grafting", "--data", "mnist"], "did you mean 'fashion-mnist'?"),
+        (["grafting", "--data", "mnist"], "did you mean 'torch/mnist'?"),
         (
             ["grafting", "--columns", "accuracy", "--width-scale", "0"],
             "greater than or equal to 0.01",

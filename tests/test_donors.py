@@ -171,7 +171,7 @@ def test_a_network_on_its_own_is_trained_from_them(
     space_file: Callable[..., Path], donor_file: Path, tmp_path: Path
 ) -> None:
     settings = config(space_file(), str(donor_file))
-    train_single(graft(), settings, False, tmp_path / "out", lambda text: None)
+    train_single(graft(), settings, False, tmp_path / "out", None, lambda text: None)
     assert same(load_file(tmp_path / "out" / "model.safetensors"), donor_file)
 
 
@@ -180,4 +180,4 @@ def test_a_network_on_its_own_needs_its_file(
 ) -> None:
     settings = config(space_file(), str(tmp_path / "{name}.safetensors"))
     with pytest.raises(InputError, match=r"resnet18\.safetensors: no such file"):
-        train_single(graft(), settings, False, None, lambda text: None)
+        train_single(graft(), settings, False, None, None, lambda text: None)
