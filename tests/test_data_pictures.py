@@ -193,7 +193,7 @@ def test_unreadable_images_are_left_out_of_memory_and_told(content, tmp_path):
     told: list[str] = []
     splits = load(config_of(root), told.append)
     assert len(told) == 1 and str(damaged) in told[0]
-    assert told[0].startswith("folder: 1 unreadable images were left out")
+    assert told[0].startswith("folder: left out 1 image that cannot be read")
     assert sum(len(split.labels) for split in splits.values()) == 23
     for name, split in splits.items():
         kept = labelled(split)
@@ -207,7 +207,9 @@ def test_unreadable_images_are_left_out_of_memory_and_told(content, tmp_path):
 def test_unreadable_images_are_a_warning_where_nobody_listens(tmp_path):
     root = write_set(tmp_path)
     (root / "val" / "newt" / "1.png").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"1 unreadable images were left out: .*val/newt/1\.png"):
+    with pytest.warns(
+        UserWarning, match=r"left out 1 image that cannot be read: .*val/newt/1\.png"
+    ):
         assert len(load(config_of(root))["test"].labels) == 3
 
 

@@ -425,7 +425,7 @@ def test_unreadable_rows_are_left_out_and_listed(tmp_path, monkeypatch):
     describe(config)
     damaged = tmp_path / "set" / "train" / "newt" / "04.png"
     damaged.write_bytes(b"")
-    with pytest.warns(match=rf"1 unreadable images were left out: .*{damaged}"):
+    with pytest.warns(match=rf"left out 1 image that cannot be read: .*{damaged}"):
         assert len(load(config)["train"].labels) == 29
 
 
@@ -465,7 +465,7 @@ def test_unreadable_images_in_shards_are_counted(tmp_path, monkeypatch):
     told: list[str] = []
     splits = load(config, told.append)
     assert len(splits["train"].labels) + len(splits["val"].labels) == 28
-    assert len(told) == 1 and "2 unreadable images were left out" in told[0]
+    assert len(told) == 1 and "left out 2 images that cannot be read" in told[0]
     with pytest.raises(InputError, match="more than 1 images are unreadable: wds/some train, 1"):
         load(config.model_copy(update={"max_unreadable": 1}))
 

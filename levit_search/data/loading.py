@@ -75,7 +75,8 @@ def load(config: DataConfig, say: Callable[[str], None] = _warn) -> dict[SplitNa
         name: held(source, indices, mode, size, faults) for name, (source, indices) in parts.items()
     }
     if len(faults):
-        say(f"{config.name}: {len(faults)} unreadable images were left out: {faults}")
+        images = "1 image" if len(faults) == 1 else f"{len(faults)} images"
+        say(f"{config.name}: left out {images} that cannot be read: {faults}")
     return splits
 
 

@@ -25,6 +25,7 @@ from levit_search.train.optimization import Optimization, device_of
 from levit_search.train.outcome import Epoch, Report, Told, Training, silent
 
 _CHECKPOINT_S = 60.0  # between two checkpoints where there is no rung
+_FEWEST_STEPS = 100  # after fewer, a network at chance may yet learn
 _SPOKEN_S = 5.0  # between two reports within an epoch
 _WATCHED_STEPS = 32  # between two looks at the loss; each makes a GPU wait
 
@@ -218,7 +219,8 @@ class _Run:
 
     def check_chance(self) -> None:
         """Give up a network that knows nothing at the first rung."""
-        first = min(self._recipe.rungs, default=self._recipe.epochs)
+        telling = [rung for rung in self._recipe.rungs if rung * self._steps >= _FEWEST_STEPS]
+        first = min(telling, default=self._recipe.epochs)
         if first >= self._recipe.epochs or len(self.curve) != first:
             return
         point = self.curve[-1]
