@@ -75,8 +75,8 @@ def load(config: DataConfig, say: Callable[[str], None] = _warn) -> dict[SplitNa
         name: held(source, indices, mode, size, faults) for name, (source, indices) in parts.items()
     }
     if len(faults):
-        images = "1 image" if len(faults) == 1 else f"{len(faults)} images"
-        say(f"{config.name}: left out {images} that cannot be read: {faults}")
+        left_out = "1 image" if len(faults) == 1 else f"{len(faults)} images"
+        say(f"{config.name}: left out {left_out} that cannot be read: {faults}")
     return splits
 
 
