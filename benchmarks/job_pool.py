@@ -3,6 +3,7 @@
 Workers are kept since importing torch and timm is dear.
 """
 
+import argparse
 import math
 import multiprocessing
 import os
@@ -17,6 +18,19 @@ from levit_search.errors import InputError, TrialError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+def add_options(parser: argparse.ArgumentParser, space: Path, folder: Path) -> None:
+    """The options of all scripts that train networks of a space and keep what has ended."""
+    parser.add_argument("--space", type=Path, default=space)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the space file"
+    )
+    parser.add_argument("--folder", type=Path, default=folder)
+    parser.add_argument("--train-images", type=int, default=6000)
+    parser.add_argument("--jobs", type=int, default=2, help="worker processes of one thread each")
+    parser.add_argument("--minutes", type=float, help="start no training after that time")
+    parser.add_argument("--json", action="store_true")
 
 
 def carried_out(

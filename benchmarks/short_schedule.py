@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from fidelity import plural, read_curves, report
 from fidelity_shown import as_markdown, draw
-from job_pool import Progress, carried_out, refuse_others, say
+from job_pool import Progress, add_options, carried_out, refuse_others, say
 
 from levit_search.architecture import Architecture, parse
 from levit_search.configuration import Frozen
@@ -79,17 +79,9 @@ COLUMNS = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("mode", nargs="?", choices=("train", "report", "latency"))
-    parser.add_argument("--space", type=Path, default=SPACE)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the space file"
-    )
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--train-images", type=int, default=6000)
+    add_options(parser, SPACE, FOLDER)
     parser.add_argument("--epochs", type=int, default=9, help="of the longest schedule")
     parser.add_argument("--networks", type=int, default=96, help="train that many of the 96")
-    parser.add_argument("--jobs", type=int, default=2, help="worker processes of one thread each")
-    parser.add_argument("--minutes", type=float, help="start no training after that time")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     try:
         return run(options)

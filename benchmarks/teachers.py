@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from job_pool import Progress, carried_out, refuse_others, say
+from job_pool import Progress, add_options, carried_out, refuse_others, say
 from scipy.stats import t
 
 from levit_search.architecture import Architecture, parse
@@ -58,17 +58,9 @@ VAL_SHARE = 0.05  # 3000 of Fashion-MNIST's 60 000
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--space", type=Path, default=SPACE)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the space file"
-    )
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    parser.add_argument("--train-images", type=int, default=6000)
+    add_options(parser, SPACE, FOLDER)
     parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="worker processes of one thread each")
-    parser.add_argument("--minutes", type=float, help="start no training after that time")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     try:
         return run(options)
