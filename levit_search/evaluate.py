@@ -15,6 +15,7 @@ from levit_search.latency import Probe
 from levit_search.latency.forecast import Forecast
 from levit_search.model import save_weights
 from levit_search.pareto import PROBED
+from levit_search.recipe import TeacherConfig
 from levit_search.study import StudyConfig
 from levit_search.train import Checkpoint, Epoch, train_network, training_id
 
@@ -83,8 +84,8 @@ class Evaluator:
         if config.is_trained:
             progress("loading data", None)
             self._batches = open_batches(config.data)
-            if config.is_taught:
-                card = self._prepare_teacher(progress)
+            if config.teaching is not None:
+                card = self._prepare_teacher(config.teaching, progress)
         if config.is_measured and not self._probe.settled_ms:
             progress("timing the reference network", None)
             self._probe.settle_reference(sample)
@@ -92,9 +93,7 @@ class Evaluator:
             self._forecast = self._calibrated(progress)
         return {"settled_ms": self._probe.settled_ms, "device": device, "teacher": card}
 
-    def _prepare_teacher(self, progress: Progress) -> dict[str, Any]:
-        teacher = self._config.teacher
-        assert teacher is not None
+    def _prepare_teacher(self, teacher: TeacherConfig, progress: Progress) -> dict[str, Any]:
         progress("preparing the teacher", None)
 
         def report(epoch: Epoch) -> None:

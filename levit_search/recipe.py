@@ -28,6 +28,9 @@ _LEVIT: dict[str, Any] = {
     "ema_decay": 0.99996,
 }
 
+# What may differ between two runs of one training that give the same figures.
+_FREE = {"rungs", "workers", "device"}
+
 # What the views of an epoch depend on, beside the data, the seed and the number of the epoch.
 _VIEWS = (
     "batch_size",
@@ -146,6 +149,14 @@ class Recipe(Frozen):
     def peak_lr(self) -> float:
         """The learning rate after the warm-up, for batches of ``batch_size``."""
         return self.lr * self.batch_size / (self.lr_batch_size or self.batch_size)
+
+    def mirrors(self, data_hflip: bool) -> bool:
+        """Whether views are mirrored, of data whose classes mirrored images keep or do not."""
+        return data_hflip if self.hflip is None else self.hflip
+
+    def decisive(self) -> dict[str, Any]:
+        """What the figures of a training depend on, as JSON, on one kind of device."""
+        return self.model_dump(mode="json", exclude=_FREE)
 
     def views(self) -> dict[str, Any]:
         """What the views of an epoch depend on, beside the data, the seed and the epoch."""

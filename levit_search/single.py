@@ -116,8 +116,8 @@ def _check_out(out: Path | None, until: int | None) -> None:
 def _teacher(
     config: StudyConfig, batches: Batches, say: Callable[[str], None]
 ) -> TeacherAnswers | None:
-    teacher = config.teacher
-    if teacher is None or not config.is_taught:
+    teacher = config.teaching
+    if teacher is None:
         return None
     report = _told(f"teacher {teacher.name}", teacher.recipe.epochs, say)
     return shared_teacher(teacher, config.data, batches, config.train, config.search.seed, report)

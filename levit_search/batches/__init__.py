@@ -21,10 +21,7 @@ def open_batches(config: DataConfig) -> Batches:
     Raises:
         InputError: the data is missing or damaged.
     """
-    info = data.describe(config)
-    if config.image_size is None:
-        config = config.model_copy(update={"image_size": info.image_size})
-    splits = data.load(config)
+    info, splits = data.load_described(config)
     if all(isinstance(split, Arrays) for split in splits.values()):
         return MemoryBatches(info, splits)
-    return PictureBatches(info, splits, config.size)
+    return PictureBatches(info, splits, config.image_size or info.image_size)

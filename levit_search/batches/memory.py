@@ -12,8 +12,8 @@ from levit_search.batches.boxes import Proportions, draw_boxes
 from levit_search.batches.colors import draw_jitter, jittered
 from levit_search.batches.crops import Resizer, Windows
 from levit_search.batches.finish import Finish, Normalization
-from levit_search.batches.order import Purpose, generator, ordered, rows, steps
-from levit_search.batches.protocol import Batch
+from levit_search.batches.order import Purpose, generator, ordered
+from levit_search.batches.protocol import Batch, Batches
 from levit_search.batches.rand_augment import augmented, draw_layers
 from levit_search.data import Arrays, DataInfo, Split, SplitName
 from levit_search.recipe import Recipe, rand_augment
@@ -24,7 +24,7 @@ _PIXELS_AT_ONCE = 2**22
 _ASPECT = (3 / 4, 4 / 3)  # of resized crops, in timm as in torchvision
 
 
-class MemoryBatches:
+class MemoryBatches(Batches):
     """Arrays, normalised by the mean colours of the training images and their spread."""
 
     def __init__(self, info: DataInfo, splits: dict[SplitName, Split]) -> None:
@@ -41,12 +41,6 @@ class MemoryBatches:
 
     def size(self, split: SplitName) -> int:
         return len(self._labels[split])
-
-    def batch_size(self, recipe: Recipe) -> int:
-        return rows(self.size("train"), recipe)
-
-    def steps(self, recipe: Recipe) -> int:
-        return steps(self.size("train"), recipe)
 
     def train(
         self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
@@ -83,7 +77,7 @@ class MemoryBatches:
         key = (recipe, device)
         if self._latest is None or self._latest[0] != key:
             images = self._images["train"].to(device)
-            hflip = self.info.hflip if recipe.hflip is None else recipe.hflip
+            hflip = recipe.mirrors(self.info.hflip)
             fill = torch.tensor(self.mean, device=device).round()
             normalization = Normalization(self.mean, self.std, device)
             finish = Finish(normalization, images.shape[1:], self.info.num_classes, recipe)

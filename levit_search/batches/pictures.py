@@ -8,9 +8,9 @@ from torch import Tensor
 
 from levit_search import data
 from levit_search.batches.finish import Finish, Normalization
-from levit_search.batches.order import Purpose, ordered, rows, steps
+from levit_search.batches.order import Purpose, ordered
 from levit_search.batches.picture_views import View, evaluation_view, training_view
-from levit_search.batches.protocol import Batch
+from levit_search.batches.protocol import Batch, Batches
 from levit_search.batches.readers import Readers, Request
 from levit_search.data import DataInfo, Pictures, Split, SplitName
 from levit_search.recipe import Recipe
@@ -19,7 +19,7 @@ from levit_search.recipe import Recipe
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class PictureBatches:
+class PictureBatches(Batches):
     """Pictures, normalised by ImageNet's colours.
 
     Those of ``evaluation`` are read by as many workers as the latest training had.
@@ -44,12 +44,6 @@ class PictureBatches:
 
     def size(self, split: SplitName) -> int:
         return len(self._pictures[split].labels)
-
-    def batch_size(self, recipe: Recipe) -> int:
-        return rows(self.size("train"), recipe)
-
-    def steps(self, recipe: Recipe) -> int:
-        return steps(self.size("train"), recipe)
 
     def train(
         self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
@@ -109,8 +103,8 @@ class PictureBatches:
     def _view(self, recipe: Recipe | None) -> View:
         if recipe is None:
             return evaluation_view(self._size, self.info.in_channels)
-        hflip = self.info.hflip if recipe.hflip is None else recipe.hflip
-        return training_view(recipe, self._size, hflip, [round(value) for value in self.mean])
+        fill = [round(value) for value in self.mean]
+        return training_view(recipe, self._size, recipe.mirrors(self.info.hflip), fill)
 
 
 class _Kind(NamedTuple):

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from levit_search.batches.order import rows, steps
 from levit_search.data import DataInfo, SplitName
 from levit_search.recipe import Recipe
 
@@ -35,9 +36,11 @@ class Batches(Protocol):
 
     def batch_size(self, recipe: Recipe) -> int:
         """Rows of each batch: fewer than the recipe says only where there are fewer images."""
+        return rows(self.size("train"), recipe)
 
     def steps(self, recipe: Recipe) -> int:
         """Batches of an epoch; what is left over by whole ones is left out."""
+        return steps(self.size("train"), recipe)
 
     def train(
         self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0

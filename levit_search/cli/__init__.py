@@ -8,7 +8,7 @@ torch.
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -59,7 +59,14 @@ def main() -> None:
 _show_any_warning = warnings.showwarning
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Ours are meant for the user and need no place in the code."""
     if Path(filename).is_relative_to(Path(__file__).parents[1]):
         say(f"levit-search: {message}")

@@ -8,7 +8,7 @@ split keeps them; from one without any, ``test`` is cut first.
 
 from levit_search.data.builtin import user_cache
 from levit_search.data.config import DataConfig
-from levit_search.data.loading import describe, load
+from levit_search.data.loading import describe, load, load_described
 from levit_search.data.pictures import Arrays, Pictures, Split, fingerprint
 from levit_search.data.splits import DataInfo, SplitName
 
@@ -22,5 +22,6 @@ __all__ = [
     "describe",
     "fingerprint",
     "load",
+    "load_described",
     "user_cache",
 ]

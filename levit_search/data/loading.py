@@ -49,7 +49,14 @@ def describe(config: DataConfig) -> DataInfo:
 
 
 def load(config: DataConfig, say: Callable[[str], None] = _warn) -> dict[SplitName, Split]:
-    """The three splits, at ``image_size`` where they are in memory.
+    """The splits of :func:`load_described` alone."""
+    return load_described(config, say)[1]
+
+
+def load_described(
+    config: DataConfig, say: Callable[[str], None] = _warn
+) -> tuple[DataInfo, dict[SplitName, Split]]:
+    """What :func:`describe` says, and the three splits, at ``image_size`` where they are in memory.
 
     Args:
         config: an ``image_size`` left out is the data's own.
@@ -67,7 +74,7 @@ def load(config: DataConfig, say: Callable[[str], None] = _warn) -> dict[SplitNa
     images = sum(len(indices) for _, indices in parts.values())
     fits = images * info.in_channels * size**2 <= config.memory_limit_mb * 10**6
     if not (fits if config.in_memory is None else config.in_memory):
-        return {
+        return info, {
             name: Pictures(source, indices, mode, config.max_unreadable)
             for name, (source, indices) in parts.items()
         }
@@ -77,7 +84,7 @@ def load(config: DataConfig, say: Callable[[str], None] = _warn) -> dict[SplitNa
     if len(faults):
         left_out = "1 image" if len(faults) == 1 else f"{len(faults)} images"
         say(f"{config.name}: left out {left_out} that cannot be read: {faults}")
-    return splits
+    return info, splits
 
 
 def _sources(

@@ -67,15 +67,13 @@ class TeacherAnswers:
         if seed not in self._stores:
             store = None
             if self._config.cache:
-                store = Store(store_folder(), self._header(seed))
+                header = header_of(
+                    self._teacher, self._config, self._batches, self._image_size, self._recipe, seed
+                )
+                store = Store(store_folder(), header)
                 store.prepare(self._recipe.epochs)
             self._stores[seed] = store
         return self._stores[seed]
-
-    def _header(self, seed: int) -> Header:
-        return header_of(
-            self._teacher, self._config, self._batches, self._image_size, self._recipe, seed
-        )
 
     def __call__(self, seed: int, epoch: int, step: int, images: Tensor) -> Tensor:
         """The answers for the views ``images``, float [B, C, S, S], of one batch.
@@ -193,7 +191,7 @@ def header_of(
             f"teacher.cache: keeps the answers for up to {MOST_CLASSES} classes, the data has "
             f"{classes}; set it to false"
         )
-    hflip = batches.info.hflip if recipe.hflip is None else recipe.hflip
+    hflip = recipe.mirrors(batches.info.hflip)
     return Header(
         teacher=teacher,
         data=batches.data_id,

@@ -46,8 +46,6 @@ from levit_search.train import (
 )
 
 _FORMAT = 1
-# What may differ between two trainings of one teacher.
-_FREE = {"rungs", "workers", "device"}
 
 Say = Callable[[str], None]
 
@@ -174,7 +172,7 @@ def _key(config: TeacherConfig, batches: Batches, seed: int) -> str:
         made_of["pretrained"] = pretrained_source(config)
     else:
         made_of["version"] = __version__
-        made_of["recipe"] = config.recipe.model_dump(mode="json", exclude=_FREE)
+        made_of["recipe"] = config.recipe.decisive()
         made_of["seed"] = seed
     return f"{config.name}-{_digest(made_of)}"
 

@@ -30,9 +30,7 @@ def has_teacher(table: Table) -> bool:
 def accuracy_settings(table: Table, config: StudyConfig, width_scale: float) -> dict[str, Any]:
     """What the accuracies depend on."""
     teacher = (
-        config.teacher.model_dump(mode="json")
-        if config.teacher and config.is_taught and has_teacher(table)
-        else None
+        config.teaching.model_dump(mode="json") if config.teaching and has_teacher(table) else None
     )
     return {
         "data": config.data.model_dump(mode="json"),
@@ -115,17 +113,16 @@ def row_network(
 
 
 def _teacher(config: StudyConfig, batches: Batches, told: Told) -> Answers | None:
-    if config.teacher is None or not config.is_taught:
+    chosen = config.teaching
+    if chosen is None:
         return None
-    epochs = config.teacher.recipe.epochs
+    epochs = chosen.recipe.epochs
 
     def report(epoch: Epoch) -> None:
         told(f"teacher, val {epoch.val_top1_percent:.1f} %", epoch.epoch / epochs)
 
     told("teacher", 0.0)
-    return shared_teacher(
-        config.teacher, config.data, batches, config.train, config.search.seed, report
-    )
+    return shared_teacher(chosen, config.data, batches, config.train, config.search.seed, report)
 
 
 def _train(

@@ -72,9 +72,9 @@ class StudyConfig(Frozen):
         return "top1_percent" in self.objectives
 
     @property
-    def is_taught(self) -> bool:
-        """Whether a teacher has a part in it."""
-        return self.teacher is not None and self.train.distillation != "none"
+    def teaching(self) -> TeacherConfig | None:
+        """The teacher, where it has a part in training."""
+        return self.teacher if self.train.distillation != "none" else None
 
     def space(self, where: str = "space") -> Space:
         """The compiled space, with the sizes that the template leaves out taken from the data.

@@ -16,8 +16,6 @@ from levit_search.files import write_atomically
 from levit_search.recipe import Recipe
 
 _FORMAT = 1
-# What may differ between two sessions of one run.
-_FREE = ("rungs", "workers", "device")
 
 
 def training_id(
@@ -27,8 +25,7 @@ def training_id(
 
     Two runs of one identity on one kind of device give the same figures, bit by bit.
     """
-    settings = {k: v for k, v in recipe.model_dump(mode="json").items() if k not in _FREE}
-    made_of = [network.id, settings, seed, data_id, teacher_id]
+    made_of = [network.id, recipe.decisive(), seed, data_id, teacher_id]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import astuple
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,9 +31,7 @@ _WATCHED_STEPS = 32  # between two looks at the loss; each makes a GPU wait
 
 def seed_torch(*numbers: int) -> None:
     """Seed all that modules draw from, from all of ``numbers``."""
-    seed = generator(*numbers).initial_seed()
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
+    torch.manual_seed(generator(*numbers).initial_seed())
 
 
 def train_network(
@@ -123,6 +120,7 @@ class _Run:
         self._model, self._batches, self._recipe, self._seed = model, batches, recipe, seed
         self._device = device_of(recipe)
         self._format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        # torch's stubs lack the overload that its documentation has.
         model.to(self._device, memory_format=self._format)  # type: ignore[call-overload]
         self._forward: Any = torch.compile(model) if recipe.compile else model
         self._teacher = teacher if recipe.distillation != "none" else None
