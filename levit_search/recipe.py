@@ -208,10 +208,11 @@ def rand_augment(policy: str | None) -> RandAugment | None:
 class TeacherConfig(Frozen):
     """The network whose answers the distillation head learns.
 
-    ``name`` is any timm network and ``options`` what ``timm.create_model`` takes beside it.
-    ``weights`` is ``train`` (fitted once on the data set with ``recipe`` and kept),
-    ``pretrained`` (timm's, shown the views with the colours that they were trained with), or the
-    path of a checkpoint, shown what candidates are shown. A teacher trained here must reach
+    ``name`` is any timm network, or one of :mod:`levit_search.plugins`, and ``options`` what
+    ``timm.create_model`` or the plug-in takes beside it. ``weights`` is ``train`` (fitted once on
+    the data set with ``recipe`` and kept), ``pretrained`` (timm's or the plug-in's, shown the views
+    with the colours that they were trained with), or the path of a checkpoint, shown what
+    candidates are shown. A teacher trained here must reach
     ``top1_percent`` on ``val``, where that is given.
 
     Its answers are kept and replayed for every candidate (``cache``); of its probabilities the

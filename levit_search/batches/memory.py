@@ -35,7 +35,8 @@ class MemoryBatches(Batches):
             assert isinstance(split, Arrays)
             self._images[name] = torch.from_numpy(np.require(split.images, requirements="W"))
             self._labels[name] = torch.from_numpy(np.require(split.labels, requirements="W"))
-        self.data_id = f"{data.fingerprint(splits['train'])}-{self._images['train'].shape[-1]}"
+        self.image_size = self._images["train"].shape[-1]
+        self.data_id = f"{data.fingerprint(splits['train'])}-{self.image_size}"
         self.mean, self.std = mean_and_std(self._images["train"].numpy())
         self._latest: tuple[object, _Views, Finish] | None = None
 

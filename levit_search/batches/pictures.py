@@ -27,7 +27,7 @@ class PictureBatches(Batches):
 
     def __init__(self, info: DataInfo, splits: dict[SplitName, Split], image_size: int) -> None:
         self.info = info
-        self._size = image_size
+        self.image_size = image_size
         self._pictures: dict[SplitName, Pictures] = {}
         for name, split in splits.items():
             assert isinstance(split, Pictures)
@@ -50,7 +50,7 @@ class PictureBatches(Batches):
     ) -> Iterator[Batch]:
         self._workers = recipe.workers
         order = ordered(self.size("train"), recipe, seed, epoch)
-        image = torch.Size((self.info.in_channels, self._size, self._size))
+        image = torch.Size((self.info.in_channels, self.image_size, self.image_size))
         normalization = Normalization(self.mean, self.std, device)
         finish = Finish(normalization, image, self.info.num_classes, recipe)
         remaining = range(first_step, len(order))
@@ -102,9 +102,9 @@ class PictureBatches(Batches):
 
     def _view(self, recipe: Recipe | None) -> View:
         if recipe is None:
-            return evaluation_view(self._size, self.info.in_channels)
+            return evaluation_view(self.image_size, self.info.in_channels)
         fill = [round(value) for value in self.mean]
-        return training_view(recipe, self._size, recipe.mirrors(self.info.hflip), fill)
+        return training_view(recipe, self.image_size, recipe.mirrors(self.info.hflip), fill)
 
 
 class _Kind(NamedTuple):

@@ -24,6 +24,8 @@ class Batches(Protocol):
     """A data set ready for training."""
 
     info: DataInfo
+    image_size: int
+    """The side of the views in pixels."""
     data_id: str
     """A hash of the training images as they are stored and of the size they are shown in."""
 

@@ -10,13 +10,19 @@ from levit_search.data.builtin import user_cache
 from levit_search.data.config import DataConfig
 from levit_search.data.loading import describe, load, load_described
 from levit_search.data.pictures import Arrays, Pictures, Split, fingerprint
+from levit_search.data.plugged import DataSet
+from levit_search.data.sources import ArraySource, FileSource, Source
 from levit_search.data.splits import DataInfo, SplitName
 
 __all__ = [
+    "ArraySource",
     "Arrays",
     "DataConfig",
     "DataInfo",
+    "DataSet",
+    "FileSource",
     "Pictures",
+    "Source",
     "Split",
     "SplitName",
     "describe",

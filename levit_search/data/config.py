@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from levit_search import plugins
 from levit_search.configuration import Count, Frozen
 from levit_search.errors import did_you_mean
 
@@ -37,6 +38,7 @@ class DataConfig(Frozen):
     torchvision's as ``torch/cifar10``, Hugging Face's as ``hfds/NAME`` (on disk) or ``hfids/NAME``
     (a stream), ``wds/NAME`` (tar shards in ``root``) and ``tfds/NAME``. ``train_split`` and
     ``test_split`` name such a set's splits where they are not called train, validation or test.
+    Other names are those of :mod:`levit_search.plugins`.
 
     ``image_size`` is the side of the square that every image is brought to; null is the data's own,
     as :func:`levit_search.data.describe` gives it.
@@ -69,7 +71,10 @@ class DataConfig(Frozen):
         reader, _, rest = name.partition("/")
         if name in _KNOWN[: -len(_READERS)] or (reader in _READERS and rest):
             return name
-        raise ValueError(f"unknown data set {name!r}; {did_you_mean(name, _KNOWN)}")
+        plugged = plugins.installed("levit_search.data")
+        if name in plugged:
+            return name
+        raise ValueError(f"unknown data set {name!r}; {did_you_mean(name, [*_KNOWN, *plugged])}")
 
     @property
     def reader(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from levit_search.data import builtin, folders, hugging_face, streams, torchvision_sets
+from levit_search.data import builtin, folders, hugging_face, plugged, streams, torchvision_sets
 from levit_search.data.config import DataConfig
 from levit_search.data.memory import held
 from levit_search.data.pictures import Faults, Pictures, Split
@@ -24,10 +24,10 @@ def _warn(message: str) -> None:
 def describe(config: DataConfig) -> DataInfo:
     """Channels, classes, symmetry and size, from a look at a few images at most.
 
-    Of digits, Fashion-MNIST and torchvision's small sets nothing is read. Others are opened, and 32
-    images looked at: one channel if none of them has colours; squares of one size keep it, and for
-    pictures of other sizes it is the median of their shorter sides, at most 224, down to a multiple
-    of 16.
+    Plugged-in sets describe themselves. Of digits, Fashion-MNIST and torchvision's small sets
+    nothing is read. Others are opened, and 32 images looked at: one channel if none of them has
+    colours; squares of one size keep it, and for pictures of other sizes it is the median of their
+    shorter sides, at most 224, down to a multiple of 16.
 
     Raises:
         InputError: the data is not there; the message says where it was looked for.
@@ -44,8 +44,10 @@ def describe(config: DataConfig) -> DataInfo:
             return torchvision_sets.describe_torchvision(config)
         case "hfds":
             return hugging_face.describe_rows(config)
-        case _:
+        case "hfids" | "wds" | "tfds":
             return streams.describe_stream(config)
+        case _:
+            return plugged.describe_plugged(config)
 
 
 def load(config: DataConfig, say: Callable[[str], None] = _warn) -> dict[SplitName, Split]:
@@ -102,8 +104,10 @@ def _sources(
             return torchvision_sets.torchvision_sources(config, info)
         case "hfds":
             return hugging_face.row_sources(config, info)
-        case _:
+        case "hfids" | "wds" | "tfds":
             return streams.stream_sources(config, info, size, faults)
+        case _:
+            return plugged.plugged_sources(config, info)
 
 
 Part = tuple[Source, NDArray[np.int64]]

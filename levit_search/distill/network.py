@@ -1,4 +1,4 @@
-"""A teacher's network and its weights, out of timm, a file or the hub."""
+"""A teacher's network and its weights, out of timm, a plug-in, a file or the hub."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from levit_search.batches import Batches
+from levit_search.data import DataInfo
+from levit_search.distill import plugged
 from levit_search.errors import InputError, UnknownNameError
+from levit_search.plugins import Plugin
 from levit_search.recipe import TeacherConfig
 
 
@@ -18,10 +21,23 @@ def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
     """The teacher's network for the data's channels and classes, with its first weights.
 
     Raises:
-        InputError: timm has no such network or options, or its pretrained weights are out of reach
-            or know other classes.
+        InputError: there is no such network, it has no such options, or its pretrained weights are
+            out of reach or know other classes.
     """
-    check_name(config)
+    plugin = find_plugin(config)
+    if plugin is not None:
+        info = batches.info
+        model = plugged.create_plugged(
+            plugin, config, info.num_classes, info.in_channels, batches.image_size
+        )
+    else:
+        model = _create_timm(config, batches)
+    if config.weights == "pretrained" and model.pretrained_cfg is not None:
+        _show_as_trained(model, batches)
+    return model
+
+
+def _create_timm(config: TeacherConfig, batches: Batches) -> nn.Module:
     if config.weights == "pretrained":
         _check_pretrained(config, batches.info.num_classes)
     try:
@@ -36,8 +52,6 @@ def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise InputError(f"teacher {config.name}: cannot be built ({reason})") from error
     assert isinstance(model, nn.Module)
-    if config.weights == "pretrained":
-        _show_as_trained(model, batches)
     return model
 
 
@@ -61,22 +75,41 @@ def _show_as_trained(model: nn.Module, batches: Batches) -> None:
     model.register_forward_pre_hook(normalized)
 
 
-def check_name(config: TeacherConfig) -> None:
-    """Make sure that timm knows the teacher.
+def find_plugin(config: TeacherConfig) -> Plugin | None:
+    """The plug-in that the teacher is, None where it is timm's.
 
     Raises:
-        InputError: it does not; the message gives the nearest name.
+        InputError: it is neither; the message gives the nearest name.
     """
-    if not timm.is_model(config.name):
-        raise UnknownNameError("teacher", config.name, timm.list_models())
+    if timm.is_model(config.name):
+        return None
+    plugin = plugged.find(config.name)
+    if plugin is None:
+        known = [*timm.list_models(), *plugged.names()]
+        raise UnknownNameError("teacher", config.name, known)
+    return plugin
+
+
+def identity(config: TeacherConfig) -> dict[str, Any]:
+    """What a teacher's network depends on beside the data, as JSON.
+
+    Raises:
+        InputError: there is no such network.
+    """
+    plugin = find_plugin(config)
+    brought = {} if plugin is None else {"plugin": plugin.identity()}
+    return {"name": config.name, "options": config.options, **brought}
 
 
 def pretrained_source(config: TeacherConfig) -> dict[str, str | None]:
-    """Which of timm's pretrained weights a name stands for.
+    """Which pretrained weights a name stands for, of timm's or of a plug-in.
 
     Raises:
-        InputError: there are none, or none of that tag.
+        InputError: timm has none, or none of that tag.
     """
+    plugin = find_plugin(config)
+    if plugin is not None:
+        return {**plugin.identity()}
     try:
         known = timm.get_pretrained_cfg(config.name)
     except RuntimeError:  # a network of timm's with a tag that is none
@@ -99,21 +132,27 @@ def _check_pretrained(config: TeacherConfig, num_classes: int) -> None:
         )
 
 
-def check_size(model: nn.Module, config: TeacherConfig, in_channels: int, image_size: int) -> None:
+def check_size(model: nn.Module, config: TeacherConfig, info: DataInfo, image_size: int) -> None:
     """Make sure that a network takes images of the data's size, before anything long begins.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not, or gives no logits for the data's classes.
     """
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, in_channels, image_size, image_size))
+            logits = model.eval()(torch.zeros(1, info.in_channels, image_size, image_size))
     except Exception as error:  # each of timm's networks raises its own kind
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"teacher {config.name}: does not take images of {image_size} px ({reason}); choose "
             "another one or, where it has such an option, set teacher.options.img_size"
         ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (1, info.num_classes):
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"teacher {config.name}: has to give logits of shape [1, {info.num_classes}] for an "
+            f"image of the data, not {shape}"
+        )
 
 
 def load_weights(model: nn.Module, path: Path, name: str) -> None:

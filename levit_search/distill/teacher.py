@@ -24,10 +24,10 @@ from levit_search.data import DataConfig, user_cache
 from levit_search.distill.answers import TeacherAnswers, header_of
 from levit_search.distill.disk import check_room
 from levit_search.distill.network import (
-    check_name,
     check_size,
     create_teacher,
     file_digest,
+    identity,
     load_weights,
     pretrained_source,
     weights_digest,
@@ -158,13 +158,7 @@ def _file(config: TeacherConfig) -> Path | None:
 
 def _key(config: TeacherConfig, batches: Batches, seed: int) -> str:
     """A name for the teacher's files, by all that made it and the data it was measured on."""
-    check_name(config)
-    made_of: dict[str, Any] = {
-        "format": _FORMAT,
-        "name": config.name,
-        "options": config.options,
-        "data": batches.data_id,
-    }
+    made_of = {"format": _FORMAT, **identity(config), "data": batches.data_id}
     path = _file(config)
     if path is not None:
         made_of["sha256"] = _checkpoint_digest(path)
@@ -273,10 +267,10 @@ def _made(
         sha256, facts = _trained(key, config, data, batches, seed, needed_bytes, report)
     else:
         sha256, facts = _measured(config, data, batches, needed_bytes)
+    network = identity(config)
     card = {
-        "id": f"{config.name}-{_digest([config.name, config.options, sha256])}",
-        "name": config.name,
-        "options": config.options,
+        "id": f"{config.name}-{_digest([*network.values(), sha256])}",
+        **network,
         "weights": config.weights,
         "sha256": sha256,
         "data": {
@@ -305,7 +299,7 @@ def _trained(
 ) -> tuple[str, dict[str, Any]]:
     seed_torch(seed, 4)
     model = create_teacher(config, batches)
-    check_size(model, config, batches.info.in_channels, data.size)
+    check_size(model, config, batches.info, data.size)
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     check_room(_cache(), size + needed_bytes)
     checkpoint = Checkpoint(_cache() / f"{key}.training.pt", key)
@@ -329,7 +323,7 @@ def _measured(
 ) -> tuple[str, dict[str, Any]]:
     check_room(_cache(), needed_bytes)
     model, path = create_teacher(config, batches), _file(config)
-    check_size(model, config, batches.info.in_channels, data.size)
+    check_size(model, config, batches.info, data.size)
     if path is not None:
         sha256, facts = file_digest(path), {}
         load_weights(model, path, config.name)

@@ -13,7 +13,7 @@ from levit_search.configuration import validated
 from levit_search.errors import InputError, TrialError
 from levit_search.latency.channel import Channel
 from levit_search.latency.protocol import LatencyConfig
-from levit_search.latency.targets import LocalTarget, NamedTarget, known_names, resolved
+from levit_search.latency.targets import LocalTarget, Named, known_names, resolved
 
 # A channel that gives up in time still has to end its process, and says more than we could.
 _CLOSING_S = 2.0
@@ -25,7 +25,7 @@ class Reached:
 
     name: str
     address: str | None = None
-    """None where what ``targets.yaml`` says of it is wrong."""
+    """None where what ``targets.yaml`` or a plug-in says of it is wrong."""
     reachable: bool = False
     reason: str | None = None
     """Why it cannot be used."""
@@ -49,12 +49,12 @@ class Reached:
 
 
 def reach(
-    named: Mapping[str, NamedTarget], timeout_s: float, report: Callable[[Reached], None]
+    named: Mapping[str, Named], timeout_s: float, report: Callable[[Reached], None]
 ) -> list[Reached]:
     """Ask all targets at once.
 
     Args:
-        named: what ``targets.yaml`` names, beside our own names.
+        named: what ``targets.yaml`` and plug-ins name, beside our own names.
         timeout_s: how long to wait for any of them.
         report: told of each one that is settled.
 

@@ -1,8 +1,8 @@
 """Where latency is measured: targets, the paper's settings, and ``targets.yaml``.
 
 A target is written inline (``cpu``, ``cuda``, ``ssh://user@host``, ``ray://resource`` or a mapping)
-or has a name in ``targets.yaml``, whose entries are partial ``latency`` sections that make sense by
-themselves:
+or has a name, in ``targets.yaml`` or by a plug-in. Such entries are partial ``latency`` sections
+that make sense by themselves:
 
     pi: {target: ssh://pi@raspberrypi.local, threads: 4}
     graviton: {preset: paper-arm, target: {kind: ssh, host: graviton, python: /opt/bin/python3}}
@@ -20,8 +20,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
 
+from levit_search import plugins
 from levit_search.configuration import Frozen, read_yaml, validated
 from levit_search.errors import InputError, did_you_mean
+from levit_search.plugins import Plugin
 
 FILE = "targets.yaml"
 
@@ -154,6 +156,53 @@ class NamedTarget:
     entry: object
     file: Path
 
+    def read(self) -> object:
+        """The entry, unchecked."""
+        return self.entry
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, as messages begin."""
+        return str(self.file)
+
+
+@dataclass(frozen=True)
+class PluggedTarget:
+    """A target that another distribution plugs in; see :mod:`levit_search.plugins`.
+
+    An entry point of ``levit_search.targets`` is what an entry of ``targets.yaml`` is, a partial
+    ``latency`` section or a target alone, or a function without arguments that returns it:
+
+        BENCH = {"target": {"kind": "ssh", "host": "bench.example.org"}, "threads": 4}
+
+        def bench():
+            return {"target": f"ssh://{os.environ['BENCH_HOST']}", "runtime": "openvino"}
+
+    It is loaded when it is used or listed.
+    """
+
+    plugin: Plugin
+
+    def read(self) -> object:
+        """The entry, unchecked.
+
+        Raises:
+            InputError: it cannot be loaded, or its function fails.
+        """
+        found = self.plugin.load()
+        if callable(found):
+            with self.plugin.explained("fails"):
+                return found()
+        return found
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, as messages begin."""
+        return self.plugin.origin
+
+
+Named = NamedTarget | PluggedTarget
+
 
 def target_files(beside: Path | None = None) -> list[Path]:
     """Where ``targets.yaml`` is looked for; a name in a later one counts.
@@ -165,15 +214,21 @@ def target_files(beside: Path | None = None) -> list[Path]:
     return [folder / FILE for folder in dict.fromkeys(folders)]
 
 
-def read_targets(beside: Path | None = None) -> dict[str, NamedTarget]:
-    """The named targets that can be used here, from all of :func:`target_files`.
+def read_targets(beside: Path | None = None) -> dict[str, Named]:
+    """The named targets that can be used here: plugged in, then from all of :func:`target_files`.
 
-    An entry is checked when it is used: a wrong one is no matter to those who use another.
+    A file's name counts more than a plug-in's, and our own more than a plug-in's. An entry is
+    checked when it is used: a wrong one is no matter to those who use another.
 
     Raises:
         InputError: a file holds no YAML mapping.
     """
-    return {
+    plugged = {
+        name: PluggedTarget(plugin)
+        for name, plugin in plugins.installed("levit_search.targets").items()
+        if not _is_own(name)
+    }
+    return plugged | {
         str(name): NamedTarget(entry, path)
         for path in target_files(beside)
         if path.is_file()
@@ -181,14 +236,12 @@ def read_targets(beside: Path | None = None) -> dict[str, NamedTarget]:
     }
 
 
-def known_names(named: Mapping[str, NamedTarget]) -> list[str]:
-    """Everything a target can be called: our own names, then those of ``targets.yaml``."""
+def known_names(named: Mapping[str, Named]) -> list[str]:
+    """Everything a target can be called: our own names, then those of plug-ins and files."""
     return list(dict.fromkeys([*_INLINE, *PRESETS, *named]))
 
 
-def resolved(
-    latency: Mapping[str, Any], named: Mapping[str, NamedTarget], where: str
-) -> dict[str, Any]:
+def resolved(latency: Mapping[str, Any], named: Mapping[str, Named], where: str) -> dict[str, Any]:
     """A ``latency`` section whose target stands there in full.
 
     What the section says itself counts more than what the named target says, and that more than
@@ -223,13 +276,14 @@ def _check_form(target: object, where: str) -> None:
         )
 
 
-def _entry(name: str, named: Mapping[str, NamedTarget]) -> dict[str, Any]:
+def _entry(name: str, named: Mapping[str, Named]) -> dict[str, Any]:
     """A named target's section, checked by itself, so that a message names the file to mend."""
     from levit_search.latency.protocol import LatencyConfig  # which needs this module
 
-    entry, where = named[name].entry, f"{named[name].file}: {name}"
+    where = f"{named[name].origin}: {name}"
     if _is_own(name):
         raise InputError(f"{where}: this name means something by itself; choose another")
+    entry = named[name].read()
     if not isinstance(entry, Mapping | str):
         raise InputError(f"{where}: expected a target or a mapping with one, not {entry!r}")
     given = {"target": entry} if isinstance(entry, str) else dict(entry)
@@ -263,7 +317,7 @@ def _preset(name: object, where: str) -> dict[str, Any]:
     return PRESETS[name]
 
 
-def _own(text: str, named: Mapping[str, NamedTarget], where: str) -> dict[str, Any]:
+def _own(text: str, named: Mapping[str, Named], where: str) -> dict[str, Any]:
     """The section that a preset or an inline form stands for."""
     if text in PRESETS:
         preset = PRESETS[text]
