@@ -1,0 +1,147 @@
+"""What a worker of an audit does: it measures and trains networks, and reads the test split."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from levit_search.architecture import Architecture
+from levit_search.batches import open_batches
+from levit_search.distill import TeacherAnswers, obtain_teacher
+from levit_search.errors import InputError, TrialError
+from levit_search.latency.sharing import on_cores
+from levit_search.model import Model, build, load_weights
+from levit_search.study import Study, StudyConfig
+from levit_search.train import (
+    Checkpoint,
+    Epoch,
+    device_of,
+    top1_percent,
+    train_network,
+    training_id,
+)
+
+Progress = Callable[[str, float | None], None]
+Decide = Callable[[int, dict[str, float]], bool]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A network's accuracies, and of how many images they are; ``seconds`` is its training's."""
+
+    val_top1_percent: float
+    test_top1_percent: float
+    val_images: int
+    test_images: int
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Examiner:
+    """Examines one network after another; see :class:`levit_search.search.worker.Evaluates`.
+
+    Args:
+        config: of the study, but for ``search.seed``: that of the trainings.
+        folder: of the study; its own seed, which the teacher has, is in the ``study.yaml`` there.
+        settled_ms: of no use here.
+        cores: those to train on; None for any.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        folder: Path,
+        settled_ms: dict[str, float],
+        cores: frozenset[int] | None,
+    ) -> None:
+        del settled_ms
+        self._config, self._folder, self._cores = config, folder, cores
+        self._teacher: TeacherAnswers | None = None
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+    def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
+        """Load the data, and find the teacher where a training needs it.
+
+        Raises:
+            LevitSearchError: whatever keeps every network from being examined.
+        """
+        import torch
+
+        del sample
+        torch.set_num_threads(self._config.train.threads)
+        progress("loading data", None)
+        self._batches = open_batches(self._config.data)
+        teaching, seed = self._config.teaching, Study.open(self._folder).config.search.seed
+        if teaching is not None and seed != self._config.search.seed:
+            progress("preparing the teacher", None)
+            self._teacher, _ = obtain_teacher(
+                teaching,
+                self._config.data,
+                self._batches,
+                self._config.train,
+                self._folder / "teacher",
+                seed,
+            )
+        return {"settled_ms": {}, "device": {}, "teacher": {}}
+
+    def measure(self, network: Architecture, progress: Progress) -> Examination:
+        """Examine a network with the weights that the search left.
+
+        Raises:
+            TrialError: they are not there, or not this network's.
+        """
+        progress("measuring", None)
+        path = self._folder / "checkpoints" / f"{network.id}.safetensors"
+        if not path.is_file():
+            raise TrialError(f"{path}: the trained weights are not there")
+        model = build(network)
+        try:
+            load_weights(model, path)
+        except InputError as error:
+            raise TrialError(str(error)) from None
+        with on_cores(self._cores):
+            return self._examined(model.to(device_of(self._config.train)), 0.0)
+
+    def evaluate(self, network: Architecture, progress: Progress, decide: Decide) -> Examination:
+        """Train a network from the start, or from where an audit was interrupted, and examine it.
+
+        No rung ends the training.
+
+        Raises:
+            TrialError: it failed.
+        """
+        del decide
+        recipe, seed = self._config.train, self._config.search.seed
+        teacher = self._teacher if network.distillation else None
+        teacher_id = teacher.id if teacher is not None else None
+        run = training_id(network, recipe, seed, self._batches.data_id, teacher_id)
+        path = self._folder / "audit" / f"{network.id}.{seed}.training.pt"
+        checkpoint = Checkpoint(path, run)
+
+        def told(fraction: float) -> None:
+            progress("training", fraction)
+
+        def report(epoch: Epoch) -> None:
+            told(epoch.epoch / recipe.epochs)
+
+        with on_cores(self._cores):
+            model, training = train_network(
+                network, self._batches, recipe, seed, teacher, report, checkpoint, told=told
+            )
+            found = self._examined(model, training.seconds)
+        checkpoint.remove()
+        return found
+
+    def _examined(self, model: Model, seconds: float) -> Examination:
+        batches = self._batches
+        return Examination(
+            top1_percent(model, batches, "val"),
+            top1_percent(model, batches, "test"),
+            batches.size("val"),
+            batches.size("test"),
+            round(seconds, 3),
+        )

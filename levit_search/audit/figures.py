@@ -1,0 +1,287 @@
+"""What a search spent and what it got for it, from its records alone."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from levit_search.pareto import Objective, hypervolume, minimised
+from levit_search.study import Record
+
+Outcome = Literal["complete", "stopped", "infeasible", "repeat", "taken over", "failed"]
+"""What became of a proposal. ``infeasible``: no valid network, or over a limit. ``taken over``:
+from another study."""
+
+_MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the trials at which a search is looked at
+_MOST_REASONS = 5
+
+
+def epochs_of(record: Record) -> int:
+    """Epochs that were trained for a trial in this study."""
+    return 0 if _is_free(record) else len(_curve(record))
+
+
+def outcome(record: Record, epochs: int) -> Outcome:
+    """What became of a proposal.
+
+    Args:
+        record: of a finished trial.
+        epochs: of the whole recipe.
+    """
+    if record.state == "failed":
+        return "failed"
+    is_partial = record.is_stopped or 0 < len(_curve(record)) < epochs
+    if record.state == "pruned" and not is_partial:
+        return "infeasible"
+    if record.reused_from is not None:
+        return "repeat"
+    if record.taken_from is not None:
+        return "taken over"
+    return "stopped" if is_partial else "complete"
+
+
+def _is_free(record: Record) -> bool:
+    return record.reused_from is not None or record.taken_from is not None
+
+
+def _curve(record: Record) -> Sequence[dict[str, Any]]:
+    training = record.evaluation.get("training") or {}
+    curve: Sequence[dict[str, Any]] = training.get("curve", ())
+    return curve
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The hypervolume after each trial, in the order in which they ended, and what it had cost.
+
+    All of length [trials]. A failed trial's cost is not known and counts nothing, nor does what
+    all trials share (data, teacher, reference).
+    """
+
+    trials: tuple[int, ...]
+    """Their numbers."""
+    hypervolumes: tuple[float, ...]
+    epochs: tuple[int, ...]
+    """Trained so far."""
+    worker_hours: tuple[float, ...]
+    """The sum over workers."""
+    hours: tuple[float, ...] | None
+    """Those in which any worker was at work; None where the times of day are not known."""
+
+    def point(self, index: int) -> dict[str, Any]:
+        """One of them, as JSON."""
+        return {
+            "trials": index + 1,
+            "hypervolume": self.hypervolumes[index],
+            "epochs": self.epochs[index],
+            "worker_hours": round(self.worker_hours[index], 6),
+            "hours": round(self.hours[index], 6) if self.hours is not None else None,
+        }
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The points at which the hypervolume changed, and the last."""
+        volumes = (0.0, *self.hypervolumes)
+        last = len(self.trials) - 1
+        return [
+            self.point(index)
+            for index in range(len(self.trials))
+            if volumes[index + 1] != volumes[index] or index == last
+        ]
+
+    def milestones(self) -> list[dict[str, Any]]:
+        """The points at a tenth, each quarter and the end of the trials."""
+        count = len(self.trials)
+        indices = sorted({max(1, round(mark * count)) - 1 for mark in _MARKS}) if count else []
+        return [self.point(index) for index in indices]
+
+
+def trajectory(
+    records: Sequence[Record], objectives: Sequence[Objective], reference: NDArray[np.float64]
+) -> Trajectory:
+    """How a search went.
+
+    Args:
+        records: of all finished trials.
+        objectives: of the study.
+        reference: [objectives], minimised, that volumes are measured against.
+    """
+    ended = sorted(records, key=_when)
+    spent_s = np.array([0.0 if _is_free(record) else record.seconds for record in ended])
+    volumes, front = [], np.empty((0, len(objectives)))
+    volume = 0.0
+    for record in ended:
+        if record.state == "complete" and record.reused_from is None:
+            point = minimised([record.values], objectives)
+            if not (front <= point).all(axis=1).any():
+                kept = front[~(point <= front).all(axis=1)]
+                front = np.concatenate([kept, point])
+                volume = hypervolume(front, reference)
+        volumes.append(volume)
+    return Trajectory(
+        tuple(record.trial for record in ended),
+        tuple(volumes),
+        tuple(np.cumsum([epochs_of(record) for record in ended], dtype=int).tolist()),
+        tuple((np.cumsum(spent_s) / 3600).tolist()),
+        _busy_hours(ended, spent_s),
+    )
+
+
+def _when(record: Record) -> tuple[float, int]:
+    """Trials of unknown end, those of an earlier release, come first."""
+    return (_end_s(record) or 0.0, record.trial)
+
+
+def _end_s(record: Record) -> float | None:
+    return datetime.fromisoformat(record.finished).timestamp() if record.finished else None
+
+
+def _busy_hours(
+    records: Sequence[Record], spent_s: NDArray[np.float64]
+) -> tuple[float, ...] | None:
+    """Hours until each trial's end in which one or more were at work.
+
+    Nights between two sessions do not count.
+    """
+    ends = [_end_s(record) for record in records]
+    if not ends or any(end is None for end in ends):
+        return None
+    known = np.array(ends, dtype=np.float64)
+    spans: list[list[float]] = []
+    for start, end in sorted(zip(known - spent_s, known, strict=True)):
+        if spans and start <= spans[-1][1]:
+            spans[-1][1] = max(spans[-1][1], end)
+        else:
+            spans.append([start, end])
+    starts, stops = np.array(spans).T
+    before = np.concatenate([[0.0], np.cumsum(stops - starts)])
+    at = np.searchsorted(starts, known, side="right") - 1
+    return tuple(((before[at] + known - starts[at]) / 3600).tolist())
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What ending trainings at rungs saved."""
+
+    rungs: tuple[dict[str, int], ...]
+    """Of each ``epoch``, how many ``came`` there and ``went_on``."""
+    trained: int
+    """Networks."""
+    stopped: int
+    """Of them, those that a rung ended."""
+    epochs: int
+    """Trained."""
+    epochs_saved: int
+    saved_percent: float
+    """Of what training all of these networks to the end would have cost."""
+    hours_saved: float
+    """A worker's, by what an epoch of each stopped network took."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def savings(records: Sequence[Record], epochs: int) -> Savings | None:
+    """What the rungs saved; None where no candidate came to one.
+
+    Args:
+        records: of all finished trials.
+        epochs: of the whole recipe.
+    """
+    trained = [record for record in records if epochs_of(record)]
+    stopped = [record for record in trained if outcome(record, epochs) == "stopped"]
+    asked = [point for record in trained for point in record.rungs]
+    if not asked:
+        return None
+    came = Counter(point["epoch"] for point in asked)
+    went_on = Counter(point["epoch"] for point in asked if point["goes_on"])
+    spent = sum(map(epochs_of, trained))
+    saved = [epochs - epochs_of(record) for record in stopped]
+    each_s = [_curve(record)[-1]["seconds"] / epochs_of(record) for record in stopped]
+    return Savings(
+        tuple({"epoch": e, "came": came[e], "went_on": went_on[e]} for e in sorted(came)),
+        len(trained),
+        len(stopped),
+        spent,
+        sum(saved),
+        100 * sum(saved) / (spent + sum(saved)),
+        sum(left * seconds for left, seconds in zip(saved, each_s, strict=True)) / 3600,
+    )
+
+
+def shares(records: Sequence[Record], epochs: int) -> dict[str, Any]:
+    """What became of the proposals, in all and in the two halves of the search, with reasons.
+
+    Args:
+        records: of all finished trials, in the order of their numbers.
+        epochs: of the whole recipe.
+
+    Returns:
+        ``{counts, percent, early_percent, late_percent, infeasible, failures}``: the first four by
+        outcome, the last two how often each reason was given, the commonest first.
+    """
+    found = [outcome(record, epochs) for record in records]
+    half = len(found) // 2
+    by_outcome = list(zip(records, found, strict=True))
+    return {
+        "counts": {name: found.count(name) for name in get_args(Outcome)},
+        "percent": _percent(found),
+        "early_percent": _percent(found[:half]),
+        "late_percent": _percent(found[half:]),
+        "infeasible": _reasons(_limit_of(r) for r, name in by_outcome if name == "infeasible"),
+        "failures": _reasons(r.reason or "?" for r, name in by_outcome if name == "failed"),
+    }
+
+
+def _percent(found: Sequence[Outcome]) -> dict[str, float]:
+    count = max(1, len(found))
+    return {name: 100 * found.count(name) / count for name in get_args(Outcome)}
+
+
+def _limit_of(record: Record) -> str:
+    """Why a proposal was turned down, without its own figures."""
+    if record.architecture is None:
+        return "no valid network"
+    reason = record.reason or "?"
+    over = re.match(r"(\w+)\b.* over the limit", reason)
+    return f"{over[1]} over the limit" if over else reason
+
+
+def _reasons(reasons: Any) -> list[dict[str, Any]]:
+    common = Counter(reasons).most_common(_MOST_REASONS)
+    return [{"reason": reason, "count": count} for reason, count in common]
+
+
+def prediction_errors(records: Sequence[Record]) -> dict[str, Any] | None:
+    """How far predicted latencies were from the measured ones; None where none was both.
+
+    Returns:
+        ``{networks, mean_percent, mean_abs_percent, worst_abs_percent}``; a positive error is a
+        prediction that was too slow.
+    """
+    known = {
+        record.architecture.id: record.values["prediction_error_percent"]
+        for record in records
+        if record.architecture is not None and "prediction_error_percent" in record.values
+    }
+    if not known:
+        return None
+    errors = np.array(list(known.values()))
+    return {
+        "networks": len(errors),
+        "mean_percent": float(errors.mean()),
+        "mean_abs_percent": float(np.abs(errors).mean()),
+        "worst_abs_percent": float(np.abs(errors).max()),
+    }
+
+
+def reference_point(
+    given: dict[Objective, float], objectives: Sequence[Objective]
+) -> NDArray[np.float64]:
+    """A study's reference of hypervolumes as a minimised point [objectives]."""
+    row: dict[str, float] = {name: given[name] for name in objectives}
+    return minimised([row], objectives).reshape(-1)

@@ -1,0 +1,542 @@
+"""The audit's figures against slow obvious versions and cases with known answers."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from levit_search import architecture, table
+from levit_search.audit import audit, figures, noise, pictures, render
+from levit_search.audit.belief import accuracy_draws
+from levit_search.audit.kept import Accuracies, Kept
+from levit_search.audit.membership import candidates, front_figures
+from levit_search.audit.noise import REPEATS_WITHIN, chances, could_belong, latency_sd, pooled_sd
+from levit_search.errors import InputError
+from levit_search.pareto import Objective, hypervolume, minimised, non_dominated
+from levit_search.study import Record, Study, read_config
+from tests.networks import tiny_description
+
+EPOCHS = 4
+OBJECTIVES: tuple[Objective, ...] = ("top1_percent", "latency_ms")
+REFERENCE = minimised([{"top1_percent": 0.0, "latency_ms": 1e3}], OBJECTIVES)[0]
+
+
+def record(
+    trial: int,
+    top1_percent: float | None = None,
+    latency_ms: float = 1.0,
+    epochs: int = EPOCHS,
+    **changes: Any,
+) -> Record:
+    """A trial of its own network that took ten seconds an epoch and five for its probe."""
+    stage = {"depth": 1, "embed_dim": 16, "num_heads": 2, "key_dim": 8, "mlp_ratio": 1 + trial / 64}
+    curve = [
+        {"epoch": e, "train_loss": 1.0, "val_top1_percent": 50.0, "seconds": 10.0 * e}
+        for e in range(1, epochs + 1)
+    ]
+    values = {"latency_ms": latency_ms, "flops": 1000.0 * (1 + trial)}
+    if top1_percent is not None:
+        values["top1_percent"] = top1_percent
+    fields: dict[str, Any] = {
+        "trial": trial,
+        "state": "complete",
+        "architecture": architecture.parse(tiny_description(stages=[stage])),
+        "values": values,
+        "reason": None,
+        "reused_from": None,
+        "seconds": 10.0 * epochs + 5,
+        "evaluation": {
+            "latency": {"ratio_ci95": [1.0, 1.0]},
+            "training": {"curve": curve} if epochs else None,
+        },
+    }
+    return Record(**{**fields, **changes})
+
+
+def stopped(trial: int, epoch: int, **changes: Any) -> Record:
+    rungs = [{"epoch": e, "top1_percent": 50.0, "goes_on": e < epoch} for e in (1, 2) if e <= epoch]
+    reason = f"stopped at epoch {epoch} of {EPOCHS}"
+    fields = {"state": "pruned", "reason": reason, "rungs": tuple(rungs), **changes}
+    return record(trial, epochs=epoch, **fields)
+
+
+def infeasible(trial: int, reason: str = "flops over the limit of 1,000") -> Record:
+    return record(trial, epochs=0, state="pruned", reason=reason, seconds=0.0, evaluation={})
+
+
+def through(trial: int, **changes: Any) -> Record:
+    rungs = tuple({"epoch": e, "top1_percent": 60.0, "goes_on": True} for e in (1, 2))
+    return record(trial, 80.0 + trial, rungs=rungs, **changes)
+
+
+def test_hypervolume_after_each_trial_is_that_of_all_trials_so_far() -> None:
+    chance = np.random.default_rng(0)
+    records = [
+        record(n, float(chance.uniform(50, 90)), float(chance.uniform(1, 50))) for n in range(60)
+    ]
+    records[7] = infeasible(7)
+    records[9] = replace(records[3], trial=9, reused_from=3)
+    found = figures.trajectory(records, OBJECTIVES, REFERENCE)
+    for count in range(1, len(records) + 1):
+        best = table.front(records[:count], OBJECTIVES)
+        slow = hypervolume(minimised([each.values for each in best], OBJECTIVES), REFERENCE)
+        assert found.hypervolumes[count - 1] == pytest.approx(slow)
+    steps = found.steps()
+    assert {step["hypervolume"] for step in steps} == set(found.hypervolumes)
+    assert (steps[-1]["trials"], steps[-1]["epochs"]) == (60, 58 * EPOCHS)
+    assert len(steps) <= len(set(found.hypervolumes)) + 1
+
+
+def test_steps_end_with_the_last_trial_though_it_brought_nothing() -> None:
+    path = figures.trajectory([record(0, 80.0), record(1, 70.0, 2.0)], OBJECTIVES, REFERENCE)
+    assert [step["trials"] for step in path.steps()] == [1, 2]
+    assert [point["trials"] for point in path.milestones()] == [1, 2]
+    assert figures.trajectory([], OBJECTIVES, REFERENCE).milestones() == []
+
+
+def test_what_is_known_already_costs_no_epochs_and_no_time() -> None:
+    records = [
+        record(0, 80.0),
+        replace(record(0, 80.0), trial=1, reused_from=0),
+        record(2, 70.0, taken_from="studies/other#3"),
+        stopped(3, 2),
+        record(4, epochs=0, state="failed", reason="no luck", seconds=0.0, evaluation={}),
+    ]
+    found = figures.trajectory(records, OBJECTIVES, REFERENCE)
+    assert found.epochs == (4, 4, 4, 6, 6)
+    assert found.worker_hours == pytest.approx(np.array([45, 45, 45, 70, 70]) / 3600)
+    assert found.hours is None, "nobody wrote the times of day down"
+
+
+def test_hours_are_those_in_which_anybody_worked() -> None:
+    """Two workers for 45 s each, overlapping by 25; a night; then one alone."""
+    times = ["2026-01-01T10:00:45", "2026-01-01T10:01:05", "2026-01-02T08:00:00"]
+    records = [record(n, 80.0 + n, finished=time) for n, time in enumerate(times)]
+    found = figures.trajectory([records[2], *records[:2]], OBJECTIVES, REFERENCE)
+    assert found.trials == (0, 1, 2), "in the order in which they ended"
+    assert found.hours == pytest.approx(np.array([45, 65, 110]) / 3600)
+    assert found.worker_hours == pytest.approx(np.array([45, 90, 135]) / 3600)
+
+
+def test_hours_agree_with_counting_seconds_one_by_one() -> None:
+    chance = np.random.default_rng(3)
+    ends = sorted(int(t) for t in chance.integers(100, 1000, size=30))
+    spent = chance.integers(0, 60, size=30)
+    records = [
+        record(n, 80.0, seconds=float(s), finished=f"2026-01-01T10:{t // 60:02d}:{t % 60:02d}")
+        for n, (t, s) in enumerate(zip(ends, spent, strict=True))
+    ]
+    found = figures.trajectory(records, OBJECTIVES, REFERENCE)
+    assert found.hours is not None
+    for end, hours in zip(ends, found.hours, strict=True):
+        busy = {
+            second
+            for stop, length in zip(ends, spent, strict=True)
+            for second in range(stop - length, stop)
+            if second < end
+        }
+        assert hours * 3600 == pytest.approx(len(busy))
+
+
+def test_rungs_save_what_stopped_networks_were_not_trained() -> None:
+    records = [through(0), stopped(1, 1), stopped(2, 1), stopped(3, 2), infeasible(4)]
+    records.append(replace(stopped(1, 1), trial=5, reused_from=1))
+    found = figures.savings(records, EPOCHS)
+    assert found is not None
+    assert found.rungs == (
+        {"epoch": 1, "came": 4, "went_on": 2},
+        {"epoch": 2, "came": 2, "went_on": 1},
+    )
+    assert (found.trained, found.stopped, found.epochs, found.epochs_saved) == (4, 3, 8, 8)
+    assert found.saved_percent == 50
+    assert found.hours_saved == pytest.approx(80 / 3600)
+    assert figures.savings([record(0, 80.0)], EPOCHS) is None
+
+
+def test_each_proposal_has_one_outcome() -> None:
+    records = [
+        record(0, 80.0),
+        stopped(1, 2),
+        infeasible(2),
+        infeasible(3, "flops over the limit of 1,000"),
+        record(4, epochs=0, state="pruned", reason="latency_ms 5.3 over the limit of 4"),
+        infeasible(5, "width 3 is no multiple of 4"),
+        replace(record(0, 80.0), trial=6, reused_from=0),
+        replace(stopped(1, 2), trial=7, reused_from=1, rungs=()),
+        record(8, 80.0, taken_from="studies/other#3"),
+        record(9, epochs=0, state="failed", reason="the loss became nan"),
+    ]
+    records[5] = replace(records[5], architecture=None)
+    found = figures.shares(records, EPOCHS)
+    assert found["counts"] == {
+        "complete": 1,
+        "stopped": 1,
+        "infeasible": 4,
+        "repeat": 2,
+        "taken over": 1,
+        "failed": 1,
+    }
+    assert sum(found["percent"].values()) == pytest.approx(100)
+    assert found["early_percent"]["infeasible"] == 60
+    assert found["late_percent"]["infeasible"] == 20
+    assert found["infeasible"] == [
+        {"reason": "flops over the limit", "count": 2},
+        {"reason": "latency_ms over the limit", "count": 1},
+        {"reason": "no valid network", "count": 1},
+    ]
+    assert found["failures"] == [{"reason": "the loss became nan", "count": 1}]
+
+
+def test_a_network_measured_to_be_over_the_limit_after_its_training_is_infeasible() -> None:
+    late = record(0, 80.0, state="pruned", reason="latency_ms 5 over the limit of 4")
+    assert figures.outcome(late, EPOCHS) == "infeasible"
+    assert figures.epochs_of(late) == EPOCHS
+
+
+def test_errors_of_predictions_are_counted_once_for_each_network() -> None:
+    records = [record(n, 80.0) for n in range(3)]
+    for each, error in zip(records, (4.0, -2.0, 1.0), strict=True):
+        each.values["prediction_error_percent"] = error
+    records.append(replace(records[0], trial=3, reused_from=0))
+    assert figures.prediction_errors(records) == {
+        "networks": 3,
+        "mean_percent": pytest.approx(1.0),
+        "mean_abs_percent": pytest.approx(7 / 3),
+        "worst_abs_percent": 4.0,
+    }
+    assert figures.prediction_errors([record(0, 80.0)]) is None
+
+
+def test_pooled_deviation_is_that_of_the_residuals() -> None:
+    groups = [[1.0, 3.0], [10.0, 10.0, 13.0], [5.0]]
+    sd, freedom = pooled_sd(groups)
+    assert freedom == 3
+    assert sd == pytest.approx(math.sqrt((1 + 1 + 1 + 1 + 4) / 3))
+    assert pooled_sd([[1.0], []]) == (None, 0)
+
+
+def test_a_latency_is_known_as_well_as_its_interval_says_but_no_better_than_probes_repeat() -> None:
+    def measured(low: float, high: float) -> Record:
+        return record(0, 80.0, evaluation={"latency": {"ratio_ci95": [low, high]}})
+
+    assert latency_sd(measured(0.9, 1.1)) == pytest.approx(math.log(1.1 / 0.9) / 3.92)
+    assert latency_sd(measured(0.999, 1.001)) == REPEATS_WITHIN
+    predicted = record(0, 80.0, evaluation={"latency": {"method": "predicted"}})
+    assert latency_sd(predicted, None, [10.0, -10.0]) == pytest.approx(0.1, rel=0.05)
+    assert 0.02 < latency_sd(predicted) < 0.05
+    far = {"latency": {}, "targets": {"phone": {"ratio_ci95": [0.8, 1.2]}}}
+    assert latency_sd(record(0, 80.0, evaluation=far), "phone") > latency_sd(predicted)
+
+
+def test_chance_of_one_of_two_is_the_normal_distribution_of_their_difference() -> None:
+    """The cheaper one is safe; the dearer one has to be more accurate."""
+    points = minimised(
+        [
+            {"top1_percent": 80.0, "latency_ms": 1.0},
+            {"top1_percent": 80.5, "latency_ms": 2.0},
+        ],
+        OBJECTIVES,
+    )
+    sds = np.array([[0.006, 0.0], [0.008, 0.0]])
+    found = chances(points, sds, OBJECTIVES, np.random.default_rng(0), draws=20_000)
+    assert found[0] == 1
+    assert found[1] == pytest.approx(stats.norm.cdf(0.005 / 0.010), abs=0.01)
+
+
+def test_times_on_one_target_are_off_together() -> None:
+    """Of two networks with the same ratio in both times, one dominates the other in any draw."""
+    names: tuple[Objective, ...] = ("top1_percent", "latency_ms", "latency_p95_ms")
+    rows = [{"top1_percent": 80.0, "latency_ms": ms, "latency_p95_ms": ms} for ms in (1.0, 1.01)]
+    points, sds = minimised(rows, names), np.array([[0.0, 0.01, 0.01]] * 2)
+    found = chances(points, sds, names, np.random.default_rng(0))
+    assert found.sum() == pytest.approx(1)
+    apart = ("top1_percent", "latency_ms", "latency_ms@phone")
+    found = chances(points, sds, apart, np.random.default_rng(0))
+    assert found.sum() > 1.2
+
+
+def test_costs_in_closed_form_have_no_noise() -> None:
+    names: tuple[Objective, ...] = ("top1_percent", "flops", "latency_ms", "peak_memory_mb")
+    sds = noise.spreads([record(0, 80.0)], [0.5], names)
+    assert sds[0, 0] == 0.005 and sds[0, 1] == 0 and sds[0, 3] == 0
+    assert sds[0, 2] == pytest.approx(REPEATS_WITHIN / math.log(10))
+
+
+def test_who_is_left_out_has_hardly_a_chance() -> None:
+    chance = np.random.default_rng(5)
+    for _ in range(5):
+        points, sds = chance.uniform(0, 1, (40, 2)), chance.uniform(0, 0.03, (40, 2))
+        members = non_dominated(points)
+        doubtful = could_belong(points, sds, members)
+        assert doubtful[members].all()
+        found = chances(points, sds, ("top1_percent", "flops"), chance, draws=500)
+        assert found[~doubtful].max(initial=0) <= 0.01
+
+
+def simulated(chance: np.random.Generator, networks: int, sd: float) -> tuple[Any, Any]:
+    """A study whose networks crowd below a ceiling, the truth of its front, and chances with and
+    without what the others tell."""
+    costs = chance.uniform(0, 1.5, networks)
+    truth = 85 - 6 * np.exp(-2 * costs) - 0.6 * np.abs(chance.normal(size=networks))
+    first = truth + sd * chance.normal(size=networks)
+    members = non_dominated(np.stack([-first, costs], axis=1))
+    counts = np.where(members, 3, 1)
+    again = truth + sd * chance.normal(size=(2, networks))
+    means = np.where(members, (first + again.sum(axis=0)) / 3, first)
+    everyone = np.ones(networks, dtype=bool)
+    known = accuracy_draws(first, means, counts, costs[:, None], sd, everyone, 200, chance)
+    alone = means + sd / np.sqrt(counts) * chance.normal(size=known.shape)
+    points, nothing = np.stack([1 - means / 100, costs], axis=1), np.zeros((networks, 2))
+    names = ("top1_percent", "flops")
+    found = [chances(points, nothing, names, chance, drawn, 200) for drawn in (known, alone)]
+    belongs = non_dominated(np.stack([-truth, costs], axis=1))
+    return belongs[members], np.array(found)[:, members]
+
+
+def test_what_other_networks_are_like_makes_chances_truer() -> None:
+    """Simulated searches: chances of members against how often they truly belong."""
+    chance = np.random.default_rng(0)
+    studies = [simulated(chance, 80, 0.4) for _ in range(60)]
+    belongs = np.concatenate([belongs for belongs, _ in studies])
+    known, alone = np.concatenate([found for _, found in studies], axis=1)
+    assert np.mean((known - belongs) ** 2) < np.mean((alone - belongs) ** 2)
+    assert abs(known.mean() - belongs.mean()) < abs(alone.mean() - belongs.mean())
+    assert known.mean() == pytest.approx(belongs.mean(), abs=0.12)
+    likely = known > 0.85
+    assert belongs[likely].mean() == pytest.approx(known[likely].mean(), abs=0.05)
+
+
+def test_accuracies_are_shrunk_as_a_normal_spread_asks_for() -> None:
+    """True rests of variance 1 and noise of variance 1: a single figure is worth half of itself."""
+    chance = np.random.default_rng(0)
+    truth = chance.normal(size=2000)
+    first = truth + chance.normal(size=2000)
+    wanted = np.zeros(2000, dtype=bool)
+    wanted[np.argsort(first)[-200:-100]] = True
+    costs = chance.normal(size=(2000, 1))
+    counts = np.ones(2000, dtype=int)
+    drawn = accuracy_draws(first, first, counts, costs, 1.0, wanted, 500, chance)
+    assert drawn.mean() == pytest.approx(first[wanted].mean() / 2, abs=0.15)
+    assert drawn.mean() == pytest.approx(truth[wanted].mean(), abs=0.15)
+    assert drawn.std(axis=0).mean() == pytest.approx(math.sqrt(0.5), abs=0.1)
+
+
+def test_a_few_networks_tell_nothing_of_each_other() -> None:
+    chance = np.random.default_rng(0)
+    means, counts = np.array([80.0, 81.0]), np.array([1, 4])
+    everyone = np.array([True, True])
+    drawn = accuracy_draws(means, means, counts, np.zeros((2, 1)), 0.4, everyone, 20_000, chance)
+    assert drawn.mean(axis=0) == pytest.approx(means, abs=0.02)
+    assert drawn.std(axis=0) == pytest.approx([0.4, 0.2], rel=0.03)
+
+
+def measured(val: float, test: float) -> dict[str, Any]:
+    return {
+        "val_top1_percent": val,
+        "test_top1_percent": test,
+        "val_images": 400,
+        "test_images": 900,
+        "seconds": 1.0,
+    }
+
+
+@pytest.fixture
+def search() -> tuple[list[Record], dict[str, Accuracies]]:
+    """Three members, of which the second was lucky; the third other one is dominated for good."""
+    records = [
+        record(0, 80.0, 1.0),
+        record(1, 84.0, 2.0),
+        record(2, 85.0, 4.0),
+        record(3, 83.0, 2.5),
+        record(4, 60.0, 9.0),
+        stopped(5, 1),
+    ]
+    accuracies = [
+        Accuracies(measured(80.0, 79.0), {1: measured(79.5, 79.0), 2: measured(80.5, 78.0)}),
+        Accuracies(measured(84.0, 78.0), {1: measured(77.0, 78.0), 2: measured(77.5, 77.0)}),
+        Accuracies(measured(85.0, 84.0), {1: measured(85.0, 84.5), 2: measured(84.0, 84.0)}),
+    ]
+    networks = {
+        each.architecture.id: found
+        for each, found in zip(records, accuracies, strict=False)
+        if each.architecture is not None
+    }
+    return records, networks
+
+
+def test_the_front_moves_to_the_means_of_its_seeds(
+    search: tuple[list[Record], dict[str, Accuracies]],
+) -> None:
+    records, networks = search
+    found = front_figures(candidates(records, OBJECTIVES, networks), OBJECTIVES, REFERENCE)
+    moves = found["moves"]
+    assert moves["retrained"] == 3
+    assert moves["leaves"] == [1] and moves["enters"] == [3]
+    lucky = [0.0, 84 - 77.25, 0.5]
+    assert moves["optimism_points"] == pytest.approx(np.mean(lucky))
+    assert moves["optimism_standard_error"] == pytest.approx(np.std(lucky, ddof=1) / math.sqrt(3))
+
+    def volume(*percents: float) -> float:
+        times = (1.0, 2.0, 4.0)
+        rows = [{"top1_percent": p, "latency_ms": t} for p, t in zip(percents, times, strict=True)]
+        return hypervolume(minimised(rows, OBJECTIVES), REFERENCE)
+
+    assert moves["hypervolume"] == {
+        "search": pytest.approx(volume(80, 84, 85)),
+        "mean": pytest.approx(volume(80, 79.5, 254 / 3)),
+        "other_seeds": pytest.approx(volume(80, 77.25, 84.5)),
+    }
+
+
+def test_the_front_has_its_figures_on_test_beside_val(
+    search: tuple[list[Record], dict[str, Accuracies]],
+) -> None:
+    records, networks = search
+    found = front_figures(candidates(records, OBJECTIVES, networks), OBJECTIVES, REFERENCE)
+    first, second, third = found["front"]
+    groups = [[80.0, 79.5, 80.5], [84.0, 77.0, 77.5], [85.0, 85.0, 84.0]]
+    sd, freedom = pooled_sd(groups)
+    assert found["noise"]["seed_sd_points"] == sd and freedom == 6
+    assert first["val"] == {
+        "search": 80.0,
+        "seeds": {"1": 79.5, "2": 80.5},
+        "mean": pytest.approx(80.0),
+        "standard_error": pytest.approx(sd / math.sqrt(3)),  # type: ignore[operator]
+    }
+    assert first["test"]["search"] == 79
+    assert first["test"]["standard_error"] == pytest.approx(100 * math.sqrt(0.79 * 0.21 / 900))
+    assert first["test"]["mean"] == pytest.approx(236 / 3)
+    assert third["chance"] > second["chance"]
+    assert found["test"]["dominated"] == [1]
+    assert found["test"]["val_minus_test_points"] == pytest.approx((1 + 6 + 1) / 3)
+    others = np.mean([0.5, 2.5, -1.0, 0.5, 0.5, 0.0])
+    assert found["test"]["val_minus_test_points_other_seeds"] == pytest.approx(others)
+    assert [row["trial"] for row in found["near_misses"]] == [3]
+
+
+def test_without_other_seeds_only_latencies_are_in_doubt() -> None:
+    records = [record(0, 80.0, 1.0), record(1, 85.0, 2.0), record(2, 85.0, 2.01)]
+    found = front_figures(candidates(records, OBJECTIVES, {}), OBJECTIVES, REFERENCE)
+    assert found["noise"]["seed_sd_points"] is None and found["moves"] is None
+    assert found["test"] is None
+    first, second = found["front"]
+    assert first["chance"] == 1 and first["test"] is None
+    assert 0.5 < second["chance"] < 0.8
+    assert found["near_misses"][0]["chance"] == pytest.approx(1 - second["chance"], abs=0.01)
+
+
+def test_a_search_by_the_clock_alone_has_chances_and_no_accuracies() -> None:
+    names: tuple[Objective, ...] = ("latency_ms", "flops")
+    reference = minimised([{"latency_ms": 1e3, "flops": 1e11}], names)[0]
+    records = [record(0, None, 2.0, epochs=0), record(1, None, 1.99, epochs=0)]
+    found = front_figures(candidates(records, names, {}), names, reference)
+    assert [row["trial"] for row in found["front"]] == [1, 0]
+    assert found["front"][1]["chance"] == 1
+    assert found["front"][0]["chance"] == pytest.approx(0.62, abs=0.05)
+    assert "val" not in found["front"][0]
+
+
+def test_the_same_seed_gives_the_same_chances(
+    search: tuple[list[Record], dict[str, Accuracies]],
+) -> None:
+    records, networks = search
+    found = candidates(records, OBJECTIVES, networks)
+    once, again = (front_figures(found, OBJECTIVES, REFERENCE) for _ in range(2))
+    assert once == again
+
+
+class Lines:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def begin(self, group: str, count: int) -> None:
+        self.lines.append(f"{group} {count}")
+
+    def step(self, name: str) -> None:
+        self.lines.append(name)
+
+    def told(self, text: str, fraction: float | None) -> None: ...
+
+
+@pytest.fixture
+def study(
+    space_file: Any,
+    tmp_path: Path,
+    search: tuple[list[Record], dict[str, Accuracies]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Study:
+    records, networks = search
+    changes = {"objectives": list(OBJECTIVES), "train.epochs": EPOCHS}
+    opened = Study.create(tmp_path / "s", read_config(space_file(), changes), ["test"])
+    monkeypatch.setattr(Study, "records", lambda self: records)
+    kept = Kept(opened.folder)
+    kept.networks = networks
+    kept.save({"finished": None})
+    return opened
+
+
+def test_what_was_measured_before_is_not_measured_again(study: Study) -> None:
+    display = Lines()
+    document = audit(study, 2, 1, display)
+    assert display.lines == ["audit 0"]
+    kept = json.loads((study.folder / "audit.json").read_text(encoding="utf-8"))
+    assert kept["front"] == document["front"] and kept["version"] == 1
+    assert kept["networks"] == document["networks"]
+    assert document["search"]["shares"]["counts"]["stopped"] == 1
+    assert document["failed"] == []
+    page = (study.folder / "audit.md").read_text(encoding="utf-8")
+    assert "| trial 1 | 2 | 84.00 | 79.50" in page and "(audit.svg)" in page
+    assert "trial 1 leaves the front, and trial 3 comes on to it" in page
+    assert "1 of 6 networks were stopped: 21 epochs trained, 3 saved, 12 %" in page
+    ElementTree.parse(study.folder / "audit.svg")
+
+
+def test_sections_of_a_search_by_the_clock_have_no_accuracies(study: Study) -> None:
+    names: tuple[Objective, ...] = ("latency_ms", "flops")
+    update = {"objectives": names, "hypervolume_reference": {"latency_ms": 1e3, "flops": 1e11}}
+    clock = Study(study.folder, study.config.model_copy(update=update))
+    document = audit(clock, 2, 1, Lines())
+    (front,) = [part for part in render.sections(document) if part.title == "The front"]
+    assert front.heads == ["network", "latency_ms", "flops", "chance"]
+    assert document["moves"] is None and document["test"] is None
+    ElementTree.fromstring(pictures.draw(document))
+
+
+def test_a_study_without_a_complete_trial_cannot_be_audited(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Study, "records", lambda self: [])
+    with pytest.raises(InputError, match="0 finished trials, none complete: there is no front"):
+        audit(study, 2, 1, Lines())
+    monkeypatch.setattr(Study, "records", lambda self: [infeasible(0), stopped(1, 1)])
+    with pytest.raises(InputError, match="2 finished trials, none complete"):
+        audit(study, 2, 1, Lines())
+
+
+def test_two_audits_of_a_study_do_not_meet(study: Study) -> None:
+    with Kept(study.folder).lock(), pytest.raises(InputError, match="another levit-search audit"):
+        audit(study, 0, 1, Lines())
+    with study.lock():  # of a search, which goes on meanwhile
+        audit(study, 0, 1, Lines())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ('{"version": 9}', "version 9 is not 1"),
+        ('{"version": 1, "networks": {"a": 1}}', "cannot be read"),
+    ],
+)
+def test_damaged_results_are_not_written_over(study: Study, content: str, message: str) -> None:
+    path = study.folder / "audit.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        audit(study, 0, 1, Lines())
+    assert path.read_text() == content
