@@ -11,7 +11,7 @@ from levit_search.architecture import Architecture, parse
 from levit_search.configuration import read_yaml
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.files import write_atomically
-from levit_search.pareto import OBJECTIVES, is_maximised, knee, minimised
+from levit_search.pareto import OBJECTIVES, figure_and_target, is_maximised, knee, minimised
 from levit_search.study import Record, Study, find_record
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ def _needs(study: Study, name: str, choice: str) -> None:
 def _within_bound(study: Study, front: list[Record], choice: str) -> Record:
     from levit_search.configuration import parse_amount
 
-    found = re.fullmatch(r"\s*(\w+)\s*(<=|>=)\s*(\S+)\s*", choice)
+    found = re.fullmatch(r"\s*([\w@-]+)\s*(<=|>=)\s*(\S+)\s*", choice)
     bound = _number(parse_amount(found[3])) if found else None
-    if found is None or bound is None or found[1] not in OBJECTIVES:
+    if found is None or bound is None or figure_and_target(found[1])[0] not in OBJECTIVES:
         raise InputError(
             f"--pick {choice}: expected knee, accurate, fastest, trial=N or a bound such as "
             f"'latency_ms<=5' on one of {', '.join(OBJECTIVES)}"
@@ -199,6 +199,12 @@ def _card(study: Study, record: Record, choice: str, difference: float) -> str:
         )
         device = latency["device"].get("gpu") or latency["device"]["cpu"]
         lines.append(f"| measured on | {device}, {latency['runtime']} |")
+    for name, found in record.evaluation.get("targets", {}).items():
+        lines.append(
+            f"| latency on {name} ({found['target']}, {found['runtime']}), batch "
+            f"{found['batch_size']}, {found['threads']} thread(s), {found['precision']} | "
+            f"{found['latency_ms']:.4g} ms |"
+        )
     lines += [
         f"| FLOPs (one multiply-add is one) | {record.values['flops']:,.0f} |",
         f"| parameters | {record.values['params']:,.0f} |",

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from levit_search.files import write_atomically
-from levit_search.pareto import Objective, is_maximised, minimised, non_dominated
+from levit_search.pareto import (
+    Objective,
+    figure_and_target,
+    is_maximised,
+    minimised,
+    non_dominated,
+)
 from levit_search.study import Record, Study
 
 if TYPE_CHECKING:
@@ -45,9 +51,10 @@ def front(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Re
 
 def as_json(record: Record) -> dict[str, Any]:
     """A record of the front: ``{trial, id, top1_percent, latency_ms, flops, params,
-    architecture}``; what was not measured is null."""
+    architecture}``, and ``latency_ms@NAME`` and so forth where it was measured on further targets;
+    what was not measured is null."""
     assert record.architecture is not None
-    figures = {name: record.values.get(name) for name in _COLUMNS}
+    figures = {name: record.values.get(name) for name in _known([record])}
     return {
         "trial": record.trial,
         "id": record.architecture.id,
@@ -60,7 +67,8 @@ def figure(name: str, value: float | None) -> str:
     """A figure for people, in the unit of its column's head."""
     if value is None:
         return ""
-    return _COLUMNS[name][1].format(value / 1e6 if name in _PER_MILLION else value)
+    _, form = _COLUMNS[figure_and_target(name)[0]]
+    return form.format(value / 1e6 if name in _PER_MILLION else value)
 
 
 _PREDICTION = ("latency_predicted_ms", "prediction_error_percent")
@@ -79,7 +87,18 @@ def _cells(record: Record, names: Sequence[str]) -> list[str]:
 
 
 def _heads(names: Sequence[str]) -> list[str]:
-    return ["trial", *(_COLUMNS[name][0] for name in names), "architecture"]
+    return ["trial", *map(_head, names), "architecture"]
+
+
+def _head(name: str) -> str:
+    known, target = figure_and_target(name)
+    head, _ = _COLUMNS[known]
+    return head if target is None else f"{head} @{target}"
+
+
+def _known(records: Sequence[Record]) -> list[str]:
+    """All figures by name, those of further targets last."""
+    return list(dict.fromkeys([*_COLUMNS, *(name for r in records for name in r.values)]))
 
 
 def terminal(records: Sequence[Record], objectives: Sequence[Objective], title: str) -> "Table":
@@ -107,17 +126,18 @@ def markdown(records: Sequence[Record], objectives: Sequence[Objective]) -> str:
 
 def as_csv(records: Sequence[Record]) -> str:
     """All that is known of each record, one a row, figures in plain units."""
-    columns = ["trial", "state", "id", *_COLUMNS, "ratio_to_reference", "ratio_ci95_low"]
+    names = _known(records)
+    columns = ["trial", "state", "id", *names, "ratio_to_reference", "ratio_ci95_low"]
     columns += ["ratio_ci95_high", "seconds", "reused_from", "reason", "architecture"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for record in records:
-        writer.writerow(_csv_row(record))
+        writer.writerow(_csv_row(record, names))
     return text.getvalue()
 
 
-def _csv_row(record: Record) -> Mapping[str, Any]:
+def _csv_row(record: Record, names: Sequence[str]) -> Mapping[str, Any]:
     network = record.architecture
     latency = record.evaluation.get("latency") or {}
     low, high = latency.get("ratio_ci95", ("", ""))
@@ -125,7 +145,7 @@ def _csv_row(record: Record) -> Mapping[str, Any]:
         "trial": record.trial,
         "state": record.state,
         "id": network.id if network else "",
-        **{name: record.values.get(name, "") for name in _COLUMNS},
+        **{name: record.values.get(name, "") for name in names},
         "ratio_to_reference": latency.get("ratio_to_reference", ""),
         "ratio_ci95_low": low,
         "ratio_ci95_high": high,
