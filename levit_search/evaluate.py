@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,33 @@ from levit_search.batches import open_batches
 from levit_search.distill import TeacherAnswers, obtain_teacher
 from levit_search.errors import InputError, TrialError
 from levit_search.files import write_atomically
-from levit_search.latency import Probe
+from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.forecast import Forecast
+from levit_search.latency.sharing import on_cores
 from levit_search.model import save_weights
 from levit_search.pareto import PROBED
 from levit_search.recipe import TeacherConfig
 from levit_search.study import StudyConfig
-from levit_search.train import Checkpoint, Epoch, train_network, training_id
+from levit_search.train import (
+    Checkpoint,
+    Epoch,
+    Training,
+    always,
+    train_network,
+    training_id,
+)
 
 # (what is being done, fraction done or None where that is not known)
 Progress = Callable[[str, float | None], None]
+
+Decide = Callable[[int, dict[str, float]], bool]
+"""Whether a candidate goes on after an epoch at which its values are these."""
+
+
+def goes_on(epoch: int, values: dict[str, float]) -> bool:
+    """Train every candidate to the end."""
+    del epoch, values
+    return True
 
 
 @dataclass(frozen=True)
@@ -28,13 +45,16 @@ class Evaluation:
     """What was found out about one network.
 
     ``values`` holds the measured objectives by name. A network over the latency limit is not
-    trained, and has no accuracy.
+    trained, and has no accuracy; one that was stopped at a rung has a learning curve up to there,
+    and no accuracy either.
     """
 
     values: dict[str, float]
     latency: dict[str, Any] | None
     training: dict[str, Any] | None
     seconds: float
+    targets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Latencies on further targets, by name."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,30 +66,45 @@ class Evaluator:
     Args:
         config: of the study.
         folder: of the study; trained weights and the teacher are kept below it.
-        settled_ms: what an earlier session settled the reference network's latency at, by id.
+        settled_ms: what an earlier session settled the reference network's latency at, by id, and
+            on further targets by ``TARGET:ID``.
+        cores: those that candidates are trained on; None for any. Probes may use all.
     """
 
-    def __init__(self, config: StudyConfig, folder: Path, settled_ms: dict[str, float]) -> None:
+    def __init__(
+        self,
+        config: StudyConfig,
+        folder: Path,
+        settled_ms: dict[str, float],
+        cores: frozenset[int] | None = None,
+    ) -> None:
         self._config = config
         self._folder = folder
-        self._probe = Probe(config.latency, settled_ms)
+        self._cores = cores
+        self._probe = Probe(config.latency, _settled_on(None, settled_ms))
+        self._others = {
+            name: Probe(section, _settled_on(name, settled_ms))
+            for name, section in config.also_measured.items()
+        }
         self._teacher: TeacherAnswers | None = None
         self._forecast: Forecast | None = None
 
     def close(self) -> None:
-        """End the probe's worker."""
-        self._probe.__exit__(None, None, None)
+        """End the probes' workers."""
+        for probe in (self._probe, *self._others.values()):
+            probe.__exit__(None, None, None)
 
     def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
-        """Load the data, obtain the teacher and settle the reference's latency.
+        """Load the data, obtain the teacher and settle the reference's latency on each target.
 
         Args:
             sample: any network of the space; its image sizes are those of all.
             progress: told what is being done.
 
         Returns:
-            ``settled_ms``, the reference's latency by id; ``device``, what it was measured on;
-            ``teacher``, its card. Absent steps give empty values.
+            ``settled_ms``, the reference's latency by id, on further targets by ``TARGET:ID``;
+            ``device``, what it was measured on; ``devices``, further ones by target; ``teacher``,
+            its card. Absent steps give empty values.
 
         Raises:
             LevitSearchError: whatever keeps every candidate from being evaluated.
@@ -80,7 +115,8 @@ class Evaluator:
         if config.is_measured:
             progress("starting the probe", None)
             device = self._probe.connect()
-            _refuse_emulated(device, config)
+            _refuse_emulated(device, config.latency, "latency")
+        devices = {name: self._connected(name, progress) for name in self._others}
         if config.is_trained:
             progress("loading data", None)
             self._batches = open_batches(config.data)
@@ -91,7 +127,20 @@ class Evaluator:
             self._probe.settle_reference(sample)
         if config.is_measured and config.latency.method == "predicted":
             self._forecast = self._calibrated(progress)
-        return {"settled_ms": self._probe.settled_ms, "device": device, "teacher": card}
+        settled_ms = dict(self._probe.settled_ms)
+        for name, probe in self._others.items():
+            if not probe.settled_ms:
+                progress(f"timing the reference network on {name}", None)
+                probe.settle_reference(sample)
+            settled_ms |= {f"{name}:{id}": ms for id, ms in probe.settled_ms.items()}
+        return {"settled_ms": settled_ms, "device": device, "devices": devices, "teacher": card}
+
+    def _connected(self, name: str, progress: Progress) -> dict[str, Any]:
+        """The device of a further target."""
+        progress(f"starting the probe on {name}", None)
+        device = self._others[name].connect()
+        _refuse_emulated(device, self._config.targets[name], f"targets.{name}")
+        return device
 
     def _prepare_teacher(self, teacher: TeacherConfig, progress: Progress) -> dict[str, Any]:
         progress("preparing the teacher", None)
@@ -112,8 +161,17 @@ class Evaluator:
         )
         return card
 
-    def evaluate(self, network: Architecture, progress: Progress) -> Evaluation:
+    def evaluate(
+        self, network: Architecture, progress: Progress, decide: Decide = goes_on
+    ) -> Evaluation:
         """Probe and train one network; its weights are written before this returns.
+
+        Args:
+            network: of the space. It goes on from the checkpoint that an earlier session left.
+            progress: told what is being done.
+            decide: asked at each rung before the last epoch where ``search.reduction`` is given,
+                and again about those before the checkpoint. A network that is stopped leaves
+                neither weights nor a checkpoint.
 
         Raises:
             TrialError: the probe or the training failed.
@@ -123,21 +181,29 @@ class Evaluator:
         values: dict[str, float] = {}
         latency: dict[str, Any] | None = None
         training = None
+        targets: dict[str, dict[str, Any]] = {}
         if self._forecast is not None:
             progress("predicting latency", None)
             latency = self._predicted(self._forecast, network, values, progress)
         elif config.is_measured:
             progress("measuring latency", None)
-            latency = self._measured(network, values)
+            latency = self._measured(self._probe, network, values)
         limit = config.limits.latency_ms
         too_slow = limit is not None and values["latency_ms"] > limit
+        for name, probe in self._others.items() if not too_slow else ():
+            progress(f"measuring latency on {name}", None)
+            targets[name] = self._measured(probe, network, values, f"@{name}")
         if config.is_trained and not too_slow:
-            training, values["top1_percent"] = self._train(network, progress)
+            result = self._train(network, values, progress, decide)
+            training = result.as_json()
+            if len(result.curve) == config.train.epochs:
+                values["top1_percent"] = result.val_top1_percent
         return Evaluation(
             values,
             latency,
             training,
             round(time.perf_counter() - start, 3),
+            targets,
         )
 
     def measure(self, network: Architecture, progress: Progress) -> Evaluation:
@@ -149,7 +215,7 @@ class Evaluator:
         start = time.perf_counter()
         values: dict[str, float] = {}
         progress("measuring what was predicted", None)
-        latency = self._measured(network, values)
+        latency = self._measured(self._probe, network, values)
         return Evaluation(values, latency, None, round(time.perf_counter() - start, 3))
 
     def _calibrated(self, progress: Progress) -> Forecast:
@@ -171,11 +237,14 @@ class Evaluator:
         values["latency_ms"] = values["latency_predicted_ms"] = found.latency_ms
         return {"method": "predicted", **asdict(found)}
 
-    def _measured(self, network: Architecture, values: dict[str, float]) -> dict[str, Any]:
-        """Probe a network, note the objectives, and keep the raw samples with the study."""
-        found = self._probe.measure(network)
-        for name in PROBED:
-            value = getattr(found, name)
+    def _measured(
+        self, probe: Probe, network: Architecture, values: dict[str, float], suffix: str = ""
+    ) -> dict[str, Any]:
+        """Probe a network, note the objectives, whose names end in ``suffix``, and keep the raw
+        samples with the study."""
+        found = probe.measure(network)
+        for figure in PROBED:
+            value, name = getattr(found, figure), f"{figure}{suffix}"
             if value is not None:
                 values[name] = value
             elif name in self._config.objectives:
@@ -187,7 +256,10 @@ class Evaluator:
         write_atomically(folder / source.name, source.read_bytes())
         return replace(found, samples_file=f"latency/{source.name}").as_json()
 
-    def _train(self, network: Architecture, progress: Progress) -> tuple[dict[str, Any], float]:
+    def _train(
+        self, network: Architecture, values: dict[str, float], progress: Progress, decide: Decide
+    ) -> Training:
+        """Train a network of which ``values`` are known, to the end or to where it is stopped."""
         recipe, seed = self._config.train, self._config.search.seed
 
         text = "training"
@@ -200,6 +272,9 @@ class Evaluator:
         def told(fraction: float) -> None:
             progress(text, fraction)
 
+        def decided(epoch: Epoch) -> bool:
+            return decide(epoch.epoch, {**values, "top1_percent": epoch.val_top1_percent})
+
         told(0.0)
         folder = self._folder / "checkpoints"
         folder.mkdir(exist_ok=True)
@@ -208,21 +283,44 @@ class Evaluator:
         run = training_id(network, recipe, seed, self._batches.data_id, teacher_id)
         checkpoint = Checkpoint(folder / f"{network.id}.training.pt", run)
         try:
-            model, result = train_network(
-                network, self._batches, recipe, seed, teacher, report, checkpoint, told=told
-            )
+            with on_cores(self._cores):
+                model, result = train_network(
+                    network,
+                    self._batches,
+                    recipe,
+                    seed,
+                    teacher,
+                    report,
+                    checkpoint,
+                    told=told,
+                    decide=always if self._config.search.reduction is None else decided,
+                )
         except TrialError:
             checkpoint.remove()
             raise
-        save_weights(model, folder / f"{network.id}.safetensors")
+        weights = folder / f"{network.id}.safetensors"
+        if len(result.curve) == recipe.epochs:
+            save_weights(model, weights)
+        else:
+            weights.unlink(missing_ok=True)
         checkpoint.remove()
-        return result.as_json(), result.val_top1_percent
+        return result
 
 
-def _refuse_emulated(device: dict[str, Any], config: StudyConfig) -> None:
+def _settled_on(target: str | None, settled_ms: dict[str, float]) -> dict[str, float]:
+    """What was settled on one target, by id."""
+    prefix = "" if target is None else f"{target}:"
+    return {
+        key.removeprefix(prefix): ms
+        for key, ms in settled_ms.items()
+        if key.startswith(prefix) and (":" in key) == (target is not None)
+    }
+
+
+def _refuse_emulated(device: dict[str, Any], config: LatencyConfig, section: str) -> None:
     """An emulator's timings say nothing of the device that it plays."""
-    if device["emulated"] and not config.latency.allow_emulated:
+    if device["emulated"] and not config.allow_emulated:
         raise InputError(
-            f"latency.target: {config.latency.target.label} is emulated, and its timings are no "
-            "objective (latency.allow_emulated: true takes them all the same)"
+            f"{section}.target: {config.target.label} is emulated, and its timings are no "
+            f"objective ({section}.allow_emulated: true takes them all the same)"
         )

@@ -2,7 +2,7 @@
 
 import time
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,6 +13,9 @@ from rich.text import Text
 from levit_search import table
 from levit_search.architecture import Architecture
 from levit_search.study import Record, Study
+
+if TYPE_CHECKING:
+    from levit_search.search.tally import Tally
 
 _FRONT_ROWS = 12
 
@@ -54,7 +57,7 @@ class SearchProgress(_OnStderr):
         self._preparing = "starting the worker"
         self._fraction: float | None = None
         self._current: dict[int, tuple[Architecture, str, float | None]] = {}
-        self._records: list[Record] = []
+        self._tally: "Tally | None" = None
         self._last_line = ""
 
     def preparing(self, text: str, fraction: float | None) -> None:
@@ -69,9 +72,9 @@ class SearchProgress(_OnStderr):
         network, _, _ = self._current[trial]
         self._current[trial] = (network, text, fraction)
 
-    def finished(self, record: Record, records: list[Record], left_s: float | None) -> None:
+    def finished(self, record: Record, tally: "Tally", left_s: float | None) -> None:
         self._current.pop(record.trial, None)
-        self._records = records
+        self._tally = tally
         self._left_s, self._left_told = left_s, time.monotonic()
         left = f"  about {_clock(left_s)} left" if left_s is not None else ""
         self._line(_outcome(record, self._study) + left)
@@ -93,30 +96,31 @@ class SearchProgress(_OnStderr):
         for trial, (network, text, fraction) in self._current.items():
             parts.append(_step(f"trial {trial}: {text}", fraction, network.summary()))
         objectives = self._study.config.objectives
-        best = table.front(self._records, objectives)
+        best = self._tally.front if self._tally is not None else []
         if best:
             more = f", {_FRONT_ROWS} of {len(best)}" if len(best) > _FRONT_ROWS else ""
             parts.append(table.terminal(best[:_FRONT_ROWS], objectives, f"\nfront so far{more}"))
         return Group(*parts)
 
     def _headline(self) -> str:
-        counts = dict.fromkeys(("complete", "pruned", "failed"), 0)
-        for record in self._records:
-            counts[record.state] += 1
-        reused = sum(record.reused_from is not None for record in self._records)
-        done = counts["complete"] - reused + counts["failed"]
-        now = time.monotonic()
-        parts = [
-            f"{self._study.config.name}: {done} of {self._study.config.search.trials} networks",
-            f"{counts['pruned']} over a limit" if counts["pruned"] else "",
-            f"{reused} known already" if reused else "",
-            f"{counts['failed']} failed" if counts["failed"] else "",
-            f"{_clock(now - self._begun)} gone",
-        ]
+        budget, now = self._study.config.search.trials, time.monotonic()
+        of = f" of {budget}" if budget is not None else ""
+        spent = self._tally.spent if self._tally is not None else 0
+        parts = [f"{self._study.config.name}: {spent}{of} networks"]
+        if self._tally is not None:
+            counts = {
+                "stopped early": self._tally.stopped,
+                "over a limit": self._tally.over,
+                "known already": self._tally.reused,
+                "failed": self._tally.states["failed"],
+                "taken over": self._tally.taken,
+            }
+            parts += [f"{count} {what}" for what, count in counts.items() if count]
+        parts.append(f"{_clock(now - self._begun)} gone")
         if self._left_s is not None:
             left_s = max(0.0, self._left_s - (now - self._left_told))
             parts.append(f"about {_clock(left_s)} left")
-        return ", ".join(part for part in parts if part)
+        return ", ".join(parts)
 
 
 class StepProgress(_OnStderr):
@@ -157,14 +161,21 @@ def _step(text: str, fraction: float | None, detail: str = "") -> RenderableType
 
 
 def _outcome(record: Record, study: Study) -> str:
+    if record.is_stopped:
+        accuracy = table.figure("top1_percent", record.rungs[-1]["top1_percent"])
+        return f"trial {record.trial} {record.reason}: top1_percent {accuracy}{_shape(record)}"
     if record.state != "complete":
         return f"trial {record.trial} {record.state}: {record.reason}"
     figures = ", ".join(
         f"{name} {table.figure(name, record.values[name])}" for name in study.config.objectives
     )
-    again = f" (known from trial {record.reused_from})" if record.reused_from is not None else ""
+    return f"trial {record.trial}: {figures}{_shape(record)}"
+
+
+def _shape(record: Record) -> str:
     assert record.architecture is not None
-    return f"trial {record.trial}: {figures}  {record.architecture.summary()}{again}"
+    again = f" (known from trial {record.reused_from})" if record.reused_from is not None else ""
+    return f"  {record.architecture.summary()}{again}"
 
 
 def _clock(seconds: float) -> str:

@@ -1,11 +1,14 @@
 """Engines for tests, and searches with nobody watching."""
 
+import queue
+import threading
 from pathlib import Path
 from typing import Any
 
 from levit_search.architecture import Architecture
 from levit_search.search import Summary, search
 from levit_search.search.engine import Event
+from levit_search.search.tally import Tally
 from levit_search.study import Record, Study, read_config
 
 
@@ -30,7 +33,7 @@ class Silent:
 
     def progress(self, trial: int, text: str, fraction: float | None) -> None: ...
 
-    def finished(self, record: Record, records: list[Record], left_s: float | None) -> None: ...
+    def finished(self, record: Record, tally: Tally, left_s: float | None) -> None: ...
 
     def tick(self) -> None: ...
 
@@ -60,6 +63,9 @@ class StubEngine:
         self._busy = True
         self._events.append(Event("done", trial, content=content))
 
+    def answer(self, trial: int, goes_on: bool) -> None:
+        raise AssertionError("nothing here comes to a rung")
+
     def verify(self, trial: int, network: Architecture) -> None:
         raise AssertionError("nothing here is predicted")
 
@@ -71,24 +77,121 @@ class StubEngine:
     def close(self) -> None: ...
 
 
-class HereEngine(StubEngine):
-    """Evaluates for real, in this process."""
+class HereEngine:
+    """The worker's own steps, taken in a thread of this process, since importing torch takes long.
+
+    What keeps everything from being evaluated is raised at once.
+    """
 
     def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
         from levit_search.evaluate import Evaluator
+        from levit_search.search.worker import Steps
 
         self._evaluator = Evaluator(study.config, study.folder, settled_ms)
         prepared = self._evaluator.prepare(sample, lambda text, fraction: None)
-        self._events = [Event("done", None, content=prepared)]
+        self._told: queue.Queue[Event] = queue.Queue()
+        self._told.put(Event("done", None, content=prepared))
+        self._answers: queue.Queue[bool] = queue.Queue()
+        self._steps = Steps(self._evaluator, self._told.put, self._answers.get)
         self._busy = True
 
+    def has_room(self) -> bool:
+        return not self._busy
+
     def submit(self, trial: int, network: Architecture) -> None:
-        evaluation = self._evaluator.evaluate(network, lambda text, fraction: None)
+        self._start("evaluate", trial, network)
+
+    def answer(self, trial: int, goes_on: bool) -> None:
+        self._answers.put(goes_on)
+
+    def verify(self, trial: int, network: Architecture) -> None:
+        self._start("measure", trial, network)
+
+    def _start(self, do: str, trial: int, network: Architecture) -> None:
+        assert not self._busy
         self._busy = True
-        self._events.append(Event("done", trial, content=evaluation.as_json()))
+        step = (do, trial, network.model_dump(mode="json"))
+        threading.Thread(target=self._steps.take, args=step, daemon=True).start()
+
+    def events(self, patience_s: float) -> list[Event]:
+        try:
+            event = self._told.get(timeout=patience_s) if patience_s else self._told.get_nowait()
+        except queue.Empty:
+            return []
+        self._busy = self._busy and event.kind in ("progress", "rung")
+        return [event]
 
     def close(self) -> None:
         self._evaluator.close()
+
+
+class CurveEngine:
+    """Learning curves made from the network alone, with as many at once as there are jobs."""
+
+    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
+        self._epochs, self._rungs = study.config.train.epochs, study.config.rung_epochs
+        self._jobs = study.config.engine.jobs
+        prepared = {"settled_ms": {}, "device": {}, "teacher": {}}
+        self._events = [Event("done", None, content=prepared)]
+        self._is_prepared = False
+        self._running: dict[int, tuple[Architecture, list[int]]] = {}
+
+    @staticmethod
+    def accuracy(network: Architecture, epoch: int) -> float:
+        final, haste = int(network.id[:4], 16) / 65536, int(network.id[4:8], 16) / 65536
+        return 50 + 40 * final * (1 - (0.3 + 0.3 * haste) ** epoch)
+
+    def has_room(self) -> bool:
+        return self._is_prepared and len(self._running) < self._jobs
+
+    def submit(self, trial: int, network: Architecture) -> None:
+        assert self.has_room()
+        self._running[trial] = network, list(self._rungs)
+        self._advance(trial)
+
+    def answer(self, trial: int, goes_on: bool) -> None:
+        rung = self._running[trial][1].pop(0)
+        if goes_on:
+            self._advance(trial)
+        else:
+            self._end(trial, rung)
+
+    def verify(self, trial: int, network: Architecture) -> None:
+        raise AssertionError("nothing here is predicted")
+
+    def events(self, patience_s: float) -> list[Event]:
+        self._is_prepared = True
+        events, self._events = self._events[:1], self._events[1:]
+        for event in events:
+            if event.kind == "done" and event.trial is not None:
+                del self._running[event.trial]
+        return events
+
+    def close(self) -> None: ...
+
+    def _advance(self, trial: int) -> None:
+        network, rungs = self._running[trial]
+        if not rungs:
+            self._end(trial, self._epochs)
+            return
+        values = {"top1_percent": self.accuracy(network, rungs[0])}
+        content = {"epoch": rungs[0], "values": values}
+        self._events.append(Event("rung", trial, content=content))
+
+    def _end(self, trial: int, epochs: int) -> None:
+        network, _ = self._running[trial]
+        curve = [
+            {"epoch": epoch, "val_top1_percent": self.accuracy(network, epoch)}
+            for epoch in range(1, epochs + 1)
+        ]
+        values = {"top1_percent": curve[-1]["val_top1_percent"]} if epochs == self._epochs else {}
+        content = {
+            "values": values,
+            "latency": None,
+            "training": {"curve": curve},
+            "seconds": float(epochs),
+        }
+        self._events.append(Event("done", trial, content=content))
 
 
 class FailingEngine(StubEngine):

@@ -45,6 +45,6 @@ def tiny_space(**sections: object) -> dict[str, object]:
         "train": {"epochs": 1, "batch_size": 64, "lr": 5.0e-3, "threads": 1, "device": "cpu"},
         "teacher": None,
         "objectives": ["top1_percent", "flops"],
-        "search": {"trials": 5, "startup_trials": 3},
+        "search": {"trials": 5, "sampler": "tpe", "startup_trials": 3},
         **sections,
     }

@@ -281,7 +281,7 @@ def test_ctrl_c_says_how_to_go_on(space_file: Callable[..., Path], tmp_path: Pat
     )
     signal.signal(signal.SIGINT, before)
     try:
-        while not (tmp_path / "s" / "worker.log").exists():
+        while not (tmp_path / "s" / "worker-1.log").exists():
             assert process.poll() is None
             time.sleep(0.05)
         time.sleep(0.5)

@@ -1,11 +1,11 @@
 """The driver: limits, repeats, what is tried first, determinism, and going on where it was."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from levit_search import architecture, table
@@ -15,13 +15,20 @@ from levit_search.search import driver, search
 from levit_search.search.engine import Event
 from levit_search.study import Record, Study, read_config
 from tests.conftest import ROOT
-from tests.engines import FailingEngine, PredictingEngine, Silent, StubEngine, finals, run
-from tests.networks import tiny_description
+from tests.engines import (
+    CurveEngine,
+    FailingEngine,
+    PredictingEngine,
+    Silent,
+    StubEngine,
+    finals,
+    run,
+)
 
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> type[StubEngine]:
-    monkeypatch.setattr(driver, "LocalEngine", StubEngine)
+    monkeypatch.setattr(driver, "make_engine", StubEngine)
     return StubEngine
 
 
@@ -46,13 +53,11 @@ def test_a_repeat_reuses_the_figures_and_a_small_space_ends_the_search(
     stub: type[StubEngine],
     space_file: Callable[..., Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(driver, "_IDLE_PROPOSALS", 40)
     summary, study = run(space_file(), tmp_path / "s", **{"search.trials": 100})
     assert len(stub.evaluated) == len(set(stub.evaluated)) == 14  # 2 of one stage, 12 of two
-    assert summary.trials["reused"] >= driver._IDLE_PROPOSALS
-    assert "nothing new" in summary.stopped_because
+    assert summary.trials["reused"] > 0
+    assert summary.stopped_because == "nothing new was found in the space"
     by_trial = {record.trial: record for record in study.records()}
     for record in by_trial.values():
         if record.reused_from is not None:
@@ -66,7 +71,6 @@ def test_a_network_over_the_latency_limit_is_known_as_such(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(StubEngine, "latency_ms", 9.0)
-    monkeypatch.setattr(driver, "_IDLE_PROPOSALS", 200)
     path = space_file(limits={"latency_ms": 5})
     with pytest.raises(BudgetError, match="latency_ms 9 over the limit of 5"):
         run(path, tmp_path / "s")
@@ -100,7 +104,7 @@ def test_a_given_network_outside_the_space_is_wrong_input(
 def test_a_search_whose_first_trials_all_fail_gives_up(
     space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "LocalEngine", FailingEngine)
+    monkeypatch.setattr(driver, "make_engine", FailingEngine)
     with pytest.raises(BudgetError, match="no luck today"):
         run(space_file(), tmp_path / "s")
 
@@ -115,78 +119,126 @@ def test_same_seed_same_trials_and_another_seed_others(
     assert other != one
 
 
-def test_a_trial_half_proposed_by_a_killed_driver_is_adopted(
-    stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Killed at any parameter, the trial gets the rest as if nothing had happened."""
-    undisturbed = finals(run(space_file(), tmp_path / "a", **{"search.trials": 8})[1])
-    before = tmp_path / "before"
-    run(space_file(), before, **{"search.trials": 5})
-    for stop_after in (0, 1, 3):
-        folder = tmp_path / f"killed-{stop_after}"
-        shutil.copytree(before, folder)
-        study = Study.create(folder, read_config(space_file(), {"search.trials": 8}), ["test"])
-        space = study.config.space()
-        sampler = driver.SeededSampler(study.config.search, space.distributions())
-        begun = study.storage(sampler).ask()
-        for slot in [slot for slot in space.slots if len(slot.values) > 1][:stop_after]:
-            slot.suggest(begun)
-        search(study, Silent())
-        assert finals(study) == undisturbed
-        assert all(trial.state.is_finished() for trial in study.storage().trials)
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing catches it."""
 
 
-def test_a_trial_killed_between_its_notes_gets_the_rest(
-    stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
+def kill_at(monkeypatch: pytest.MonkeyPatch, write: int, after: bool) -> None:
+    """Let the process die at one of its writes, before or after it has reached the storage."""
+    writes = 0
+
+    def dying(name: str) -> Callable[..., object]:
+        whole = getattr(RDBStorage, name)
+
+        def one(self: RDBStorage, *arguments: object, **named: object) -> object:
+            nonlocal writes
+            writes += 1
+            if writes == write and not after:
+                raise Killed
+            found = whole(self, *arguments, **named)
+            if writes == write:
+                raise Killed
+            return found
+
+        return one
+
+    for name in ("set_trial_user_attr", "set_trial_system_attr", "set_trial_state_values"):
+        monkeypatch.setattr(RDBStorage, name, dying(name))
+    # What the cache in front of the database calls to create a trial.
+    monkeypatch.setattr(RDBStorage, "_create_new_trial", dying("_create_new_trial"))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_any_write_it_ends_as_if_undisturbed(
+    sampler: str,
+    after: bool,
+    space_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its architecture was noted, its cost not yet."""
-    undisturbed = finals(run(space_file(), tmp_path / "a")[1])
-    study = Study.create(tmp_path / "b", read_config(space_file()), ["test"])
-    space = study.config.space()
-    sampler = driver.SeededSampler(study.config.search, space.distributions())
-    begun = study.storage(sampler).ask()
-    network = space.decode(space.suggest(begun))
-    begun.set_user_attr("architecture", network.model_dump(mode="json"))
-    search(study, Silent())
+    monkeypatch.setattr(driver, "make_engine", CurveEngine)
+    path = space_file(
+        limits={"flops": 150_000},
+        train={"epochs": 9, "rungs": [1, 3], "device": "cpu"},
+        search={"trials": 10, "sampler": sampler, "startup_trials": 3},
+    )
+    undisturbed = finals(run(path, tmp_path / "whole")[1])
+    folder, kills = tmp_path / "killed", 0
+    for write in (3, 11, 2, 5, 7, 1, 17, 9):
+        with monkeypatch.context() as patch:
+            kill_at(patch, write, after)
+            try:
+                run(path, folder)
+            except Killed:
+                kills += 1
+    _, study = run(path, folder)
+    assert kills >= 5
     assert finals(study) == undisturbed
+    assert all(trial.state.is_finished() for trial in study.storage().trials)
 
 
-def test_a_queued_trial_of_a_killed_driver_is_taken_up(
-    stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
+def test_rungs_stop_candidates_and_what_was_stopped_is_not_on_the_front(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = {"depth": 1, "embed_dim": 16, "num_heads": 1, "key_dim": 8}
-    given = architecture.parse(tiny_description(stages=[stage]))
-    path = space_file(start=[given.model_dump(mode="json")])
-    undisturbed = finals(run(path, tmp_path / "a")[1])
-    assert undisturbed[0][1] == given.id
-    study = Study.create(tmp_path / "b", read_config(path), ["test"])
-    space = study.config.space()
-    values = space.encode(given)
-    assert values is not None
-    study.storage().enqueue_trial(space.encoded(values))  # and killed before it was asked for
-    search(study, Silent())
-    assert finals(study) == undisturbed
+    monkeypatch.setattr(driver, "make_engine", CurveEngine)
+    path = space_file(train={"epochs": 9, "rungs": [1, 3], "device": "cpu"})
+    summary, study = run(path, tmp_path / "s", **{"search.trials": 12})
+    records = [record for record in study.records() if record.reused_from is None]
+    stopped = [record for record in records if record.is_stopped]
+    assert summary.trials["stopped"] == len(stopped) > 0
+    for record in stopped:
+        assert record.state == "pruned"
+        assert "top1_percent" not in record.values
+        assert record.reason == f"stopped at epoch {record.rungs[-1]['epoch']} of 9"
+        assert len(record.evaluation["training"]["curve"]) == record.rungs[-1]["epoch"]
+    assert not {record.trial for record in stopped} & {record.trial for record in summary.front}
+    complete = [record for record in records if record.state == "complete"]
+    assert all(len(record.rungs) == 2 for record in complete)
+    assert len(complete) + len(stopped) == 12
 
 
-def test_an_evaluation_that_was_stored_but_not_told_is_not_repeated(
-    stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
+def test_without_a_reduction_all_are_trained_to_the_end(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = finals(run(space_file(), tmp_path / "a", **{"search.trials": 6})[1])
-    folder = tmp_path / "b"
-    run(space_file(), folder, **{"search.trials": 5})
-    study = Study.create(folder, read_config(space_file(), {"search.trials": 6}), ["test"])
-    space = study.config.space()
-    storage = study.storage(driver.SeededSampler(study.config.search, space.distributions()))
-    trial = storage.ask()
-    network = space.decode(space.suggest(trial))
-    values = next(v for n, i, v in undisturbed if n == trial.number)
-    trial.set_user_attr("architecture", network.model_dump(mode="json"))
-    trial.set_user_attr("cost", {k: values[k] for k in ("params", "flops", "activations")})
-    found = {k: values[k] for k in ("top1_percent", "latency_ms")}
-    trial.set_user_attr("evaluation", {"values": found, "seconds": 0.5})
-    search(study, Silent())
-    assert stub.evaluated == []
-    assert finals(study) == undisturbed
+    monkeypatch.setattr(driver, "make_engine", CurveEngine)
+    path = space_file(train={"epochs": 9, "rungs": [1, 3], "device": "cpu"})
+    changes = {"search.trials": 8, "search.reduction": None}
+    summary, _ = run(path, tmp_path / "s", **changes)
+    assert summary.trials["stopped"] == 0
+    assert summary.trials["complete"] - summary.trials["reused"] == 8
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "random", "grid"])
+def test_a_run_in_two_sessions_proposes_what_one_session_does(
+    sampler: str,
+    space_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driver, "make_engine", CurveEngine)
+    path = space_file(
+        train={"epochs": 9, "rungs": [1, 3], "device": "cpu"},
+        search={"sampler": sampler, "startup_trials": 3},
+    )
+    whole = finals(run(path, tmp_path / "a", **{"search.trials": 12})[1])
+    for trials in (5, 12):
+        _, study = run(path, tmp_path / "b", **{"search.trials": trials})
+    assert finals(study) == whole
+
+
+def test_two_jobs_never_evaluate_one_network_twice(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "make_engine", CurveEngine)
+    path = space_file(engine={"jobs": 4}, train={"epochs": 9, "rungs": [1, 3], "device": "cpu"})
+    _, study = run(path, tmp_path / "s", **{"search.trials": 14})
+    evaluated = [
+        record.architecture.id
+        for record in study.records()
+        if record.reused_from is None and record.architecture is not None
+    ]
+    assert len(evaluated) == len(set(evaluated)) == 14
 
 
 def test_a_second_driver_is_refused(
@@ -207,7 +259,7 @@ def front_of(study: Study) -> list[Record]:
 def test_a_search_by_prediction_measures_all_of_its_front(
     space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "LocalEngine", PredictingEngine)
+    monkeypatch.setattr(driver, "make_engine", PredictingEngine)
     summary, study = run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
     asked = PredictingEngine.verified
     assert len(asked) == len(set(asked)) < 12, "measured once, and only what came to the front"
@@ -239,12 +291,12 @@ def test_measuring_the_front_goes_on_after_a_kill(
                 raise KeyboardInterrupt
             super().verify(trial, network)
 
-    monkeypatch.setattr(driver, "LocalEngine", Killed)
+    monkeypatch.setattr(driver, "make_engine", Killed)
     with pytest.raises(KeyboardInterrupt):
         run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
     before = list(Killed.verified)
     assert len(before) == 1
-    monkeypatch.setattr(driver, "LocalEngine", PredictingEngine)
+    monkeypatch.setattr(driver, "make_engine", PredictingEngine)
     _, study = run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
     assert before[0] not in PredictingEngine.verified, "what was measured is not measured again"
     ids = {r.architecture.id for r in front_of(study) if r.architecture is not None}
@@ -263,7 +315,7 @@ def test_a_network_that_cannot_be_measured_is_not_on_the_front(
             self._busy = True
             self._events.append(Event("failed", trial, "the device is gone"))
 
-    monkeypatch.setattr(driver, "LocalEngine", Failing)
+    monkeypatch.setattr(driver, "make_engine", Failing)
     _, study = run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
     lost = Failing.verified[0]
     (record,) = [
@@ -285,11 +337,11 @@ def test_a_device_that_is_gone_costs_no_trial(
             self._busy = True
             self._events.append(Event("failed", trial, "no route to host"))
 
-    monkeypatch.setattr(driver, "LocalEngine", Gone)
+    monkeypatch.setattr(driver, "make_engine", Gone)
     with pytest.raises(BudgetError, match="no route to host; the same command tries again"):
         run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
     assert len(Gone.verified) <= 3
-    monkeypatch.setattr(driver, "LocalEngine", PredictingEngine)
+    monkeypatch.setattr(driver, "make_engine", PredictingEngine)
     _, study = run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
     assert all("prediction_error_percent" in record.values for record in front_of(study))
     assert all(record.state != "failed" for record in study.records())
@@ -298,8 +350,7 @@ def test_a_device_that_is_gone_costs_no_trial(
 def test_a_network_that_turns_out_to_be_too_slow_is_not_on_the_front(
     space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "LocalEngine", PredictingEngine)
-    monkeypatch.setattr(driver, "_IDLE_PROPOSALS", 60)
+    monkeypatch.setattr(driver, "make_engine", PredictingEngine)
     path = space_file(limits={"latency_ms": 1.3}, **BY_PREDICTION)
     _, study = run(path, tmp_path / "s", **{"search.trials": 12})
     assert all(record.values["latency_ms"] <= 1.3 for record in front_of(study))
@@ -339,7 +390,7 @@ def test_a_study_refuses_to_go_on_with_another_device(
             super().__init__(study, sample, settled)
             self._events[0].content["device"] = {"cpu": self.cpu, "runtimes": {}}
 
-    monkeypatch.setattr(driver, "LocalEngine", Elsewhere)
+    monkeypatch.setattr(driver, "make_engine", Elsewhere)
     run(space_file(), tmp_path / "s", **{"search.trials": 2})
     run(space_file(), tmp_path / "s", **{"search.trials": 3})
     monkeypatch.setattr(Elsewhere, "cpu", "another CPU")

@@ -8,15 +8,13 @@ import pytest
 import torch
 
 from levit_search import architecture, export, table
-from levit_search.architecture import Architecture, Graft
+from levit_search.architecture import Graft
 from levit_search.errors import InputError
-from levit_search.evaluate import Evaluator
 from levit_search.model import save_weights
-from levit_search.search import driver, engine, search
-from levit_search.search.engine import Event
+from levit_search.search import driver, search
 from levit_search.study import Study, read_config
 from tests.conftest import ROOT
-from tests.test_search import Silent, StubEngine
+from tests.engines import HereEngine, Silent, StubEngine
 
 GRAFTS: dict[str, Any] = {
     "family": "graft",
@@ -37,37 +35,12 @@ GRAFTS: dict[str, Any] = {
 }
 
 
-class InlineEngine:
-    """The worker's own steps, taken in this process."""
-
-    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
-        self._events: list[Event] = []
-        self._evaluator = Evaluator(study.config, study.folder, settled_ms)
-        engine._attempt(self, None, lambda tell: self._evaluator.prepare(sample, tell))
-
-    def send(self, event: Event) -> None:
-        self._events.append(event)
-
-    def has_room(self) -> bool:
-        return not self._events
-
-    def submit(self, trial: int, network: Architecture) -> None:
-        engine._attempt(self, trial, lambda tell: self._evaluator.evaluate(network, tell).as_json())
-
-    def events(self, patience_s: float) -> list[Event]:
-        events, self._events = self._events, []
-        return events
-
-    def close(self) -> None:
-        self._evaluator.close()
-
-
 @pytest.fixture
 def study(
     space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Study]:
     """A study of tiny grafts on a few digits of 8 px."""
-    monkeypatch.setattr(driver, "LocalEngine", InlineEngine)
+    monkeypatch.setattr(driver, "make_engine", HereEngine)
     data = {"name": "digits", "image_size": 8, "train_images": 64, "val_share": 0.05}
     path = space_file(architecture=GRAFTS, data=data)
 
@@ -127,7 +100,7 @@ def test_a_missing_donors_file_ends_the_search_before_it_starts(
 def test_a_network_with_two_names_is_tried_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "LocalEngine", StubEngine)
+    monkeypatch.setattr(driver, "make_engine", StubEngine)
     changes = {
         "architecture.distillation": {"choices": [True, False]},
         "start": ["ablation-A4", "LeViT-128S", "ablation-base"],

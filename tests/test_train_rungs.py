@@ -78,6 +78,40 @@ def test_what_was_killed_goes_on_from_its_last_rung(digits, tmp_path):
     assert [epoch.epoch for epoch in told] == [3, 4]
 
 
+def test_a_run_is_asked_at_each_rung_before_the_last_and_ends_where_the_answer_is_no(digits):
+    whole = fit(fresh(), digits, PLAIN, 0)
+    recipe = PLAIN.model_copy(update={"rungs": (1, 3, 4)})
+    asked: list[Epoch] = []
+    fit(fresh(), digits, recipe, 0, decide=lambda point: not asked.append(point))
+    assert [point.epoch for point in asked] == [1, 3]
+    stopped = fit(fresh(), digits, recipe, 0, decide=lambda point: point.epoch < 3)
+    assert curve_of(stopped) == curve_of(whole)[:3]
+
+
+@pytest.mark.parametrize(("ends_at", "epochs"), [(2, 2), (None, 4)])
+def test_a_run_that_goes_on_is_asked_again_about_the_rungs_behind_it(
+    ends_at, epochs, digits, tmp_path
+):
+    whole = fit(fresh(), digits, PLAIN, 0)
+    checkpoint = Checkpoint(tmp_path / "training.pt", "run")
+    recipe = PLAIN.model_copy(update={"rungs": (1, 2, 3)})
+    fit(fresh(), digits, recipe, 0, checkpoint=checkpoint, until=3)
+    told: list[Epoch] = []
+    asked: list[Epoch] = []
+
+    def decide(point: Epoch) -> bool:
+        assert not told
+        asked.append(point)
+        return point.epoch != ends_at
+
+    gone_on = fit(fresh(), digits, recipe, 0, None, told.append, checkpoint, decide=decide)
+    assert curve_of(gone_on) == curve_of(whole)[:epochs]
+    assert [point.epoch for point in asked] == [1, 2, 3][: ends_at or 3]
+    assert [point.val_top1_percent for point in asked] == [
+        point.val_top1_percent for point in whole.curve[: len(asked)]
+    ]
+
+
 def test_a_checkpoint_of_another_run_is_refused_or_replaced(digits, tmp_path):
     path = tmp_path / "training.pt"
     fit(fresh(), digits, PLAIN, 0, checkpoint=Checkpoint(path, "one"), until=1)

@@ -13,7 +13,7 @@ from typing import Annotated, TextIO
 import typer
 
 from levit_search import __version__
-from levit_search.cli import networks, reproducing, searching, targeting, teaching
+from levit_search.cli import auditing, networks, reproducing, searching, targeting, teaching
 from levit_search.cli.printing import say
 from levit_search.errors import LevitSearchError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 for _command in (
     searching.run,
     searching.front,
+    auditing.audit,
     searching.export,
     networks.count,
     networks.probe,

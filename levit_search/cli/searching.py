@@ -25,7 +25,21 @@ def run(
     ] = None,
     trials: Annotated[int | None, typer.Option(help="Networks to train in all.")] = None,
     time: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Stop after 90s, 30m or 2h30m.")
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Start none after 90s, 30m or 2h30m; without --trials, any number."
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="local (worker processes) or ray (Ray Tune).")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Networks to evaluate at once.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster; implies --engine ray.")
+    ] = None,
+    take_from: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="STUDY", help="Take over its finished trials that fit."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampler and of training.")] = None,
     settings: Settings = None,
@@ -33,21 +47,32 @@ def run(
 ) -> None:
     """Search a space; on a study folder that exists, go on with it."""
     from levit_search.progress import SearchProgress
-    from levit_search.search import search
+    from levit_search.search import check_source, search
     from levit_search.study import Study, parse_settings, read_config
 
     changes = parse_settings(settings or [])
-    given = {"trials": trials, "time_s": _seconds(time), "seed": seed}
-    changes |= {f"search.{key}": value for key, value in given.items() if value is not None}
+    given = {
+        "search.trials": trials,
+        "search.time_s": _seconds(time),
+        "search.seed": seed,
+        "engine.kind": engine or ("ray" if address is not None else None),
+        "engine.jobs": jobs,
+        "engine.address": address,
+    }
+    changes |= {key: value for key, value in given.items() if value is not None}
+    if time is not None:
+        changes.setdefault("search.trials", None)
     path = space_file(space)
     config = read_config(path, changes)
     config.check_data(str(path))
     config.space(str(path)).check_feasible()
     folder = study or Path("studies") / config.name
+    if take_from is not None:
+        check_source(take_from, Study(folder, config))
     opened = Study.create(folder, config, sys.argv)
     try:
         with SearchProgress(opened) as progress:
-            summary = search(opened, progress)
+            summary = search(opened, progress, take_from)
     except KeyboardInterrupt:
         say(f"\nInterrupted. What was finished is in {folder}; the same command goes on.")
         raise typer.Exit(130) from None

@@ -24,6 +24,7 @@ from levit_search.latency.protocol import (
     estimate,
     measurement,
 )
+from levit_search.latency.sharing import while_no_probe_runs
 from levit_search.latency.targets import CommandTarget
 
 if TYPE_CHECKING:
@@ -301,10 +302,11 @@ class Probe:
             return path
         partial = path.with_suffix(".partial")
         try:
-            if isinstance(network, Baseline):
-                baseline.export_onnx(network, partial, batch_size)
-            else:
-                export_onnx(build(network, layout), partial, batch_size)
+            with while_no_probe_runs():
+                if isinstance(network, Baseline):
+                    baseline.export_onnx(network, partial, batch_size)
+                else:
+                    export_onnx(build(network, layout), partial, batch_size)
         except OnnxExporterError as error:
             reason = str(error).strip().partition("\n")[0]
             raise TrialError(f"{network.id} cannot be written as ONNX: {reason}") from error

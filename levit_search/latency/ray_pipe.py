@@ -1,23 +1,17 @@
 """A worker on a node of a Ray cluster that offers a custom resource."""
 
 import contextlib
-import logging
-import os
-import re
-import socket
-import threading
 from typing import Any
 
 from levit_search.errors import TrialError
 from levit_search.latency import ray_relay
+from levit_search.latency.ray_connection import first_line, join
 from levit_search.latency.targets import RayTarget
 
 # A node that offers the resource may be busy with another probe for so long.
 _SCHEDULE_S = 120.0
-_CONNECT_S = 10.0
 _LINE_S = 5.0
 _NOT_CUSTOM = ("CPU", "GPU", "memory", "object_store_memory")
-_CONNECTING = threading.Lock()  # ray.init is not for two threads at once
 
 
 class RayPipe:
@@ -34,8 +28,10 @@ class RayPipe:
         ray: Any = typed_in_part
         self._ray = ray
         where = f"probe on {target.label}"
-        with _CONNECTING:
-            self._connect(target, where)
+        try:
+            join(None if target.cluster == "auto" else target.cluster)
+        except ConnectionError as error:
+            raise TrialError(f"{where}: {error}") from None
         offered = sorted(name for name in ray.cluster_resources() if name not in _NOT_CUSTOM)
         if target.resource not in offered:
             own = [name for name in offered if not name.startswith("node:")]
@@ -62,23 +58,7 @@ class RayPipe:
                 f"{where}: every node with {target.resource!r} was busy for {_SCHEDULE_S:.0f} s"
             ) from None
         except ray.exceptions.RayError as error:
-            raise TrialError(f"{where}: {_first_line(error)}") from None
-
-    def _connect(self, target: RayTarget, where: str) -> None:
-        if self._ray.is_initialized():
-            return
-        auto = target.cluster == "auto"
-        address = os.environ.get("RAY_ADDRESS", "auto") if auto else target.cluster
-        try:
-            _knock(address)
-            self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            # It would tell of nodes that fail on stdout, which is for results.
-            self._ray._private.worker._worker_logs_enabled = False
-        except (OSError, RuntimeError, ValueError, self._ray.exceptions.RayError) as error:
-            raise TrialError(
-                f"{where}: no Ray cluster at {address!r} ({_first_line(error)}); start one "
-                "by `ray start`, or name it in RAY_ADDRESS"
-            ) from None
+            raise TrialError(f"{where}: {first_line(error)}") from None
 
     def write(self, data: bytes) -> None:
         # Calls of one actor start in order, but several run at once: wait for each.
@@ -95,7 +75,7 @@ class RayPipe:
             except self._ray.exceptions.GetTimeoutError:
                 return None
             except self._ray.exceptions.RayError as error:
-                self._died = _first_line(error)
+                self._died = first_line(error)
                 return b""
             if line is not None:
                 return line
@@ -113,7 +93,7 @@ class RayPipe:
         try:
             words: str = self._ray.get(self._relay.last_words.remote(), timeout=10)
         except (self._ray.exceptions.RayError, TimeoutError) as error:
-            return f"the worker ended ({_first_line(error)})"
+            return f"the worker ended ({first_line(error)})"
         return words
 
     def close(self) -> None:
@@ -122,18 +102,3 @@ class RayPipe:
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.get(self._relay.close.remote(), timeout=10)
         self._ray.kill(self._relay)
-
-
-def _knock(address: str) -> None:
-    """See whether anything listens at a cluster's address: Ray itself would try for minutes.
-
-    Raises:
-        OSError: nothing does.
-    """
-    found = re.fullmatch(r"(?:ray://)?\[?(?P<host>[^/]+?)\]?:(?P<port>\d+)", address)
-    if found is not None:
-        socket.create_connection((found["host"], int(found["port"])), timeout=_CONNECT_S).close()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Training that keeps off the cores of a probe on the same host.
+"""Training that keeps off the cores of a probe on the same host, and to cores of its own.
 
 The other side, a probe's hold on the host, is in :mod:`levit_search.latency.worker`, whose one file
 has to do on any device.
@@ -7,6 +7,7 @@ has to do on any device.
 import contextlib
 import os
 from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from levit_search.latency.worker import lock_paths, open_lock
@@ -23,6 +24,41 @@ def between_probes(batches: Iterable[_Batch]) -> Iterator[Iterator[_Batch]]:
     """
     with contextlib.closing(_paused(batches)) as paused:
         yield paused
+
+
+@contextlib.contextmanager
+def while_no_probe_runs() -> Iterator[None]:
+    """One piece of work, of seconds at most, that begins when no probe has the host to itself.
+
+    A probe waits for its end.
+    """
+    with between_probes([None]) as once:
+        for _ in once:
+            yield
+
+
+@contextlib.contextmanager
+def on_cores(cores: frozenset[int] | None) -> Iterator[None]:
+    """Keep this process and what it starts meanwhile to some cores; None leaves them as they are.
+
+    What it started before, such as a probe's worker, stays where it was.
+    """
+    if cores is None or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    _move_threads(cores)
+    try:
+        yield
+    finally:
+        _move_threads(before)
+
+
+def _move_threads(cores: Iterable[int]) -> None:
+    """Linux keeps a set of cores for each thread, and torch may have started some."""
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def _paused(batches: Iterable[_Batch]) -> Generator[_Batch, None, None]:

@@ -1,5 +1,6 @@
 """The search: Optuna proposes, an engine evaluates, the study folder remembers."""
 
 from levit_search.search.driver import Summary, search
+from levit_search.search.takeover import check_source
 
-__all__ = ["Summary", "search"]
+__all__ = ["Summary", "check_source", "search"]

@@ -1,36 +1,56 @@
-"""The ask/tell loop: proposals, limits, repeats, evaluations, and going on after a kill."""
+"""The ask/tell loop: proposals, limits, repeats, rungs, evaluations, and going on after a kill."""
 
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from levit_search import architecture as architectures
 from levit_search import table
 from levit_search.architecture import Architecture
-from levit_search.cost import cost
+from levit_search.cost import Cost, cost
 from levit_search.donors import check_donor_weights
 from levit_search.errors import BudgetError, InputError
-from levit_search.latency.cache import fingerprint
 from levit_search.pareto import hypervolume, minimised
-from levit_search.search.engine import Engine, Event, LocalEngine
-from levit_search.search.samplers import SeededSampler
+from levit_search.search.engine import Engine, Event, make_engine
+from levit_search.search.history import History
+from levit_search.search.ledger import Ledger
+from levit_search.search.preparation import check_devices, remember, sample_of
+from levit_search.search.rungs import Rungs
+from levit_search.search.samplers import Proposer, chosen, reads_pruned
+from levit_search.search.takeover import taken_over
+from levit_search.search.tally import Tally, is_spent
+from levit_search.search.verification import Verification
 from levit_search.space import Space
-from levit_search.study import MEASURED, Record, Study, record_of, with_measured
+from levit_search.study import (
+    Record,
+    SamplerName,
+    State,
+    Study,
+    record_from_notes,
+    record_of,
+    with_measured,
+)
 
-# A proposal that is not trained (over a limit, or known already) uses up no budget; this many of
-# them in a row mean that nothing new can be found. One that was probed costs as much as many.
-_IDLE_PROPOSALS = 500
-_IDLE_PROBED = 25
+# So many networks in a row that turned out to be over a limit only when they were probed mean that
+# the limit cannot be kept.
+_TOO_SLOW = 20
 # So many failures without a single success are no bad luck of single candidates.
 _FAILURES_AT_START = 3
 _REFRESH_S = 0.25
-# Tables are for people to look at meanwhile; more often than this would only cost time.
+# Tables are for people to look at meanwhile; writing them should cost a fiftieth of the time.
 _TABLES_EVERY_S = 5.0
+_TABLES_SHARE = 50
+
+_STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
 
 
 @dataclass(frozen=True)
@@ -57,73 +77,143 @@ class Display(Protocol):
     def progress(self, trial: int, text: str, fraction: float | None) -> None:
         """A running trial has come to a step."""
 
-    def finished(self, record: Record, records: list[Record], left_s: float | None) -> None:
+    def finished(self, record: Record, tally: Tally, left_s: float | None) -> None:
         """A trial has ended; ``left_s`` is the time that the rest will take, if that is known."""
 
     def tick(self) -> None:
         """Called a few times a second, for clocks."""
 
 
-def search(study: Study, display: Display) -> Summary:
+@dataclass
+class _Candidate:
+    """A network on its way through its evaluation."""
+
+    number: int
+    network: Architecture
+    notes: dict[str, Any]
+    """What is stored with the trial."""
+    excess: dict[str, float] = field(default_factory=dict)
+    """By limit, how far above it."""
+
+
+MakeEngine = Callable[[Study, Architecture, dict[str, float]], Engine]
+"""As :func:`levit_search.search.engine.make_engine`."""
+
+
+def search(
+    study: Study,
+    display: Display,
+    take_from: Path | None = None,
+    engine: MakeEngine | None = None,
+) -> Summary:
     """Search until the study's budget is used up; goes on where an earlier session stopped.
 
+    Args:
+        study: what to search, and where to keep it.
+        display: told what happens.
+        take_from: the folder of another study, whose finished trials are taken over where they
+            fit.
+        engine: makes what carries evaluations out; None is what the study's configuration names.
+
     Raises:
-        InputError: what all trials need (data, teacher, donor weights, reference) is wrong or
-            missing, or another search is at work on the study. Nothing was evaluated.
+        InputError: what all trials need (data, teacher, donor weights, reference, storage, a
+            cluster) is wrong or missing, or another search is at work on the study. Nothing was
+            evaluated.
         BudgetError: nothing could be evaluated at all.
     """
     with study.lock():
         space = study.config.space(str(study.folder / "study.yaml"))
         check_donor_weights(study.config.train.donor_weights, space.donors())
-        return _Driver(study, space, display).run()
+        return _Driver(study, space, display, take_from, engine or make_engine).run()
 
 
 class _Driver:
     """One session of a search."""
 
-    def __init__(self, study: Study, space: Space, display: Display) -> None:
+    def __init__(
+        self,
+        study: Study,
+        space: Space,
+        display: Display,
+        take_from: Path | None,
+        engine: MakeEngine,
+    ) -> None:
+        self._make_engine = engine
         self._study, self._space, self._display = study, space, display
         self._config = study.config
-        sampler = SeededSampler(self._config.search, space.distributions())
-        self._storage = study.storage(sampler)
-        self._start_values = _start_values(study, space)
-        self._running: dict[int, optuna.trial.Trial] = {}
-        self._left_over = self._storage.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        finished = self._storage.get_trials(deepcopy=True)
-        self._measured = dict(self._storage.user_attrs)
-        self._records = [self._record(t) for t in finished if t.state.is_finished()]
-        self._known = {
-            record.architecture.id: record
-            for record in reversed(self._records)
-            if record.evaluation and record.architecture is not None
-        }
-        self._idle = 0
-        self._tables_written = 0.0
+        self._distributions = space.distributions()
+        starts = _start_values(study, space)
+        self._ledger = Ledger(study, self._distributions)
+        if take_from is not None:
+            taken_over(take_from, study, space, self._ledger)
+        self._rungs = _rungs(study)
+        limits = space.limits.model_dump()
+        constraints = ["valid", *(name for name, bound in limits.items() if bound is not None)]
+        sampler = self._sampler_name()
+        self._history = History(
+            self._config.objectives,
+            self._distributions,
+            constraints,
+            reads_pruned(sampler),
+            self._rungs,
+        )
+        self._proposer = Proposer(
+            sampler, self._config.search, self._distributions, self._history, self._accepts
+        )
+        self._running: dict[int, _Candidate] = {}
+        self._left_over: list[_Candidate] = []
+        self._tally = Tally(self._config.objectives)
+        self._verification = Verification(study, self._ledger)
+        trials = self._ledger.trials()
+        for trial in trials:
+            self._recall(trial)
+        self._fruitless = self._tally.fruitless()
+        tried = {trial.user_attrs.get("architecture_id") for trial in trials}
+        self._starts = [values for name, values in starts.items() if name not in tried]
+        self._too_slow = 0
+        self._is_exhausted = False
+        self._tables_at = 0.0
 
     def run(self) -> Summary:
         self._begun = time.monotonic()
-        if self._is_enough() and not self._unmeasured():
+        if self._is_enough() and not self._verification.unmeasured(self._tally):
+            self._write_tables()
             return self._summary("the budget was used up before")
-        settled_ms = self._storage.user_attrs.get("settled_ms", {})
-        sample = self._sample()
-        engine = LocalEngine(self._study, sample, settled_ms)
+        settled_ms = self._ledger.attributes.get("settled_ms", {})
+        engine = self._make_engine(self._study, sample_of(self._space), settled_ms)
         try:
             self._prepare(engine)
             because = self._loop(engine)
-            self._verify(engine)
+            self._tally = self._verification.run(engine, self._tally, self._display)
         finally:
             engine.close()
             self._write_tables()
         return self._summary(because)
 
-    def _sample(self) -> Architecture:
-        """Any valid network: what is prepared depends on the images alone."""
-        chance = np.random.default_rng(0)
-        while True:
-            try:
-                return self._space.draw(chance)
-            except InputError:
-                continue  # the space was checked to have valid networks
+    def _sampler_name(self) -> SamplerName:
+        """``auto`` is settled when a study begins, and stays what it was when it is extended."""
+        if "sampler" not in self._ledger.attributes:
+            name = chosen(self._config.search)
+            self._ledger.set_attribute("sampler", name)
+        settled: SamplerName = self._ledger.attributes["sampler"]
+        return settled
+
+    def _recall(self, trial: FrozenTrial) -> None:
+        """A trial of an earlier session, or of another study."""
+        number, notes = trial.number, dict(trial.user_attrs)
+        self._history.begin(number, trial.system_attrs)
+        self._history.propose(number, trial.params)
+        for rung in notes.get("rungs", ()):
+            if self._rungs is not None and rung["epoch"] in self._rungs.epochs:
+                network = notes["architecture_id"]
+                self._rungs.enter(rung["epoch"], network, rung["values"], rung["goes_on"])
+        excess = dict(trial.constraints)
+        if not trial.state.is_finished():
+            network = architectures.parse(notes["architecture"])
+            self._left_over.append(_Candidate(number, network, notes, excess))
+            return
+        limit_ms = self._config.limits.latency_ms
+        self._count(with_measured(record_of(trial), self._ledger.attributes, limit_ms), excess)
 
     def _prepare(self, engine: Engine) -> None:
         while not engine.has_room():
@@ -134,294 +224,286 @@ class _Driver:
                 if event.kind == "progress":
                     self._display.preparing(event.text, event.fraction)
                 if event.kind == "done" and event.trial is None:
-                    self._remember(event.content)
+                    check_devices(self._study, self._ledger.attributes, event.content)
+                    remember(self._ledger, event.content)
             self._display.tick()
-
-    def _check_device(self, now: dict[str, Any]) -> None:
-        """Latencies of two devices do not belong on one front."""
-        before, runtime = self._storage.user_attrs.get("device"), self._config.latency.runtime
-        if not before or not now:
-            return
-        old, new = fingerprint(before, runtime), fingerprint(now, runtime)
-        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        if changed:
-            name = changed[0]
-            raise InputError(
-                f"{self._study.folder}: its latencies were measured with {name} {old.get(name)}, "
-                f"here it is {new.get(name)}; start another study by --study"
-            )
-
-    def _remember(self, prepared: dict[str, Any]) -> None:
-        self._check_device(prepared["device"])
-        if prepared["settled_ms"]:
-            self._storage.set_user_attr("settled_ms", prepared["settled_ms"])
-        for key in ("device", "teacher"):
-            if prepared[key]:
-                self._storage.set_user_attr(key, prepared[key])
 
     def _loop(self, engine: Engine) -> str:
         limit_s = self._config.search.time_s
         while True:
             out_of_time = limit_s is not None and time.monotonic() - self._begun >= limit_s
             while engine.has_room() and not self._is_enough() and not out_of_time:
-                if not self._propose(engine):
+                if not self._start_one(engine):
                     break
             if not self._running:
                 if out_of_time:
                     return "the time is up"
                 if self._is_enough():
                     return "the budget is used up"
-                if self._idle >= _IDLE_PROPOSALS:
+                if self._is_exhausted or self._too_slow >= _TOO_SLOW:
                     return self._exhausted()
             for event in engine.events(_REFRESH_S if self._running else 0):
-                self._handle(event)
+                self._handle(engine, event)
             self._display.tick()
-
-    def _verify(self, engine: Engine) -> None:
-        """Measure what the front holds by prediction only, until nothing on it is.
-
-        A network that fails leaves the front once others have been measured; where several fail in
-        a row it is not their fault, and they stay for the next session.
-        """
-        failed: dict[str, dict[str, Any]] = {}
-        works = False
-        while left := self._unmeasured(failed):
-            found = self._verified(engine, left[0])
-            failed[_measured_key(left[0])] = found
-            works = works or "failed" not in found
-            if "failed" not in found or (works and not self._unmeasured(failed)):
-                self._note_measured(failed)
-                failed = {}
-            shown = next(each for each in self._records if each.trial == left[0].trial)
-            self._display.finished(shown, self._records, None)
-            if len(failed) == _FAILURES_AT_START:
-                break
-        if failed:
-            reason = next(reversed(failed.values()))["failed"]
-            raise BudgetError(
-                f"{len(failed)} networks on the front could not be measured, the last with: "
-                f"{reason}; the same command tries again"
-            )
-
-    def _verified(self, engine: Engine, record: Record) -> dict[str, Any]:
-        """What measuring a network gave, or ``failed`` with the reason."""
-        while not engine.has_room():  # a worker may have ended
-            self._raise_if_unprepared(engine.events(_REFRESH_S))
-            self._display.tick()
-        assert record.architecture is not None
-        engine.verify(record.trial, record.architecture)
-        self._display.started(record.trial, record.architecture)
-        while True:
-            events = engine.events(_REFRESH_S)
-            self._raise_if_unprepared(events)
-            for event in events:
-                if event.trial is None:
-                    continue
-                match event.kind:
-                    case "progress":
-                        self._display.progress(event.trial, event.text, event.fraction)
-                    case "failed":
-                        return {"failed": event.text}
-                    case "done":
-                        return {name: event.content[name] for name in ("values", "latency")}
-            self._display.tick()
-
-    def _raise_if_unprepared(self, events: list[Event]) -> None:
-        for event in events:
-            if event.trial is None and event.kind == "failed":
-                raise BudgetError(event.text)
-
-    def _note_measured(self, found: dict[str, dict[str, Any]]) -> None:
-        for key, content in found.items():
-            self._storage.set_user_attr(key, content)
-        self._measured |= found
-        limit_ms = self._space.limits.latency_ms
-        self._records = [with_measured(each, found, limit_ms) for each in self._records]
-
-    def _unmeasured(self, aside: Collection[str] = ()) -> list[Record]:
-        """Records whose latency is predicted only, on the front of all but those ``aside``."""
-        if self._config.latency.method == "measured" or not self._config.is_measured:
-            return []
-        records = [
-            record
-            for record in self._records
-            if record.architecture is None or _measured_key(record) not in aside
-        ]
-        return [
-            record
-            for record in table.front(records, self._config.objectives)
-            if _measured_key(record) not in self._measured
-        ]
-
-    def _record(self, trial: optuna.trial.FrozenTrial) -> Record:
-        return with_measured(record_of(trial), self._measured, self._config.limits.latency_ms)
 
     def _is_enough(self) -> bool:
-        return self._spent() + len(self._running) >= self._config.search.trials
-
-    def _spent(self) -> int:
-        """Trials that cost an evaluation: neither turned down by a limit nor known already."""
-        return sum(
-            record.state == "failed" or (record.state == "complete" and record.reused_from is None)
-            for record in self._records
-        )
+        trials = self._config.search.trials
+        return trials is not None and self._tally.spent + len(self._running) >= trials
 
     def _exhausted(self) -> str:
-        if not self._has_complete():
-            reason = next((r.reason for r in reversed(self._records) if r.reason), "")
+        if not self._tally.states["complete"]:
+            latest = reversed(self._tally.records)
+            reason = next((record.reason for record in latest if record.reason), "")
             raise BudgetError(
                 f"nothing that was proposed keeps the limits (the last: {reason}); loosen them"
             )
-        return f"{_IDLE_PROPOSALS} proposals in a row brought nothing new"
+        if self._too_slow >= _TOO_SLOW:
+            return f"the last {_TOO_SLOW} networks were over the limit of latency_ms"
+        return "nothing new was found in the space"
 
-    def _propose(self, engine: Engine) -> bool:
-        """Ask for a trial, and start it unless its outcome is known already.
+    def _start_one(self, engine: Engine) -> bool:
+        """Adopt or propose a trial, and submit it unless its outcome is known already.
 
         Returns:
-            False when so many proposals in a row cost nothing that asking on is of no use.
+            False when asking on is of no use.
         """
-        trial = self._asked()
-        values = self._space.suggest(trial)
+        if self._left_over:
+            left = self._left_over.pop(0)
+            if "evaluation" in left.notes:  # the kill came between an evaluation and its telling
+                self._tell_evaluated(left)
+            else:
+                self._submit(engine, left)
+            return True
+        if self._too_slow >= _TOO_SLOW or self._is_exhausted:
+            return False
+        number = self._ledger.next_number
+        self._history.begin(number)
+        params: Mapping[str, Any] | None
+        if self._starts:
+            params = self._space.encoded(self._starts.pop(0))
+        else:
+            params = self._proposer.propose(number, self._fruitless)
+        if params is None:
+            self._is_exhausted = True
+            return False
+        self._history.propose(number, params)
+        self._judge(engine, number, params)
+        return True
+
+    def _judge(self, engine: Engine, number: int, params: Mapping[str, Any]) -> None:
+        """Turn a proposal down, tell what is known of it, or submit it."""
         try:
-            network = self._space.decode(values)
+            network = self._space.decode(self._space.values(params))
         except InputError as error:
-            trial.set_constraint("valid", 1.0)
-            self._turn_down(trial, str(error))
-            return self._idle < _IDLE_PROPOSALS
-        attributes = trial.user_attrs
+            reason = str(error)
+            self._add(TrialState.PRUNED, number, params, {"reason": reason}, {"valid": 1.0})
+            return
         found = cost(network)
-        notes = {"architecture": network.model_dump(mode="json"), "cost": found._asdict()}
-        for key, note in notes.items():  # a kill may have come between the two
-            if key not in attributes:
-                trial.set_user_attr(key, note)
-        constraints = trial.constraints
         excess = {"valid": 0.0, **self._space.limits.excess(found)}
-        for name, value in excess.items():
-            if name not in constraints:
-                trial.set_constraint(name, value)
+        notes = _notes(network, found)
         over = [name for name, value in excess.items() if value > 0]
         if over:
             limit = getattr(self._space.limits, over[0])
-            self._turn_down(trial, f"{over[0]} over the limit of {limit:,.0f}")
-        elif "evaluation" in attributes:  # the kill came between an evaluation and its telling
-            self._tell_evaluated(trial, attributes["evaluation"])
-        elif network.id in self._known:
-            self._reuse(trial, self._known[network.id])
+            notes["reason"] = f"{over[0]} over the limit of {limit:,.0f}"
+            self._add(TrialState.PRUNED, number, params, notes, excess)
+        elif network.id in self._tally.known:
+            self._reuse(number, params, notes, excess, self._tally.known[network.id])
+        elif (twin := self._twin(network)) is not None:
+            notes |= {"reused_from": twin, "reason": f"trial {twin} is evaluating this network"}
+            self._add(TrialState.PRUNED, number, params, notes, excess)
         else:
-            self._running[trial.number] = trial
-            engine.submit(trial.number, network)
-            self._display.started(trial.number, network)
-        return self._idle < _IDLE_PROPOSALS
+            self._ledger.begin(params, notes, excess, self._history.attributes(number))
+            self._submit(engine, _Candidate(number, network, notes, excess))
 
-    def _asked(self) -> optuna.trial.Trial:
-        """A trial left running by a killed session, the next of the networks to start with, or a
-        new proposal."""
-        if self._left_over:
-            left = self._left_over.pop(0)
-            return optuna.trial.Trial(self._storage, left._trial_id)
-        # One network is queued just before it is asked for, so that a kill in between leaves
-        # a waiting trial with the right number, which the next ask takes.
-        trials = self._storage.get_trials(deepcopy=False)
-        waiting = any(trial.state == TrialState.WAITING for trial in trials)
-        if not waiting and len(trials) < len(self._start_values):
-            parameters = self._space.encoded(self._start_values[len(trials)])
-            self._storage.enqueue_trial(parameters)
-        return self._storage.ask()
+    def _accepts(self, params: Mapping[str, Any]) -> bool:
+        """Whether a proposal would be evaluated."""
+        try:
+            network = self._space.decode(self._space.values(params))
+        except InputError:
+            return False
+        if any(value > 0 for value in self._space.limits.excess(cost(network)).values()):
+            return False
+        return network.id not in self._tally.known and self._twin(network) is None
 
-    def _turn_down(self, trial: optuna.trial.Trial, reason: str) -> None:
-        self._idle += 1
-        trial.set_user_attr("reason", reason)
-        self._tell(trial, state=TrialState.PRUNED)
+    def _twin(self, network: Architecture) -> int | None:
+        """The running trial that evaluates the same network."""
+        running = [*self._running.values(), *self._left_over]
+        return next((each.number for each in running if each.network.id == network.id), None)
 
-    def _reuse(self, trial: optuna.trial.Trial, known: Record) -> None:
-        self._idle += 1
-        evaluation = {**known.evaluation, "seconds": 0.0}
-        trial.set_user_attr("reused_from", known.trial)
-        trial.set_user_attr("evaluation", evaluation)
-        self._tell_evaluated(trial, evaluation)
+    def _submit(self, engine: Engine, candidate: _Candidate) -> None:
+        self._running[candidate.number] = candidate
+        engine.submit(candidate.number, candidate.network)
+        self._display.started(candidate.number, candidate.network)
 
-    def _has_complete(self) -> bool:
-        return any(record.state == "complete" for record in self._records)
+    def _reuse(
+        self,
+        number: int,
+        params: Mapping[str, Any],
+        notes: dict[str, Any],
+        excess: dict[str, float],
+        known: Record,
+    ) -> None:
+        notes |= {"reused_from": known.trial, "evaluation": {**known.evaluation, "seconds": 0.0}}
+        if known.rungs:
+            notes["rungs"] = list(known.rungs)
+        if known.state == "complete":
+            values = self._objective_values(notes)
+            self._add(TrialState.COMPLETE, number, params, notes, excess, values)
+        else:
+            notes["reason"] = known.reason
+            self._add(TrialState.PRUNED, number, params, notes, excess)
 
-    def _handle(self, event: Event) -> None:
+    def _add(
+        self,
+        state: TrialState,
+        number: int,
+        params: Mapping[str, Any],
+        notes: dict[str, Any],
+        excess: dict[str, float],
+        values: list[float] | None = None,
+    ) -> None:
+        """Write a proposal that costs no evaluation."""
+        kept = self._history.attributes(number)
+        self._ledger.add(state, values, params, notes, excess, kept)
+        self._ended(number, state, notes, excess)
+
+    def _handle(self, engine: Engine, event: Event) -> None:
         if event.trial is None:
             if event.kind == "failed":  # a new worker could not prepare what the old one could
                 raise BudgetError(event.text)
+            if event.kind == "progress":
+                self._display.preparing(event.text, event.fraction)
             return
-        trial = self._running[event.trial]
+        candidate = self._running[event.trial]
         match event.kind:
             case "progress":
                 self._display.progress(event.trial, event.text, event.fraction)
+            case "rung":
+                goes_on = self._at_rung(candidate, event.content["epoch"], event.content["values"])
+                engine.answer(event.trial, goes_on)
             case "done":
-                trial.set_user_attr("evaluation", event.content)
-                self._tell_evaluated(trial, event.content)
+                candidate.notes["evaluation"] = event.content
+                self._ledger.note(event.trial, "evaluation", event.content)
+                self._tell_evaluated(candidate)
             case "failed":
-                trial.set_user_attr("reason", event.text)
-                self._tell(trial, state=TrialState.FAIL)
-                failures = sum(record.state == "failed" for record in self._records)
-                if not self._has_complete() and failures >= _FAILURES_AT_START:
-                    raise BudgetError(
-                        f"the first {failures} trials failed, the last with: {event.text}"
-                    )
+                self._tell(candidate, TrialState.FAIL, reason=event.text)
+                self._check_failures(event.text)
 
-    def _tell_evaluated(self, trial: optuna.trial.Trial, evaluation: dict[str, Any]) -> None:
+    def _check_failures(self, text: str) -> None:
+        failures = self._tally.states["failed"]
+        if not self._tally.states["complete"] and failures >= _FAILURES_AT_START:
+            raise BudgetError(f"the first {failures} trials failed, the last with: {text}")
+
+    def _at_rung(self, candidate: _Candidate, epoch: int, values: Mapping[str, float]) -> bool:
+        """Whether a candidate goes on; what was decided before a kill stays."""
+        assert self._rungs is not None
+        passed: list[dict[str, Any]] = candidate.notes.setdefault("rungs", [])
+        for rung in passed:
+            if rung["epoch"] == epoch:
+                return bool(rung["goes_on"])
+        known = {**candidate.notes["cost"], **values}
+        goes_on = self._rungs.judge(epoch, candidate.network.id, known)
+        rung = {"epoch": epoch, "top1_percent": values["top1_percent"], "goes_on": goes_on}
+        passed.append({**rung, "values": {name: known[name] for name in self._config.objectives}})
+        self._ledger.note(candidate.number, "rungs", passed)
+        return goes_on
+
+    def _tell_evaluated(self, candidate: _Candidate) -> None:
+        notes = candidate.notes
+        evaluation = notes["evaluation"]
         limit, latency_ms = self._space.limits.latency_ms, evaluation["values"].get("latency_ms")
-        if limit is not None and "latency_ms" not in trial.constraints:
-            trial.set_constraint("latency_ms", latency_ms / limit - 1)
+        if limit is not None:
+            candidate.excess["latency_ms"] = latency_ms / limit - 1
+            self._ledger.constrain(candidate.number, "latency_ms", latency_ms / limit - 1)
         if limit is not None and latency_ms > limit:
-            if evaluation["seconds"] > 0:
-                self._idle += _IDLE_PROBED
+            self._too_slow += 1
             reason = f"latency_ms {latency_ms:.3g} over the limit of {limit:g}"
-            self._turn_down(trial, reason)
+            self._tell(candidate, TrialState.PRUNED, reason=reason)
             return
-        if "reused_from" not in trial.user_attrs:
-            self._idle = 0
-        values = {**trial.user_attrs["cost"], **evaluation["values"]}
-        self._tell(trial, values=[values[name] for name in self._config.objectives])
+        self._too_slow = 0
+        rungs = notes.get("rungs", [])
+        if rungs and not rungs[-1]["goes_on"]:
+            reason = f"stopped at epoch {rungs[-1]['epoch']} of {self._config.train.epochs}"
+            self._tell(candidate, TrialState.PRUNED, reason=reason)
+        else:
+            self._tell(candidate, TrialState.COMPLETE, self._objective_values(notes))
+
+    def _objective_values(self, notes: Mapping[str, Any]) -> list[float]:
+        values = {**notes["cost"], **notes["evaluation"]["values"]}
+        return [values[name] for name in self._config.objectives]
 
     def _tell(
         self,
-        trial: optuna.trial.Trial,
+        candidate: _Candidate,
+        state: TrialState,
         values: list[float] | None = None,
-        state: TrialState | None = None,
+        reason: str | None = None,
     ) -> None:
         """End a trial in the storage, then in our own books."""
-        frozen = self._storage.tell(trial, values, state)
-        self._running.pop(trial.number, None)
-        record = self._record(frozen)
-        self._records.append(record)
-        if record.evaluation and record.architecture is not None:
-            self._known.setdefault(record.architecture.id, record)
-        self._display.finished(record, self._records, self._left_s())
-        if time.monotonic() - self._tables_written > _TABLES_EVERY_S:
+        if reason is not None:
+            candidate.notes["reason"] = reason
+            self._ledger.note(candidate.number, "reason", reason)
+        self._ledger.finish(candidate.number, state, values)
+        self._running.pop(candidate.number, None)
+        self._ended(candidate.number, state, candidate.notes, candidate.excess)
+
+    def _ended(
+        self,
+        number: int,
+        state: TrialState,
+        notes: Mapping[str, Any],
+        excess: Mapping[str, float],
+    ) -> None:
+        now = datetime.now().isoformat(timespec="seconds")
+        record = record_from_notes(number, _STATES[state], notes, now)
+        record = with_measured(record, self._ledger.attributes, self._config.limits.latency_ms)
+        self._count(record, excess)
+        self._fruitless = 0 if is_spent(record) else self._fruitless + 1
+        self._display.finished(record, self._tally, self._left_s())
+        if time.monotonic() > self._tables_at:
             self._write_tables()
 
+    def _count(self, record: Record, excess: Mapping[str, float]) -> None:
+        """Enter a finished trial into all that is kept in memory."""
+        self._tally.add(record)
+        broken = any(value > 0 for value in excess.values())
+        if broken:
+            self._history.violate(record.trial, record.values, excess)
+        elif record.state == "complete":
+            if self._rungs is not None and record.architecture is not None:
+                accuracy = record.values["top1_percent"]
+                self._rungs.complete(record.architecture.id, accuracy)
+            self._history.complete(record.trial, record.values, excess)
+        elif record.is_stopped:
+            rung = record.rungs[-1]
+            self._history.stop(record.trial, rung["epoch"], rung["values"], excess)
+        else:
+            self._history.drop(record.trial)
+
     def _left_s(self) -> float | None:
-        """The time that the rest of the budget will take, by the median of what trials took."""
-        spent = [r.seconds for r in self._records if r.seconds > 0]
-        if not spent:
-            return None
-        left_s = float(np.median(spent)) * (self._config.search.trials - self._spent())
-        if self._config.search.time_s is not None:
-            elapsed = time.monotonic() - self._begun
-            left_s = min(left_s, self._config.search.time_s - elapsed)
-        return max(0.0, left_s)
+        """The time that the rest of the budget will take, as far as it is known."""
+        search = self._config.search
+        bounds = []
+        each_s = self._tally.seconds()
+        if search.trials is not None and each_s is not None:
+            left = search.trials - self._tally.spent
+            bounds.append(left * each_s / self._config.engine.jobs)
+        if search.time_s is not None:
+            bounds.append(search.time_s - (time.monotonic() - self._begun))
+        return max(0.0, min(bounds)) if bounds else None
 
     def _write_tables(self) -> None:
-        self._tables_written = time.monotonic()
-        self._records.sort(key=lambda record: record.trial)
-        table.write_tables(self._study, self._records)
+        start = time.monotonic()
+        table.write_tables(self._study, sorted(self._tally.records, key=lambda each: each.trial))
+        took_s = time.monotonic() - start
+        self._tables_at = start + max(_TABLES_EVERY_S, _TABLES_SHARE * took_s)
 
     def _summary(self, because: str) -> Summary:
-        front = table.front(self._records, self._config.objectives)
-        counts = {
-            state: sum(record.state == state for record in self._records)
-            for state in ("complete", "pruned", "failed")
-        }
-        counts["reused"] = sum(record.reused_from is not None for record in self._records)
+        front = self._tally.front
+        counts = {state: self._tally.states[state] for state in ("complete", "pruned", "failed")}
         return Summary(
             study=str(self._study.folder),
-            trials=counts,
+            trials={**counts, "reused": self._tally.reused, "stopped": self._tally.stopped},
             seconds=time.monotonic() - self._begun,
             hypervolume=front_volume(front, self._study),
             front=front,
@@ -429,20 +511,32 @@ class _Driver:
         )
 
 
-def _measured_key(record: Record) -> str:
-    assert record.architecture is not None
-    return f"{MEASURED}{record.architecture.id}"
+def _notes(network: Architecture, found: Cost) -> dict[str, Any]:
+    """What is stored with every trial that is a network."""
+    return {
+        "architecture": network.model_dump(mode="json"),
+        "architecture_id": network.id,
+        "cost": found._asdict(),
+    }
+
+
+def _rungs(study: Study) -> Rungs | None:
+    config = study.config
+    epochs = config.rung_epochs
+    if not epochs or config.search.reduction is None:
+        return None
+    return Rungs(epochs, config.search.reduction, config.objectives)
 
 
 def front_volume(front: list[Record], study: Study) -> float:
     """The hypervolume of a front against the reference point kept with the study."""
     objectives = study.config.objectives
-    reference = minimised([study.config.hypervolume_reference], objectives)[0]  # type: ignore[list-item]
+    reference = minimised([study.config.hypervolume_reference], objectives)[0]
     return hypervolume(minimised([record.values for record in front], objectives), reference)
 
 
-def _start_values(study: Study, space: Space) -> list[dict[str, Any]]:
-    """Slot values of the networks to try first: those given by hand, then the published ones.
+def _start_values(study: Study, space: Space) -> dict[str, dict[str, Any]]:
+    """Slot values of the networks to try first, by id: those given by hand, then the published.
 
     Each network stands there once, though some published names mean the same one.
 
@@ -466,4 +560,4 @@ def _start_values(study: Study, space: Space) -> list[dict[str, Any]]:
         network = architectures.published(name)
         if network.id not in chosen and (values := space.encode(network)) is not None:
             chosen[network.id] = values
-    return list(chosen.values())
+    return chosen

@@ -1,65 +1,186 @@
-"""Samplers whose proposals depend on the study's seed, the trial's number and the history only."""
+"""Samplers by name, whose proposals depend on the study's seed, the trial's number and the history.
 
-from collections.abc import Mapping
+A study that goes on after a kill then proposes what an undisturbed one would have.
+
+What the samplers make of candidates that break a limit or were stopped at a rung is written down
+in :mod:`levit_search.search.history`. ``random`` and ``grid`` learn nothing; they pass over what
+breaks a limit in closed form, or is known, without making a trial of it. So do evolution with the
+children that it breeds, since the best parents lie close to the limits, the first
+``startup_trials`` of the others, and one proposal after four in a row that came to nothing.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseGASampler,
+    BaseSampler,
+    GPSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.trial import FrozenTrial
 
-from levit_search.study import SearchConfig
+from levit_search.search.history import History
+from levit_search.study import SamplerName, SearchConfig
+
+_FRUITLESS = 4  # proposals in a row that came to nothing, before one is drawn at random
+_DRAWS = 2000  # random networks that are looked at before nothing new is left
+_CHILDREN = 50  # that evolution breeds at most for one proposal
+_POPULATION = (10, 50)  # of a generation: fewest and most
+_GENERATIONS = 8  # that a budget should suffice for
+# TPE learns from fewer trials than evolution does, but takes longer with each of them; a Gaussian
+# process takes seconds and needs torch in the driver, and has to be asked for.
+_TPE_TRIALS = 5000
+
+Accepts = Callable[[Mapping[str, Any]], bool]
+"""Whether parameters make a network that is valid, within the limits and new."""
 
 
-class SeededSampler(BaseSampler):
-    """Draws every trial from a generator of its own, seeded by (study seed, trial number).
+def chosen(config: SearchConfig) -> SamplerName:
+    """The sampler that ``auto`` stands for, by the budget in trials: TPE, or for very many trials
+    NSGA-II."""
+    if config.sampler != "auto":
+        return config.sampler
+    return "tpe" if (config.trials or 0) <= _TPE_TRIALS else "nsga2"
 
-    A study that goes on after a kill then proposes what an undisturbed one would have, and a trial
-    found half proposed gets the rest of its parameters as if nothing had happened: those sampled
-    one by one are seeded by their name too.
+
+def reads_pruned(name: SamplerName) -> bool:
+    """Whether a sampler learns from pruned trials."""
+    return name == "tpe"
+
+
+class Proposer:
+    """Parameters for one trial after another.
 
     Args:
-        config: the study's search settings.
-        distributions: of all slots, which are the same in every trial.
+        name: of the sampler, resolved.
+        config: the search's settings.
+        distributions: of all parameters, which are the same in every trial.
+        history: what is known; a trial that is proposed has begun there.
+        accepts: for what is drawn at random.
     """
 
-    def __init__(self, config: SearchConfig, distributions: Mapping[str, BaseDistribution]) -> None:
-        self._config = config
+    def __init__(
+        self,
+        name: SamplerName,
+        config: SearchConfig,
+        distributions: Mapping[str, BaseDistribution],
+        history: History,
+        accepts: Accepts,
+    ) -> None:
+        assert name != "auto"
+        self._name, self._config = name, config
         self._distributions = dict(distributions)
+        self._history, self._accepts = history, accepts
+        self._population = _population(config)
+        self._grid = self._choices()  # gone on with: what was passed over once always is
 
-    def infer_relative_search_space(
-        self,
-        study: optuna.Study,  # noqa: ARG002 (Optuna's interface)
-        trial: FrozenTrial,  # noqa: ARG002
-    ) -> dict[str, BaseDistribution]:
-        return self._distributions if self._config.sampler == "tpe" else {}
+    def propose(self, number: int, fruitless: int) -> dict[str, Any] | None:
+        """What a trial should be, or None where nothing new was found.
 
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        if not search_space:
-            return {}
-        # Pruned infeasible trials teach TPE where not to go, but a handful of evaluated networks
-        # has to come first.
-        states = (optuna.trial.TrialState.COMPLETE,)
-        if len(study.get_trials(deepcopy=False, states=states)) < self._config.startup_trials:
-            return {}
-        sampler = TPESampler(
-            seed=self._seed(trial), multivariate=True, n_startup_trials=0, constant_liar=True
-        )
-        return sampler.sample_relative(study, trial, search_space)
+        Args:
+            number: of the trial.
+            fruitless: how many proposals before it came to nothing.
+        """
+        if self._name == "grid":
+            return self._first_accepted(self._grid)
+        at_start = self._history.evaluated < self._config.startup_trials
+        by_model = self._name != "random" and not at_start and fruitless < _FRUITLESS
+        if by_model and self._distributions:
+            return self._by_model(number)
+        return self._first_accepted(self._random(number))
 
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        sampler = RandomSampler(seed=self._seed(trial, param_name))
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+    def _by_model(self, number: int) -> dict[str, Any]:
+        self._history.refresh()
+        study = self._history.study()
+        trial = study.get_trials(deepcopy=False)[number]
+        seed = self._seed(number)
+        match self._name:
+            case "tpe":
+                sampler: BaseSampler = TPESampler(
+                    seed=seed, multivariate=True, n_startup_trials=0, constant_liar=True
+                )
+            case "gp":
+                sampler = GPSampler(seed=seed, n_startup_trials=1, deterministic_objective=False)
+            case _:
+                return self._child(seed, trial)
+        return sampler.sample_relative(study, trial, self._distributions)
 
-    def _seed(self, trial: FrozenTrial, name: str = "") -> int:
-        entropy = (self._config.seed, trial.number, *name.encode())
+    def _child(self, seed: int, trial: FrozenTrial) -> dict[str, Any]:
+        """The parents of a generation are the same for each of its trials, whichever asks first."""
+        study = self._history.study()
+        sampler = self._evolution(seed)
+        generation = sampler.get_trial_generation(study, trial)
+        self._evolution(self._seed(generation, "parents")).get_parent_population(study, generation)
+        params: dict[str, Any] = {}
+        for _ in range(_CHILDREN):
+            params = sampler.sample_relative(study, trial, self._distributions)
+            for name, distribution in self._distributions.items():  # mutated ones
+                if name not in params:
+                    params[name] = sampler.sample_independent(study, trial, name, distribution)
+            if self._accepts(params):
+                break
+        return params
+
+    def _evolution(self, seed: int) -> BaseGASampler:
+        kind = NSGAIISampler if self._name == "nsga2" else NSGAIIISampler
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return kind(population_size=self._population, seed=seed)
+
+    def _random(self, number: int) -> Iterator[dict[str, Any]]:
+        study = self._history.study()
+        trial = study.get_trials(deepcopy=False)[number]
+        sampler = RandomSampler(seed=self._seed(number, "random"))
+        for _ in range(_DRAWS):
+            yield {
+                name: sampler.sample_independent(study, trial, name, distribution)
+                for name, distribution in self._distributions.items()
+            }
+
+    def _choices(self) -> Iterator[dict[str, Any]]:
+        """All choices there are, each once, in an order that the seed shuffles.
+
+        The order steps through the choices' numbers by a stride that has no divisor in common with
+        their count, which needs no memory.
+        """
+        values = {name: _values(each) for name, each in self._distributions.items()}
+        count = math.prod(map(len, values.values()))
+        chance = np.random.default_rng(self._seed(0, "grid"))
+        start, stride = (int(chance.integers(count)) for _ in range(2))
+        while math.gcd(stride, count) != 1:
+            stride += 1
+        for step in range(count):
+            rest = (start + step * stride) % count
+            params = {}
+            for name, each in values.items():
+                rest, place = divmod(rest, len(each))
+                params[name] = each[place]
+            yield params
+
+    def _first_accepted(self, proposals: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
+        return next((params for params in proposals if self._accepts(params)), None)
+
+    def _seed(self, number: int, purpose: str = "") -> int:
+        entropy = (self._config.seed, number, *purpose.encode())
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def _values(distribution: BaseDistribution) -> list[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, IntDistribution)
+    return list(range(distribution.low, distribution.high + 1))
+
+
+def _population(config: SearchConfig) -> int:
+    fewest, most = _POPULATION
+    return min(most, max(fewest, (config.trials or most * _GENERATIONS) // _GENERATIONS))

@@ -21,18 +21,16 @@ class Slot:
     ordinal: bool
     """Numbers have an order that a sampler can use; names and lists have none."""
 
-    def suggest(self, trial: "optuna.trial.Trial") -> Any:
-        """Ask a trial for this slot's value: numbers as an index into ``values``."""
-        if self.ordinal:
-            return self.values[trial.suggest_int(self.name, 0, len(self.values) - 1)]
-        return json.loads(trial.suggest_categorical(self.name, self._spellings()))
+    def decoded(self, parameter: Any) -> Any:
+        """The value that an Optuna parameter stands for."""
+        return self.values[parameter] if self.ordinal else json.loads(parameter)
 
     def encoded(self, value: Any) -> Any:
         """The Optuna parameter that stands for ``value``."""
         return self.values.index(value) if self.ordinal else json.dumps(value)
 
     def distribution(self) -> "optuna.distributions.BaseDistribution":
-        """What :meth:`suggest` draws from."""
+        """What samplers draw the parameter from."""
         from optuna.distributions import CategoricalDistribution, IntDistribution
 
         if self.ordinal:

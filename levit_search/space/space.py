@@ -88,9 +88,9 @@ class Space:
         self._family.check(self._where)
         self.slots = tuple(leaf for _, leaf in leaves(self._skeleton) if isinstance(leaf, Slot))
 
-    def suggest(self, trial: "optuna.trial.Trial") -> dict[str, Any]:
-        """The value of every slot, as the trial's sampler chooses."""
-        return {slot.name: slot.suggest(trial) for slot in self.slots if len(slot.values) > 1}
+    def values(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Optuna parameters as the value of every slot that has more than one."""
+        return {s.name: s.decoded(parameters[s.name]) for s in self.slots if len(s.values) > 1}
 
     def decode(self, values: Mapping[str, Any]) -> Architecture:
         """The architecture of a choice for every slot.
@@ -127,7 +127,7 @@ class Space:
         return None
 
     def encoded(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Slot values as the Optuna parameters that :meth:`suggest` would read them from."""
+        """Slot values as the Optuna parameters that :meth:`values` reads them from."""
         return {s.name: s.encoded(values[s.name]) for s in self.slots if len(s.values) > 1}
 
     def distributions(self) -> dict[str, "optuna.distributions.BaseDistribution"]:

@@ -1,26 +1,41 @@
 """A study: its configuration, and the folder that keeps what was found."""
 
-from levit_search.study.config import SearchConfig, StudyConfig, parse_settings, read_config
+from levit_search.study.config import (
+    EngineConfig,
+    SamplerName,
+    SearchConfig,
+    StudyConfig,
+    parse_settings,
+    read_config,
+)
 from levit_search.study.folder import (
     MEASURED,
     Record,
+    State,
     Study,
     find_record,
     load_architecture,
+    record_from_notes,
     record_of,
     with_measured,
 )
+from levit_search.study.settings import differences
 
 __all__ = [
     "MEASURED",
+    "EngineConfig",
     "Record",
+    "SamplerName",
     "SearchConfig",
+    "State",
     "Study",
     "StudyConfig",
+    "differences",
     "find_record",
     "load_architecture",
     "parse_settings",
     "read_config",
+    "record_from_notes",
     "record_of",
     "with_measured",
 ]

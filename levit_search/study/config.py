@@ -1,6 +1,7 @@
 """What a study is told: the space file as read, changed by ``--set`` and resolved."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,26 +11,74 @@ from levit_search import architecture as architectures
 from levit_search import data as datasets
 from levit_search.configuration import Count, Frozen, parse_yaml, read_yaml, validated
 from levit_search.data import DataConfig
-from levit_search.errors import InputError
+from levit_search.errors import InputError, did_you_mean
 from levit_search.latency.protocol import LatencyConfig
 from levit_search.latency.targets import read_targets, resolved
-from levit_search.pareto import FIXED_REFERENCE, PROBED, Objective
+from levit_search.pareto import (
+    FIXED_REFERENCE,
+    OBJECTIVES,
+    PROBED,
+    Objective,
+    figure_and_target,
+)
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.space import Limits, Space
+from levit_search.study.storage import StorageUrl
+
+SamplerName = Literal["auto", "tpe", "nsga2", "nsga3", "gp", "random", "grid"]
 
 
 class SearchConfig(Frozen):
-    """How a space is searched: ``trials`` networks are trained, or as many as ``time_s`` allows."""
+    """How a space is searched: ``trials`` networks are trained (null for no such bound), or as many
+    as can be started within ``time_s`` of a session.
 
-    trials: Count = 20
+    ``sampler: auto`` is chosen by the budget and the space; see
+    :func:`levit_search.search.samplers.chosen`. The first ``startup_trials`` networks are drawn at
+    random.
+
+    At each epoch of ``train.rungs`` about one in ``reduction`` of the candidates that came so far
+    goes on, by non-dominated order of their accuracy there and the other objectives. Null trains
+    all of them to the end.
+    """
+
+    trials: Count | None = 20
     time_s: Annotated[float, Field(gt=0)] | None = None
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: SamplerName = "auto"
     startup_trials: Count = 10
+    reduction: Annotated[float, Field(gt=1)] | None = 3.0
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
 
 
+class EngineConfig(Frozen):
+    """What carries evaluations out: worker processes here, or Ray Tune on a cluster.
+
+    ``jobs`` networks are evaluated at once, each in a worker of its own. The rest is Ray's:
+    ``address`` of a running cluster (null starts one on this machine, or joins that of
+    ``RAY_ADDRESS``), ``cpus``, ``gpus`` and custom ``resources`` that each worker claims, and how
+    workers are placed on nodes.
+    """
+
+    kind: Literal["local", "ray"] = "local"
+    jobs: Count = 1
+    address: str | None = None
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    placement: Literal["PACK", "SPREAD", "STRICT_SPREAD"] = "PACK"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, given: Any) -> Any:
+        return {"kind": given} if isinstance(given, str) else given
+
+
 class StudyConfig(Frozen):
-    """A space file: what may vary, on which data, how it is trained, measured and searched."""
+    """A space file: what may vary, on which data, how it is trained, measured and searched.
+
+    ``latency_ms`` and the other figures of a probe are those of ``latency``; ``latency_ms@NAME`` is
+    that of a further target, one of ``targets``. Candidates are probed on the targets that an
+    objective names; a limit is on ``latency``.
+    """
 
     version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
@@ -38,12 +87,37 @@ class StudyConfig(Frozen):
     train: Recipe = Recipe()
     teacher: TeacherConfig | None = TeacherConfig()
     latency: LatencyConfig = LatencyConfig()
+    targets: dict[str, LatencyConfig] = Field(default_factory=dict)
+    """Further ``latency`` sections by names of the user's choice; a text is a section's target."""
     objectives: tuple[Objective, ...] = ("top1_percent", "latency_ms")
     limits: Limits = Limits()
     search: SearchConfig = SearchConfig()
+    engine: EngineConfig = EngineConfig()
+    storage: StorageUrl | None = None
+    """Where trials are kept; null is the SQLite file ``study.db`` in the study folder."""
     start: tuple[str | dict[str, Any], ...] = ()
     """Networks to try first: published names, YAML files or descriptions."""
     hypervolume_reference: dict[Objective, float] = Field(default_factory=dict)
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _expand_targets(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        for name in given:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,39}", str(name)):
+                raise ValueError(
+                    f"a target's name is a letter, then letters, digits, - or _, not {name!r}"
+                )
+        return {name: _section(section) for name, section in given.items()}
+
+    @field_validator("targets")
+    @classmethod
+    def _check_targets(cls, targets: dict[str, LatencyConfig]) -> dict[str, LatencyConfig]:
+        for name, section in targets.items():
+            if section.method == "predicted":
+                raise ValueError(f"{name}: only `latency` can be predicted, further ones cannot")
+        return targets
 
     @field_validator("objectives")
     @classmethod
@@ -51,6 +125,12 @@ class StudyConfig(Frozen):
         if len(set(objectives)) < 2 or len(set(objectives)) != len(objectives):
             raise ValueError("two or more different objectives are needed")
         return objectives
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "StudyConfig":
+        _check_objectives("objectives", self.objectives, self.targets)
+        _check_objectives("hypervolume_reference", self.hypervolume_reference, self.targets)
+        return self
 
     @model_validator(mode="after")
     def _check_prediction(self) -> "StudyConfig":
@@ -63,13 +143,26 @@ class StudyConfig(Frozen):
 
     @property
     def is_measured(self) -> bool:
-        """Whether candidates are probed."""
+        """Whether candidates are probed as ``latency`` says."""
         return self.limits.latency_ms is not None or any(name in PROBED for name in self.objectives)
+
+    @property
+    def also_measured(self) -> dict[str, LatencyConfig]:
+        """The further targets on which candidates are probed, by name."""
+        named = {figure_and_target(name)[1] for name in self.objectives}
+        return {name: section for name, section in self.targets.items() if name in named}
 
     @property
     def is_trained(self) -> bool:
         """Whether candidates are trained."""
         return "top1_percent" in self.objectives
+
+    @property
+    def rung_epochs(self) -> tuple[int, ...]:
+        """The epochs at which a search decides whether a candidate goes on."""
+        if not self.is_trained or self.search.reduction is None:
+            return ()
+        return tuple(epoch for epoch in self.train.rungs if epoch < self.train.epochs)
 
     @property
     def teaching(self) -> TeacherConfig | None:
@@ -123,6 +216,8 @@ def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyCo
         _put(raw, key, value)
     if isinstance(raw.get("latency"), Mapping):
         raw["latency"] = resolved(raw["latency"], read_targets(path.parent), str(path))
+    if isinstance(raw.get("targets"), Mapping):
+        raw["targets"] = _resolved_targets(raw["targets"], path)
     config = validated(StudyConfig, raw, str(path))
     start = tuple(
         entry
@@ -131,8 +226,8 @@ def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyCo
         for entry in config.start
     )
     reference = {
-        objective: config.hypervolume_reference.get(objective, FIXED_REFERENCE[objective])
-        for objective in config.objectives
+        name: config.hypervolume_reference.get(name, FIXED_REFERENCE[figure_and_target(name)[0]])
+        for name in config.objectives
     }
     update: dict[str, Any] = {"start": start, "hypervolume_reference": reference}
     if config.data.image_size is None:
@@ -146,6 +241,44 @@ def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyCo
         absolute = str((found if is_beside else Path(weights)).expanduser().absolute())
         update["train"] = config.train.model_copy(update={"donor_weights": absolute})
     return config.model_copy(update=update)
+
+
+def _section(written: Any) -> Any:
+    """A further target's section in full; a text is its target alone."""
+    return {"target": written} if isinstance(written, str) else written
+
+
+def _resolved_targets(targets: Mapping[Any, Any], path: Path) -> dict[Any, Any]:
+    """Further targets with the names of ``targets.yaml`` looked up."""
+    named = read_targets(path.parent)
+    found: dict[Any, Any] = {}
+    for name, written in targets.items():
+        section = _section(written)
+        is_section = isinstance(section, Mapping)
+        found[name] = resolved(section, named, f"{path}: targets.{name}") if is_section else section
+    return found
+
+
+def _check_objectives(
+    key: str, objectives: Iterable[Objective], targets: Mapping[str, LatencyConfig]
+) -> None:
+    """Make sure that there are such figures, and the targets that they name.
+
+    Raises:
+        ValueError: of which ``key`` is the place.
+    """
+    for objective in objectives:
+        figure, target = figure_and_target(objective)
+        if figure not in OBJECTIVES:
+            known = did_you_mean(figure, OBJECTIVES)
+            raise ValueError(f"{key}: unknown objective {objective!r}; {known}")
+        if target is not None and figure not in PROBED:
+            raise ValueError(f"{key}: {objective}: {figure} is the same on every target")
+        if target is not None and target not in targets:
+            known = ", ".join(targets) or "none"
+            raise ValueError(
+                f"{key}: {objective}: no target of that name in `targets` (known: {known})"
+            )
 
 
 def _beside(entry: str, path: Path) -> str:

@@ -1,13 +1,12 @@
 """The study folder: what was asked for, where it ran, and what was found.
 
-Optuna's storage in the folder is the one truth. It has one writer, the driver of the search, which
-holds the folder's lock; everything else (tables, front, export) reads.
+Optuna's storage, in the folder or on a server, is the one truth. It has one writer, the driver of
+the search, which holds the folder's lock; everything else (tables, front, export) reads.
 """
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,13 +15,16 @@ from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.configuration import read_yaml, validated, write_yaml
 from levit_search.environment import environment
-from levit_search.errors import InputError, did_you_mean
+from levit_search.errors import InputError, LevitSearchError, did_you_mean
 from levit_search.files import write_atomically, write_json
-from levit_search.pareto import is_maximised
 from levit_search.study.config import StudyConfig
+from levit_search.study.settings import comparable, differences
+from levit_search.study.storage import masked
+from levit_search.study.trials import Trials
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.storages import BaseStorage
 
 VERSION = 1  # of the study folder
 
@@ -44,6 +46,17 @@ class Record:
     reused_from: int | None
     seconds: float
     evaluation: dict[str, Any]
+    rungs: tuple[dict[str, Any], ...] = ()
+    """Of each rung that it came to the ``epoch``, ``top1_percent`` there, and ``goes_on``."""
+    taken_from: str | None = None
+    """The study and trial that evaluated it, where that is another one."""
+    finished: str | None = None
+    """When it ended, in local time by ISO 8601."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a rung ended its training."""
+        return bool(self.rungs) and not self.rungs[-1]["goes_on"]
 
 
 class Study:
@@ -77,32 +90,27 @@ class Study:
     def create(cls, folder: Path, config: StudyConfig, command: list[str]) -> "Study":
         """A new study, or the one in ``folder`` if it was made from the same configuration.
 
-        Budgets (``search.trials``, ``search.time_s``) may differ; the new ones count.
+        Budgets (``search.trials``, ``search.time_s``) and ``engine`` may differ, and so may
+        ``storage`` if the study is to be found there; the new ones count.
 
         Raises:
-            InputError: ``folder`` holds something else, and nothing was changed.
+            InputError: ``folder`` holds something else, or the storage cannot be used, and nothing
+                was changed.
         """
+        study, before = cls(folder, config), None
         if (folder / "study.yaml").exists():
-            study = cls.open(folder)
-            different = _differences(study._comparable(), cls(folder, config)._comparable())
-            if different and not study._has_trials():
-                # Nothing was found yet, such as after a mistake in the very settings.
-                (folder / "study.db").unlink(missing_ok=True)
-            elif different:
-                raise InputError(
-                    f"{folder}: was made with other settings ({different}); choose another folder "
-                    "by --study, or the settings in its study.yaml"
-                )
-            study.config = config
-        else:
-            if folder.exists() and not folder.is_dir():
-                raise InputError(f"{folder}: is a file, not a study folder")
-            if folder.is_dir() and any(folder.iterdir()):
-                raise InputError(f"{folder}: is not empty and no study; choose another --study")
-            study = cls(folder, config)
+            before = cls.open(folder)
+        elif folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file, not a study folder")
+        elif folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"{folder}: is not empty and no study; choose another --study")
+        study._trials.place.check()
+        starts_over = before is not None and study._starts_over(before)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with study.lock():
+                if before is not None and starts_over:
+                    before._trials.forget()
                 text = write_yaml(config.model_dump(mode="json"))
                 write_atomically(folder / "study.yaml", text)
                 study._note_environment(command)
@@ -136,87 +144,126 @@ class Study:
         finally:
             lock.release()
 
-    def storage(self, sampler: "optuna.samplers.BaseSampler | None" = None) -> "optuna.Study":
-        """Optuna's study in the folder's SQLite file, created if it is not there.
+    def open_storage(self) -> "tuple[BaseStorage, int]":
+        """Optuna's storage and the study's id in it, for the one that writes.
+
+        Both are made if they are not there.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: the storage cannot be reached or read, or has no longer the trials of this
+                study, or those of other settings. Nothing was changed.
+        """
+        return self._trials.open()
+
+    def storage_errors(
+        self, kind: type[LevitSearchError] = InputError
+    ) -> AbstractContextManager[None]:
+        """What goes wrong with the storage within the block is raised as ``kind``, in one line."""
+        return self._trials.place.errors(kind)
+
+    def storage(self, sampler: "optuna.samplers.BaseSampler | None" = None) -> "optuna.Study":
+        """Optuna's study, made if it is not there.
+
+        Raises:
+            InputError: see :meth:`open_storage`.
         """
         import optuna
-        from optuna.study import StudyDirection
-        from sqlalchemy.exc import DatabaseError
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        directions = [
-            StudyDirection.MAXIMIZE if is_maximised(name) else StudyDirection.MINIMIZE
-            for name in self.config.objectives
-        ]
-        try:
-            study = optuna.create_study(
-                storage=f"sqlite:///{(self.folder / 'study.db').absolute()}",
-                study_name=self.config.name,
-                directions=directions,
-                sampler=sampler,
-                load_if_exists=True,
-            )
-            if study.metric_names is None:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                    study.set_metric_names(list(self.config.objectives))
-        except (DatabaseError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self.folder / 'study.db'}: cannot be read ({reason})") from None
-        return study
+        storage, study_id = self.open_storage()
+        with self.storage_errors():
+            name = storage.get_study_name_from_id(study_id)
+            return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
 
     def records(self) -> list[Record]:
         """All finished trials in the order of their numbers.
 
         Raises:
-            InputError: the storage is missing or damaged.
+            InputError: the storage is missing or damaged, or cannot be reached.
         """
-        if not self._has_trials():
-            return []
-        storage = self.storage()
-        trials = storage.get_trials(deepcopy=False)
+        with self._trials.found() as found:
+            if found is None:
+                return []
+            storage, study_id = found
+            trials = storage.get_all_trials(study_id, deepcopy=False)
+            attributes = storage.get_study_user_attrs(study_id)
         limit = self.config.limits.latency_ms
         records = [record_of(trial) for trial in trials if trial.state.is_finished()]
-        return [with_measured(record, storage.user_attrs, limit) for record in records]
+        return [with_measured(record, attributes, limit) for record in records]
 
-    def _has_trials(self) -> bool:
-        if (self.folder / "study.db").is_file():
-            return len(self.storage().get_trials(deepcopy=False)) > 0
-        if self.checkpoints.exists():
-            raise InputError(f"{self.folder}: its study.db is missing")
+    def attributes(self) -> dict[str, Any]:
+        """What was noted with the study in its storage, such as the teacher and the device.
+
+        Raises:
+            InputError: the storage is missing or damaged, or cannot be reached.
+        """
+        with self._trials.found() as found:
+            return {} if found is None else dict(found[0].get_study_user_attrs(found[1]))
+
+    @property
+    def _trials(self) -> Trials:
+        return Trials(self.folder, self.config)
+
+    def _starts_over(self, before: "Study") -> bool:
+        """Whether other settings take the place of those ``before``, under which nothing was found.
+
+        They may have had a mistake.
+
+        Raises:
+            InputError: there are trials of theirs.
+        """
+        moved = self.config.storage != before.config.storage
+        different = differences(comparable(before.config), comparable(self.config))
+        if moved and not different and self._trials.exist():
+            return False  # such as a server by its new address
+        if not before._trials.exist():
+            return moved or bool(different)
+        if different:
+            raise InputError(
+                f"{self.folder}: was made with other settings ({different}); choose another folder "
+                "by --study, or the settings in its study.yaml"
+            )
+        if moved:
+            raise InputError(
+                f"{self.folder}: its trials are in {before._trials.place}, not in "
+                f"{self._trials.place}; choose another folder by --study, or the storage in its "
+                "study.yaml"
+            )
         return False
-
-    def _comparable(self) -> dict[str, Any]:
-        dump = self.config.model_dump(mode="json")
-        search = {k: v for k, v in dump["search"].items() if k not in ("trials", "time_s")}
-        return {**dump, "search": search}
 
     def _note_environment(self, command: list[str]) -> None:
         path = self.folder / "environment.json"
         sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-        write_json(path, {"sessions": [*sessions, environment(command)]})
+        shown = [masked(argument) for argument in command]
+        write_json(path, {"sessions": [*sessions, environment(shown)]})
 
 
 def record_of(trial: "optuna.trial.FrozenTrial") -> Record:
     """A finished trial of Optuna's as a record."""
-    attributes = trial.user_attrs
-    described = attributes.get("architecture")
-    values = dict(attributes.get("cost", {}))
-    evaluation = attributes.get("evaluation", {})
-    values |= evaluation.get("values", {})
+    ended = trial.datetime_complete
+    finished = ended.isoformat(timespec="seconds") if ended is not None else None
     states: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned"}
+    state = states.get(trial.state.name, "failed")
+    return record_from_notes(trial.number, state, trial.user_attrs, finished)
+
+
+def record_from_notes(
+    trial: int, state: State, notes: Mapping[str, Any], finished: str | None
+) -> Record:
+    """A record made of a trial's user attributes."""
+    described = notes.get("architecture")
+    evaluation = notes.get("evaluation", {})
     return Record(
-        trial=trial.number,
-        state=states.get(trial.state.name, "failed"),
+        trial=trial,
+        state=state,
         architecture=architectures.parse(described) if described else None,
-        values=values,
-        reason=attributes.get("reason"),
-        reused_from=attributes.get("reused_from"),
+        values={**notes.get("cost", {}), **evaluation.get("values", {})},
+        reason=notes.get("reason"),
+        reused_from=notes.get("reused_from"),
         seconds=evaluation.get("seconds", 0.0),
         evaluation=evaluation,
+        rungs=tuple(notes.get("rungs", ())),
+        taken_from=notes.get("taken_from"),
+        finished=finished,
     )
 
 
@@ -283,23 +330,6 @@ def find_record(study: Study, number: str) -> Record:
         known = f"0 to {max(map(int, records))}" if records else "none yet"
         raise InputError(f"{study.folder}: no finished trial {number!r} (finished: {known})")
     return records[number]
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first keys whose values differ, as ``train.epochs 12 -> 3``."""
-    flat_before, flat_now = dict(_flat(before, "")), dict(_flat(now, ""))
-    keys = [k for k in {**flat_before, **flat_now} if flat_before.get(k) != flat_now.get(k)]
-    shown = [f"{key} {flat_before.get(key)} -> {flat_now.get(key)}" for key in keys[:3]]
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(shown) + more
-
-
-def _flat(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from _flat(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, json.loads(json.dumps(node))
 
 
 def _near_folder(folder: Path) -> str:

@@ -4,15 +4,17 @@ from levit_search.train.checkpoint import Checkpoint, training_id
 from levit_search.train.fitting import fit, seed_torch, top1_percent, train_network
 from levit_search.train.loss import Answers
 from levit_search.train.optimization import device_of
-from levit_search.train.outcome import Epoch, Report, Told, Training, silent
+from levit_search.train.outcome import Decide, Epoch, Report, Told, Training, always, silent
 
 __all__ = [
     "Answers",
     "Checkpoint",
+    "Decide",
     "Epoch",
     "Report",
     "Told",
     "Training",
+    "always",
     "device_of",
     "fit",
     "seed_torch",

@@ -21,7 +21,7 @@ from levit_search.recipe import Recipe
 from levit_search.train.checkpoint import Checkpoint
 from levit_search.train.loss import Answers, loss_of
 from levit_search.train.optimization import Optimization, device_of
-from levit_search.train.outcome import Epoch, Report, Told, Training, silent
+from levit_search.train.outcome import Decide, Epoch, Report, Told, Training, always, silent
 
 _CHECKPOINT_S = 60.0  # between two checkpoints where there is no rung
 _FEWEST_STEPS = 100  # after fewer, a network at chance may yet learn
@@ -44,6 +44,7 @@ def train_network(
     checkpoint: Checkpoint | None = None,
     until: int | None = None,
     told: Told = silent,
+    decide: Decide = always,
 ) -> tuple[Model, Training]:
     """Build ``network`` with the weights of ``seed`` and its donor's, and fit it; see :func:`fit`.
 
@@ -53,7 +54,9 @@ def train_network(
     model = build(network)
     load_donor_weights(model, recipe.donor_weights)
     answers = teacher if network.distillation else None
-    return model, fit(model, batches, recipe, seed, answers, report, checkpoint, until, told)
+    return model, fit(
+        model, batches, recipe, seed, answers, report, checkpoint, until, told, decide
+    )
 
 
 def fit(
@@ -66,6 +69,7 @@ def fit(
     checkpoint: Checkpoint | None = None,
     until: int | None = None,
     told: Told = silent,
+    decide: Decide = always,
 ) -> Training:
     """Train ``model`` in place, to the end of the recipe or to an earlier rung.
 
@@ -85,6 +89,8 @@ def fit(
         until: the epoch to stop after; the learning rate is that of the whole recipe. None: the
             recipe's last.
         told: called every few seconds within an epoch.
+        decide: asked at each rung, after ``report``, and before training goes on again about the
+            rungs that earlier sessions came to; the run ends at a rung where it says no.
 
     Raises:
         TrialError: the loss became infinite or not a number, the accuracy at the first rung is that
@@ -96,11 +102,13 @@ def fit(
     run = _Run(model, batches, recipe, seed, teacher, checkpoint)
     last = min(until or recipe.epochs, recipe.epochs)
     run.check_chance()  # of a run that was given up before
+    goes_on = run.was_let_go_on(decide)
     with _as_trial_errors(run):
-        while len(run.curve) < last:
+        while goes_on and len(run.curve) < last:
             run.train_epoch(len(run.curve) + 1 == last, told)
             report(run.curve[-1])
             run.check_chance()
+            goes_on = not run.is_rung(run.curve[-1]) or decide(run.curve[-1])
     run.keep_weights()
     return run.training()
 
@@ -230,6 +238,18 @@ class _Run:
                 f"after epoch {point.epoch} of {self._recipe.epochs} the accuracy on val is "
                 f"{point.val_top1_percent:.2f} %, that of chance ({100 * chance:.2f} %)"
             )
+
+    def is_rung(self, point: Epoch) -> bool:
+        """Whether it is decided there if the run goes on."""
+        return point.epoch in self._recipe.rungs and point.epoch < self._recipe.epochs
+
+    def was_let_go_on(self, decide: Decide) -> bool:
+        """Ask about the rungs of earlier sessions; what came after a no is forgotten."""
+        for place, point in enumerate(self.curve, start=1):
+            if self.is_rung(point) and not decide(point):
+                del self.curve[place:]
+                return False
+        return True
 
     def keep_weights(self) -> None:
         """Put the averaged weights, where there are some, into the model."""

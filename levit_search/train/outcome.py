@@ -39,9 +39,18 @@ class Training:
 Report = Callable[[Epoch], None]
 
 
+Decide = Callable[[Epoch], bool]
+"""Asked at each rung before the last epoch whether to go on."""
+
+
 Told = Callable[[float], None]
 """Told, every few seconds within an epoch, which part of the whole recipe is done."""
 
 
 def silent(_: Epoch | float) -> None:
     """Report to nobody."""
+
+
+def always(_: Epoch) -> bool:
+    """Stop at no rung."""
+    return True

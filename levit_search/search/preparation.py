@@ -1,0 +1,65 @@
+"""What a search settles before its first trial, and checks when it goes on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from levit_search.architecture import Architecture
+from levit_search.errors import InputError
+from levit_search.latency.cache import fingerprint
+from levit_search.search.ledger import Ledger
+from levit_search.space import Space
+from levit_search.study import Study
+
+PREPARED = ("settled_ms", "device", "devices", "teacher")
+"""What a study keeps of its preparation."""
+
+
+def sample_of(space: Space) -> Architecture:
+    """Any valid network: what is prepared depends on the images alone."""
+    chance = np.random.default_rng(0)
+    while True:
+        try:
+            return space.draw(chance)
+        except InputError:
+            continue  # the space was checked to have valid networks
+
+
+def check_devices(study: Study, attributes: Mapping[str, Any], prepared: Mapping[str, Any]) -> None:
+    """Make sure that latencies of two devices do not come onto one front.
+
+    Args:
+        study: with the sections of all targets.
+        attributes: of the study; ``device`` and ``devices`` are what earlier latencies were
+            measured on.
+        prepared: the same of now; empty where nothing is measured.
+
+    Raises:
+        InputError: one is another device.
+    """
+    sections = {"": study.config.latency, **study.config.targets}
+    before, now = _devices(attributes), _devices(prepared)
+    for target in before.keys() & now.keys():
+        runtime = sections[target].runtime
+        old, new = (fingerprint(found[target], runtime) for found in (before, now))
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if changed:
+            name, at = changed[0], f" at {target}" if target else ""
+            raise InputError(
+                f"{study.folder}: its latencies{at} were measured with {name} {old.get(name)}, "
+                f"here it is {new.get(name)}; start another study by --study"
+            )
+
+
+def _devices(found: Mapping[str, Any]) -> dict[str, Any]:
+    """By target, the main one by no name."""
+    main = {"": found["device"]} if found.get("device") else {}
+    return {**main, **found.get("devices", {})}
+
+
+def remember(ledger: Ledger, prepared: Mapping[str, Any]) -> None:
+    """Keep what was prepared with the study."""
+    for key in PREPARED:
+        if prepared.get(key):
+            ledger.set_attribute(key, prepared[key])

@@ -1,0 +1,171 @@
+"""The cluster that a search uses: joined or started, what its nodes offer, and who works where."""
+
+import math
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import ray as typed_in_part
+from ray.tune import PlacementGroupFactory
+from ray.util.placement_group import placement_group, placement_group_table
+
+from levit_search.errors import InputError
+from levit_search.latency.ray_connection import hush, join
+from levit_search.study import EngineConfig
+
+ray: Any = typed_in_part
+
+_STORE_BYTES = 100 * 1024**2  # tasks and results are small
+_NAMED_WELL = ("CPU", "GPU")
+_FREED_S = 2.0
+_SLACK = 1e-6  # resources are decimal fractions
+
+
+def connect(engine: EngineConfig) -> bool:
+    """Be a driver of the cluster that is meant; returns whether this process was none before.
+
+    Without an address anywhere, a Ray of our own starts on this machine, which ends with this
+    process.
+
+    Raises:
+        InputError: there is no such cluster.
+    """
+    address = engine.address or os.environ.get("RAY_ADDRESS")
+    if address is not None and address.startswith("ray://"):
+        raise InputError(
+            f"engine.address: {address!r} is for Ray's client, which cannot drive a search; run it "
+            "on a node of the cluster and give host:port of the head (6379 unless told otherwise)"
+        )
+    if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if engine.address not in (None, "auto", here):
+            raise InputError(
+                f"engine.address: {engine.address!r} is another Ray cluster than {here!r}, which "
+                "this process is connected to"
+            )
+        return False
+    if address is None:
+        _start(math.ceil(engine.jobs * engine.cpus))
+        return True
+    try:
+        join(address)
+    except ConnectionError as error:
+        raise InputError(f"engine.address: {error}") from None
+    return True
+
+
+def _start(cpus: int) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    hush()
+
+
+def claim(engine: EngineConfig) -> dict[str, float]:
+    """What one worker reserves, by Ray's names of resources.
+
+    Raises:
+        InputError: that is nothing, or CPUs or GPUs are named twice.
+    """
+    for name in _NAMED_WELL:
+        if name in engine.resources:
+            raise InputError(f"engine.resources: {name} is claimed by engine.{name.lower()}s")
+    wanted = {"CPU": engine.cpus, "GPU": engine.gpus, **engine.resources}
+    claimed = {name: amount for name, amount in wanted.items() if amount > 0}
+    if not claimed:
+        raise InputError("engine: a worker must claim something of cpus, gpus or resources")
+    return claimed
+
+
+def check_claim(claimed: Mapping[str, float]) -> None:
+    """See that some node could serve a worker.
+
+    Raises:
+        InputError: none could, however long one waits.
+    """
+    if not any(_times(claimed, node["Resources"]) for node in _alive()):
+        offers = sorted({_shown(node["Resources"], claimed) for node in _alive()})
+        raise InputError(
+            f"engine: a worker claims {_shown(claimed, claimed)}, and no node of the Ray cluster "
+            f"at {ray.get_runtime_context().gcs_address} has that (they have: {'; '.join(offers)})"
+        )
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _times(claimed: Mapping[str, float], offered: Mapping[str, float]) -> int:
+    return int(min(offered.get(name, 0) / amount + _SLACK for name, amount in claimed.items()))
+
+
+def _shown(resources: Mapping[str, float], claimed: Mapping[str, float]) -> str:
+    """Those that a user has named or might name."""
+    own = {
+        name: amount
+        for name, amount in sorted(resources.items())
+        if name in claimed
+        or not (name.startswith("node:") or name in ("memory", "object_store_memory"))
+    }
+    return ", ".join(f"{name} {amount:g}" for name, amount in own.items()) or "nothing"
+
+
+class Seat(PlacementGroupFactory):
+    """A worker's place on one node, chosen when Tune asks for it.
+
+    Ray's strategies are about the parts of one placement group. Here each worker is a group, and
+    goes where ``placement`` has it in view of the others: PACK to the node with most of them,
+    SPREAD to the one with fewest, STRICT_SPREAD never to one that has any. The first two are wishes
+    only: a node that is busy with the work of others is not waited for.
+    """
+
+    def __init__(self, claimed: Mapping[str, float], placement: str) -> None:
+        super().__init__([dict(claimed)], "STRICT_PACK")
+        self._placement = placement
+        self._search = f"levit-search-{uuid.uuid4().hex[:8]}"
+        self._meant: dict[str, str | None] = {}  # by group, the node that it should go to
+
+    def to_placement_group(self) -> Any:
+        name = f"{self._search}-{uuid.uuid4().hex[:8]}"
+        workers, target = self._target()
+        options: dict[str, Any] = {} if target is None else {"_soft_target_node_id": target}
+        if self._placement == "STRICT_SPREAD" and workers:
+            options["bundle_label_selector"] = [{"ray.io/node-id": f"!in({','.join(workers)})"}]
+        self._meant[name] = target
+        return placement_group(self.bundles, self.strategy, name, **options)
+
+    def _target(self) -> tuple[Counter[str], str | None]:
+        """How many workers each node has, and the node where another should go, if any."""
+        deadline = time.monotonic() + _FREED_S
+        while True:
+            workers = self._workers()
+            room = {node["NodeID"]: _times(self.bundles[0], node["Resources"]) for node in _alive()}
+            with_room = [node for node in sorted(room) if room[node] > workers[node]]
+            match self._placement:
+                case "PACK":
+                    return workers, max(with_room, key=lambda node: workers[node], default=None)
+                case "SPREAD":
+                    return workers, min(with_room, key=lambda node: workers[node], default=None)
+            free = [node for node in with_room if not workers[node]]
+            if free or time.monotonic() > deadline:
+                return workers, free[0] if free else None
+            time.sleep(0.1)  # the place of a worker that has died shows as taken for a moment
+
+    def _workers(self) -> Counter[str]:
+        """How many workers of this search each node has, or is to have."""
+        workers: Counter[str] = Counter()
+        for group in placement_group_table().values():
+            if group["name"] in self._meant and group["state"] != "REMOVED":
+                nodes = [node for node in group["bundles_to_node_id"].values() if node]
+                node = nodes[0] if nodes else self._meant[group["name"]]
+                workers.update([node] if node else [])
+        return workers

@@ -1,0 +1,101 @@
+"""Successive halving over several objectives: which candidates are worth training on.
+
+A candidate that comes to a rung goes on at once or ends there, judged among those that came before
+it (the stopping form of Li et al. 2020, *A System for Massively Parallel Hyperparameter Tuning*):
+nobody waits for a bracket to fill. Accuracy at the rung stands beside the costs, which are known by
+then, so that a slow network goes on only if it is accurate for its latency.
+
+The order is that of non-dominated fronts. About one in ``reduction`` goes on: a candidate does if
+its whole front belongs to the best share, and where the share ends within its front, while that
+many have not gone on yet. (On recorded curves, ordering such a front by crowding ended the
+newcomers in its middle, and letting all of it pass saved less.)
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from levit_search.pareto import Objective, Points, minimised, non_dominated_ranks
+
+_ACCURACY = "top1_percent"
+_LATEST = 1000  # candidates at a rung among whom the next one is judged
+# What accuracy is expected to gain is rounded to so many points: the figures that samplers are told
+# of stopped candidates then stay as they are while the estimate settles.
+_GAIN_STEP = 0.5
+
+
+@dataclass
+class _Rung:
+    """Who came to one rung, in their order."""
+
+    accuracy: dict[str, float] = field(default_factory=dict)
+    points: list[Points] = field(default_factory=list)
+    went_on: list[bool] = field(default_factory=list)
+
+
+class Rungs:
+    """Who came to which rung, with which figures.
+
+    Args:
+        epochs: of the rungs, ascending, all before the last epoch.
+        reduction: about one in so many goes on from each.
+        objectives: of the study.
+    """
+
+    def __init__(
+        self, epochs: Sequence[int], reduction: float, objectives: Sequence[Objective]
+    ) -> None:
+        self.epochs = tuple(epochs)
+        self._reduction, self._objectives = reduction, tuple(objectives)
+        self._rungs = {epoch: _Rung() for epoch in self.epochs}
+        self._final: dict[str, float] = {}
+
+    def judge(self, epoch: int, network: str, values: Mapping[str, float]) -> bool:
+        """Whether a network that comes to a rung goes on.
+
+        Args:
+            epoch: of the rung.
+            network: its id; it has not been there before.
+            values: all objectives by name, the accuracy being the one at this rung.
+        """
+        rung = self._rungs[epoch]
+        points = [*rung.points[1 - _LATEST :], minimised([values], self._objectives)[0]]
+        ranks = non_dominated_ranks(np.array(points))
+        share = math.ceil(len(points) / self._reduction)
+        better, equal = int((ranks < ranks[-1]).sum()), int((ranks == ranks[-1]).sum())
+        gone = sum(rung.went_on[1 - _LATEST :])
+        goes_on = better + equal <= share or (better < share and gone < share)
+        self.enter(epoch, network, values, goes_on)
+        return goes_on
+
+    def enter(self, epoch: int, network: str, values: Mapping[str, float], goes_on: bool) -> None:
+        """Note what was judged, now or in an earlier session; a second coming counts nothing."""
+        rung = self._rungs[epoch]
+        if network not in rung.accuracy:
+            rung.accuracy[network] = values[_ACCURACY]
+            rung.points.append(minimised([values], self._objectives)[0])
+            rung.went_on.append(goes_on)
+
+    def complete(self, network: str, top1_percent: float) -> None:
+        """Note the accuracy after the last epoch."""
+        self._final[network] = top1_percent
+
+    def gains(self) -> tuple[float, ...]:
+        """What accuracy gains from each rung to the next, to the last epoch in the end: the median
+        in points over those that went on, rounded; 0 where nobody did."""
+        levels = [*(rung.accuracy for rung in self._rungs.values()), self._final]
+        return tuple(
+            _rounded_median([after[name] - before[name] for name in after if name in before])
+            for before, after in itertools.pairwise(levels)
+        )
+
+    def expected(self, epoch: int, top1_percent: float) -> float:
+        """The accuracy in percent that a candidate stopped at a rung would have had in the end."""
+        return min(100.0, top1_percent + sum(self.gains()[self.epochs.index(epoch) :]))
+
+
+def _rounded_median(gains: list[float]) -> float:
+    return _GAIN_STEP * round(float(np.median(gains)) / _GAIN_STEP) if gains else 0.0

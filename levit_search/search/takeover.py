@@ -1,0 +1,152 @@
+"""Taking over the finished trials of another study, such as one of a narrower space."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+
+from levit_search.errors import InputError
+from levit_search.search.ledger import Ledger
+from levit_search.search.preparation import PREPARED
+from levit_search.space import Space
+from levit_search.study import MEASURED, Record, Study, differences
+
+
+def check_source(folder: Path, study: Study) -> Study:
+    """The study to take from, if what its trials found means the same here.
+
+    Raises:
+        InputError: there is none, it is the same one, or its networks were trained or measured
+            otherwise.
+    """
+    source = Study.open(folder)
+    if folder.resolve() == study.folder.resolve():
+        raise InputError(f"--from {folder}: is the study itself")
+    known = _known(source)
+    missing = [name for name in study.config.objectives if name not in known]
+    if missing:
+        raise InputError(
+            f"--from {folder}: its networks have no {missing[0]}, an objective here "
+            f"(they have {', '.join(sorted(known))})"
+        )
+    before, now = _meaning(source), _meaning(study)
+    shared = before.keys() & now.keys()
+    if found := differences(*({key: each[key] for key in shared} for each in (before, now))):
+        raise InputError(
+            f"--from {folder}: its networks were evaluated otherwise ({found}); their figures do "
+            "not belong beside those of this study"
+        )
+    return source
+
+
+def taken_over(folder: Path, study: Study, space: Space, ledger: Ledger) -> int:
+    """Enter the finished trials of another study that are networks of ``space``.
+
+    They use up no budget. What the space, the limits or the rungs do not allow stays behind, and so
+    does what is here already. Weights are copied.
+
+    Args:
+        folder: of the other study.
+        study: where to.
+        space: of that study.
+        ledger: of that study; nothing was begun since it was opened.
+
+    Returns:
+        How many were taken.
+
+    Raises:
+        InputError: see :func:`check_source`.
+    """
+    source = check_source(folder, study)
+    records = source.records()
+    present: set[str | None] = {
+        trial.user_attrs.get("architecture_id") for trial in ledger.trials()
+    }
+    attributes = source.storage().user_attrs
+    taken = 0
+    for record in records:
+        network = record.architecture
+        if not _is_whole(record, study) or network is None or network.id in present:
+            continue
+        values = space.encode(network)
+        if values is None or not _keeps_limits(record, space):
+            continue
+        _enter(record, source, study, ledger, space.encoded(values))
+        present.add(network.id)
+        taken += 1
+    kept = [key for key in attributes if key in PREPARED or key.startswith(MEASURED)]
+    for key in kept:
+        if key not in ledger.attributes:
+            ledger.set_attribute(key, attributes[key])
+    return taken
+
+
+def _enter(
+    record: Record, source: Study, study: Study, ledger: Ledger, params: Mapping[str, Any]
+) -> None:
+    assert record.architecture is not None
+    network = record.architecture
+    weights = source.checkpoints / f"{network.id}.safetensors"
+    if weights.exists():
+        study.checkpoints.mkdir(exist_ok=True)
+        shutil.copyfile(weights, study.checkpoints / weights.name)
+    notes: dict[str, Any] = {
+        "architecture": network.model_dump(mode="json"),
+        "architecture_id": network.id,
+        "cost": {name: record.values[name] for name in ("params", "flops", "activations")},
+        "evaluation": record.evaluation,
+        "taken_from": f"{source.folder}#{record.trial}",
+    }
+    if record.is_stopped:
+        notes["rungs"] = list(record.rungs)
+    excess = {"valid": 0.0}
+    if record.state == "complete":
+        objectives = [record.values[name] for name in study.config.objectives]
+        ledger.add(TrialState.COMPLETE, objectives, params, notes, excess, {})
+    else:
+        notes["reason"] = record.reason
+        ledger.add(TrialState.PRUNED, None, params, notes, excess, {})
+
+
+def _is_whole(record: Record, study: Study) -> bool:
+    """Whether a trial has its figures: complete, or stopped at rungs that this study has too."""
+    if record.reused_from is not None:
+        return False
+    same_rungs = {rung["epoch"] for rung in record.rungs} <= {*study.config.rung_epochs}
+    return record.state == "complete" or (record.is_stopped and same_rungs)
+
+
+def _keeps_limits(record: Record, space: Space) -> bool:
+    limits = space.limits.model_dump()
+    return all(
+        bound is None or record.values.get(name, 0.0) <= bound for name, bound in limits.items()
+    )
+
+
+def _known(study: Study) -> set[str]:
+    """Figures that every complete trial has."""
+    config = study.config
+    found = {"params", "flops", "activations"}
+    if config.is_trained:
+        found.add("top1_percent")
+    if config.is_measured:
+        found.add("latency_ms")
+    return found | set(config.objectives)
+
+
+def _meaning(study: Study) -> dict[str, Any]:
+    """What each part of a trial's figures depends on, beside the network."""
+    config = study.config
+    meaning: dict[str, Any] = {"data": config.data.model_dump(mode="json")}
+    if config.is_trained:
+        teaching = config.teaching
+        meaning["train"] = config.train.decisive()
+        meaning["teacher"] = teaching.model_dump(mode="json") if teaching is not None else None
+        meaning["search"] = {"seed": config.search.seed}
+    if config.is_measured:
+        meaning["latency"] = config.latency.model_dump(mode="json")
+    for name, section in config.also_measured.items():
+        meaning[f"targets.{name}"] = section.model_dump(mode="json")
+    return meaning

@@ -1,0 +1,163 @@
+"""A worker's life, whatever started it: it prepares once, then evaluates what it is sent."""
+
+import contextlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import pkgutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from levit_search import architecture as architectures
+from levit_search.architecture import Architecture
+from levit_search.configuration import validated
+from levit_search.errors import InputError, LevitSearchError
+from levit_search.latency.sharing import while_no_probe_runs
+from levit_search.search.engine import Event
+from levit_search.study import StudyConfig
+
+EVALUATOR = "levit_search.evaluate:Evaluator"
+"""Where workers find what they do their work with."""
+
+Progress = Callable[[str, float | None], None]
+Decide = Callable[[int, dict[str, float]], bool]
+
+
+class Evaluates(Protocol):
+    """What a worker does its work with, such as :class:`levit_search.evaluate.Evaluator`.
+
+    It is made of the study's configuration, the study's folder, the reference's latency by id as
+    far as that is known, and the cores that it should keep to (None: any).
+    """
+
+    def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
+        """Get what all evaluations need; returns ``settled_ms``, ``device`` and ``teacher``."""
+
+    def evaluate(self, network: Architecture, progress: Progress, decide: Decide) -> Any:
+        """Evaluate a network; what it returns has a method ``as_json``."""
+
+    def measure(self, network: Architecture, progress: Progress) -> Any:
+        """Measure a network whose latency was predicted; what it returns has ``as_json``."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class Steps:
+    """Takes one step of work after another and tells of each.
+
+    Whatever a step raises is an event, except for the end of the connection to the driver
+    (``EOFError``, ``BrokenPipeError``, ``ConnectionResetError``).
+
+    Args:
+        evaluator: does the work.
+        tell: called with each event.
+        answered: waits for the driver's answer about the rung that was told last.
+    """
+
+    def __init__(
+        self, evaluator: Evaluates, tell: Callable[[Event], None], answered: Callable[[], bool]
+    ) -> None:
+        self._evaluator, self._tell, self._answered = evaluator, tell, answered
+
+    def prepare(self, sample: dict[str, Any]) -> bool:
+        """Prepare for the images of a network, ``sample``; returns whether that worked."""
+        network = architectures.parse(sample)
+        return self._attempt(None, lambda told: self._evaluator.prepare(network, told))
+
+    def take(self, do: str, trial: int, described: dict[str, Any]) -> None:
+        """``evaluate`` or ``measure`` a network."""
+
+        def step(told: Progress) -> dict[str, Any]:
+            network = architectures.parse(described)
+            if do == "measure":
+                found = self._evaluator.measure(network, told)
+            else:
+                found = self._evaluator.evaluate(network, told, decide)
+            content: dict[str, Any] = found.as_json()
+            return content
+
+        def decide(epoch: int, values: dict[str, float]) -> bool:
+            content = {"epoch": epoch, "values": dict(values)}
+            self._tell(Event("rung", trial, content=content))
+            return self._answered()
+
+        self._attempt(trial, step)
+
+    def _attempt(self, trial: int | None, step: Callable[[Progress], dict[str, Any]]) -> bool:
+        def told(text: str, fraction: float | None) -> None:
+            self._tell(Event("progress", trial, text, fraction))
+
+        try:
+            content = step(told)
+        except (BrokenPipeError, ConnectionResetError, EOFError):
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            expected = isinstance(error, LevitSearchError)
+            text = str(error) if expected else f"{type(error).__name__}: {error}"
+            wrong_input = {"wrong_input": isinstance(error, InputError)}
+            self._tell(Event("failed", trial, " ".join(text.split())[:500], content=wrong_input))
+            return False
+        self._tell(Event("done", trial, content=json.loads(json.dumps(content))))
+        return True
+
+
+def serve(
+    connection: "multiprocessing.connection.Connection",
+    config: dict[str, Any],
+    folder: str,
+    log: str,
+    evaluator: str,
+    cores: frozenset[int] | None,
+) -> None:
+    """A worker process of this machine, until the driver is gone.
+
+    Everything is imported at once, since that takes seconds, and then waits to be told to prepare.
+
+    Args:
+        connection: to the driver, which sends ``sample`` and ``settled_ms``, then one step after
+            another and the answers about rungs; events come back.
+        config: of the study.
+        folder: of the study.
+        log: the file that takes what is printed.
+        evaluator: ``module:attribute``.
+        cores: those to keep to; None for any.
+    """
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # Ctrl-C is the driver's to answer
+    # SIGTERM must reach the probe's worker as well; ending by exception runs the clean-up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _end_with_parent()
+    # Pictures are read by processes of our own, which a daemon may not have; we end them ourselves.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    lines = open(log, "a", buffering=1)  # noqa: SIM115 (lives as long as we)
+    os.dup2(lines.fileno(), 1)
+    os.dup2(lines.fileno(), 2)
+    with while_no_probe_runs():
+        make: Callable[..., Evaluates] = pkgutil.resolve_name(evaluator)
+    settings = validated(StudyConfig, config, folder)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
+        sample, settled_ms = connection.recv()
+        with contextlib.closing(make(settings, Path(folder), settled_ms, cores)) as made:
+            steps = Steps(made, connection.send, connection.recv)
+            prepared = steps.prepare(sample)
+            while prepared:
+                steps.take(*connection.recv())
+
+
+def _end_with_parent() -> None:
+    """End at once when the driver is gone, however it went: nobody would read the result."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

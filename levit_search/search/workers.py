@@ -1,0 +1,244 @@
+"""Worker processes on this machine."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from levit_search.architecture import Architecture
+from levit_search.latency.channel import exit_name
+from levit_search.search.engine import Event
+from levit_search.search.worker import EVALUATOR, serve
+from levit_search.study import Study
+
+# So many workers in a row that die before they are prepared are no accident.
+_MOST_DEATHS = 2
+_END_S = 5.0
+
+
+class LocalEngine:
+    """``engine.jobs`` worker processes, kept between trials, since importing torch takes seconds.
+
+    The first worker prepares alone, which trains the teacher and times the reference where nobody
+    did before; the others import meanwhile and then prepare with what it found. Trials go to the
+    first worker that is free, so that with one job the same search does the same.
+
+    Training keeps to cores of its worker's own, consecutive ones, where the cores that this process
+    may use are enough for ``train.threads`` of every job; otherwise it runs on any, and an event
+    says so. A probe may use any core: it has the host to itself (see
+    :mod:`levit_search.latency.sharing`), and reads the same whatever the number of jobs.
+
+    A worker that dies takes its trial with it: the trial fails, and a new worker is started.
+
+    Args:
+        study: evaluated networks' weights go into its folder.
+        sample: any network of its space.
+        settled_ms: the reference's latency by id, where an earlier session settled it.
+        evaluator: ``module:attribute`` of what workers do their work with; see
+            :class:`levit_search.search.worker.Evaluates`.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        sample: Architecture,
+        settled_ms: dict[str, float],
+        evaluator: str = EVALUATOR,
+    ) -> None:
+        self._study, self._evaluator = study, evaluator
+        self._sample, self._settled_ms = sample.model_dump(mode="json"), settled_ms
+        self._is_prepared = False
+        self._deaths = 0
+        config, usable = study.config, usable_cores()
+        jobs, threads = config.engine.jobs, config.train.threads
+        self._cores = core_shares(jobs, threads, usable)
+        self._notes: list[Event] = []
+        if config.is_trained and config.train.device != "cuda" and jobs * threads > len(usable):
+            text = f"{jobs} jobs of {threads} threads each share {len(usable)} cores"
+            self._notes.append(Event("progress", None, f"{text}, and slow each other down"))
+        self._workers: list[_Worker] = []
+        try:
+            for number in range(jobs):
+                self._workers.append(self._started(number))
+            self._workers[0].prepare(self._sample, self._settled_ms)
+        except BaseException:
+            self.close()
+            raise
+
+    def has_room(self) -> bool:
+        return self._free() is not None
+
+    def submit(self, trial: int, network: Architecture) -> None:
+        self._give("evaluate", trial, network)
+
+    def verify(self, trial: int, network: Architecture) -> None:
+        self._give("measure", trial, network)
+
+    def answer(self, trial: int, goes_on: bool) -> None:
+        for worker in self._workers:  # none has it where its worker died since it asked
+            if worker.trial == trial:
+                worker.send(goes_on)
+
+    def events(self, patience_s: float) -> list[Event]:
+        events, self._notes = self._notes, []
+        signs = [sign for worker in self._workers for sign in worker.signs()]
+        multiprocessing.connection.wait(signs, 0 if events else patience_s)
+        for worker in list(self._workers):
+            was_alive = worker.process.is_alive()
+            for event in worker.received():
+                events += self._noted(worker, event)
+            if not was_alive or worker.is_deaf:
+                events += self._buried(worker)
+        return events
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.process.terminate()
+        deadline = time.monotonic() + _END_S
+        for worker in self._workers:
+            worker.end(deadline - time.monotonic())
+        self._workers = []
+
+    def _free(self) -> "_Worker | None":
+        return next((each for each in self._workers if each.is_free), None)
+
+    def _give(self, do: str, trial: int, network: Architecture) -> None:
+        worker = self._free()
+        assert worker is not None
+        worker.trial = trial
+        worker.send((do, trial, network.model_dump(mode="json")))
+
+    def _started(self, number: int) -> "_Worker":
+        return _Worker(number, self._study, self._evaluator, self._cores[number])
+
+    def _noted(self, worker: "_Worker", event: Event) -> list[Event]:
+        """Whatever of an event concerns the driver."""
+        if event.trial is not None:
+            if event.kind in ("done", "failed"):
+                worker.trial = None
+            return [event]
+        is_first = not self._is_prepared
+        match event.kind:
+            case "failed":
+                worker.is_given_up = True
+                return [event if is_first else replace(event, content={"wrong_input": False})]
+            case "done":
+                worker.is_prepared = self._is_prepared = True
+                self._deaths = 0
+                if is_first:
+                    self._settled_ms = event.content["settled_ms"]
+                    for other in self._workers:
+                        if other is not worker:
+                            other.prepare(self._sample, self._settled_ms)
+        return [event] if is_first else []
+
+    def _buried(self, worker: "_Worker") -> list[Event]:
+        """Put a new worker in the place of one that has ended."""
+        worker.end(_END_S)
+        if worker.is_given_up:  # its failure has been told
+            self._workers.remove(worker)
+            return []
+        how = exit_name(worker.process.exitcode)
+        text = f"the worker process ended with {how}; see {worker.log}"
+        if not worker.is_prepared:
+            self._deaths += 1
+            is_only = worker.is_preparing and not self._is_prepared
+            if is_only or self._deaths > _MOST_DEATHS:
+                self._workers.remove(worker)
+                return [Event("failed", None, text, content={"wrong_input": False})]
+        successor = self._started(worker.number)
+        if self._is_prepared:
+            successor.prepare(self._sample, self._settled_ms)
+        self._workers[self._workers.index(worker)] = successor
+        return [Event("progress" if worker.trial is None else "failed", worker.trial, text)]
+
+
+class _Worker:
+    """A process, and how far it has come.
+
+    Args:
+        number: from 0.
+        study: what it works for.
+        evaluator: ``module:attribute``.
+        cores: that its training keeps to.
+    """
+
+    def __init__(
+        self, number: int, study: Study, evaluator: str, cores: frozenset[int] | None
+    ) -> None:
+        self.number = number
+        self.log = study.folder / f"worker-{number + 1}.log"
+        self.trial: int | None = None
+        self.is_preparing = self.is_prepared = self.is_given_up = self.is_deaf = False
+        context = multiprocessing.get_context("spawn")
+        self._connection, far_end = context.Pipe()
+        config = study.config.model_dump(mode="json")
+        self.process = context.Process(
+            target=serve,
+            args=(far_end, config, str(study.folder), str(self.log), evaluator, cores),
+            name=f"levit-search-worker-{number + 1}",
+            daemon=True,
+        )
+        # Ctrl-C goes to every process of the terminal; a child that inherits deafness to it does
+        # not end with a traceback while it is still importing.
+        answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            self.process.start()
+        finally:
+            signal.signal(signal.SIGINT, answer)
+        far_end.close()
+
+    @property
+    def is_free(self) -> bool:
+        return self.is_prepared and self.trial is None
+
+    def prepare(self, sample: dict[str, Any], settled_ms: dict[str, float]) -> None:
+        self.is_preparing = True
+        self.send((sample, settled_ms))
+
+    def send(self, message: Any) -> None:
+        with contextlib.suppress(OSError):  # a dead worker shows in received()
+            self._connection.send(message)
+
+    def signs(self) -> list[Any]:
+        """What becomes ready when there is something to receive, or nothing ever again."""
+        return [self._connection, self.process.sentinel]
+
+    def received(self) -> Iterator[Event]:
+        """What came; at the end of it the worker is deaf."""
+        try:
+            while self._connection.poll():
+                yield self._connection.recv()
+        except (EOFError, OSError):
+            self.is_deaf = True
+
+    def end(self, patience_s: float) -> None:
+        """Wait for the process to end, and kill it after a while."""
+        self.process.join(max(0.0, patience_s))
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self._connection.close()
+
+
+def usable_cores() -> list[int]:
+    """The numbers of the cores that this process may use, ascending."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def core_shares(jobs: int, threads: int, cores: list[int]) -> list[frozenset[int] | None]:
+    """The cores of each job: consecutive ones, as many for each; None for any.
+
+    One job has them all, and so have jobs whose ``threads`` are more than there are ``cores``.
+    """
+    if jobs == 1 or jobs * threads > len(cores):
+        return [None] * jobs
+    bounds = [len(cores) * number // jobs for number in range(jobs + 1)]
+    return [frozenset(cores[bounds[n] : bounds[n + 1]]) for n in range(jobs)]

@@ -1,0 +1,293 @@
+"""Where a study's trials are kept: Optuna's storage in the study folder, or on a database server.
+
+Only Optuna's own schemas are used, so that its dashboard and its other tools read them all.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
+
+from pydantic import AfterValidator
+
+from levit_search.errors import InputError, LevitSearchError, did_you_mean
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage, RDBStorage
+    from sqlalchemy import URL, Engine
+
+_DRIVERS = {
+    "postgresql": "psycopg",
+    "postgresql+psycopg": "psycopg",
+    "mysql": "pymysql",
+    "mysql+pymysql": "pymysql",
+}
+_EXTRAS = {"psycopg": "postgres", "pymysql": "mysql"}
+_KNOWN = ("journal", "sqlite:///PATH", *(f"{scheme}://..." for scheme in _DRIVERS))
+
+_CONNECT_S = 5
+# A server that went away without a word is noticed after about this long.
+_SILENCE_S = 60
+# Another process may hold SQLite's lock for as long as it reads all trials.
+_SQLITE_BUSY_S = 60
+
+
+def masked(text: str) -> str:
+    """A text without the passwords of the addresses in it; ``${NAME}`` may be seen."""
+    text = re.sub(r"(://[^:@/\s]*):(?!\$\{\w+\}@)\S*@", r"\1:***@", text)
+    return re.sub(r"([?&]\w*passw(?:or)?d=)(?!\$\{\w+\}(?:&|$))[^&\s]*", r"\1***", text)
+
+
+def _checked(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    if text == "journal" or (scheme in _DRIVERS and rest):
+        return text
+    if scheme != "sqlite" or not separator:
+        near = did_you_mean(f"{scheme}://...", _KNOWN) if separator else did_you_mean(text, _KNOWN)
+        raise ValueError(f"unknown storage {masked(text)!r}; {near}")
+    if not rest.startswith("/") or rest in ("/", "/:memory:"):
+        raise ValueError(f"{text!r} names no file; expected sqlite:///PATH")
+    path = rest[1:]
+    return text if path.startswith("$") else f"sqlite:///{Path(path).expanduser().absolute()}"
+
+
+StorageUrl = Annotated[str, AfterValidator(_checked)]
+"""``journal``, ``sqlite:///PATH``, ``postgresql://USER:PASSWORD@HOST/NAME`` or ``mysql://...``.
+
+``journal`` is Optuna's journal file in the study folder, for file systems of which SQLite's locks
+are not to be trusted. A path is taken from where the command is run. ``${NAME}`` stands for an
+environment variable, which is read when the storage is opened and is written down nowhere; a
+password is best given so.
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study keeps its trials: ``storage`` of its configuration, seen from its folder.
+
+    As text it is what messages call it.
+    """
+
+    storage: str | None
+    folder: Path
+
+    def __str__(self) -> str:
+        if self.storage is None or not self.is_shared:
+            return str(self.file)
+        return f"storage {masked(self.storage)}"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether studies of other folders may be kept there, too."""
+        return self.storage not in (None, "journal")
+
+    @property
+    def file(self) -> Path | None:
+        """The file in which it is kept; none: it is on a server.
+
+        Raises:
+            InputError: its name has an environment variable that is not set.
+        """
+        if self.storage is None:
+            return self.folder / "study.db"
+        if self.storage == "journal":
+            return self.folder / "study.journal"
+        if self.storage.startswith("sqlite:"):
+            return Path(_filled(self.storage, str).removeprefix("sqlite:///")).absolute()
+        return None
+
+    def check(self) -> None:
+        """Make sure that it can be used; no file is made.
+
+        Raises:
+            InputError: a server cannot be reached or refuses us, or a file has no folder to be in.
+        """
+        self.check_parent()
+        if self.is_shared and self.may_hold_trials:
+            with self.opened():
+                return
+
+    def check_parent(self) -> None:
+        """Make sure that a file outside the study folder has a folder to be in.
+
+        Raises:
+            InputError: it has none.
+        """
+        if self.file is not None and self.is_shared and not self.file.parent.is_dir():
+            raise InputError(f"{self}: {self.file.parent} is no folder")
+
+    @property
+    def may_hold_trials(self) -> bool:
+        """False where there is no file, or an empty one; a server can only be asked."""
+        return self.file is None or (self.file.is_file() and self.file.stat().st_size > 0)
+
+    @contextmanager
+    def opened(self) -> Iterator["BaseStorage"]:
+        """The storage as long as the block lasts; see :meth:`open`."""
+        storage, engine = self._connected()
+        try:
+            with self.errors():
+                yield storage
+        finally:
+            if engine is not None:
+                engine.dispose()
+
+    def open(self) -> "BaseStorage":
+        """Optuna's storage, made if it is not there.
+
+        Raises:
+            InputError: it cannot be reached or read, refuses us, was written by a release of
+                Optuna that this one does not understand, or its driver is not installed.
+        """
+        return self._connected()[0]
+
+    @contextmanager
+    def errors(self, kind: type[LevitSearchError] = InputError) -> Iterator[None]:
+        """What goes wrong with the storage within the block becomes one line.
+
+        Args:
+            kind: of the error that is raised.
+        """
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from levit_search.study.journal import DamagedJournalError
+
+        try:
+            yield
+        except (SQLAlchemyError, StorageInternalError, DamagedJournalError, OSError) as error:
+            raise kind(f"{self}: {self._trouble} ({self._reason(error)})") from None
+
+    @property
+    def _trouble(self) -> str:
+        return "cannot be used" if self.file is None else "cannot be read or written"
+
+    def _reason(self, error: BaseException) -> str:
+        """The driver's own words, on one line and without the password."""
+        if error.__cause__ is not None and type(error).__name__ == "StorageInternalError":
+            error = error.__cause__
+        original = getattr(error, "orig", None) or error
+        if isinstance(original, OSError) and original.strerror:
+            return original.strerror
+        # PyMySQL's errors are a number and a text.
+        told = [text for text in original.args if isinstance(text, str)]
+        lines = [line.strip() for line in (told[-1] if told else str(original)).splitlines()]
+        text = next((line for line in lines if line), type(original).__name__)
+        text = text.removeprefix("connection failed: ")
+        secret = self._url().password if self.file is None else None
+        return text.replace(str(secret), "***") if secret else text
+
+    def _connected(self) -> "tuple[BaseStorage, Engine | None]":
+        import optuna
+        from optuna.storages import get_storage
+
+        from levit_search.study.journal import journal
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        if self.storage == "journal":
+            assert self.file is not None
+            with self.errors():
+                return journal(self.file), None
+        try:
+            with self.errors():
+                database = self._sqlite() if self.file is not None else self._server()
+                return get_storage(database), database.engine
+        except (RuntimeError, AssertionError) as error:  # Optuna's check of its schema
+            reason = str(error) or "its tables are not whole"
+            raise InputError(f"{self}: {self._trouble} ({reason.strip()})") from None
+
+    def _sqlite(self) -> "RDBStorage":
+        from optuna.storages import RDBStorage
+        from sqlalchemy import URL
+
+        assert self.file is not None
+        url = URL.create("sqlite", database=str(self.file.absolute()))
+        arguments = {"connect_args": {"timeout": _SQLITE_BUSY_S}}
+        return RDBStorage(_spelt(url), engine_kwargs=arguments)
+
+    def _server(self) -> "RDBStorage":
+        from optuna.storages import RDBStorage
+
+        url = self._url()
+        driver = _DRIVERS[url.drivername]
+        patience: dict[str, Any] = {"read_timeout": _SILENCE_S, "write_timeout": _SILENCE_S}
+        if driver == "psycopg":
+            patience = {
+                "keepalives_idle": _SILENCE_S // 2,
+                "keepalives_interval": _SILENCE_S // 6,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 1000 * _SILENCE_S,
+                "client_encoding": "utf8",  # a server without one gives bytes otherwise
+            }
+        patience["connect_timeout"] = _CONNECT_S
+        arguments = {
+            "pool_pre_ping": True,  # hours may pass between two trials
+            "connect_args": {key: n for key, n in patience.items() if key not in url.query},
+        }
+        with self._installed(driver):
+            database = RDBStorage(_spelt(url), engine_kwargs=arguments)
+        if driver == "pymysql":
+            _widen_texts(database.engine)
+        return database
+
+    def _url(self) -> "URL":
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        assert self.storage is not None
+        try:
+            url = make_url(_filled(self.storage, lambda value: quote(value, safe="")))
+        except (ArgumentError, ValueError):  # such as a port that is no number
+            raise InputError(
+                f"{self}: is no address of a database (expected SCHEME://USER:PASSWORD@HOST:PORT/"
+                "NAME)"
+            ) from None
+        return url.set(drivername=f"{url.get_backend_name()}+{_DRIVERS[url.drivername]}")
+
+    @contextmanager
+    def _installed(self, driver: str) -> Iterator[None]:
+        told = f"{self}: needs {driver} (pip install 'levit-search[{_EXTRAS[driver]}]')"
+        if find_spec(driver) is None:
+            raise InputError(told)
+        try:
+            yield
+        except ImportError as error:  # installed, and without the library that it wraps
+            reason = error.__cause__ or error
+            raise InputError(f"{told}: {reason}") from None
+
+
+def _filled(text: str, spell: Callable[[str], str]) -> str:
+    """The text with environment variables put in, each spelt for where it stands."""
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in os.environ:
+            raise InputError(f"storage {masked(text)}: the environment has no {name}")
+        return spell(os.environ[name])
+
+    return re.sub(r"\$\{(\w+)\}", value, text)
+
+
+def _spelt(url: "URL") -> str:
+    """For Optuna, to which braces are places to fill in."""
+    text = url.render_as_string(hide_password=False)
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _widen_texts(engine: "Engine") -> None:
+    """Room for attributes of more than 64 KiB, such as a learning curve of 600 epochs.
+
+    MySQL's TEXT ends there; other databases' does not.
+    """
+    from sqlalchemy import inspect, text
+
+    for table in ("trial_user_attributes", "study_user_attributes"):
+        columns = {each["name"]: each["type"] for each in inspect(engine).get_columns(table)}
+        if type(columns["value_json"]).__name__ == "TEXT":
+            with engine.begin() as connection:
+                connection.execute(text(f"ALTER TABLE {table} MODIFY value_json LONGTEXT"))

@@ -1,0 +1,54 @@
+"""What workers of the Ray engine do their work with in its tests; see ``engine_stubs``."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from levit_search.architecture import Architecture
+from levit_search.latency.channel import Channel
+from levit_search.latency.targets import RayTarget
+from tests.engine_stubs import FAILS, HANGS, Found, Stub
+
+
+class Traced(Stub):
+    """Leaves a file for each attempt at a network; one that hangs does so but once."""
+
+    def __init__(self, config: Any, folder: Path, settled_ms: Any, cores: Any = None) -> None:
+        super().__init__(config, folder, settled_ms, cores)
+        self._folder = folder
+
+    def evaluate(
+        self, network: Architecture, progress: Callable[..., None], decide: Callable[..., bool]
+    ) -> Found:
+        attempts = len(traces(self._folder, network))
+        node = ray.get_runtime_context().get_node_id()
+        trace = {"node": node, "pid": os.getpid(), "cwd": str(Path.cwd())}
+        path = self._folder / f"{network.id}-{attempts}.trace"
+        path.with_suffix(".part").write_text(json.dumps(trace))
+        path.with_suffix(".part").rename(path)
+        if network.drop_path == HANGS and attempts == 0:
+            time.sleep(600)
+        if not decide(1, {"top1_percent": 1.0}):
+            return Found({}, trace)
+        return Found({"top1_percent": 2.0}, trace)
+
+
+def traces(folder: Path, network: Architecture) -> list[dict[str, Any]]:
+    """Where a network was evaluated, attempt by attempt."""
+    paths = sorted(folder.glob(f"{network.id}-*.trace"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+class Probing(Stub):
+    """Measures on whichever node offers ``probe_arm``, or ``probe_riscv`` if the network FAILS."""
+
+    def measure(self, network: Architecture, progress: Callable[..., None]) -> Found:
+        resource = "probe_riscv" if network.drop_path == FAILS else "probe_arm"
+        channel = Channel(RayTarget(kind="ray", resource=resource), "onnxruntime")
+        channel.close()
+        return Found({}, {"machine": channel.device["machine"]})

@@ -1,0 +1,306 @@
+"""Workers on nodes of a Ray cluster, which here are processes of this machine."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table, remove_placement_group
+
+from levit_search.errors import InputError
+from levit_search.latency.ray_connection import join
+from levit_search.search.engine import make_engine
+from levit_search.search.ray_engine import RayEngine
+from levit_search.search.ray_nodes import Seat
+from levit_search.study import Study, read_config
+from tests.conftest import ROOT
+from tests.engine_stubs import FAILS, HANGS, MARK, Watched, assert_ended, network
+from tests.networks import tiny_space
+from tests.ray_stubs import traces
+
+Make = Callable[..., Watched]
+
+
+class Nodes:
+    """A cluster whose head has no CPUs, and two nodes with one each."""
+
+    def __init__(self) -> None:
+        self._store = {"object_store_memory": 80 * 1024 * 1024, "include_log_monitor": False}
+        head = {"num_cpus": 0, "include_dashboard": False, **self._store}
+        self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+        self.ids: dict[str, Any] = {}
+        for _ in range(2):
+            self.add()
+
+    def add(self, cpus: int = 1, **resources: float) -> str:
+        node = self.cluster.add_node(num_cpus=cpus, resources=resources, **self._store)
+        self.ids[node.node_id] = node
+        return str(node.node_id)
+
+    def kill(self, node_id: str) -> None:
+        self.cluster.remove_node(self.ids.pop(node_id), allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        started = Nodes()
+        try:
+            yield started
+        finally:
+            ray.shutdown()
+            started.cluster.shutdown()
+
+
+def study_in(folder: Path, **engine: Any) -> Study:
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump(tiny_space(engine={"kind": "ray", **engine})))
+    return Study.create(folder / "study", read_config(path), ["test"])
+
+
+@pytest.fixture
+def made(nodes: Nodes, tmp_path: Path) -> Iterator[Make]:
+    """Makes an engine on the cluster, of which the test's process is a driver from the first on."""
+    engines = []
+    if not ray.is_initialized():
+        join(nodes.cluster.address)
+
+    def make(evaluator: str = "Traced", **settings: Any) -> Watched:
+        study = study_in(tmp_path, **settings)
+        engines.append(RayEngine(study, network(), {}, f"tests.ray_stubs:{evaluator}"))
+        return Watched(engines[-1])
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def test_two_nodes_share_the_trials(made: Make, nodes: Nodes, tmp_path: Path) -> None:
+    watched = made(jobs=2)
+    for trial in range(2):
+        watched.submit(trial, network())
+    watched.until(lambda: all(watched.of(trial, "rung") for trial in range(2)))
+    assert not watched.engine.has_room()
+    done = [watched.answered(trial, [True]) for trial in range(2)]
+    assert {event.content["training"]["node"] for event in done} == set(nodes.ids)
+    assert {event.content["training"]["cwd"] for event in done} == {str(Path.cwd())}
+    assert not watched.of(None, "failed")
+
+
+def test_a_dead_node_costs_one_retry_of_its_trial(
+    made: Make, nodes: Nodes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    watched = made(jobs=2)
+    folder, lost, kept = tmp_path / "study", network(HANGS), network(embed_dim=24)
+    watched.submit(0, lost)
+    watched.until(lambda: traces(folder, lost))
+    watched.submit(1, kept)
+    watched.until(lambda: watched.of(1, "rung"))
+    where = traces(folder, lost)[0]["node"]
+    nodes.kill(where)
+    told = watched.until_told(0, "progress", "failed").text
+    assert re.fullmatch(
+        r"to be started again: the worker on [\d.]+ died: (its node has died|it cannot be reached)",
+        told,
+    )
+    assert watched.answered(1, [True]).content["values"] == {"top1_percent": 2.0}
+    assert watched.answered(0, [True]).content["values"] == {"top1_percent": 2.0}
+    assert len(traces(folder, kept)) == 1
+    first, second = (trace["node"] for trace in traces(folder, lost))
+    assert first == where != second
+    new = nodes.add()
+    for trial, size in ((2, 32), (3, 40)):  # a node that joins is used
+        watched.submit(trial, network(embed_dim=size))
+    watched.until(lambda: all(watched.of(trial, "rung") for trial in (2, 3)))
+    ends = [watched.answered(trial, [False]) for trial in (2, 3)]
+    assert new in {end.content["training"]["node"] for end in ends}
+    assert not watched.of(None, "failed")
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_a_second_death_fails_the_trial_and_an_idle_one_nothing(
+    made: Make, nodes: Nodes, tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    watched = made(jobs=1)
+    watched.submit(0, network(HANGS))
+    for attempt in range(2):
+        reached = attempt + 1
+        watched.until(lambda: len(traces(folder, network(HANGS))) == reached)  # noqa: B023
+        os.kill(traces(folder, network(HANGS))[attempt]["pid"], signal.SIGKILL)
+    failed = watched.until_told(0, "failed", "done")
+    assert failed.kind == "failed"
+    assert re.fullmatch(r"the worker on [\d.]+ died: its worker process has died", failed.text)
+    watched.submit(1, network())
+    pid = watched.answered(1, [True]).content["training"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    watched.submit(2, network())
+    assert watched.answered(2, [True]).kind == "done"
+    assert not any("again" in event.text for event in watched.of(2))
+
+
+def test_a_probe_runs_where_its_resource_is(made: Make, nodes: Nodes) -> None:
+    node = nodes.add(cpus=0, probe_arm=1)
+    try:
+        watched = made("Probing", jobs=1)
+        watched.until(watched.engine.has_room)
+        watched.engine.verify(0, network())
+        done = watched.until_told(0, "done", "failed")
+        assert done.text == ""
+        assert done.content["training"]["machine"] == os.uname().machine
+        watched.until(watched.engine.has_room)
+        watched.engine.verify(1, network(FAILS))
+        failed = watched.until_told(1, "done", "failed")
+        assert failed.text.endswith("custom resource 'probe_riscv' (offered: probe_arm)")
+    finally:
+        nodes.kill(node)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"resources": {"probe_riscv": 1}}, "claims CPU 1, probe_riscv 1, and no node"),
+        ({"cpus": 2}, "claims CPU 2, and no node"),
+        ({"gpus": 1}, "claims CPU 1, GPU 1, and no node"),
+        ({"cpus": 0}, "must claim something"),
+        ({"resources": {"CPU": 1}}, "CPU is claimed by engine.cpus"),
+        ({"address": "127.0.0.1:1"}, "'127.0.0.1:1' is another Ray cluster than"),
+        ({"address": "ray://127.0.0.1:1"}, "Ray's client"),
+    ],
+)
+def test_what_no_node_can_serve_is_refused_at_once(
+    made: Make, settings: dict[str, Any], told: str
+) -> None:
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=told) as refused:
+        made(**settings)
+    assert "\n" not in str(refused.value)
+    assert time.monotonic() - begun < 5
+    assert ray.is_initialized()
+
+
+def test_a_node_without_the_study_folder_is_told(made: Make, tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    (study.folder / "study.yaml").unlink()
+    engine = RayEngine(study, network(), {}, "tests.ray_stubs:Traced")
+    try:
+        failed = Watched(engine).until_told(None, "failed", "done")
+    finally:
+        engine.close()
+    assert failed.content == {"wrong_input": True}
+    assert f"does not see the study's folder {study.folder}" in failed.text
+
+
+def test_workers_are_placed_as_asked_for(nodes: Nodes) -> None:
+    join(nodes.cluster.address)
+    for _ in range(2):
+        nodes.add(cpus=0, seats=3)
+    for placement, used in (("PACK", [3]), ("SPREAD", [1, 2]), ("STRICT_SPREAD", [1, 1])):
+        become_free("seats")
+        seat = Seat({"seats": 1}, placement)
+        groups = [seat.to_placement_group() for _ in range(3)]
+        placed = [group for group in groups if group.wait(1)]
+        where = [
+            next(iter(placement_group_table(group)["bundles_to_node_id"].values()))
+            for group in placed
+        ]
+        assert sorted(Counter(where).values()) == used
+        for group in groups:
+            remove_placement_group(group)
+
+
+@pytest.mark.parametrize("way", ["address", "RAY_ADDRESS"])
+def test_an_address_with_nobody_there_is_refused_in_time(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray.shutdown()
+    with socket.socket() as taken:  # bound and not listening: whoever connects is refused
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        if way == "RAY_ADDRESS":
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        study = study_in(tmp_path, **({"address": address} if way == "address" else {}))
+        before = sorted(study.folder.rglob("*"))
+        begun = time.monotonic()
+        with pytest.raises(InputError, match=f"no Ray cluster at '{address}'"):
+            make_engine(study, network(), {})
+        assert time.monotonic() - begun < 10
+    assert sorted(study.folder.rglob("*")) == before
+    assert not ray.is_initialized()
+
+
+def test_an_engine_leaves_the_cluster_that_it_joined(nodes: Nodes, tmp_path: Path) -> None:
+    ray.shutdown()
+    study = study_in(tmp_path, address=nodes.cluster.address)
+    engine = RayEngine(study, network(), {}, "tests.ray_stubs:Traced")
+    try:
+        Watched(engine).until_told(None, "done")
+    finally:
+        begun = time.monotonic()
+        engine.close()
+    assert time.monotonic() - begun < 10
+    assert not ray.is_initialized()
+    join(nodes.cluster.address)
+    become_free("CPU")
+
+
+def test_a_ray_of_its_own_ends_with_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray.shutdown()
+    monkeypatch.setenv(MARK, str(tmp_path))
+    engine = RayEngine(study_in(tmp_path), network(), {}, "tests.engine_stubs:Stub")
+    try:
+        watched = Watched(engine)
+        watched.submit(0, network(HANGS))
+        watched.until_told(0, "progress")
+    finally:
+        begun = time.monotonic()
+        engine.close()
+    assert time.monotonic() - begun < 10
+    assert_ended(tmp_path)
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_driver_that_is_killed_leaves_nothing_behind(
+    is_own: bool, nodes: Nodes, tmp_path: Path
+) -> None:
+    address = {} if is_own else {"RAY_ADDRESS": nodes.cluster.address}
+    study = study_in(tmp_path)
+    program = [sys.executable, "-m", "tests.engine_stubs", "ray", str(study.folder)]
+    env = {**os.environ, MARK: str(tmp_path), **address}
+    driver = subprocess.Popen(program, stdout=subprocess.PIPE, env=env, cwd=ROOT)
+    try:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == b'"all hang"\n'
+    finally:
+        driver.kill()
+        driver.wait()
+    assert_ended(tmp_path)
+    if not is_own:
+        join(nodes.cluster.address)
+        become_free("CPU")
+
+
+def become_free(resource: str) -> None:
+    """Wait until nobody claims any of a resource; Ray tells of that after a while."""
+    asking: Any = ray
+    deadline = time.monotonic() + 15
+    while asking.available_resources().get(resource) != asking.cluster_resources()[resource]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

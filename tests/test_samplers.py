@@ -1,0 +1,155 @@
+"""Samplers by name: what they propose, what they learn of the infeasible, and what they repeat."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+
+from levit_search.search.history import History
+from levit_search.search.rungs import Rungs
+from levit_search.search.samplers import Proposer, chosen, reads_pruned
+from levit_search.study import SamplerName, SearchConfig
+
+OBJECTIVES = ("top1_percent", "flops")
+SPACE: dict[str, BaseDistribution] = {
+    **{f"x{index}": IntDistribution(0, 9) for index in range(5)},
+    "kind": CategoricalDistribution(["a", "b"]),
+}
+LIMIT = 16.0
+"""Of the sum of x0 to x4: one in five of all proposals keeps it."""
+LEARNING: tuple[SamplerName, ...] = ("tpe", "nsga2", "nsga3", "gp")
+ALL: tuple[SamplerName, ...] = (*LEARNING, "random", "grid")
+
+
+def size(params: Mapping[str, Any]) -> float:
+    return float(sum(params[f"x{index}"] for index in range(5)))
+
+
+def figures(params: Mapping[str, Any]) -> dict[str, float]:
+    """Larger is more accurate and costs more; ``a`` is better."""
+    total = size(params)
+    return {"top1_percent": 40 + total + 5 * (params["kind"] == "a"), "flops": 10 + total**2}
+
+
+class Searched:
+    """A search of the space above by one sampler, one proposal after another."""
+
+    def __init__(self, name: SamplerName, seed: int = 0, startup: int = 10) -> None:
+        config = SearchConfig(sampler=name, seed=seed, startup_trials=startup, trials=100)
+        self.history = History(OBJECTIVES, SPACE, ["valid", "size"], reads_pruned(name), None)
+        self.proposer = Proposer(name, config, SPACE, self.history, self.accepts)
+        self.known: set[tuple[Any, ...]] = set()
+        self.proposed: list[dict[str, Any]] = []
+        self.infeasible: list[bool] = []
+        self._fruitless = 0
+
+    def accepts(self, params: Mapping[str, Any]) -> bool:
+        return size(params) <= LIMIT and tuple(params.values()) not in self.known
+
+    def step(self) -> bool:
+        number = len(self.proposed)
+        self.history.begin(number)
+        params = self.proposer.propose(number, self._fruitless)
+        if params is None:
+            return False
+        self.history.propose(number, params)
+        excess = {"valid": 0.0, "size": size(params) / LIMIT - 1}
+        is_new = tuple(params.values()) not in self.known
+        if excess["size"] > 0:
+            self.history.violate(number, {"flops": figures(params)["flops"]}, excess)
+        else:
+            self.history.complete(number, figures(params), excess)
+        self.known.add(tuple(params.values()))
+        self.proposed.append(params)
+        self.infeasible.append(excess["size"] > 0)
+        self._fruitless = 0 if excess["size"] <= 0 and is_new else self._fruitless + 1
+        return True
+
+
+def searched(name: SamplerName, steps: int, seed: int = 0) -> Searched:
+    found = Searched(name, seed)
+    for _ in range(steps):
+        assert found.step()
+    return found
+
+
+def test_four_in_five_of_random_proposals_are_infeasible() -> None:
+    choices = itertools.product(range(10), repeat=5)
+    share = sum(sum(choice) > LIMIT for choice in choices) / 10**5
+    assert 0.78 < share < 0.85
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_late_proposals_are_feasible(name: SamplerName) -> None:
+    """One in twenty at most; of the few that a Gaussian process has time for here, one."""
+    steps = 26 if name == "gp" else 300
+    infeasible = searched(name, steps).infeasible
+    late = infeasible[len(infeasible) // 2 :]
+    assert sum(late) <= max(1, 0.05 * len(late))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_seed_repeats_itself_and_another_differs(name: SamplerName) -> None:
+    steps = 13 if name == "gp" else 40
+    one = searched(name, steps).proposed
+    assert searched(name, steps).proposed == one
+    assert searched(name, steps, seed=1).proposed != one
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "random"])
+def test_samplers_find_what_random_draws_find_rarely(name: SamplerName) -> None:
+    """Those that learn come to prefer the better kind; random draws do not."""
+    found = searched(name, 150)
+    late = found.proposed[-50:]
+    better = sum(params["kind"] == "a" for params in late) / len(late)
+    assert better < 0.75 if name == "random" else better > 0.75
+
+
+def test_a_grid_meets_every_choice_once_and_ends() -> None:
+    found = Searched("grid")
+    while found.step():
+        pass
+    seen = [tuple(params.values()) for params in found.proposed]
+    assert len(seen) == len(set(seen))
+    feasible = sum(sum(c) <= LIMIT for c in itertools.product(range(10), repeat=5))
+    assert len(seen) == 2 * feasible
+    assert seen != sorted(seen), "in an order of its own"
+
+
+def test_the_choice_of_auto_depends_on_the_budget() -> None:
+    assert chosen(SearchConfig(trials=30)) == chosen(SearchConfig(trials=None)) == "tpe"
+    assert chosen(SearchConfig(trials=20_000)) == "nsga2"
+    assert chosen(SearchConfig(sampler="grid")) == "grid"
+
+
+def test_a_stopped_candidate_teaches_what_it_is_expected_to_reach() -> None:
+    rungs = Rungs((1,), 3.0, OBJECTIVES)
+    history = History(OBJECTIVES, SPACE, ["valid"], True, rungs)
+    params = {**{f"x{index}": 1 for index in range(5)}, "kind": "a"}
+    for number, (first, last) in enumerate([(40.0, None), (50.0, 70.0)]):
+        history.begin(number)
+        history.propose(number, {**params, "x0": number})
+        values = {"top1_percent": first, "flops": 100.0}
+        rungs.enter(1, str(number), values, last is not None)
+        if last is None:
+            history.stop(number, 1, values, {"valid": 0.0})
+        else:
+            rungs.complete(str(number), last)
+            history.complete(number, {**values, "top1_percent": last}, {"valid": 0.0})
+    history.refresh()
+    errors = [trial.values[0] for trial in history.study().get_trials()]
+    assert errors == pytest.approx([0.4, 0.3]), "40 % and the 20 points that the other gained"
+    states = {trial.state for trial in history.study().get_trials()}
+    assert states == {optuna.trial.TrialState.COMPLETE}
+
+
+def test_the_same_parameters_again_teach_nothing() -> None:
+    history = History(OBJECTIVES, SPACE, ["valid"], True, None)
+    for number in range(2):
+        history.begin(number)
+        history.propose(number, {**{f"x{index}": 1 for index in range(5)}, "kind": "a"})
+        history.complete(number, {"top1_percent": 50.0, "flops": 10.0}, {"valid": 0.0})
+    assert history.evaluated == 1
