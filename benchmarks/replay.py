@@ -107,6 +107,7 @@ def table_config(epochs: int, search: dict[str, Any]) -> TableConfig:
         "architecture": _template(),
         "train": {"epochs": epochs, "rungs": RUNGS, "distillation": "none"},
         "objectives": OBJECTIVES,
+        "storage": "journal",
         "search": search,
         "hypervolume_reference": {"top1_percent": 0.0, "flops": 1e11},
     }

@@ -35,7 +35,7 @@ from levit_search.study import Record, Study
 
 SHARES = (0.10, 0.20, 0.33, 0.50, 1.00)
 _MARGIN = 0.1
-_MOST_PROPOSALS = 2000
+_MOST_PROPOSALS = 300
 
 Trail = list[tuple[int, str]]
 """Epochs spent when a network was trained to the end, and its id."""

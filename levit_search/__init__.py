@@ -1,3 +1,27 @@
 """Find the best LeViT-like vision transformer for a data set and a device."""
 
+from levit_search.api import (
+    count,
+    evaluation,
+    front,
+    load_model,
+    open_study,
+    pick,
+    read_space,
+    run,
+    trials,
+)
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "count",
+    "evaluation",
+    "front",
+    "load_model",
+    "open_study",
+    "pick",
+    "read_space",
+    "run",
+    "trials",
+]

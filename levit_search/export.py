@@ -118,10 +118,7 @@ def export(study: Study, record: Record, out: Path, choice: str, force: bool = F
     assert network is not None
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
         raise InputError(f"{out}: is not empty; choose another --out, or --force to write over it")
-    weights = study.checkpoints / f"{network.id}.safetensors"
-    if not weights.is_file():
-        raise InputError(f"{weights}: the trained weights of trial {record.trial} are not there")
-    trained = load_file(weights)
+    trained = load_file(weights_of(study, record))
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "architecture.yaml", network.to_yaml())
@@ -136,6 +133,20 @@ def export(study: Study, record: Record, out: Path, choice: str, force: bool = F
         )
     files = ["architecture.yaml", "model.safetensors", "README.md"]
     return Export(str(out), files, difference, record.values.get("latency_ms"))
+
+
+def weights_of(study: Study, record: Record) -> Path:
+    """The file with the trained weights of a record's network.
+
+    Raises:
+        InputError: there is none.
+    """
+    if record.architecture is None:
+        raise InputError(f"{study.folder}: trial {record.trial} proposed no valid network")
+    path = study.checkpoints / f"{record.architecture.id}.safetensors"
+    if not path.is_file():
+        raise InputError(f"{path}: the trained weights of trial {record.trial} are not there")
+    return path
 
 
 def _difference(

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from levit_search.files import write_atomically
@@ -125,34 +125,36 @@ def markdown(records: Sequence[Record], objectives: Sequence[Objective]) -> str:
 
 
 def as_csv(records: Sequence[Record]) -> str:
-    """All that is known of each record, one a row, figures in plain units."""
-    names = _known(records)
-    columns = ["trial", "state", "id", *names, "ratio_to_reference", "ratio_ci95_low"]
-    columns += ["ratio_ci95_high", "seconds", "reused_from", "reason", "architecture"]
+    """All that is known of each record, one a row, figures in plain units, networks as JSON."""
+    found = columns(records)
+    networks = [record.architecture for record in records]
+    found["architecture"] = [
+        json.dumps(network.model_dump(mode="json")) if network else None for network in networks
+    ]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        writer.writerow(_csv_row(record, names))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(found)
+    writer.writerows(zip(*found.values(), strict=True))
     return text.getvalue()
 
 
-def _csv_row(record: Record, names: Sequence[str]) -> Mapping[str, Any]:
-    network = record.architecture
-    latency = record.evaluation.get("latency") or {}
-    low, high = latency.get("ratio_ci95", ("", ""))
+def columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """All that is known of each record by column, figures in plain units; None where it is not."""
+    networks = [record.architecture for record in records]
+    latencies = [record.evaluation.get("latency") or {} for record in records]
+    intervals = [latency.get("ratio_ci95", (None, None)) for latency in latencies]
     return {
-        "trial": record.trial,
-        "state": record.state,
-        "id": network.id if network else "",
-        **{name: record.values.get(name, "") for name in names},
-        "ratio_to_reference": latency.get("ratio_to_reference", ""),
-        "ratio_ci95_low": low,
-        "ratio_ci95_high": high,
-        "seconds": record.seconds,
-        "reused_from": "" if record.reused_from is None else record.reused_from,
-        "reason": record.reason or "",
-        "architecture": json.dumps(network.model_dump(mode="json")) if network else "",
+        "trial": [record.trial for record in records],
+        "state": [record.state for record in records],
+        "id": [network.id if network else None for network in networks],
+        **{name: [record.values.get(name) for record in records] for name in _known(records)},
+        "ratio_to_reference": [latency.get("ratio_to_reference") for latency in latencies],
+        "ratio_ci95_low": [low for low, _ in intervals],
+        "ratio_ci95_high": [high for _, high in intervals],
+        "seconds": [record.seconds for record in records],
+        "reused_from": [record.reused_from for record in records],
+        "reason": [record.reason or None for record in records],
+        "architecture": [network.summary() if network else None for network in networks],
     }
 
 

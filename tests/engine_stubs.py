@@ -173,9 +173,9 @@ class Watched:
         return self.until_told(trial, "done", "failed")
 
 
-def assert_ended(mark: Path) -> None:
+def assert_ended(mark: Path, within_s: float = 10.0) -> None:
     """See that all processes with a mark end soon."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + within_s
     while left := marked(mark):
         assert time.monotonic() < deadline, left
         time.sleep(0.05)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.options import Json, Settings, space_file
+from levit_search.cli.options import Json, Settings
 from levit_search.cli.printing import figures_table, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def training_config(data: str, given: dict[str, Any], settings: list[str] | None
 
     Options that were not given are None; a teacher that is None was given as ``none``.
     """
-    from levit_search.study import parse_settings, read_config
+    from levit_search.study import parse_settings, read_config, space_file
 
     changes: dict[str, Any] = {"start": []}
     if data not in _SPACE_OF:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.options import Json, Settings, StudyFolder, space_file
+from levit_search.cli.options import Json, Settings, StudyFolder
 from levit_search.cli.printing import figures_table, print_json, print_table, say
 from levit_search.errors import InputError
 
@@ -47,8 +47,8 @@ def run(
 ) -> None:
     """Search a space; on a study folder that exists, go on with it."""
     from levit_search.progress import SearchProgress
-    from levit_search.search import check_source, search
-    from levit_search.study import Study, parse_settings, read_config
+    from levit_search.search import begin, search
+    from levit_search.study import parse_settings, read_config, space_file
 
     changes = parse_settings(settings or [])
     given = {
@@ -63,18 +63,12 @@ def run(
     if time is not None:
         changes.setdefault("search.trials", None)
     path = space_file(space)
-    config = read_config(path, changes)
-    config.check_data(str(path))
-    config.space(str(path)).check_feasible()
-    folder = study or Path("studies") / config.name
-    if take_from is not None:
-        check_source(take_from, Study(folder, config))
-    opened = Study.create(folder, config, sys.argv)
+    opened = begin(read_config(path, changes), study, sys.argv, take_from, str(path))
     try:
         with SearchProgress(opened) as progress:
             summary = search(opened, progress, take_from)
     except KeyboardInterrupt:
-        say(f"\nInterrupted. What was finished is in {folder}; the same command goes on.")
+        say(f"\nInterrupted. What was finished is in {opened.folder}; the same command goes on.")
         raise typer.Exit(130) from None
     if as_json:
         print_json(_summary_json(summary))
@@ -172,7 +166,7 @@ def space(
 ) -> None:
     """Show what a space holds: its slots, its size and what random networks in it cost."""
     from levit_search import architecture
-    from levit_search.study import parse_settings, read_config
+    from levit_search.study import parse_settings, read_config, space_file
 
     path = space_file(space)
     config = read_config(path, parse_settings(settings or []))

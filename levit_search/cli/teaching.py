@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.options import Json, Settings, space_file
+from levit_search.cli.options import Json, Settings
 from levit_search.cli.printing import print_json, say
 from levit_search.errors import InputError
 
@@ -84,7 +84,7 @@ def fill(
 
 
 def _configured(space: str, settings: list[str] | None) -> "tuple[StudyConfig, TeacherConfig]":
-    from levit_search.study import parse_settings, read_config
+    from levit_search.study import parse_settings, read_config, space_file
 
     path = space_file(space)
     config = read_config(path, parse_settings(settings or []))

@@ -1,6 +1,7 @@
 """A worker on a node of a Ray cluster that offers a custom resource."""
 
 import contextlib
+import re
 from typing import Any
 
 from levit_search.errors import TrialError
@@ -34,7 +35,8 @@ class RayPipe:
             raise TrialError(f"{where}: {error}") from None
         offered = sorted(name for name in ray.cluster_resources() if name not in _NOT_CUSTOM)
         if target.resource not in offered:
-            own = [name for name in offered if not name.startswith("node:")]
+            # Beside what the nodes were given, Ray lists them and the parts of placement groups.
+            own = [name for name in offered if not re.match(r"node:|.*_group_", name)]
             raise TrialError(
                 f"{where}: no node of the cluster at {ray.get_runtime_context().gcs_address} "
                 f"offers the custom resource {target.resource!r} "

@@ -58,7 +58,8 @@ class History:
         self._study_id = self._storage.create_new_study(directions, _NAME)
         self._ids: dict[int, int] = {}
         self._stopped: list[tuple[int, int, dict[str, float]]] = []
-        self._refreshed: tuple[tuple[float, ...], int] = (), 0
+        self._gains: tuple[float, ...] = ()
+        self._refreshed = 0  # how many of the stopped ones had these gains told
         self._seen: set[tuple[Any, ...]] = set()
         self._values: list[Any] = []
 
@@ -151,11 +152,13 @@ class History:
 
     def refresh(self) -> None:
         """Bring what is expected of stopped candidates up to date."""
-        if self._rungs is None or (self._rungs.gains(), len(self._stopped)) == self._refreshed:
+        if self._rungs is None:
             return
-        self._refreshed = self._rungs.gains(), len(self._stopped)
+        gains = self._rungs.gains()
+        first = self._refreshed if gains == self._gains else 0
+        self._gains, self._refreshed = gains, len(self._stopped)
         trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
-        for number, epoch, values in self._stopped:
+        for number, epoch, values in self._stopped[first:]:
             trial = trials[self._ids[number]]
             if trial.state == TrialState.COMPLETE:
                 expected = self._rungs.expected(epoch, values["top1_percent"])

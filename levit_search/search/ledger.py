@@ -5,16 +5,20 @@ transaction; a kill leaves a trial or none. One that costs no evaluation is writ
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from levit_search.errors import BudgetError
 from levit_search.study import Study
 
 
 class Ledger:
     """The trials of a study, read once and written from then on.
+
+    A storage that fails later ends the search with a BudgetError; what was written stays.
 
     Args:
         study: its storage is created if it is not there.
@@ -25,11 +29,12 @@ class Ledger:
     """
 
     def __init__(self, study: Study, distributions: Mapping[str, BaseDistribution]) -> None:
+        self._study, self._distributions = study, dict(distributions)
         self._storage, self._study_id = study.open_storage()
-        self._distributions = dict(distributions)
-        self.attributes = dict(self._storage.get_study_user_attrs(self._study_id))
-        """Of the study."""
-        self._ids = {trial.number: trial._trial_id for trial in self.trials()}
+        with study.storage_errors():
+            self.attributes = dict(self._storage.get_study_user_attrs(self._study_id))
+            """Of the study."""
+            self._ids = {trial.number: trial._trial_id for trial in self.trials()}
 
     def trials(self) -> Sequence[FrozenTrial]:
         """All of them, read from the storage."""
@@ -55,7 +60,7 @@ class Ledger:
             excess: by constraint, how far above its limit; <= 0 keeps it.
             kept: what the sampler keeps with it.
         """
-        self._write(TrialState.RUNNING, None, params, notes, excess, kept)
+        self.add(TrialState.RUNNING, None, params, notes, excess, kept)
 
     def add(
         self,
@@ -66,37 +71,8 @@ class Ledger:
         excess: Mapping[str, float],
         kept: Mapping[str, Any],
     ) -> None:
-        """Write a finished trial; ``values`` are those of the objectives if it is complete."""
-        self._write(state, values, params, notes, excess, kept)
-
-    def note(self, number: int, key: str, value: Any) -> None:
-        """Note plain data with a running trial."""
-        self._storage.set_trial_user_attr(self._ids[number], key, value)
-
-    def constrain(self, number: int, key: str, excess: float) -> None:
-        """Note how far above its limit a running trial turned out to be."""
-        spelt = create_trial(state=TrialState.PRUNED, constraints={key: excess}).system_attrs
-        for name, value in spelt.items():
-            self._storage.set_trial_system_attr(self._ids[number], name, value)
-
-    def finish(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
-        """End a running trial."""
-        self._storage.set_trial_state_values(self._ids[number], state, values)
-
-    def set_attribute(self, key: str, value: Any) -> None:
-        """Note plain data with the study."""
-        self._storage.set_study_user_attr(self._study_id, key, value)
-        self.attributes[key] = value
-
-    def _write(
-        self,
-        state: TrialState,
-        values: Sequence[float] | None,
-        params: Mapping[str, Any],
-        notes: Mapping[str, Any],
-        excess: Mapping[str, float],
-        kept: Mapping[str, Any],
-    ) -> None:
+        """Write a trial in any state, usually finished; ``values`` are those of the objectives if
+        it is complete. The rest is as of :meth:`begin`."""
         trial = create_trial(
             state=state,
             values=values,
@@ -107,7 +83,34 @@ class Ledger:
             constraints=dict(excess),
         )
         number = self.next_number
-        trial_id = self._storage.create_new_trial(self._study_id, trial)
-        written = self._storage.get_trial_number_from_id(trial_id)
-        assert written == number, f"trial {written} was written by somebody else"
+        with self._writing():
+            trial_id = self._storage.create_new_trial(self._study_id, trial)
+            found = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        assert found == trial_id, f"somebody else has written trial {number}"
         self._ids[number] = trial_id
+
+    def note(self, number: int, key: str, value: Any) -> None:
+        """Note plain data with a running trial."""
+        with self._writing():
+            self._storage.set_trial_user_attr(self._ids[number], key, value)
+
+    def constrain(self, number: int, key: str, excess: float) -> None:
+        """Note how far above its limit a running trial turned out to be."""
+        spelt = create_trial(state=TrialState.PRUNED, constraints={key: excess}).system_attrs
+        with self._writing():
+            for name, value in spelt.items():
+                self._storage.set_trial_system_attr(self._ids[number], name, value)
+
+    def finish(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
+        """End a running trial."""
+        with self._writing():
+            self._storage.set_trial_state_values(self._ids[number], state, values)
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """Note plain data with the study."""
+        with self._writing():
+            self._storage.set_study_user_attr(self._study_id, key, value)
+        self.attributes[key] = value
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return self._study.storage_errors(BudgetError)

@@ -52,6 +52,7 @@ class Rungs:
         self._reduction, self._objectives = reduction, tuple(objectives)
         self._rungs = {epoch: _Rung() for epoch in self.epochs}
         self._final: dict[str, float] = {}
+        self._gains: tuple[float, ...] | None = None
 
     def judge(self, epoch: int, network: str, values: Mapping[str, float]) -> bool:
         """Whether a network that comes to a rung goes on.
@@ -78,19 +79,23 @@ class Rungs:
             rung.accuracy[network] = values[_ACCURACY]
             rung.points.append(minimised([values], self._objectives)[0])
             rung.went_on.append(goes_on)
+            self._gains = None
 
     def complete(self, network: str, top1_percent: float) -> None:
         """Note the accuracy after the last epoch."""
         self._final[network] = top1_percent
+        self._gains = None
 
     def gains(self) -> tuple[float, ...]:
         """What accuracy gains from each rung to the next, to the last epoch in the end: the median
         in points over those that went on, rounded; 0 where nobody did."""
-        levels = [*(rung.accuracy for rung in self._rungs.values()), self._final]
-        return tuple(
-            _rounded_median([after[name] - before[name] for name in after if name in before])
-            for before, after in itertools.pairwise(levels)
-        )
+        if self._gains is None:
+            levels = [*(rung.accuracy for rung in self._rungs.values()), self._final]
+            self._gains = tuple(
+                _rounded_median([after[name] - before[name] for name in after if name in before])
+                for before, after in itertools.pairwise(levels)
+            )
+        return self._gains
 
     def expected(self, epoch: int, top1_percent: float) -> float:
         """The accuracy in percent that a candidate stopped at a rung would have had in the end."""

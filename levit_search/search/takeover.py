@@ -64,7 +64,7 @@ def taken_over(folder: Path, study: Study, space: Space, ledger: Ledger) -> int:
     present: set[str | None] = {
         trial.user_attrs.get("architecture_id") for trial in ledger.trials()
     }
-    attributes = source.storage().user_attrs
+    attributes = source.attributes()
     taken = 0
     for record in records:
         network = record.architecture

@@ -5,9 +5,11 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 from levit_search.architecture import Architecture
@@ -188,7 +190,8 @@ class _Worker:
         # not end with a traceback while it is still importing.
         answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            self.process.start()
+            with _no_main_module():
+                self.process.start()
         finally:
             signal.signal(signal.SIGINT, answer)
         far_end.close()
@@ -224,6 +227,21 @@ class _Worker:
             self.process.kill()
             self.process.join()
         self._connection.close()
+
+
+@contextlib.contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Start processes that do not import the script which is run, as spawned ones do otherwise.
+
+    Workers need nothing of it, and one that searches without asking whether it is ``__main__``
+    would do so again in each of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def usable_cores() -> list[int]:

@@ -5,8 +5,10 @@ from levit_search.study.config import (
     SamplerName,
     SearchConfig,
     StudyConfig,
+    config_of,
     parse_settings,
     read_config,
+    space_file,
 )
 from levit_search.study.folder import (
     MEASURED,
@@ -30,6 +32,7 @@ __all__ = [
     "State",
     "Study",
     "StudyConfig",
+    "config_of",
     "differences",
     "find_record",
     "load_architecture",
@@ -37,5 +40,6 @@ __all__ = [
     "read_config",
     "record_from_notes",
     "record_of",
+    "space_file",
     "with_measured",
 ]

@@ -1,5 +1,6 @@
 """What a study is told: the space file as read, changed by ``--set`` and resolved."""
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from levit_search import architecture as architectures
 from levit_search import data as datasets
 from levit_search.configuration import Count, Frozen, parse_yaml, read_yaml, validated
 from levit_search.data import DataConfig
-from levit_search.errors import InputError, did_you_mean
+from levit_search.errors import InputError, UnknownNameError, did_you_mean
 from levit_search.latency.protocol import LatencyConfig
 from levit_search.latency.targets import read_targets, resolved
 from levit_search.pareto import (
@@ -201,6 +202,24 @@ class StudyConfig(Frozen):
         return {"in_channels": info.in_channels, "num_classes": info.num_classes}
 
 
+def space_file(text: str) -> Path:
+    """A space file by its path, or an embedded one by its name.
+
+    Raises:
+        InputError: there is no embedded one of that name.
+    """
+    path = Path(text)
+    if path.exists() or path.suffix in (".yaml", ".yml"):
+        return path
+    package = Path(__file__).parents[1]
+    packaged = package / "spaces"
+    folder = packaged if packaged.is_dir() else package.parent / "spaces"
+    embedded = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    if text not in embedded:
+        raise UnknownNameError("space", text, embedded)
+    return embedded[text]
+
+
 def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyConfig:
     """The space file at ``path``, resolved so that it no longer depends on other files.
 
@@ -211,7 +230,23 @@ def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyCo
     Raises:
         InputError: the file cannot be read or says something wrong.
     """
-    raw = read_yaml(path)
+    return config_of(read_yaml(path), path, changes)
+
+
+def config_of(
+    given: Mapping[str, Any], path: Path, changes: Mapping[str, Any] | None = None
+) -> StudyConfig:
+    """What a space file says, resolved as by :func:`read_config`.
+
+    Args:
+        given: what the file says; it stays as it is.
+        path: for messages; files that are named are looked for beside it first.
+        changes: values by dotted key, put over those in ``given``.
+
+    Raises:
+        InputError: something is wrong.
+    """
+    raw = copy.deepcopy(dict(given))
     for key, value in (changes or {}).items():
         _put(raw, key, value)
     if isinstance(raw.get("latency"), Mapping):

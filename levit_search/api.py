@@ -1,0 +1,293 @@
+"""The same from Python: a space, an evaluation and a study in a handful of calls.
+
+    import levit_search as ls
+
+    config = ls.read_space("levit", {"search.trials": 10})
+    study = ls.run(config, "studies/mine")
+    model = ls.load_model(study, ls.pick(study, "knee"))
+
+Everything a user can cause is a :class:`levit_search.errors.LevitSearchError` with a message that
+says what is wrong. Each call imports what it needs, so that ``import levit_search`` takes no time.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
+    from levit_search.architecture import Architecture
+    from levit_search.cost import Cost
+    from levit_search.evaluate import Evaluation, Progress
+    from levit_search.model import Model
+    from levit_search.study import Record, Study, StudyConfig
+
+
+def read_space(
+    space: str | Path | Mapping[str, Any], changes: Mapping[str, Any] | None = None
+) -> "StudyConfig":
+    """A space with all that is said about searching it.
+
+    Args:
+        space: a space file, the name of an embedded one such as ``levit``, or what such a file
+            says as a dict.
+        changes: values by dotted key, as with ``--set``: ``{"train.epochs": 3}``.
+
+    Returns:
+        The configuration, whose sections are attributes; its ``space()`` draws, decodes and counts
+        networks.
+
+    Raises:
+        InputError: there is no such file, or it says something wrong; the key, the value and what
+            is allowed are named.
+    """
+    from levit_search.study import config_of, read_config, space_file
+
+    if isinstance(space, Mapping):
+        return config_of(space, Path("space"), changes)
+    return read_config(space_file(str(space)), changes)
+
+
+def count(network: "Architecture") -> "Cost":
+    """Parameters, FLOPs and activations in closed form; one multiply-add is one FLOP."""
+    from levit_search.cost import cost
+
+    return cost(network)
+
+
+@contextmanager
+def evaluation(
+    config: "StudyConfig", out: str | Path | None = None, progress: bool = True
+) -> "Iterator[Callable[[Architecture], Evaluation]]":
+    """Evaluate networks one by one in this process, as a search with the same seed would.
+
+        with ls.evaluation(config) as evaluate:
+            found = evaluate(config.space().draw(np.random.default_rng(0)))
+        found.values  # {"latency_ms": 0.071, "top1_percent": 95.3}
+
+    On entry the data is loaded, the teacher obtained and the reference network timed. Training sets
+    torch's threads to ``train.threads`` and its random state to the study's seed.
+
+    Args:
+        config: how to measure and train.
+        out: a folder for weights (``checkpoints/ID.safetensors``), raw latencies and the teacher;
+            None keeps nothing.
+        progress: show on stderr what is being done.
+
+    Returns:
+        A context with a function from a network, made for the images of the data, to its
+        evaluation. The function raises InputError for a network that is made for others, and
+        TrialError where it cannot be measured or trained.
+
+    Raises:
+        InputError: data, space, teacher, target or ``out`` is wrong or missing.
+    """
+    from levit_search.evaluate import Evaluator
+    from levit_search.search import checked_space
+    from levit_search.search.preparation import sample_of
+
+    sample = sample_of(checked_space(config))
+    with ExitStack() as stack:
+        folder = stack.enter_context(_folder(out))
+        evaluator = stack.enter_context(closing(Evaluator(config, folder, {})))
+        with _told(progress, "preparation", config.name) as told:
+            evaluator.prepare(sample, told)
+
+        def evaluate(network: "Architecture") -> "Evaluation":
+            _check_images(network, sample)
+            with _told(progress, "evaluation", network.id) as told:
+                return evaluator.evaluate(network, told)
+
+        yield evaluate
+
+
+def run(
+    config: "StudyConfig",
+    folder: str | Path | None = None,
+    take_from: str | Path | None = None,
+    progress: bool = True,
+) -> "Study":
+    """Search a space until its budget is used up; in the folder of a study, go on with it.
+
+        study = ls.run(ls.read_space("levit", {"search.trials": 10}), "studies/mine")
+        study = ls.run(ls.read_space("levit", {"search.trials": 30}), "studies/mine")  # 20 more
+
+    It works in processes of its own, which a script need not guard against, and is called in the
+    main thread. Interrupted, as by a notebook's stop button, it raises KeyboardInterrupt, and the
+    same call goes on.
+
+    Args:
+        config: what to search, and how.
+        folder: of the study; None is ``studies/NAME``.
+        take_from: the folder of another study, whose finished trials are taken over where they fit.
+        progress: show on stderr what happens.
+
+    Raises:
+        InputError: something in the configuration or the folder is wrong, or another search is at
+            work on the study.
+        BudgetError: nothing could be evaluated at all.
+    """
+    from levit_search.progress import SearchProgress
+    from levit_search.search import begin, search
+
+    source = None if take_from is None else Path(take_from)
+    study = begin(config, None if folder is None else Path(folder), sys.argv, source)
+    if progress:
+        with SearchProgress(study) as shown:
+            search(study, shown, source)
+    else:
+        search(study, _Unshown(), source)
+    return study
+
+
+def open_study(folder: str | Path) -> "Study":
+    """A study that there is, to read from, also while a search is at work on it.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    from levit_search.study import Study
+
+    return Study.open(Path(folder))
+
+
+def front(study: "Study") -> "list[Record]":
+    """The Pareto front, the cheapest network first; a record has ``architecture`` and ``values``.
+
+    Raises:
+        InputError: the study's storage cannot be read.
+    """
+    from levit_search import table
+
+    return table.front(study.records(), study.config.objectives)
+
+
+def trials(study: "Study") -> "pandas.DataFrame":
+    """All finished trials, one a row by trial number, with the columns of ``trials.csv``.
+
+    Figures are in plain units (``latency_ms``, ``top1_percent``, FLOPs, parameters); what was not
+    measured is NaN. ``architecture`` reads ``width  depth  heads  key dimension``; the network
+    itself and its learning curve are in ``study.records()``.
+
+    Raises:
+        InputError: the study's storage cannot be read.
+    """
+    import pandas
+
+    from levit_search import table
+
+    columns = table.columns(study.records())
+    kinds = {name: _KINDS.get(name, float) for name in columns}
+    return pandas.DataFrame(columns).astype(kinds).set_index("trial")
+
+
+def pick(study: "Study", choice: str) -> "Record":
+    """One record of a study: ``knee``, ``accurate``, ``fastest``, ``trial=N`` or
+    ``latency_ms<=5``, the most accurate network within that bound.
+
+    Raises:
+        InputError: the choice is none of these, or nothing satisfies it.
+    """
+    from levit_search.export import pick as picked
+
+    return picked(study, choice)
+
+
+def load_model(study: "Study", record: "Record") -> "Model":
+    """The network of a record with its trained weights, on the CPU, ready for inference.
+
+    Returns:
+        A module from images [B, C, S, S], as the data's ``val`` split has them, to logits
+        [B, num_classes].
+
+    Raises:
+        InputError: the trial was not trained to its end, or its weights are gone.
+    """
+    from levit_search.export import weights_of
+    from levit_search.model import build, load_weights
+
+    weights = weights_of(study, record)
+    assert record.architecture is not None
+    model = build(record.architecture)
+    load_weights(model, weights)
+    return model.eval()
+
+
+# Columns of trials that are no figures.
+_KINDS: dict[str, Any] = {
+    "trial": int,
+    "reused_from": "Int64",
+    **dict.fromkeys(("state", "id", "reason", "architecture"), "str"),
+}
+
+
+class _Unshown:
+    """A search that nobody watches."""
+
+    def preparing(self, text: str, fraction: float | None) -> None: ...
+
+    def started(self, trial: int, network: "Architecture") -> None: ...
+
+    def progress(self, trial: int, text: str, fraction: float | None) -> None: ...
+
+    def finished(self, record: "Record", tally: Any, left_s: float | None) -> None: ...
+
+    def tick(self) -> None: ...
+
+
+@contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    """A folder to keep things in, or one that is removed afterwards."""
+    import tempfile
+
+    from levit_search.errors import InputError
+
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="levit-search-") as temporary:
+            yield Path(temporary)
+        return
+    folder = Path(out)
+    if (folder / "study.yaml").exists():
+        raise InputError(f"{folder}: is a study, which only a search writes to; choose another out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    yield folder
+
+
+@contextmanager
+def _told(shown: bool, group: str, name: str) -> "Iterator[Progress]":
+    """Where to tell what is being done."""
+    from levit_search.progress import StepProgress
+
+    if not shown:
+        yield _Unshown().preparing
+        return
+    with StepProgress() as progress:
+        progress.begin(group, 1)
+        progress.step(name)
+        yield progress.told
+
+
+def _check_images(network: "Architecture", sample: "Architecture") -> None:
+    """Make sure that a network is made for the images of another.
+
+    Raises:
+        InputError: it is not.
+    """
+    from levit_search.errors import InputError
+
+    if _images(network) != _images(sample):
+        raise InputError(
+            f"{network.summary()}: is made for {_images(network)}, the data has {_images(sample)} "
+            "(levit_search.architecture.fitted changes that)"
+        )
+
+
+def _images(network: "Architecture") -> str:
+    size, channels = network.image_size, network.in_channels
+    return f"images [{channels}, {size}, {size}] of {network.num_classes} classes"

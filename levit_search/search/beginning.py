@@ -1,0 +1,47 @@
+"""What comes before a search: everything is checked that can be without work of its own."""
+
+from pathlib import Path
+
+from levit_search.search.takeover import check_source
+from levit_search.space import Space
+from levit_search.study import Study, StudyConfig
+
+
+def begin(
+    config: StudyConfig,
+    folder: Path | None,
+    command: list[str],
+    take_from: Path | None = None,
+    where: str = "space",
+) -> Study:
+    """The study to search: a new one, or the one in ``folder`` that is to go on.
+
+    Args:
+        config: what to search.
+        folder: of the study; None is ``studies/NAME``.
+        command: that asked for it, to be noted.
+        take_from: the folder of another study, whose finished trials are to be taken over.
+        where: the space file, for messages.
+
+    Raises:
+        InputError: the data, the space, the other study or the folder is not fit for it. Nothing
+            was written.
+    """
+    checked_space(config, where)
+    folder = folder or Path("studies") / config.name
+    if take_from is not None:
+        check_source(take_from, Study(folder, config))
+    return Study.create(folder, config, command)
+
+
+def checked_space(config: StudyConfig, where: str = "space") -> Space:
+    """The space of a configuration, whose data is there.
+
+    Raises:
+        InputError: the data is missing or has other sizes, the template is malformed, or no network
+            of the space keeps its limits.
+    """
+    config.check_data(where)
+    space = config.space(where)
+    space.check_feasible()
+    return space
