@@ -120,34 +120,6 @@ def non_dominated_ranks(points: Points) -> NDArray[np.int_]:
     return ranks[places]
 
 
-def crowding_order(points: Points) -> NDArray[np.int_]:
-    """Points from best to worst as NSGA-II orders them (Deb et al. 2002, section III).
-
-    By fronts; within a front the ends of each objective first, then those furthest from their
-    neighbours; of equals the lower index first. An objective in which a front is of one value does
-    not count there.
-
-    Args:
-        points: [points, objectives], smaller is better; finite.
-
-    Returns:
-        Indices [points].
-    """
-    ranks = non_dominated_ranks(points)
-    distances = np.zeros(len(points))
-    for column in points.T:
-        order = np.lexsort((column, ranks))  # front by front, each in ascending order
-        front, values = ranks[order], column[order]
-        first = np.searchsorted(front, front, side="left")
-        last = np.searchsorted(front, front, side="right") - 1
-        span = values[last] - values[first]
-        place = np.arange(len(points))
-        gaps = values[np.minimum(place + 1, last)] - values[np.maximum(place - 1, first)]
-        gaps[(place == first) | (place == last)] = np.inf
-        distances[order] += np.divide(gaps, span, out=np.zeros_like(gaps), where=span > 0)
-    return np.lexsort((-distances, ranks))
-
-
 def _in_order(points: Points) -> tuple[Points, NDArray[np.int_]]:
     """The distinct points in lexicographic order, in which each is dominated by earlier ones only,
     and where among them every point stands."""

@@ -115,15 +115,12 @@ def test_an_evaluation_finds_what_a_search_finds(trained: Study, tmp_path: Path)
     assert (tmp_path / "kept" / weights).read_bytes() == (trained.folder / weights).read_bytes()
 
 
-def test_an_evaluation_refuses_networks_for_other_images(tmp_path: Path) -> None:
+def test_an_evaluation_refuses_networks_for_other_images() -> None:
     config = ls.read_space(tiny_space())
-    with ls.evaluation(config, progress=False) as evaluate:
-        with pytest.raises(InputError, match=r"made for images \[3, 224, 224\] of 1000 classes"):
-            evaluate(architecture.published("LeViT-128S"))
-        fitted = architecture.fitted(
-            architecture.published("LeViT-128S"), image_size=16, in_channels=1, num_classes=10
-        )
-        assert "top1_percent" in evaluate(fitted).values
+    network = architecture.published("LeViT-128S")
+    told = r"made for images \[3, 224, 224\] of 1000 classes, the data has .*\[1, 16, 16\] of 10 "
+    with ls.evaluation(config, progress=False) as evaluate, pytest.raises(InputError, match=told):
+        evaluate(network)
 
 
 def test_an_evaluation_leaves_studies_alone(searched: Study) -> None:

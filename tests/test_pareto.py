@@ -1,6 +1,4 @@
-import time
 import tracemalloc
-from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
@@ -8,7 +6,6 @@ import pytest
 
 from levit_search.pareto import (
     Points,
-    crowding_order,
     hypervolume,
     knee,
     minimised,
@@ -39,27 +36,6 @@ def obvious_ranks(points: Points) -> list[int]:
         ranks[left[mask]] = rank
         left, rank = left[~mask], rank + 1
     return ranks.tolist()
-
-
-def obvious_order(points: Points) -> list[int]:
-    """NSGA-II's order by its text."""
-    ranks = obvious_ranks(points)
-    distances = [0.0] * len(points)
-    for rank in set(ranks):
-        front = [index for index in range(len(points)) if ranks[index] == rank]
-        for column in range(points.shape[1]):
-
-            def value(index: int, column: int = column) -> float:
-                return float(points[index, column])
-
-            ascending = sorted(front, key=value)
-            low, high = ascending[0], ascending[-1]
-            if value(high) == value(low):
-                continue
-            distances[low] = distances[high] = np.inf
-            for before, index, after in zip(ascending, ascending[1:], ascending[2:], strict=False):
-                distances[index] += (value(after) - value(before)) / (value(high) - value(low))
-    return sorted(range(len(points)), key=lambda index: (ranks[index], -distances[index], index))
 
 
 def obvious_hypervolume(points: Points, reference: Points) -> float:
@@ -104,33 +80,6 @@ def test_ranks_are_those_of_fronts_taken_away_one_by_one(objectives: int, seed: 
         assert non_dominated(points).tolist() == (ranks == 0).tolist()
 
 
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
-def test_the_crowding_order_is_that_of_its_text(objectives: int, seed: int) -> None:
-    for points in samples(objectives, seed):
-        if np.isfinite(points).all():
-            assert crowding_order(points).tolist() == obvious_order(points)
-
-
-def test_the_ends_of_a_front_come_first_then_the_lonely_then_later_fronts() -> None:
-    points = np.array([[3.0, 3.0], [5.0, 5.0], [1.0, 9.0], [1.5, 8.0], [9.0, 1.0], [2.0, 7.0]])
-    assert crowding_order(points).tolist() == [2, 4, 0, 5, 3, 1]
-
-
-@pytest.mark.parametrize("objectives", [2, 3])
-@pytest.mark.parametrize("ordered", [non_dominated, non_dominated_ranks, crowding_order])
-def test_a_thousand_points_are_ordered_in_no_time(
-    ordered: Callable[[Points], object], objectives: int
-) -> None:
-    points = np.random.default_rng(0).random((1000, objectives))
-    seconds = []
-    for _ in range(3):
-        start = time.thread_time()
-        ordered(points)
-        seconds.append(time.thread_time() - start)
-    assert min(seconds) < 0.1  # 2 to 12 ms where nothing else runs
-
-
 def test_many_points_need_little_memory() -> None:
     spread = np.random.default_rng(0).random((5_000, 2))
     points = np.column_stack([-spread.sum(axis=1), spread])  # all of them on the front
@@ -138,7 +87,6 @@ def test_many_points_need_little_memory() -> None:
     try:
         assert non_dominated(points).all()
         assert (non_dominated_ranks(points) == 0).all()
-        assert len(crowding_order(points)) == len(points)
         assert tracemalloc.get_traced_memory()[1] < 5e6
     finally:
         tracemalloc.stop()
@@ -148,7 +96,7 @@ def test_no_points_have_an_empty_front_and_no_volume() -> None:
     for objectives in (1, 2, 3):
         none = np.empty((0, objectives))
         assert non_dominated(none).shape == (0,)
-        assert non_dominated_ranks(none).shape == crowding_order(none).shape == (0,)
+        assert non_dominated_ranks(none).shape == (0,)
     assert hypervolume(np.empty((0, 3)), np.ones(3)) == 0.0
 
 

@@ -93,7 +93,16 @@ def _print_summary(summary: "Summary", objectives: Any) -> None:
 
     title = f"Pareto front of {summary.study}: {len(summary.front)} networks"
     print_table(table.terminal(summary.front, objectives, title))
-    counts = ", ".join(f"{count} {state}" for state, count in summary.trials.items() if count)
+    trials = summary.trials
+    kinds = {
+        "evaluated": trials["evaluated"],
+        "of them stopped at a rung": trials["stopped"],
+        "failed": trials["failed"],
+        "known already": trials["reused"],
+        "infeasible": trials["infeasible"],
+        "taken over": trials["taken"],
+    }
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     study = shlex.quote(summary.study)
     print(f"\n{counts} in {summary.seconds:.0f} s; stopped because {summary.stopped_because}.")
     print(f"Hypervolume {summary.hypervolume:.4f}. Files: {summary.study}/trials.csv, front.csv,")

@@ -55,7 +55,10 @@ _STATES: dict[TrialState, State] = {
 
 @dataclass(frozen=True)
 class Summary:
-    """How a search ended. ``trials`` counts all of the study's, ``seconds`` this session's."""
+    """How a search ended. ``seconds`` are this session's, ``trials`` counts all of the study's: by
+    state ``complete``, ``pruned`` and ``failed``; ``reused`` ones were known already; ``evaluated``
+    ones cost an evaluation, of which ``stopped`` ones ended at a rung; ``infeasible`` ones were no
+    network or over a limit, ``taken`` ones another study's."""
 
     study: str
     trials: dict[str, int]
@@ -500,10 +503,17 @@ class _Driver:
 
     def _summary(self, because: str) -> Summary:
         front = self._tally.front
-        counts = {state: self._tally.states[state] for state in ("complete", "pruned", "failed")}
+        tally = self._tally
         return Summary(
             study=str(self._study.folder),
-            trials={**counts, "reused": self._tally.reused, "stopped": self._tally.stopped},
+            trials={
+                **{state: tally.states[state] for state in ("complete", "pruned", "failed")},
+                "reused": tally.reused,
+                "evaluated": tally.spent,
+                "stopped": tally.stopped,
+                "infeasible": tally.over,
+                "taken": tally.taken,
+            },
             seconds=time.monotonic() - self._begun,
             hypervolume=front_volume(front, self._study),
             front=front,
