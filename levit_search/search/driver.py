@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -15,11 +15,11 @@ from levit_search.architecture import Architecture
 from levit_search.cost import Cost, cost
 from levit_search.donors import check_donor_weights
 from levit_search.errors import BudgetError, InputError
-from levit_search.pareto import hypervolume, minimised
 from levit_search.search.engine import Engine, Event, make_engine
 from levit_search.search.history import History
 from levit_search.search.ledger import Ledger
-from levit_search.search.preparation import check_devices, remember, sample_of
+from levit_search.search.outcome import Display, Summary, front_volume
+from levit_search.search.preparation import check_devices, remember, sample_of, start_values
 from levit_search.search.rungs import Rungs
 from levit_search.search.samplers import Proposer, chosen, reads_pruned
 from levit_search.search.takeover import taken_over
@@ -51,40 +51,6 @@ _STATES: dict[TrialState, State] = {
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How a search ended. ``seconds`` are this session's, ``trials`` counts all of the study's: by
-    state ``complete``, ``pruned`` and ``failed``; ``reused`` ones were known already; ``evaluated``
-    ones cost an evaluation, of which ``stopped`` ones ended at a rung; ``infeasible`` ones were no
-    network or over a limit, ``taken`` ones another study's."""
-
-    study: str
-    trials: dict[str, int]
-    seconds: float
-    hypervolume: float
-    front: list[Record]
-    stopped_because: str
-
-
-class Display(Protocol):
-    """Whoever shows a search while it runs."""
-
-    def preparing(self, text: str, fraction: float | None) -> None:
-        """Something all trials need is being prepared."""
-
-    def started(self, trial: int, network: Architecture) -> None:
-        """A trial is being evaluated."""
-
-    def progress(self, trial: int, text: str, fraction: float | None) -> None:
-        """A running trial has come to a step."""
-
-    def finished(self, record: Record, tally: Tally, left_s: float | None) -> None:
-        """A trial has ended; ``left_s`` is the time that the rest will take, if that is known."""
-
-    def tick(self) -> None:
-        """Called a few times a second, for clocks."""
 
 
 @dataclass
@@ -145,7 +111,7 @@ class _Driver:
         self._study, self._space, self._display = study, space, display
         self._config = study.config
         self._distributions = space.distributions()
-        starts = _start_values(study, space)
+        starts = start_values(study, space)
         self._ledger = Ledger(study, self._distributions)
         if take_from is not None:
             taken_over(take_from, study, space, self._ledger)
@@ -536,38 +502,3 @@ def _rungs(study: Study) -> Rungs | None:
     if not epochs or config.search.reduction is None:
         return None
     return Rungs(epochs, config.search.reduction, config.objectives)
-
-
-def front_volume(front: list[Record], study: Study) -> float:
-    """The hypervolume of a front against the reference point kept with the study."""
-    objectives = study.config.objectives
-    reference = minimised([study.config.hypervolume_reference], objectives)[0]
-    return hypervolume(minimised([record.values for record in front], objectives), reference)
-
-
-def _start_values(study: Study, space: Space) -> dict[str, dict[str, Any]]:
-    """Slot values of the networks to try first, by id: those given by hand, then the published.
-
-    Each network stands there once, though some published names mean the same one.
-
-    Raises:
-        InputError: one given by hand is not in the space.
-    """
-    chosen: dict[str, dict[str, Any]] = {}
-    for entry in study.config.start:
-        if isinstance(entry, str):
-            network, name = architectures.published(entry), entry
-        else:
-            network, name = architectures.parse(entry, "start"), "a network"
-        values = space.encode(network)
-        if values is None:
-            raise InputError(
-                f"{study.folder / 'study.yaml'}: start: {name} ({network.summary()}) is not in the "
-                "space"
-            )
-        chosen.setdefault(network.id, values)
-    for name in architectures.published_names():
-        network = architectures.published(name)
-        if network.id not in chosen and (values := space.encode(network)) is not None:
-            chosen[network.id] = values
-    return chosen

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError
 from levit_search.latency.cache import fingerprint
@@ -63,3 +64,31 @@ def remember(ledger: Ledger, prepared: Mapping[str, Any]) -> None:
     for key in PREPARED:
         if prepared.get(key):
             ledger.set_attribute(key, prepared[key])
+
+
+def start_values(study: Study, space: Space) -> dict[str, dict[str, Any]]:
+    """Slot values of the networks to try first, by id: those given by hand, then the published.
+
+    Each network stands there once, though some published names mean the same one.
+
+    Raises:
+        InputError: one given by hand is not in the space.
+    """
+    chosen: dict[str, dict[str, Any]] = {}
+    for entry in study.config.start:
+        if isinstance(entry, str):
+            network, name = architectures.published(entry), entry
+        else:
+            network, name = architectures.parse(entry, "start"), "a network"
+        values = space.encode(network)
+        if values is None:
+            raise InputError(
+                f"{study.folder / 'study.yaml'}: start: {name} ({network.summary()}) is not in the "
+                "space"
+            )
+        chosen.setdefault(network.id, values)
+    for name in architectures.published_names():
+        network = architectures.published(name)
+        if network.id not in chosen and (values := space.encode(network)) is not None:
+            chosen[network.id] = values
+    return chosen

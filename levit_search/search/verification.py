@@ -1,17 +1,15 @@
 """The end of a search by predicted latencies: what its front holds is measured."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from levit_search import table
 from levit_search.errors import BudgetError
 from levit_search.search.engine import Engine, Event
 from levit_search.search.ledger import Ledger
+from levit_search.search.outcome import Display
 from levit_search.search.tally import Tally
 from levit_search.study import MEASURED, Record, Study, with_measured
-
-if TYPE_CHECKING:
-    from levit_search.search.driver import Display
 
 # Where so many in a row cannot be measured it is not their fault.
 _FAILURES = 3
@@ -51,7 +49,7 @@ class Verification:
             if _key(record) not in self._ledger.attributes
         ]
 
-    def run(self, engine: Engine, tally: Tally, display: "Display") -> Tally:
+    def run(self, engine: Engine, tally: Tally, display: Display) -> Tally:
         """Measure what is on the front, then what comes onto it, until all of it is measured.
 
         A network that fails leaves the front once others have been measured; where several fail in
@@ -83,7 +81,7 @@ class Verification:
             )
         return tally
 
-    def _measured(self, engine: Engine, record: Record, display: "Display") -> dict[str, Any]:
+    def _measured(self, engine: Engine, record: Record, display: Display) -> dict[str, Any]:
         """What measuring a network gave, or ``failed`` with the reason."""
         while not engine.has_room():  # a worker may have ended
             _check_prepared(engine.events(_REFRESH_S))

@@ -1,0 +1,50 @@
+"""What a search tells while it runs, and how it ended."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from levit_search.architecture import Architecture
+from levit_search.pareto import hypervolume, minimised
+from levit_search.search.tally import Tally
+from levit_search.study import Record, Study
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a search ended. ``seconds`` are this session's, ``trials`` counts all of the study's: by
+    state ``complete``, ``pruned`` and ``failed``; ``reused`` ones were known already; ``evaluated``
+    ones cost an evaluation, of which ``stopped`` ones ended at a rung; ``infeasible`` ones were no
+    network or over a limit, ``taken`` ones another study's."""
+
+    study: str
+    trials: dict[str, int]
+    seconds: float
+    hypervolume: float
+    front: list[Record]
+    stopped_because: str
+
+
+class Display(Protocol):
+    """Whoever shows a search while it runs."""
+
+    def preparing(self, text: str, fraction: float | None) -> None:
+        """Something all trials need is being prepared."""
+
+    def started(self, trial: int, network: Architecture) -> None:
+        """A trial is being evaluated."""
+
+    def progress(self, trial: int, text: str, fraction: float | None) -> None:
+        """A running trial has come to a step."""
+
+    def finished(self, record: Record, tally: Tally, left_s: float | None) -> None:
+        """A trial has ended; ``left_s`` is the time that the rest will take, if that is known."""
+
+    def tick(self) -> None:
+        """Called a few times a second, for clocks."""
+
+
+def front_volume(front: list[Record], study: Study) -> float:
+    """The hypervolume of a front against the reference point kept with the study."""
+    objectives = study.config.objectives
+    reference = minimised([study.config.hypervolume_reference], objectives)[0]
+    return hypervolume(minimised([record.values for record in front], objectives), reference)
