@@ -37,8 +37,8 @@ def read_space(
         changes: values by dotted key, as with ``--set``: ``{"train.epochs": 3}``.
 
     Returns:
-        The configuration, whose sections are attributes; its ``space()`` draws, decodes and counts
-        networks.
+        The configuration, whose sections are attributes; ``space()`` of it is what networks are
+        drawn from and what says how many there are.
 
     Raises:
         InputError: there is no such file, or it says something wrong; the key, the value and what
@@ -180,7 +180,9 @@ def trials(study: "Study") -> "pandas.DataFrame":
     from levit_search import table
 
     columns = table.columns(study.records())
-    kinds = {name: _KINDS.get(name, float) for name in columns}
+    texts = ("state", "id", "reason", "architecture")
+    kinds: dict[str, Any] = {name: float for name in columns if name not in texts}
+    kinds |= {"trial": int, "reused_from": "Int64"}
     return pandas.DataFrame(columns).astype(kinds).set_index("trial")
 
 
@@ -214,14 +216,6 @@ def load_model(study: "Study", record: "Record") -> "Model":
     model = build(record.architecture)
     load_weights(model, weights)
     return model.eval()
-
-
-# Columns of trials that are no figures.
-_KINDS: dict[str, Any] = {
-    "trial": int,
-    "reused_from": "Int64",
-    **dict.fromkeys(("state", "id", "reason", "architecture"), "str"),
-}
 
 
 class _Unshown:

@@ -52,7 +52,10 @@ def test_run_prints_one_json_document_and_fills_the_folder(
 ) -> None:
     study, printed = searched
     assert list(printed) == ["study", "trials", "seconds", "hypervolume", "front"]
-    assert list(printed["trials"]) == ["complete", "pruned", "failed", "reused"]  # type: ignore[call-overload]
+    trials = printed["trials"]
+    assert isinstance(trials, dict)
+    assert list(trials)[:4] == ["complete", "pruned", "failed", "reused"]
+    assert trials["complete"] - trials["reused"] == trials["evaluated"] - trials["stopped"]
     front = printed["front"]
     assert isinstance(front, list)
     keys = ["trial", "id", "top1_percent", "latency_ms", "flops", "params"]

@@ -13,7 +13,7 @@ from levit_search.latency.ray_connection import first_line
 from levit_search.search import ray_nodes, ray_tune
 from levit_search.search.engine import Event
 from levit_search.search.ray_desk import Desk, Task
-from levit_search.search.ray_nodes import Seat, ray
+from levit_search.search.ray_nodes import Seat
 from levit_search.search.ray_worker import Order
 from levit_search.search.worker import EVALUATOR
 from levit_search.study import Study
@@ -46,11 +46,11 @@ class RayEngine:
     ) -> None:
         self._engine = study.config.engine
         self._claim = ray_nodes.claim(self._engine)
-        self._has_connected = ray_nodes.connect(self._engine)
+        self._connection = ray_nodes.connect(self._engine)
         try:
             ray_nodes.check_claim(self._claim)
         except BaseException:
-            self._disconnect()
+            self._connection.close()
             raise
         self._desk = Desk(settled_ms, self._engine.jobs)
         order = Order(
@@ -81,7 +81,7 @@ class RayEngine:
     def close(self) -> None:
         self._desk.close()
         self._loop.join(_END_S)
-        self._disconnect()
+        self._connection.close()
 
     def _run(self, order: Order) -> None:
         """Tune's loop gives up on some of Ray's errors, such as a node short of memory."""
@@ -91,8 +91,3 @@ class RayEngine:
                 ray_tune.run(self._desk, order, seat, self._engine.jobs)
             except Exception as error:
                 self._desk.bury_all(f"Ray Tune ended: {first_line(error)}")
-
-    def _disconnect(self) -> None:
-        """What we started ends with this, and so do our workers."""
-        if self._has_connected:
-            ray.shutdown()

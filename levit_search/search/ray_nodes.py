@@ -1,11 +1,14 @@
 """The cluster that a search uses: joined or started, what its nodes offer, and who works where."""
 
+import contextlib
 import math
 import os
+import subprocess
+import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray as typed_in_part
@@ -14,6 +17,7 @@ from ray.util.placement_group import placement_group, placement_group_table
 
 from levit_search.errors import InputError
 from levit_search.latency.ray_connection import hush, join
+from levit_search.search import ray_guard
 from levit_search.study import EngineConfig
 
 ray: Any = typed_in_part
@@ -24,11 +28,11 @@ _FREED_S = 2.0
 _SLACK = 1e-6  # resources are decimal fractions
 
 
-def connect(engine: EngineConfig) -> bool:
-    """Be a driver of the cluster that is meant; returns whether this process was none before.
+def connect(engine: EngineConfig) -> contextlib.ExitStack:
+    """Be a driver of the cluster that is meant; what is returned undoes that.
 
-    Without an address anywhere, a Ray of our own starts on this machine, which ends with this
-    process.
+    Without an address anywhere, a Ray of our own starts on this machine. It ends with this process,
+    even if that is killed. A process that is a driver already stays one.
 
     Raises:
         InputError: there is no such cluster.
@@ -39,6 +43,7 @@ def connect(engine: EngineConfig) -> bool:
             f"engine.address: {address!r} is for Ray's client, which cannot drive a search; run it "
             "on a node of the cluster and give host:port of the head (6379 unless told otherwise)"
         )
+    undo = contextlib.ExitStack()
     if ray.is_initialized():
         here = ray.get_runtime_context().gcs_address
         if engine.address not in (None, "auto", here):
@@ -46,28 +51,56 @@ def connect(engine: EngineConfig) -> bool:
                 f"engine.address: {engine.address!r} is another Ray cluster than {here!r}, which "
                 "this process is connected to"
             )
-        return False
+        return undo
     if address is None:
-        _start(math.ceil(engine.jobs * engine.cpus))
-        return True
+        undo.enter_context(_own_ray(math.ceil(engine.jobs * engine.cpus)))
+        return undo
     try:
         join(address)
     except ConnectionError as error:
         raise InputError(f"engine.address: {error}") from None
-    return True
+    undo.callback(ray.shutdown)
+    return undo
 
 
-def _start(cpus: int) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
+@contextlib.contextmanager
+def _own_ray(cpus: int) -> Iterator[None]:
+    """A Ray on this machine."""
+    mark = uuid.uuid4().hex
+    guard = subprocess.Popen(
+        [sys.executable, ray_guard.__file__, mark], stdin=subprocess.PIPE, start_new_session=True
     )
-    hush()
+    usage = os.environ.get("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        with variables({ray_guard.MARK: mark, "RAY_USAGE_STATS_ENABLED": usage}):
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        hush()
+        yield
+        ray.shutdown()
+    finally:
+        guard.communicate()  # the end of its input; it ends what is left
+
+
+@contextlib.contextmanager
+def variables(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the time being."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def claim(engine: EngineConfig) -> dict[str, float]:

@@ -7,12 +7,9 @@ Tune's own retries (``max_failures``) are not used: they lose a trial whose work
 handed from one trial to the next. The desk gives the work of a dead worker to another.
 """
 
-import contextlib
 import logging
-import os
 import re
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from levit_search.search.ray_desk import Desk
-from levit_search.search.ray_nodes import Seat
+from levit_search.search.ray_nodes import Seat, variables
 from levit_search.search.ray_worker import Order, ordered, unpack
 
 _WORD_S = 0.05  # most drivers have their word ready at once
@@ -36,7 +33,10 @@ def run(desk: Desk, order: Order, seat: Seat, workers: int) -> None:
         Exception: whatever Tune ends with before.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # deaths are told by events
-    with tempfile.TemporaryDirectory(prefix="levit-search-tune-") as folder, _settings(workers):
+    with (
+        tempfile.TemporaryDirectory(prefix="levit-search-tune-") as folder,
+        variables(_settings(workers)),
+    ):
         # Not by a Tuner, which would write all of this down to be gone on with.
         tune.run(
             tune.with_resources(ordered(order), seat),
@@ -55,10 +55,9 @@ def run(desk: Desk, order: Order, seat: Seat, workers: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def _settings(workers: int) -> Iterator[None]:
+def _settings(workers: int) -> dict[str, str]:
     """What Tune takes from the environment alone."""
-    wanted = {
+    return {
         # Tune would start one worker after another, each of which takes seconds.
         "TUNE_MAX_PENDING_TRIALS_PG": str(workers),
         # Nobody reads its records of all trials, which take ever longer to write.
@@ -69,16 +68,6 @@ def _settings(workers: int) -> Iterator[None]:
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 class Turns(Searcher):
