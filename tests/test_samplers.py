@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 
 from levit_search.search.history import History
 from levit_search.search.rungs import Rungs
-from levit_search.search.samplers import Proposer, chosen, reads_pruned
+from levit_search.search.samplers import Proposer, Standing, chosen, reads_pruned
 from levit_search.study import SamplerName, SearchConfig
 
 OBJECTIVES = ("top1_percent", "flops")
@@ -40,14 +40,16 @@ class Searched:
     def __init__(self, name: SamplerName, seed: int = 0, startup: int = 10) -> None:
         config = SearchConfig(sampler=name, seed=seed, startup_trials=startup, trials=100)
         self.history = History(OBJECTIVES, SPACE, ["valid", "size"], reads_pruned(name), None)
-        self.proposer = Proposer(name, config, SPACE, self.history, self.accepts)
+        self.proposer = Proposer(name, config, SPACE, self.history, self.judge)
         self.known: set[tuple[Any, ...]] = set()
         self.proposed: list[dict[str, Any]] = []
         self.infeasible: list[bool] = []
         self._fruitless = 0
 
-    def accepts(self, params: Mapping[str, Any]) -> bool:
-        return size(params) <= LIMIT and tuple(params.values()) not in self.known
+    def judge(self, params: Mapping[str, Any]) -> Standing:
+        if size(params) > LIMIT:
+            return "infeasible"
+        return "known" if tuple(params.values()) in self.known else "new"
 
     def step(self) -> bool:
         number = len(self.proposed)

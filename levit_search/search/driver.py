@@ -21,7 +21,7 @@ from levit_search.search.ledger import Ledger
 from levit_search.search.outcome import Display, Summary, front_volume
 from levit_search.search.preparation import check_devices, remember, sample_of, start_values
 from levit_search.search.rungs import Rungs
-from levit_search.search.samplers import Proposer, chosen, reads_pruned
+from levit_search.search.samplers import Proposer, Standing, chosen, reads_pruned
 from levit_search.search.takeover import taken_over
 from levit_search.search.tally import Tally, is_spent
 from levit_search.search.verification import Verification
@@ -127,7 +127,7 @@ class _Driver:
             self._rungs,
         )
         self._proposer = Proposer(
-            sampler, self._config.search, self._distributions, self._history, self._accepts
+            sampler, self._config.search, self._distributions, self._history, self._standing
         )
         self._running: dict[int, _Candidate] = {}
         self._left_over: list[_Candidate] = []
@@ -284,15 +284,16 @@ class _Driver:
             self._ledger.begin(params, notes, excess, self._history.attributes(number))
             self._submit(engine, _Candidate(number, network, notes, excess))
 
-    def _accepts(self, params: Mapping[str, Any]) -> bool:
-        """Whether a proposal would be evaluated."""
+    def _standing(self, params: Mapping[str, Any]) -> Standing:
+        """What a proposal would come to."""
         try:
             network = self._space.decode(self._space.values(params))
         except InputError:
-            return False
+            return "infeasible"
         if any(value > 0 for value in self._space.limits.excess(cost(network)).values()):
-            return False
-        return network.id not in self._tally.known and self._twin(network) is None
+            return "infeasible"
+        is_known = network.id in self._tally.known or self._twin(network) is not None
+        return "known" if is_known else "new"
 
     def _twin(self, network: Architecture) -> int | None:
         """The running trial that evaluates the same network."""

@@ -6,9 +6,9 @@ nobody waits for a bracket to fill. Accuracy at the rung stands beside the costs
 then, so that a slow network goes on only if it is accurate for its latency.
 
 The order is that of non-dominated fronts. About one in ``reduction`` goes on: a candidate does if
-its whole front belongs to the best share, and where the share ends within its front, while that
-many have not gone on yet. (On recorded curves, ordering such a front by crowding ended the
-newcomers in its middle, and letting all of it pass saved less.)
+its whole front belongs to the best share, and where the share ends within its front, while there is
+room for one more of it. (On recorded curves, ordering such a front by crowding ended the newcomers
+in its middle, and letting all of it pass saved less.)
 """
 
 import itertools
@@ -66,9 +66,10 @@ class Rungs:
         points = [*rung.points[1 - _LATEST :], minimised([values], self._objectives)[0]]
         ranks = non_dominated_ranks(np.array(points))
         share = math.ceil(len(points) / self._reduction)
-        better, equal = int((ranks < ranks[-1]).sum()), int((ranks == ranks[-1]).sum())
-        gone = sum(rung.went_on[1 - _LATEST :])
-        goes_on = better + equal <= share or (better < share and gone < share)
+        better, beside = ranks < ranks[-1], (ranks == ranks[-1])[:-1]
+        room = share - int(better.sum())
+        gone = int(np.array(rung.went_on[1 - _LATEST :], dtype=bool)[beside].sum())
+        goes_on = gone < room
         self.enter(epoch, network, values, goes_on)
         return goes_on
 

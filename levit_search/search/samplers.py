@@ -6,13 +6,15 @@ What the samplers make of candidates that break a limit or were stopped at a run
 in :mod:`levit_search.search.history`. ``random`` and ``grid`` learn nothing; they pass over what
 breaks a limit in closed form, or is known, without making a trial of it. So do evolution with the
 children that it breeds, since the best parents lie close to the limits, the first
-``startup_trials`` of the others, and one proposal after four in a row that came to nothing.
+``startup_trials`` of the others, and one proposal after four in a row that came to nothing. In the
+place of a network that is known already, models propose one that differs from it in a place or a
+few: they often come back to what is best so far.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -33,6 +35,8 @@ from levit_search.study import SamplerName, SearchConfig
 
 _FRUITLESS = 4  # proposals in a row that came to nothing, before one is drawn at random
 _DRAWS = 2000  # random networks that are looked at before nothing new is left
+_NEIGHBOURS = 120  # that are looked at in the place of a network that is known
+_FURTHEST = 4  # places in which they differ at most
 _CHILDREN = 50  # that evolution breeds at most for one proposal
 _POPULATION = (10, 50)  # of a generation: fewest and most
 _GENERATIONS = 8  # that a budget should suffice for
@@ -40,8 +44,9 @@ _GENERATIONS = 8  # that a budget should suffice for
 # process takes seconds and needs torch in the driver, and has to be asked for.
 _TPE_TRIALS = 5000
 
-Accepts = Callable[[Mapping[str, Any]], bool]
-"""Whether parameters make a network that is valid, within the limits and new."""
+Standing = Literal["new", "known", "infeasible"]
+Judge = Callable[[Mapping[str, Any]], Standing]
+"""What is known of the network that parameters make, ``infeasible`` if it is none."""
 
 
 def chosen(config: SearchConfig) -> SamplerName:
@@ -65,7 +70,7 @@ class Proposer:
         config: the search's settings.
         distributions: of all parameters, which are the same in every trial.
         history: what is known; a trial that is proposed has begun there.
-        accepts: for what is drawn at random.
+        judge: tells what would cost no evaluation.
     """
 
     def __init__(
@@ -74,12 +79,12 @@ class Proposer:
         config: SearchConfig,
         distributions: Mapping[str, BaseDistribution],
         history: History,
-        accepts: Accepts,
+        judge: Judge,
     ) -> None:
         assert name != "auto"
         self._name, self._config = name, config
         self._distributions = dict(distributions)
-        self._history, self._accepts = history, accepts
+        self._history, self._judge = history, judge
         self._population = _population(config)
         self._grid = self._choices()  # gone on with: what was passed over once always is
 
@@ -95,7 +100,10 @@ class Proposer:
         at_start = self._history.evaluated < self._config.startup_trials
         by_model = self._name != "random" and not at_start and fruitless < _FRUITLESS
         if by_model and self._distributions:
-            return self._by_model(number)
+            params = self._by_model(number)
+            if self._judge(params) == "known":
+                return self._first_accepted(self._neighbours(number, params)) or params
+            return params
         return self._first_accepted(self._random(number))
 
     def _by_model(self, number: int) -> dict[str, Any]:
@@ -126,7 +134,7 @@ class Proposer:
             for name, distribution in self._distributions.items():  # mutated ones
                 if name not in params:
                     params[name] = sampler.sample_independent(study, trial, name, distribution)
-            if self._accepts(params):
+            if self._judge(params) == "new":
                 break
         return params
 
@@ -135,6 +143,19 @@ class Proposer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return kind(population_size=self._population, seed=seed)
+
+    def _neighbours(self, number: int, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Parameters that differ in one place from what is known already, then in more."""
+        chance = np.random.default_rng(self._seed(number, "neighbours"))
+        values = {name: _values(each) for name, each in self._distributions.items()}
+        places = [name for name, each in values.items() if len(each) > 1]
+        for draw in range(_NEIGHBOURS):
+            changed = dict(params)
+            count = min(len(places), 1 + draw * _FURTHEST // _NEIGHBOURS)
+            for name in chance.choice(places, count, replace=False):
+                others = [value for value in values[name] if value != params[name]]
+                changed[name] = others[chance.integers(len(others))]
+            yield changed
 
     def _random(self, number: int) -> Iterator[dict[str, Any]]:
         study = self._history.study()
@@ -167,7 +188,7 @@ class Proposer:
             yield params
 
     def _first_accepted(self, proposals: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
-        return next((params for params in proposals if self._accepts(params)), None)
+        return next((params for params in proposals if self._judge(params) == "new"), None)
 
     def _seed(self, number: int, purpose: str = "") -> int:
         entropy = (self._config.seed, number, *purpose.encode())
