@@ -35,11 +35,11 @@ def outcome(record: Record, epochs: int) -> Outcome:
     """
     if record.state == "failed":
         return "failed"
+    if record.reused_from is not None:
+        return "repeat"
     is_partial = record.is_stopped or 0 < len(_curve(record)) < epochs
     if record.state == "pruned" and not is_partial:
         return "infeasible"
-    if record.reused_from is not None:
-        return "repeat"
     if record.taken_from is not None:
         return "taken over"
     return "stopped" if is_partial else "complete"

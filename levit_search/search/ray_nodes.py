@@ -70,9 +70,13 @@ def _own_ray(cpus: int) -> Iterator[None]:
     guard = subprocess.Popen(
         [sys.executable, ray_guard.__file__, mark], stdin=subprocess.PIPE, start_new_session=True
     )
-    usage = os.environ.get("RAY_USAGE_STATS_ENABLED", "0")
+    settings = {
+        ray_guard.MARK: mark,
+        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+        "RAY_AUTH_MODE": None,  # Ray sets it, and with it no other cluster could be joined later
+    }
     try:
-        with variables({ray_guard.MARK: mark, "RAY_USAGE_STATS_ENABLED": usage}):
+        with variables(settings):
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -81,18 +85,18 @@ def _own_ray(cpus: int) -> Iterator[None]:
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-        hush()
-        yield
-        ray.shutdown()
+            hush()
+            yield
+            ray.shutdown()
     finally:
         guard.communicate()  # the end of its input; it ends what is left
 
 
 @contextlib.contextmanager
-def variables(wanted: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the time being."""
+def variables(wanted: Mapping[str, str | None]) -> Iterator[None]:
+    """Environment variables for the time being; with None one keeps its value, if it has any."""
     before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    os.environ.update({name: value for name, value in wanted.items() if value is not None})
     try:
         yield
     finally:

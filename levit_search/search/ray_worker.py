@@ -84,8 +84,9 @@ class Work(tune.Trainable):
         """Work for a while, or until there is something to tell or to ask.
 
         Returns:
-            ``told``, packed events; ``asks``, whether there should be work; ``is_new``, whether
-            this is the worker's first trial; ``since``, whether it asked before.
+            ``told``, packed events; ``asks``, whether it wants work; ``asks_anew``, whether that, or
+            an answer about a rung, is asked for the first time; ``is_new``, whether this is the
+            worker's first trial.
         """
         with self._changed:
             self._changed.wait_for(self._must_speak, self._patience_s())
