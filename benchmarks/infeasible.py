@@ -98,8 +98,8 @@ def main() -> int:
             row = {"sampler": sampler, "seed": seed, **measured(sampler, limit, trials, seed)}
             rows.append(row)
             print(
-                f"{sampler:8} seed {seed}: {row['trials']:4} trials, {row['repeats']:4} repeats, {row['early']:6.1%} early, "
-                f"{row['late']:6.1%} late",
+                f"{sampler:8} seed {seed}: {row['trials']:4} trials, {row['repeats']:4} repeats, "
+                f"{row['early']:6.1%} early, {row['late']:6.1%} late",
                 flush=True,
             )
     if options.json:

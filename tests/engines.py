@@ -163,7 +163,7 @@ class CurveEngine:
         self._is_prepared = True
         events, self._events = self._events[:1], self._events[1:]
         for event in events:
-            if event.kind == "done" and event.trial is not None:
+            if event.kind in ("done", "failed") and event.trial is not None:
                 del self._running[event.trial]
         return events
 

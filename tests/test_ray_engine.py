@@ -20,7 +20,9 @@ from ray.util.placement_group import placement_group_table, remove_placement_gro
 
 from levit_search.errors import InputError
 from levit_search.latency.ray_connection import join
-from levit_search.search.engine import make_engine
+from levit_search.search import ray_tune
+from levit_search.search.engine import Event, make_engine
+from levit_search.search.ray_desk import Desk, Task
 from levit_search.search.ray_engine import RayEngine
 from levit_search.search.ray_nodes import Seat
 from levit_search.study import Study, read_config
@@ -257,6 +259,59 @@ def test_an_engine_leaves_the_cluster_that_it_joined(nodes: Nodes, tmp_path: Pat
     assert not ray.is_initialized()
     join(nodes.cluster.address)
     become_free("CPU")
+
+
+def test_the_work_of_the_dead_comes_first_and_once_more() -> None:
+    desk = Desk({}, 2)
+    first, second = Task("evaluate", 0, {}), Task("evaluate", 1, {})
+    desk.give(first)
+    desk.ready("a", is_new=True)
+    assert not desk.has_room()  # for it is as good as taken
+    assert desk.take("a", 0) is first
+    desk.give(second)
+    desk.bury("a", "a storm")
+    assert desk.take("b", 0) is first
+    desk.tell("b", Event("rung", 0, content={"epoch": 1, "values": {}}))
+    desk.bury("b", "a flood")
+    assert [(event.kind, event.text) for event in desk.events(0)] == [
+        ("progress", "to be started again: a storm"),
+        ("rung", ""),
+        ("failed", "a flood"),
+    ]
+    desk.answer(0, True)  # too late
+    assert desk.take("c", 0) is second
+    assert not desk.waits_at_rung("c")
+
+
+def test_workers_that_die_before_they_have_work_end_the_search_in_the_end() -> None:
+    desk = Desk({}, 2)
+    desk.tell("a", Event("done", None, content={"settled_ms": {}}))
+    desk.ready("a", is_new=True)
+    for turn in "bc":
+        desk.bury(turn, "no memory")
+    desk.ready("d", is_new=True)  # one that lives
+    for turn in "efg":
+        assert desk.workers_wanted == 2
+        desk.bury(turn, "no memory")
+    assert desk.workers_wanted == 0
+    failed = desk.events(0)[-1]
+    assert (failed.kind, failed.trial, failed.text) == ("failed", None, "no memory")
+
+
+def test_when_tune_gives_up_it_is_started_again(
+    made: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, fails = ray_tune.run, iter([True])
+
+    def short_of_memory(desk: Desk, *others: Any) -> None:
+        if next(fails, False):
+            raise RuntimeError("Caught unexpected exception: out of memory")
+        run(desk, *others)
+
+    monkeypatch.setattr(ray_tune, "run", short_of_memory)
+    watched = made(jobs=1)
+    watched.submit(0, network())
+    assert watched.answered(0, [True]).kind == "done"
 
 
 def test_a_ray_of_its_own_ends_with_the_engine(

@@ -10,7 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 
 from levit_search.search.history import History
 from levit_search.search.rungs import Rungs
-from levit_search.search.samplers import Proposer, Standing, chosen, reads_pruned
+from levit_search.search.samplers import Proposer, Standing, chosen, population_of, reads_pruned
 from levit_search.study import SamplerName, SearchConfig
 
 OBJECTIVES = ("top1_percent", "flops")
@@ -40,7 +40,9 @@ class Searched:
     def __init__(self, name: SamplerName, seed: int = 0, startup: int = 10) -> None:
         config = SearchConfig(sampler=name, seed=seed, startup_trials=startup, trials=100)
         self.history = History(OBJECTIVES, SPACE, ["valid", "size"], reads_pruned(name), None)
-        self.proposer = Proposer(name, config, SPACE, self.history, self.judge)
+        self.proposer = Proposer(
+            name, config, SPACE, self.history, self.judge, population_of(config)
+        )
         self.known: set[tuple[Any, ...]] = set()
         self.proposed: list[dict[str, Any]] = []
         self.infeasible: list[bool] = []
@@ -54,6 +56,7 @@ class Searched:
     def step(self) -> bool:
         number = len(self.proposed)
         self.history.begin(number)
+        self.proposer.place(number)
         params = self.proposer.propose(number, self._fruitless)
         if params is None:
             return False
@@ -111,13 +114,20 @@ def test_samplers_find_what_random_draws_find_rarely(name: SamplerName) -> None:
 
 
 def test_a_grid_meets_every_choice_once_and_ends() -> None:
-    found = Searched("grid")
-    while found.step():
-        pass
-    seen = [tuple(params.values()) for params in found.proposed]
+    choices = {name: SPACE[name] for name in ("x0", "x1", "kind")}
+    history = History(OBJECTIVES, choices, ["valid"], False, None)
+    seen: list[tuple[Any, ...]] = []
+
+    def judge(params: Mapping[str, Any]) -> Standing:
+        return "new" if params["x0"] + params["x1"] <= 12 else "infeasible"
+
+    grid = Proposer("grid", SearchConfig(), choices, history, judge, 10)
+    while (params := grid.propose(len(seen), 0)) is not None:
+        seen.append(tuple(params.values()))
     assert len(seen) == len(set(seen))
-    feasible = sum(sum(c) <= LIMIT for c in itertools.product(range(10), repeat=5))
-    assert len(seen) == 2 * feasible
+    assert set(seen) == {
+        (x0, x1, kind) for x0 in range(10) for x1 in range(10) for kind in "ab" if x0 + x1 <= 12
+    }
     assert seen != sorted(seen), "in an order of its own"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from tests.engines import (
     finals,
     run,
 )
+from tests.networks import tiny_description
 
 
 @pytest.fixture
@@ -35,11 +37,16 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> type[StubEngine]:
 def test_limits_turn_proposals_down_without_using_up_the_budget(
     stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = space_file(limits={"flops": 130_000})
+    stages = [
+        {"depth": 1, "embed_dim": 16, "num_heads": 1, "key_dim": 8},
+        {"depth": 2, "embed_dim": 32, "num_heads": 2, "key_dim": 8},
+    ]
+    large = tiny_description(stages=stages)
+    path = space_file(limits={"flops": 130_000}, start=[large])
     summary, study = run(path, tmp_path / "s", **{"search.trials": 6})
     records = study.records()
     over = [r for r in records if r.state == "pruned"]
-    assert over, "this seed proposes some networks over the limit"
+    assert over, "the one to start with is"
     assert len(stub.evaluated) == 6
     assert summary.trials["evaluated"] == 6
     assert all(record.values["flops"] > 130_000 for record in over)
@@ -57,7 +64,7 @@ def test_a_repeat_reuses_the_figures_and_a_small_space_ends_the_search(
     summary, study = run(space_file(), tmp_path / "s", **{"search.trials": 100})
     assert len(stub.evaluated) == len(set(stub.evaluated)) == 14  # 2 of one stage, 12 of two
     assert summary.trials["reused"] > 0
-    assert summary.stopped_because == "nothing new was found in the space"
+    assert summary.stopped_because == "no new network within the limits was found in the space"
     by_trial = {record.trial: record for record in study.records()}
     for record in by_trial.values():
         if record.reused_from is not None:
@@ -148,8 +155,9 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, write: int, after: bool) -> None:
     monkeypatch.setattr(RDBStorage, "_create_new_trial", dying("_create_new_trial"))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("sampler", "after"), [("tpe", False), ("tpe", True), ("nsga2", True), ("random", False)]
+)
 def test_killed_at_any_write_it_ends_as_if_undisturbed(
     sampler: str,
     after: bool,
@@ -225,6 +233,94 @@ def test_a_run_in_two_sessions_proposes_what_one_session_does(
     for trials in (5, 12):
         _, study = run(path, tmp_path / "b", **{"search.trials": trials})
     assert finals(study) == whole
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3"])
+def test_many_generations_in_two_sessions_are_those_of_one(sampler: str, tmp_path: Path) -> None:
+    """Also where what is expected of stopped parents has changed in between."""
+    changes = {
+        "objectives": ["top1_percent", "flops"],
+        "storage": "journal",
+        "start": [],
+        "search.sampler": sampler,
+        "train.rungs": [1, 3],
+    }
+
+    def trials(folder: Path, *budgets: int) -> list[tuple[int, str, dict[str, float]]]:
+        for budget in budgets:
+            config = read_config(ROOT / "spaces" / "levit.yaml", changes)
+            # The budget of the first session settles how many make a generation.
+            search_ = config.search.model_copy(update={"trials": budget})
+            study = Study.create(folder, config.model_copy(update={"search": search_}), ["test"])
+            search(study, Silent(), engine=CurveEngine)
+        return finals(study)
+
+    one = trials(tmp_path / "one", 20, 60)
+    assert trials(tmp_path / "two", 20, 33, 47, 60) == one
+    assert len(one) >= 60
+
+
+class Failing(CurveEngine):
+    """Fails for every network but the first few."""
+
+    works = 2
+
+    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
+        super().__init__(study, sample, settled_ms)
+        self.tried: list[str] = []
+        type(self).last = self
+
+    last: "Failing"
+
+    def submit(self, trial: int, network: Architecture) -> None:
+        self.tried.append(network.id)
+        if len(self.tried) <= self.works:
+            super().submit(trial, network)
+            return
+        self._running[trial] = network, []
+        self._events.append(Event("failed", trial, "no space left on device"))
+
+
+def test_a_device_that_goes_away_does_not_use_up_the_budget(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "make_engine", Failing)
+    with pytest.raises(BudgetError, match=r"10 trials in a row failed.* no space left on device"):
+        run(space_file(), tmp_path / "s", **{"search.trials": 200})
+    assert len(Failing.last.tried) == 12
+
+
+def test_a_network_that_failed_twice_is_not_tried_again(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OneFails(CurveEngine):
+        tried: ClassVar[list[str]] = []
+
+        def submit(self, trial: int, network: Architecture) -> None:
+            self.tried.append(network.id)
+            if network.id != self.tried[0]:
+                super().submit(trial, network)
+                return
+            self._running[trial] = network, []
+            self._events.append(Event("failed", trial, "it is too large"))
+
+    monkeypatch.setattr(driver, "make_engine", OneFails)
+    summary, _ = run(space_file(), tmp_path / "s", **{"search.trials": 60})
+    assert OneFails.tried.count(OneFails.tried[0]) <= 2
+    assert len(set(OneFails.tried)) == 14
+    assert summary.trials["failed"] == OneFails.tried.count(OneFails.tried[0])
+
+
+def test_trials_left_over_are_finished_with_a_smaller_budget(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "make_engine", CurveEngine)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 12, False)
+        with pytest.raises(Killed):
+            run(space_file(), tmp_path / "s", **{"search.trials": 10})
+    _, study = run(space_file(), tmp_path / "s", **{"search.trials": 1})
+    assert all(trial.state.is_finished() for trial in study.storage().trials)
 
 
 def test_two_jobs_never_evaluate_one_network_twice(

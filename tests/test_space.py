@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optuna.trial import FixedTrial
+from optuna.trial import TrialState, create_trial
 
 from levit_search import architecture as architectures
 from levit_search.cost import Cost, cost
@@ -202,12 +202,15 @@ def test_a_space_with_a_feasible_network_is_accepted() -> None:
         Space(TINY, Limits(params=smallest - 1)).check_feasible(200)
 
 
-def test_optuna_suggests_what_was_encoded_for_it() -> None:
+def test_parameters_say_what_was_encoded_in_them() -> None:
     space = Space(WIDE, NO_LIMITS)
     for values in samples(space, 40):
-        trial = FixedTrial(space.encoded(values))
-        assert space.suggest(trial) == values
-        assert trial.distributions == space.distributions()
+        trial = create_trial(
+            state=TrialState.PRUNED,  # which checks that they are within the distributions
+            params=space.encoded(values),
+            distributions=space.distributions(),
+        )
+        assert space.values(trial.params) == values
 
 
 def test_a_slot_with_one_value_is_not_asked_for() -> None:
@@ -215,9 +218,9 @@ def test_a_slot_with_one_value_is_not_asked_for() -> None:
     values = samples(space, 1)[0]
     assert "stages.0.depth" not in space.encoded(values)
     assert "stages.0.depth" not in space.distributions()
-    suggested = space.suggest(FixedTrial(space.encoded(values)))
-    assert space.decode(suggested) == space.decode(values)
-    assert space.decode(suggested).stages[0].depth == 2
+    read = space.values(space.encoded(values))
+    assert space.decode(read) == space.decode(values)
+    assert space.decode(read).stages[0].depth == 2
 
 
 # A slot in the wrong, and the message it gets after "file: architecture.".

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optuna.trial import FixedTrial
+from optuna.trial import TrialState, create_trial
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Graft, Levit
@@ -212,12 +212,15 @@ def test_a_space_holds_networks_of_its_own_family_only() -> None:
     assert graft_space.encode(levit) is None
 
 
-def test_optuna_suggests_what_was_encoded_for_it() -> None:
+def test_parameters_say_what_was_encoded_in_them() -> None:
     space = Space(GRAFTS, NO_LIMITS)
     for values in samples(space, 40):
-        trial = FixedTrial(space.encoded(values))
-        assert space.suggest(trial) == values
-        assert trial.distributions == space.distributions()
+        trial = create_trial(
+            state=TrialState.PRUNED,  # which checks that they are within the distributions
+            params=space.encoded(values),
+            distributions=space.distributions(),
+        )
+        assert space.values(trial.params) == values
 
 
 REFUSED: dict[str, tuple[str, Any, str]] = {

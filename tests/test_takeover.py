@@ -79,6 +79,45 @@ def test_what_the_limits_or_the_space_exclude_stays_behind(source: Study, tmp_pa
     assert len(study.records()) > 1
 
 
+def test_rungs_come_over_with_the_objectives_of_here(source: Study, tmp_path: Path) -> None:
+    space = wider()
+    space["objectives"] = ["top1_percent", "params"]
+    study = taken(tmp_path, source, space, **{"search.trials": 3})
+    old, new = evaluated(source), evaluated(study)
+    for name, record in old.items():
+        assert [rung["goes_on"] for rung in new[name].rungs] == [
+            rung["goes_on"] for rung in record.rungs
+        ]
+        for rung in new[name].rungs:
+            expected = {
+                "top1_percent": rung["top1_percent"],
+                "params": record.values["params"],
+            }
+            assert rung["values"] == expected
+    # Going on reads them again.
+    assert len(taken(tmp_path, source, space, **{"search.trials": 4}).records()) > len(new)
+
+
+def test_latencies_of_another_device_stay_where_they_are(
+    source: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Study, "attributes", lambda self: {"device": {"cpu": "another CPU", "runtimes": {}}}
+    )
+
+    class Here(CurveEngine):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self._events[0].content["device"] = {"cpu": "this CPU", "runtimes": {}}
+
+    path = tmp_path / "wider.yaml"
+    path.write_text(yaml.safe_dump(wider()))
+    study = Study.create(tmp_path / "wider", read_config(path), ["test"])
+    with pytest.raises(InputError, match="measured with cpu another CPU, here it is this CPU"):
+        search(study, Silent(), source.folder, Here)
+    assert study.records() == []
+
+
 def test_without_rungs_stopped_candidates_are_trained_again(source: Study, tmp_path: Path) -> None:
     space = wider()
     space["search"] = {"reduction": None, "sampler": "tpe", "startup_trials": 3}
@@ -92,7 +131,8 @@ def test_without_rungs_stopped_candidates_are_trained_again(source: Study, tmp_p
         ({"train.epochs": 5}, r"evaluated otherwise \(train.epochs 9 -> 5\)"),
         ({"data.train_images": 64}, r"evaluated otherwise \(data.train_images 256 -> 64\)"),
         ({"search.seed": 3}, r"evaluated otherwise \(search.seed 0 -> 3\)"),
-        ({"objectives": ["top1_percent", "latency_ms"]}, "have no latency_ms, an objective here"),
+        ({"limits.latency_ms": 5}, "have no latency_ms, which counts here"),
+        ({"objectives": ["top1_percent", "latency_ms"]}, "have no latency_ms, which counts here"),
     ],
 )
 def test_what_would_mean_something_else_is_refused(

@@ -59,6 +59,8 @@ def run(
         "engine.jobs": jobs,
         "engine.address": address,
     }
+    if engine == "local" and address is not None:
+        raise InputError(f"--address {address}: is a Ray cluster's; use --engine ray")
     changes |= {key: value for key, value in given.items() if value is not None}
     if time is not None:
         changes.setdefault("search.trials", None)

@@ -29,7 +29,7 @@ def join(address: str | None) -> None:
             return
         address = address or os.environ.get("RAY_ADDRESS", "auto")
         try:
-            _knock(address)
+            knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ConnectionError(
@@ -47,7 +47,7 @@ def hush() -> None:
     ray._private.worker._worker_logs_enabled = False
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """See whether anything listens at a cluster's address: Ray itself would try for minutes.
 
     Raises:

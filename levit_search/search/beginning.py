@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from levit_search.errors import InputError
+from levit_search.latency.ray_connection import knock
 from levit_search.search.takeover import check_source
 from levit_search.space import Space
 from levit_search.study import Study, StudyConfig
@@ -31,7 +33,21 @@ def begin(
     folder = folder or Path("studies") / config.name
     if take_from is not None:
         check_source(take_from, Study(folder, config))
+    if config.engine.kind == "ray" and config.engine.address is not None:
+        check_address(config.engine.address)
     return Study.create(folder, config, command)
+
+
+def check_address(address: str) -> None:
+    """Make sure that something listens where a Ray cluster should be.
+
+    Raises:
+        InputError: nothing does.
+    """
+    try:
+        knock(address)
+    except OSError as error:
+        raise InputError(f"no Ray cluster at {address!r} ({error.strerror or error})") from None
 
 
 def checked_space(config: StudyConfig, where: str = "space") -> Space:

@@ -21,8 +21,14 @@ from levit_search.search.ledger import Ledger
 from levit_search.search.outcome import Display, Summary, front_volume
 from levit_search.search.preparation import check_devices, remember, sample_of, start_values
 from levit_search.search.rungs import Rungs
-from levit_search.search.samplers import Proposer, Standing, chosen, reads_pruned
-from levit_search.search.takeover import taken_over
+from levit_search.search.samplers import (
+    Proposer,
+    Standing,
+    chosen,
+    population_of,
+    reads_pruned,
+)
+from levit_search.search.takeover import check_source, taken_over
 from levit_search.search.tally import Tally, is_spent
 from levit_search.search.verification import Verification
 from levit_search.space import Space
@@ -41,6 +47,9 @@ from levit_search.study import (
 _TOO_SLOW = 20
 # So many failures without a single success are no bad luck of single candidates.
 _FAILURES_AT_START = 3
+# So many in a row mean that the device, the disk or the like is gone.
+_FAILURES = 10
+_MOST_TRIES = 2  # of a network that fails
 _REFRESH_S = 0.25
 # Tables are for people to look at meanwhile; writing them should cost a fiftieth of the time.
 _TABLES_EVERY_S = 5.0
@@ -111,14 +120,13 @@ class _Driver:
         self._study, self._space, self._display = study, space, display
         self._config = study.config
         self._distributions = space.distributions()
+        self._source = check_source(take_from, study) if take_from is not None else None
         starts = start_values(study, space)
         self._ledger = Ledger(study, self._distributions)
-        if take_from is not None:
-            taken_over(take_from, study, space, self._ledger)
         self._rungs = _rungs(study)
         limits = space.limits.model_dump()
         constraints = ["valid", *(name for name, bound in limits.items() if bound is not None)]
-        sampler = self._sampler_name()
+        sampler, population = self._settled_sampler()
         self._history = History(
             self._config.objectives,
             self._distributions,
@@ -126,8 +134,14 @@ class _Driver:
             reads_pruned(sampler),
             self._rungs,
         )
+        self._history.restore_parents(self._ledger.attributes)
         self._proposer = Proposer(
-            sampler, self._config.search, self._distributions, self._history, self._standing
+            sampler,
+            self._config.search,
+            self._distributions,
+            self._history,
+            self._standing,
+            population,
         )
         self._running: dict[int, _Candidate] = {}
         self._left_over: list[_Candidate] = []
@@ -138,20 +152,25 @@ class _Driver:
             self._recall(trial)
         self._fruitless = self._tally.fruitless()
         tried = {trial.user_attrs.get("architecture_id") for trial in trials}
-        self._starts = [values for name, values in starts.items() if name not in tried]
-        self._too_slow = 0
+        self._starts = {name: values for name, values in starts.items() if name not in tried}
+        self._too_slow = self._failures = 0
         self._is_exhausted = False
         self._tables_at = 0.0
 
     def run(self) -> Summary:
         self._begun = time.monotonic()
-        if self._is_enough() and not self._verification.unmeasured(self._tally):
+        is_done = self._is_enough() and not self._left_over and self._source is None
+        if is_done and not self._verification.unmeasured(self._tally):
             self._write_tables()
             return self._summary("the budget was used up before")
         settled_ms = self._ledger.attributes.get("settled_ms", {})
+        if not settled_ms and self._source is not None:
+            settled_ms = self._source.attributes().get("settled_ms", {})
         engine = self._make_engine(self._study, sample_of(self._space), settled_ms)
         try:
             self._prepare(engine)
+            if self._source is not None:
+                self._take_over(self._source)
             because = self._loop(engine)
             self._tally = self._verification.run(engine, self._tally, self._display)
         finally:
@@ -159,18 +178,27 @@ class _Driver:
             self._write_tables()
         return self._summary(because)
 
-    def _sampler_name(self) -> SamplerName:
-        """``auto`` is settled when a study begins, and stays what it was when it is extended."""
-        if "sampler" not in self._ledger.attributes:
-            name = chosen(self._config.search)
-            self._ledger.set_attribute("sampler", name)
-        settled: SamplerName = self._ledger.attributes["sampler"]
-        return settled
+    def _settled_sampler(self) -> tuple[SamplerName, int]:
+        """What the budget decides is settled when a study begins, and stays when it is extended."""
+        attributes = self._ledger.attributes
+        if "sampler" not in attributes:
+            self._ledger.set_attribute("population", population_of(self._config.search))
+            self._ledger.set_attribute("sampler", chosen(self._config.search))
+        return attributes["sampler"], attributes["population"]
+
+    def _take_over(self, source: Study) -> None:
+        known = len(self._ledger.trials())
+        taken_over(source, self._study, self._space, self._ledger)
+        for trial in self._ledger.trials()[known:]:
+            self._recall(trial)
+        for name in self._tally.known:
+            self._starts.pop(name, None)
 
     def _recall(self, trial: FrozenTrial) -> None:
         """A trial of an earlier session, or of another study."""
         number, notes = trial.number, dict(trial.user_attrs)
         self._history.begin(number, trial.system_attrs)
+        self._proposer.place(number)
         self._history.propose(number, trial.params)
         for rung in notes.get("rungs", ()):
             if self._rungs is not None and rung["epoch"] in self._rungs.epochs:
@@ -193,18 +221,21 @@ class _Driver:
                 if event.kind == "progress":
                     self._display.preparing(event.text, event.fraction)
                 if event.kind == "done" and event.trial is None:
-                    check_devices(self._study, self._ledger.attributes, event.content)
-                    remember(self._ledger, event.content)
+                    self._prepared(event)
             self._display.tick()
+
+    def _prepared(self, event: Event) -> None:
+        check_devices(self._study, self._ledger.attributes, event.content)
+        remember(self._ledger, event.content)
 
     def _loop(self, engine: Engine) -> str:
         limit_s = self._config.search.time_s
         while True:
             out_of_time = limit_s is not None and time.monotonic() - self._begun >= limit_s
-            while engine.has_room() and not self._is_enough() and not out_of_time:
+            while engine.has_room() and (self._left_over or not (self._is_enough() or out_of_time)):
                 if not self._start_one(engine):
                     break
-            if not self._running:
+            if not self._running and not self._left_over:
                 if out_of_time:
                     return "the time is up"
                 if self._is_enough():
@@ -217,18 +248,19 @@ class _Driver:
 
     def _is_enough(self) -> bool:
         trials = self._config.search.trials
-        return trials is not None and self._tally.spent + len(self._running) >= trials
+        begun = self._tally.spent + len(self._running) + len(self._left_over)
+        return trials is not None and begun >= trials
 
     def _exhausted(self) -> str:
         if not self._tally.states["complete"]:
             latest = reversed(self._tally.records)
-            reason = next((record.reason for record in latest if record.reason), "")
+            reason = next((record.reason for record in latest if record.reason), "nothing")
             raise BudgetError(
-                f"nothing that was proposed keeps the limits (the last: {reason}); loosen them"
+                f"no network could be evaluated (the last: {reason}); loosen the limits"
             )
         if self._too_slow >= _TOO_SLOW:
             return f"the last {_TOO_SLOW} networks were over the limit of latency_ms"
-        return "nothing new was found in the space"
+        return "no new network within the limits was found in the space"
 
     def _start_one(self, engine: Engine) -> bool:
         """Adopt or propose a trial, and submit it unless its outcome is known already.
@@ -247,14 +279,18 @@ class _Driver:
             return False
         number = self._ledger.next_number
         self._history.begin(number)
+        self._proposer.place(number)
         params: Mapping[str, Any] | None
         if self._starts:
-            params = self._space.encoded(self._starts.pop(0))
+            params = self._space.encoded(self._starts.pop(next(iter(self._starts))))
         else:
             params = self._proposer.propose(number, self._fruitless)
         if params is None:
             self._is_exhausted = True
             return False
+        for key, parents in self._history.parents().items():
+            if key not in self._ledger.attributes:
+                self._ledger.set_attribute(key, parents)
         self._history.propose(number, params)
         self._judge(engine, number, params)
         return True
@@ -277,6 +313,9 @@ class _Driver:
             self._add(TrialState.PRUNED, number, params, notes, excess)
         elif network.id in self._tally.known:
             self._reuse(number, params, notes, excess, self._tally.known[network.id])
+        elif len(failed := self._tally.failures.get(network.id, [])) >= _MOST_TRIES:
+            notes |= {"reused_from": failed[-1], "reason": f"failed in trial {failed[-1]} already"}
+            self._add(TrialState.PRUNED, number, params, notes, excess)
         elif (twin := self._twin(network)) is not None:
             notes |= {"reused_from": twin, "reason": f"trial {twin} is evaluating this network"}
             self._add(TrialState.PRUNED, number, params, notes, excess)
@@ -292,8 +331,10 @@ class _Driver:
             return "infeasible"
         if any(value > 0 for value in self._space.limits.excess(cost(network)).values()):
             return "infeasible"
-        is_known = network.id in self._tally.known or self._twin(network) is not None
-        return "known" if is_known else "new"
+        if network.id in self._tally.known or self._twin(network) is not None:
+            return "known"
+        failed = self._tally.failures.get(network.id, ())
+        return "known" if len(failed) >= _MOST_TRIES else "new"
 
     def _twin(self, network: Architecture) -> int | None:
         """The running trial that evaluates the same network."""
@@ -343,6 +384,8 @@ class _Driver:
                 raise BudgetError(event.text)
             if event.kind == "progress":
                 self._display.preparing(event.text, event.fraction)
+            if event.kind == "done":
+                self._prepared(event)
             return
         candidate = self._running[event.trial]
         match event.kind:
@@ -360,9 +403,13 @@ class _Driver:
                 self._check_failures(event.text)
 
     def _check_failures(self, text: str) -> None:
-        failures = self._tally.states["failed"]
-        if not self._tally.states["complete"] and failures >= _FAILURES_AT_START:
-            raise BudgetError(f"the first {failures} trials failed, the last with: {text}")
+        self._failures += 1
+        works = self._tally.spent > self._tally.states["failed"]
+        if self._failures >= (_FAILURES if works else _FAILURES_AT_START):
+            raise BudgetError(
+                f"{self._failures} trials in a row failed, the last with: {text}; the same command "
+                "goes on"
+            )
 
     def _at_rung(self, candidate: _Candidate, epoch: int, values: Mapping[str, float]) -> bool:
         """Whether a candidate goes on; what was decided before a kill stays."""
@@ -379,6 +426,7 @@ class _Driver:
         return goes_on
 
     def _tell_evaluated(self, candidate: _Candidate) -> None:
+        self._failures = 0
         notes = candidate.notes
         evaluation = notes["evaluation"]
         limit, latency_ms = self._space.limits.latency_ms, evaluation["values"].get("latency_ms")

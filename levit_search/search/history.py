@@ -23,13 +23,14 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from levit_search.pareto import Objective, minimised
 from levit_search.search.rungs import Rungs
 
 _NAME = "history"
 _KEPT = ":generation"  # the end of the one attribute that evolution needs again after a restart
+_PARENTS = ":parent:"
 
 
 class History:
@@ -73,7 +74,7 @@ class History:
         """How many networks have figures."""
         return len(self._values)
 
-    def begin(self, number: int, attributes: Mapping[str, Any] | None = None) -> FrozenTrial:
+    def begin(self, number: int, attributes: Mapping[str, Any] | None = None) -> None:
         """A running trial without parameters.
 
         Args:
@@ -84,12 +85,22 @@ class History:
         for key, value in (attributes or {}).items():
             if key.endswith(_KEPT):
                 self._storage.set_trial_system_attr(self._ids[number], key, value)
-        return self._storage.get_trial(self._ids[number])
 
     def attributes(self, number: int) -> dict[str, Any]:
         """What the sampler keeps with a trial and needs again in a later session."""
         kept = self._storage.get_trial(self._ids[number]).system_attrs
         return {key: value for key, value in kept.items() if key.endswith(_KEPT)}
+
+    def parents(self) -> dict[str, Any]:
+        """Which trials evolution chose for parents, by generation; needed again as well, since what
+        is expected of them changes."""
+        return dict(self._storage.get_study_system_attrs(self._study_id))
+
+    def restore_parents(self, attributes: Mapping[str, Any]) -> None:
+        """Put back what :meth:`parents` gave, out of all attributes of the study."""
+        for key, value in attributes.items():
+            if _PARENTS in key:
+                self._storage.set_study_system_attr(self._study_id, key, value)
 
     def propose(self, number: int, params: Mapping[str, Any]) -> None:
         """Give a running trial its parameters."""

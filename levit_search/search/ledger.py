@@ -4,15 +4,18 @@ A proposal is written whole, with its parameters, what is known of it and its co
 transaction; a kill leaves a trial or none. One that costs no evaluation is written finished.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from levit_search.errors import BudgetError
 from levit_search.study import Study
+
+_SOMEBODY_ELSE = "{}: another search writes to the same storage, perhaps from a copy of the folder"
 
 
 class Ledger:
@@ -86,7 +89,8 @@ class Ledger:
         with self._writing():
             trial_id = self._storage.create_new_trial(self._study_id, trial)
             found = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-        assert found == trial_id, f"somebody else has written trial {number}"
+        if found != trial_id:
+            raise BudgetError(_SOMEBODY_ELSE.format(self._study.folder))
         self._ids[number] = trial_id
 
     def note(self, number: int, key: str, value: Any) -> None:
@@ -112,5 +116,10 @@ class Ledger:
             self._storage.set_study_user_attr(self._study_id, key, value)
         self.attributes[key] = value
 
-    def _writing(self) -> AbstractContextManager[None]:
-        return self._study.storage_errors(BudgetError)
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with self._study.storage_errors(BudgetError):
+                yield
+        except UpdateFinishedTrialError:
+            raise BudgetError(_SOMEBODY_ELSE.format(self._study.folder)) from None

@@ -84,8 +84,8 @@ class Work(tune.Trainable):
         """Work for a while, or until there is something to tell or to ask.
 
         Returns:
-            ``told``, packed events; ``asks``, whether it wants work; ``asks_anew``, whether that, or
-            an answer about a rung, is asked for the first time; ``is_new``, whether this is the
+            ``told``, packed events; ``asks``, whether it wants work; ``asks_anew``, whether that,
+            or an answer about a rung, is asked for the first time; ``is_new``, whether this is the
             worker's first trial.
         """
         with self._changed:

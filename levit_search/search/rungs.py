@@ -59,10 +59,12 @@ class Rungs:
 
         Args:
             epoch: of the rung.
-            network: its id; it has not been there before.
+            network: its id; one that was there before, and failed later, is judged as it was.
             values: all objectives by name, the accuracy being the one at this rung.
         """
         rung = self._rungs[epoch]
+        if network in rung.accuracy:
+            return rung.went_on[list(rung.accuracy).index(network)]
         points = [*rung.points[1 - _LATEST :], minimised([values], self._objectives)[0]]
         ranks = non_dominated_ranks(np.array(points))
         share = math.ceil(len(points) / self._reduction)

@@ -43,6 +43,7 @@ _GENERATIONS = 8  # that a budget should suffice for
 # TPE learns from fewer trials than evolution does, but takes longer with each of them; a Gaussian
 # process takes seconds and needs torch in the driver, and has to be asked for.
 _TPE_TRIALS = 5000
+_EVOLUTION = ("nsga2", "nsga3")
 
 Standing = Literal["new", "known", "infeasible"]
 Judge = Callable[[Mapping[str, Any]], Standing]
@@ -71,6 +72,7 @@ class Proposer:
         distributions: of all parameters, which are the same in every trial.
         history: what is known; a trial that is proposed has begun there.
         judge: tells what would cost no evaluation.
+        population: of a generation of evolution, see :func:`population_of`.
     """
 
     def __init__(
@@ -80,13 +82,21 @@ class Proposer:
         distributions: Mapping[str, BaseDistribution],
         history: History,
         judge: Judge,
+        population: int,
     ) -> None:
         assert name != "auto"
         self._name, self._config = name, config
         self._distributions = dict(distributions)
         self._history, self._judge = history, judge
-        self._population = _population(config)
+        self._population = population
         self._grid = self._choices()  # gone on with: what was passed over once always is
+
+    def place(self, number: int) -> None:
+        """Give a trial that has begun its generation; one that was not bred counts as well."""
+        if self._name in _EVOLUTION:
+            study = self._history.study()
+            trial = study.get_trials(deepcopy=False)[number]
+            self._evolution(0).get_trial_generation(study, trial)
 
     def propose(self, number: int, fruitless: int) -> dict[str, Any] | None:
         """What a trial should be, or None where nothing new was found.
@@ -126,8 +136,10 @@ class Proposer:
         """The parents of a generation are the same for each of its trials, whichever asks first."""
         study = self._history.study()
         sampler = self._evolution(seed)
-        generation = sampler.get_trial_generation(study, trial)
-        self._evolution(self._seed(generation, "parents")).get_parent_population(study, generation)
+        last = sampler.get_trial_generation(study, trial)
+        for generation in range(1, last + 1):  # each is chosen from the one before it
+            parents = self._evolution(self._seed(generation, "parents"))
+            parents.get_parent_population(study, generation)
         params: dict[str, Any] = {}
         for _ in range(_CHILDREN):
             params = sampler.sample_relative(study, trial, self._distributions)
@@ -202,6 +214,7 @@ def _values(distribution: BaseDistribution) -> list[Any]:
     return list(range(distribution.low, distribution.high + 1))
 
 
-def _population(config: SearchConfig) -> int:
+def population_of(config: SearchConfig) -> int:
+    """How many networks a generation of evolution has, by the budget in trials."""
     fewest, most = _POPULATION
     return min(most, max(fewest, (config.trials or most * _GENERATIONS) // _GENERATIONS))

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from levit_search.errors import InputError
 from levit_search.search.ledger import Ledger
-from levit_search.search.preparation import PREPARED
+from levit_search.search.preparation import check_devices
 from levit_search.space import Space
 from levit_search.study import MEASURED, Record, Study, differences
 
@@ -25,10 +25,13 @@ def check_source(folder: Path, study: Study) -> Study:
     if folder.resolve() == study.folder.resolve():
         raise InputError(f"--from {folder}: is the study itself")
     known = _known(source)
-    missing = [name for name in study.config.objectives if name not in known]
+    wanted = [*study.config.objectives]
+    if study.config.limits.latency_ms is not None:
+        wanted.append("latency_ms")
+    missing = [name for name in wanted if name not in known]
     if missing:
         raise InputError(
-            f"--from {folder}: its networks have no {missing[0]}, an objective here "
+            f"--from {folder}: its networks have no {missing[0]}, which counts here "
             f"(they have {', '.join(sorted(known))})"
         )
     before, now = _meaning(source), _meaning(study)
@@ -41,32 +44,31 @@ def check_source(folder: Path, study: Study) -> Study:
     return source
 
 
-def taken_over(folder: Path, study: Study, space: Space, ledger: Ledger) -> int:
+def taken_over(source: Study, study: Study, space: Space, ledger: Ledger) -> None:
     """Enter the finished trials of another study that are networks of ``space``.
 
     They use up no budget. What the space, the limits or the rungs do not allow stays behind, and so
     does what is here already. Weights are copied.
 
     Args:
-        folder: of the other study.
+        source: the other study, see :func:`check_source`.
         study: where to.
         space: of that study.
-        ledger: of that study; nothing was begun since it was opened.
-
-    Returns:
-        How many were taken.
+        ledger: of that study, which is prepared.
 
     Raises:
-        InputError: see :func:`check_source`.
+        InputError: latencies there were measured on another device than they are here. Nothing was
+            entered.
     """
-    source = check_source(folder, study)
-    records = source.records()
+    attributes = source.attributes()
+    check_devices(study, attributes, ledger.attributes)
+    for key in attributes:
+        if key.startswith(MEASURED) and key not in ledger.attributes:
+            ledger.set_attribute(key, attributes[key])
     present: set[str | None] = {
         trial.user_attrs.get("architecture_id") for trial in ledger.trials()
     }
-    attributes = source.attributes()
-    taken = 0
-    for record in records:
+    for record in source.records():
         network = record.architecture
         if not _is_whole(record, study) or network is None or network.id in present:
             continue
@@ -75,12 +77,6 @@ def taken_over(folder: Path, study: Study, space: Space, ledger: Ledger) -> int:
             continue
         _enter(record, source, study, ledger, space.encoded(values))
         present.add(network.id)
-        taken += 1
-    kept = [key for key in attributes if key in PREPARED or key.startswith(MEASURED)]
-    for key in kept:
-        if key not in ledger.attributes:
-            ledger.set_attribute(key, attributes[key])
-    return taken
 
 
 def _enter(
@@ -99,8 +95,9 @@ def _enter(
         "evaluation": record.evaluation,
         "taken_from": f"{source.folder}#{record.trial}",
     }
-    if record.is_stopped:
-        notes["rungs"] = list(record.rungs)
+    epochs = study.config.rung_epochs
+    if rungs := [_rung(record, rung, study) for rung in record.rungs if rung["epoch"] in epochs]:
+        notes["rungs"] = rungs
     excess = {"valid": 0.0}
     if record.state == "complete":
         objectives = [record.values[name] for name in study.config.objectives]
@@ -108,6 +105,12 @@ def _enter(
     else:
         notes["reason"] = record.reason
         ledger.add(TrialState.PRUNED, None, params, notes, excess, {})
+
+
+def _rung(record: Record, rung: dict[str, Any], study: Study) -> dict[str, Any]:
+    """A rung that a candidate came to, with the objectives of this study."""
+    known = {**record.values, "top1_percent": rung["top1_percent"]}
+    return {**rung, "values": {name: known[name] for name in study.config.objectives}}
 
 
 def _is_whole(record: Record, study: Study) -> bool:
@@ -119,10 +122,8 @@ def _is_whole(record: Record, study: Study) -> bool:
 
 
 def _keeps_limits(record: Record, space: Space) -> bool:
-    limits = space.limits.model_dump()
-    return all(
-        bound is None or record.values.get(name, 0.0) <= bound for name, bound in limits.items()
-    )
+    bounds = {name: bound for name, bound in space.limits.model_dump().items() if bound is not None}
+    return all(record.values[name] <= bound for name, bound in bounds.items())
 
 
 def _known(study: Study) -> set[str]:

@@ -36,6 +36,8 @@ class Tally:
         """Candidates that a rung ended."""
         self.over = 0
         """Proposals that were no network, or over a limit."""
+        self.failures: dict[str, list[int]] = {}
+        """By network id, the trials that failed."""
         self.spent = 0
         """Trials that cost this study an evaluation."""
         self._front: list[Record] = []
@@ -54,6 +56,8 @@ class Tally:
         self.spent += is_spent(record)
         is_over = record.state == "pruned" and record.reused_from is None and not record.is_stopped
         self.over += is_over
+        if record.state == "failed" and record.architecture is not None:
+            self.failures.setdefault(record.architecture.id, []).append(record.trial)
         if record.evaluation and record.architecture is not None and record.reused_from is None:
             self.known.setdefault(record.architecture.id, record)
         if record.seconds > 0 and record.taken_from is None:
@@ -92,8 +96,9 @@ class Tally:
 
 
 def is_spent(record: Record) -> bool:
-    """Whether a trial cost its study an evaluation: neither turned down by a limit, nor known
-    already, nor another study's."""
+    """Whether a trial cost its study an evaluation: neither turned down by a limit before it was
+    trained, nor known already, nor another study's."""
     if record.reused_from is not None or record.taken_from is not None:
         return False
-    return record.state in ("complete", "failed") or record.is_stopped
+    was_trained = record.evaluation.get("training") is not None
+    return was_trained or record.state in ("complete", "failed")

@@ -33,9 +33,9 @@ class SearchConfig(Frozen):
     """How a space is searched: ``trials`` networks are trained (null for no such bound), or as many
     as can be started within ``time_s`` of a session.
 
-    ``sampler: auto`` is chosen by the budget and the space; see
-    :func:`levit_search.search.samplers.chosen`. The first ``startup_trials`` networks are drawn at
-    random.
+    ``sampler: auto`` is chosen by the budget, see :func:`levit_search.search.samplers.chosen`.
+    Until ``startup_trials`` networks are known, those of ``start`` included, models are not asked
+    and networks are drawn at random.
 
     At each epoch of ``train.rungs`` about one in ``reduction`` of the candidates that came so far
     goes on, by non-dominated order of their accuracy there and the other objectives. Null trains
@@ -247,6 +247,9 @@ def config_of(
         InputError: something is wrong.
     """
     raw = copy.deepcopy(dict(given))
+    for section, key in _SHORT_FORMS.items():
+        if isinstance(raw.get(section), str):
+            raw[section] = {key: raw[section]}
     for key, value in (changes or {}).items():
         _put(raw, key, value)
     if isinstance(raw.get("latency"), Mapping):
@@ -276,6 +279,10 @@ def config_of(
         absolute = str((found if is_beside else Path(weights)).expanduser().absolute())
         update["train"] = config.train.model_copy(update={"donor_weights": absolute})
     return config.model_copy(update=update)
+
+
+# Sections that may be one word, and the key that it is for.
+_SHORT_FORMS = {"engine": "kind", "latency": "method"}
 
 
 def _section(written: Any) -> Any:

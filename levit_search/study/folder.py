@@ -56,7 +56,7 @@ class Record:
     @property
     def is_stopped(self) -> bool:
         """Whether a rung ended its training."""
-        return bool(self.rungs) and not self.rungs[-1]["goes_on"]
+        return self.state == "pruned" and bool(self.rungs) and not self.rungs[-1]["goes_on"]
 
 
 class Study:
@@ -257,7 +257,8 @@ def record_from_notes(
         state=state,
         architecture=architectures.parse(described) if described else None,
         values={**notes.get("cost", {}), **evaluation.get("values", {})},
-        reason=notes.get("reason"),
+        # A trial that was killed as it failed, and then succeeded, has the reason still.
+        reason=notes.get("reason") if state != "complete" else None,
         reused_from=notes.get("reused_from"),
         seconds=evaluation.get("seconds", 0.0),
         evaluation=evaluation,
