@@ -5,8 +5,8 @@
 The default space with a limit of FLOPs that one network in five keeps. Each sampler makes a search
 with a stub evaluation, for whose accuracy FLOPs are of use, so that the best networks lie at the
 limit. Counted are the trials that were turned down, in the first and in the second half of all
-trials but repeats. What random draws and the grid pass over without a trial is not counted, since it costs
-nothing but the draw.
+trials but repeats. What random draws and the grid pass over without a trial is not counted, since
+it costs nothing but the draw.
 """
 
 import argparse
