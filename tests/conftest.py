@@ -22,11 +22,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Those that start workers take longest; the processes of a run share the rest among them.
 _FIRST = (
     "test_engine.py",
+    "test_ray_engine.py",
+    "test_engine_contract.py",
     "test_cli.py",
     "test_channel_ray.py",
     "test_channel_ssh.py",
     "test_torch_worker.py",
     "test_search.py",
+    "test_plugins.py",
+    "test_cli_audit.py",
+    "test_storage.py",
     "test_predictor.py",
 )
 

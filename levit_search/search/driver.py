@@ -242,7 +242,8 @@ class _Driver:
                     return "the budget is used up"
                 if self._is_exhausted or self._too_slow >= _TOO_SLOW:
                     return self._exhausted()
-            for event in engine.events(_REFRESH_S if self._running else 0):
+            is_waiting = self._running or not engine.has_room()
+            for event in engine.events(_REFRESH_S if is_waiting else 0):
                 self._handle(engine, event)
             self._display.tick()
 

@@ -55,8 +55,8 @@ class EngineConfig(Frozen):
 
     ``jobs`` networks are evaluated at once, each in a worker of its own. The rest is Ray's:
     ``address`` of a running cluster (null starts one on this machine, or joins that of
-    ``RAY_ADDRESS``), ``cpus``, ``gpus`` and custom ``resources`` that each worker claims, and how
-    workers are placed on nodes.
+    ``RAY_ADDRESS``), ``cpus``, ``gpus`` and custom ``resources`` that each worker claims (one that
+    claims no GPU sees none), and how workers are placed on nodes.
     """
 
     kind: Literal["local", "ray"] = "local"
