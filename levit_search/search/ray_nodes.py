@@ -15,8 +15,8 @@ import ray as typed_in_part
 from ray.tune import PlacementGroupFactory
 from ray.util.placement_group import placement_group, placement_group_table
 
-from levit_search.errors import InputError
-from levit_search.latency.ray_connection import hush, join
+from levit_search.errors import BudgetError, InputError
+from levit_search.latency.ray_connection import first_line, hush, join
 from levit_search.search import ray_guard
 from levit_search.study import EngineConfig
 
@@ -36,6 +36,7 @@ def connect(engine: EngineConfig) -> contextlib.ExitStack:
 
     Raises:
         InputError: there is no such cluster.
+        BudgetError: a Ray of our own did not start.
     """
     address = engine.address or os.environ.get("RAY_ADDRESS")
     if address is not None and address.startswith("ray://"):
@@ -77,19 +78,33 @@ def _own_ray(cpus: int) -> Iterator[None]:
     }
     try:
         with variables(settings):
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                object_store_memory=_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-            hush()
+            _start_ray(cpus)
             yield
             ray.shutdown()
     finally:
         guard.communicate()  # the end of its input; it ends what is left
+
+
+def _start_ray(cpus: int) -> None:
+    """Start a Ray; it gives up after half a minute, as on a machine that is too busy.
+
+    Raises:
+        BudgetError: it did not start.
+    """
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except Exception as error:  # Ray raises nothing more particular
+        raise BudgetError(
+            f"Ray did not start on this machine ({first_line(error)}); the same command goes on"
+        ) from None
+    hush()
 
 
 @contextlib.contextmanager
