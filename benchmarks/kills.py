@@ -71,6 +71,9 @@ SPACE: dict[str, Any] = {
 }
 
 
+_MOST_REFUSED = 3
+
+
 @dataclass
 class Kill:
     """One SIGKILL: what it came upon, and what became of what was there."""
@@ -118,6 +121,8 @@ class Run:
         self._arguments = ["run", space, "--study", self.folder, *settings]
         self.trials = trials
         self.kills: list[Kill] = []
+        self.refused: list[str] = []
+        """Why sessions have ended by themselves before the search did."""
         self._funerals: list[threading.Thread] = []
         self.started = self.seconds = 0.0
         """Of the session that came to the end."""
@@ -132,8 +137,10 @@ class Run:
             SystemExit: it ended with an error.
         """
         session = self.begin()
-        if session.wait() != 0:
-            sys.exit(f"the search ended by itself: {session.last_line()}")
+        while session.wait() != 0:
+            if not self._may_begin_again(session):
+                sys.exit("it cannot go on")
+            session = self.begin()
         self.started, self.seconds = session.started, time.time() - session.started
         for funeral in self._funerals:
             funeral.join()
@@ -143,14 +150,23 @@ class Run:
         stored = Stored({}, {})
         moments = list(_moments(kills, chance))
         while moments:
-            moment, session = moments.pop(0), self.begin()
+            moment, session = moments[0], self.begin()
             spent = sum(trial.is_evaluated for trial in stored.trials.values())
-            share = (self.trials - spent) / (len(moments) + 1)
+            share = (self.trials - spent) / len(moments)
             evaluations = int(chance.uniform(0, max(1.0, 2 * (share - 1))))
-            if not session.reach(moment, evaluations, pace, chance) or not session.kill():
-                say(f"the search ended before it was killed: {session.last_line()}")
+            if session.reach(moment, evaluations, pace, chance) and session.kill():
+                stored = self._after(moment, session, stored, pace)
+                moments.pop(0)
+            elif not self._may_begin_again(session):
                 return
-            stored = self._after(moment, session, stored, pace)
+
+    def _may_begin_again(self, session: Session) -> bool:
+        """Whether a driver that has ended by itself should be started once more."""
+        say(f"ended by itself: {session.last_line()}")
+        if session.wait() == 0:
+            return False
+        self.refused.append(session.last_line())
+        return len(self.refused) <= _MOST_REFUSED
 
     def _after(self, moment: Moment, session: Session, before: Stored, pace: Pace) -> Stored:
         killed = time.time()
@@ -294,6 +310,7 @@ def compared(run: Run, kills: int) -> tuple[dict[str, bool], dict[str, Any]]:
         "no network evaluated twice": set(times.values()) == {1},
         "as many networks as asked": len(times) == run.trials,
         "no trial left running": not stored.running,
+        "gone on with at once": not run.refused,
         f"no process left after {ENDED_S:.0f} s": not any(kill.left for kill in run.kills),
         "no file left over": not left_over,
     }
@@ -303,6 +320,7 @@ def compared(run: Run, kills: int) -> tuple[dict[str, bool], dict[str, Any]]:
         "epochs": sum(len(notes["evaluation"]["training"]["curve"]) for notes in evaluated),
         "epochs_again": round(sum(kill.epochs_again for kill in run.kills), 1),
         "left_over": left_over,
+        "refused": run.refused,
         "kills": [asdict(kill) for kill in run.kills],
     }
     return checks, figures
@@ -346,6 +364,7 @@ def shown(found: Mapping[str, Any]) -> list[str]:
     for kill in found["kills"]:
         lines += [f"lost: {what}" for what in kill["lost"]]
         lines += [f"left: {what}" for what in kill["left"]]
+    lines += [f"not gone on with: {why}" for why in found["refused"]]
     lines += [f"left over: {name}" for name in found["left_over"]]
     lines += [f"{'yes' if holds else 'NO '}  {what}" for what, holds in found["checks"].items()]
     return lines

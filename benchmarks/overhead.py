@@ -38,7 +38,7 @@ from levit_search.study import Record, Study, StudyConfig, read_config
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "spaces" / "levit.yaml"
 STORED = (100, 1_000, 10_000)
-STORAGES = (None, "journal")
+STORAGES = ("sqlite", "journal")
 SAMPLERS = ("random", "tpe")
 _WRITTEN = 1_000
 
@@ -218,12 +218,15 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=30, help="timed at each size")
     parser.add_argument("--rounds", type=int, default=3, help="of both in turn")
     parser.add_argument("--stored", type=int, nargs="+", default=STORED)
+    parser.add_argument("--storages", nargs="+", choices=STORAGES, default=STORAGES)
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=SAMPLERS)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for stored in options.stored:
-            for storage, sampler in itertools.product(STORAGES, SAMPLERS):
+            for storage, sampler in itertools.product(options.storages, options.samplers):
+                storage = None if storage == "sqlite" else storage
                 base = Path(scratch) / "study"
                 filled(base, config_of(storage, sampler, None), stored)
                 rows.append(_row(base, storage, sampler, stored, options))
