@@ -81,9 +81,9 @@ class Evaluator:
         self._config = config
         self._folder = folder
         self._cores = cores
-        self._probe = Probe(config.latency, _settled_on(None, settled_ms))
+        self._probe = Probe(config.latency, settled_on(None, settled_ms))
         self._others = {
-            name: Probe(section, _settled_on(name, settled_ms))
+            name: Probe(section, settled_on(name, settled_ms))
             for name, section in config.also_measured.items()
         }
         self._teacher: TeacherAnswers | None = None
@@ -307,7 +307,7 @@ class Evaluator:
         return result
 
 
-def _settled_on(target: str | None, settled_ms: dict[str, float]) -> dict[str, float]:
+def settled_on(target: str | None, settled_ms: dict[str, float]) -> dict[str, float]:
     """What was settled on one target, by id."""
     prefix = "" if target is None else f"{target}:"
     return {

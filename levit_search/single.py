@@ -40,7 +40,8 @@ def train_single(
 
     Returns:
         ``{id, data, epochs, val_top1_percent, test_top1_percent?, images_per_second, seconds,
-        curve, ...}``; ``epochs`` are those trained so far.
+        curve, ...}``; ``epochs`` are those trained so far, and ``train_images``, ``val_images``
+        and ``test_images`` what the splits hold.
 
     Raises:
         InputError: data, teacher or donor weights are missing or unfit, ``out`` holds something
@@ -80,6 +81,7 @@ def train_single(
         "data": config.data.name,
         "epochs": len(training.curve),
         **training.as_json(),
+        **{f"{split}_images": batches.size(split) for split in ("train", "val", "test")},
     }
     if final:
         result["test_top1_percent"] = top1_percent(model, batches, "test")

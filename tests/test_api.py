@@ -1,4 +1,4 @@
-"""The calls of a notebook: a space, an evaluation, a study, and the README's example."""
+"""The calls of a notebook: a space, an evaluation, a study, and the example of docs/python.md."""
 
 import re
 import subprocess
@@ -274,17 +274,19 @@ def test_a_script_needs_no_guard_against_its_own_workers(tmp_path: Path) -> None
     assert "once" not in (tmp_path / "s" / "worker-1.log").read_text()
 
 
-def test_the_example_of_the_readme_runs(
+def test_the_example_of_the_documentation_runs(
     in_this_process: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With the space of the example read, and a smaller one searched in its place."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL
+    )
     examples = [block for block in blocks if "ls.run(" in block]
     if not examples:
-        pytest.skip("README.md has no example of ls.run yet")
+        pytest.skip("docs/python.md has no example of ls.run")
     (example,) = examples
     small = tiny_space(
         objectives=["top1_percent", "latency_ms"], latency={"seconds": 0.1, "rounds": 2}

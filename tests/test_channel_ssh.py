@@ -120,8 +120,10 @@ def other(network: Architecture, depth: int) -> Architecture:
 
 @needs_sshd
 def test_a_network_is_measured_over_ssh_without_the_package_there(
-    server: sshd.Server, device_python: Path, probe: OpenProbe, tiny: Architecture
+    server: sshd.Server, device_python: Path, probe: OpenProbe, tiny: Architecture, tmp_path: Path
 ) -> None:
+    from levit_search.model import build, export_onnx
+
     has_package = [str(device_python), "-c", "import levit_search"]
     assert subprocess.run(has_package, cwd="/", stderr=subprocess.DEVNULL).returncode != 0
 
@@ -135,6 +137,12 @@ def test_a_network_is_measured_over_ssh_without_the_package_there(
     assert found.latency_ms > 0 and found.pairs >= 4
     assert found.peak_memory_mb is not None and found.peak_memory_mb > 10
     assert not found.cached and opened.measure(tiny).cached
+
+    graph = tmp_path / "model.onnx"
+    export_onnx(build(tiny), graph, batch_size=None)
+    exported = opened.measure_graph(graph, tiny)
+    assert exported.target == "desk" and exported.batch_size == 1
+    assert not exported.cached and exported.pairs >= 4
 
 
 @needs_sshd

@@ -70,6 +70,7 @@ def test_run_prints_one_json_document_and_fills_the_folder(
         "study.db",
         "trials.csv",
         "front.csv",
+        "report.html",
         "checkpoints",
         "teacher",
     } <= names
@@ -91,11 +92,12 @@ def test_export_writes_a_network_that_loads_and_says_so(
     searched: tuple[Path, dict[str, object]], cli: Cli, tmp_path: Path
 ) -> None:
     study, printed = searched
-    done = cli("export", study, "--pick", "accurate", "--out", tmp_path / "best", "--json")
+    best_of = ["export", study, "--pick", "accurate", "--out", tmp_path / "best", "--no-probe"]
+    done = cli(*best_of, "--json")
     assert done.returncode == 0, done.stderr
     written = json.loads(done.stdout)
-    assert list(written) == ["dir", "files", "parity_max_abs_diff", "latency_ms"]
-    assert written["parity_max_abs_diff"] <= 1e-5
+    assert list(written)[:4] == ["dir", "files", "parity_max_abs_diff", "latency_ms"]
+    assert written["parity_max_abs_diff"] <= 1e-4
     network = architecture.load(str(tmp_path / "best" / "architecture.yaml"))
     best = max(printed["front"], key=lambda row: row["top1_percent"])  # type: ignore[attr-defined, arg-type, index]
     assert network.id == best["id"]
@@ -104,7 +106,7 @@ def test_export_writes_a_network_that_loads_and_says_so(
     assert trained == best["params"]
     card = (tmp_path / "best" / "README.md").read_text()
     assert f"{best['top1_percent']:.2f} %" in card
-    again = cli("export", study, "--pick", "accurate", "--out", tmp_path / "best")
+    again = cli(*best_of)
     assert again.returncode == 2
     assert "is not empty" in again.stderr
 

@@ -304,6 +304,34 @@ def test_a_settled_reference_scales_every_later_latency(
     assert later.reference_ms == settled.reference_ms
 
 
+@pytest.mark.parametrize("target", ["cpu", {"kind": "command", "python": [sys.executable]}])
+def test_an_exported_graph_is_timed_with_the_batch_of_the_configuration(
+    target: Any, tiny: Architecture, tmp_path: Path
+) -> None:
+    graphs = [tmp_path / name / "model.onnx" for name in ("small", "large")]
+    for graph, network in zip(graphs, (tiny, wider(tiny)), strict=True):
+        graph.parent.mkdir()
+        export_onnx(LevitModel(network), graph, batch_size=None)
+    config = LatencyConfig.model_validate({**QUICK, "batch_size": 3, "target": target})
+    with Probe(config, cache=Cache(tmp_path / "samples")) as probe:
+        small, large = (probe.measure_graph(graph, tiny) for graph in graphs)
+        reference, _ = probe.reference_graph(tiny)
+        probe.settled_ms[reference.id] = 2 * large.reference_ms
+        settled = probe.measure_graph(graphs[1], tiny)
+    assert small.batch_size == large.batch_size == 3
+    assert large.layout == "exported" and not large.cached and large.samples_file is None
+    assert large.ratio_to_reference > 2 * small.ratio_to_reference, "each file is its own"
+    assert large.peak_memory_mb is not None and large.peak_memory_mb > 10
+    assert settled.reference_ms == 2 * large.reference_ms
+    assert graphs[0].is_file() and not [*(tmp_path / "samples").glob("*")]
+
+
+def test_the_runtimes_of_torch_time_no_graphs(tiny: Architecture, tmp_path: Path) -> None:
+    with Probe(LatencyConfig(runtime="torch")) as probe, pytest.raises(TrialError) as raised:
+        probe.measure_graph(tmp_path / "model.onnx", tiny)
+    assert "runtime torch runs no ONNX graphs, so that model.onnx" in str(raised.value)
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_the_worker_answers_alone_with_the_logits_of_torch(
     runtime: str, tiny: Architecture, tmp_path: Path

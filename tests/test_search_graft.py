@@ -62,7 +62,7 @@ def test_grafts_are_searched_shown_and_exported(
     assert summary.front[0].architecture.summary() in table.markdown(summary.front, objectives)
     picked = export.pick(opened, "accurate")
     written = export.export(opened, picked, tmp_path / "best", "accurate")
-    assert written.parity_max_abs_diff <= 1e-6
+    assert written.parity_max_abs_diff <= 1e-4
     assert architecture.load(str(tmp_path / "best" / "architecture.yaml")) == picked.architecture
     assert "A graft" in (tmp_path / "best" / "README.md").read_text()
 

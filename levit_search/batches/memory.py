@@ -25,7 +25,10 @@ _ASPECT = (3 / 4, 4 / 3)  # of resized crops, in timm as in torchvision
 
 
 class MemoryBatches(Batches):
-    """Arrays, normalised by the mean colours of the training images and their spread."""
+    """Arrays, normalised by the mean colours of the training images and their spread.
+
+    ``scaled_as_floats`` as in :class:`levit_search.data.Arrays`.
+    """
 
     def __init__(self, info: DataInfo, splits: dict[SplitName, Split]) -> None:
         self.info = info
@@ -37,6 +40,9 @@ class MemoryBatches(Batches):
             self._labels[name] = torch.from_numpy(np.require(split.labels, requirements="W"))
         self.image_size = self._images["train"].shape[-1]
         self.data_id = f"{data.fingerprint(splits['train'])}-{self.image_size}"
+        train = splits["train"]
+        assert isinstance(train, Arrays)
+        self.scaled_as_floats = train.scaled_as_floats
         self.mean, self.std = mean_and_std(self._images["train"].numpy())
         self._latest: tuple[object, _Views, Finish] | None = None
 

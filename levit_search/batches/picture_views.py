@@ -54,6 +54,11 @@ def training_view(recipe: Recipe, size: int, hflip: bool, fill: list[int]) -> Vi
     return view
 
 
+def shown_share(size: int) -> float:
+    """Which part of a picture's shorter side an evaluation at ``size`` pixels shows."""
+    return 1.0 if size < _WHOLE_BELOW else 0.875
+
+
 def evaluation_view(size: int, channels: int) -> View:
     """The middle of a picture."""
     from timm.data import create_transform
@@ -61,7 +66,7 @@ def evaluation_view(size: int, channels: int) -> View:
     view: View = create_transform(
         (channels, size, size),
         interpolation="bicubic",
-        crop_pct=1.0 if size < _WHOLE_BELOW else 0.875,
+        crop_pct=shown_share(size),
         use_prefetcher=True,  # leaves the pixels as they are
     )
     return view

@@ -26,7 +26,8 @@ def held(
     """
     labels = source.labels[indices]
     if isinstance(source, ArraySource):
-        return Arrays(resized(source.images[indices], size), labels)
+        is_scaled = source.images.shape[-2:] != (size, size)
+        return Arrays(resized(source.images[indices], size), labels, scaled_as_floats=is_scaled)
     images = np.empty((len(indices), 1 if mode == "L" else 3, size, size), np.uint8)
 
     def read(position: int) -> str | None:

@@ -21,10 +21,15 @@ _HASHED = 64  # pictures whose content is part of what identifies a split
 
 @dataclass(frozen=True)
 class Arrays:
-    """One split in memory: images uint8 [N, C, S, S] and labels int64 [N]."""
+    """One split in memory: images uint8 [N, C, S, S] and labels int64 [N].
+
+    ``scaled_as_floats`` says how others have to be scaled to look like these: with numbers rounded
+    once at the end, or in whole numbers, as Pillow scales pictures.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    scaled_as_floats: bool = False
 
 
 class Faults:

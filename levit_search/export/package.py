@@ -1,153 +1,319 @@
-"""A chosen network as a folder: its architecture, its weights and a model card."""
+"""A chosen network written as a folder, checked, and timed again."""
 
-from dataclasses import asdict, dataclass
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from levit_search.architecture import Architecture, parse
-from levit_search.configuration import read_yaml
-from levit_search.errors import InputError, LevitSearchError
+from levit_search.architecture import Architecture
+from levit_search.errors import InputError, LevitSearchError, UnknownNameError
 from levit_search.export.picking import weights_of
+from levit_search.export.retraining import Retrained, Retraining, config_for, retrained
 from levit_search.files import write_atomically
-from levit_search.study import Record, Study
+from levit_search.study import Record, Study, StudyConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from levit_search.batches import Batches
+    from levit_search.export.probing import Again
+    from levit_search.model import Model
 
-_COMPARED_IMAGES = 64
-_PARITY = 1e-5
-_KINDS = {"levit": "LeViT", "graft": "graft (ResNet stages, then ViT layers)"}
+Also = Literal["openvino", "torch-export"]
+"""Files that are written when they are asked for."""
+
+ALSO: tuple[Also, ...] = get_args(Also)
+
+Told = Callable[[str], None]
+
+_PREDICT = Path(__file__).with_name("predict.py")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What else an export is asked for."""
+
+    retraining: Retraining | None = None
+    """Train the network again, and export those weights."""
+    also: Sequence[str] = ()
+    """Some of :data:`ALSO`."""
+    probe: bool = True
+    """Time the exported graph again on the study's targets."""
+    force: bool = False
+    """Write into a folder that is not empty."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and how far the written network's logits are from the trained one's."""
+    """What was written, how far each file's logits are from the trained network's, and how good
+    and how fast it is."""
 
     dir: str
     files: list[str]
     parity_max_abs_diff: float
+    """The largest of ``parity``."""
     latency_ms: float | None
+    """As the study has it."""
+    parity: dict[str, float] = field(default_factory=dict)
+    """By file."""
+    val_top1_percent: float | None = None
+    test_top1_percent: float | None = None
+    probed_again: list[dict[str, Any]] = field(default_factory=list)
+    """By target; see :class:`levit_search.export.probing.Again`."""
+    retrained: dict[str, Any] | None = None
+    timm: str | None = None
+    """The name of timm's network; None where timm has none."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def export(study: Study, record: Record, out: Path, choice: str, force: bool = False) -> Export:
-    """Write the network of ``record`` into ``out`` and check what was written.
+def export(
+    study: Study,
+    record: Record,
+    out: Path,
+    choice: str,
+    wishes: Wishes | None = None,
+    told: Told = lambda _: None,
+) -> Export:
+    """Write the network of ``record`` into ``out``, check what was written and time it again.
+
+    Everything is written and checked beside ``out`` first, and put in place at once.
+
+    Args:
+        study: with the trained weights.
+        record: of the network.
+        out: a folder that is not there, or empty.
+        choice: how the record was picked, for the model card.
+        wishes: what else is asked for.
+        told: told what is being done.
 
     Raises:
-        InputError: ``out`` is not empty and ``force`` is not set, or the trial's weights are gone.
-        LevitSearchError: the written network's logits differ from the trained one's.
+        InputError: ``out`` is not empty and ``wishes.force`` is not set, something that is asked
+            for is wrong, or the trial's weights are gone. Nothing was written.
+        LevitSearchError: a written file is not the trained network, and nothing was written; or
+            its latency is not that of the study, and all is there.
     """
-    from safetensors.torch import load_file, save
-
+    wishes = wishes or Wishes()
     network = record.architecture
-    assert network is not None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-        raise InputError(f"{out}: is not empty; choose another --out, or --force to write over it")
-    trained = load_file(weights_of(study, record))
+    _check_out(out, wishes.force)
+    _check_wishes(wishes)
+    if network is None:
+        raise InputError(f"{study.folder}: trial {record.trial} proposed no valid network")
+    config, found = study.config, None
+    if wishes.retraining is not None:
+        config = config_for(study, wishes.retraining)
+        weights, found = retrained(study, network, wishes.retraining, told)
+    else:
+        weights = weights_of(study, record)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "architecture.yaml", network.to_yaml())
-        write_atomically(out / "model.safetensors", save(trained))
-        difference = _difference(study, network, trained, out)
-        write_atomically(out / "README.md", _card(study, record, choice, difference))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
-    if not difference <= _PARITY:
+    try:
+        work = _Work(study, record, network, config, found, weights, choice, wishes, told)
+        written, again = work.written(staging, out)
+        staging.chmod(0o755)  # temporary folders are their owner's alone
+        _put_in_place(staging, out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    _check_latencies(out, again)
+    return written
+
+
+def _check_out(out: Path, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise InputError(f"{out}: is not empty; choose another --out, or --force to write over it")
+
+
+def _check_wishes(wishes: Wishes) -> None:
+    for each in wishes.also:
+        if each not in ALSO:
+            raise UnknownNameError("file to export", each, ALSO)
+    if "openvino" in wishes.also:
+        from importlib.util import find_spec
+
+        if find_spec("openvino") is None:
+            raise InputError(
+                "--also openvino: openvino is not installed; pip install 'levit-search[intel]'"
+            )
+
+
+def _check_latencies(out: Path, again: "Sequence[Again]") -> None:
+    apart = [each for each in again if not each.agrees]
+    if apart:
+        told = "; ".join(
+            f"{each.figure} {each.difference_percent:+.1f} % of the search's" for each in apart
+        )
         raise LevitSearchError(
-            f"{out}: the exported network's logits differ from the trained one's by {difference:g}"
+            f"{out}: the network is written and its logits agree, but model.onnx is not as fast as "
+            f"the study says ({told}); README.md has both figures. On a busy machine export again."
         )
-    files = ["architecture.yaml", "model.safetensors", "README.md"]
-    return Export(str(out), files, difference, record.values.get("latency_ms"))
 
 
-def _difference(
-    study: Study, network: Architecture, trained: dict[str, "Tensor"], out: Path
-) -> float:
-    """The largest difference in logits between the trained network and the one read back, on
-    validation images."""
-    import torch
+@dataclass(frozen=True)
+class _Work:
+    """One export."""
 
-    from levit_search.batches import open_batches
-    from levit_search.model import build, load_weights
+    study: Study
+    record: Record
+    network: Architecture
+    config: StudyConfig
+    """That the weights were trained with."""
+    retrained: Retrained | None
+    weights: Path
+    choice: str
+    wishes: Wishes
+    told: Told
 
-    ours, theirs = build(network), build(parse(read_yaml(out / "architecture.yaml")))
-    load_weights(ours, trained)
-    load_weights(theirs, out / "model.safetensors")
-    batches = open_batches(study.config.data)
-    images, _ = next(iter(batches.evaluation("val", _COMPARED_IMAGES, torch.device("cpu"))))
-    with torch.inference_mode():
-        return float((ours.eval()(images) - theirs.eval()(images)).abs().max())
+    def written(self, folder: Path, out: Path) -> "tuple[Export, Sequence[Again]]":
+        """Write everything into ``folder``, which will be ``out``."""
+        from levit_search.batches import open_batches
+        from levit_search.export import checks
+        from levit_search.export.card import Facts, model_card
+        from levit_search.export.preprocess import preprocessing
+        from levit_search.export.probing import probed_again
+        from levit_search.model import build, load_weights
+
+        self.told("loading data")
+        batches = open_batches(self.config.data)
+        model = build(self.network)
+        load_weights(model, self.weights)
+        prepared = preprocessing(self.config.data, batches)
+        timm = self._write_files(folder, model.eval(), prepared)
+        readable = [name for name in checks.READABLE if (folder / name).exists()]
+        parity = checks.compared(folder, readable, checks.sample_of(model, batches), self.told)
+        accuracies = self._accuracies(model, batches)
+        again: Sequence[Again] = ()
+        if self.wishes.probe:
+            graph = folder / "model.onnx"
+            again = probed_again(self.study, self.record, graph, self.told)
+        names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+        facts = Facts(
+            self.study,
+            self.record,
+            self.choice,
+            prepared,
+            accuracies,
+            self.retrained,
+            parity,
+            again,
+            timm,
+            self.config,
+            names,
+        )
+        write_atomically(folder / "README.md", model_card(facts))
+        return Export(
+            str(out),
+            ["README.md", *names],
+            max(parity.values()),
+            self.record.values.get("latency_ms"),
+            parity,
+            accuracies["val"][0],
+            accuracies["test"][0],
+            [each.as_json() for each in again],
+            self.retrained.as_json() if self.retrained is not None else None,
+            None if isinstance(timm, str) else timm["name"],
+        ), again
+
+    def _write_files(
+        self, folder: Path, model: "Model", prepared: dict[str, Any]
+    ) -> dict[str, Any] | str:
+        """Write all but the card; returns timm's name and arguments, or why timm has none."""
+        from levit_search import diagram
+        from levit_search.export.module import module_source
+        from levit_search.export.onnx_file import write_onnx
+        from levit_search.model import save_weights, set_layout
+
+        self.told("writing the network")
+        described = self.network.to_yaml()
+        write_atomically(folder / "architecture.yaml", described)
+        title = f"{self.study.config.name} {self.network.id}"
+        write_atomically(folder / "architecture.svg", diagram.svg(self.network, title))
+        save_weights(model, folder / "model.safetensors")
+        source = module_source(self.network, prepared["class_names"])
+        write_atomically(folder / "model.py", source)
+        timm = self._write_timm(folder / "timm", model, prepared)
+        write_atomically(folder / "preprocess.json", json.dumps(prepared, indent=2) + "\n")
+        write_atomically(folder / "predict.py", _PREDICT.read_bytes())
+        self.told("writing model.onnx")
+        latency = self.record.evaluation.get("latency") or {}
+        set_layout(model, latency.get("layout", "tokens"))
+        graph = folder / "model.onnx"
+        write_onnx(model, graph, prepared, {"architecture": described})
+        set_layout(model, "tokens")
+        self._write_also(folder, model, graph)
+        return timm
+
+    def _write_timm(
+        self, folder: Path, model: "Model", prepared: dict[str, Any]
+    ) -> dict[str, Any] | str:
+        from levit_search.export.timm_checkpoint import timm_checkpoint
+
+        try:
+            checkpoint = timm_checkpoint(model, prepared)
+        except InputError as error:
+            return str(error)
+        checkpoint.write(folder)
+        return {"name": checkpoint.name, "arguments": checkpoint.arguments}
+
+    def _write_also(self, folder: Path, model: "Model", graph: Path) -> None:
+        from levit_search.export.programs import write_openvino, write_torch_export
+
+        if "openvino" in self.wishes.also:
+            self.told("writing model.openvino.xml")
+            write_openvino(graph, folder / "model.openvino.xml")
+        if "torch-export" in self.wishes.also:
+            self.told("writing model.pt2")
+            write_torch_export(model, folder / "model.pt2")
+
+    def _accuracies(self, model: "Model", batches: "Batches") -> dict[str, tuple[float, int]]:
+        from levit_search.train import device_of, top1_percent
+
+        device = device_of(self.config.train)
+        model.to(device)
+        found = {}
+        for split in ("val", "test"):
+            self.told(f"measuring accuracy on {split}")
+            found[split] = top1_percent(model, batches, split), batches.size(split)
+        return found
 
 
-def _card(study: Study, record: Record, choice: str, difference: float) -> str:
-    """The model card."""
-    network, config = record.architecture, study.config
-    assert network is not None
-    latency = record.evaluation.get("latency")
-    training = record.evaluation.get("training")
-    layout = (latency or {}).get("layout", config.latency.layout)
-    lines = [
-        f"# {network.id}",
-        "",
-        f"A {_KINDS[network.family]} found by levit-search: trial {record.trial} of the study "
-        f"`{config.name}`, picked by `{choice}`.",
-        "",
-        "| figure | value |",
-        "|---|---|",
-    ]
-    if training:
-        epochs = len(training["curve"])
-        lines.append(
-            f"| top-1 on the validation split of {config.data.name} | "
-            f"{record.values['top1_percent']:.2f} % after {epochs} epochs |"
-        )
-    if latency and latency.get("method") == "predicted":
-        lines.append(
-            f"| latency, predicted and not measured | {latency['latency_ms']:.4g} ms "
-            f"(95 % interval {latency['low_ms']:.4g} to {latency['high_ms']:.4g}) |"
-        )
-    elif latency:
-        low, high = latency["ratio_ci95"]
-        lines.append(
-            f"| latency, batch {latency['batch_size']}, {latency['threads']} thread(s), "
-            f"{latency['precision']} | {latency['latency_ms']:.4g} ms |"
-        )
-        reference = config.latency.reference
-        if not isinstance(reference, str):
-            reference = f"`{parse(reference).summary()}`"
-        lines.append(
-            f"| ratio to {reference} fitted to {network.image_size} px | "
-            f"{latency['ratio_to_reference']:.4f} (95 % interval {low:.4f} to {high:.4f}) |"
-        )
-        device = latency["device"].get("gpu") or latency["device"]["cpu"]
-        lines.append(f"| measured on | {device}, {latency['runtime']} |")
-    for name, found in record.evaluation.get("targets", {}).items():
-        lines.append(
-            f"| latency on {name} ({found['target']}, {found['runtime']}), batch "
-            f"{found['batch_size']}, {found['threads']} thread(s), {found['precision']} | "
-            f"{found['latency_ms']:.4g} ms |"
-        )
-    lines += [
-        f"| FLOPs (one multiply-add is one) | {record.values['flops']:,.0f} |",
-        f"| parameters | {record.values['params']:,.0f} |",
-        f"| logits of these files against the trained network's | {difference:.1e} at most |",
-        "",
-        f"Input: {network.in_channels} x {network.image_size} x {network.image_size}; "
-        f"{network.num_classes} classes; `{network.summary()}`.",
-        "",
-        "```python",
-        "from pathlib import Path",
-        "",
-        "from levit_search import architecture",
-        "from levit_search.model import build, load_weights",
-        "",
-        # In the layout whose latency stands above; the weights are the same in both.
-        f'model = build(architecture.load("architecture.yaml"), layout="{layout}")',
-        'load_weights(model, Path("model.safetensors"))',
-        "model.eval()",
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+def _put_in_place(staging: Path, out: Path) -> None:
+    """Move what was written; in a folder with files, what an earlier export left is replaced."""
+    if not out.exists() or not any(out.iterdir()):
+        if out.exists():
+            out.rmdir()
+        staging.replace(out)
+        return
+    for name in _NAMES:
+        old = out / name
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+    for path in staging.iterdir():
+        path.replace(out / path.name)
+
+
+_NAMES = (
+    "README.md",
+    "architecture.svg",
+    "architecture.yaml",
+    "model.onnx",
+    "model.openvino.bin",
+    "model.openvino.xml",
+    "model.pt2",
+    "model.py",
+    "model.safetensors",
+    "predict.py",
+    "preprocess.json",
+    "timm",
+)
+"""All that an export may write."""

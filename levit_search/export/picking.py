@@ -1,5 +1,6 @@
 """Which record of a study is meant, and where its trained weights are."""
 
+import math
 import operator
 import re
 from pathlib import Path
@@ -16,7 +17,8 @@ def pick(study: Study, choice: str) -> Record:
     Args:
         study: with at least one complete trial.
         choice: ``knee``, ``accurate``, ``fastest``, ``trial=N``, or a bound such as
-            ``latency_ms<=5`` or ``flops<=300M``, which picks the most accurate network within it.
+            ``latency_ms<=5`` or ``flops<=300M`` (several with commas between them), which picks the
+            network best in the first objective within it.
 
     Raises:
         InputError: the choice is none of these, or nothing satisfies it.
@@ -39,7 +41,7 @@ def pick(study: Study, choice: str) -> Record:
         case "fastest":
             _needs(study, "latency_ms", choice)
             return min(front, key=lambda record: record.values["latency_ms"])
-    return _within_bound(study, front, choice)
+    return _within_bounds(study, choice)
 
 
 def _needs(study: Study, name: str, choice: str) -> None:
@@ -47,30 +49,68 @@ def _needs(study: Study, name: str, choice: str) -> None:
         raise InputError(f"--pick {choice}: {name} is no objective of {study.folder}")
 
 
-def _within_bound(study: Study, front: list[Record], choice: str) -> Record:
+_BOUND = re.compile(r"\s*([\w@-]+)\s*(<=|>=)\s*(\S+?)\s*")
+
+
+def _within_bounds(study: Study, choice: str) -> Record:
+    """The best in the first objective of all complete networks that keep every bound.
+
+    A figure that is no objective may be kept by networks that are not on the front alone.
+    """
+    complete = [
+        record
+        for record in study.records()
+        if record.state == "complete" and record.reused_from is None
+    ]
+    bounds = [_bound(part, choice) for part in choice.split(",")]
+    for name, _, _ in bounds:
+        if not any(name in record.values for record in complete):
+            raise InputError(f"--pick {choice}: {name} was not measured in {study.folder}")
+    kept = [r for r in complete if all(_keeps(r, bound) for bound in bounds)]
+    if not kept:
+        nearest = min(complete, key=lambda r: sum(_excess(r, bound) for bound in bounds))
+        has = ", ".join(f"{name} {nearest.values[name]:g}" for name, _, _ in bounds)
+        raise InputError(
+            f"--pick {choice}: no network keeps it; the nearest is trial {nearest.trial} with {has}"
+        )
+    order = study.config.objectives  # equal ones by the further objectives
+    return min(kept, key=lambda r: [_cost(r.values[name], name) for name in order])
+
+
+Bound = tuple[str, str, float]
+
+
+def _bound(part: str, choice: str) -> Bound:
     from levit_search.configuration import parse_amount
 
-    found = re.fullmatch(r"\s*([\w@-]+)\s*(<=|>=)\s*(\S+)\s*", choice)
-    bound = _number(parse_amount(found[3])) if found else None
-    if found is None or bound is None or figure_and_target(found[1])[0] not in OBJECTIVES:
+    found = _BOUND.fullmatch(part)
+    number = _number(parse_amount(found[3])) if found else None
+    if found is None or number is None or figure_and_target(found[1])[0] not in OBJECTIVES:
         raise InputError(
-            f"--pick {choice}: expected knee, accurate, fastest, trial=N or a bound such as "
-            f"'latency_ms<=5' on one of {', '.join(OBJECTIVES)}"
+            f"--pick {choice}: expected knee, accurate, fastest, trial=N or bounds such as "
+            f"'latency_ms<=5' or 'flops<=300M,params<=5M' on {', '.join(OBJECTIVES)}"
         )
-    name = found[1]
-    if name not in front[0].values:
-        raise InputError(f"--pick {choice}: {name} was not measured in {study.folder}")
-    keeps = operator.le if found[2] == "<=" else operator.ge
-    within = [record for record in front if keeps(record.values[name], bound)]
-    if not within:
-        nearest = min(front, key=lambda record: abs(record.values[name] - bound))
-        raise InputError(
-            f"--pick {choice}: nothing on the front keeps it; the nearest is trial "
-            f"{nearest.trial} with {name} {nearest.values[name]:g}"
-        )
-    best = study.config.objectives[0]
-    sign = -1 if is_maximised(best) else 1
-    return min(within, key=lambda record: sign * record.values[best])
+    return found[1], found[2], number
+
+
+def _keeps(record: Record, bound: Bound) -> bool:
+    name, sign, number = bound
+    value = record.values.get(name)
+    keeps = operator.le if sign == "<=" else operator.ge
+    return value is not None and keeps(value, number)
+
+
+def _excess(record: Record, bound: Bound) -> float:
+    """How far a record is beyond a bound, in shares of it; endless where it is not measured."""
+    name, _, number = bound
+    value = record.values.get(name)
+    if value is None:
+        return math.inf
+    return 0.0 if _keeps(record, bound) else abs(value - number) / max(abs(number), 1e-12)
+
+
+def _cost(value: float, objective: str) -> float:
+    return -value if is_maximised(objective) else value
 
 
 def _number(value: object) -> float | None:

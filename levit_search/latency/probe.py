@@ -1,5 +1,6 @@
 """Probes: networks measured on a target by the protocol of :mod:`levit_search.latency.protocol`."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -159,6 +160,44 @@ class Probe:
         for task in tasks:
             self._forget(task.entries[1:])  # large files; the references' are needed again
         return self._outcomes(tasks)
+
+    def measure_graph(self, path: Path, network: Network) -> Measurement:
+        """Time an exported ONNX file as :meth:`measure` times a network; never from the cache.
+
+        Args:
+            path: the graph; where it takes any number of images, ``batch_size`` of them.
+            network: what was exported, which the configuration's reference is fitted to.
+
+        Returns:
+            The measurement, with ``exported`` for the layout.
+
+        Raises:
+            TrialError: it could not be measured, as with the runtimes of torch: these run no ONNX
+                graph, but what :meth:`measure` times.
+            InputError: the reference does not fit the images.
+        """
+        if self.config.runtime in TORCH_RUNTIMES:
+            raise TrialError(
+                f"runtime {self.config.runtime} runs no ONNX graphs, so that {path.name} cannot be "
+                "timed with it; onnxruntime and openvino run them, on CPUs"
+            )
+        device = self.connect()
+        reference, reference_graph = self.reference_graph(network)
+        # Files that are sent are known by their names; this one's may be as common as model.onnx.
+        copied = Path(self._folder.name) / f"{network.id}-exported.onnx"
+        shutil.copyfile(path, copied)
+        task = _Task(path.name, reference.id, ["exported"], [reference_graph, copied])
+        task.device = device
+        try:
+            self._run([task])
+        finally:
+            self._forget([copied])
+        if task.error is not None:
+            raise task.error
+        samples = task.samples(1)
+        reference_ms = self.settled_ms.get(reference.id)
+        reference_ms = reference_ms or pooled_reference_ms([samples], self.config.clock)
+        return measurement(self.config, samples, reference_ms)
 
     def time_graphs(
         self,

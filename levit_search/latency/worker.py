@@ -32,6 +32,9 @@ from typing import Any
 PROTOCOL = 2
 """Raised when figures of an older protocol must not stand beside newer ones."""
 
+BATCH = "batch"
+"""What graphs for any number of images name it; a job's ``batch_size`` is put in its place."""
+
 # A timing shorter than this repeats the run, so that the clock and the loop do not weigh in.
 SHORTEST_TIMING_S = 0.002
 WARM_UP_S = 0.02
@@ -91,9 +94,12 @@ class OnnxRunner(Runner):
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
+        # With all shapes known it builds what it builds of a graph for this batch alone.
+        options.add_free_dimension_override_by_name(BATCH, job.get("batch_size", 1))
         providers = ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(network["path"], options, providers=providers)
         shapes = {entry.name: entry.shape for entry in self._session.get_inputs()}
+        _check_known(shapes)
         self._feed = filled(shapes, job["seed"])
         self.batch_size = next(iter(shapes.values()))[0]
 
@@ -118,7 +124,17 @@ class OpenVinoRunner(Runner):
             "NUM_STREAMS": "1",
             "PERFORMANCE_HINT": "LATENCY",
         }
-        model = openvino.Core().compile_model(network["path"], "CPU", settings)
+        core = openvino.Core()
+        graph = core.read_model(network["path"])
+        open_shapes = {
+            entry: list(entry.get_partial_shape())
+            for entry in graph.inputs
+            if entry.get_partial_shape().is_dynamic
+        }
+        if open_shapes:
+            batch_size = job.get("batch_size", 1)
+            graph.reshape({entry: [batch_size, *s[1:]] for entry, s in open_shapes.items()})
+        model = core.compile_model(graph, "CPU", settings)
         self._request = model.create_infer_request()
         shapes = {entry.get_any_name(): list(entry.shape) for entry in model.inputs}
         self.batch_size = next(iter(shapes.values()))[0]
@@ -134,6 +150,12 @@ RUNTIMES: dict[str, Callable[[dict[str, Any], dict[str, Any]], Runner]] = {
     "onnxruntime": OnnxRunner,
     "openvino": OpenVinoRunner,
 }
+
+
+def _check_known(shapes: dict[str, list[Any]]) -> None:
+    for name, shape in shapes.items():
+        if not all(isinstance(size, int) for size in shape):
+            raise ValueError(f"input {name} is {shape}; only {BATCH!r} may stand for a number")
 
 
 def filled(shapes: dict[str, list[int]], seed: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from levit_search.model.blocks import AttentionCore, ConvNorm, LinearNorm
 from levit_search.model.build import Model
+from levit_search.model.graft import GraftTrunk
 from levit_search.model.levit import NormLinear
 from levit_search.model.resnet import ResNetHead
 
@@ -14,9 +15,9 @@ from levit_search.model.resnet import ResNetHead
 def fold(model: Model) -> Model:
     """A copy of ``model`` in evaluation mode with no batch norm left in the trunk and heads.
 
-    Logits stay as they were up to rounding; attention biases are laid out once. The copy is for
-    inference: its parameters no longer follow the architecture's count. The batch norms inside a
-    ResNet are folded too.
+    Logits stay as they were up to rounding; attention biases are laid out once, and class tokens
+    joined with the position embedding. The copy is for inference: its parameters no longer follow
+    the architecture's count. The batch norms inside a ResNet are folded too.
     """
     return _fold_in_place(copy.deepcopy(model))
 
@@ -52,6 +53,8 @@ def _fold_in_place(model: Model) -> Model:
             case AttentionCore() if module.attention_bias is not None:
                 module.bias_hqt = module.gathered_bias()
                 module.attention_bias = None
+            case GraftTrunk():
+                module.joined_bnc = module.joined()
             case ResNetHead():
                 _fold_resnet(module)
     return model

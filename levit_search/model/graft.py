@@ -3,6 +3,7 @@
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from levit_search.architecture import Graft, Stage
@@ -96,6 +97,8 @@ class GraftTrunk(LaidOut, nn.Module):
         channels: of the map; the image's own where no donor comes before.
     """
 
+    joined_bnc: Tensor | None
+
     def __init__(self, architecture: Graft, stage: Stage, channels: int) -> None:
         super().__init__()
         grid, width = architecture.grid, stage.embed_dim
@@ -116,9 +119,19 @@ class GraftTrunk(LaidOut, nn.Module):
         for parameter in (self.class_token, self.distillation_token, self.position_embedding):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
+        # Only folding sets this: what is added to the tokens, once training is over.
+        self.register_buffer("joined_bnc", None, persistent=False)
         self.blocks = nn.ModuleList(Block(architecture, stage, grid) for _ in range(stage.depth))
         init_without_batch_norm(self.blocks)
         self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def joined(self) -> Tensor:
+        """The extra tokens and every token's position embedding, to be added: [1, N, C].
+
+        In this way no token has to be repeated for each image, whose number graphs do not know.
+        """
+        extra_bnc = F.pad(torch.cat(self._extra_tokens(), dim=1), (0, 0, 0, self.grid**2))
+        return extra_bnc + self.position_embedding
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         x = self._blocks(x_bchw)
@@ -135,11 +148,17 @@ class GraftTrunk(LaidOut, nn.Module):
         x_bct = x.flatten(2) if self.layout == "maps" else x.transpose(1, 2)
         return cast(Tensor, x_bct[:, :, self.num_extra :].unflatten(2, (self.grid, self.grid)))
 
+    def _extra_tokens(self) -> list[Tensor]:
+        tokens = (self.class_token, self.distillation_token)
+        return [token for token in tokens if token is not None]
+
     def _blocks(self, x_bchw: Tensor) -> Tensor:
         x_btc = self.projection(self.pool(x_bchw)).flatten(2).transpose(1, 2)
-        tokens = [self.class_token, self.distillation_token]
-        extra = [token.expand(len(x_btc), -1, -1) for token in tokens if token is not None]
-        x = torch.cat([*extra, x_btc], dim=1) + self.position_embedding
+        if self.joined_bnc is not None:
+            x = F.pad(x_btc, (0, 0, self.num_extra, 0)) + self.joined_bnc
+        else:
+            extra = [token.expand(x_btc.shape[0], -1, -1) for token in self._extra_tokens()]
+            x = torch.cat([*extra, x_btc], dim=1) + self.position_embedding
         if self.layout == "maps":
             x = x.transpose(1, 2).unsqueeze(3)  # no square, as there are tokens beside the grid
         for block in self.blocks:

@@ -1,7 +1,7 @@
 """A network as an ONNX graph for probes and export."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +9,7 @@ from typing import Any, cast
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.onnx.symbolic_helper import parse_args
 from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
 from levit_search.model.build import Model
@@ -16,24 +17,36 @@ from levit_search.model.folding import fold_on_cpu
 
 OPSET = 17
 
+BATCH = "batch"
+"""What graphs for any number of images name it; probes give it a number by this name."""
 
-def export_onnx(model: Model, path: Path, batch_size: int) -> None:
+
+def export_onnx(
+    model: Model, path: Path, batch_size: int | None, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write ``model``, batch norms folded, as ONNX with input ``images`` and output ``logits``.
 
     Args:
         model: the network, in the layout that the graph shall have; it is not changed.
         path: the file to write.
-        batch_size: images in one run, fixed in the graph.
+        batch_size: images in one run, fixed in the graph; or None for any number of them, which is
+            a dimension named ``batch``. The operators are the same.
+        metadata: texts by key, kept in the file.
     """
     network = model.architecture
     size = network.image_size
-    images = torch.zeros(batch_size, network.in_channels, size, size)
+    images = torch.zeros(batch_size or 1, network.in_channels, size, size)
     # The exporter copies parameters about ten times, which for a large network is most of the time
     # it takes, and inputs never. So the weights are inputs of the graph until it is written.
     module = _OfWeights(fold_on_cpu(model))
     with _constant_shapes():
         write_graph(module, {"images": images, **module.weights}, "logits", path)
-    _make_constant(module.weights, path)
+    graph = onnx.load(path)
+    constants = _make_constant(module.weights, graph)
+    if batch_size is None:
+        _free_batch(graph, constants)
+    onnx.helper.set_model_props(graph, dict(metadata or {}))
+    _save(graph, constants, path)
 
 
 def write_graph(module: nn.Module, inputs: dict[str, Tensor], output: str, path: Path) -> None:
@@ -81,12 +94,11 @@ class _OfWeights(nn.Module):
         return cast(Tensor, self.network(images))
 
 
-def _make_constant(weights: dict[str, Tensor], path: Path) -> None:
-    """Turn the inputs of a graph that are named in ``weights`` into constants.
+def _make_constant(weights: dict[str, Tensor], model: onnx.ModelProto) -> dict[str, Tensor]:
+    """Turn the inputs of a graph that are named in ``weights`` into constants, which are returned.
 
     What the graph does to constants alone, which is to turn and to reshape weights, is done here.
     """
-    model = onnx.load(path)
     constants, kept = dict(weights), []
     for node in model.graph.node:
         operand = constants.get(node.input[0]) if node.input else None
@@ -105,7 +117,26 @@ def _make_constant(weights: dict[str, Tensor], path: Path) -> None:
         del field[:]
         field.extend(rest)
     used = dict.fromkeys(name for node in kept for name in node.input if name in constants)
-    _save(model, {name: constants[name] for name in used}, path)
+    return {name: constants[name] for name in used}
+
+
+def _free_batch(model: onnx.ModelProto, constants: dict[str, Tensor]) -> None:
+    """Let a graph traced with one image take any number of them.
+
+    Images stay apart from the input to the output, the first dimension of whatever is computed. So
+    where a shape is written down, a zero there copies that dimension (ONNX, Reshape); nothing else
+    in our graphs knows of it.
+    """
+    graph = model.graph
+    for node in graph.node:
+        assert node.op_type not in ("Shape", "Expand", "ConstantOfShape"), node.op_type
+        if node.op_type == "Reshape":
+            shape = constants[node.input[1]]
+            assert shape[0] == 1 and shape.min() > 0, shape
+            constants[node.input[1]] = torch.cat([shape.new_zeros(1), shape[1:]])
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH
 
 
 def _save(model: onnx.ModelProto, constants: dict[str, Tensor], path: Path) -> None:
@@ -143,14 +174,16 @@ def _varint(number: int) -> bytes:
 
 @contextmanager
 def _constant_shapes() -> Iterator[None]:
-    """Let the exporter write what only reshapes as one operator with the shape that was traced.
+    """Let the exporter write what only reshapes or pads as one operator with what was traced.
 
     By itself it computes each shape in the graph, which doubles the number of operators, and each
     takes time to write and in the inference session to remove.
     """
-    operators = ("aten::flatten", "aten::unflatten", "aten::unsqueeze")
-    for operator in operators:
-        register_custom_op_symbolic(operator, _reshape, OPSET)
+    reshapes = ("aten::flatten", "aten::unflatten", "aten::unsqueeze")
+    operators: dict[str, Callable[..., Any]] = dict.fromkeys(reshapes, _reshape)
+    operators["aten::pad"] = _pad
+    for operator, symbolic in operators.items():
+        register_custom_op_symbolic(operator, symbolic, OPSET)
     try:
         yield
     finally:
@@ -161,3 +194,11 @@ def _constant_shapes() -> Iterator[None]:
 def _reshape(graph: Any, x: Any, *_: Any) -> Any:
     shape = graph.original_node.output().type().sizes()
     return graph.op("Reshape", x, graph.op("Constant", value_t=torch.tensor(shape)))
+
+
+@parse_args("v", "is", "none", "none")
+def _pad(graph: Any, x: Any, widths: list[int], *_: Any) -> Any:
+    """Zeros: torch counts (before, after) from the last dimension, ONNX all befores first."""
+    kept = [0] * (x.type().dim() - len(widths) // 2)
+    pads = torch.tensor([*kept, *widths[-2::-2], *kept, *widths[:0:-2]])
+    return graph.op("Pad", x, graph.op("Constant", value_t=pads), mode_s="constant")

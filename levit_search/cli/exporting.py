@@ -1,0 +1,134 @@
+"""The command that hands a network over."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from levit_search.cli.options import Json, StudyFolder
+from levit_search.cli.printing import print_json, say
+from levit_search.errors import InputError
+
+if TYPE_CHECKING:
+    from levit_search.export import Export, Retraining
+
+
+def export(
+    study: StudyFolder,
+    pick: Annotated[
+        str,
+        typer.Option(
+            help="knee, accurate, fastest, trial=N, or bounds: 'latency_ms<=5,flops<=1G'."
+        ),
+    ] = "knee",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to [default: STUDY/export/ID].")
+    ] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train it again from scratch first, for --epochs.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to train it again.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Times to train it again [default: 1].")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="short or levit, to train again by [default: the study's].")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Of data, train or teacher, to train again by."
+        ),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="FILE", help="openvino or torch-export (repeatable)."),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Time model.onnx again on the targets.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is in DIR.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a chosen network as a folder that runs without this package.
+
+    A readable torch module, ONNX, weights, a timm checkpoint where timm can express it, a script
+    that classifies images, and a model card. Each file is read in a process of its own and compared
+    with the trained network on real images, and model.onnx is timed again.
+    """
+    from levit_search import export as exports
+    from levit_search.progress import StepProgress
+    from levit_search.study import Study, parse_settings
+
+    asked = _retraining(retrain, epochs, seeds, recipe, parse_settings(settings or []))
+    opened = Study.open(study)
+    record = exports.pick(opened, pick)
+    network = record.architecture
+    assert network is not None
+    name = network.id if asked is None else f"{network.id}-{asked.epochs}-epochs"
+    folder = out or study / "export" / name
+    wishes = exports.Wishes(asked, tuple(also or ()), probe, force)
+    try:
+        with StepProgress() as progress:
+            progress.begin("export", 1)
+            progress.step(f"trial {record.trial}")
+            written = exports.export(
+                opened, record, folder, pick, wishes, lambda text: progress.told(text, None)
+            )
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on" if retrain else ""
+        say(f"\nInterrupted; {folder} was not written{goes_on}.")
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json(written.as_json())
+    else:
+        _print_export(written, f"Trial {record.trial} ({network.summary()})")
+
+
+def _retraining(
+    retrain: bool,
+    epochs: int | None,
+    seeds: int | None,
+    recipe: str | None,
+    changes: dict[str, Any],
+) -> "Retraining | None":
+    if retrain:
+        if epochs is None:
+            raise InputError("--retrain: needs --epochs N")
+        from levit_search.export import Retraining
+
+        return Retraining(epochs, seeds or 1, recipe, changes)
+    given = {"--epochs": epochs, "--seeds": seeds, "--recipe": recipe, "--set": changes or None}
+    for option, value in given.items():
+        if value is not None:
+            raise InputError(f"{option}: is for --retrain")
+    return None
+
+
+def _print_export(written: "Export", network: str) -> None:
+    print(f"{network} written to {written.dir}:")
+    for name in written.files:
+        found = written.parity.get(name.rstrip("/"))
+        note = "" if found is None else f"logits within {found:.1e}" if found else "same logits"
+        print(f"  {name:22}{note}".rstrip())
+    print(f"top-1: val {written.val_top1_percent:.2f} %, test {written.test_top1_percent:.2f} %")
+    for again in written.probed_again:
+        if again["now"] is None:
+            print(f"{again['figure']}: not measured again ({again['reason']})")
+            continue
+        compared = (
+            f"{again['difference_percent']:+.1f} % of the search's"
+            if again["difference_percent"] is not None
+            else f"not compared: {again['reason']}"
+        )
+        print(
+            f"{again['figure']} of {again['timed']}: {again['now']['latency_ms']:.4g}, {compared}"
+        )
+    if written.retrained is not None and len(written.retrained["seeds"]) > 1:
+        percents = ", ".join(f"{each:.2f}" for each in written.retrained["test_top1_percent"])
+        print(
+            f"test by seed: {percents}; the weights are those of seed "
+            f"{written.retrained['seed']}, the best on val"
+        )
+    print(f"Next: python {shlex.quote(str(Path(written.dir) / 'predict.py'))} IMAGE")

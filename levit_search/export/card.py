@@ -1,0 +1,321 @@
+"""The model card of an export: every figure with its spread, and where it comes from."""
+
+import html
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from levit_search.architecture import Architecture, parse
+from levit_search.data import DataConfig
+from levit_search.environment import environment
+from levit_search.export.probing import Again
+from levit_search.export.retraining import Retrained
+from levit_search.study import Record, Study, StudyConfig
+
+_KINDS = {"levit": "LeViT", "graft": "graft (ResNet stages, then ViT layers)"}
+_CLASSES_SHOWN = 20
+_WHAT = {
+    "model.py": "the network as one readable torch module; needs torch alone",
+    "model.safetensors": "its weights, for `model.py` and levit-search",
+    "timm/": "the same as a checkpoint of timm",
+    "model.onnx": "for inference: batch norms folded, any batch size, class names and "
+    "preprocessing in its metadata",
+    "model.openvino.xml": "the same for OpenVINO, with `model.openvino.bin`",
+    "model.pt2": "the same as a program of `torch.export`, batch norms folded",
+    "predict.py": "classifies image files with onnxruntime, numpy and Pillow alone",
+    "preprocess.json": "how an image becomes the network's input",
+    "architecture.yaml": "its description, for levit-search",
+    "architecture.svg": "its block diagram",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of an exported network."""
+
+    study: Study
+    record: Record
+    choice: str
+    """How it was picked."""
+    preprocessing: Mapping[str, Any]
+    accuracies: Mapping[str, tuple[float, int]]
+    """By split, of the weights that are exported: top-1 in percent, and of how many images."""
+    retrained: Retrained | None
+    parity: Mapping[str, float]
+    """How far each file's logits are from the trained network's, at most."""
+    again: Sequence[Again]
+    timm: "Mapping[str, Any] | str"
+    """``{name, arguments}`` of timm's network, or why timm has none."""
+    config: StudyConfig
+    """That the weights were trained with."""
+    files: Sequence[str]
+
+    @property
+    def network(self) -> Architecture:
+        assert self.record.architecture is not None
+        return self.record.architecture
+
+
+def model_card(facts: Facts) -> str:
+    """``README.md`` of an export."""
+    network = facts.network
+    parts = [
+        _front_matter(facts),
+        f"# {text(facts.study.config.name)} {network.id}",
+        f"A {_KINDS[network.family]} for {_data(facts.config.data)}, found by levit-search: "
+        f"trial {facts.record.trial} of the study `{code(facts.study.config.name)}`, picked by "
+        f"`{code(facts.choice)}`.",
+        "![block diagram](architecture.svg)" if "architecture.svg" in facts.files else "",
+        f"`{network.summary()}`; input {network.in_channels} x {network.image_size} x "
+        f"{network.image_size}, {network.num_classes} classes.",
+        "## Figures",
+        _table(["figure", "value", "spread", "how and where"], _figures(facts)),
+        "One multiply-add is one FLOP. Latencies are measured in pairs against a reference network "
+        "and given as the ratio to it times its own milliseconds: compare the ratios.",
+        "## Use",
+        _use(facts),
+        "## Files",
+        _files(facts),
+        "## Input",
+        _input(facts),
+        "## Training",
+        _training(facts),
+        "## Made by",
+        _made(facts),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def text(value: str) -> str:
+    """Foreign text within Markdown: what means something there, or in HTML, means nothing."""
+    plain = html.escape(" ".join(value.split()), quote=False)
+    return "".join(f"\\{each}" if each in "\\`*_[]|#" else each for each in plain)
+
+
+def code(value: str) -> str:
+    """Foreign text between backticks."""
+    return " ".join(value.split()).replace("`", "'").replace("|", "\\|")
+
+
+def _data(config: DataConfig) -> str:
+    """What a data set is called."""
+    if config.name == "folder" and config.root is not None:
+        return f"the images in {text(Path(config.root).name)}"
+    return text(config.name)
+
+
+def _front_matter(facts: Facts) -> str:
+    """What model hubs read."""
+    library = "timm" if not isinstance(facts.timm, str) else "onnx"
+    lines = ["library_name: " + library, "pipeline_tag: image-classification"]
+    tags = ["levit-search", facts.network.family]
+    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+Row = tuple[str, str, str, str]
+
+
+def _figures(facts: Facts) -> list[Row]:
+    rows = _accuracies(facts)
+    evaluation = facts.record.evaluation
+    latency = evaluation.get("latency")
+    if latency:
+        rows += _latency("latency", latency, facts.study.config.latency.reference)
+    for name, found in evaluation.get("targets", {}).items():
+        reference = facts.study.config.also_measured[name].reference
+        rows += _latency(f"latency on {text(name)}", found, reference)
+    for again in facts.again:
+        rows.append(_again(again))
+    if latency and latency.get("peak_memory_mb"):
+        rows.append(
+            ("peak memory", f"{latency['peak_memory_mb']:.4g} MB", "", "of the probe's process")
+        )
+    values = facts.record.values
+    rows += [
+        ("FLOPs", f"{values['flops']:,.0f}", "exact", "closed form"),
+        ("parameters", f"{values['params']:,.0f}", "exact", "closed form"),
+        ("activations", f"{values['activations']:,.0f}", "exact", "closed form"),
+    ]
+    return rows
+
+
+def _accuracies(facts: Facts) -> list[Row]:
+    data, retrained = _data(facts.config.data), facts.retrained
+    rows: list[Row] = []
+    for split, (percent, images) in facts.accuracies.items():
+        share = percent / 100
+        error = 196 * math.sqrt(share * (1 - share) / images)
+        rows.append(
+            (
+                f"top-1, {split}",
+                f"{percent:.2f} %",
+                f"+- {error:.2f} (95 %, binomial)",
+                f"{images:,} images of {data}; these weights",
+            )
+        )
+    if retrained is not None and len(retrained.seeds) > 1:
+        for split in ("val", "test"):
+            found = getattr(retrained, f"{split}_top1_percent")
+            rows.append(
+                (
+                    f"top-1, {split}, over seeds",
+                    f"{_mean(found):.2f} %",
+                    f"sd {_sd(found):.2f}: {', '.join(f'{each:.2f}' for each in found)}",
+                    f"seeds {', '.join(map(str, retrained.seeds))}",
+                )
+            )
+    if retrained is not None and "top1_percent" in facts.record.values:
+        epochs = facts.study.config.train.epochs
+        rows.append(
+            (
+                "top-1, val, in the search",
+                f"{facts.record.values['top1_percent']:.2f} %",
+                "",
+                f"after {epochs} epochs",
+            )
+        )
+    return rows
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _sd(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def _latency(head: str, found: Mapping[str, Any], reference: str | Mapping[str, Any]) -> list[Row]:
+    if found.get("method") == "predicted":
+        spread = f"{found['low_ms']:.4g} to {found['high_ms']:.4g} ms (95 %)"
+        return [(f"{head}, predicted", f"{found['latency_ms']:.4g} ms", spread, "not measured")]
+    low, high = found["ratio_ci95"]
+    named = reference if isinstance(reference, str) else parse(dict(reference)).summary()
+    return [
+        (
+            head,
+            f"{found['latency_ms']:.4g} ms ({found['ratio_to_reference']:.4f} x "
+            f"{code(named)} fitted to these images)",
+            f"{low:.4f} to {high:.4f} x (95 %)",
+            _conditions(found),
+        )
+    ]
+
+
+def _conditions(found: Mapping[str, Any]) -> str:
+    device = found["device"].get("gpu") or found["device"]["cpu"]
+    emulated = ", emulated" if found["emulated"] else ""
+    return (
+        f"{text(device)}{emulated}, {found['runtime']}, {found['precision']}, batch "
+        f"{found['batch_size']}, {found['threads']} thread(s), {found['pairs']} pairs"
+    )
+
+
+def _again(again: Again) -> Row:
+    target = again.figure.partition("@")[2]
+    head = f"latency of {text(again.timed)}" + (f" on {text(target)}" if target else "")
+    if again.now is None:
+        return (head, "not measured", "", text(again.reason or ""))
+    low, high = again.now["ratio_ci95"]
+    how = _conditions(again.now)
+    difference = again.difference_percent
+    if difference is None:
+        how += f"; not compared: {text(again.reason or '')}"
+    else:
+        verdict = "agrees with the search's" if again.agrees else "DOES NOT AGREE with the search's"
+        how += f"; {difference:+.1f} %, {verdict}"
+    value = f"{again.now['latency_ms']:.4g} ms ({again.now['ratio_to_reference']:.4f} x)"
+    return (head, value, f"{low:.4f} to {high:.4f} x (95 %)", how)
+
+
+def _use(facts: Facts) -> str:
+    size, channels = facts.network.image_size, facts.network.in_channels
+    snippets = [
+        "```sh\npip install onnxruntime pillow numpy\npython predict.py image.png\n```",
+        "```python\nfrom model import load  # model.py; torch alone\n\n"
+        'network = load("model.safetensors")\n'
+        f"logits = network(images)  # [B, {channels}, {size}, {size}], see preprocess.json\n```",
+    ]
+    if not isinstance(facts.timm, str):
+        snippets.append(
+            "```python\nimport timm\n\n"
+            'network = timm.create_model("local-dir:timm", pretrained=True)'
+            f"  # {facts.timm['name']}\n```"
+        )
+    return "\n\n".join(snippets)
+
+
+def _files(facts: Facts) -> str:
+    rows = []
+    for name in facts.files:
+        if name in _WHAT:
+            found = facts.parity.get(name.rstrip("/"))
+            rows.append(
+                (
+                    f"`{name}`",
+                    _WHAT[name],
+                    "" if found is None else f"{found:.1e}" if found else "none",
+                )
+            )
+    lines = [_table(["file", "what it is", "largest difference in logits"], rows)]
+    lines.append(
+        "Each was read in a process of its own and compared with the trained network on real "
+        "images of the validation split."
+    )
+    if isinstance(facts.timm, str):
+        lines.append(f"There is no folder `timm`: {text(facts.timm)}.")
+    return "\n\n".join(lines)
+
+
+def _input(facts: Facts) -> str:
+    names = list(facts.preprocessing["class_names"])
+    shown = ", ".join(text(str(name)) for name in names[:_CLASSES_SHOWN])
+    more = len(names) - _CLASSES_SHOWN
+    rest = f" and {more} more (`preprocess.json`)" if more > 0 else ""
+    described = {key: value for key, value in facts.preprocessing.items() if key != "class_names"}
+    rows = [(f"`{key}`", f"`{code(str(value))}`") for key, value in described.items()]
+    return f"{_table(['', ''], rows)}\n\nClasses: {shown}{rest}."
+
+
+def _training(facts: Facts) -> str:
+    recipe, retrained = facts.config.train, facts.retrained
+    epochs = retrained.epochs if retrained is not None else recipe.epochs
+    seed = retrained.seed if retrained is not None else facts.config.search.seed
+    lines = [
+        f"{epochs} epochs of the recipe `{recipe.recipe}` with seed {seed}"
+        + (", trained again from scratch for this export." if retrained else ", in the search.")
+    ]
+    if recipe.ema_decay is not None:
+        lines.append(f"The weights are averages over the training (decay {recipe.ema_decay:g}).")
+    teaching = facts.config.teaching
+    if teaching is not None and facts.network.distillation:
+        lines.append(f"Distilled ({recipe.distillation}) from {text(teaching.name)}.")
+    if retrained is not None and len(retrained.seeds) > 1:
+        lines.append("Of several seeds these weights are the best on val.")
+    lines.append(
+        "The search saw val, so that its figure is likely a little too good; no choice was made by "
+        "the test split."
+    )
+    return " ".join(lines)
+
+
+def _made(facts: Facts) -> str:
+    now = environment([])
+    packages = ", ".join(f"{name} {version}" for name, version in now["packages"].items())
+    revision = f" ({now['revision']})" if now["revision"] else ""
+    command = shlex.join(
+        ["levit-search", "export", str(facts.study.folder), "--pick", facts.choice]
+    )
+    return (
+        f"`{code(command)}` on {now['started']}, {text(now['cpu'])}, {text(now['system'])}, Python "
+        f"{now['python']}: {packages}{revision}."
+    )

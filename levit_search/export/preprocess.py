@@ -1,0 +1,62 @@
+"""How an image becomes a network's input, as a document that other programs can follow.
+
+The keys are those that ``predict.py`` follows, which is the reference for what they mean:
+
+``data``
+    The data set that the network was trained on, by its name in the study.
+``mode``
+    ``RGB``, or ``L`` for one channel, which a picture is converted to. Of 16 bits the upper eight
+    are kept, an alpha channel is left out, and an orientation in the EXIF data is not followed:
+    training does not follow it either.
+``fit``
+    ``square-then-resize``: the middle square is scaled to ``image_size``.
+    ``resize-then-crop``: the shorter side is scaled to ``resize``, the longer one in proportion and
+    rounded down, and the middle square of ``image_size`` is cut out.
+``interpolation``
+    ``bicubic``, antialiased, as Pillow does it; in whole numbers, or where ``scaled_as`` says
+    ``floats`` in floating point, rounded once at the end.
+``mean``, ``std``
+    By channel, of values from 0 to 1: what pixels / 255 are normalised by.
+``layout``, ``dtype``
+    Of the input: ``NCHW`` (images, channels, rows, columns), ``float32``.
+``class_names``
+    In the order of the logits.
+"""
+
+import math
+from typing import Any
+
+from levit_search.batches import Batches
+from levit_search.batches.memory import MemoryBatches
+from levit_search.batches.picture_views import shown_share
+from levit_search.data import DataConfig
+
+
+def preprocessing(config: DataConfig, batches: Batches) -> dict[str, Any]:
+    """What evaluation does to an image of a data set, for JSON; its keys are explained above.
+
+    Args:
+        config: the data set's.
+        batches: its images, as networks are shown them.
+    """
+    size, info = batches.image_size, batches.info
+    if isinstance(batches, MemoryBatches):
+        fit: dict[str, Any] = {"fit": "square-then-resize"}
+        scaled_as = "floats" if batches.scaled_as_floats else "whole numbers"
+    else:
+        # timm rounds the side before the crop down.
+        fit = {"fit": "resize-then-crop", "resize": math.floor(size / shown_share(size))}
+        scaled_as = "whole numbers"
+    return {
+        "data": config.name,
+        "mode": "L" if info.in_channels == 1 else "RGB",
+        "image_size": size,
+        **fit,
+        "interpolation": "bicubic",
+        "scaled_as": scaled_as,
+        "mean": [value / 255 for value in batches.mean],
+        "std": [value / 255 for value in batches.std],
+        "layout": "NCHW",
+        "dtype": "float32",
+        "class_names": list(info.class_names),
+    }

@@ -1,0 +1,124 @@
+"""The exported graph timed again where the front's latencies were measured."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from levit_search.errors import TrialError
+from levit_search.evaluate import settled_on
+from levit_search.latency import LatencyConfig, Probe
+from levit_search.latency.protocol import TORCH_RUNTIMES
+from levit_search.study import Record, Study
+
+AGREES_PERCENT = 6.0
+"""Two latencies of one network agree within this, or where their intervals meet."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """The latency of an exported graph beside the one that its network has in the study."""
+
+    figure: str
+    """``latency_ms``, or ``latency_ms@TARGET``."""
+    before: dict[str, Any]
+    """What the study knows; see :class:`levit_search.latency.Measurement`."""
+    now: dict[str, Any] | None
+    """What was measured; None where it could not be."""
+    reason: str | None = None
+    """Why it could not be measured, or cannot be compared."""
+    timed: str = "model.onnx"
+    """What was timed; with the runtimes of torch it is the network itself."""
+
+    @property
+    def difference_percent(self) -> float | None:
+        """Between the two ratios to the reference; None where they cannot be compared."""
+        if self.now is None or self.reason is not None:
+            return None
+        before, now = self.before["ratio_to_reference"], self.now["ratio_to_reference"]
+        return float(100 * (now / before - 1))
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both intervals meet, or the figures are close. True where nothing can be said."""
+        difference = self.difference_percent
+        if difference is None:
+            return True
+        assert self.now is not None
+        (low, high), (low_now, high_now) = self.before["ratio_ci95"], self.now["ratio_ci95"]
+        return abs(difference) <= AGREES_PERCENT or (low <= high_now and low_now <= high)
+
+    def as_json(self) -> dict[str, Any]:
+        found = asdict(self)
+        return {**found, "difference_percent": self.difference_percent, "agrees": self.agrees}
+
+
+def probed_again(
+    study: Study, record: Record, graph: Path, told: Callable[[str], None]
+) -> list[Again]:
+    """Time an exported graph on every target on which its network was measured.
+
+    One whose ratio to the reference does not agree is measured once more, for twice as long.
+
+    Args:
+        study: with its settled reference latencies.
+        record: of the network.
+        graph: its ONNX file, of dynamic batch.
+        told: told what is being measured.
+
+    Returns:
+        One for each target; none where the study measured nothing.
+    """
+    evaluation, config = record.evaluation, study.config
+    sections = {"latency_ms": (None, config.latency, evaluation.get("latency"))}
+    for name, found in evaluation.get("targets", {}).items():
+        sections[f"latency_ms@{name}"] = (name, config.also_measured[name], found)
+    settled_ms = study.attributes().get("settled_ms", {})
+    return [
+        _again(figure, section, before, settled_on(name, settled_ms), record, graph, told)
+        for figure, (name, section, before) in sections.items()
+        if before
+    ]
+
+
+def _again(
+    figure: str,
+    config: LatencyConfig,
+    before: dict[str, Any],
+    settled_ms: dict[str, float],
+    record: Record,
+    graph: Path,
+    told: Callable[[str], None],
+) -> Again:
+    if before.get("method") == "predicted":
+        return Again(figure, before, None, "it was predicted, not measured")
+    assert record.architecture is not None
+    timed = "the network in torch" if config.runtime in TORCH_RUNTIMES else graph.name
+    found = None
+    for seconds in (config.seconds, 2 * config.seconds):
+        told(f"timing {timed} on {config.target.label}")
+        longer = config.model_copy(update={"seconds": seconds})
+        try:
+            with Probe(longer, settled_ms, fresh=True) as probe:
+                if config.runtime in TORCH_RUNTIMES:
+                    measured = probe.measure(record.architecture)
+                else:
+                    measured = probe.measure_graph(graph, record.architecture)
+        except TrialError as error:
+            return found or Again(figure, before, None, str(error), timed)
+        now = measured.as_json()
+        found = Again(figure, before, now, _incomparable(before, now), timed)
+        if found.agrees:
+            return found
+    assert found is not None
+    return found
+
+
+def _incomparable(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Why two measurements are not of one thing."""
+    devices = [found["device"].get("gpu") or found["device"]["cpu"] for found in (before, now)]
+    if devices[0] != devices[1]:
+        return f"the study's is of another device, {devices[0]}"
+    if before["runtime"] != now["runtime"]:
+        return f"the study's is of another runtime, {before['runtime']}"
+    return None

@@ -1,0 +1,155 @@
+"""A chosen network trained again from scratch, longer than a search could afford."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from levit_search.architecture import Architecture
+from levit_search.errors import InputError
+from levit_search.study import Study, StudyConfig
+
+RECIPES = ("short", "levit")
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """What is asked for.
+
+    Args:
+        epochs: of each training.
+        seeds: how many trainings; the first has the study's seed.
+        recipe: ``short`` or ``levit`` in place of the study's ``train`` section.
+        changes: values of ``data``, ``train`` and ``teacher`` by dotted key.
+    """
+
+    epochs: int
+    seeds: int = 1
+    recipe: str | None = None
+    changes: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What came of it; accuracies in percent, by seed in the order of ``seeds``."""
+
+    epochs: int
+    seeds: tuple[int, ...]
+    val_top1_percent: tuple[float, ...]
+    test_top1_percent: tuple[float, ...]
+    seed: int
+    """Of the weights that are taken: the best on val."""
+    train_images: int
+    curve: tuple[dict[str, Any], ...]
+    """Of that seed."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def config_for(study: Study, asked: Retraining) -> StudyConfig:
+    """The study's configuration with the longer recipe and all training images.
+
+    Raises:
+        InputError: something that is asked for is wrong.
+    """
+    from levit_search.study import config_of
+
+    given = study.config.model_dump(mode="json")
+    changes: dict[str, Any] = {"data.train_images": None, "train.rungs": []}
+    if asked.recipe is not None:
+        if asked.recipe not in RECIPES:
+            raise InputError(f"--recipe {asked.recipe}: expected {' or '.join(RECIPES)}")
+        # What says where it runs, and with which donor, stays.
+        kept = ("threads", "workers", "precision", "channels_last", "compile", "donor_weights")
+        train = {key: value for key, value in given["train"].items() if key in kept}
+        given["train"] = {"recipe": asked.recipe, **train}
+    changes |= dict(asked.changes or {})
+    strange = [key for key in changes if key.split(".")[0] not in ("data", "train", "teacher")]
+    if strange:
+        raise InputError(
+            f"--set {strange[0]}: a network is trained again with other keys of data, train and "
+            "teacher only"
+        )
+    changes["train.epochs"] = asked.epochs
+    config = config_of(given, study.folder / "study.yaml", changes)
+    if config.data.size != study.config.data.size or config.data.name != study.config.data.name:
+        raise InputError(
+            "--set: the network is made for the study's images; data.name and data.image_size stay"
+        )
+    return config
+
+
+def retrained(
+    study: Study, network: Architecture, asked: Retraining, say: Callable[[str], None]
+) -> tuple[Path, Retrained]:
+    """Train ``network`` from scratch with each seed, and measure it on the test split.
+
+    Each training is kept in ``retrained/`` of the study folder; one that was interrupted goes on
+    from its checkpoint and one that is finished is not done again.
+
+    Args:
+        study: whose data, recipe and teacher are used, changed as ``asked``.
+        network: of the study.
+        asked: for how long, how often, and what is changed.
+        say: told of each epoch.
+
+    Returns:
+        The weights of the seed that is best on val, and what came of all.
+
+    Raises:
+        InputError: something that is asked for is wrong, or data, teacher or donor weights are
+            missing or unfit.
+        TrialError: a training failed.
+    """
+    config = config_for(study, asked)
+    first = config.search.seed
+    seeds = range(first, first + asked.seeds)
+    base = study.folder / "retrained" / f"{network.id}-{_digest(config)}"
+    results = []
+    for seed in seeds:
+        if len(seeds) > 1:
+            say(f"{network.id}: seed {seed}, {seed - first + 1} of {len(seeds)}")
+        results.append(_trained(network, config, seed, base / f"seed-{seed}", say))
+    best = max(range(len(results)), key=lambda index: results[index]["val_top1_percent"])
+    return base / f"seed-{seeds[best]}" / "model.safetensors", Retrained(
+        asked.epochs,
+        tuple(seeds),
+        _column(results, "val_top1_percent"),
+        _column(results, "test_top1_percent"),
+        seeds[best],
+        results[best]["train_images"],
+        tuple(results[best]["curve"]),
+    )
+
+
+def _column(results: Sequence[Mapping[str, Any]], name: str) -> tuple[float, ...]:
+    return tuple(result[name] for result in results)
+
+
+def _trained(
+    network: Architecture,
+    config: StudyConfig,
+    seed: int,
+    folder: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The result of one training, from its folder where it is finished."""
+    from levit_search.single import train_single
+
+    finished = folder / "training.json"
+    if not finished.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        search = config.search.model_copy(update={"seed": seed})
+        seeded = config.model_copy(update={"search": search})
+        train_single(network, seeded, True, folder, None, say)
+    result: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+    return result
+
+
+def _digest(config: StudyConfig) -> str:
+    """Of all that a training depends on but its seed."""
+    decisive = config.model_dump(mode="json", include={"data", "train", "teacher"})
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,270 @@
+"""A network handed over: what is written, that it is checked, and what is refused."""
+
+import json
+import math
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from levit_search import export as exports
+from levit_search.errors import InputError, LevitSearchError
+from levit_search.export import Retraining, Wishes, card, checks, module, package, probing
+from levit_search.export.probing import Again
+from levit_search.search import driver
+from levit_search.study import Study
+from tests.conftest import Cli
+from tests.engines import HereEngine, run
+from tests.networks import tiny_space
+
+UNPROBED = Wishes(probe=False)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Three networks, trained and timed for real; nobody changes it."""
+    folder = tmp_path_factory.mktemp("searched")
+    path = folder / "tiny.yaml"
+    space = tiny_space(
+        objectives=["top1_percent", "latency_ms"], latency={"seconds": 0.2, "rounds": 4}
+    )
+    path.write_text(yaml.safe_dump(space))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr(driver, "make_engine", HereEngine)
+        _, searched = run(path, folder / "s", **{"search.trials": 3})
+    return searched
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are written and not read again, which takes seconds and has tests of its own."""
+
+    def compared(_folder: Path, names: list[str], *_: object) -> dict[str, float]:
+        return dict.fromkeys(names, 0.0)
+
+    monkeypatch.setattr(checks, "compared", compared)
+
+
+def test_every_file_answers_like_the_trained_network_and_stands_in_the_card(
+    study: Study, cli: Cli, tmp_path: Path
+) -> None:
+    has_openvino = find_spec("openvino") is not None
+    also = ["--also", "torch-export"] + ["--also", "openvino"] * has_openvino
+    record = exports.pick(study, "accurate")
+    out = tmp_path / "out"
+    done = cli(
+        "export", study.folder, "--pick", "accurate", "--no-probe", "--out", out, "--json", *also
+    )
+    assert done.returncode == 0, done.stderr
+    assert "reading model.onnx in a clean process" in done.stderr
+    written = json.loads(done.stdout)
+    assert list(written)[:4] == ["dir", "files", "parity_max_abs_diff", "latency_ms"]
+    assert written["dir"] == str(out)
+    names = {path.name for path in out.iterdir()}
+    assert {name.rstrip("/") for name in written["files"]} == names
+    assert names <= set(package._NAMES)
+    assert set(written["parity"]) == set(checks.READABLE) & names
+    assert set(checks.READABLE) - names <= {"timm", *["model.openvino.xml"] * (not has_openvino)}
+    for name, difference in written["parity"].items():
+        assert difference <= checks.READABLE[name].tolerance
+    assert written["parity_max_abs_diff"] == max(written["parity"].values())
+    assert written["val_top1_percent"] == pytest.approx(record.values["top1_percent"])
+    text = (out / "README.md").read_text()
+    share = written["test_top1_percent"] / 100
+    spread = 196 * math.sqrt(share * (1 - share) / 360)
+    assert f"{100 * share:.2f} % | +- {spread:.2f} (95 %, binomial) | 360 images" in text
+    for name, difference in written["parity"].items():
+        assert (f"{difference:.1e} |" if difference else "none |") in text, name
+    assert not list(tmp_path.glob(".out.*"))
+
+
+def test_a_file_that_is_another_network_is_an_error_and_nothing_is_left(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = module.module_source
+
+    def changed(network: Any, names: Any) -> str:
+        return honest(network.model_copy(update={"activation": "relu"}), names)
+
+    monkeypatch.setattr(module, "module_source", changed)
+    record = exports.pick(study, "knee")
+    with pytest.raises(LevitSearchError, match=r"model\.py: its logits differ"):
+        exports.export(study, record, tmp_path / "out", "knee", UNPROBED)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_read_is_an_error(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "module_source", lambda *_: "import levit_search\n")
+    record = exports.pick(study, "knee")
+    with pytest.raises(LevitSearchError, match=r"model\.py: cannot be read .*levit_search"):
+        exports.export(study, record, tmp_path / "out", "knee", UNPROBED)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_folder_that_is_not_empty_is_refused_unless_forced(study: Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    (out / "model.pt2").write_text("of an earlier export")
+    record = exports.pick(study, "fastest")
+    with pytest.raises(InputError, match="is not empty; choose another --out, or --force"):
+        exports.export(study, record, out, "fastest", UNPROBED)
+    assert sorted(path.name for path in out.iterdir()) == ["model.pt2", "notes.txt"]
+    exports.export(study, record, out, "fastest", replace(UNPROBED, force=True))
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "model.onnx").exists()
+    assert not (out / "model.pt2").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        exports.export(study, record, tmp_path / "file", "fastest", replace(UNPROBED, force=True))
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_network_is_trained_again_with_seeds_and_only_once(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = exports.pick(study, "knee")
+    asked = Retraining(epochs=2, seeds=2, changes={"train.lr": 4e-3})
+    told: list[str] = []
+    wishes = replace(UNPROBED, retraining=asked)
+    written = exports.export(study, record, tmp_path / "out", "knee", wishes, told.append)
+    assert any("epoch 2/2" in text for text in told)
+    found = written.retrained
+    assert found is not None
+    assert found["seeds"] == (0, 1)
+    assert found["train_images"] > study.config.data.train_images  # all there are
+    best = found["seeds"].index(found["seed"])
+    assert found["val_top1_percent"][best] == max(found["val_top1_percent"])
+    assert written.val_top1_percent == pytest.approx(found["val_top1_percent"][best])
+    assert written.test_top1_percent == pytest.approx(found["test_top1_percent"][best])
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "top-1, test, over seeds" in text
+    assert "trained again from scratch" in text
+    told.clear()
+    again = exports.export(study, record, tmp_path / "again", "knee", wishes, told.append)
+    assert again.retrained == found
+    assert not any("epoch" in text for text in told)
+    other = replace(wishes, retraining=replace(asked, epochs=1, seeds=1))
+    exports.export(study, record, tmp_path / "other", "knee", other, told.append)
+    assert any("epoch 1/1" in text for text in told)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--retrain"], "--retrain: needs --epochs"),
+        (["--epochs", 3], "--epochs: is for --retrain"),
+        (["--set", "train.lr=0.1"], "--set: is for --retrain"),
+        (["--retrain", "--epochs", 1, "--set", "search.seed=3"], "--set search.seed"),
+        (["--retrain", "--epochs", 1, "--set", "data.image_size=32"], "data.image_size stay"),
+        (["--retrain", "--epochs", 1, "--recipe", "leviathan"], "expected short or levit"),
+        (["--retrain", "--epochs", 1, "--set", "train.lrr=1"], "unknown key 'lrr'"),
+        (["--also", "openvin"], "did you mean"),
+        (["--pick", "flops<=1,params<=1"], "the nearest is trial"),
+    ],
+)
+def test_wrong_wishes_are_told_before_anything_is_done(
+    options: list[Any], told: str, study: Study, cli: Cli
+) -> None:
+    done = cli("export", study.folder, *options)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert not (study.folder / "export").exists()
+
+
+def test_a_study_without_a_finished_trial_has_nothing_to_pick(study: Study, tmp_path: Path) -> None:
+    empty = Study.create(tmp_path / "s", study.config, ["test"])
+    with pytest.raises(InputError, match="no finished trial"):
+        exports.pick(empty, "knee")
+    with pytest.raises(InputError, match="no finished trial"):
+        exports.pick(empty, "flops<=1G")
+
+
+def test_bounds_hold_together_and_reach_beyond_the_front(study: Study) -> None:
+    complete = [r for r in study.records() if r.state == "complete" and r.reused_from is None]
+    smallest = min(complete, key=lambda record: record.values["params"])
+    picked = exports.pick(study, f"params<={smallest.values['params']},latency_ms<=1000")
+    assert picked.values["params"] == smallest.values["params"]
+    for bound in {record.values["flops"] for record in complete}:
+        within = [record for record in complete if record.values["flops"] <= bound]
+        best = max(record.values["top1_percent"] for record in within)
+        assert exports.pick(study, f"flops<={bound}").values["top1_percent"] == best
+
+
+def _again(before: tuple[float, float, float], now: tuple[float, float, float]) -> Again:
+    def found(ratio: float, low: float, high: float) -> dict[str, Any]:
+        return {"ratio_to_reference": ratio, "ratio_ci95": [low, high]}
+
+    return Again("latency_ms", found(*before), found(*now))
+
+
+def test_latencies_agree_within_their_intervals_or_six_percent() -> None:
+    assert _again((1.0, 0.99, 1.01), (1.059, 1.058, 1.06)).agrees
+    assert not _again((1.0, 0.99, 1.01), (1.07, 1.06, 1.08)).agrees
+    assert _again((1.0, 0.9, 1.1), (1.15, 1.05, 1.25)).agrees
+    assert not _again((1.07, 1.06, 1.08), (1.0, 0.99, 1.01)).agrees
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_graph_that_is_slower_is_measured_twice_and_then_an_error(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = exports.pick(study, "knee")
+    before = record.evaluation["latency"]
+    slower = {
+        **before,
+        "ratio_to_reference": 1.5 * before["ratio_to_reference"],
+        "ratio_ci95": [1.4 * before["ratio_ci95"][1], 1.6 * before["ratio_ci95"][1]],
+    }
+    seconds: list[float] = []
+
+    class Slow:
+        def __init__(self, config: Any, settled_ms: Any, fresh: bool) -> None:
+            seconds.append(config.seconds)
+
+        def __enter__(self) -> "Slow":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def measure_graph(self, *_: object) -> "Slow":
+            return self
+
+        def as_json(self) -> dict[str, Any]:
+            return slower
+
+    monkeypatch.setattr(probing, "Probe", Slow)
+    out = tmp_path / "out"
+    with pytest.raises(LevitSearchError, match=r"model\.onnx is not as fast as"):
+        exports.export(study, record, out, "knee")
+    assert seconds == [0.2, 0.4]
+    assert "DOES NOT AGREE" in (out / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("unread")
+def test_latencies_of_other_devices_are_told_but_not_compared(study: Study, tmp_path: Path) -> None:
+    record = exports.pick(study, "knee")
+    latency = record.evaluation["latency"]
+    there = {**latency, "device": {**latency["device"], "cpu": "Phone|9 <b>"}}
+    evaluation = {**record.evaluation, "latency": {**there, "ratio_to_reference": 50.0}}
+    elsewhere = replace(record, evaluation=evaluation)
+    written = exports.export(study, elsewhere, tmp_path / "out", "knee")
+    (again,) = written.probed_again
+    assert again["difference_percent"] is None
+    assert "another device" in again["reason"]
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "Phone\\|9 &lt;b&gt;" in text
+    assert "<b>" not in text
+
+
+def test_foreign_text_means_nothing_in_a_card() -> None:
+    assert card.text("<script>x</script>") == "&lt;script&gt;x&lt;/script&gt;"
+    assert card.text("a|b`c`\n[d](e)") == "a\\|b\\`c\\` \\[d\\](e)"
+    assert card.code("a`|\nb") == "a'\\| b"
