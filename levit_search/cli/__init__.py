@@ -13,7 +13,17 @@ from typing import Annotated, TextIO
 import typer
 
 from levit_search import __version__
-from levit_search.cli import auditing, networks, reproducing, searching, targeting, teaching
+from levit_search.cli import (
+    auditing,
+    exporting,
+    networks,
+    reporting,
+    reproducing,
+    searching,
+    showing,
+    targeting,
+    teaching,
+)
 from levit_search.cli.printing import say
 from levit_search.errors import LevitSearchError
 
@@ -27,8 +37,10 @@ app = typer.Typer(
 for _command in (
     searching.run,
     searching.front,
+    reporting.report,
     auditing.audit,
-    searching.export,
+    exporting.export,
+    showing.show,
     networks.count,
     networks.probe,
     targeting.targets,

@@ -5,6 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 
@@ -20,7 +21,7 @@ def figures_table(title: str, heads: list[str]) -> "Table":
     return table
 
 
-def print_table(table: "Table") -> None:
+def print_table(table: "RenderableType") -> None:
     from rich.console import Console
 
     # Piped tables keep their columns; a terminal shows what it has room for.
