@@ -10,6 +10,7 @@ from levit_search.api import (
     read_space,
     run,
     trials,
+    write_report,
 )
 
 __version__ = "0.1.0"
@@ -24,4 +25,5 @@ __all__ = [
     "read_space",
     "run",
     "trials",
+    "write_report",
 ]

@@ -11,7 +11,8 @@ says what is wrong. Each call imports what it needs, so that ``import levit_sear
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,7 @@ def run(
     folder: str | Path | None = None,
     take_from: str | Path | None = None,
     progress: bool = True,
+    tensorboard: bool = False,
 ) -> "Study":
     """Search a space until its budget is used up; in the folder of a study, go on with it.
 
@@ -117,29 +119,40 @@ def run(
 
     It works in processes of its own, which a script need not guard against, and is called in the
     main thread. Interrupted, as by a notebook's stop button, it raises KeyboardInterrupt, and the
-    same call goes on.
+    same call goes on. Either way it leaves ``report.html`` in the folder once a trial is complete.
 
     Args:
         config: what to search, and how.
         folder: of the study; None is ``studies/NAME``.
         take_from: the folder of another study, whose finished trials are taken over where they fit.
         progress: show on stderr what happens.
+        tensorboard: write TensorBoard's events into the study's folder ``tensorboard``; what went
+            before is filled in.
 
     Raises:
-        InputError: something in the configuration or the folder is wrong, or another search is at
-            work on the study.
+        InputError: something in the configuration or the folder is wrong, another search is at
+            work on the study, or TensorBoard is asked for and not installed.
         BudgetError: nothing could be evaluated at all.
     """
     from levit_search.progress import SearchProgress
+    from levit_search.report import report_of_run
     from levit_search.search import begin, search
+    from levit_search.search.tensorboard import require_tensorboard, watched
 
+    if tensorboard:
+        require_tensorboard()
     source = None if take_from is None else Path(take_from)
     study = begin(config, None if folder is None else Path(folder), sys.argv, source)
-    if progress:
-        with SearchProgress(study) as shown:
-            search(study, shown, source)
-    else:
-        search(study, _Unshown(), source)
+    try:
+        if progress:
+            with SearchProgress(study) as shown:
+                search(study, watched(study, shown, tensorboard), source)
+        else:
+            search(study, watched(study, _Unshown(), tensorboard), source)
+    except KeyboardInterrupt:
+        report_of_run(study, _warn)
+        raise
+    report_of_run(study, _warn)
     return study
 
 
@@ -186,6 +199,24 @@ def trials(study: "Study") -> "pandas.DataFrame":
     return pandas.DataFrame(columns).astype(kinds).set_index("trial")
 
 
+def write_report(study: "Study", picked: Sequence[str] = ()) -> Path:
+    """Write ``report.html`` into the study's folder: one page that opens offline.
+
+    Args:
+        study: may be in the middle of its search.
+        picked: further networks to show in detail, each as :func:`pick` takes it.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: no trial is complete, a pick is none, or the file cannot be written.
+    """
+    from levit_search import report
+
+    return report.write_report(study, picked)
+
+
 def pick(study: "Study", choice: str) -> "Record":
     """One record of a study: ``knee``, ``accurate``, ``fastest``, ``trial=N`` or
     ``latency_ms<=5``, the most accurate network within that bound.
@@ -218,6 +249,10 @@ def load_model(study: "Study", record: "Record") -> "Model":
     return model.eval()
 
 
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
+
+
 class _Unshown:
     """A search that nobody watches."""
 
@@ -226,6 +261,8 @@ class _Unshown:
     def started(self, trial: int, network: "Architecture") -> None: ...
 
     def progress(self, trial: int, text: str, fraction: float | None) -> None: ...
+
+    def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None: ...
 
     def finished(self, record: "Record", tally: Any, left_s: float | None) -> None: ...
 

@@ -34,6 +34,9 @@ _COLUMNS: dict[str, tuple[str, str]] = {
 }
 _PER_MILLION = ("flops", "params", "activations")
 
+KNOWN = tuple(_COLUMNS)
+"""The figures that have a column, those of a probe without their target."""
+
 
 def front(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Record]:
     """The complete, non-dominated records, the cheapest in the first cost objective first.
@@ -68,7 +71,19 @@ def figure(name: str, value: float | None) -> str:
     if value is None:
         return ""
     _, form = _COLUMNS[figure_and_target(name)[0]]
-    return form.format(value / 1e6 if name in _PER_MILLION else value)
+    return form.format(in_unit(name, value))
+
+
+def in_unit(name: str, value: float) -> float:
+    """A figure in the unit of its :func:`heading`."""
+    return value / 1e6 if name in _PER_MILLION else value
+
+
+def heading(name: str) -> str:
+    """What a figure is called where people read it, with its unit and target."""
+    known, target = figure_and_target(name)
+    head, _ = _COLUMNS[known]
+    return head if target is None else f"{head} @{target}"
 
 
 _PREDICTION = ("latency_predicted_ms", "prediction_error_percent")
@@ -87,13 +102,7 @@ def _cells(record: Record, names: Sequence[str]) -> list[str]:
 
 
 def _heads(names: Sequence[str]) -> list[str]:
-    return ["trial", *map(_head, names), "architecture"]
-
-
-def _head(name: str) -> str:
-    known, target = figure_and_target(name)
-    head, _ = _COLUMNS[known]
-    return head if target is None else f"{head} @{target}"
+    return ["trial", *map(heading, names), "architecture"]
 
 
 def _known(records: Sequence[Record]) -> list[str]:

@@ -3,13 +3,13 @@
 import io
 from typing import TYPE_CHECKING, Any
 
+from levit_search.palette import BLUE, GREEN, GREY, ORANGE
 from levit_search.pareto import is_maximised
+from levit_search.table import heading, in_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which colour-blind people can tell apart.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 _COSTS = {
     "trials": "proposals",
     "epochs": "epochs trained",
@@ -42,7 +42,7 @@ def draw(document: dict[str, Any]) -> bytes:
 def _trajectory(axes: "Axes", steps: list[dict[str, Any]], cost: str) -> None:
     costs = [step[cost] for step in steps]
     volumes = [step["hypervolume"] for step in steps]
-    axes.step(costs, volumes, where="post", color=_BLUE)
+    axes.step(costs, volumes, where="post", color=BLUE)
     axes.set_xlabel(_COSTS[cost])
     axes.set_ylabel("hypervolume")
     axes.grid(alpha=0.3)
@@ -60,15 +60,15 @@ def _front(axes: "Axes", document: dict[str, Any]) -> None:
     up = next(name for name in ("top1_percent", *objectives) if name in objectives)
     up = up if up != across else next(name for name in objectives if name != across)
     axes.set_xscale("log")
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
+    axes.set_xlabel(heading(across))
+    axes.set_ylabel(heading(up))
     axes.grid(alpha=0.3, which="both")
     for rows, color, label in (
-        (document["near_misses"], _GREY, "near miss"),
-        (document["front"], _BLUE, "front, search" if is_maximised(up) else "front"),
+        (document["near_misses"], GREY, "near miss"),
+        (document["front"], BLUE, "front, search" if is_maximised(up) else "front"),
     ):
         if rows:
-            points = [(row["values"][across], row["values"][up]) for row in rows]
+            points = [[in_unit(name, row["values"][name]) for name in (across, up)] for row in rows]
             axes.plot(
                 *zip(*points, strict=True),
                 linestyle="",
@@ -78,8 +78,8 @@ def _front(axes: "Axes", document: dict[str, Any]) -> None:
                 label=label,
             )
     if is_maximised(up):
-        _bars(axes, document["front"], across, "val", _ORANGE, "val, mean of seeds")
-        _bars(axes, document["front"], across, "test", _GREEN, "test, search's weights")
+        _bars(axes, document["front"], across, "val", ORANGE, "val, mean of seeds")
+        _bars(axes, document["front"], across, "test", GREEN, "test, search's weights")
     if axes.lines:
         axes.legend(frameon=False, fontsize=8)
 
@@ -91,7 +91,7 @@ def _bars(
     known = [row for row in rows if row.get(split) and row[split]["standard_error"] is not None]
     if known:
         axes.errorbar(
-            [row["values"][across] for row in known],
+            [in_unit(across, row["values"][across]) for row in known],
             [row[split]["mean" if split == "val" else "search"] for row in known],
             yerr=[1.96 * row[split]["standard_error"] for row in known],
             linestyle="",

@@ -1,4 +1,4 @@
-"""Commands around a search: its space, the search itself, its front and a network out of it."""
+"""Commands around a search: its space, the search itself and its front."""
 
 import re
 import shlex
@@ -16,6 +16,7 @@ from levit_search.errors import InputError
 if TYPE_CHECKING:
     from levit_search.search import Summary
     from levit_search.space import Survey
+    from levit_search.study import Study
 
 
 def run(
@@ -42,14 +43,20 @@ def run(
         typer.Option("--from", metavar="STUDY", help="Take over its finished trials that fit."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampler and of training.")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write its events to STUDY/tensorboard.")
+    ] = False,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
     """Search a space; on a study folder that exists, go on with it."""
     from levit_search.progress import SearchProgress
     from levit_search.search import begin, search
+    from levit_search.search.tensorboard import require_tensorboard, watched
     from levit_search.study import parse_settings, read_config, space_file
 
+    if tensorboard:
+        require_tensorboard()
     changes = parse_settings(settings or [])
     given = {
         "search.trials": trials,
@@ -66,16 +73,41 @@ def run(
         changes.setdefault("search.trials", None)
     path = space_file(space)
     opened = begin(read_config(path, changes), study, sys.argv, take_from, str(path))
+    _say_where_to_look(opened, tensorboard)
     try:
         with SearchProgress(opened) as progress:
-            summary = search(opened, progress, take_from)
+            shown = watched(opened, progress, tensorboard)
+            summary = search(opened, shown, take_from)
     except KeyboardInterrupt:
         say(f"\nInterrupted. What was finished is in {opened.folder}; the same command goes on.")
+        _report(opened)
         raise typer.Exit(130) from None
+    page = _report(opened)
     if as_json:
         print_json(_summary_json(summary))
     else:
-        _print_summary(summary, opened.config.objectives)
+        _print_summary(summary, opened.config.objectives, page)
+
+
+def _report(study: "Study") -> Path | None:
+    """The page of what was found, if there is something."""
+    from levit_search.report import report_of_run
+
+    page = report_of_run(study, say)
+    if page is not None:
+        say(f"Report: {page}")
+    return page
+
+
+def _say_where_to_look(study: "Study", tensorboard: bool) -> None:
+    from importlib.util import find_spec
+
+    from levit_search.search.tensorboard import command
+
+    missing = "" if find_spec("optuna_dashboard") else "  (pip install 'levit-search[dashboard]')"
+    say(f"Live page: {study.dashboard_command()}{missing}")
+    if tensorboard:
+        say(f"TensorBoard: {command(study)}")
 
 
 def _summary_json(summary: "Summary") -> dict[str, Any]:
@@ -90,7 +122,7 @@ def _summary_json(summary: "Summary") -> dict[str, Any]:
     }
 
 
-def _print_summary(summary: "Summary", objectives: Any) -> None:
+def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> None:
     from levit_search import table
 
     title = f"Pareto front of {summary.study}: {len(summary.front)} networks"
@@ -108,8 +140,10 @@ def _print_summary(summary: "Summary", objectives: Any) -> None:
     study = shlex.quote(summary.study)
     print(f"\n{counts} in {summary.seconds:.0f} s; stopped because {summary.stopped_because}.")
     print(f"Hypervolume {summary.hypervolume:.4f}. Files: {summary.study}/trials.csv, front.csv,")
-    print("study.yaml, environment.json, checkpoints/. Next:")
+    report = "report.html, " if page is not None else ""
+    print(f"{report}study.yaml, environment.json, checkpoints/. Next:")
     print(f"  levit-search front {study}")
+    print(f"  levit-search report {study} --open")
     print(f"  levit-search export {study} --pick knee")
 
 
@@ -138,35 +172,6 @@ def front(
         case _:
             title = f"Pareto front of {study}: {len(best)} networks"
             print_table(table.terminal(best, objectives, title))
-
-
-def export(
-    study: StudyFolder,
-    pick: Annotated[
-        str, typer.Option(help="knee, accurate, fastest, trial=N, or 'latency_ms<=5'.")
-    ] = "knee",
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to [default: STUDY/export/ID].")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over what is in DIR.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Write a chosen network with its trained weights and a model card."""
-    from levit_search import export as exports
-    from levit_search.study import Study
-
-    opened = Study.open(study)
-    record = exports.pick(opened, pick)
-    assert record.architecture is not None
-    folder = out or study / "export" / record.architecture.id
-    written = exports.export(opened, record, folder, pick, force)
-    if as_json:
-        print_json(written.as_json())
-        return
-    print(f"Trial {record.trial} ({record.architecture.summary()}) written to {folder}:")
-    for name in written.files:
-        print(f"  {name}")
-    print(f"Logits agree with the trained network within {written.parity_max_abs_diff:.1e}.")
 
 
 def space(

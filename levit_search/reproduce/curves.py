@@ -2,12 +2,9 @@
 
 import io
 
+from levit_search.palette import COLORS, MARKERS
 from levit_search.reproduce.paper import Table
 from levit_search.reproduce.results import Run
-
-# Okabe and Ito's colours, which colour-blind people can tell apart, with a marker each.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def curves_of(run: Run) -> dict[str, list[tuple[int, float]]]:
@@ -31,7 +28,7 @@ def draw_curves(run: Run, table: Table) -> bytes:
         figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
         for index, (name, points) in enumerate(curves_of(run).items()):
             epochs, accuracies = zip(*points, strict=True)
-            color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
+            color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
             axes.plot(epochs, accuracies, color=color, marker=marker, markersize=5, label=name)
         axes.set_xlabel("epoch")
         axes.set_ylabel("top-1 on the validation split, %")

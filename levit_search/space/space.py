@@ -126,6 +126,15 @@ class Space:
                     return values
         return None
 
+    def chosen(self, network: Architecture) -> dict[str, Any] | None:
+        """Slot values as :meth:`encode` gives them, without the slots that are ignored."""
+        values = self.encode(network)
+        if values is None:
+            return None
+        data = self._family.spelt(network)
+        counts = {path: at(data, path) for path in self._family.controls}
+        return {name: v for name, v in values.items() if self._family.is_used(name, counts)}
+
     def encoded(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Slot values as the Optuna parameters that :meth:`values` reads them from."""
         return {s.name: s.encoded(values[s.name]) for s in self.slots if len(s.values) > 1}

@@ -1,0 +1,293 @@
+"""What a report of a study shows, as one JSON document: from its records alone, without torch.
+
+The page and the pictures are drawn from this. Figures are in plain units (FLOPs and parameters are
+counts, one multiply-add is one FLOP), trials are named by their numbers.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any, get_args
+
+import numpy as np
+
+from levit_search import table
+from levit_search.architecture import Architecture, fitted, published, published_names
+from levit_search.audit import figures
+from levit_search.errors import InputError
+from levit_search.report.choices import Choices
+from levit_search.report.details import audited, chosen, details
+from levit_search.report.reasons import grouped
+from levit_search.report.tabs import network_id, rounded, tabs, upwards
+from levit_search.reproduce.paper import published_table
+from levit_search.study import Record, Study
+
+_CURVE_POINTS = 60  # of a learning curve that are shown at most
+# Not where trials are kept or how targets are reached: those may hold what is not for everybody.
+_SETTINGS = {"train", "teacher", "search", "limits", "architecture"}
+
+
+def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything that a report shows.
+
+    Args:
+        study: may be in the middle of its search.
+        picked: further networks to show in detail, each as ``--pick`` takes it; ``trial=N`` may
+            also be one that was not trained to its end.
+
+    Returns:
+        ``{study, folder, made, objectives, up, summary, tabs, trials, trajectory, importance,
+        slots, prediction, failures, published, chosen, details, environment, data, settings}``.
+
+        ``up`` is the figure that is drawn upwards: accuracy where there is one. ``tabs`` has one
+        cost each that it is drawn against, ``{figure, title, unit, scale, log, objective, front,
+        reference, device, runtime}``: the figure divided by ``scale`` is in ``unit``, ``front`` are
+        the trials that no other beats in ``up`` and this figure, the cheapest first,
+        ``reference`` is ``{name, ms, trial}`` or None.
+        ``trials`` are in the order of their numbers, ``{trial, id, state, outcome, on_front, name,
+        is_start, is_reference, values, architecture, reason, reused_from, seconds, curve, rungs,
+        choices}``: ``name`` is a published network's or None, ``curve`` is [[epoch, top-1 %]],
+        ``rungs`` is [[epoch, top-1 %, goes on]] and ``choices`` has for each of ``slots`` the place
+        of its value there, None where it means nothing. ``trajectory`` has the points at which the
+        hypervolume changed, column by column: ``trials``, ``epochs``, ``hours`` (None where they
+        are not known), ``worker_hours`` and ``hypervolume``. ``importance`` is ``{objective: {slot:
+        share}}``, ``prediction`` [[predicted ms, measured ms, trial]], ``failures`` a list of
+        ``{outcome, reason, count, trials}``, ``published`` the paper's ``{name, values}`` where the
+        study has ImageNet's 1000 classes. ``chosen`` are the trials shown in detail, the knee
+        first, and ``details`` says of each what :func:`levit_search.report.details.details` does.
+
+    Raises:
+        InputError: no trial is complete, a pick is none, or the study cannot be read.
+    """
+    config = study.config
+    records = study.records()
+    objectives = config.objectives
+    front = table.front(records, objectives)
+    if not front:
+        raise InputError(
+            f"{study.folder}: {len(records)} finished trials, none complete: there is nothing to "
+            "report yet; `levit-search run` goes on with the search"
+        )
+    attributes = study.attributes()
+    sample = front[0].architecture
+    assert sample is not None
+    names = _published_ids(sample)
+    starts = _start_ids(config.start, sample)
+    references = _references(study, sample)
+    choices = Choices(config, sample)
+    named = {
+        **dict.fromkeys(starts, "a network to begin with"),
+        **dict.fromkeys(references, "the reference of latencies"),
+        **{network_id: f"published as {name}" for network_id, name in names.items()},
+    }
+    listed = chosen(study, records, front, named, picked)
+    accuracies = audited(study)
+    by_outcome = [(record, figures.outcome(record, config.train.epochs)) for record in records]
+    on_front = {record.trial for record in front}
+    return {
+        "study": config.name,
+        "folder": str(study.folder),
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "objectives": list(objectives),
+        "up": upwards(objectives),
+        "summary": _summary(study, records, front),
+        "tabs": tabs(study, records, attributes, references),
+        "trials": [
+            {
+                **_trial(record, outcome, names, choices),
+                "on_front": record.trial in on_front,
+                "is_start": network_id(record) in starts,
+                "is_reference": network_id(record) in references,
+            }
+            for record, outcome in by_outcome
+        ],
+        "trajectory": _trajectory(study, records),
+        "importance": choices.importance(records, objectives),
+        "slots": choices.slots,
+        "prediction": _prediction(records),
+        "failures": grouped(by_outcome),
+        "published": _published_figures(sample),
+        "chosen": [record.trial for record, _ in listed],
+        "details": {
+            str(record.trial): {"picked_as": why, **details(record, accuracies)}
+            for record, why in listed
+        },
+        "environment": {"sessions": _sessions(study)},
+        "data": _data(study, sample),
+        "settings": config.model_dump(mode="json", include=_SETTINGS),
+    }
+
+
+def _published_ids(sample: Architecture) -> dict[str, str]:
+    """The names of published networks by id, made for the images of ``sample``."""
+    names: dict[str, list[str]] = {}
+    for name in published_names():
+        try:
+            network = _fitted(published(name), sample)
+        except InputError:  # the images are too small for it
+            continue
+        names.setdefault(network.id, []).append(name)
+    return {network_id: " = ".join(equal) for network_id, equal in names.items()}
+
+
+def _fitted(network: Architecture, sample: Architecture) -> Architecture:
+    return fitted(
+        network,
+        image_size=sample.image_size,
+        in_channels=sample.in_channels,
+        num_classes=sample.num_classes,
+    )
+
+
+def _described(network: str | Mapping[str, Any], sample: Architecture) -> Architecture | None:
+    """A network that the configuration names or describes; None where it is no longer known."""
+    from levit_search.architecture import load, parse
+
+    try:
+        return _fitted(load(network) if isinstance(network, str) else parse(network), sample)
+    except InputError:
+        return None
+
+
+def _start_ids(start: Sequence[str | dict[str, Any]], sample: Architecture) -> set[str]:
+    found = [_described(network, sample) for network in start]
+    return {network.id for network in found if network is not None}
+
+
+def _references(study: Study, sample: Architecture) -> dict[str, str]:
+    """The names, by id, of the networks that candidates were timed beside."""
+    config = study.config
+    sections = [config.latency, *config.also_measured.values()] if config.is_measured else []
+    found = [(section.reference, _described(section.reference, sample)) for section in sections]
+    return {
+        network.id: given if isinstance(given, str) else network.summary()
+        for given, network in found
+        if network is not None
+    }
+
+
+def _summary(study: Study, records: Sequence[Record], front: Sequence[Record]) -> dict[str, Any]:
+    epochs = study.config.train.epochs
+    path = _path(study, records)
+    counts = Counter(figures.outcome(record, epochs) for record in records)
+    saved = figures.savings(records, epochs)
+    return {
+        "trials": len(records),
+        "counts": {name: counts[name] for name in get_args(figures.Outcome)},
+        "front": len(front),
+        "hypervolume": path.hypervolumes[-1],
+        "hours": path.hours[-1] if path.hours is not None else None,
+        "worker_hours": path.worker_hours[-1],
+        "epochs": path.epochs[-1],
+        "rungs": {**saved.as_json(), "rungs": list(saved.rungs)} if saved is not None else None,
+        "prediction": figures.prediction_errors(records),
+    }
+
+
+def _path(study: Study, records: Sequence[Record]) -> figures.Trajectory:
+    objectives = study.config.objectives
+    reference = figures.reference_point(study.config.hypervolume_reference, objectives)
+    return figures.trajectory(records, objectives, reference)
+
+
+def _trajectory(study: Study, records: Sequence[Record]) -> dict[str, list[Any]]:
+    steps = _path(study, records).steps()
+    return {name: [step[name] for step in steps] for name in steps[0]}
+
+
+def _trial(
+    record: Record, outcome: str, names: Mapping[str, str], choices: Choices
+) -> dict[str, Any]:
+    network = record.architecture
+    curve = (record.evaluation.get("training") or {}).get("curve", ())
+    return {
+        "trial": record.trial,
+        "id": network_id(record),
+        "state": record.state,
+        "outcome": outcome,
+        "name": names.get(network.id) if network is not None else None,
+        "values": {name: rounded(value) for name, value in record.values.items()},
+        "architecture": network.summary() if network is not None else None,
+        "reason": record.reason,
+        "reused_from": record.reused_from,
+        "seconds": round(record.seconds, 1),
+        "curve": [] if record.reused_from is not None else _thinned(curve),
+        "rungs": [
+            [rung["epoch"], rounded(rung["top1_percent"]), rung["goes_on"]] for rung in record.rungs
+        ],
+        "choices": choices.places(network),
+    }
+
+
+def _thinned(curve: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """A learning curve with its ends, and not too many points between them."""
+    count = min(len(curve), _CURVE_POINTS)
+    places = np.unique(np.linspace(0, len(curve) - 1, count).round().astype(int)).tolist()
+    return [[curve[i]["epoch"], round(curve[i]["val_top1_percent"], 2)] for i in places]
+
+
+def _prediction(records: Sequence[Record]) -> list[list[float]]:
+    """Each network once."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        values, known = record.values, network_id(record)
+        if known is None or "prediction_error_percent" not in values:
+            continue
+        predicted, measured = values["latency_predicted_ms"], values["latency_ms"]
+        found.setdefault(known, [rounded(predicted), rounded(measured), record.trial])
+    return list(found.values())
+
+
+def _published_figures(sample: Architecture) -> list[dict[str, Any]]:
+    """The paper's own, which only networks for the same task can be compared with."""
+    if sample.num_classes != 1000:
+        return []
+    found = []
+    for name in ("variants", "grafting"):
+        for row in published_table(name).rows:
+            paper = row.paper
+            flops = paper.get("mflops")
+            if "conv_mflops" in paper:
+                flops = paper["conv_mflops"] + paper["transformer_mflops"]
+            counted = {"flops": flops, "params": paper.get("params_m")}
+            values = {key: value * 1e6 for key, value in counted.items() if value is not None}
+            found.append(
+                {"name": row.name, "values": {"top1_percent": paper["top1_percent"], **values}}
+            )
+    return found
+
+
+def _sessions(study: Study) -> list[dict[str, Any]]:
+    try:
+        text = (study.folder / "environment.json").read_text(encoding="utf-8")
+        sessions: list[dict[str, Any]] = json.loads(text)["sessions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # a study may have been copied without it
+    return sessions
+
+
+def _data(study: Study, sample: Architecture) -> dict[str, Any]:
+    config = study.config.data
+    return {
+        "name": config.name,
+        "root": str(config.root) if config.root is not None else None,
+        "image_size": sample.image_size,
+        "channels": sample.in_channels,
+        "classes": sample.num_classes,
+        "class_names": _class_names(study),
+        "val_share": config.val_share,
+        "train_images": config.train_images,
+    }
+
+
+def _class_names(study: Study) -> list[str] | None:
+    """None where the data is not here; a report needs none."""
+    from levit_search.data import describe
+
+    if study.config.data.reader not in ("digits", "fashion-mnist", "folder", "torch"):
+        return None  # others may take long to open, or ask the network
+    try:
+        return list(describe(study.config.data).class_names)
+    except InputError:
+        return None

@@ -1,0 +1,170 @@
+"""Which networks a report shows in detail, and what is known of each, with its spread."""
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from levit_search import table
+from levit_search.audit.kept import Accuracies, Kept
+from levit_search.errors import InputError
+from levit_search.pareto import figure_and_target, knee, minimised
+from levit_search.study import Record, Study
+
+_MOST_OF_FRONT = 40
+
+
+def chosen(
+    study: Study,
+    records: Sequence[Record],
+    front: Sequence[Record],
+    known: Mapping[str, str],
+    picked: Sequence[str],
+) -> list[tuple[Record, list[str]]]:
+    """The networks to show in detail, and why each.
+
+    Args:
+        study: whose they are.
+        records: all of its finished trials.
+        front: the non-dominated ones, not empty.
+        known: by id, what published networks, references and those to begin with are called.
+        picked: further ones, as ``--pick`` takes them.
+
+    Returns:
+        The knee first, then those picked, the rest of the front (of a very long one, evenly chosen
+        ones) and the known ones.
+
+    Raises:
+        InputError: a pick is none.
+    """
+    objectives = study.config.objectives
+    middle = front[knee(minimised([record.values for record in front], objectives))]
+    found: dict[int, tuple[Record, list[str]]] = {}
+
+    def take(record: Record, why: str) -> None:
+        found.setdefault(record.trial, (record, []))[1].append(why)
+
+    take(middle, "knee of the front")
+    for choice in picked:
+        take(_picked(study, records, choice), f"--pick {choice}")
+    step = max(1, -(-len(front) // _MOST_OF_FRONT))
+    for record in front[::step]:
+        if record is not middle:
+            take(record, "front")
+    for record in records:
+        network = record.architecture
+        is_new = record.reused_from is None and record.evaluation
+        if network is not None and network.id in known and is_new:
+            take(record, known[network.id])
+    return list(found.values())
+
+
+def _picked(study: Study, records: Sequence[Record], choice: str) -> Record:
+    """One trial; unlike for an export, it need not have been trained to its end.
+
+    Raises:
+        InputError: there is none, or it proposed no network.
+    """
+    from levit_search.export import pick
+
+    if not choice.startswith("trial="):
+        return pick(study, choice)
+    number = choice.removeprefix("trial=").strip()
+    by_number = {str(record.trial): record for record in records}
+    if number not in by_number:
+        raise InputError(
+            f"--pick {choice}: {study.folder} has no such finished trial (finished: 0 to "
+            f"{records[-1].trial})"
+        )
+    record = by_number[number]
+    if record.architecture is None:
+        raise InputError(f"--pick {choice}: trial {number} proposed no valid network")
+    return record
+
+
+def details(record: Record, audited: Mapping[str, Accuracies]) -> dict[str, Any]:
+    """What is known of one trial's network.
+
+    Args:
+        record: with a network.
+        audited: the accuracies that an audit measured, by the network's id.
+
+    Returns:
+        ``{figures, architecture}``. ``figures`` are ``{figure, value, low, high, spread}`` each:
+        the value and the ends of an interval, or None, in plain units, and ``spread`` a text or
+        None. ``architecture`` is the full description.
+    """
+    assert record.architecture is not None
+    network = record.architecture
+    accuracies = audited.get(network.id)
+    listed = [name for name in record.values if figure_and_target(name)[0] in table.KNOWN]
+    return {
+        "figures": [_figure(record, name, accuracies) for name in sorted(listed, key=_order)],
+        "architecture": network.model_dump(mode="json"),
+    }
+
+
+def _figure(record: Record, name: str, accuracies: Accuracies | None) -> dict[str, Any]:
+    figure, target = figure_and_target(name)
+    spread = _Spread()
+    if figure == "top1_percent":
+        spread = _of_accuracy(record.values[name], accuracies)
+    elif figure == "latency_ms":
+        found = record.evaluation.get("latency") if target is None else None
+        if target is not None:
+            found = (record.evaluation.get("targets") or {}).get(target)
+        spread = _of_latency(found or {})
+    return {"figure": name, "value": record.values[name], **spread._asdict()}
+
+
+def _order(name: str) -> tuple[int, str]:
+    figure, target = figure_and_target(name)
+    return (list(table.KNOWN).index(figure), target or "")
+
+
+def audited(study: Study) -> dict[str, Accuracies]:
+    """What an audit measured, by network id; empty where there was none.
+
+    Raises:
+        InputError: its file cannot be read.
+    """
+    return Kept(study.folder).networks
+
+
+class _Spread(NamedTuple):
+    low: float | None = None
+    high: float | None = None
+    spread: str | None = None
+
+
+def _of_latency(found: Mapping[str, Any]) -> _Spread:
+    """What a measurement's or a prediction's interval is."""
+    if "ratio_ci95" in found:
+        scale = found["latency_ms"] / found["ratio_to_reference"]
+        low, high = (scale * ratio for ratio in found["ratio_ci95"])
+        how = f"{found['pairs']} pairs in {found['rounds']} rounds"
+        if not found["converged"]:
+            how += ", wider than was asked"
+    elif "low_ms" in found:
+        low, high, how = found["low_ms"], found["high_ms"], "predicted, not measured"
+    else:
+        return _Spread()
+    texts = [table.figure("latency_ms", ms) for ms in (low, high)]
+    return _Spread(low, high, f"95 % interval {texts[0]} to {texts[1]} ms ({how})")
+
+
+def _of_accuracy(percent: float, found: Accuracies | None) -> _Spread:
+    if found is None or not found.seeds:
+        text = "one training, its spread is not known (levit-search audit measures it)"
+        return _Spread(spread=text)
+    vals, tests = found.val_percents(), found.test_percents()
+    text = f"other seeds: val {_several(vals)}, test {_several(tests)}"
+    if found.stored is not None:
+        text += f"; these weights on test {found.stored['test_top1_percent']:.2f} %"
+    every = [percent, *vals]
+    return _Spread(min(every), max(every), text)
+
+
+def _several(percents: Sequence[float]) -> str:
+    if len(percents) == 1:
+        return f"{percents[0]:.2f} %"
+    return f"{mean(percents):.2f} ± {stdev(percents):.2f} % ({len(percents)} seeds)"

@@ -1,0 +1,247 @@
+"""The report's pictures as PNG and SVG."""
+
+import copy
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.numpy import save_file
+
+from levit_search.errors import InputError, UnknownNameError
+from levit_search.report import static
+from levit_search.report.contents import contents
+from levit_search.report.panels import Document, log_ticks, plot
+from levit_search.report.parallel import parallel_coordinates
+from levit_search.report.plots import front, hypervolume, importance, learning_curves, plots
+from levit_search.report.static import write_pictures
+from levit_search.search import search
+from levit_search.study import Study, read_config
+from tests.engines import CurveEngine, FailingEngine, Silent, StubEngine
+from tests.networks import tiny_description, tiny_space
+
+SVG = "{http://www.w3.org/2000/svg}"
+FIRST = tiny_description(stages=[{"depth": 1, "embed_dim": 8, "num_heads": 1, "key_dim": 8}])
+
+
+def studied(path: Path, folder: Path, engine: type = StubEngine, **changes: Any) -> Study:
+    config = read_config(path, {"storage": "journal", **changes})  # the quickest
+    study = Study.create(folder, config, ["test"])
+    search(study, Silent(), engine=engine)
+    return study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """With stopped trials and a front."""
+    folder = tmp_path_factory.mktemp("static")
+    train = {"epochs": 9, "rungs": [1, 3], "device": "cpu"}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_space(train=train, start=[FIRST])))
+    return studied(folder / "tiny.yaml", folder / "s", CurveEngine, **{"search.trials": 12})
+
+
+@pytest.fixture(scope="module")
+def told(study: Study) -> Document:
+    return contents(study)
+
+
+@pytest.fixture
+def document(told: Document) -> Document:
+    """What there is to draw, for the test to change."""
+    return copy.deepcopy(told)
+
+
+@pytest.fixture(scope="module")
+def svgs(study: Study) -> list[Path]:
+    """Every picture, drawn without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return write_pictures(study, "svg")
+
+
+def texts(svg: Path) -> set[str]:
+    return {each.text or "" for each in ElementTree.parse(svg).iter(f"{SVG}text")}
+
+
+def test_every_picture_is_a_whole_svg(study: Study, told: Document, svgs: list[Path]) -> None:
+    knee = told["chosen"][0]
+    names = {"front-flops", "front-params", "hypervolume", "learning-curves", "choices"}
+    assert {path.name for path in svgs} == {
+        f"{name}.svg" for name in [*names, f"trial-{knee}-blocks"]
+    }
+    assert all(path.parent == study.folder / "pictures" and texts(path) for path in svgs)
+
+
+def test_pngs_are_whole_pictures_of_the_same_names(
+    study: Study, svgs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static, "_DPI", 40)
+    written = write_pictures(study, "png", tmp_path)
+    assert [path.name for path in written] == [path.with_suffix(".png").name for path in svgs]
+    for path in written:
+        with Image.open(path) as picture:
+            picture.load()
+            assert min(picture.size) > 100
+            assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 10
+
+
+def test_the_same_study_gives_the_same_files_and_a_picked_network_more(
+    study: Study, told: Document, svgs: list[Path], tmp_path: Path
+) -> None:
+    other, network = next(
+        (record.trial, record.architecture)
+        for record in study.records()
+        if record.architecture is not None
+        and len(record.architecture.stages) == 1
+        and record.trial != told["chosen"][0]
+    )
+    study.checkpoints.mkdir(exist_ok=True)
+    bias = np.zeros((1, 16), dtype=np.float32)  # of a head, on a grid of 4x4
+    save_file(
+        {"stages.0.blocks.0.attention.core.attention_bias": bias},
+        study.checkpoints / f"{network.id}.safetensors",
+    )
+    written = write_pictures(study, "svg", tmp_path, [f"trial={other}"])
+    assert [p.name for p in written[: len(svgs)]] == [p.name for p in svgs]
+    assert [p.read_bytes() for p in written[: len(svgs)]] == [p.read_bytes() for p in svgs]
+    more = written[len(svgs) :]
+    assert [path.stem for path in more] == [f"trial-{other}-blocks", f"trial-{other}-weights"]
+    assert "Attention biases" in texts(more[1])
+
+
+def test_axes_are_named_for_people_with_their_units(document: Document) -> None:
+    axes = front(document, document["tabs"][0]).axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("FLOPs, M", "Top-1 accuracy, %")
+    low, high = axes.get_xlim()
+    assert 0.001 < low < high < 10, "millions"
+    heads = [axes.get_xlabel() for axes in hypervolume(document).axes]
+    assert heads[:2] == ["proposals", "epochs trained"]
+
+
+def test_the_front_is_told_from_what_it_dominates(document: Document) -> None:
+    axes = front(document, document["tabs"][0]).axes[0]
+    lines = {str(line.get_label()): line for line in axes.lines}
+    assert {"front", "dominated", "knee", "tried first"} <= lines.keys()
+    best = [t for t in document["trials"] if t["on_front"]]
+    found = sorted(zip(*lines["front"].get_data(), strict=True))
+    expected = sorted((t["values"]["flops"] / 1e6, t["values"]["top1_percent"]) for t in best)
+    assert found == expected
+    complete = [t for t in document["trials"] if t["state"] == "complete" and not t["reused_from"]]
+    assert len(lines["dominated"].get_xdata()) == len(complete) - len(best)
+    markers = {line.get_marker() for name, line in lines.items() if not name.startswith("_")}
+    assert len(markers) >= 3, "not by colour alone"
+
+
+def test_stopped_and_front_curves_are_there(document: Document) -> None:
+    axes = learning_curves(document).axes[0]
+    assert axes.get_ylabel() == "Top-1 accuracy, % (val)"
+    ends = {str(line.get_label()): line for line in axes.lines if line.get_label()}
+    stopped = [t for t in document["trials"] if t["outcome"] == "stopped"]
+    assert len(ends["stopped at a rung"].get_xdata()) == len(stopped) > 0
+    assert {text.get_text() for text in axes.texts} == {"rung"}
+
+
+def test_a_choice_that_means_nothing_leaves_a_gap(document: Document) -> None:
+    axes = parallel_coordinates(document).axes[0]
+    heads = [label.get_text() for label in axes.get_xticklabels()]
+    assert heads == [*document["slots"], "FLOPs, M", "Top-1 accuracy, %"]
+    whole = [line for line in axes.lines if len(line.get_ydata()) == len(heads)]
+    assert any(any(y != y for y in line.get_ydata()) for line in whole)
+
+
+def test_importance_has_a_bar_for_each_objective_and_slot(document: Document) -> None:
+    slots = list(document["slots"])
+    document["importance"] = {
+        "top1_percent": {slots[0]: 0.7, slots[1]: 0.2},
+        "flops": {slots[1]: 0.9},
+    }
+    assert "importance" in dict(plots(document))
+    axes = importance(document).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [slots[1], slots[0]]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([20, 70, 90, 0])
+
+
+def test_predicted_latencies_are_drawn_against_measured_ones(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = space_file(objectives=["top1_percent", "latency_ms"])
+    document = contents(studied(path, tmp_path / "s", **{"search.trials": 3}))
+    assert "predicted-latency" not in dict(plots(document))
+    document["prediction"] = [[1.0, 1.2, 0], [2.0, 1.9, 1]]
+    figures = dict(plots(document))
+    lines = {line.get_label(): line for line in figures["predicted-latency"].axes[0].lines}
+    assert list(lines["networks"].get_xdata()) == [1.2, 1.9]
+    assert list(lines["networks"].get_ydata()) == [1.0, 2.0]
+    assert figures["front-latency_ms"].axes[0].get_xlabel() == "Latency, ms"
+
+
+def test_published_networks_and_references_are_marked(document: Document) -> None:
+    document["published"] = [
+        {"name": "LeViT-128S", "values": {"top1_percent": 76.6, "flops": 305e6}},
+        {"name": "without", "values": {"top1_percent": 76.6}},
+    ]
+    document["trials"][0]["name"] = "tiny = small"
+    tab = document["tabs"][0]
+    reference = {"name": "a", "ms": 0.5, "trial": None}
+    axes = front(document, {**tab, "reference": reference, "device": "cpu"}).axes[0]
+    assert {"LeViT-128S", "tiny = small"} == {text.get_text() for text in axes.texts}
+    labels = [str(line.get_label()) for line in axes.lines]
+    assert "the paper's" in labels and "reference, 0.5 ms" in labels
+    own = front(document, {**tab, "reference": {**reference, "trial": 0}, "device": "cpu"})
+    assert "reference" in [str(line.get_label()) for line in own.axes[0].lines]
+
+
+def test_markup_in_a_device_is_text(document: Document, tmp_path: Path) -> None:
+    figure = front(document, {**document["tabs"][0], "device": "a <b> & $c_$"})
+    path = tmp_path / "front.svg"
+    figure.savefig(path)
+    ElementTree.parse(path)
+    assert "a <b> & $c_$" in figure.axes[0].get_title("left")
+
+
+def test_what_there_is_nothing_to_show_of_is_left_out(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = space_file(objectives=["params", "flops"])
+    figures = dict(plots(contents(studied(path, tmp_path / "s", **{"search.trials": 1}))))
+    assert set(figures) == {"front-flops", "hypervolume", "choices"}
+    assert figures["front-flops"].axes[0].get_ylabel() == "Parameters, M"
+
+
+def test_wrong_input_is_told(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="format"):
+        write_pictures(study, "pdf")
+    with pytest.raises(InputError):
+        write_pictures(study, "svg", picked=["trial=99"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file: cannot be written"):
+        write_pictures(study, "svg", tmp_path / "file")
+
+
+def test_a_study_without_a_complete_trial_is_told(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    study = studied(space_file(), tmp_path / "s", FailingEngine, **{"search.trials": 1})
+    with pytest.raises(InputError, match="none complete"):
+        write_pictures(study, "svg")
+    assert not (study.folder / "pictures").exists()
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.4), (0.15, 0.7), (1.0, 40.0), (0.001, 1000.0)])
+def test_a_log_axis_has_ticks_to_read(ends: tuple[float, float]) -> None:
+    figure, axes = plot("")
+    axes.plot(ends, ends)
+    log_ticks(axes, "x")
+    figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    shown = [
+        label.get_text()
+        for place, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        if low <= place <= high
+    ]
+    assert 3 <= len([text for text in shown if text]) <= 10
