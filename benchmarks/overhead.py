@@ -97,6 +97,8 @@ class Clock:
 
     def progress(self, *_: object) -> None: ...
 
+    def at_rung(self, *_: object) -> None: ...
+
     def finished(self, record: Record, *_: object) -> None:
         self.at.append(time.perf_counter())
         self.evaluated.append(record.state == "complete" and record.reused_from is None)

@@ -83,6 +83,8 @@ class _Listener:
 
     def progress(self, *_: object) -> None: ...
 
+    def at_rung(self, *_: object) -> None: ...
+
     def finished(self, record: Record, *_: object) -> None:
         self.records.append(record)
 

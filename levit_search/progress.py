@@ -72,6 +72,8 @@ class SearchProgress(_OnStderr):
         network, _, _ = self._current[trial]
         self._current[trial] = (network, text, fraction)
 
+    def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None: ...
+
     def finished(self, record: Record, tally: "Tally", left_s: float | None) -> None:
         self._current.pop(record.trial, None)
         self._tally = tally

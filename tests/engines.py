@@ -33,6 +33,8 @@ class Silent:
 
     def progress(self, trial: int, text: str, fraction: float | None) -> None: ...
 
+    def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None: ...
+
     def finished(self, record: Record, tally: Tally, left_s: float | None) -> None: ...
 
     def tick(self) -> None: ...
@@ -181,7 +183,11 @@ class CurveEngine:
     def _end(self, trial: int, epochs: int) -> None:
         network, _ = self._running[trial]
         curve = [
-            {"epoch": epoch, "val_top1_percent": self.accuracy(network, epoch)}
+            {
+                "epoch": epoch,
+                "val_top1_percent": self.accuracy(network, epoch),
+                "seconds": float(epoch),
+            }
             for epoch in range(1, epochs + 1)
         ]
         values = {"top1_percent": curve[-1]["val_top1_percent"]} if epochs == self._epochs else {}

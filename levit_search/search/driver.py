@@ -424,6 +424,7 @@ class _Driver:
         rung = {"epoch": epoch, "top1_percent": values["top1_percent"], "goes_on": goes_on}
         passed.append({**rung, "values": {name: known[name] for name in self._config.objectives}})
         self._ledger.note(candidate.number, "rungs", passed)
+        self._display.at_rung(candidate.number, epoch, values["top1_percent"])
         return goes_on
 
     def _tell_evaluated(self, candidate: _Candidate) -> None:

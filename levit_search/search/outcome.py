@@ -36,6 +36,9 @@ class Display(Protocol):
     def progress(self, trial: int, text: str, fraction: float | None) -> None:
         """A running trial has come to a step."""
 
+    def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None:
+        """A running trial has come to a rung, with this accuracy on the ``val`` split."""
+
     def finished(self, record: Record, tally: Tally, left_s: float | None) -> None:
         """A trial has ended; ``left_s`` is the time that the rest will take, if that is known."""
 

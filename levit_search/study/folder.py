@@ -199,6 +199,17 @@ class Study:
         with self._trials.found() as found:
             return {} if found is None else dict(found[0].get_study_user_attrs(found[1]))
 
+    def dashboard_command(self) -> str:
+        """The command that shows the trials as a live page, also while a search is at work.
+
+        It is quoted for a shell. A password stands there as ``***``, to be put in as it is spelt
+        in an address; ``${NAME}`` is left to the shell.
+
+        Raises:
+            InputError: the storage's file is named by an environment variable that is not set.
+        """
+        return self._trials.place.dashboard_command()
+
     @property
     def _trials(self) -> Trials:
         return Trials(self.folder, self.config)

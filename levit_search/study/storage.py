@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote as quoted
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
@@ -29,6 +30,9 @@ _DRIVERS = {
 }
 _EXTRAS = {"psycopg": "postgres", "pymysql": "mysql"}
 _KNOWN = ("journal", "sqlite:///PATH", *(f"{scheme}://..." for scheme in _DRIVERS))
+
+_JOURNAL = "study.journal"
+_DASHBOARD = "optuna-dashboard"
 
 _CONNECT_S = 5
 # A server that went away without a word is noticed after about this long.
@@ -96,7 +100,7 @@ class Place:
         if self.storage is None:
             return self.folder / "study.db"
         if self.storage == "journal":
-            return self.folder / "study.journal"
+            return self.folder / _JOURNAL
         if self.storage.startswith("sqlite:"):
             return Path(_filled(self.storage, str).removeprefix("sqlite:///")).absolute()
         return None
@@ -125,6 +129,18 @@ class Place:
     def may_hold_trials(self) -> bool:
         """False where there is no file, or an empty one; a server can only be asked."""
         return self.file is None or (self.file.is_file() and self.file.stat().st_size > 0)
+
+    def dashboard_command(self) -> str:
+        """See :meth:`levit_search.study.Study.dashboard_command`."""
+        if self.storage == "journal":
+            path = str(self.folder.absolute() / _JOURNAL)  # it need not be there yet
+            return f"{_DASHBOARD} --storage-class JournalFileStorage {quoted(path)}"
+        if self.file is not None:
+            return f"{_DASHBOARD} {quoted(self._sqlite_url())}"
+        assert self.storage is not None
+        scheme, _, rest = masked(self.storage).partition("://")
+        scheme = f"{scheme.partition('+')[0]}+{_DRIVERS[scheme]}"
+        return f"{_DASHBOARD} {_quoted_but_variables(f'{scheme}://{rest}')}"
 
     @contextmanager
     def opened(self) -> Iterator["BaseStorage"]:
@@ -203,12 +219,15 @@ class Place:
 
     def _sqlite(self) -> "RDBStorage":
         from optuna.storages import RDBStorage
+
+        arguments = {"connect_args": {"timeout": _SQLITE_BUSY_S}}
+        return RDBStorage(self._sqlite_url(), engine_kwargs=arguments)
+
+    def _sqlite_url(self) -> str:
         from sqlalchemy import URL
 
         assert self.file is not None
-        url = URL.create("sqlite", database=str(self.file.absolute()))
-        arguments = {"connect_args": {"timeout": _SQLITE_BUSY_S}}
-        return RDBStorage(_spelt(url), engine_kwargs=arguments)
+        return _spelt(URL.create("sqlite", database=str(self.file.absolute())))
 
     def _server(self) -> "RDBStorage":
         from optuna.storages import RDBStorage
@@ -274,9 +293,26 @@ def _filled(text: str, spell: Callable[[str], str]) -> str:
 
 
 def _spelt(url: "URL") -> str:
-    """For Optuna, to which braces are places to fill in."""
-    text = url.render_as_string(hide_password=False)
+    return _braced(url.render_as_string(hide_password=False))
+
+
+def _braced(text: str) -> str:
+    """As Optuna takes it, to which braces are places to fill in."""
     return text.replace("{", "{{").replace("}", "}}")
+
+
+def _quoted_but_variables(text: str) -> str:
+    """An argument for a shell, which fills in ``${NAME}`` itself.
+
+    What an address could not hold as it stands is masked.
+    """
+    parts = re.split(r"(\$\{\w+\})", text)
+    for place, part in enumerate(parts):
+        if place % 2 == 0:
+            parts[place] = re.sub(r'([\\"$`])', r"\\\1", _braced(part))
+        elif (value := os.environ.get(part[2:-1], "")) != quote(value, safe=""):
+            parts[place] = "***"
+    return f'"{"".join(parts)}"' if len(parts) > 1 else quoted(_braced(text))
 
 
 def _widen_texts(engine: "Engine") -> None:
