@@ -137,7 +137,7 @@ class Looking(Silent):
     def finished(self, record: Record, tally: Tally, left_s: float | None) -> None:
         deadline = time.monotonic() + (0 if self.seen else 20)
         while self.seen < len(tally.records) and time.monotonic() < deadline:
-            time.sleep(0.1)  # it reads the storage every two seconds
+            time.sleep(0.4)  # it reads the storage every two seconds
             self.seen = len(self._ask(self._page)["trials"])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import levit_search.batches
 from levit_search import export as exports
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.export import Retraining, Wishes, card, checks, module, package, probing
@@ -50,8 +51,9 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_file_answers_like_the_trained_network_and_stands_in_the_card(
-    study: Study, cli: Cli, tmp_path: Path
+    study: Study, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     has_openvino = find_spec("openvino") is not None
     also = ["--also", "torch-export"] + ["--also", "openvino"] * has_openvino
     record = exports.pick(study, "accurate")
@@ -79,7 +81,7 @@ def test_every_file_answers_like_the_trained_network_and_stands_in_the_card(
     assert f"{100 * share:.2f} % | +- {spread:.2f} (95 %, binomial) | 360 images" in text
     for name, difference in written["parity"].items():
         assert (f"{difference:.1e} |" if difference else "none |") in text, name
-    assert not list(tmp_path.glob(".out.*"))
+    assert not list(tmp_path.glob(".levit-search-*"))
 
 
 def test_a_file_that_is_another_network_is_an_error_and_nothing_is_left(
@@ -108,6 +110,26 @@ def test_a_file_that_cannot_be_read_is_an_error(
 
 
 @pytest.mark.usefixtures("unread")
+def test_data_that_changed_since_the_search_is_an_error(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = exports.pick(study, "accurate")
+    reads = levit_search.batches.open_batches
+
+    def renamed(config: Any) -> Any:
+        """As where a class was renamed, so that it sorts last."""
+        batches = reads(config)
+        for split in batches._splits.values():
+            split.labels = (split.labels + 9) % 10
+        return batches
+
+    monkeypatch.setattr(levit_search.batches, "open_batches", renamed)
+    with pytest.raises(LevitSearchError, match=r"their classes, are others now"):
+        exports.export(study, record, tmp_path / "out", "accurate", UNPROBED)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("unread")
 def test_a_folder_that_is_not_empty_is_refused_unless_forced(study: Study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -124,6 +146,60 @@ def test_a_folder_that_is_not_empty_is_refused_unless_forced(study: Study, tmp_p
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         exports.export(study, record, tmp_path / "file", "fastest", replace(UNPROBED, force=True))
+
+
+@pytest.mark.usefixtures("unread")
+def test_what_no_export_wrote_is_not_deleted_even_when_forced(study: Study, tmp_path: Path) -> None:
+    record, forced = exports.pick(study, "knee"), replace(UNPROBED, force=True)
+    mine = tmp_path / "out" / "timm" / "__init__.py"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(InputError, match="timm: is a folder that no export made"):
+        exports.export(study, record, tmp_path / "out", "knee", forced)
+    assert list((tmp_path / "out").rglob("*")) == [mine.parent, mine]
+    mine.rename(mine.with_name("config.json"))
+    exports.export(study, record, tmp_path / "out", "knee", forced)
+    assert not mine.with_name("config.json").exists() or "architecture" in json.loads(
+        mine.with_name("config.json").read_text()
+    )
+    (tmp_path / "other" / "README.md").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"README\.md: is a folder that no export made"):
+        exports.export(study, record, tmp_path / "other", "knee", forced)
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_folder_that_is_there_stays_what_it_is(study: Study, tmp_path: Path) -> None:
+    record = exports.pick(study, "knee")
+    (tmp_path / "there").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("there")
+    (tmp_path / "dangling").symlink_to("new/folder")
+    for name in ("there", "new/folder"):
+        link = tmp_path / ("link" if name == "there" else "dangling")
+        written = exports.export(study, record, link, "knee", UNPROBED)
+        assert link.is_symlink()
+        assert written.dir == str(link)
+        assert {path.name for path in (tmp_path / name).iterdir()} == {
+            each.rstrip("/") for each in written.files
+        }
+    assert (tmp_path / "there").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "new" / "folder").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_folder_that_others_filled_meanwhile_is_not_written_over(
+    study: Study, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def fill(text: str) -> None:
+        if text == "measuring accuracy on test":
+            out.mkdir()
+            (out / "README.md").write_text("theirs")
+
+    with pytest.raises(InputError, match="is not empty"):
+        exports.export(study, exports.pick(study, "knee"), out, "knee", UNPROBED, fill)
+    assert (out / "README.md").read_text() == "theirs"
+    assert list(tmp_path.rglob("*")) == [out, out / "README.md"]
 
 
 @pytest.mark.usefixtures("unread")
@@ -147,6 +223,7 @@ def test_a_network_is_trained_again_with_seeds_and_only_once(
     text = (tmp_path / "out" / "README.md").read_text()
     assert "top-1, test, over seeds" in text
     assert "trained again from scratch" in text
+    assert "--pick knee --retrain --epochs 2 --seeds 2 --set train.lr=0.004` on" in text
     told.clear()
     again = exports.export(study, record, tmp_path / "again", "knee", wishes, told.append)
     assert again.retrained == found
@@ -196,6 +273,10 @@ def test_bounds_hold_together_and_reach_beyond_the_front(study: Study) -> None:
         within = [record for record in complete if record.values["flops"] <= bound]
         best = max(record.values["top1_percent"] for record in within)
         assert exports.pick(study, f"flops<={bound}").values["top1_percent"] == best
+    fastest = min(complete, key=lambda record: record.values["latency_ms"])
+    assert exports.pick(study, "top1_percent>=0").trial == fastest.trial
+    with pytest.raises(InputError, match="expected knee"):
+        exports.pick(study, "flops<=nan")
 
 
 def _again(before: tuple[float, float, float], now: tuple[float, float, float]) -> Again:
@@ -264,7 +345,37 @@ def test_latencies_of_other_devices_are_told_but_not_compared(study: Study, tmp_
     assert "<b>" not in text
 
 
+@pytest.mark.usefixtures("unread")
+def test_latencies_of_sections_that_the_study_does_not_have_are_left_out(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = exports.pick(study, "knee")
+    weights = exports.weights_of(study, record)
+    targets = {"phone": record.evaluation["latency"]}
+    taken = replace(record, evaluation={**record.evaluation, "targets": targets}, taken_from="s#1")
+    config = study.config.model_copy(update={"objectives": ("top1_percent", "flops")})
+    unmeasured = Study.create(tmp_path / "unmeasured", config, ["test"])
+    monkeypatch.setattr(package, "weights_of", lambda *_: weights)
+    written = exports.export(unmeasured, taken, tmp_path / "out", "knee")
+    assert written.probed_again == []
+    assert "| latency" not in (tmp_path / "out" / "README.md").read_text()
+    objectives = ("top1_percent", "latency_ms", "latency_ms@phone")
+    update = {"targets": {"phone": study.config.latency}, "objectives": objectives}
+    both = probing.latencies(study.config.model_copy(update=update), taken)
+    assert [name for name, *_ in both] == [None, "phone"]
+    assert [name for name, *_ in probing.latencies(study.config, taken)] == [None]
+
+
+def test_a_graph_in_another_layout_is_not_compared(study: Study) -> None:
+    found = exports.pick(study, "knee").evaluation["latency"]
+    assert probing._incomparable(found, found, found["layout"]) is None
+    reason = probing._incomparable({**found, "layout": "maps"}, found, "tokens")
+    assert reason == "the study's is of the layout maps, this one of tokens"
+
+
 def test_foreign_text_means_nothing_in_a_card() -> None:
+    assert card.text("a\udcff\x1b[31m") == "a\\\\udcff\\\\x1b\\[31m"
+    assert card.code("a\udcff") == "a\\udcff"
     assert card.text("<script>x</script>") == "&lt;script&gt;x&lt;/script&gt;"
     assert card.text("a|b`c`\n[d](e)") == "a\\|b\\`c\\` \\[d\\](e)"
     assert card.code("a`|\nb") == "a'\\| b"

@@ -246,9 +246,9 @@ def test_pressing_values_keeps_the_networks_that_have_them(desktop: Opened) -> N
 
 
 def test_every_section_is_drawn(desktop: Opened) -> None:
-    for name in ("progress", "curves", "prediction"):
-        desktop.page.locator(f"#{name}").scroll_into_view_if_needed()
+    for name in ("progress", "curves", "prediction"):  # without anyone going there
         desktop.until(f"() => document.querySelector('#{name}-picture .main-svg') !== null")
+    desktop.until("() => document.querySelectorAll('#trials-table tbody tr').length > 1")
     assert desktop.page.locator("#importance-table tbody tr").count() > 1
     assert "biased" in desktop.text("#importance-note")
     assert "stopped at a rung" in desktop.text("#curves-note")

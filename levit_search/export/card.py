@@ -11,8 +11,8 @@ from typing import Any
 from levit_search.architecture import Architecture, parse
 from levit_search.data import DataConfig
 from levit_search.environment import environment
-from levit_search.export.probing import Again
-from levit_search.export.retraining import Retrained
+from levit_search.export.probing import Again, latencies
+from levit_search.export.retraining import Retrained, Retraining
 from levit_search.study import Record, Study, StudyConfig
 
 _KINDS = {"levit": "LeViT", "graft": "graft (ResNet stages, then ViT layers)"}
@@ -44,6 +44,8 @@ class Facts:
     accuracies: Mapping[str, tuple[float, int]]
     """By split, of the weights that are exported: top-1 in percent, and of how many images."""
     retrained: Retrained | None
+    retraining: Retraining | None
+    """How it was asked for."""
     parity: Mapping[str, float]
     """How far each file's logits are from the trained network's, at most."""
     again: Sequence[Again]
@@ -91,13 +93,21 @@ def model_card(facts: Facts) -> str:
 
 def text(value: str) -> str:
     """Foreign text within Markdown: what means something there, or in HTML, means nothing."""
-    plain = html.escape(" ".join(value.split()), quote=False)
+    plain = html.escape(_printable(value), quote=False)
     return "".join(f"\\{each}" if each in "\\`*_[]|#" else each for each in plain)
 
 
 def code(value: str) -> str:
     """Foreign text between backticks."""
-    return " ".join(value.split()).replace("`", "'").replace("|", "\\|")
+    return _printable(value).replace("`", "'").replace("|", "\\|")
+
+
+def _printable(value: str) -> str:
+    """In one line; what a file of UTF-8 or a terminal cannot show becomes an escape sequence."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
+        for each in " ".join(value.split())
+    )
 
 
 def _data(config: DataConfig) -> str:
@@ -125,19 +135,16 @@ Row = tuple[str, str, str, str]
 
 def _figures(facts: Facts) -> list[Row]:
     rows = _accuracies(facts)
-    evaluation = facts.record.evaluation
-    latency = evaluation.get("latency")
-    if latency:
-        rows += _latency("latency", latency, facts.study.config.latency.reference)
-    for name, found in evaluation.get("targets", {}).items():
-        reference = facts.study.config.also_measured[name].reference
-        rows += _latency(f"latency on {text(name)}", found, reference)
-    for again in facts.again:
-        rows.append(_again(again))
-    if latency and latency.get("peak_memory_mb"):
-        rows.append(
-            ("peak memory", f"{latency['peak_memory_mb']:.4g} MB", "", "of the probe's process")
-        )
+    known = latencies(facts.study.config, facts.record)
+    for name, section, found in known:
+        on = "" if name is None else f" on {text(name)}"
+        rows += _latency(f"latency{on}", found, section.reference)
+    rows += [_again(again) for again in facts.again]
+    for name, _, found in known:
+        if found.get("peak_memory_mb"):
+            on = "" if name is None else f" on {text(name)}"
+            peak = f"{found['peak_memory_mb']:.4g} MB"
+            rows.append((f"peak memory{on}", peak, "", "of the probe's process"))
     values = facts.record.values
     rows += [
         ("FLOPs", f"{values['flops']:,.0f}", "exact", "closed form"),
@@ -312,8 +319,9 @@ def _made(facts: Facts) -> str:
     now = environment([])
     packages = ", ".join(f"{name} {version}" for name, version in now["packages"].items())
     revision = f" ({now['revision']})" if now["revision"] else ""
+    options = facts.retraining.options() if facts.retraining is not None else []
     command = shlex.join(
-        ["levit-search", "export", str(facts.study.folder), "--pick", facts.choice]
+        ["levit-search", "export", str(facts.study.folder), "--pick", facts.choice, *options]
     )
     return (
         f"`{code(command)}` on {now['started']}, {text(now['cpu'])}, {text(now['system'])}, Python "

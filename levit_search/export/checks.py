@@ -1,6 +1,7 @@
 """Whether what was written is the network that was trained: files read in clean processes."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -117,7 +118,7 @@ def _read(folder: Path, readable: Readable, sample: Sample, scratch: Path) -> ND
     del sample
     answer = scratch / f"{readable.kind}.npy"
     arguments = [readable.kind, str(folder), "images.npy", str(answer)]
-    _run([sys.executable, "reader.py", *arguments], scratch, readable)
+    _run(["reader.py", *arguments], scratch, readable)
     logits: NDArray[np.float32] = np.load(answer)
     return logits
 
@@ -133,15 +134,24 @@ def _predicted(
         Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(
             scratch / name
         )
-    command = [sys.executable, str(folder / "predict.py"), "--json", *names]
-    answers = json.loads(_run(command, scratch, readable))
+    answers = json.loads(_run([str(folder / "predict.py"), "--json", *names], scratch, readable))
     return np.array([answer["logits"] for answer in answers], np.float32)
 
 
-def _run(command: list[str], scratch: Path, readable: Readable) -> str:
+def _run(arguments: list[str], scratch: Path, readable: Readable) -> str:
+    """What a Python program says; it starts in ``scratch`` and leaves no bytecode behind."""
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    told = {"PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in paths)}
     try:
         done = subprocess.run(
-            command, cwd=scratch, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+            [sys.executable, "-B", *arguments],
+            cwd=scratch,
+            env={**os.environ, **(told if paths else {})},
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_LIMIT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise LevitSearchError(

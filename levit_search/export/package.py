@@ -79,12 +79,12 @@ def export(
 ) -> Export:
     """Write the network of ``record`` into ``out``, check what was written and time it again.
 
-    Everything is written and checked beside ``out`` first, and put in place at once.
+    Everything is written and checked in a hidden folder first, then put in place.
 
     Args:
         study: with the trained weights.
         record: of the network.
-        out: a folder that is not there, or empty.
+        out: a folder that is not there, or empty unless ``wishes.force`` is set.
         choice: how the record was picked, for the model card.
         wishes: what else is asked for.
         told: told what is being done.
@@ -107,16 +107,19 @@ def export(
         weights, found = retrained(study, network, wishes.retraining, told)
     else:
         weights = weights_of(study, record)
+    target = out.resolve()  # a link stays one
+    # A folder that is there may be a mount, or the only place that may be written to.
+    place = target if target.is_dir() else target.parent
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        place.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=place, prefix=".levit-search-"))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     try:
         work = _Work(study, record, network, config, found, weights, choice, wishes, told)
         written, again = work.written(staging, out)
-        staging.chmod(0o755)  # temporary folders are their owner's alone
-        _put_in_place(staging, out)
+        _check_out(out, wishes.force, staging.name)  # hours may have passed
+        _put_in_place(staging, target)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -125,11 +128,28 @@ def export(
     return written
 
 
-def _check_out(out: Path, force: bool) -> None:
+def _check_out(out: Path, force: bool, staging: str | None = None) -> None:
+    """Refuse a folder with files, but for ``staging``, and what is not an export's in any case."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not force:
+    if not out.is_dir():
+        return
+    try:
+        names = {path.name for path in out.iterdir()} - {staging}
+    except OSError as error:
+        raise InputError(f"{out}: cannot be read ({error.strerror or error})") from None
+    if names and not force:
         raise InputError(f"{out}: is not empty; choose another --out, or --force to write over it")
+    for name in _NAMES:
+        path = out / name
+        if path.is_dir() and not path.is_symlink() and not _is_timm_checkpoint(path):
+            raise InputError(f"{path}: is a folder that no export made; choose another --out")
+
+
+def _is_timm_checkpoint(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what an export writes into ``timm``."""
+    inside = {path.name for path in folder.iterdir()}
+    return folder.name == "timm" and inside <= {"config.json", "model.safetensors"}
 
 
 def _check_wishes(wishes: Wishes) -> None:
@@ -190,6 +210,7 @@ class _Work:
         readable = [name for name in checks.READABLE if (folder / name).exists()]
         parity = checks.compared(folder, readable, checks.sample_of(model, batches), self.told)
         accuracies = self._accuracies(model, batches)
+        self._check_data(*accuracies["val"])
         again: Sequence[Again] = ()
         if self.wishes.probe:
             graph = folder / "model.onnx"
@@ -202,6 +223,7 @@ class _Work:
             prepared,
             accuracies,
             self.retrained,
+            self.wishes.retraining,
             parity,
             again,
             timm,
@@ -229,6 +251,7 @@ class _Work:
         from levit_search import diagram
         from levit_search.export.module import module_source
         from levit_search.export.onnx_file import write_onnx
+        from levit_search.export.probing import graph_layout
         from levit_search.model import save_weights, set_layout
 
         self.told("writing the network")
@@ -243,8 +266,7 @@ class _Work:
         write_atomically(folder / "preprocess.json", json.dumps(prepared, indent=2) + "\n")
         write_atomically(folder / "predict.py", _PREDICT.read_bytes())
         self.told("writing model.onnx")
-        latency = self.record.evaluation.get("latency") or {}
-        set_layout(model, latency.get("layout", "tokens"))
+        set_layout(model, graph_layout(self.record))
         graph = folder / "model.onnx"
         write_onnx(model, graph, prepared, {"architecture": described})
         set_layout(model, "tokens")
@@ -285,21 +307,38 @@ class _Work:
         return found
 
 
+    def _check_data(self, val_top1_percent: float, images: int) -> None:
+        """The same weights have the same accuracy, unless the images or their classes are others.
+
+        Raises:
+            LevitSearchError: they have not.
+        """
+        before = self.record.values.get("top1_percent")
+        if (found := self.retrained) is not None:
+            before = found.val_top1_percent[found.seeds.index(found.seed)]
+        rounding = max(1.0, 300 / images)  # another device or precision; of three images at least
+        if before is not None and abs(val_top1_percent - before) > rounding:
+            raise LevitSearchError(
+                f"the weights have {val_top1_percent:.2f} % on val, and had {before:.2f} % when they "
+                "were trained: the images of the study, or their classes, are others now; nothing "
+                "was written"
+            )
+
+
 def _put_in_place(staging: Path, out: Path) -> None:
     """Move what was written; in a folder with files, what an earlier export left is replaced."""
-    if not out.exists() or not any(out.iterdir()):
-        if out.exists():
-            out.rmdir()
+    if not out.exists():
+        staging.chmod(0o755)  # temporary folders are their owner's alone
         staging.replace(out)
         return
     for name in _NAMES:
-        old = out / name
+        old, new = out / name, staging / name
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)
+        if new.exists():
+            new.replace(old)
         else:
             old.unlink(missing_ok=True)
-    for path in staging.iterdir():
-        path.replace(out / path.name)
 
 
 _NAMES = (

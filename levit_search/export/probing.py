@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from levit_search.errors import TrialError
 from levit_search.evaluate import settled_on
 from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.protocol import TORCH_RUNTIMES
-from levit_search.study import Record, Study
+from levit_search.study import Record, Study, StudyConfig
+
+if TYPE_CHECKING:
+    from levit_search.model import Layout
 
 AGREES_PERCENT = 6.0
 """Two latencies of one network agree within this, or where their intervals meet."""
@@ -69,16 +72,33 @@ def probed_again(
     Returns:
         One for each target; none where the study measured nothing.
     """
-    evaluation, config = record.evaluation, study.config
-    sections = {"latency_ms": (None, config.latency, evaluation.get("latency"))}
-    for name, found in evaluation.get("targets", {}).items():
-        sections[f"latency_ms@{name}"] = (name, config.also_measured[name], found)
     settled_ms = study.attributes().get("settled_ms", {})
     return [
-        _again(figure, section, before, settled_on(name, settled_ms), record, graph, told)
-        for figure, (name, section, before) in sections.items()
-        if before
+        _again(
+            "latency_ms" if name is None else f"latency_ms@{name}",
+            section,
+            before,
+            settled_on(name, settled_ms),
+            record,
+            graph,
+            told,
+        )
+        for name, section, before in latencies(study.config, record)
     ]
+
+
+def latencies(
+    config: StudyConfig, record: Record
+) -> list[tuple[str | None, LatencyConfig, dict[str, Any]]]:
+    """What a study knows of a network's latency: target (None for ``latency``), section, figures.
+
+    A trial that was taken over has those of its own study, too, whose sections are not known here.
+    """
+    evaluation = record.evaluation
+    found = [(None, config.latency, evaluation.get("latency"))] if config.is_measured else []
+    targets = evaluation.get("targets", {})
+    others = [(name, each, targets.get(name)) for name, each in config.also_measured.items()]
+    return [(name, section, known) for name, section, known in (*found, *others) if known]
 
 
 def _again(
@@ -93,7 +113,9 @@ def _again(
     if before.get("method") == "predicted":
         return Again(figure, before, None, "it was predicted, not measured")
     assert record.architecture is not None
-    timed = "the network in torch" if config.runtime in TORCH_RUNTIMES else graph.name
+    timed, layout = graph.name, graph_layout(record)
+    if config.runtime in TORCH_RUNTIMES:
+        timed, layout = "the network in torch", before["layout"]
     found = None
     for seconds in (config.seconds, 2 * config.seconds):
         told(f"timing {timed} on {config.target.label}")
@@ -107,18 +129,26 @@ def _again(
         except TrialError as error:
             return found or Again(figure, before, None, str(error), timed)
         now = measured.as_json()
-        found = Again(figure, before, now, _incomparable(before, now), timed)
+        found = Again(figure, before, now, _incomparable(before, now, layout), timed)
         if found.agrees:
             return found
     assert found is not None
     return found
 
 
-def _incomparable(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """Why two measurements are not of one thing."""
+def graph_layout(record: Record) -> "Layout":
+    """The layout of a network's ``model.onnx``: the one that it was measured in."""
+    latency = record.evaluation.get("latency") or {}
+    return "maps" if latency.get("layout") == "maps" else "tokens"
+
+
+def _incomparable(before: dict[str, Any], now: dict[str, Any], layout: str) -> str | None:
+    """Why two measurements are not of one thing, the second of a network in ``layout``."""
     devices = [found["device"].get("gpu") or found["device"]["cpu"] for found in (before, now)]
     if devices[0] != devices[1]:
         return f"the study's is of another device, {devices[0]}"
     if before["runtime"] != now["runtime"]:
         return f"the study's is of another runtime, {before['runtime']}"
+    if before["layout"] != layout:
+        return f"the study's is of the layout {before['layout']}, this one of {layout}"
     return None

@@ -30,6 +30,15 @@ class Retraining:
     recipe: str | None = None
     changes: Mapping[str, Any] | None = None
 
+    def options(self) -> list[str]:
+        """As the command line would be told it."""
+        found = ["--retrain", "--epochs", str(self.epochs), "--seeds", str(self.seeds)]
+        if self.recipe is not None:
+            found += ["--recipe", self.recipe]
+        for key, value in (self.changes or {}).items():
+            found += ["--set", f"{key}={json.dumps(value)}"]  # JSON is YAML
+        return found
+
 
 @dataclass(frozen=True)
 class Retrained:
@@ -141,7 +150,6 @@ def _trained(
 
     finished = folder / "training.json"
     if not finished.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
         search = config.search.model_copy(update={"seed": seed})
         seeded = config.model_copy(update={"search": search})
         train_single(network, seeded, True, folder, None, say)

@@ -140,12 +140,25 @@ function picture(id, make, now = false) {
   else nearby(place, draw);
 }
 
+const waiting = new Set(); // what is drawn once it comes near, or once there is nothing else to do
+
 function nearby(place, action) {
+  const once = () => { if (waiting.delete(once)) { watch.disconnect(); action(); } };
   const watch = new IntersectionObserver((seen) => {
-    if (seen.some((entry) => entry.isIntersecting)) { watch.disconnect(); action(); }
+    if (seen.some((entry) => entry.isIntersecting)) once();
   }, { rootMargin: "400px" });
+  waiting.add(once);
   watch.observe(place);
 }
+
+const whenIdle = window.requestIdleCallback || ((action) => setTimeout(action, 200));
+
+/** Draw the rest bit by bit, so that the browser finds and prints all of the page. */
+function drawRest() {
+  const [next] = waiting;
+  if (next) { next(); whenIdle(drawRest); }
+}
+window.addEventListener("beforeprint", () => { for (const next of [...waiting]) next(); });
 
 function keepTicks(place, change) {
   const update = {};

@@ -52,7 +52,7 @@ painted(async () => {
   performance.mark("first-picture");
   await whole;
   startPlotly();
-  painted(() => performance.mark("interactive"));
+  painted(() => { performance.mark("interactive"); whenIdle(drawRest); });
 });
 if (location.hash.startsWith("#trial-")) at("network").scrollIntoView();
 window.addEventListener("hashchange", () => {
