@@ -10,6 +10,7 @@ from levit_search.api import (
     read_space,
     run,
     trials,
+    write_export,
     write_report,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "read_space",
     "run",
     "trials",
+    "write_export",
     "write_report",
 ]

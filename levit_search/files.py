@@ -8,8 +8,14 @@ from typing import Any
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write ``content`` under a temporary name beside ``path`` and put it in place at once."""
+    """Write ``content`` under a temporary name beside ``path`` and put it in place at once.
+
+    What is there and no regular file, such as ``/dev/stdout``, is written to as it is.
+    """
     raw = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(raw)
+        return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

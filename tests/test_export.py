@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+import levit_search as ls
 import levit_search.batches
 from levit_search import export as exports
+from levit_search.batches.memory import MemoryBatches
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.export import Retraining, Wishes, card, checks, module, package, probing
 from levit_search.export.probing import Again
@@ -76,9 +78,10 @@ def test_every_file_answers_like_the_trained_network_and_stands_in_the_card(
     assert written["parity_max_abs_diff"] == max(written["parity"].values())
     assert written["val_top1_percent"] == pytest.approx(record.values["top1_percent"])
     text = (out / "README.md").read_text()
-    share = written["test_top1_percent"] / 100
-    spread = 196 * math.sqrt(share * (1 - share) / 360)
-    assert f"{100 * share:.2f} % | +- {spread:.2f} (95 %, binomial) | 360 images" in text
+    percent = written["test_top1_percent"]
+    low, high = card._wilson_percent(percent, 360)
+    spread = f"{low:.2f} to {high:.2f} % (95 %, binomial)"
+    assert f"{percent:.2f} % | {spread} | 360 images" in text
     for name, difference in written["parity"].items():
         assert (f"{difference:.1e} |" if difference else "none |") in text, name
     assert not list(tmp_path.glob(".levit-search-*"))
@@ -119,12 +122,21 @@ def test_data_that_changed_since_the_search_is_an_error(
     def renamed(config: Any) -> Any:
         """As where a class was renamed, so that it sorts last."""
         batches = reads(config)
-        for split in batches._splits.values():
-            split.labels = (split.labels + 9) % 10
+        assert isinstance(batches, MemoryBatches)
+        for labels in batches._labels.values():
+            labels.add_(9).remainder_(10)
+        return batches
+
+    def without_a_class(config: Any) -> Any:
+        batches = reads(config)
+        batches.info = batches.info._replace(class_names=batches.info.class_names[1:])
         return batches
 
     monkeypatch.setattr(levit_search.batches, "open_batches", renamed)
     with pytest.raises(LevitSearchError, match=r"their classes, are others now"):
+        exports.export(study, record, tmp_path / "out", "accurate", UNPROBED)
+    monkeypatch.setattr(levit_search.batches, "open_batches", without_a_class)
+    with pytest.raises(InputError, match="9 classes in 1 channels now"):
         exports.export(study, record, tmp_path / "out", "accurate", UNPROBED)
     assert not list(tmp_path.iterdir())
 
@@ -373,9 +385,29 @@ def test_a_graph_in_another_layout_is_not_compared(study: Study) -> None:
     assert reason == "the study's is of the layout maps, this one of tokens"
 
 
+def test_accuracies_have_a_spread_at_their_ends_too() -> None:
+    low, high = card._wilson_percent(90.0, 100_000)  # of many images as the normal distribution's
+    assert (low + high) / 2 == pytest.approx(90.0, abs=0.01)
+    assert high - low == pytest.approx(2 * 196 * math.sqrt(0.9 * 0.1 / 100_000), rel=1e-3)
+    for percent in (0.0, 100.0):  # the ends of z^2 / (n + z^2)
+        low, high = card._wilson_percent(percent, 50)
+        assert high - low == pytest.approx(100 * 1.96**2 / (50 + 1.96**2))
+        assert low <= percent <= high
+
+
 def test_foreign_text_means_nothing_in_a_card() -> None:
     assert card.text("a\udcff\x1b[31m") == "a\\\\udcff\\\\x1b\\[31m"
     assert card.code("a\udcff") == "a\\udcff"
     assert card.text("<script>x</script>") == "&lt;script&gt;x&lt;/script&gt;"
     assert card.text("a|b`c`\n[d](e)") == "a\\|b\\`c\\` \\[d\\](e)"
     assert card.code("a`|\nb") == "a'\\| b"
+
+
+@pytest.mark.usefixtures("unread")
+def test_the_call_from_python_takes_what_the_command_takes(study: Study, tmp_path: Path) -> None:
+    written = ls.write_export(study, "accurate", tmp_path / "out", UNPROBED)
+    assert Path(written.dir, "model.py").is_file()
+    record = ls.pick(study, "accurate")
+    asked = Wishes(retraining=Retraining(epochs=3))
+    folder = exports.default_folder(study, record, asked)
+    assert folder == study.folder / "export" / f"{record.architecture.id}-3-epochs"

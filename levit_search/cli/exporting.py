@@ -66,9 +66,8 @@ def export(
     record = exports.pick(opened, pick)
     network = record.architecture
     assert network is not None
-    name = network.id if asked is None else f"{network.id}-{asked.epochs}-epochs"
-    folder = out or study / "export" / name
     wishes = exports.Wishes(asked, tuple(also or ()), probe, force)
+    folder = out or exports.default_folder(opened, record, wishes)
     try:
         with StepProgress() as progress:
             progress.begin("export", 1)

@@ -1,6 +1,6 @@
 """A chosen network of a study as a folder that needs nothing of this package to run."""
 
-from levit_search.export.package import ALSO, Export, Wishes, export
+from levit_search.export.package import ALSO, Export, Wishes, default_folder, export
 from levit_search.export.picking import pick, weights_of
 from levit_search.export.retraining import Retrained, Retraining
 
@@ -10,6 +10,7 @@ __all__ = [
     "Retrained",
     "Retraining",
     "Wishes",
+    "default_folder",
     "export",
     "pick",
     "weights_of",

@@ -158,13 +158,12 @@ def _accuracies(facts: Facts) -> list[Row]:
     data, retrained = _data(facts.config.data), facts.retrained
     rows: list[Row] = []
     for split, (percent, images) in facts.accuracies.items():
-        share = percent / 100
-        error = 196 * math.sqrt(share * (1 - share) / images)
+        low, high = _wilson_percent(percent, images)
         rows.append(
             (
                 f"top-1, {split}",
                 f"{percent:.2f} %",
-                f"+- {error:.2f} (95 %, binomial)",
+                f"{low:.2f} to {high:.2f} % (95 %, binomial)",
                 f"{images:,} images of {data}; these weights",
             )
         )
@@ -190,6 +189,14 @@ def _accuracies(facts: Facts) -> list[Row]:
             )
         )
     return rows
+
+
+def _wilson_percent(percent: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of a share by Wilson (1927), which has a width at 0 and at 100 %, too."""
+    share, z2 = percent / 100, 1.96**2 / images
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / 4))
+    middle, scale = share + z2 / 2, 100 / (1 + z2)
+    return max(0.0, scale * (middle - half)), min(100.0, scale * (middle + half))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -69,6 +69,13 @@ class Export:
         return asdict(self)
 
 
+def default_folder(study: Study, record: Record, wishes: Wishes) -> Path:
+    """Where an export goes that is told no place: ``export/ID`` in the study's folder."""
+    assert record.architecture is not None
+    name, again = record.architecture.id, wishes.retraining
+    return study.folder / "export" / (f"{name}-{again.epochs}-epochs" if again else name)
+
+
 def export(
     study: Study,
     record: Record,
@@ -203,6 +210,7 @@ class _Work:
 
         self.told("loading data")
         batches = open_batches(self.config.data)
+        self._check_fits(batches)
         model = build(self.network)
         load_weights(model, self.weights)
         prepared = preprocessing(self.config.data, batches)
@@ -266,7 +274,7 @@ class _Work:
         write_atomically(folder / "preprocess.json", json.dumps(prepared, indent=2) + "\n")
         write_atomically(folder / "predict.py", _PREDICT.read_bytes())
         self.told("writing model.onnx")
-        set_layout(model, graph_layout(self.record))
+        set_layout(model, graph_layout(self.study, self.record))
         graph = folder / "model.onnx"
         write_onnx(model, graph, prepared, {"architecture": described})
         set_layout(model, "tokens")
@@ -306,6 +314,14 @@ class _Work:
             found[split] = top1_percent(model, batches, split), batches.size(split)
         return found
 
+    def _check_fits(self, batches: "Batches") -> None:
+        now = batches.info.num_classes, batches.info.in_channels
+        before = self.network.num_classes, self.network.in_channels
+        if now != before:
+            raise InputError(
+                f"data: has {now[0]} classes in {now[1]} channels now; the network is made for "
+                f"{before[0]} in {before[1]}"
+            )
 
     def _check_data(self, val_top1_percent: float, images: int) -> None:
         """The same weights have the same accuracy, unless the images or their classes are others.
@@ -319,9 +335,9 @@ class _Work:
         rounding = max(1.0, 300 / images)  # another device or precision; of three images at least
         if before is not None and abs(val_top1_percent - before) > rounding:
             raise LevitSearchError(
-                f"the weights have {val_top1_percent:.2f} % on val, and had {before:.2f} % when they "
-                "were trained: the images of the study, or their classes, are others now; nothing "
-                "was written"
+                f"the weights have {val_top1_percent:.2f} % on val, and had {before:.2f} % once "
+                "trained: the images of the study, or their classes, are others now; nothing was "
+                "written"
             )
 
 

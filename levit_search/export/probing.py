@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from levit_search.architecture import Architecture
 from levit_search.errors import TrialError
 from levit_search.evaluate import settled_on
 from levit_search.latency import LatencyConfig, Probe
@@ -72,6 +73,8 @@ def probed_again(
     Returns:
         One for each target; none where the study measured nothing.
     """
+    assert record.architecture is not None
+    exported = _Exported(record.architecture, graph, graph_layout(study, record))
     settled_ms = study.attributes().get("settled_ms", {})
     return [
         _again(
@@ -79,8 +82,7 @@ def probed_again(
             section,
             before,
             settled_on(name, settled_ms),
-            record,
-            graph,
+            exported,
             told,
         )
         for name, section, before in latencies(study.config, record)
@@ -101,19 +103,23 @@ def latencies(
     return [(name, section, known) for name, section, known in (*found, *others) if known]
 
 
+class _Exported(NamedTuple):
+    network: Architecture
+    graph: Path
+    layout: "Layout"
+
+
 def _again(
     figure: str,
     config: LatencyConfig,
     before: dict[str, Any],
     settled_ms: dict[str, float],
-    record: Record,
-    graph: Path,
+    exported: "_Exported",
     told: Callable[[str], None],
 ) -> Again:
     if before.get("method") == "predicted":
         return Again(figure, before, None, "it was predicted, not measured")
-    assert record.architecture is not None
-    timed, layout = graph.name, graph_layout(record)
+    timed, layout = exported.graph.name, exported.layout
     if config.runtime in TORCH_RUNTIMES:
         timed, layout = "the network in torch", before["layout"]
     found = None
@@ -123,9 +129,9 @@ def _again(
         try:
             with Probe(longer, settled_ms, fresh=True) as probe:
                 if config.runtime in TORCH_RUNTIMES:
-                    measured = probe.measure(record.architecture)
+                    measured = probe.measure(exported.network)
                 else:
-                    measured = probe.measure_graph(graph, record.architecture)
+                    measured = probe.measure_graph(exported.graph, exported.network)
         except TrialError as error:
             return found or Again(figure, before, None, str(error), timed)
         now = measured.as_json()
@@ -136,10 +142,10 @@ def _again(
     return found
 
 
-def graph_layout(record: Record) -> "Layout":
-    """The layout of a network's ``model.onnx``: the one that it was measured in."""
+def graph_layout(study: Study, record: Record) -> "Layout":
+    """The layout of a network's ``model.onnx``: the one that it was measured or predicted in."""
     latency = record.evaluation.get("latency") or {}
-    return "maps" if latency.get("layout") == "maps" else "tokens"
+    return "maps" if latency.get("layout", study.config.latency.layout) == "maps" else "tokens"
 
 
 def _incomparable(before: dict[str, Any], now: dict[str, Any], layout: str) -> str | None:

@@ -114,6 +114,7 @@ def retrained(
         TrialError: a training failed.
     """
     config = config_for(study, asked)
+    _check_images(network, config)
     first = config.search.seed
     seeds = range(first, first + asked.seeds)
     base = study.folder / "retrained" / f"{network.id}-{_digest(config)}"
@@ -132,6 +133,18 @@ def retrained(
         results[best]["train_images"],
         tuple(results[best]["curve"]),
     )
+
+
+def _check_images(network: Architecture, config: StudyConfig) -> None:
+    """Training by itself would fit the network to whatever images there are."""
+    from levit_search.data import describe
+
+    info = describe(config.data)
+    if (info.in_channels, info.num_classes) != (network.in_channels, network.num_classes):
+        raise InputError(
+            f"data: has {info.num_classes} classes and {info.in_channels} channel(s) now; the "
+            f"network is made for {network.num_classes} and {network.in_channels}"
+        )
 
 
 def _column(results: Sequence[Mapping[str, Any]], name: str) -> tuple[float, ...]:
