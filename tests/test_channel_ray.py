@@ -100,6 +100,7 @@ def becomes(offered: float, resource: str = "probe_arm") -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_network_is_measured_on_the_node_that_offers_the_resource(
     nodes: Nodes, tiny: Architecture, tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_network_is_measured_on_the_node_that_offers_the_resource(
     assert not [*nodes.folder.glob("levit-search-worker-*")]
 
 
+@pytest.mark.slow
 def test_a_worker_killed_on_its_node_is_replaced(
     nodes: Nodes, tiny: Architecture, tmp_path: Path
 ) -> None:
@@ -135,6 +137,7 @@ def test_a_worker_killed_on_its_node_is_replaced(
         assert probe.measure(tiny).pairs > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resource", ["probe_riscv", "CPU"])
 def test_a_resource_that_no_node_offers_is_told_at_once(nodes: Nodes, resource: str) -> None:
     told = refusal(nodes.target(resource))
@@ -142,10 +145,12 @@ def test_a_resource_that_no_node_offers_is_told_at_once(nodes: Nodes, resource: 
     assert f"offers the custom resource '{resource}' (offered: probe_arm)" in told
 
 
+@pytest.mark.slow
 def test_any_node_can_be_named_by_its_address(nodes: Nodes) -> None:
     Channel(nodes.target(f"node:{nodes.cluster.head_node.node_ip_address}"), "onnxruntime").close()
 
 
+@pytest.mark.slow
 def test_a_busy_node_is_not_waited_for_without_end(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +164,7 @@ def test_a_busy_node_is_not_waited_for_without_end(
     Channel(nodes.target(), "onnxruntime").close()
 
 
+@pytest.mark.slow
 def test_a_trial_with_a_placement_group_measures_outside_of_it(nodes: Nodes) -> None:
     Channel(nodes.target(), "onnxruntime").close()  # connects this process
 
@@ -176,6 +182,7 @@ def test_a_trial_with_a_placement_group_measures_outside_of_it(nodes: Nodes) -> 
         ray.util.remove_placement_group(group)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["target", "RAY_ADDRESS"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
 def test_a_cluster_that_does_not_answer_is_told_in_time(
@@ -191,12 +198,14 @@ def test_a_cluster_that_does_not_answer_is_told_in_time(
         assert f"no Ray cluster at '{address}' (" in refusal(target)
 
 
+@pytest.mark.slow
 def test_a_malformed_address_of_a_cluster_is_told() -> None:
     ray.shutdown()
     told = refusal(RayTarget(kind="ray", resource="probe_arm", cluster="nowhere"))
     assert "no Ray cluster at 'nowhere'" in told
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_in_mid_job_is_told(
     nodes: Nodes, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,6 +225,7 @@ def test_a_node_that_dies_in_mid_job_is_told(
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_relay_tells_how_its_process_ended() -> None:
     program = "import sys; print(input()); sys.exit('out of luck')"
     relay = Relay(["-c", program], {})
@@ -227,6 +237,7 @@ def test_a_relay_tells_how_its_process_ended() -> None:
     relay.close()
 
 
+@pytest.mark.slow
 def test_a_relay_ends_a_process_that_does_not_read() -> None:
     relay = Relay(["-c", "import time; print('up', flush=True); time.sleep(60)"], {})
     assert relay.read_line(10) == b"up\n"
@@ -240,6 +251,7 @@ def test_a_relay_ends_a_process_that_does_not_read() -> None:
     assert relay.last_words() == "the worker ended with signal 9 (no message)"
 
 
+@pytest.mark.slow
 def test_a_relay_undoes_the_hiding_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'), os.environ['NAME'])"
     for value, seen in (("", b"None x\n"), ("1", b"1 x\n")):

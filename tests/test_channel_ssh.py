@@ -186,12 +186,14 @@ def test_a_login_that_fails_is_explained(server: sshd.Server, host: str, reason:
     assert "worker" not in told  # there has been none
 
 
+@pytest.mark.slow
 @needs_sshd
 def test_a_port_that_the_target_names_counts(server: sshd.Server) -> None:
     with pytest.raises(TrialError, match=r"ssh://device:1: .*port 1: Connection refused"):
         Channel(server.target(port=1), "onnxruntime")
 
 
+@pytest.mark.slow
 @needs_sshd
 def test_a_python_that_is_not_there_is_named(server: sshd.Server, tmp_path: Path) -> None:
     assert "no Python '/no/python3'" in refusal(server.target(python="/no/python3"))
@@ -202,6 +204,7 @@ def test_a_python_that_is_not_there_is_named(server: sshd.Server, tmp_path: Path
     assert f"'{unusable}' there cannot be started" in told
 
 
+@pytest.mark.slow
 @needs_sshd
 def test_a_python_may_be_named_from_home(server: sshd.Server) -> None:
     assert "no Python '~/no such/python3' there" in refusal(
@@ -217,6 +220,7 @@ def test_a_machine_without_ssh_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path
         Channel(SshTarget(kind="ssh", host="device"), "onnxruntime")
 
 
+@pytest.mark.slow
 @needs_sshd
 def test_a_python_without_packages_is_told_what_to_install(
     server: sshd.Server, tmp_path: Path
@@ -227,12 +231,14 @@ def test_a_python_without_packages_is_told_what_to_install(
     assert "`pip install numpy onnxruntime`" in told
 
 
+@pytest.mark.slow
 @needs_sshd
 def test_settings_for_terminals_do_not_matter(server: sshd.Server, device_python: Path) -> None:
     opened = Channel(server.target("attached", python=str(device_python)), "onnxruntime")
     opened.close()
 
 
+@pytest.mark.slow
 @needs_sshd
 def test_a_shared_connection_serves_and_outlives_the_worker(
     server: sshd.Server, device_python: Path
@@ -245,6 +251,7 @@ def test_a_shared_connection_serves_and_outlives_the_worker(
     assert "no Python" in refusal(server.target("multiplexed", python="/no/python3"))
 
 
+@pytest.mark.slow
 @needs_sshd
 @pytest.mark.parametrize(
     ("twist", "reason"),
@@ -273,6 +280,7 @@ def test_a_worker_that_fails_in_mid_job_is_told_and_closed(
     assert not opened.is_usable
 
 
+@pytest.mark.slow
 @needs_sshd
 def test_a_probe_starts_another_worker_after_one_was_killed(
     server: sshd.Server,
@@ -317,6 +325,7 @@ def test_whatever_is_no_worker_is_refused(
     assert reason in refusal(server.target(python=shell(text)), start_s)
 
 
+@pytest.mark.slow
 @needs_sshd
 def test_one_network_that_fails_leaves_the_others_measured(
     server: sshd.Server, probe: OpenProbe, tiny: Architecture, twisted: Callable[[str], str]

@@ -114,6 +114,7 @@ def test_training_only_looks_filled_answers_up_and_learns_the_same(
         assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_fill_that_was_killed_goes_on(cli: Cli, taught: Path, tmp_path: Path) -> None:
     stores = tmp_path / "cache" / "levit-search" / "teacher-outputs"
     process = subprocess.Popen(

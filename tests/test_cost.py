@@ -165,7 +165,10 @@ def test_published_networks_cost_what_running_them_takes(name: str) -> None:
     assert traced_flops(model, images_for(network)) == found.flops
 
 
-@pytest.mark.parametrize("first", range(0, 1000, 100))
+@pytest.mark.parametrize(
+    "first",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n >= 200)) for n in range(0, 1000, 100)],
+)
 def test_random_networks_cost_what_their_modules_take(first: int) -> None:
     for seed in range(first, first + 100):
         network = random_network(seed)

@@ -184,6 +184,7 @@ def test_without_a_reduction_nothing_is_decided_at_rungs(
     assert len(found.training["curve"]) == 3
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_takes_only_its_trial_with_it(
     space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -222,6 +223,7 @@ def _children() -> set[int]:
     return {int(pid) for pid in found.stdout.split()}
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(
     space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,11 +34,15 @@ from tests.engine_stubs import (
 )
 from tests.networks import tiny_space
 
-KINDS = [("local", 1), ("local", 2), ("ray", 2)]
+KINDS = [
+    pytest.param(("local", 1), id="local-1"),
+    pytest.param(("local", 2), id="local-2"),
+    pytest.param(("ray", 2), id="ray-2", marks=pytest.mark.slow),
+]
 _OWN_RAY = "how Ray's processes end is tested with the nodes of a cluster"
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=lambda param: f"{param[0]}-{param[1]}")
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
     """An engine's name and its jobs. Ray has nodes for two engines at once."""
     if request.param[0] == "local":

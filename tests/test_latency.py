@@ -183,6 +183,7 @@ def test_an_outlier_round_does_not_count() -> None:
     assert estimate([made_round(ratios) for ratios in usual], "cpu").outliers == ()
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_true_ratio_when_rounds_have_luck_of_their_own() -> None:
     """Pairs of a round share its sessions' luck, which pairs alone would not show."""
     chance = np.random.default_rng(1)

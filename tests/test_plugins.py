@@ -619,6 +619,7 @@ def test_a_configuration_is_checked_without_importing_a_plug_in_or_torch(install
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_search_runs_on_plugged_in_data_with_a_plugged_in_teacher(
     install: Install, space_file: Callable[..., Path], tmp_path: Path
 ) -> None:

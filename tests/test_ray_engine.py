@@ -102,6 +102,7 @@ def test_two_nodes_share_the_trials(made: Make, nodes: Nodes, tmp_path: Path) ->
     assert not watched.of(None, "failed")
 
 
+@pytest.mark.slow
 def test_a_dead_node_costs_one_retry_of_its_trial(
     made: Make, nodes: Nodes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_dead_node_costs_one_retry_of_its_trial(
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_second_death_fails_the_trial_and_an_idle_one_nothing(
     made: Make, nodes: Nodes, tmp_path: Path
 ) -> None:
@@ -156,6 +158,7 @@ def test_a_second_death_fails_the_trial_and_an_idle_one_nothing(
     assert not any("again" in event.text for event in watched.of(2))
 
 
+@pytest.mark.slow
 def test_a_probe_runs_where_its_resource_is(made: Make, nodes: Nodes) -> None:
     node = nodes.add(cpus=0, probe_arm=1)
     try:
@@ -173,6 +176,7 @@ def test_a_probe_runs_where_its_resource_is(made: Make, nodes: Nodes) -> None:
         nodes.kill(node)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -196,6 +200,7 @@ def test_what_no_node_can_serve_is_refused_at_once(
     assert ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_node_without_the_study_folder_is_told(made: Make, tmp_path: Path) -> None:
     study = study_in(tmp_path)
     (study.folder / "study.yaml").unlink()
@@ -208,6 +213,7 @@ def test_a_node_without_the_study_folder_is_told(made: Make, tmp_path: Path) -> 
     assert f"does not see the study's folder {study.folder}" in failed.text
 
 
+@pytest.mark.slow
 def test_workers_are_placed_as_asked_for(nodes: Nodes) -> None:
     join(nodes.cluster.address)
     for _ in range(2):
@@ -226,6 +232,7 @@ def test_workers_are_placed_as_asked_for(nodes: Nodes) -> None:
             remove_placement_group(group)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["address", "RAY_ADDRESS"])
 def test_an_address_with_nobody_there_is_refused_in_time(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -246,6 +253,7 @@ def test_an_address_with_nobody_there_is_refused_in_time(
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_an_engine_leaves_the_cluster_that_it_joined(nodes: Nodes, tmp_path: Path) -> None:
     ray.shutdown()
     study = study_in(tmp_path, address=nodes.cluster.address)
@@ -261,6 +269,7 @@ def test_an_engine_leaves_the_cluster_that_it_joined(nodes: Nodes, tmp_path: Pat
     become_free("CPU")
 
 
+@pytest.mark.slow
 def test_the_work_of_the_dead_comes_first_and_once_more() -> None:
     desk = Desk({}, 2)
     first, second = Task("evaluate", 0, {}), Task("evaluate", 1, {})
@@ -283,6 +292,7 @@ def test_the_work_of_the_dead_comes_first_and_once_more() -> None:
     assert not desk.waits_at_rung("c")
 
 
+@pytest.mark.slow
 def test_workers_that_die_before_they_have_work_end_the_search_in_the_end() -> None:
     desk = Desk({}, 2)
     desk.tell("a", Event("done", None, content={"settled_ms": {}}))
@@ -298,6 +308,7 @@ def test_workers_that_die_before_they_have_work_end_the_search_in_the_end() -> N
     assert (failed.kind, failed.trial, failed.text) == ("failed", None, "no memory")
 
 
+@pytest.mark.slow
 def test_when_tune_gives_up_it_is_started_again(
     made: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +325,7 @@ def test_when_tune_gives_up_it_is_started_again(
     assert watched.answered(0, [True]).kind == "done"
 
 
+@pytest.mark.slow
 def test_a_ray_of_its_own_ends_with_the_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +343,7 @@ def test_a_ray_of_its_own_ends_with_the_engine(
     assert_ended(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_own", [True, False])
 def test_a_driver_that_is_killed_leaves_nothing_behind(
     is_own: bool, nodes: Nodes, tmp_path: Path

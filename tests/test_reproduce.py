@@ -250,6 +250,7 @@ def test_static_columns_are_written_as_table_csv_and_json(tmp_path: Path) -> Non
     assert not (tmp_path / "out" / "curves.svg").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_and_a_finished_one_is_kept(tmp_path: Path) -> None:
     """Each row is trained once, whatever happens in between; --fresh trains again."""
     wanted = request(tmp_path, "grafting", ("accuracy",))

@@ -22,6 +22,8 @@ LIMIT = 16.0
 """Of the sum of x0 to x4: one in five of all proposals keeps it."""
 LEARNING: tuple[SamplerName, ...] = ("tpe", "nsga2", "nsga3", "gp")
 ALL: tuple[SamplerName, ...] = (*LEARNING, "random", "grid")
+# A Gaussian process takes seconds a proposal.
+TESTED = [pytest.param(name, marks=[pytest.mark.slow] * (name == "gp")) for name in ALL]
 
 
 def size(params: Mapping[str, Any]) -> float:
@@ -87,7 +89,7 @@ def test_four_in_five_of_random_proposals_are_infeasible() -> None:
     assert 0.78 < share < 0.85
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", TESTED)
 def test_late_proposals_are_feasible(name: SamplerName) -> None:
     """One in twenty at most; of the few that a Gaussian process has time for here, one."""
     steps = 26 if name == "gp" else 300
@@ -96,7 +98,7 @@ def test_late_proposals_are_feasible(name: SamplerName) -> None:
     assert sum(late) <= max(1, 0.05 * len(late))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", TESTED)
 def test_a_seed_repeats_itself_and_another_differs(name: SamplerName) -> None:
     steps = 13 if name == "gp" else 40
     one = searched(name, steps).proposed

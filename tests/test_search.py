@@ -156,7 +156,13 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, write: int, after: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "after"), [("tpe", False), ("tpe", True), ("nsga2", True), ("random", False)]
+    ("sampler", "after"),
+    [
+        ("tpe", True),
+        pytest.param("tpe", False, marks=pytest.mark.slow),
+        pytest.param("nsga2", True, marks=pytest.mark.slow),
+        pytest.param("random", False, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_at_any_write_it_ends_as_if_undisturbed(
     sampler: str,
@@ -235,7 +241,7 @@ def test_a_run_in_two_sessions_proposes_what_one_session_does(
     assert finals(study) == whole
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", pytest.param("nsga3", marks=pytest.mark.slow)])
 def test_many_generations_in_two_sessions_are_those_of_one(sampler: str, tmp_path: Path) -> None:
     """Also where what is expected of stopped parents has changed in between."""
     changes = {

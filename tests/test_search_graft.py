@@ -50,6 +50,7 @@ def study(
     return create
 
 
+@pytest.mark.slow
 def test_grafts_are_searched_shown_and_exported(
     study: Callable[..., Study], tmp_path: Path
 ) -> None:

@@ -27,8 +27,9 @@ from tests import mariadb, postgres
 from tests.conftest import ROOT, Cli
 from tests.servers import Database, free_port
 
-KINDS = ["sqlite", "file", "journal", "postgresql", "mysql"]
-SHARED = ["file", "postgresql", "mysql"]
+SERVERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("postgresql", "mysql")]
+KINDS = ["sqlite", "file", "journal", *SERVERS]
+SHARED = ["file", *SERVERS]
 DISTRIBUTIONS = {"a": IntDistribution(0, 9), "b": CategoricalDistribution([0, 1])}
 
 
@@ -311,7 +312,7 @@ def test_a_password_is_read_from_the_environment_or_missed(
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "mysql"])
+@pytest.mark.parametrize("kind", SERVERS)
 def test_a_server_that_refuses_is_told_and_nothing_is_changed(
     kind: str, request: pytest.FixtureRequest, make: Make, tmp_path: Path
 ) -> None:
@@ -331,7 +332,7 @@ def test_a_server_that_refuses_is_told_and_nothing_is_changed(
         assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "mysql"])
+@pytest.mark.parametrize("kind", SERVERS)
 def test_a_server_that_does_not_answer_is_given_up(
     kind: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

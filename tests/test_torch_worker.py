@@ -161,6 +161,7 @@ def test_each_network_is_compiled_once_as_one_graph(monkeypatch: pytest.MonkeyPa
     assert len(graphs) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch_worker.cpp_compiler() is None, reason="needs a C++ compiler")
 def test_inductor_compiles_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # One layer without vector instructions: compiling a network takes a minute.

@@ -32,7 +32,7 @@ def weights_of(model: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("recipe", [PLAIN, WHOLE], ids=["short", "levit"])
-@pytest.mark.parametrize("stops", [(1,), (1, 2, 3)])
+@pytest.mark.parametrize("stops", [(1, 2, 3), pytest.param((1,), marks=pytest.mark.slow)])
 def test_a_run_that_stops_and_goes_on_equals_one_that_did_not(recipe, stops, digits, tmp_path):
     through = fresh(drop_path=0.2)
     whole = fit(through, digits, recipe, seed=3)

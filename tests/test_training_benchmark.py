@@ -49,6 +49,7 @@ def digits() -> dict[str, Arrays]:
     return splits  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_replayed_answers_train_the_same(teaching):
     options = argparse.Namespace(parity_images=320, threads=1, device="cpu")
     found = teaching.parity(options)

@@ -150,6 +150,7 @@ def _networks(graphs: list[Path]) -> list[dict[str, str]]:
     return [{"file": graph.name} for graph in graphs]
 
 
+@pytest.mark.slow
 def test_an_emulated_worker_tells_its_device(arm: PipedWorker, x86: PipedWorker) -> None:
     device = arm.ready["device"]
     assert arm.ready["event"] == "ready"
@@ -171,6 +172,7 @@ def _assert_same_logits(arm: PipedWorker, x86: PipedWorker, graph: Path) -> None
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_networks_are_sent_over_the_pipe_and_keep_their_logits(
     arm: PipedWorker, x86: PipedWorker, graphs: list[Path]
 ) -> None:
@@ -178,6 +180,7 @@ def test_networks_are_sent_over_the_pipe_and_keep_their_logits(
         _assert_same_logits(arm, x86, graph)
 
 
+@pytest.mark.slow
 def test_a_published_network_keeps_its_logits(
     arm: PipedWorker, x86: PipedWorker, tmp_path: Path
 ) -> None:
@@ -191,6 +194,7 @@ def test_a_published_network_keeps_its_logits(
     _assert_same_logits(arm, x86, graph)
 
 
+@pytest.mark.slow
 def test_a_round_under_the_emulator_is_complete(
     arm: PipedWorker, x86: PipedWorker, graphs: list[Path]
 ) -> None:
@@ -209,6 +213,7 @@ def test_a_round_under_the_emulator_is_complete(
     assert found["prepare_s"] > 0 and found["timing_s"] >= 0.2
 
 
+@pytest.mark.slow
 def test_peak_memory_is_taken_by_an_emulated_child(arm: PipedWorker, graphs: list[Path]) -> None:
     job = {**JOB, "networks": _networks(graphs)[1:], "python": arm.python}
     found = arm.ask("peak", **job)
@@ -216,6 +221,7 @@ def test_peak_memory_is_taken_by_an_emulated_child(arm: PipedWorker, graphs: lis
     assert 20e6 < found["bytes"] < 2e9  # Python, numpy and the runtime
 
 
+@pytest.mark.slow
 def test_an_emulated_round_has_the_host_to_itself(arm: PipedWorker, graphs: list[Path]) -> None:
     def is_held(path: Path) -> bool:
         with open(path) as file:
