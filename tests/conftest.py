@@ -21,24 +21,31 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 # Those that start workers take longest; the processes of a run share the rest among them.
 _FIRST = (
-    "test_engine.py",
     "test_ray_engine.py",
-    "test_engine_contract.py",
     "test_cli.py",
-    "test_channel_ray.py",
-    "test_channel_ssh.py",
-    "test_torch_worker.py",
     "test_search.py",
+    "test_train_rungs.py",
+    "test_export.py",
+    "test_storage.py",
+    "test_report_browser.py",
+    "test_engine.py",
+    "test_channel_ssh.py",
+    "test_channel_ray.py",
+    "test_engine_contract.py",
+    "test_latency.py",
+    "test_api.py",
+    "test_torch_worker.py",
     "test_plugins.py",
     "test_cli_audit.py",
-    "test_storage.py",
+    "test_takeover.py",
     "test_predictor.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest files first, so that no process is left alone with one of them."""
-    items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else 9)
+    order = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(autouse=True)

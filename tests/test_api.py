@@ -173,6 +173,7 @@ def test_an_interrupted_run_goes_on_with_the_same_call(
         assert finals(ls.run(config, tmp_path / "s", progress=False)) == finals(searched)
 
 
+@pytest.mark.slow
 def test_a_larger_budget_extends_a_study_and_another_takes_it_over(
     by_curves: None, tmp_path: Path
 ) -> None:

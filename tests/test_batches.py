@@ -437,6 +437,7 @@ def test_unreadable_pictures_beyond_the_limit_are_named_in_one_line(content, wor
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*unreadable")
 def test_pictures_after_an_unreadable_one_are_shown_all_the_same(tmp_path):
     root = make_folder(tmp_path)

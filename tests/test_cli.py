@@ -258,6 +258,7 @@ def test_a_process_prints_and_exits_as_its_command_says(cli_process: Cli) -> Non
     assert line.startswith("levit-search: ") and "did you mean 'LeViT-256'?" in line
 
 
+@pytest.mark.slow
 def test_an_unknown_teacher_is_wrong_input_before_any_trial(
     cli: Cli, space_file: Callable[..., Path], tmp_path: Path
 ) -> None:

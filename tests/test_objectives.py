@@ -295,6 +295,7 @@ def test_a_further_target_that_cannot_be_reached_stops_the_preparation(
         evaluator.close()
 
 
+@pytest.mark.slow
 def test_a_search_finds_the_front_of_two_targets(space_file: SpaceFile, tmp_path: Path) -> None:
     objectives = ["latency_ms", "latency_ms@four", "params"]
     path = space_file(**two_targets(objectives=objectives))

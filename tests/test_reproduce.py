@@ -418,6 +418,7 @@ def test_timm_networks_are_trained_at_full_width_only(tmp_path: Path) -> None:
     assert logits.shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_speeds_are_measured_against_the_first_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
