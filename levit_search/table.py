@@ -43,7 +43,7 @@ def front(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Re
 
     A network that was proposed again stands there once.
     """
-    complete = [r for r in records if r.state == "complete" and r.reused_from is None]
+    complete = [record for record in records if record.is_evaluated]
     if not complete:
         return []
     mask = non_dominated(minimised([record.values for record in complete], objectives))
@@ -76,7 +76,12 @@ def figure(name: str, value: float | None) -> str:
 
 def in_unit(name: str, value: float) -> float:
     """A figure in the unit of its :func:`heading`."""
-    return value / 1e6 if name in _PER_MILLION else value
+    return value / scale(name)
+
+
+def scale(name: str) -> float:
+    """What a figure is divided by for people, who read counts in millions."""
+    return 1e6 if name in _PER_MILLION else 1.0
 
 
 def heading(name: str) -> str:

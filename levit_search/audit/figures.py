@@ -115,7 +115,7 @@ def trajectory(
     volumes, front = [], np.empty((0, len(objectives)))
     volume = 0.0
     for record in ended:
-        if record.state == "complete" and record.reused_from is None:
+        if record.is_evaluated:
             point = minimised([record.values], objectives)
             if not (front <= point).all(axis=1).any():
                 kept = front[~(point <= front).all(axis=1)]

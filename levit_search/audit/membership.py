@@ -64,11 +64,7 @@ def candidates(
     """The members of the front, the cheapest first, then all others that could be on it."""
     members = table.front(records, objectives)
     trials = {record.trial for record in members}
-    others = [
-        record
-        for record in records
-        if record.state == "complete" and record.reused_from is None and record.trial not in trials
-    ]
+    others = [record for record in records if record.is_evaluated and record.trial not in trials]
     nothing = Accuracies()
     return [
         Candidate(record, networks.get(_id(record), nothing), record.trial in trials)

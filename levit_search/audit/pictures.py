@@ -10,12 +10,13 @@ from levit_search.table import heading, in_unit
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COSTS = {
+COSTS = {
     "trials": "proposals",
     "epochs": "epochs trained",
     "worker_hours": "worker hours",
     "hours": "hours",
 }
+"""What a search spends, by its name in a trajectory."""
 
 
 def draw(document: dict[str, Any]) -> bytes:
@@ -43,7 +44,7 @@ def _trajectory(axes: "Axes", steps: list[dict[str, Any]], cost: str) -> None:
     costs = [step[cost] for step in steps]
     volumes = [step["hypervolume"] for step in steps]
     axes.step(costs, volumes, where="post", color=BLUE)
-    axes.set_xlabel(_COSTS[cost])
+    axes.set_xlabel(COSTS[cost])
     axes.set_ylabel("hypervolume")
     axes.grid(alpha=0.3)
     early = [

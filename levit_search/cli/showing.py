@@ -106,7 +106,7 @@ def _trained(arch: str, network: "Architecture") -> Path | None:
     folder, separator, _ = arch.rpartition("#")
     if not separator:
         return None
-    path = Study.open(Path(folder)).checkpoints / f"{network.id}.safetensors"
+    path = Study.open(Path(folder)).weights(network.id)
     if path.is_file():
         return path
     say(f"levit-search: {path}: no trained weights are there, so there are no maps of them")

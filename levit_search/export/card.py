@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from levit_search.architecture import Architecture, parse
@@ -173,8 +174,8 @@ def _accuracies(facts: Facts) -> list[Row]:
             rows.append(
                 (
                     f"top-1, {split}, over seeds",
-                    f"{_mean(found):.2f} %",
-                    f"sd {_sd(found):.2f}: {', '.join(f'{each:.2f}' for each in found)}",
+                    f"{mean(found):.2f} %",
+                    f"sd {stdev(found):.2f}: {', '.join(f'{each:.2f}' for each in found)}",
                     f"seeds {', '.join(map(str, retrained.seeds))}",
                 )
             )
@@ -197,15 +198,6 @@ def _wilson_percent(percent: float, images: int) -> tuple[float, float]:
     half = math.sqrt(z2 * (share * (1 - share) + z2 / 4))
     middle, scale = share + z2 / 2, 100 / (1 + z2)
     return max(0.0, scale * (middle - half)), min(100.0, scale * (middle + half))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _sd(values: Sequence[float]) -> float:
-    mean = _mean(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def _latency(head: str, found: Mapping[str, Any], reference: str | Mapping[str, Any]) -> list[Row]:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError, LevitSearchError, UnknownNameError
 from levit_search.export.picking import weights_of
-from levit_search.export.retraining import Retrained, Retraining, config_for, retrained
+from levit_search.export.retraining import (
+    Retrained,
+    Retraining,
+    check_images,
+    config_for,
+    retrained,
+)
 from levit_search.files import write_atomically
 from levit_search.study import Record, Study, StudyConfig
 
@@ -111,7 +117,7 @@ def export(
     config, found = study.config, None
     if wishes.retraining is not None:
         config = config_for(study, wishes.retraining)
-        weights, found = retrained(study, network, wishes.retraining, told)
+        weights, found = retrained(study, network, config, wishes.retraining.seeds, told)
     else:
         weights = weights_of(study, record)
     target = out.resolve()  # a link stays one
@@ -210,7 +216,7 @@ class _Work:
 
         self.told("loading data")
         batches = open_batches(self.config.data)
-        self._check_fits(batches)
+        check_images(self.network, batches.info)
         model = build(self.network)
         load_weights(model, self.weights)
         prepared = preprocessing(self.config.data, batches)
@@ -313,15 +319,6 @@ class _Work:
             self.told(f"measuring accuracy on {split}")
             found[split] = top1_percent(model, batches, split), batches.size(split)
         return found
-
-    def _check_fits(self, batches: "Batches") -> None:
-        now = batches.info.num_classes, batches.info.in_channels
-        before = self.network.num_classes, self.network.in_channels
-        if now != before:
-            raise InputError(
-                f"data: has {now[0]} classes in {now[1]} channels now; the network is made for "
-                f"{before[0]} in {before[1]}"
-            )
 
     def _check_data(self, val_top1_percent: float, images: int) -> None:
         """The same weights have the same accuracy, unless the images or their classes are others.

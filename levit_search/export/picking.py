@@ -57,11 +57,7 @@ def _within_bounds(study: Study, choice: str) -> Record:
 
     A figure that is no objective may be kept by networks that are not on the front alone.
     """
-    complete = [
-        record
-        for record in study.records()
-        if record.state == "complete" and record.reused_from is None
-    ]
+    complete = [record for record in study.records() if record.is_evaluated]
     bounds = [_bound(part, choice) for part in choice.split(",")]
     for name, _, _ in bounds:
         if not any(name in record.values for record in complete):
@@ -131,7 +127,7 @@ def weights_of(study: Study, record: Record) -> Path:
     """
     if record.architecture is None:
         raise InputError(f"{study.folder}: trial {record.trial} proposed no valid network")
-    path = study.checkpoints / f"{record.architecture.id}.safetensors"
+    path = study.weights(record.architecture.id)
     if not path.is_file():
         raise InputError(f"{path}: the trained weights of trial {record.trial} are not there")
     return path

@@ -5,13 +5,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from levit_search.architecture import Architecture
+from levit_search.data import DataInfo, describe
 from levit_search.errors import InputError
+from levit_search.recipe import RecipeName
 from levit_search.study import Study, StudyConfig
-
-RECIPES = ("short", "levit")
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ def config_for(study: Study, asked: Retraining) -> StudyConfig:
     given = study.config.model_dump(mode="json")
     changes: dict[str, Any] = {"data.train_images": None, "train.rungs": []}
     if asked.recipe is not None:
-        if asked.recipe not in RECIPES:
-            raise InputError(f"--recipe {asked.recipe}: expected {' or '.join(RECIPES)}")
+        if asked.recipe not in get_args(RecipeName):
+            allowed = " or ".join(get_args(RecipeName))
+            raise InputError(f"--recipe {asked.recipe}: expected {allowed}")
         # What says where it runs, and with which donor, stays.
         kept = ("threads", "workers", "precision", "channels_last", "compile", "donor_weights")
         train = {key: value for key, value in given["train"].items() if key in kept}
@@ -92,7 +93,11 @@ def config_for(study: Study, asked: Retraining) -> StudyConfig:
 
 
 def retrained(
-    study: Study, network: Architecture, asked: Retraining, say: Callable[[str], None]
+    study: Study,
+    network: Architecture,
+    config: StudyConfig,
+    count: int,
+    say: Callable[[str], None],
 ) -> tuple[Path, Retrained]:
     """Train ``network`` from scratch with each seed, and measure it on the test split.
 
@@ -100,23 +105,23 @@ def retrained(
     from its checkpoint and one that is finished is not done again.
 
     Args:
-        study: whose data, recipe and teacher are used, changed as ``asked``.
+        study: in whose folder trainings are kept.
         network: of the study.
-        asked: for how long, how often, and what is changed.
+        config: see :func:`config_for`.
+        count: of seeds; the first is the configuration's.
         say: told of each epoch.
 
     Returns:
         The weights of the seed that is best on val, and what came of all.
 
     Raises:
-        InputError: something that is asked for is wrong, or data, teacher or donor weights are
-            missing or unfit.
+        InputError: data, teacher or donor weights are missing or unfit.
         TrialError: a training failed.
     """
-    config = config_for(study, asked)
-    _check_images(network, config)
+    # Training by itself would fit the network to whatever images there are.
+    check_images(network, describe(config.data))
     first = config.search.seed
-    seeds = range(first, first + asked.seeds)
+    seeds = range(first, first + count)
     base = study.folder / "retrained" / f"{network.id}-{_digest(config)}"
     results = []
     for seed in seeds:
@@ -125,7 +130,7 @@ def retrained(
         results.append(_trained(network, config, seed, base / f"seed-{seed}", say))
     best = max(range(len(results)), key=lambda index: results[index]["val_top1_percent"])
     return base / f"seed-{seeds[best]}" / "model.safetensors", Retrained(
-        asked.epochs,
+        config.train.epochs,
         tuple(seeds),
         _column(results, "val_top1_percent"),
         _column(results, "test_top1_percent"),
@@ -135,15 +140,17 @@ def retrained(
     )
 
 
-def _check_images(network: Architecture, config: StudyConfig) -> None:
-    """Training by itself would fit the network to whatever images there are."""
-    from levit_search.data import describe
+def check_images(network: Architecture, info: DataInfo) -> None:
+    """Make sure that the data still has the channels and classes that a network is made for.
 
-    info = describe(config.data)
-    if (info.in_channels, info.num_classes) != (network.in_channels, network.num_classes):
+    Raises:
+        InputError: it has not.
+    """
+    now, before = (info.num_classes, info.in_channels), (network.num_classes, network.in_channels)
+    if now != before:
         raise InputError(
-            f"data: has {info.num_classes} classes and {info.in_channels} channel(s) now; the "
-            f"network is made for {network.num_classes} and {network.in_channels}"
+            f"data: has {now[0]} classes in {now[1]} channels now; the network is made for "
+            f"{before[0]} in {before[1]}"
         )
 
 

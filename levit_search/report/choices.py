@@ -79,7 +79,7 @@ class Choices:
             By objective and slot, the most important first; empty where there are too few networks
             or all are the same.
         """
-        complete = [r for r in records if r.state == "complete" and r.reused_from is None]
+        complete = [record for record in records if record.is_evaluated]
         chance = np.random.default_rng(0)
         rows, kept = [], []
         for record in complete:

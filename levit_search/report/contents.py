@@ -85,13 +85,15 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
     accuracies = audited(study)
     by_outcome = [(record, figures.outcome(record, config.train.epochs)) for record in records]
     on_front = {record.trial for record in front}
+    reference = figures.reference_point(config.hypervolume_reference, objectives)
+    path = figures.trajectory(records, objectives, reference)
     return {
         "study": config.name,
         "folder": str(study.folder),
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "objectives": list(objectives),
         "up": upwards(objectives),
-        "summary": _summary(study, records, front),
+        "summary": _summary(study, by_outcome, front, path),
         "tabs": tabs(study, records, attributes, references),
         "trials": [
             {
@@ -102,7 +104,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
             }
             for record, outcome in by_outcome
         ],
-        "trajectory": _trajectory(study, records),
+        "trajectory": _by_column(path.steps()),
         "importance": choices.importance(records, objectives),
         "slots": choices.slots,
         "prediction": _prediction(records),
@@ -167,11 +169,15 @@ def _references(study: Study, sample: Architecture) -> dict[str, str]:
     }
 
 
-def _summary(study: Study, records: Sequence[Record], front: Sequence[Record]) -> dict[str, Any]:
-    epochs = study.config.train.epochs
-    path = _path(study, records)
-    counts = Counter(figures.outcome(record, epochs) for record in records)
-    saved = figures.savings(records, epochs)
+def _summary(
+    study: Study,
+    by_outcome: Sequence[tuple[Record, figures.Outcome]],
+    front: Sequence[Record],
+    path: figures.Trajectory,
+) -> dict[str, Any]:
+    records = [record for record, _ in by_outcome]
+    counts = Counter(outcome for _, outcome in by_outcome)
+    saved = figures.savings(records, study.config.train.epochs)
     return {
         "trials": len(records),
         "counts": {name: counts[name] for name in get_args(figures.Outcome)},
@@ -185,14 +191,7 @@ def _summary(study: Study, records: Sequence[Record], front: Sequence[Record]) -
     }
 
 
-def _path(study: Study, records: Sequence[Record]) -> figures.Trajectory:
-    objectives = study.config.objectives
-    reference = figures.reference_point(study.config.hypervolume_reference, objectives)
-    return figures.trajectory(records, objectives, reference)
-
-
-def _trajectory(study: Study, records: Sequence[Record]) -> dict[str, list[Any]]:
-    steps = _path(study, records).steps()
+def _by_column(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [step[name] for step in steps] for name in steps[0]}
 
 

@@ -23,7 +23,7 @@ from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, is_maximised
 from levit_search.report.choices import FEWEST
 from levit_search.report.contents import contents
-from levit_search.report.tabs import TITLES, scale_of
+from levit_search.report.tabs import TITLES
 from levit_search.study import Study
 
 _BROWSER = Path(__file__).with_name("browser")
@@ -141,7 +141,7 @@ def _for_people(study: Study, document: Mapping[str, Any]) -> dict[str, Any]:
         "up_name": _name(up),
         "up_unit": up_unit,
         "up_title": f"{up_name} ({up_unit}{scale})",
-        "up_scale": scale_of(up),
+        "up_scale": table.scale(up),
         "up_is_more": is_maximised(up),
         "ends": {name: _ends(name, trials) for name in columns},
         "trials": [{**trial, "texts": _texts(trial["values"], columns)} for trial in trials],
@@ -155,7 +155,7 @@ def _for_people(study: Study, document: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "search_text": _search_text(study),
         "training_text": _training_text(study),
-        "settings": None,
+        "settings": None,  # as a text instead
         "settings_text": write_yaml(document["settings"]),
     }
 
@@ -215,21 +215,20 @@ _NO_ROOM = "Its diagram is left out to keep this page small; `levit-search show`
 def _drawings(study: Study, network: Architecture) -> dict[str, str]:
     """The block diagram, and the maps where there are weights to read them from."""
     from levit_search import diagram, weight_maps
+    from levit_search.portrait import portrait
 
     found = {"diagram": diagram.svg(network, embedded=True)}
-    path = study.checkpoints / f"{network.id}.safetensors"
+    path = study.weights(network.id)
     if not path.is_file():
         found["note"] = "Its trained weights are not kept here, so there are no maps of them."
         return found
     try:
-        weights = weight_maps.read_weights(path)
-        biases = weight_maps.attention_biases(network, weights, str(path))
-        filters = weight_maps.patch_filters(network, weights, str(path))
+        drawn = portrait(network, network.summary(), path)
     except InputError as error:
         found["note"] = str(error)
         return found
-    if biases or filters is not None:
-        found["maps"] = weight_maps.svg(biases, filters, network.summary(), embedded=True)
+    if drawn.has_maps:
+        found["maps"] = weight_maps.svg(drawn.biases, drawn.filters, drawn.title, embedded=True)
     return found
 
 

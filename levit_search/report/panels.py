@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from levit_search.pareto import figure_and_target
-from levit_search.report.tabs import TITLES, scale_of
+from levit_search.report.tabs import TITLES
+from levit_search.table import in_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +81,7 @@ def evaluated(document: Document) -> list[Trial]:
 
 def value_of(trial: Trial, name: str) -> float:
     """A figure of a trial in the unit in which people read it."""
-    return float(trial["values"][name]) / scale_of(name)
+    return in_unit(name, float(trial["values"][name]))
 
 
 def name_of(figure: str) -> str:

@@ -11,7 +11,7 @@ from levit_search.report.panels import SIZE, Document, Trial, evaluated, label_o
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_SLOTS = 14
+MOST_SLOTS = 14  # that a picture has room for
 
 
 def parallel_coordinates(document: Document) -> "Figure":
@@ -73,7 +73,7 @@ def _main_slots(document: Document) -> list[str]:
     """The slots that matter most to what is drawn upwards; all where that is not known."""
     known = document["importance"].get(document["up"], {})
     by_share = sorted(document["slots"], key=lambda slot: -known.get(slot, 0.0))
-    kept = set(by_share[:_MOST_SLOTS])
+    kept = set(by_share[:MOST_SLOTS])
     return [slot for slot in document["slots"] if slot in kept]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from levit_search.audit.pictures import COSTS
 from levit_search.palette import AMBER, BLACK, BLUE, COLORS, GREEN, GREY, ORANGE, PURPLE, SKY
 from levit_search.pareto import figure_and_target, is_maximised
 from levit_search.report.panels import (
@@ -18,20 +19,13 @@ from levit_search.report.panels import (
     plot,
     value_of,
 )
-from levit_search.report.parallel import parallel_coordinates
-from levit_search.report.tabs import scale_of
+from levit_search.report.parallel import MOST_SLOTS, parallel_coordinates
+from levit_search.table import in_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COSTS = {
-    "trials": "proposals",
-    "epochs": "epochs trained",
-    "hours": "hours",
-    "worker_hours": "worker hours",
-}
-_MOST_SLOTS = 14
 _HATCHES = ("", "///", "...", "xx")
 
 
@@ -116,7 +110,7 @@ def _reference(
 def _published(axes: "Axes", rows: Sequence[Mapping[str, Any]], across: str, up: str) -> None:
     known = [row for row in rows if across in row["values"] and up in row["values"]]
     if known:
-        points = [[row["values"][name] / scale_of(name) for row in known] for name in (across, up)]
+        points = [[in_unit(name, row["values"][name]) for row in known] for name in (across, up)]
         axes.plot(*points, "^", color=PURPLE, markersize=6, label="the paper's")
         for row, x, y in zip(known, *points, strict=True):
             note(axes, row["name"], x, y)
@@ -132,7 +126,7 @@ def hypervolume(document: Document) -> "Figure":
     lows = []
     for axes, cost in zip(parts, costs, strict=True):
         axes.step(path[cost], volumes, where="post", color=BLUE, linewidth=1.5)
-        axes.set_xlabel(_COSTS[cost])
+        axes.set_xlabel(COSTS[cost])
         axes.margins(x=0.02)
         early = [v for x, v in zip(path[cost], volumes, strict=True) if x <= path[cost][-1] / 20]
         lows.append(max([0.0, *early]))
@@ -197,7 +191,7 @@ def importance(document: Document) -> "Figure":
     shares: Mapping[str, Mapping[str, float]] = document["importance"]
     slots = {slot for found in shares.values() for slot in found}
     largest = {slot: max(found.get(slot, 0.0) for found in shares.values()) for slot in slots}
-    shown = sorted(slots, key=lambda slot: (-largest[slot], slot))[:_MOST_SLOTS]
+    shown = sorted(slots, key=lambda slot: (-largest[slot], slot))[:MOST_SLOTS]
     figure, axes = plot(
         f"{document['study']}: which choices matter", height=1.4 + 0.32 * len(shown)
     )

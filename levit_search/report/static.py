@@ -83,6 +83,7 @@ def _drawn(figure: "Figure", format: str) -> bytes:
 def _networks(study: Study, document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Diagrams and maps of the knee and of those that were picked."""
     from levit_search import diagram, weight_maps
+    from levit_search.portrait import portrait
 
     for trial in document["chosen"]:
         details = document["details"][str(trial)]
@@ -91,14 +92,12 @@ def _networks(study: Study, document: dict[str, Any]) -> Iterator[tuple[str, str
         network = parse(details["architecture"])
         title = f"Trial {trial} of {document['study']}"
         yield f"trial-{trial}-blocks", diagram.svg(network, title)
-        path = study.checkpoints / f"{network.id}.safetensors"
+        path = study.weights(network.id)
         if not path.is_file():
             continue
-        weights = weight_maps.read_weights(path)
-        biases = weight_maps.attention_biases(network, weights, str(path))
-        filters = weight_maps.patch_filters(network, weights, str(path))
-        if biases or filters is not None:
-            yield f"trial-{trial}-weights", weight_maps.svg(biases, filters, title)
+        drawn = portrait(network, title, path)
+        if drawn.has_maps:
+            yield f"trial-{trial}-weights", weight_maps.svg(drawn.biases, drawn.filters, title)
 
 
 def _is_picked(reasons: Sequence[str]) -> bool:

@@ -3,14 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from levit_search.pareto import (
-    PROBED,
-    Objective,
-    figure_and_target,
-    is_maximised,
-    minimised,
-    non_dominated,
-)
+from levit_search import table
+from levit_search.pareto import PROBED, Objective, figure_and_target, is_maximised
 from levit_search.study import Record, Study
 
 _DIGITS = 7  # significant ones, beyond what any figure is good for
@@ -44,7 +38,7 @@ def tabs(
     """The costs that accuracy is drawn against: latency on each target, then the others."""
     config = study.config
     up = upwards(config.objectives)
-    complete = [r for r in records if r.state == "complete" and r.reused_from is None]
+    complete = [record for record in records if record.is_evaluated]
     found = [name for name in config.objectives if name != up]
     if config.is_measured:
         found += ["latency_ms", *(f"latency_ms@{name}" for name in config.also_measured)]
@@ -84,25 +78,16 @@ def _tab(
         )
         if figure == "latency_ms":
             beside["reference"] = _reference(target, complete, attributes, references)
-    names = (up, name)
-    mask = non_dominated(minimised([record.values for record in complete], names))
-    best = [record for record, keep in zip(complete, mask, strict=True) if keep]
-    best.sort(key=lambda record: (record.values[name], record.trial))
     return {
         "figure": name,
         "title": title if target is None else f"{title} on {target}",
         "unit": unit,
-        "scale": scale_of(name),
+        "scale": table.scale(name),
         "log": True,
         "objective": name in study.config.objectives,
-        "front": [record.trial for record in best],
+        "front": [record.trial for record in table.front(complete, (name, up))],
         **beside,
     }
-
-
-def scale_of(name: str) -> float:
-    """What a figure is divided by to be in its unit."""
-    return 1e6 if name in ("flops", "params", "activations") else 1.0
 
 
 def _count(number: int, what: str) -> str:

@@ -84,7 +84,7 @@ def _enter(
 ) -> None:
     assert record.architecture is not None
     network = record.architecture
-    weights = source.checkpoints / f"{network.id}.safetensors"
+    weights = source.weights(network.id)
     if weights.exists():
         study.checkpoints.mkdir(exist_ok=True)
         shutil.copyfile(weights, study.checkpoints / weights.name)

@@ -62,7 +62,7 @@ class Tally:
             self.known.setdefault(record.architecture.id, record)
         if record.seconds > 0 and record.taken_from is None:
             self._seconds.append(record.seconds)
-        if record.state == "complete" and record.reused_from is None:
+        if record.is_evaluated:
             self._to_front(record)
 
     @property

@@ -54,6 +54,11 @@ class Record:
     """When it ended, in local time by ISO 8601."""
 
     @property
+    def is_evaluated(self) -> bool:
+        """Whether it was evaluated to the end and is no repeat: each network is so once."""
+        return self.state == "complete" and self.reused_from is None
+
+    @property
     def is_stopped(self) -> bool:
         """Whether a rung ended its training."""
         return self.state == "pruned" and bool(self.rungs) and not self.rungs[-1]["goes_on"]
@@ -122,6 +127,10 @@ class Study:
     def checkpoints(self) -> Path:
         """Trained weights, one file for each network, named by its id."""
         return self.folder / "checkpoints"
+
+    def weights(self, network_id: str) -> Path:
+        """The file with the trained weights of a network, which is not there for each."""
+        return self.checkpoints / f"{network_id}.safetensors"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
