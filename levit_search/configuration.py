@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from levit_search.errors import InputError, did_you_mean
+from levit_search.plain_yaml import LARGEST, parse_yaml
 
 # YAML has integers of its own, so "4", 4.5 and true are mistakes rather than other spellings.
 Count = Annotated[int, Field(strict=True, ge=1, le=10**9)]
@@ -147,10 +148,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        InputError: there is no such file, it cannot be read, or it holds no YAML mapping.
+        InputError: there is no such file, it cannot be read, or it holds no YAML mapping, as
+            :func:`levit_search.plain_yaml.parse_yaml` reads it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+        text = raw.decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -159,23 +163,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a mapping of keys to values")
     return data
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The value that a YAML text stands for; only plain data, never objects.
-
-    Raises:
-        InputError: the text is not valid YAML.
-    """
-    try:
-        return yaml.safe_load(text)
-    except RecursionError:
-        raise InputError(f"{where}: nested too deeply") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-    except Exception as error:  # PyYAML's own constructors: impossible dates, !!int large, ...
-        reason = f"{type(error).__name__}: {error}"
-    raise InputError(f"{where}: not valid YAML: {_cut(reason, 300)}")
 
 
 def write_yaml(data: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What a user can cause: one root exception and the few leaves that build their own message."""
 
 import difflib
+import errno
 import itertools
 from collections.abc import Iterable
 
@@ -31,8 +32,29 @@ class BudgetError(LevitSearchError):
     """The search cannot go on: nothing that it proposes may be evaluated."""
 
 
+GOES_ON = "what was finished is kept; once that is mended the same command goes on"
+"""How a search that a disk, a server or the like has ended is gone on with."""
+
+
 class TrialError(LevitSearchError):
     """One candidate failed; the reason is recorded on its trial and the search goes on."""
+
+
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES}
+
+
+def refused_by_disk(error: BaseException) -> str | None:
+    """What a disk refused, as ``PATH: No space left on device``, if that is behind an error.
+
+    Such a fault is none of a single candidate: it meets whatever comes next as well.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _REFUSALS:
+            where = f"{seen.filename}: " if seen.filename is not None else ""
+            return f"{where}{seen.strerror}"
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 _FEW = 40  # names that a message may list in full

@@ -8,9 +8,10 @@ from typing import Any
 
 from levit_search.architecture import Architecture
 from levit_search.batches import open_batches
+from levit_search.data import user_cache
 from levit_search.distill import TeacherAnswers, obtain_teacher
-from levit_search.errors import InputError, TrialError
-from levit_search.files import write_atomically
+from levit_search.errors import InputError, TrialError, refused_by_disk
+from levit_search.files import remove_unfinished, write_atomically
 from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.forecast import Forecast
 from levit_search.latency.sharing import on_cores
@@ -23,6 +24,7 @@ from levit_search.train import (
     Epoch,
     Training,
     always,
+    out_of_memory_as_trial_error,
     train_network,
     training_id,
 )
@@ -110,6 +112,8 @@ class Evaluator:
             LevitSearchError: whatever keeps every candidate from being evaluated.
         """
         config = self._config
+        for kept in ("latency", "teachers"):  # what killed writers left in the user's cache
+            remove_unfinished(user_cache() / kept)
         card: dict[str, Any] = {}
         device: dict[str, Any] = {}
         if config.is_measured:
@@ -161,6 +165,7 @@ class Evaluator:
         )
         return card
 
+    @out_of_memory_as_trial_error()
     def evaluate(
         self, network: Architecture, progress: Progress, decide: Decide = goes_on
     ) -> Evaluation:
@@ -206,6 +211,7 @@ class Evaluator:
             targets,
         )
 
+    @out_of_memory_as_trial_error()
     def measure(self, network: Architecture, progress: Progress) -> Evaluation:
         """Measure a network whose latency was predicted.
 
@@ -295,8 +301,9 @@ class Evaluator:
                     told=told,
                     decide=always if self._config.search.reduction is None else decided,
                 )
-        except TrialError:
-            checkpoint.remove()
+        except TrialError as error:
+            if refused_by_disk(error) is None:
+                checkpoint.remove()
             raise
         weights = folder / f"{network.id}.safetensors"
         if len(result.curve) == recipe.epochs:

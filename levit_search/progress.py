@@ -4,7 +4,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from levit_search import table
 from levit_search.architecture import Architecture
+from levit_search.printable import careful_console
 from levit_search.study import Record, Study
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class _OnStderr:
     """A context in which a terminal has a live part at its end; elsewhere there is none."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = careful_console(stderr=True)
         self._live: Live | None = None
         self._begun = time.monotonic()
 
@@ -69,6 +70,7 @@ class SearchProgress(_OnStderr):
         self._current[trial] = (network, "starting", None)
 
     def progress(self, trial: int, text: str, fraction: float | None) -> None:
+        self._preparing = ""
         network, _, _ = self._current[trial]
         self._current[trial] = (network, text, fraction)
 
@@ -88,7 +90,7 @@ class SearchProgress(_OnStderr):
     def _line(self, text: str, only_if_new: bool = False) -> None:
         if self._live is None and not (only_if_new and text == self._last_line):
             stamp = _clock(time.monotonic() - self._begun)
-            self._console.print(f"[{stamp}] {text}", markup=False, soft_wrap=True)
+            self._console.print(f"[{stamp}] {text}", soft_wrap=True)
         self._last_line = text
 
     def _shown(self) -> RenderableType:
@@ -151,7 +153,7 @@ class StepProgress(_OnStderr):
             done = (max(0, self._index - 1) + (fraction or 0.0)) / max(1, self._count)
             self._live.update(_step(line, done, clock), refresh=True)
         elif line != self._last_line:
-            self._console.print(f"[{clock}] {line}", markup=False, soft_wrap=True)
+            self._console.print(f"[{clock}] {line}", soft_wrap=True)
         self._last_line = line
 
 

@@ -11,8 +11,9 @@ from levit_search.batches import Batches, open_batches
 from levit_search.distill import TeacherAnswers, shared_teacher
 from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import InputError, TrialError
-from levit_search.files import write_atomically, write_json
+from levit_search.files import write_atomically
 from levit_search.model import Model, save_weights
+from levit_search.sealed import write_sealed
 from levit_search.study import StudyConfig
 from levit_search.train import Checkpoint, Epoch, top1_percent, train_network, training_id
 
@@ -149,7 +150,7 @@ def _keep(model: Model, result: dict[str, Any], out: Path) -> None:
     try:
         write_atomically(out / "architecture.yaml", model.architecture.to_yaml())
         save_weights(model, out / "model.safetensors")
-        write_json(out / "training.json", result)
+        write_sealed(out / "training.json", result)
     except OSError as error:
         raise TrialError(
             f"{out}: cannot be written ({error.strerror or error}); the same command goes on from "

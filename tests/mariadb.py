@@ -3,13 +3,14 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.servers import Database, free_port, stop, wait_for
+from tests.servers import Database, Server, free_port, wait_for
 
 _PASSWORD = "se/cr:et@"
 _FIRST = f"""\
@@ -36,6 +37,13 @@ def missing() -> str | None:
 @contextmanager
 def running() -> Iterator[Database]:
     """A server with a database ``levit``."""
+    with server() as started:
+        yield started.database
+
+
+@contextmanager
+def server() -> Iterator[Server]:
+    """As :func:`running`, with the server itself."""
     user = pwd.getpwuid(os.getuid()).pw_name
     # A socket's path must be short, which those of pytest's folders are not.
     with tempfile.TemporaryDirectory(prefix="levit-mariadb-") as name:
@@ -46,16 +54,24 @@ def running() -> Iterator[Database]:
         subprocess.run([*command, access], check=True, stdout=quiet, stderr=quiet)
         database = Database("mysql", "levit", _PASSWORD, free_port(), "levit")
         (Path(name) / "first.sql").write_text(_FIRST)
-        process = _start(Path(name), database.port, common)
+        first = [f"--init-file={name}/first.sql"]
+
+        def start() -> "subprocess.Popen[bytes]":
+            process = _start(Path(name), database.port, [*common, *first])
+            first.clear()
+            return process
+
+        started = Server(database, start, signal.SIGTERM)
+        started.start()
         try:
-            yield database
+            yield started
         finally:
-            stop(process)
+            started.stop()
 
 
 def _start(folder: Path, port: int, common: list[str]) -> "subprocess.Popen[bytes]":
     options = [f"--port={port}", "--bind-address=127.0.0.1", f"--socket={folder}/socket"]
-    options += [f"--pid-file={folder}/pid", f"--init-file={folder}/first.sql"]
+    options += [f"--pid-file={folder}/pid"]
     options += ["--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0"]
     log = folder / "log"
     with log.open("wb") as file:

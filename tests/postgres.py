@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.servers import Database, free_port, stop, wait_for
+from tests.servers import Database, Server, free_port, wait_for
 
 _SETTINGS = ("fsync=off", "unix_socket_directories=", "max_connections=20", "shared_buffers=16MB")
 
@@ -42,6 +42,13 @@ def missing() -> str | None:
 @contextmanager
 def running() -> Iterator[Database]:
     """A server with a database ``levit``."""
+    with server() as started:
+        yield started.database
+
+
+@contextmanager
+def server() -> Iterator[Server]:
+    """As :func:`running`, with the server itself."""
     owner = _owner()
     assert owner is not None
     # Its owner may not enter the folders that pytest makes.
@@ -56,12 +63,14 @@ def running() -> Iterator[Database]:
         who: dict[str, Any] = {"user": owner.pw_uid, "group": owner.pw_gid, "cwd": folder}
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **who)
         database = Database("postgresql", "levit", password, free_port(), "levit")
-        process = _start(folder, database.port, who)
+        # It would wait for clients to go on SIGTERM.
+        started = Server(database, lambda: _start(folder, database.port, who), signal.SIGINT)
+        started.start()
         try:
             database.administer("postgres", "CREATE DATABASE levit")
-            yield database
+            yield started
         finally:
-            stop(process, signal.SIGINT)  # it would wait for clients to go on SIGTERM
+            started.stop()
 
 
 def _start(folder: Path, port: int, who: dict[str, Any]) -> "subprocess.Popen[bytes]":

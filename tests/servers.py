@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -40,6 +41,28 @@ class Database:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text(statement))
         engine.dispose()
+
+
+@dataclass
+class Server:
+    """A server that can be stopped and started again."""
+
+    database: Database
+    start_process: "Callable[[], subprocess.Popen[bytes]]"
+    how: signal.Signals
+    """To stop it at once, whoever is connected."""
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        assert self.process is None
+        self.process = self.start_process()
+
+    def stop(self) -> None:
+        """Stop it, if it runs, and wait for its end."""
+        if self.process is not None:
+            stop(self.process, self.how)
+            self.process = None
 
 
 def free_port() -> int:

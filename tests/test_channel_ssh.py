@@ -16,7 +16,7 @@ import pytest
 from levit_search import architecture
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError, TrialError
-from levit_search.latency import LatencyConfig, Measurement, Probe, channel, worker
+from levit_search.latency import LatencyConfig, Measurement, Probe, worker
 from levit_search.latency.cache import Cache
 from levit_search.latency.channel import Channel, ssh_command
 from levit_search.latency.protocol import read_latency
@@ -266,13 +266,12 @@ def test_a_shared_connection_serves_and_outlives_the_worker(
 def test_a_worker_that_fails_in_mid_job_is_told_and_closed(
     server: sshd.Server,
     twisted: Callable[[str], str],
-    monkeypatch: pytest.MonkeyPatch,
     twist: str,
     reason: str,
 ) -> None:
     target = server.target(python=twisted(twist))
     opened = Channel(target, "onnxruntime")
-    monkeypatch.setattr(channel, "GRACE_S", 1.0)
+    opened.patience_s = 1.0
     begun = time.monotonic()
     with pytest.raises(TrialError) as failed:
         opened.ask({"do": "logits", "networks": []}, 0)

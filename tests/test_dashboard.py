@@ -55,8 +55,8 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
         pytest.importorskip(module, reason=f"needs pip install 'levit-search[{extra}]'")
         running.append(server.running())
         database: Database = running[-1].__enter__()
-        monkeypatch.setenv("LEVIT_PASSWORD", database.password)
-        return database.spelt("${LEVIT_PASSWORD}")
+        monkeypatch.setenv("LEVIT_SEARCH_LEVIT_PASSWORD", database.password)
+        return database.spelt("${LEVIT_SEARCH_LEVIT_PASSWORD}")
 
     yield of
     for each in running:
@@ -194,22 +194,28 @@ def check_shown(shown: dict[str, Any], records: list[Record]) -> None:
         (None, "'sqlite:////here/a b/study.db'"),
         ("journal", "--storage-class JournalFileStorage '/here/a b/study.journal'"),
         ("sqlite:////there/all.db", "sqlite:////there/all.db"),
-        ("sqlite:///${ROOT}/all.db", "sqlite:////rooted/all.db"),
+        ("sqlite:///${LEVIT_SEARCH_ROOT}/all.db", "sqlite:////rooted/all.db"),
         ("sqlite:////there/{0}$x.db", "sqlite:////there/%7B0%7D%24x.db"),
         ("postgresql://me:secret@host/db", "'postgresql+psycopg://me:***@host/db'"),
         ("postgresql+psycopg://host/db", "postgresql+psycopg://host/db"),
-        ("mysql://me:${PLAIN}@host:1/db", '"mysql+pymysql://me:${PLAIN}@host:1/db"'),
-        ("mysql://me:${SPECIAL}@host/db", '"mysql+pymysql://me:***@host/db"'),
-        ("mysql://me:${PLAIN}@host/`$x{}", '"mysql+pymysql://me:${PLAIN}@host/\\`\\$x{{}}"'),
+        (
+            "mysql://me:${LEVIT_SEARCH_PLAIN}@host:1/db",
+            '"mysql+pymysql://me:${LEVIT_SEARCH_PLAIN}@host:1/db"',
+        ),
+        ("mysql://me:${LEVIT_SEARCH_SPECIAL}@host/db", '"mysql+pymysql://me:***@host/db"'),
+        (
+            "mysql://me:${LEVIT_SEARCH_PLAIN}@host/`$x{}",
+            '"mysql+pymysql://me:${LEVIT_SEARCH_PLAIN}@host/\\`\\$x{{}}"',
+        ),
         ("mysql://host/db?password=secret&a=b", "'mysql+pymysql://host/db?password=***&a=b'"),
     ],
 )
 def test_the_command_is_quoted_and_tells_no_password(
     storage: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PLAIN", "secret")
-    monkeypatch.setenv("SPECIAL", "se/cr:et@")
-    monkeypatch.setenv("ROOT", "/rooted")
+    monkeypatch.setenv("LEVIT_SEARCH_PLAIN", "secret")
+    monkeypatch.setenv("LEVIT_SEARCH_SPECIAL", "se/cr:et@")
+    monkeypatch.setenv("LEVIT_SEARCH_ROOT", "/rooted")
     command = Place(storage, Path("/here/a b")).dashboard_command()
     assert command == f"optuna-dashboard {expected}"
 
@@ -226,7 +232,7 @@ def test_a_search_prints_it_at_its_start(
     cli: Cli, space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "make_engine", CurveEngine)
-    ran = cli("run", space_file(), "--study", "s", "--trials", 1, "--json")
+    ran = cli("run", space_file(storage=None), "--study", "s", "--trials", 1, "--json")
     assert ran.returncode == 0
     first = ran.stderr.splitlines()[0]
     assert first == f"Live page: optuna-dashboard sqlite:///{tmp_path}/s/study.db"

@@ -59,7 +59,10 @@ def test_the_message_about_a_dead_worker_names_its_signal_and_its_own_log(
         watched.submit(0, network())
         watched.submit(1, network(DIES))
         text = watched.until_told(1, "failed").text
-    assert text == f"the worker process ended with SIGKILL; see {made.folder / 'worker-2.log'}"
+        told = [event.text for event in watched.of(None, "progress")]
+    log = made.folder / "worker-2.log"
+    assert text == f"the worker process ended with SIGKILL (out of memory?); see {log}"
+    assert told.count(f"trial 1 is started again: {text}") == 1
     assert (made.folder / "worker-2.log").exists()
 
 

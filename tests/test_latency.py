@@ -417,8 +417,11 @@ def test_a_misbehaving_worker_fails_the_trial_with_its_reason(
     path = tmp_path / "bad_worker.py"
     path.write_text(f"PROTOCOL = {worker.PROTOCOL}\n{script}")
     monkeypatch.setattr(channel.worker, "__file__", str(path))
-    monkeypatch.setattr(channel, "GRACE_S", 1 if "sleep" in script else 60)
-    with Probe(LatencyConfig(**QUICK)) as probe, pytest.raises(TrialError) as raised:
+    patience_s = 1 if "sleep" in script else 60
+    with (
+        Probe(LatencyConfig(**QUICK, patience_s=patience_s)) as probe,
+        pytest.raises(TrialError) as raised,
+    ):
         probe.measure(tiny)
     assert told in str(raised.value)
     assert "probe on cpu" in str(raised.value)

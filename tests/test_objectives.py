@@ -270,8 +270,8 @@ def test_latency_is_not_probed_where_only_another_target_is_named(
     space_file: SpaceFile, tmp_path: Path, tiny: Architecture
 ) -> None:
     gone = {"target": {"kind": "command", "python": ["/no/such/python"]}}
-    sections = two_targets(latency=gone, objectives=["latency_ms@four", "flops"])
-    config = read_config(space_file(**sections))
+    sections = two_targets(objectives=["latency_ms@four", "flops"])
+    config = read_config(space_file(**sections), {"latency": gone})
     evaluator = Evaluator(config, tmp_path, {})
     try:
         assert evaluator.prepare(tiny, silent)["device"] == {}
@@ -286,7 +286,7 @@ def test_a_further_target_that_cannot_be_reached_stops_the_preparation(
     space_file: SpaceFile, tmp_path: Path, tiny: Architecture
 ) -> None:
     gone = {"target": {"kind": "command", "python": ["/no/such/python"]}}
-    config = read_config(space_file(**two_targets(targets={"four": gone})))
+    config = read_config(space_file(**two_targets()), {"targets.four": gone})
     evaluator = Evaluator(config, tmp_path, {})
     try:
         with pytest.raises(TrialError, match="/no/such/python cannot be started"):

@@ -1,5 +1,9 @@
 """Successive halving by non-dominated order."""
 
+import itertools
+import random
+
+import numpy as np
 import pytest
 
 from levit_search.search.rungs import Rungs
@@ -81,3 +85,26 @@ def test_nothing_is_expected_before_anybody_has_gone_on() -> None:
     found = rungs()
     come(found, 1, "a", 50, 100)
     assert found.expected(1, 50.0) == 50.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_gains_are_medians_in_whatever_order_networks_are_told(seed: int) -> None:
+    chance = random.Random(seed)
+    found, levels = rungs(), [{}, {}, {}]
+    names = [str(number) for number in range(15)]
+    for _ in range(60):
+        level, name = chance.randrange(3), chance.choice(names)
+        percent = chance.choice([50.0, 60.25, 71.3]) + level * chance.random()
+        if level == 2:
+            found.complete(name, percent)
+            levels[2][name] = percent  # the latest counts
+        else:
+            values = {"top1_percent": percent, "flops": 100.0, "latency_ms": 1.0}
+            found.enter((1, 3)[level], name, values, True)
+            levels[level].setdefault(name, percent)
+        gained = [
+            [after[each] - before[each] for each in after if each in before]
+            for before, after in itertools.pairwise(levels)
+        ]
+        plain = [0.5 * round(float(np.median(each)) / 0.5) if each else 0.0 for each in gained]
+        assert list(found.gains()) == plain

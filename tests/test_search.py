@@ -173,6 +173,7 @@ def test_killed_at_any_write_it_ends_as_if_undisturbed(
 ) -> None:
     monkeypatch.setattr(driver, "make_engine", CurveEngine)
     path = space_file(
+        storage=None,
         limits={"flops": 150_000},
         train={"epochs": 9, "rungs": [1, 3], "device": "cpu"},
         search={"trials": 10, "sampler": sampler, "startup_trials": 3},
@@ -324,8 +325,8 @@ def test_trials_left_over_are_finished_with_a_smaller_budget(
     with monkeypatch.context() as patch:
         kill_at(patch, 12, False)
         with pytest.raises(Killed):
-            run(space_file(), tmp_path / "s", **{"search.trials": 10})
-    _, study = run(space_file(), tmp_path / "s", **{"search.trials": 1})
+            run(space_file(storage=None), tmp_path / "s", **{"search.trials": 10})
+    _, study = run(space_file(storage=None), tmp_path / "s", **{"search.trials": 1})
     assert all(trial.state.is_finished() for trial in study.storage().trials)
 
 

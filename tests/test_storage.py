@@ -22,7 +22,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from levit_search.errors import BudgetError, InputError
 from levit_search.study import Study, StudyConfig, journal, read_config, storage
-from levit_search.study.storage import Place, masked
+from levit_search.study.address import masked
+from levit_search.study.storage import Place
 from tests import mariadb, postgres
 from tests.conftest import ROOT, Cli
 from tests.servers import Database, free_port
@@ -295,20 +296,20 @@ def test_a_storage_may_go_by_another_address(
 ) -> None:
     study = make(postgresql.url)
     evaluated(*study.open_storage(), 0)
-    monkeypatch.setenv("DATABASE_PASSWORD", postgresql.password)
-    moved = make(postgresql.spelt("${DATABASE_PASSWORD}"))
+    monkeypatch.setenv("LEVIT_SEARCH_DATABASE_PASSWORD", postgresql.password)
+    moved = make(postgresql.spelt("${LEVIT_SEARCH_DATABASE_PASSWORD}"))
     assert len(moved.records()) == 1
     written = contents(study.folder)
-    assert b"${DATABASE_PASSWORD}" in written["study.yaml"]
+    assert b"${LEVIT_SEARCH_DATABASE_PASSWORD}" in written["study.yaml"]
     assert not any(b"se/cr" in each or b"se%2Fcr" in each for each in written.values())
 
 
 def test_a_password_is_read_from_the_environment_or_missed(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("NO_SUCH_NAME", raising=False)
-    with pytest.raises(InputError, match="the environment has no NO_SUCH_NAME"):
-        make("postgresql://levit:${NO_SUCH_NAME}@127.0.0.1/levit")
+    monkeypatch.delenv("LEVIT_SEARCH_NO_SUCH_NAME", raising=False)
+    with pytest.raises(InputError, match="the environment has no LEVIT_SEARCH_NO_SUCH_NAME"):
+        make("postgresql://levit:${LEVIT_SEARCH_NO_SUCH_NAME}@127.0.0.1/levit")
     assert not (tmp_path / "s").exists()
 
 

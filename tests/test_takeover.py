@@ -13,6 +13,7 @@ from levit_search.study import Study, read_config
 from tests.engines import CurveEngine, Silent
 from tests.networks import tiny_space
 
+WEIGHTS = b"\x02" + bytes(7) + b"{}"  # safetensors without any
 TRAIN = {"epochs": 9, "rungs": [1, 3], "device": "cpu"}
 
 
@@ -31,7 +32,7 @@ def source(space_file: Callable[..., Path], tmp_path: Path) -> Study:
     search(study, Silent(), engine=CurveEngine)
     for record in study.records():
         assert record.architecture is not None
-        (study.checkpoints / f"{record.architecture.id}.safetensors").write_bytes(b"weights")
+        (study.checkpoints / f"{record.architecture.id}.safetensors").write_bytes(WEIGHTS)
     return study
 
 
@@ -59,7 +60,7 @@ def test_a_widened_space_takes_over_what_was_found(source: Study, tmp_path: Path
     for name, record in old.items():
         assert new[name].taken_from == f"{source.folder}#{record.trial}"
         assert (new[name].state, new[name].values) == (record.state, record.values)
-        assert (study.checkpoints / f"{name}.safetensors").read_bytes() == b"weights"
+        assert (study.checkpoints / f"{name}.safetensors").read_bytes() == WEIGHTS
     assert any(record.is_stopped for record in old.values()), "this seed has some"
 
 

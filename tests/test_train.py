@@ -132,7 +132,7 @@ def test_a_loss_that_is_no_number_fails_the_trial_and_names_the_epoch(
     step, epoch, answer, few_digits
 ):
     told: list[Epoch] = []
-    with pytest.raises(TrialError, match=f"epoch {epoch}$"):
+    with pytest.raises(TrialError, match=f"epoch {epoch};"):
         fit(BreaksAt(step, answer), few_digits, RECIPE, seed=0, report=told.append)
     assert len(told) == epoch - 1
 

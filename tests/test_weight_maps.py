@@ -206,7 +206,7 @@ def test_files_are_read_and_others_are_wrong_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent: no such file"):
         weight_maps.read_weights(tmp_path / "absent")
     (tmp_path / "text").write_text("no tensors in here, only words")
-    with pytest.raises(InputError, match="text: not a readable safetensors file"):
+    with pytest.raises(InputError, match=r"text: damaged .*or no safetensors file"):
         weight_maps.read_weights(tmp_path / "text")
     bias = {"stages.0.blocks.0.attention.core.attention_bias": torch.zeros(1, 4)}
     save_file({k: v.half() for k, v in bias.items()}, tmp_path / "half")

@@ -21,6 +21,8 @@ from levit_search.train import (
     training_id,
 )
 
+_AGAIN = "`levit-search export STUDY --pick trial=N --retrain` trains a network again"
+
 Progress = Callable[[str, float | None], None]
 Decide = Callable[[int, dict[str, float]], bool]
 
@@ -97,12 +99,12 @@ class Examiner:
         progress("measuring", None)
         path = self._folder / "checkpoints" / f"{network.id}.safetensors"
         if not path.is_file():
-            raise TrialError(f"{path}: the trained weights are not there")
+            raise TrialError(f"{path}: the trained weights are not there; {_AGAIN}")
         model = build(network)
         try:
             load_weights(model, path)
         except InputError as error:
-            raise TrialError(str(error)) from None
+            raise TrialError(f"{error}; {_AGAIN}") from None
         with on_cores(self._cores):
             return self._examined(model.to(device_of(self._config.train)), 0.0)
 

@@ -1,6 +1,5 @@
 """``audit.json``: what was measured of each network, kept so that no training is done twice."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from levit_search.errors import InputError
-from levit_search.files import write_atomically, write_json
+from levit_search.files import write_atomically
+from levit_search.sealed import read_sealed, write_sealed
 
 VERSION = 1
 
@@ -50,7 +50,7 @@ class Kept:
         self.networks: dict[str, Accuracies] = {}
         """By id."""
         try:
-            raw = json.loads(self._path.read_text(encoding="utf-8"))
+            raw = read_sealed(self._path)
             version = raw["version"]
             if version == VERSION:
                 self.networks = {
@@ -106,7 +106,7 @@ class Kept:
         """
         networks = {name: found.as_json() for name, found in self.networks.items()}
         try:
-            write_json(self._path, {"version": VERSION, **figures, "networks": networks})
+            write_sealed(self._path, {"version": VERSION, **figures, "networks": networks})
         except OSError as error:
             raise self._unwritable(error) from None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError, TrialError
-from levit_search.search.engine import Event
+from levit_search.search.engine import Event, pass_on_warnings
 from levit_search.search.workers import LocalEngine
 from levit_search.study import EngineConfig, Study
 
@@ -83,7 +83,7 @@ def _with_seed(
                 running[number] = job, 0.0
                 start = engine.verify if job.seed is None else engine.submit
                 start(number, job.network)
-            for event in engine.events(_LOOKS_S):
+            for event in pass_on_warnings(engine.events(_LOOKS_S)):
                 if event.trial is None:
                     _check(event)
                     doing = event.text

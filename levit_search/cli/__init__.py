@@ -5,27 +5,32 @@ command imports what it needs, so that ``--help`` answers at once and counting n
 torch.
 """
 
+import os
+import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, TextIO
+from types import FrameType
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
 from levit_search import __version__
 from levit_search.cli import (
     auditing,
+    doctoring,
     exporting,
     networks,
     reporting,
     reproducing,
+    restoring,
     searching,
     showing,
     targeting,
     teaching,
 )
 from levit_search.cli.printing import say
-from levit_search.errors import LevitSearchError
+from levit_search.errors import LevitSearchError, refused_by_disk
 
 app = typer.Typer(
     help="Find the best LeViT-like vision transformer for a data set and a device.",
@@ -37,6 +42,7 @@ app = typer.Typer(
 for _command in (
     searching.run,
     searching.front,
+    restoring.restore,
     reporting.report,
     auditing.audit,
     exporting.export,
@@ -47,6 +53,7 @@ for _command in (
     networks.train,
     reproducing.reproduce,
     searching.space,
+    doctoring.doctor,
 ):
     app.command()(_command)
 app.add_typer(teaching.teacher, name="teacher")
@@ -55,18 +62,45 @@ app.add_typer(teaching.teacher, name="teacher")
 def main() -> None:
     """Run the command in ``sys.argv``; exit 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     warnings.showwarning = _show_warning
+    # Whoever ends us this way means what Ctrl-C means, only at once.
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _interrupt)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
     except LevitSearchError as error:
         if "--debug" in sys.argv:
             raise
         say(f"levit-search: {error}")
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except typer.TyperException as error:
         say(f"levit-search: {error.format_message()}")
-        sys.exit(2)
-    except typer.Abort:
-        sys.exit(130)
+        code = 2
+    except (typer.Abort, KeyboardInterrupt):
+        say("levit-search: interrupted")
+        code = 130
+    except BrokenPipeError:  # whoever read our output has enough of it
+        code = _deaf()
+    except OSError as error:
+        refusal = refused_by_disk(error)
+        if refusal is None or "--debug" in sys.argv:
+            raise
+        say(f"levit-search: {refusal}")
+        code = _deaf() if error.filename is None else 1
+    sys.exit(code)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _deaf() -> int:
+    """End without another try to write what standard output refused."""
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
+    return 1
 
 
 _show_any_warning = warnings.showwarning

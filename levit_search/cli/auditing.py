@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from levit_search.cli.options import Json, StudyFolder
-from levit_search.cli.printing import figures_table, print_json, print_table, say
+from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
 
 if TYPE_CHECKING:
     from levit_search.study import Study
@@ -54,7 +54,7 @@ def audit(
 def _print(document: dict[str, Any], study: "Study") -> None:
     from levit_search.audit.render import sections
 
-    print(f"Audit of {study.folder}: {document['trials']} proposals\n")
+    tell(f"Audit of {study.folder}: {document['trials']} proposals\n")
     for section in sections(document):
         if section.rows:
             shown = figures_table(section.title, section.heads)
@@ -62,6 +62,6 @@ def _print(document: dict[str, Any], study: "Study") -> None:
                 shown.add_row(*row)
             print_table(shown)
         for note in section.notes:
-            print(textwrap.fill(note, 100))
-        print()
-    print(f"In {study.folder}: audit.md, audit.json, audit.svg")
+            tell(textwrap.fill(note, 100))
+        tell()
+    tell(f"In {study.folder}: audit.md, audit.json, audit.svg")

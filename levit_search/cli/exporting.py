@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from levit_search.cli.options import Json, StudyFolder
-from levit_search.cli.printing import print_json, say
+from levit_search.cli.printing import print_json, say, tell
 from levit_search.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,28 +106,26 @@ def _retraining(
 
 
 def _print_export(written: "Export", network: str) -> None:
-    print(f"{network} written to {written.dir}:")
+    tell(f"{network} written to {written.dir}:")
     for name in written.files:
         found = written.parity.get(name.rstrip("/"))
         note = "" if found is None else f"logits within {found:.1e}" if found else "same logits"
-        print(f"  {name:22}{note}".rstrip())
-    print(f"top-1: val {written.val_top1_percent:.2f} %, test {written.test_top1_percent:.2f} %")
+        tell(f"  {name:22}{note}".rstrip())
+    tell(f"top-1: val {written.val_top1_percent:.2f} %, test {written.test_top1_percent:.2f} %")
     for again in written.probed_again:
         if again["now"] is None:
-            print(f"{again['figure']}: not measured again ({again['reason']})")
+            tell(f"{again['figure']}: not measured again ({again['reason']})")
             continue
         compared = (
             f"{again['difference_percent']:+.1f} % of the search's"
             if again["difference_percent"] is not None
             else f"not compared: {again['reason']}"
         )
-        print(
-            f"{again['figure']} of {again['timed']}: {again['now']['latency_ms']:.4g}, {compared}"
-        )
+        tell(f"{again['figure']} of {again['timed']}: {again['now']['latency_ms']:.4g}, {compared}")
     if written.retrained is not None and len(written.retrained["seeds"]) > 1:
         percents = ", ".join(f"{each:.2f}" for each in written.retrained["test_top1_percent"])
-        print(
+        tell(
             f"test by seed: {percents}; the weights are those of seed "
             f"{written.retrained['seed']}, the best on val"
         )
-    print(f"Next: python {shlex.quote(str(Path(written.dir) / 'predict.py'))} IMAGE")
+    tell(f"Next: python {shlex.quote(str(Path(written.dir) / 'predict.py'))} IMAGE")

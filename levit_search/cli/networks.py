@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from levit_search.cli.options import Json, Settings
-from levit_search.cli.printing import figures_table, print_json, print_table, say
+from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,14 +53,14 @@ def count(
         return
     for name, identity, _, layers, _ in counted if by_layer else []:
         _print_tree(f"{name} ({identity})", layers)
-        print()
+        tell()
     table = figures_table(f"{_CONVENTION}.", ["network", "id", *Cost._fields])
     for name, identity, total, _, _ in counted:
         table.add_row(name, identity, *(f"{value:,}" for value in total))
     print_table(table)
     for name, _, _, _, uncounted in counted:
         if uncounted:
-            print(textwrap.fill(f"{name}: {_told(uncounted)}", 100, subsequent_indent="  "))
+            tell(textwrap.fill(f"{name}: {_told(uncounted)}", 100, subsequent_indent="  "))
 
 
 _CONVENTION = "One multiply-add is one FLOP"
@@ -88,7 +88,7 @@ def _print_tree(title: str, layers: list["LayerCost"]) -> None:
 
     root = tree("total", layers)
     heads = [head for name in Cost._fields for head in (name, "%")]
-    print(f"{title}. {_CONVENTION}.")  # a table would wrap its title at its own width
+    tell(f"{title}. {_CONVENTION}.")  # a table would wrap its title at its own width
     table = figures_table("", ["layer", *heads])
     guides = LINE_GUIDES if sys.stdout.encoding.lower().startswith("utf") else ASCII_GUIDES
     for name, figures in lines(root, guides):
@@ -218,18 +218,18 @@ def _print_measurements(rows: list[dict[str, Any]], config: "LatencyConfig") -> 
         )
     print_table(table)
     last = rows[-1]
-    print(
+    tell(
         f"{last['target']}: {last['device'].get('gpu') or last['device']['cpu']}, "
         f"{last['runtime']}, {last['precision']}, batch {last['batch_size']}, "
         f"{last['threads']} thread(s), {last['clock']} time"
     )
     if not all(row["converged"] for row in rows):
-        print(
+        tell(
             f"* the time was up before the interval was narrower than {config.interval_percent:g} "
             "% of the ratio; --seconds gives more"
         )
     if any(row["emulated"] for row in rows):
-        print("An emulator ran these: the times say nothing of the device that it plays.")
+        tell("An emulator ran these: the times say nothing of the device that it plays.")
 
 
 # The embedded space whose recipe and teacher a data set's training starts from; those of
@@ -305,12 +305,21 @@ def train(
     if teacher is not None:
         given["teacher"] = None if teacher == "none" else {"name": teacher}
     config = training_config(data, given, settings)
-    result = train_single(network, config, final, out, stop_after, say)
+    try:
+        result = train_single(network, config, final, out, stop_after, say)
+    except KeyboardInterrupt:
+        goes_on = (
+            f"the same command goes on from the last checkpoint in {out}, if there is one"
+            if out is not None
+            else "nothing is kept; with --out DIR the same command would go on from a checkpoint"
+        )
+        say(f"\nInterrupted; {goes_on}.")
+        raise typer.Exit(130) from None
     if as_json:
         print_json(result)
         return
     test = f", test {result['test_top1_percent']:.2f} %" if final else ""
-    print(
+    tell(
         f"{arch} ({result['id']}) on {data}, {result['epochs']} epochs: top-1 val "
         f"{result['val_top1_percent']:.2f} %{test}; {result['images_per_second']:.0f} images/s, "
         f"{result['seconds']:.0f} s"

@@ -4,6 +4,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from levit_search.printable import careful_console, printable
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
@@ -22,15 +24,19 @@ def figures_table(title: str, heads: list[str]) -> "Table":
 
 
 def print_table(table: "RenderableType") -> None:
-    from rich.console import Console
-
     # Piped tables keep their columns; a terminal shows what it has room for.
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160).print(table)
+    careful_console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2))
 
 
+def tell(text: str = "", end: str = "\n") -> None:
+    """Print a text, foreign ones in it included, on standard output."""
+    print(printable(text), end=end)
+
+
 def say(text: str) -> None:
-    print(text, file=sys.stderr)
+    """The same on standard error."""
+    print(printable(text), file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from levit_search.cli.options import StudyFolder
-from levit_search.cli.printing import say
+from levit_search.cli.printing import say, tell
 from levit_search.errors import InputError, UnknownNameError
 
 _FORMATS = ("html", "png", "svg")
@@ -54,11 +54,11 @@ def report(
     say(f"Reading {study} ...")
     if format == "html":
         page = write_report(opened, pick or (), out)
-        print(page)
+        tell(str(page))
         if open_ and not webbrowser.open(page.absolute().as_uri()):
             say(f"levit-search: no browser was found to open {page} in")
         return
     from levit_search.report.static import write_pictures
 
     for path in write_pictures(opened, format, out, pick or ()):
-        print(path)
+        tell(str(path))

@@ -8,7 +8,7 @@ import typer
 
 from levit_search.cli.networks import training_config
 from levit_search.cli.options import Json, Settings
-from levit_search.cli.printing import figures_table, print_json, print_table, say
+from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
 from levit_search.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def reproduce(
 def _print(paper: "Table", results: "Results") -> None:
     from levit_search.reproduce import COLUMNS, render
 
-    print(f"{paper.title}\n")  # a table would wrap its title at its own width
+    tell(f"{paper.title}\n")  # a table would wrap its title at its own width
     for group in COLUMNS:  # all of them side by side would be too wide for a terminal
         if results.latest(group):
             heads, body = render.cells(paper, results, (group,))
@@ -139,11 +139,11 @@ def _print(paper: "Table", results: "Results") -> None:
             for row in body:
                 shown.add_row(*row)
             print_table(shown)
-            print()
+            tell()
     for line in render.notes(paper, results):
-        print(line)
+        tell(line)
     picture = ", curves.svg" if results.latest("accuracy") else ""
-    print(f"\nIn {results.folder}: table.md, table.csv, results.json, study.yaml{picture}")
+    tell(f"\nIn {results.folder}: table.md, table.csv, results.json, study.yaml{picture}")
 
 
 def _environment() -> dict[str, Any]:

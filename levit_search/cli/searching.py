@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from levit_search.cli.options import Json, Settings, StudyFolder
-from levit_search.cli.printing import figures_table, print_json, print_table, say
+from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
 from levit_search.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def run(
     """Search a space; on a study folder that exists, go on with it."""
     from levit_search.progress import SearchProgress
     from levit_search.search import begin, search
+    from levit_search.search.interruption import Interruption
     from levit_search.search.tensorboard import require_tensorboard, watched
     from levit_search.study import parse_settings, read_config, space_file
 
@@ -75,18 +76,26 @@ def run(
     opened = begin(read_config(path, changes), study, sys.argv, take_from, str(path))
     _say_where_to_look(opened, tensorboard)
     try:
-        with SearchProgress(opened) as progress:
+        with Interruption() as interruption, SearchProgress(opened) as progress:
             shown = watched(opened, progress, tensorboard)
-            summary = search(opened, shown, take_from)
+            summary = search(
+                opened, shown, take_from, is_asked_to_stop=lambda: interruption.is_asked
+            )
+        page = _report(opened)
     except KeyboardInterrupt:
-        say(f"\nInterrupted. What was finished is in {opened.folder}; the same command goes on.")
-        _report(opened)
+        say(f"\n{_goes_on(opened)}")
         raise typer.Exit(130) from None
-    page = _report(opened)
+    if summary.is_interrupted:
+        say(_goes_on(opened))
+        raise typer.Exit(130)
     if as_json:
         print_json(_summary_json(summary))
     else:
         _print_summary(summary, opened.config.objectives, page)
+
+
+def _goes_on(study: "Study") -> str:
+    return f"Interrupted. What was finished is in {study.folder}; the same command goes on."
 
 
 def _report(study: "Study") -> Path | None:
@@ -138,13 +147,13 @@ def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> No
     }
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     study = shlex.quote(summary.study)
-    print(f"\n{counts} in {summary.seconds:.0f} s; stopped because {summary.stopped_because}.")
-    print(f"Hypervolume {summary.hypervolume:.4f}. Files: {summary.study}/trials.csv, front.csv,")
+    tell(f"\n{counts} in {summary.seconds:.0f} s; stopped because {summary.stopped_because}.")
+    tell(f"Hypervolume {summary.hypervolume:.4f}. Files: {summary.study}/trials.csv, front.csv,")
     report = "report.html, " if page is not None else ""
-    print(f"{report}study.yaml, environment.json, checkpoints/. Next:")
-    print(f"  levit-search front {study}")
-    print(f"  levit-search report {study} --open")
-    print(f"  levit-search export {study} --pick knee")
+    tell(f"{report}study.yaml, environment.json, checkpoints/. Next:")
+    tell(f"  levit-search front {study}")
+    tell(f"  levit-search report {study} --open")
+    tell(f"  levit-search export {study} --pick knee")
 
 
 def front(
@@ -164,11 +173,11 @@ def front(
     best = table.front(opened.records(), objectives)
     match format:
         case "csv":
-            print(table.as_csv(best), end="")
+            tell(table.as_csv(best), end="")
         case "json":
             print_json([table.as_json(record) for record in best])
         case "markdown":
-            print(table.markdown(best, objectives), end="")
+            tell(table.markdown(best, objectives), end="")
         case _:
             title = f"Pareto front of {study}: {len(best)} networks"
             print_table(table.terminal(best, objectives, title))
@@ -210,19 +219,19 @@ def space(
         table.add_row(name, ", ".join(map(str, values)))
     print_table(table)
     share = 100 * survey.feasible / sample
-    print(f"\n{share:.1f} % of {sample} random networks are valid and within the limits.")
+    tell(f"\n{share:.1f} % of {sample} random networks are valid and within the limits.")
     for reason, times in list(survey.reasons.items())[:5]:
-        print(f"  {100 * times / sample:.1f} %: {reason}")
+        tell(f"  {100 * times / sample:.1f} %: {reason}")
     if config.limits.latency_ms is not None:
-        print(f"  (latency_ms <= {config.limits.latency_ms:g} is checked by probing, not here)")
+        tell(f"  (latency_ms <= {config.limits.latency_ms:g} is checked by probing, not here)")
     if survey.feasible:
         table = figures_table("\nThe feasible ones", ["", "min", "q25", "median", "q75", "max"])
         for name, quantiles in _cost_quantiles(survey).items():
             table.add_row(name, *(f"{value:,.0f}" for value in quantiles.values()))
         print_table(table)
-    print()
+    tell()
     published = ", ".join(_together(inside)) or "none"
-    print(textwrap.fill(f"Published networks inside: {published}", 100, subsequent_indent="  "))
+    tell(textwrap.fill(f"Published networks inside: {published}", 100, subsequent_indent="  "))
 
 
 def _together(names: list[str]) -> list[str]:

@@ -101,16 +101,22 @@ def _title(arch: str) -> str:
 
 def _trained(arch: str, network: "Architecture") -> Path | None:
     """The weights that a study has of its trial's network."""
+    from levit_search.export import sound_weights
     from levit_search.study import Study
 
-    folder, separator, _ = arch.rpartition("#")
+    folder, separator, trial = arch.rpartition("#")
     if not separator:
         return None
-    path = Study.open(Path(folder)).weights(network.id)
-    if path.is_file():
-        return path
-    say(f"levit-search: {path}: no trained weights are there, so there are no maps of them")
-    return None
+    study = Study.open(Path(folder))
+    path = study.weights(network.id)
+    if not path.is_file():
+        say(f"levit-search: {path}: no trained weights are there, so there are no maps of them")
+        return None
+    try:
+        return sound_weights(study, int(trial), network)
+    except InputError as error:
+        say(f"levit-search: {error}. There are no maps of its weights.")
+        return None
 
 
 def _write(content: str | bytes, out: Path | None) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from levit_search.cli.options import Json
-from levit_search.cli.printing import print_json, print_table
+from levit_search.cli.printing import print_json, print_table, tell
 
 if TYPE_CHECKING:
     from levit_search.latency.reach import Reached
@@ -49,14 +49,14 @@ def _print_targets(rows: "list[Reached]") -> None:
     for row in rows:
         table.add_row(row.name, "yes" if row.reachable else "no", "\n".join(_told(row)))
     print_table(table)
-    print()
+    tell()
     *others, last = [str(path) for path in target_files()]
     hint = (
         "`--target` and `latency: {target: ...}` also take ssh://[user@]host[:port] and "
         f"ray://RESOURCE. Names of your own are looked for in {', '.join(others)}, in {last} here "
         "and in one beside the space file; the last one that has a name counts."
     )
-    print(textwrap.fill(hint, 100, break_long_words=False, break_on_hyphens=False))
+    tell(textwrap.fill(hint, 100, break_long_words=False, break_on_hyphens=False))
 
 
 def _told(row: "Reached") -> list[str]:

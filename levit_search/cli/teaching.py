@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from levit_search.cli.options import Json, Settings
-from levit_search.cli.printing import print_json, say
+from levit_search.cli.printing import print_json, say, tell
 from levit_search.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,13 +74,13 @@ def fill(
     if as_json:
         print_json({"teacher": card, **filled.as_json()})
         return
-    print(_told(card))
-    print(
+    tell(_told(card))
+    tell(
         f"{filled.epochs} epochs, {filled.views:,} views, {megabytes(filled.bytes)} in "
         f"{filled.folder}"
     )
     speed = f", {filled.images_per_second:.0f} images/s" if filled.new_views else ""
-    print(f"{filled.new_views:,} views were new: {filled.seconds:.1f} s{speed}")
+    tell(f"{filled.new_views:,} views were new: {filled.seconds:.1f} s{speed}")
 
 
 def _configured(space: str, settings: list[str] | None) -> "tuple[StudyConfig, TeacherConfig]":
@@ -123,13 +123,13 @@ def show(space: SpaceFile, settings: Settings = None, as_json: Json = False) -> 
         print_json({"teacher": card, "answers": state})
         return
     if card is None:
-        print(
+        tell(
             f"{chosen.name} (weights: {chosen.weights}) is not there yet; `teacher fill` or a "
             "search makes it."
         )
         return
-    print(_told(card))
-    print(_told_answers(state) if state is not None else "Its answers are not kept.")
+    tell(_told(card))
+    tell(_told_answers(state) if state is not None else "Its answers are not kept.")
 
 
 def _told_answers(state: dict[str, Any]) -> str:

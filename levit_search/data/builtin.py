@@ -30,6 +30,7 @@ _FASHION_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
+_MOST_BYTES = 1 << 27  # of one of them, unpacked; the largest has 47 million
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -112,7 +113,10 @@ def _read_fashion(root: Path, part: str) -> ArraySource:
 def _read_idx(path: Path) -> NDArray[np.uint8]:
     """An idx file of bytes: two zeros, type 8, the number of axes, their sizes, the data."""
     try:
-        content = gzip.decompress(path.read_bytes())
+        with gzip.open(path) as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES} bytes unpacked")
         if content[:3] != b"\0\0\x08":
             raise ValueError("not an idx file of bytes")
         axes = int.from_bytes(content[3:4], "big")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from levit_search.data.config import DataConfig
-from levit_search.data.sources import FileSource, Source
+from levit_search.data.sources import FileSource, Source, formats
 from levit_search.data.splits import DataInfo, SplitName
 from levit_search.data.survey import LOOKED_AT, headers, survey
 from levit_search.errors import InputError
@@ -102,5 +102,5 @@ def _below(folder: Path) -> Iterator[str]:
 def _endings() -> frozenset[str]:
     from PIL import Image
 
-    known = Image.registered_extensions()
-    return frozenset(ending for ending, name in known.items() if name in Image.OPEN)
+    known, read = Image.registered_extensions(), formats()
+    return frozenset(ending for ending, name in known.items() if name in read)

@@ -14,6 +14,7 @@ from levit_search.data.readers import (
     created,
     explained,
     named_classes,
+    numbered_classes,
     require,
     spread,
 )
@@ -84,7 +85,7 @@ def describe_rows(config: DataConfig) -> DataInfo:
     values = _values(reader, columns[1])
     classes = named_classes(reader.class_to_idx)
     if not classes and values.dtype.kind in "iub":
-        classes = tuple(str(number) for number in range(int(values.max(initial=0)) + 1))
+        classes = numbered_classes(int(values.max(initial=0)), config.name)
     elif not classes:
         classes = tuple(sorted({str(value) for value in values.tolist()}))
     source = RowSource(config.name, reader, columns, np.zeros(len(values), dtype=np.int64))

@@ -18,6 +18,8 @@ _TRAIN = ("train", "training")
 _VAL = ("validation", "val", "valid", "eval", "evaluation", "dev")
 _TEST = ("test", "testing")
 
+_MOST_CLASSES = 1_000_000
+
 _PACKAGES = {
     "hfds": ("datasets",),
     "hfids": ("datasets",),
@@ -37,7 +39,8 @@ def created(config: DataConfig, split: str, **options: Any) -> Any:
     Raises:
         InputError: an optional package is missing, or the set cannot be read.
     """
-    root = None if config.root is None else str(Path(config.root).expanduser())
+    # An absolute path is never an address: webdataset would run what follows `pipe:`.
+    root = None if config.root is None else str(Path(config.root).expanduser().absolute())
     with explained(config):
         from timm.data import create_dataset
 
@@ -146,6 +149,17 @@ def class_labels(values: Any, classes: tuple[str, ...], where: str) -> NDArray[n
 def named_classes(class_to_index: dict[str, int]) -> tuple[str, ...]:
     """Class names by their index."""
     return tuple(str(name) for name in sorted(class_to_index, key=class_to_index.__getitem__))
+
+
+def numbered_classes(largest: int, where: str) -> tuple[str, ...]:
+    """``0`` to the largest label of a set that does not name its classes.
+
+    Raises:
+        InputError: there would be more than anybody has.
+    """
+    if largest >= _MOST_CLASSES:
+        raise InputError(f"{where}: label {largest}; more than {_MOST_CLASSES:,} classes are none")
+    return tuple(str(number) for number in range(largest + 1))
 
 
 def spread(count: int, few: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Where images come from, one at a time: arrays and files, and how a picture is decoded."""
 
 import io
+import stat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Protocol
 
@@ -11,6 +12,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Mode = Literal["L", "RGB"]
+
+# What is decoded, whatever a file is called. EPS is none of them: Pillow starts Ghostscript, which
+# would run the program that such a picture is.
+_FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM"),
+    *("PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+)
+MOST_BYTES = 1 << 28
+"""Of one image as it is stored."""
+LONGEST = 100
+"""Times its shorter side is the longer one of a picture at most: the shorter one is scaled to a
+network's input, and the longer one with it."""
 
 _GREY_MODES = ("1", "L", "LA")  # and those of 16 bits and more
 
@@ -82,7 +95,13 @@ class FileSource:
         return opened(io.BytesIO(self.content(index)))
 
     def content(self, index: int) -> bytes:
-        return (self._root / self._names[index]).read_bytes()
+        path = self._root / self._names[index]
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("not a regular file")
+        if found.st_size > MOST_BYTES:
+            raise OSError(f"{found.st_size} bytes, more than {MOST_BYTES}")
+        return path.read_bytes()
 
     def sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.array([file_size(self._root / self._names[i]) for i in indices], dtype=np.int64)
@@ -97,14 +116,34 @@ def file_size(path: Path) -> int:
 
 
 def opened(file: IO[bytes]) -> "Image.Image":
-    """A picture out of an image file; more pixels than Pillow warns of are an error."""
+    """A picture out of an image file; raises one of :func:`refusals`.
+
+    More pixels than Pillow warns of are an error, and so is one side of :data:`LONGEST` others.
+    """
     from PIL import Image
 
-    picture = Image.open(file)
+    picture = Image.open(file, formats=formats())
     pixels = picture.width * picture.height
     if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError(f"{pixels} pixels, more than {Image.MAX_IMAGE_PIXELS}")
+    if max(picture.size) > LONGEST * min(picture.size):
+        raise ValueError(f"{picture.width} x {picture.height} pixels, too long and thin")
     return picture
+
+
+def formats() -> list[str]:
+    """Those that are decoded, by Pillow's names, as far as this build of Pillow knows them."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def keep_from_ghostscript() -> None:
+    """Have Pillow refuse EPS where others open pictures with it, in this process from now on."""
+    from PIL import EpsImagePlugin
+
+    EpsImagePlugin.gs_binary = False
 
 
 def decode(source: Source, index: int, mode: Mode) -> "Image.Image":

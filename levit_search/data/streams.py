@@ -21,12 +21,23 @@ from levit_search.data.readers import (
     created,
     explained,
     named_classes,
+    numbered_classes,
     require,
 )
-from levit_search.data.sources import ArraySource, Mode, Source, converted, first_line
+from levit_search.data.sources import (
+    MOST_BYTES,
+    ArraySource,
+    Mode,
+    Source,
+    converted,
+    first_line,
+    keep_from_ghostscript,
+)
 from levit_search.data.splits import DataInfo, SplitName
 from levit_search.data.survey import LOOKED_AT, survey
 from levit_search.errors import InputError
+
+_LONGEST_LABEL = 20  # digits
 
 _MODULES = {"hfids": ("datasets",), "wds": ("webdataset",), "tfds": ("tensorflow_datasets",)}
 
@@ -146,7 +157,35 @@ def _open(config: DataConfig, split: str, mode: str, options: dict[str, Any]) ->
         with explained(config):
             channels = created(config, split).reader.builder.info.features["image"].shape[-1]
         mode = "L" if channels == 1 else "RGB"
-    return created(config, split, input_img_mode=mode, **options)
+    stream = created(config, split, input_img_mode=mode, **options)
+    keep_from_ghostscript()  # timm opens the pictures itself
+    if config.reader == "wds":
+        for name in stream.reader.split_info.filenames:
+            _check_shard(Path(stream.reader.root), name)
+    return stream
+
+
+def _check_shard(root: Path, name: str) -> None:
+    """Make sure that a shard lies in the set's folder and is no larger than it looks.
+
+    Raises:
+        InputError: it is elsewhere, packed once more, or has something too large in it.
+    """
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{root}: {name!r} is not in this folder; shards of a set have to be")
+    try:
+        with tarfile.open(path, "r:") as shard:
+            for member in shard:
+                if member.size > MOST_BYTES:
+                    raise InputError(
+                        f"{path}: {member.name!r} has {member.size} bytes, more than {MOST_BYTES}"
+                    )
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({first_line(error)}); expected a plain tar file, not a "
+            "compressed one"
+        ) from None
 
 
 def _shard_splits(config: DataConfig) -> tuple[str, ...]:
@@ -176,19 +215,19 @@ def _labelled(reader: Any) -> tuple[str, ...]:
     """``0`` to the largest label in the shards of a reader, whose images are passed over."""
     largest = 0
     for name in reader.split_info.filenames:
-        path = Path(reader.root or "") / name
+        path = Path(reader.root) / name
         try:
-            with tarfile.open(path) as shard:
+            with tarfile.open(path, "r:") as shard:
                 for member in shard:
                     content = shard.extractfile(member) if member.name.endswith(".cls") else None
                     if content is not None:
-                        largest = max(largest, int(content.read()))
+                        largest = max(largest, int(content.read(_LONGEST_LABEL)))
         except (OSError, ValueError, tarfile.TarError) as error:
             raise InputError(
                 f"{path}: its labels cannot be read ({first_line(error)}); class_names in "
                 "_info.json would tell the classes"
             ) from None
-    return tuple(str(number) for number in range(largest + 1))
+    return numbered_classes(largest, str(reader.root))
 
 
 @contextmanager

@@ -13,8 +13,15 @@ from levit_search.batches import Batches
 from levit_search.data import DataInfo
 from levit_search.distill import plugged
 from levit_search.errors import InputError, UnknownNameError
+from levit_search.inflation import check_not_inflated
 from levit_search.plugins import Plugin
 from levit_search.recipe import TeacherConfig
+
+# What timm.create_model takes that says which weights, and from where, instead of which network.
+_NOT_OPTIONS = (
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+    *("num_classes", "in_chans", "features_only", "scriptable", "exportable", "no_jit"),
+)
 
 
 def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
@@ -40,6 +47,9 @@ def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
 def _create_timm(config: TeacherConfig, batches: Batches) -> nn.Module:
     if config.weights == "pretrained":
         _check_pretrained(config, batches.info.num_classes)
+    taken = [name for name in config.options if name in _NOT_OPTIONS]
+    if taken:
+        raise InputError(f"teacher.options.{taken[0]}: is not the network's to set; see weights")
     try:
         model = timm.create_model(
             config.name,
@@ -162,6 +172,7 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
         InputError: the file holds something else, or weights for other classes or channels.
     """
     try:
+        check_not_inflated(path)
         state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
         _check_sizes(model, state, f"teacher {name}: {path}")
         model.load_state_dict(state)

@@ -121,7 +121,7 @@ class Store:
             return "header.json is missing"
         except OSError as error:
             return f"header.json cannot be read ({error.strerror or error})"
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return "header.json is damaged"
         if checksum != digest_of(found):
             return "header.json is damaged"

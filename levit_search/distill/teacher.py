@@ -32,9 +32,10 @@ from levit_search.distill.network import (
     pretrained_source,
     weights_digest,
 )
-from levit_search.errors import InputError
-from levit_search.files import write_atomically, write_json
+from levit_search.errors import InputError, TrialError
+from levit_search.files import write_atomically
 from levit_search.recipe import Recipe, TeacherConfig
+from levit_search.sealed import DamagedError, read_sealed, write_sealed
 from levit_search.train import (
     Checkpoint,
     Report,
@@ -194,15 +195,17 @@ def _kept(place: Path, key: str, config: TeacherConfig) -> dict[str, Any] | None
     """
     path, weights = place / f"{key}.json", place / f"{key}.pt"
     try:
-        card: dict[str, Any] = json.loads(path.read_bytes())
+        card = read_sealed(path)
         if not {"id", "sha256", "val_top1_percent"} <= card.keys():
-            raise ValueError
+            raise DamagedError("it is no teacher's card")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, AttributeError):
-        raise InputError(f"{path}: damaged; remove it to have the teacher made again") from None
+    except DamagedError as error:
+        raise InputError(
+            f"{path}: damaged ({error}); remove it to have the teacher made again"
+        ) from None
     if config.weights == "train" and (
         not weights.is_file() or _checkpoint_digest(weights) != card["sha256"]
     ):
@@ -303,7 +306,10 @@ def _trained(
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     check_room(_cache(), size + needed_bytes)
     checkpoint = Checkpoint(_cache() / f"{key}.training.pt", key)
-    training = fit(model, batches, config.recipe, seed, report=report, checkpoint=checkpoint)
+    try:
+        training = fit(model, batches, config.recipe, seed, report=report, checkpoint=checkpoint)
+    except TrialError as error:
+        raise TrialError(f"teacher {config.name}: {error} (teacher.recipe)") from error
     buffer = io.BytesIO()
     torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, buffer)
     raw = buffer.getvalue()
@@ -330,7 +336,12 @@ def _measured(
     else:
         sha256, facts = weights_digest(model), {"pretrained": pretrained_source(config)}
     model.to(device_of(config.recipe))
-    accuracy = top1_percent(model, batches, "val")
+    try:
+        accuracy = top1_percent(model, batches, "val")
+    except TrialError:
+        raise InputError(
+            f"teacher {config.name}: its answers are no finite numbers; choose another one"
+        ) from None
     return sha256, {**facts, "params": _params(model), "val_top1_percent": accuracy}
 
 
@@ -355,7 +366,7 @@ def _check_accuracy(config: TeacherConfig, card: dict[str, Any]) -> None:
 def _keep(folder: Path, cache: Path, key: str, card: dict[str, Any]) -> None:
     """Put the card, and the weights of a teacher that was trained, into a study's folder."""
     path, weights = folder / f"{key}.json", folder / f"{key}.pt"
-    if path.exists() and json.loads(path.read_bytes()) == card:
+    if path.exists() and read_sealed(path) == json.loads(json.dumps(card)):
         return
     _write(path.parent, None)
     if card["weights"] == "train" and not path.exists():
@@ -371,7 +382,7 @@ def _write(path: Path, content: bytes | dict[str, Any] | None) -> None:
         elif isinstance(content, bytes):
             write_atomically(path, content)
         else:
-            write_json(path, content)
+            write_sealed(path, content)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 

@@ -3,11 +3,14 @@
 import math
 import operator
 import re
+import shlex
 from pathlib import Path
 
 from levit_search import table
+from levit_search.architecture import Architecture
 from levit_search.errors import InputError
 from levit_search.pareto import OBJECTIVES, figure_and_target, is_maximised, knee, minimised
+from levit_search.sealed import DamagedError, check_weights
 from levit_search.study import Record, Study, find_record
 
 
@@ -123,11 +126,29 @@ def weights_of(study: Study, record: Record) -> Path:
     """The file with the trained weights of a record's network.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is damaged; the message tells how to train it again.
     """
     if record.architecture is None:
         raise InputError(f"{study.folder}: trial {record.trial} proposed no valid network")
-    path = study.weights(record.architecture.id)
-    if not path.is_file():
-        raise InputError(f"{path}: the trained weights of trial {record.trial} are not there")
+    return sound_weights(study, record.trial, record.architecture)
+
+
+def sound_weights(study: Study, trial: int, network: Architecture) -> Path:
+    """The file with the trained weights of a trial's network; see :func:`weights_of`."""
+    path = study.weights(network.id)
+    epochs = study.config.train.epochs
+    again = (
+        f"`levit-search export {shlex.quote(str(study.folder))} --pick trial={trial} --retrain "
+        f"--epochs {epochs}` trains this network again"
+    )
+    try:
+        check_weights(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: the trained weights of trial {trial} are not there; {again}"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except DamagedError as error:
+        raise InputError(f"{path}: damaged ({error}); {again}") from None
     return path

@@ -26,6 +26,15 @@ except ImportError as missing:
     sys.exit(f"predict.py: {missing}; it needs: pip install numpy pillow onnxruntime")
 
 
+# What is decoded, whatever a file is called; for EPS Pillow would start another program.
+FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM"),
+    *("PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+)
+MOST_BYTES = 1 << 28  # of an image file
+LONGEST = 100  # times its shorter side is the longer one of a picture at most
+
+
 class UserError(Exception):
     """Something that is not as it should be; the message is one line."""
 
@@ -158,10 +167,18 @@ def read_picture(name: str, mode: str) -> Image.Image:
     As in training, an orientation in the EXIF data is not followed.
     """
     try:
-        picture = Image.open(io.BytesIO(Path(name).read_bytes()))
+        with Path(name).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES} bytes")
+        Image.init()
+        known = [each for each in FORMATS if each in Image.OPEN]
+        picture = Image.open(io.BytesIO(content), formats=known)
         pixels = picture.width * picture.height
         if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError(f"{pixels} pixels, which is too many")
+        if max(picture.size) > LONGEST * min(picture.size):
+            raise ValueError(f"{picture.width} x {picture.height} pixels, too long and thin")
         picture.load()
         return converted(picture, mode)
     except FileNotFoundError:

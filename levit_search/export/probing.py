@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from levit_search.architecture import Architecture
-from levit_search.errors import TrialError
+from levit_search.errors import InputError, TrialError
 from levit_search.evaluate import settled_on
 from levit_search.latency import LatencyConfig, Probe
+from levit_search.latency.programs import check_programs
 from levit_search.latency.protocol import TORCH_RUNTIMES
 from levit_search.study import Record, Study, StudyConfig
 
@@ -119,6 +120,10 @@ def _again(
 ) -> Again:
     if before.get("method") == "predicted":
         return Again(figure, before, None, "it was predicted, not measured")
+    try:
+        check_programs({"latency": config}, "study.yaml")
+    except InputError as error:
+        return Again(figure, before, None, str(error))
     timed, layout = exported.graph.name, exported.layout
     if config.runtime in TORCH_RUNTIMES:
         timed, layout = "the network in torch", before["layout"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from levit_search.architecture import Architecture
 from levit_search.data import DataInfo, describe
 from levit_search.errors import InputError
 from levit_search.recipe import RecipeName
+from levit_search.sealed import DamagedError, check_weights, read_sealed
 from levit_search.study import Study, StudyConfig
 
 
@@ -168,12 +170,42 @@ def _trained(
     """The result of one training, from its folder where it is finished."""
     from levit_search.single import train_single
 
-    finished = folder / "training.json"
-    if not finished.exists():
+    result = _finished(folder)
+    if result is None:
         search = config.search.model_copy(update={"seed": seed})
         seeded = config.model_copy(update={"search": search})
-        train_single(network, seeded, True, folder, None, say)
-    result: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+        made = train_single(network, seeded, True, folder, None, say)
+        result = json.loads(json.dumps(made))  # as it is read the next time
+    return result
+
+
+# What is read of a training.
+_RESULT = {"val_top1_percent", "test_top1_percent", "train_images", "curve"}
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """What a training came to; None where it has not ended.
+
+    A damaged one is removed after a warning.
+    """
+    files = folder / "training.json", folder / "model.safetensors"
+    if not files[0].exists():
+        return None
+    path = files[0]
+    try:
+        result = read_sealed(path)
+        if not result.keys() >= _RESULT:
+            raise DamagedError("it is no training's result")
+        path = files[1]
+        check_weights(path.read_bytes())
+    except (FileNotFoundError, DamagedError) as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
+        warnings.warn(f"{path}: {reason}; the network is trained again", stacklevel=2)
+        for each in (*files, folder / "architecture.yaml"):
+            each.unlink(missing_ok=True)
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     return result
 
 

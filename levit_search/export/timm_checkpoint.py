@@ -16,6 +16,7 @@ from levit_search.architecture import LEVITS, Architecture, ConvStem, Graft, Lev
 from levit_search.architecture.resnet import stage_channels
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
+from levit_search.sealed import WEIGHTS_KEY, weights_checksum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +61,8 @@ class TimmCheckpoint:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.json", json.dumps(self.config, indent=2) + "\n")
         weights = {name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()}
-        write_atomically(folder / "model.safetensors", save(weights, {"format": "pt"}))
+        metadata = {"format": "pt", WEIGHTS_KEY: weights_checksum(save(weights))}
+        write_atomically(folder / "model.safetensors", save(weights, metadata))
 
 
 def timm_checkpoint(model: "Model", preprocessing: Mapping[str, Any]) -> TimmCheckpoint:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from levit_search.latency.protocol import (
     package_of,
 )
 from levit_search.latency.worker import PROTOCOL
+from levit_search.sealed import DamagedError, read_sealed, sealed
 
 # What makes two devices one to a network; the rest of their accounts may differ.
 _IDENTITY = (
@@ -66,7 +68,7 @@ def cache_key(
 
 
 class Cache:
-    """A folder of JSON files, each with its key in full and all raw samples.
+    """A folder of JSON files, each with its key in full, all raw samples and a checksum.
 
     Args:
         folder: by default the user's cache.
@@ -81,16 +83,28 @@ class Cache:
 
     def find(self, key: dict[str, Any], config: LatencyConfig) -> Samples | None:
         """The samples kept under ``key``, if they are as good as ``config`` asks: their interval is
-        as narrow, or they had as much time."""
+        as narrow, or they had as much time.
+
+        A damaged file is as good as none and leaves a warning; it will be written over.
+        """
         path = self.path(key)
         try:
-            kept = json.loads(path.read_text())
+            kept = read_sealed(path)
+            if kept["key"] != json.loads(json.dumps(key)):
+                raise DamagedError("it is that of another network or device")
             samples, seconds = samples_from(kept["samples"]), kept["seconds"]
+            width = estimate(samples.rounds, config.clock).width_percent
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # torn or foreign: measured again, and written over
-        width = estimate(samples.rounds, config.clock).width_percent
+        except OSError as error:
+            _measured_again(path, f"cannot be read ({error.strerror or error})")
+            return None
+        except DamagedError as error:
+            _measured_again(path, f"damaged ({error})")
+            return None
+        except (ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError):
+            _measured_again(path, "damaged (it holds no samples)")
+            return None
         good = width <= config.interval_percent or seconds >= config.seconds
         return samples if good else None
 
@@ -103,9 +117,13 @@ class Cache:
         content = {"key": key, "seconds": seconds, "samples": asdict(samples)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path(key), json.dumps(content) + "\n")
+            write_atomically(self.path(key), json.dumps(sealed(content)) + "\n")
         except OSError as error:
             raise TrialError(f"{self.folder}: cannot be written ({error.strerror})") from None
+
+
+def _measured_again(path: Path, what: str) -> None:
+    warnings.warn(f"{path}: {what}; the network is measured again", stacklevel=3)
 
 
 def samples_from(kept: dict[str, Any]) -> Samples:

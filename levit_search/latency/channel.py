@@ -4,23 +4,24 @@ Whatever starts it (this machine, ssh, a Ray node, any command) gives a :class:`
 files, and what is said of a worker that dies or prints rubbish are the same for all.
 """
 
-import contextlib
 import json
-import os
-import queue
 import shlex
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from levit_search.errors import TrialError
 from levit_search.latency import worker
+from levit_search.latency.answers import LieError, check_ready
+from levit_search.latency.process_pipe import (
+    LONGEST_LINE,
+    LONGEST_TOLD,
+    ProcessPipe,
+    last_line,
+)
 from levit_search.latency.protocol import TORCH_RUNTIMES, Runtime, package_of
 from levit_search.latency.targets import (
     CommandTarget,
@@ -31,8 +32,10 @@ from levit_search.latency.targets import (
 )
 
 # Starting, warming up and building sessions take seconds; a worker silent for longer is stuck.
-GRACE_S = 120.0
+PATIENCE_S = 120.0
 CONNECT_S = 10
+# Another probe, or training, that holds a host longer than this has not let go of it.
+_LONGEST_WAIT_S = 3600.0
 # Slower lines than this are taken for stuck.
 _SLOWEST_BYTES_PER_S = 100_000
 
@@ -64,7 +67,8 @@ class Channel:
         runtime: decides which worker: torch's needs this package installed on the target.
         huge_pages: let the worker's C library ask for huge pages.
         waiting: called while another probe holds the target's host.
-        start_s: how long it may take to start.
+        start_s: how long it may take to start; None is ``patience_s``.
+        patience_s: how long it may say nothing, beyond the time that a job takes.
 
     Raises:
         TrialError: it cannot be started or is no answer; the message names target and cause.
@@ -77,9 +81,12 @@ class Channel:
         huge_pages: bool = True,
         waiting: Callable[[], None] = lambda: None,
         start_s: float | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.target = target
+        self.patience_s = patience_s
         self._waiting = waiting
+        self._asked = 0
         self._unsent_bytes = 0
         self._sent: set[str] = set()
         self._is_open = True
@@ -90,12 +97,16 @@ class Channel:
                 f"{error.filename} cannot be started here ({error.strerror})"
             ) from None
         try:
-            ready = self._next(GRACE_S if start_s is None else start_s)
+            ready = self._next(patience_s if start_s is None else start_s)
             if ready.get("protocol") != worker.PROTOCOL:
                 raise self._refused(
-                    f"its worker speaks protocol {ready.get('protocol')}, not {worker.PROTOCOL}"
+                    f"its worker speaks protocol {str(ready.get('protocol'))[:20]}, not "
+                    f"{worker.PROTOCOL}"
                 )
-            self.device: dict[str, Any] = ready["device"]
+            try:
+                self.device: dict[str, Any] = check_ready(ready)
+            except LieError as error:
+                raise self._refused(f"not an answer ({error})") from None
             self._check_device(runtime)
         except BaseException:
             self.close()
@@ -106,27 +117,48 @@ class Channel:
         """Whether the worker still runs; one may end, or its connection, while nothing is asked."""
         return self._is_open and self._pipe.is_running()
 
-    def ask(self, job: dict[str, Any], patience_s: float) -> dict[str, Any]:
+    def ask(
+        self,
+        job: dict[str, Any],
+        patience_s: float,
+        check: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
         """The answer to a job.
 
         Args:
             job: see :mod:`levit_search.latency.worker`; its files have been sent before.
             patience_s: how long the job itself may take.
+            check: raises a :class:`LieError` where an answer cannot be one.
 
         Raises:
-            TrialError: the worker reported an error, died, stayed silent or printed rubbish. After
-                the last three it is closed.
+            TrialError: the worker reported an error, died, stayed silent, or printed rubbish or
+                what cannot be. After the last four it is closed.
         """
-        self._write(json.dumps(job).encode() + b"\n")
-        patience_s += GRACE_S + self._unsent_bytes / _SLOWEST_BYTES_PER_S
+        self._asked += 1
+        self._write(json.dumps({**job, "job": self._asked}).encode() + b"\n")
+        patience_s += self.patience_s + self._unsent_bytes / _SLOWEST_BYTES_PER_S
         self._unsent_bytes = 0
+        end = time.monotonic() + _LONGEST_WAIT_S + patience_s
         while True:
             answer = self._next(patience_s)
             if answer["event"] == "error":
-                raise self._refused(answer["message"])
+                raise self._refused(_line(answer.get("message")))
             if answer["event"] != "waiting":
-                return answer
+                break
+            if time.monotonic() > end:
+                self.close()
+                raise self._refused(f"its host was not free for {_LONGEST_WAIT_S / 60:.0f} minutes")
             self._waiting()
+        try:
+            # Workers of earlier releases do not say which job they have done.
+            if answer.get("job", self._asked) != self._asked:
+                raise LieError("it is that to another job")
+            if check is not None:
+                check(answer)
+        except LieError as error:
+            self.close()
+            raise self._refused(f"not an answer ({error})") from None
+        return answer
 
     def place(self, path: Path) -> dict[str, str]:
         """How a job names a file of this machine on the target; it is sent there once."""
@@ -164,13 +196,16 @@ class Channel:
             reason = self._pipe.last_words()
             self.close()
             raise self._refused(reason)
+        if len(line) >= LONGEST_LINE:
+            self.close()
+            raise self._refused(f"not an answer: a line of over {LONGEST_LINE >> 20} MiB")
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
-        if not isinstance(message, dict) or "event" not in message:
+        if not isinstance(message, dict) or not isinstance(message.get("event"), str):
             self.close()
-            text = line.decode(errors="replace").strip()
+            text = line[:400].decode(errors="replace").strip()
             raise self._refused(f"not an answer: {text[:80]!r} (nothing else may print there)")
         return message
 
@@ -261,7 +296,7 @@ _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # what shells and env end with
 
 
 def _ssh_reason(target: SshTarget, code: int, errors: list[str]) -> str | None:
-    last = _last(errors)
+    last = last_line(errors)
     if code == _NOT_FOUND:
         return f"no Python {target.python!r} there ({last}); its target's `python` names another"
     if code == _NOT_EXECUTABLE:
@@ -273,113 +308,6 @@ def _ssh_reason(target: SshTarget, code: int, errors: list[str]) -> str | None:
     return known or last or "the connection was lost, or a signal ended the worker"
 
 
-class ProcessPipe:
-    """A process of this machine, be it the worker or what reaches it.
-
-    Args:
-        command: and its arguments.
-        env: variables beside our own.
-        explain: what its exit code and error lines mean, where that is known.
-
-    Raises:
-        OSError: the command cannot be started.
-    """
-
-    def __init__(
-        self,
-        command: list[str],
-        env: dict[str, str] | None = None,
-        explain: Callable[[int, list[str]], str | None] | None = None,
-    ) -> None:
-        self._explain = explain
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **(env or {})},
-            start_new_session=True,  # Ctrl-C is for whoever started us to answer
-        )
-        self._lines: queue.Queue[bytes] = queue.Queue()
-        self._unsent: queue.Queue[bytes | None] = queue.Queue()
-        self._errors: list[str] = []
-        assert self._process.stdout is not None and self._process.stderr is not None
-        assert self._process.stdin is not None
-        _in_background(_forward, self._process.stdout, self._lines)
-        _in_background(_send, self._process.stdin, self._unsent)
-        self._error_reader = _in_background(_collect, self._process.stderr, self._errors)
-
-    @property
-    def process_id(self) -> int:
-        return self._process.pid
-
-    def write(self, data: bytes) -> None:
-        self._unsent.put(data)
-
-    def read_line(self, patience_s: float) -> bytes | None:
-        try:
-            return self._lines.get(timeout=patience_s)
-        except queue.Empty:
-            return None
-
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def last_words(self) -> str:
-        try:
-            code = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            return "it closed its output"
-        self._error_reader.join(timeout=1)  # they may still be on their way
-        explained = self._explain(code, self._errors) if self._explain else None
-        if explained is not None:
-            return explained
-        return f"the worker ended with {exit_name(code)} ({_last(self._errors) or 'no message'})"
-
-    def close(self) -> None:
-        self._unsent.put(None)
-        if self._process.poll() is None:
-            # The end of its input ends a worker; whatever does not listen is killed.
-            deadline = time.monotonic() + 0.5
-            while self._process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            self._process.kill()
-        self._process.wait()
-
-
-def _last(errors: list[str]) -> str:
-    return next((line for line in reversed(errors) if line), "")
-
-
-def exit_name(code: int | None) -> str:
-    """An exit code, or the signal that it stands for."""
-    if code is not None and code < 0:
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-code).name
-    return f"exit code {code}"
-
-
-def _in_background(function: Callable[..., None], *arguments: Any) -> threading.Thread:
-    thread = threading.Thread(target=function, args=arguments, daemon=True)
-    thread.start()
-    return thread
-
-
-def _forward(stream: IO[bytes], lines: "queue.Queue[bytes]") -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(b"")
-
-
-def _collect(stream: IO[bytes], errors: list[str]) -> None:
-    errors.extend(line.decode(errors="replace").strip() for line in stream)
-
-
-def _send(stream: IO[bytes], unsent: "queue.Queue[bytes | None]") -> None:
-    try:
-        while (data := unsent.get()) is not None:
-            stream.write(data)
-            stream.flush()
-        stream.close()
-    except OSError:
-        return  # whoever does not read any more has ended, which its output tells
+def _line(text: Any) -> str:
+    """What a worker says, in one line for people."""
+    return " ".join(str(text).split())[:LONGEST_TOLD] or "no further reason"

@@ -1,13 +1,12 @@
 """Predicted latencies for a search: a predictor calibrated by a probe, which fills its table."""
 
-import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from levit_search.architecture import Architecture
-from levit_search.errors import TrialError
-from levit_search.files import write_json
+from levit_search.errors import InputError, TrialError
 from levit_search.latency.cache import Cache, cache_key
 from levit_search.latency.predictor import (
     MIN_NETWORKS,
@@ -19,6 +18,7 @@ from levit_search.latency.predictor import (
 )
 from levit_search.latency.probe import Probe
 from levit_search.latency.protocol import Measurement
+from levit_search.sealed import DamagedError, read_sealed, write_sealed
 from levit_search.space import Space
 
 # Blocks are timed together, a few at once; half of a second each makes some dozens of pairs. An
@@ -38,7 +38,8 @@ class Forecast:
         probe: its reference is settled already.
         space: calibration networks are drawn from it.
         seed: of that draw.
-        file: where the calibration is kept; read if it is there.
+        file: where the calibration is kept; read if it is there. Where it, or the table, is damaged
+            there is a warning, and it is made again.
         cache: where the table is kept; by default the user's cache.
     """
 
@@ -62,10 +63,10 @@ class Forecast:
         networks = calibration_networks(self._space, config.calibration, self._seed)
         self._reference, self._graph = self._probe.reference_graph(networks[0])
         self._table_file, self._table = self._opened_table()
-        if self._file.exists():  # the study goes on, and its predictions stay comparable
-            known = json.loads(self._file.read_text())
-            self._predictor = Predictor.from_json(self._table, known)
-            return dict(known)
+        kept = self._kept_predictor()
+        if kept is not None:  # the study goes on, and its predictions stay comparable
+            self._predictor, known = kept
+            return known
         measured = [
             (network, found.latency_ms)
             for network, found in zip(networks, self._probe.measure_all(networks), strict=True)
@@ -79,7 +80,7 @@ class Forecast:
         self._time_missing([network for network, _ in measured], report)
         self._predictor = Predictor.fit(self._table, measured)
         known = self._predictor.as_json()
-        write_json(self._file, known)
+        write_sealed(self._file, known)
         return known
 
     def predict(self, network: Architecture, report: Report) -> Prediction:
@@ -111,8 +112,25 @@ class Forecast:
         key = {**cache_key(config, device, name, self._reference.id), "scale_ms": scale_ms}
         path = self._cache.path(key)
         if path.exists():
-            return path, BlockTable.load(path)
+            try:
+                return path, BlockTable.load(path)
+            except InputError as error:
+                warnings.warn(f"{error}; blocks are timed again", stacklevel=3)
         return path, BlockTable(config.layout, config.batch_size)
+
+    def _kept_predictor(self) -> tuple[Predictor, dict[str, Any]] | None:
+        try:
+            known = read_sealed(self._file)
+            return Predictor.from_json(self._table, known), known
+        except FileNotFoundError:
+            return None
+        except (OSError, DamagedError, InputError) as error:
+            warnings.warn(
+                f"{self._file}: damaged ({error}); the predictor is calibrated again, and predicts "
+                "a little otherwise than for earlier trials",
+                stacklevel=3,
+            )
+            return None
 
     def _time_missing(self, networks: Sequence[Architecture], report: Report) -> None:
         missing = self._table.missing(networks)

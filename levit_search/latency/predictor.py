@@ -5,7 +5,6 @@ cost on top: ``latency = scale x sum of blocks + cost of a parameter x parameter
 few networks that were timed whole.
 """
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -18,8 +17,8 @@ import numpy as np
 from levit_search.architecture import Architecture
 from levit_search.cost import Cost, cost
 from levit_search.errors import InputError, TrialError
-from levit_search.files import write_json
 from levit_search.latency.blocks import Block, blocks, distinct_blocks
+from levit_search.sealed import read_sealed, write_sealed
 from levit_search.space import Space
 
 if TYPE_CHECKING:
@@ -54,18 +53,22 @@ class BlockTable:
         """The table in a file that :meth:`save` wrote.
 
         Raises:
-            InputError: the file cannot be read or holds no such table.
+            InputError: the file cannot be read, is damaged or holds no such table.
         """
         try:
-            table = cls(**json.loads(path.read_text(encoding="utf-8")))
+            table = cls(**read_sealed(path))
             table.blocks_ms = {str(name): float(ms) for name, ms in table.blocks_ms.items()}
+            if not all(
+                math.isfinite(ms) for ms in [table.run_ms or 0.0, *table.blocks_ms.values()]
+            ):
+                raise ValueError("a latency is no number")
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: no table of block latencies ({error})") from None
         return table
 
     def save(self, path: Path) -> None:
-        """Write the table as JSON, atomically."""
-        write_json(path, asdict(self))
+        """Write the table as JSON with a checksum, atomically."""
+        write_sealed(path, asdict(self))
 
     def missing(self, architectures: Iterable[Architecture]) -> list[Block]:
         """The blocks of some networks that have not been timed, each once."""
@@ -264,7 +267,7 @@ class Predictor:
         try:
             calibration = [Calibration(**entry) for entry in data["calibration"]]
             return cls(table, calibration)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, np.linalg.LinAlgError) as error:
             raise InputError(f"no description of a latency predictor ({error})") from None
 
 

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from levit_search import architecture, baseline
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline
 from levit_search.errors import InputError, TrialError
+from levit_search.latency.answers import check_peak, check_round
 from levit_search.latency.cache import Cache, cache_key
 from levit_search.latency.channel import Channel
 from levit_search.latency.protocol import (
@@ -116,6 +118,7 @@ class Probe:
                 self.config.runtime,
                 self.config.huge_pages,
                 lambda: self._report("waiting for another probe or training on that host", 0.0),
+                patience_s=self.config.patience_s,
             )
         return self._channel.device
 
@@ -396,7 +399,12 @@ class Probe:
         if isinstance(target, CommandTarget):
             job["python"] = target.python
         compiling_s = _COMPILING_S if self.config.runtime == "torch-compiled" else 0.0
-        return channel.ask(job, seconds + compiling_s)
+        check = check_peak
+        if do == "round":
+            check = partial(
+                check_round, networks=len(entries), seconds=seconds, clock=self.config.clock
+            )
+        return channel.ask(job, seconds + compiling_s, check)
 
     def _outcomes(self, tasks: "list[_Task]") -> list[Measurement | TrialError]:
         """Measurements on one scale: networks with one reference share its milliseconds."""

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from levit_search.configuration import Count, Frozen, validated
+from levit_search.errors import InputError
 from levit_search.latency.targets import LocalTarget, Target, read_targets, resolved
 
 Runtime = Literal["onnxruntime", "openvino", "torch", "torch-compiled"]
@@ -52,6 +53,9 @@ class LatencyConfig(Frozen):
     system grants them on request): a network's time then depends less on where its memory happens
     to lie.
 
+    A worker that says nothing for ``patience_s`` beyond the time that it measures is taken for
+    stuck; slow devices may need longer to start and to build sessions.
+
     Timings of an emulator are refused as an objective unless ``allow_emulated``.
     """
 
@@ -68,6 +72,7 @@ class LatencyConfig(Frozen):
     reference: str | dict[str, Any] = "LeViT-128S"
     calibration: Annotated[int, Field(strict=True, ge=4, le=200)] = 8
     huge_pages: bool = True
+    patience_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
     allow_emulated: bool = False
 
     @model_validator(mode="before")
@@ -76,7 +81,10 @@ class LatencyConfig(Frozen):
         if data in ("predicted", "measured"):  # the short form, `latency: predicted`
             data = {"method": data}
         if isinstance(data, Mapping):
-            data = resolved(data, {}, "target")
+            try:
+                data = resolved(data, {}, "target")
+            except InputError as error:  # of which validation knows the place
+                raise ValueError(str(error).removeprefix("target: ")) from None
             target = data.get("target")
             on_gpu = isinstance(target, Mapping) and target.get("device") == "cuda"
             if on_gpu and "runtime" not in data:

@@ -182,7 +182,7 @@ def main(runtimes: dict[str, Any] = RUNTIMES, extra: dict[str, Any] | None = Non
     while True:
         job = jobs.get()
         try:
-            write(worker.answer(job))
+            write({**worker.answer(job), "job": job.get("job")})
         except Exception as error:  # whatever went wrong on the device belongs to the one who asked
             text = str(error).strip().partition("\n")[0] or "no further reason"
             write({"event": "error", "message": f"{type(error).__name__}: {text}"})

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from levit_search.architecture import Graft
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
+from levit_search.inflation import check_not_inflated
 from levit_search.model import naming as namings
 from levit_search.model.build import Model
 from levit_search.model.naming import Naming
 from levit_search.model.resnet import ResNetHead
+from levit_search.sealed import WEIGHTS_KEY, DamagedError, check_weights, weights_checksum
 
 
 def load_weights(model: Model, weights: Mapping[str, Any] | Path) -> Naming:
@@ -29,8 +31,8 @@ def load_weights(model: Model, weights: Mapping[str, Any] | Path) -> Naming:
         The naming that was recognised.
 
     Raises:
-        InputError: the file cannot be read, a tensor is missing or unexpected, or its shape is
-            not the network's; the message names the tensor and both shapes.
+        InputError: the file cannot be read or is damaged, a tensor is missing or unexpected, or its
+            shape is not the network's; the message names the tensor and both shapes.
     """
     where = str(weights) if isinstance(weights, Path) else "weights"
     state = _state(weights, where)
@@ -99,11 +101,14 @@ def _pretrained(kind: str, in_channels: int) -> dict[str, Tensor]:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the weights of ``model`` as safetensors under our names, whole or not at all."""
+    """Write the weights of ``model`` as safetensors under our names, whole or not at all.
+
+    The file carries a checksum, which :func:`load_weights` compares.
+    """
     from safetensors.torch import save
 
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, save(weights))
+    write_atomically(path, save(weights, {WEIGHTS_KEY: weights_checksum(save(weights))}))
 
 
 def to_timm(model: Model) -> dict[str, Tensor]:
@@ -126,10 +131,15 @@ def to_timm(model: Model) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors.torch import load
 
-            return dict(load_file(path))
+            raw = path.read_bytes()
+            check_weights(raw)
+            return dict(load(raw))
+        check_not_inflated(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedError as error:
+        raise InputError(f"{path}: damaged ({error})") from None
     except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
         raise InputError(f"{path}: not a readable checkpoint ({error})") from error
     if not isinstance(loaded, dict):

@@ -198,7 +198,7 @@ def _with_drawings(
         rows = [
             {**row, "text": table.figure(row["figure"], row["value"])} for row in known["figures"]
         ]
-        drawings = _drawings(study, network) if left > 0 else {"note": _NO_ROOM}
+        drawings = _drawings(study, int(trial), network) if left > 0 else {"note": _NO_ROOM}
         left -= sum(map(len, drawings.values()))
         found[str(trial)] = {
             "picked_as": known["picked_as"],
@@ -212,18 +212,19 @@ def _with_drawings(
 _NO_ROOM = "Its diagram is left out to keep this page small; `levit-search show` draws it."
 
 
-def _drawings(study: Study, network: Architecture) -> dict[str, str]:
+def _drawings(study: Study, trial: int, network: Architecture) -> dict[str, str]:
     """The block diagram, and the maps where there are weights to read them from."""
     from levit_search import diagram, weight_maps
+    from levit_search.export import sound_weights
     from levit_search.portrait import portrait
 
     found = {"diagram": diagram.svg(network, embedded=True)}
-    path = study.weights(network.id)
-    if not path.is_file():
+    if not study.weights(network.id).is_file():
         found["note"] = "Its trained weights are not kept here, so there are no maps of them."
         return found
     try:
-        drawn = portrait(network, network.summary(), path)
+        weights = sound_weights(study, trial, network)
+        drawn = portrait(network, network.summary(), weights)
     except InputError as error:
         found["note"] = str(error)
         return found

@@ -1,6 +1,7 @@
 """The report's pictures as files: PNG for slides and messages, SVG for print and the web."""
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -83,6 +84,7 @@ def _drawn(figure: "Figure", format: str) -> bytes:
 def _networks(study: Study, document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Diagrams and maps of the knee and of those that were picked."""
     from levit_search import diagram, weight_maps
+    from levit_search.export import sound_weights
     from levit_search.portrait import portrait
 
     for trial in document["chosen"]:
@@ -92,10 +94,13 @@ def _networks(study: Study, document: dict[str, Any]) -> Iterator[tuple[str, str
         network = parse(details["architecture"])
         title = f"Trial {trial} of {document['study']}"
         yield f"trial-{trial}-blocks", diagram.svg(network, title)
-        path = study.weights(network.id)
-        if not path.is_file():
+        if not study.weights(network.id).is_file():
             continue
-        drawn = portrait(network, title, path)
+        try:
+            drawn = portrait(network, title, sound_weights(study, trial, network))
+        except InputError as error:
+            warnings.warn(f"{error}; its maps are left out", stacklevel=2)
+            continue
         if drawn.has_maps:
             yield f"trial-{trial}-weights", weight_maps.svg(drawn.biases, drawn.filters, title)
 

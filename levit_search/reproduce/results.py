@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from levit_search.errors import InputError
-from levit_search.files import write_atomically, write_json
+from levit_search.files import write_atomically
+from levit_search.sealed import read_sealed, write_sealed
 
 Figures = dict[str, Any]
 Step = Callable[[str], None]  # the row that comes next
@@ -53,7 +54,7 @@ class Results:
             raise InputError(f"{folder}: is a file, not a folder for results")
         if self._path.exists():
             try:
-                raw = json.loads(self._path.read_text(encoding="utf-8"))
+                raw = read_sealed(self._path)
                 found = (raw["version"], raw["table"])
                 self.runs = [Run(**run) for run in raw["runs"]]
             except (OSError, ValueError, KeyError, TypeError) as error:
@@ -137,7 +138,7 @@ class Results:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             runs = [asdict(run) for run in self.runs]
-            write_json(self._path, {"version": VERSION, "table": self.table, "runs": runs})
+            write_sealed(self._path, {"version": VERSION, "table": self.table, "runs": runs})
         except OSError as error:
             raise self._unwritable(error) from None
 

@@ -1,5 +1,6 @@
 """The ask/tell loop: proposals, limits, repeats, rungs, evaluations, and going on after a kill."""
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from levit_search import table
 from levit_search.architecture import Architecture
 from levit_search.cost import Cost, cost
 from levit_search.donors import check_donor_weights
-from levit_search.errors import BudgetError, InputError
-from levit_search.search.engine import Engine, Event, make_engine
+from levit_search.errors import GOES_ON, BudgetError, InputError, refused_by_disk
+from levit_search.files import remove_unfinished
+from levit_search.search.engine import Engine, Event, make_engine, pass_on_warnings
 from levit_search.search.history import History
 from levit_search.search.ledger import Ledger
 from levit_search.search.outcome import Display, Summary, front_volume
@@ -51,6 +53,7 @@ _FAILURES_AT_START = 3
 _FAILURES = 10
 _MOST_TRIES = 2  # of a network that fails
 _REFRESH_S = 0.25
+_INTERRUPTED = "you interrupted it"
 # Tables are for people to look at meanwhile; writing them should cost a fiftieth of the time.
 _TABLES_EVERY_S = 5.0
 _TABLES_SHARE = 50
@@ -83,6 +86,7 @@ def search(
     display: Display,
     take_from: Path | None = None,
     engine: MakeEngine | None = None,
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Search until the study's budget is used up; goes on where an earlier session stopped.
 
@@ -92,17 +96,23 @@ def search(
         take_from: the folder of another study, whose finished trials are taken over where they
             fit.
         engine: makes what carries evaluations out; None is what the study's configuration names.
+        is_asked_to_stop: asked often. Once it is true nothing is begun any more, and what runs goes
+            on to its next rung or its end.
 
     Raises:
         InputError: what all trials need (data, teacher, donor weights, reference, storage, a
             cluster) is wrong or missing, or another search is at work on the study. Nothing was
             evaluated.
-        BudgetError: nothing could be evaluated at all.
+        BudgetError: nothing could be evaluated at all, or a disk or the storage refuses. What was
+            finished is there.
+        KeyboardInterrupt: asked to stop before the first proposal.
     """
     with study.lock():
+        remove_unfinished(study.folder)
         space = study.config.space(str(study.folder / "study.yaml"))
         check_donor_weights(study.config.train.donor_weights, space.donors())
-        return _Driver(study, space, display, take_from, engine or make_engine).run()
+        made = engine or make_engine
+        return _Driver(study, space, display, take_from, made, is_asked_to_stop).run()
 
 
 class _Driver:
@@ -115,8 +125,9 @@ class _Driver:
         display: Display,
         take_from: Path | None,
         engine: MakeEngine,
+        is_asked_to_stop: Callable[[], bool],
     ) -> None:
-        self._make_engine = engine
+        self._make_engine, self._is_asked_to_stop = engine, is_asked_to_stop
         self._study, self._space, self._display = study, space, display
         self._config = study.config
         self._distributions = space.distributions()
@@ -172,11 +183,17 @@ class _Driver:
             if self._source is not None:
                 self._take_over(self._source)
             because = self._loop(engine)
-            self._tally = self._verification.run(engine, self._tally, self._display)
-        finally:
+            self._tally = self._verification.run(
+                engine, self._tally, self._display, self._is_asked_to_stop
+            )
+        except BaseException:
             engine.close()
-            self._write_tables()
-        return self._summary(because)
+            with contextlib.suppress(BudgetError):  # it must not take the place of what happened
+                self._write_tables()
+            raise
+        engine.close()
+        self._write_tables()
+        return self._summary(_INTERRUPTED if self._is_asked_to_stop() else because)
 
     def _settled_sampler(self) -> tuple[SamplerName, int]:
         """What the budget decides is settled when a study begins, and stays when it is extended."""
@@ -214,7 +231,7 @@ class _Driver:
 
     def _prepare(self, engine: Engine) -> None:
         while not engine.has_room():
-            for event in engine.events(_REFRESH_S):
+            for event in pass_on_warnings(engine.events(_REFRESH_S)):
                 if event.kind == "failed":
                     kind = InputError if event.content.get("wrong_input") else BudgetError
                     raise kind(event.text)
@@ -222,6 +239,8 @@ class _Driver:
                     self._display.preparing(event.text, event.fraction)
                 if event.kind == "done" and event.trial is None:
                     self._prepared(event)
+            if self._is_asked_to_stop():  # what is being prepared keeps checkpoints of its own
+                raise KeyboardInterrupt
             self._display.tick()
 
     def _prepared(self, event: Event) -> None:
@@ -231,6 +250,14 @@ class _Driver:
     def _loop(self, engine: Engine) -> str:
         limit_s = self._config.search.time_s
         while True:
+            if self._is_asked_to_stop():
+                if not self._running:
+                    return _INTERRUPTED
+                self._tell_of_stopping()
+                for event in pass_on_warnings(engine.events(_REFRESH_S)):
+                    self._handle(engine, event)
+                self._display.tick()
+                continue
             out_of_time = limit_s is not None and time.monotonic() - self._begun >= limit_s
             while engine.has_room() and (self._left_over or not (self._is_enough() or out_of_time)):
                 if not self._start_one(engine):
@@ -243,9 +270,15 @@ class _Driver:
                 if self._is_exhausted or self._too_slow >= _TOO_SLOW:
                     return self._exhausted()
             is_waiting = self._running or not engine.has_room()
-            for event in engine.events(_REFRESH_S if is_waiting else 0):
+            for event in pass_on_warnings(engine.events(_REFRESH_S if is_waiting else 0)):
                 self._handle(engine, event)
             self._display.tick()
+
+    def _tell_of_stopping(self) -> None:
+        count = len(self._running)
+        what = "1 network goes" if count == 1 else f"{count} networks go"
+        text = f"interrupted: {what} on to the next rung or the end; Ctrl-C again stops now"
+        self._display.preparing(text, None)
 
     def _is_enough(self) -> bool:
         trials = self._config.search.trials
@@ -394,12 +427,17 @@ class _Driver:
                 self._display.progress(event.trial, event.text, event.fraction)
             case "rung":
                 goes_on = self._at_rung(candidate, event.content["epoch"], event.content["values"])
-                engine.answer(event.trial, goes_on)
+                if goes_on and self._is_asked_to_stop():
+                    del self._running[event.trial]  # goes on from its checkpoint the next time
+                else:
+                    engine.answer(event.trial, goes_on)
             case "done":
                 candidate.notes["evaluation"] = event.content
                 self._ledger.note(event.trial, "evaluation", event.content)
                 self._tell_evaluated(candidate)
             case "failed":
+                if refusal := event.content.get("refused_by_disk"):
+                    raise BudgetError(f"{refusal}; {GOES_ON}")
                 self._tell(candidate, TrialState.FAIL, reason=event.text)
                 self._check_failures(event.text)
 
@@ -513,8 +551,18 @@ class _Driver:
         return max(0.0, min(bounds)) if bounds else None
 
     def _write_tables(self) -> None:
+        """Write the tables that people look at.
+
+        Raises:
+            BudgetError: the disk refuses.
+        """
         start = time.monotonic()
-        table.write_tables(self._study, sorted(self._tally.records, key=lambda each: each.trial))
+        records = sorted(self._tally.records, key=lambda each: each.trial)
+        try:
+            table.write_tables(self._study, records)
+        except OSError as error:
+            refusal = refused_by_disk(error) or f"{self._study.folder}: {error}"
+            raise BudgetError(f"{refusal}; {GOES_ON}") from None
         took_s = time.monotonic() - start
         self._tables_at = start + max(_TABLES_EVERY_S, _TABLES_SHARE * took_s)
 
@@ -535,6 +583,7 @@ class _Driver:
             hypervolume=front_volume(front, self._study),
             front=front,
             stopped_because=because,
+            is_interrupted=because == _INTERRUPTED,
         )
 
 

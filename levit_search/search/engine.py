@@ -1,5 +1,6 @@
 """What carries evaluations out: the interface that the driver knows, and how one is made."""
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -9,9 +10,12 @@ from levit_search.study import Study
 
 @dataclass(frozen=True)
 class Event:
-    """News of a running trial (or of the preparation, whose trial is None)."""
+    """News of a running trial (or of the preparation, whose trial is None).
 
-    kind: Literal["progress", "rung", "done", "failed"]
+    A ``warning`` is a worker's, whatever it was at, and has no trial either.
+    """
+
+    kind: Literal["progress", "rung", "done", "failed", "warning"]
     trial: int | None
     text: str = ""
     """What is being done, or why it failed."""
@@ -19,7 +23,16 @@ class Event:
     content: dict[str, Any] = field(default_factory=dict)
     """Of a rung ``epoch`` and the ``values`` known there. When done, an evaluation (also of what
     was only measured), or what :meth:`levit_search.evaluate.Evaluator.prepare` returned. Of a
-    preparation that failed ``wrong_input``, whether the user can mend it."""
+    failure ``wrong_input``, whether the user can mend it, and ``refused_by_disk``, what a disk
+    refused, if that is why."""
+
+
+def pass_on_warnings(events: list[Event]) -> list[Event]:
+    """The events but for warnings, which are given here as they were given in a worker."""
+    for event in events:
+        if event.kind == "warning":
+            warnings.warn(event.text, stacklevel=2)
+    return [event for event in events if event.kind != "warning"]
 
 
 class Engine(Protocol):

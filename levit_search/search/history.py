@@ -103,11 +103,12 @@ class History:
                 self._storage.set_study_system_attr(self._study_id, key, value)
 
     def propose(self, number: int, params: Mapping[str, Any]) -> None:
-        """Give a running trial its parameters."""
-        for name, value in params.items():
-            distribution = self._distributions[name]
-            internal = distribution.to_internal_repr(value)
-            self._storage.set_trial_param(self._ids[number], name, internal, distribution)
+        """Give a running trial its parameters, of all distributions or of none."""
+        assert not params or params.keys() == self._distributions.keys()
+        trial = self._storage.get_trial(self._ids[number])
+        # Optuna would copy both for each of them; the distributions are those of all trials.
+        trial.params = dict(params)
+        trial.distributions = self._distributions if params else {}
 
     def complete(
         self, number: int, values: Mapping[str, float], excess: Mapping[str, float]

@@ -1,21 +1,44 @@
-"""The one writer of a study's trials in Optuna's storage.
+"""The one writer of a study's trials in Optuna's storage, and in the backup beside it.
 
 A proposal is written whole, with its parameters, what is known of it and its constraints, in one
-transaction; a kill leaves a trial or none. One that costs no evaluation is written finished.
+transaction; a kill leaves a trial or none. One that costs no evaluation is written finished. A
+server that does not answer is waited for, and nothing is written twice when it does again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
-from levit_search.errors import BudgetError
+from levit_search.errors import GOES_ON, BudgetError
 from levit_search.study import Study
+from levit_search.study.backup import trial_body
+from levit_search.study.database import Database, NumberTakenError
 
 _SOMEBODY_ELSE = "{}: another search writes to the same storage, perhaps from a copy of the folder"
+
+# A server that is restarted, or a network that is mended, takes minutes.
+_PATIENCE_S = 600.0
+_LOOK_AGAIN_S = 2.0
+
+# Notes that are written as a trial ends, and are in the backup as soon as it has ended.
+_OF_THE_END = ("evaluation", "reason")
+
+Answer = TypeVar("Answer")
+
+
+class _RefusedError(BudgetError):
+    """Nothing more can be written."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; {GOES_ON}")
 
 
 class Ledger:
@@ -28,20 +51,27 @@ class Ledger:
         distributions: of all parameters.
 
     Raises:
-        InputError: the storage cannot be reached or read, or belongs to another study.
+        InputError: the storage cannot be reached or read, belongs to another study, or is not as it
+            was left.
     """
 
     def __init__(self, study: Study, distributions: Mapping[str, BaseDistribution]) -> None:
         self._study, self._distributions = study, dict(distributions)
-        self._storage, self._study_id = study.open_storage()
-        with study.storage_errors():
-            self.attributes = dict(self._storage.get_study_user_attrs(self._study_id))
-            """Of the study."""
-            self._ids = {trial.number: trial._trial_id for trial in self.trials()}
+        opened = study.open_to_write(self._distributions)
+        self._storage, self._study_id = opened.storage, opened.study_id
+        self._backup = opened.backup
+        self.attributes = opened.contents.attributes
+        """Of the study."""
+        self._ids = {trial.number: trial._trial_id for trial in opened.contents.trials}
+        self._just_read: Sequence[FrozenTrial] | None = opened.contents.trials
+        """Until they are asked for, or one is written."""
 
     def trials(self) -> Sequence[FrozenTrial]:
         """All of them, read from the storage."""
-        return self._storage.get_all_trials(self._study_id, deepcopy=False)
+        trials, self._just_read = self._just_read, None
+        if trials is None:
+            trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        return trials
 
     @property
     def next_number(self) -> int:
@@ -85,41 +115,116 @@ class Ledger:
             system_attrs=dict(kept),
             constraints=dict(excess),
         )
-        number = self.next_number
-        with self._writing():
-            trial_id = self._storage.create_new_trial(self._study_id, trial)
-            found = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-        if found != trial_id:
-            raise BudgetError(_SOMEBODY_ELSE.format(self._study.folder))
-        self._ids[number] = trial_id
+        trial.number = self.next_number
+        self._ids[trial.number] = self._written(partial(self._create, trial))
+        self._back_up(trial.number)
 
     def note(self, number: int, key: str, value: Any) -> None:
         """Note plain data with a running trial."""
-        with self._writing():
-            self._storage.set_trial_user_attr(self._ids[number], key, value)
+        self._just_read = None
+        if key not in _OF_THE_END:
+            self._log({"trial": number, "note": key, "value": value})
+        self._written(partial(self._storage.set_trial_user_attr, self._ids[number], key, value))
 
     def constrain(self, number: int, key: str, excess: float) -> None:
         """Note how far above its limit a running trial turned out to be."""
         spelt = create_trial(state=TrialState.PRUNED, constraints={key: excess}).system_attrs
-        with self._writing():
-            for name, value in spelt.items():
-                self._storage.set_trial_system_attr(self._ids[number], name, value)
+        trial_id = self._ids[number]
+        for name, value in spelt.items():
+            self._written(partial(self._storage.set_trial_system_attr, trial_id, name, value))
 
     def finish(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
         """End a running trial."""
-        with self._writing():
-            self._storage.set_trial_state_values(self._ids[number], state, values)
+        trial_id, tries = self._ids[number], 0
+
+        def end() -> None:
+            nonlocal tries
+            tries += 1
+            try:
+                self._storage.set_trial_state_values(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                found = self._storage.get_trial(trial_id)
+                wanted = None if values is None else list(values)
+                if tries == 1 or (found.state, found.values) != (state, wanted):
+                    raise
+
+        self._written(end)
+        self._back_up(number)
 
     def set_attribute(self, key: str, value: Any) -> None:
         """Note plain data with the study."""
-        with self._writing():
-            self._storage.set_study_user_attr(self._study_id, key, value)
+        self._log({"attribute": key, "value": value})
+        self._written(partial(self._storage.set_study_user_attr, self._study_id, key, value))
         self.attributes[key] = value
+
+    def _create(self, trial: FrozenTrial) -> int:
+        if isinstance(self._storage, Database):
+            return self._storage.create_at(self._study_id, trial)
+        trial_id = self._storage.create_new_trial(self._study_id, trial)
+        number = trial.number
+        found = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        if found != trial_id:
+            raise NumberTakenError
+        return trial_id
+
+    def _back_up(self, number: int) -> None:
+        """Write down a trial as the storage has it."""
+        self._just_read = None
+        read = partial(self._storage.get_trial, self._ids[number])
+        self._log(trial_body(self._written(read)))
+
+    def _log(self, body: Mapping[str, Any]) -> None:
+        try:
+            self._backup.append([body])
+        except OSError as error:
+            raise _RefusedError(f"{self._backup.path}: {error.strerror or error}") from None
+
+    def _written(self, write: Callable[[], Answer]) -> Answer:
+        """What ``write`` returns, called again while a server does not answer.
+
+        What it writes may have been written by an earlier call.
+        """
+        since: float | None = None
+        while True:
+            with self._writing():
+                try:
+                    answer = write()
+                    break
+                except (SQLAlchemyError, StorageInternalError) as error:
+                    reason = self._study.place.does_not_answer(error)
+                    if reason is None:
+                        raise
+            since = self._wait(reason, since)
+        if since is not None:
+            self._tell(f"answers again after {time.monotonic() - since:.0f} s")
+        return answer
+
+    def _wait(self, reason: str, since: float | None) -> float:
+        """Wait a little; returns since when it waits in all.
+
+        Raises:
+            BudgetError: that is long enough.
+        """
+        minutes = f"{_PATIENCE_S / 60:.0f} min"
+        if since is None:
+            since = time.monotonic()
+            self._tell(f"does not answer ({reason}); waiting for up to {minutes}")
+        if time.monotonic() - since > _PATIENCE_S:
+            raise BudgetError(
+                f"{self._study.place}: has not answered for {minutes} ({reason}); what was "
+                "finished is kept, and the same command goes on"
+            )
+        time.sleep(_LOOK_AGAIN_S)
+        return since
+
+    def _tell(self, text: str) -> None:
+        # Python shows a warning of one place and text once; this one may come again.
+        warnings.warn(f"[{time.strftime('%H:%M:%S')}] {self._study.place}: {text}", stacklevel=2)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            with self._study.storage_errors(BudgetError):
+            with self._study.storage_errors(_RefusedError):
                 yield
-        except UpdateFinishedTrialError:
+        except (UpdateFinishedTrialError, NumberTakenError):
             raise BudgetError(_SOMEBODY_ELSE.format(self._study.folder)) from None

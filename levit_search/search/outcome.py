@@ -22,6 +22,8 @@ class Summary:
     hypervolume: float
     front: list[Record]
     stopped_because: str
+    is_interrupted: bool = False
+    """Whether it was asked to stop before its budget was used up."""
 
 
 class Display(Protocol):

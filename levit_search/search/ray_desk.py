@@ -139,7 +139,9 @@ class Desk:
 
     def _note_preparation(self, event: Event) -> None:
         """Only the first worker's is told, unless it fails."""
-        if event.kind == "failed":
+        if event.kind == "warning":
+            self._put(event)
+        elif event.kind == "failed":
             self.workers_wanted -= 1
             content = {"wrong_input": False} if self.is_prepared else event.content
             self._put(replace(event, content=content))
@@ -164,7 +166,8 @@ class Desk:
             task.deaths += 1
             if task.deaths < _MOST_DEATHS:
                 self._tasks.appendleft(task)
-                self._put(Event("progress", task.trial, f"to be started again: {reason}"))
+                text = f"trial {task.trial} is started again: {reason}"
+                self._put(Event("progress", None, text))
             else:
                 self._put(Event("failed", task.trial, reason))
 
@@ -172,6 +175,11 @@ class Desk:
         self._deaths += 1
         limit = _MOST_IN_A_ROW if self.is_prepared else _MOST_DEATHS
         if self.workers_wanted and self._deaths >= limit:
+            self.fail(reason)
+
+    def fail(self, reason: str) -> None:
+        """There will be no more workers."""
+        with self._changed:
             self.workers_wanted = 0
             self._put(Event("failed", None, reason, content={"wrong_input": False}))
 

@@ -6,10 +6,13 @@ system that they share. A trial whose worker or node dies goes on from its check
 """
 
 import threading
+import time
 from pathlib import Path
 
+import ray
+
 from levit_search.architecture import Architecture
-from levit_search.latency.ray_connection import first_line
+from levit_search.latency.ray_connection import first_line, knock
 from levit_search.search import ray_nodes, ray_tune
 from levit_search.search.engine import Event
 from levit_search.search.ray_desk import Desk, Task
@@ -19,6 +22,10 @@ from levit_search.search.worker import EVALUATOR
 from levit_search.study import Study
 
 _END_S = 20.0
+_KNOCK_S = 2.0
+# A head that is restarted comes back; after 60 s without one Ray ends this process without a word.
+_GONE_S = 30.0
+_GOES_ON = "what was finished is kept, and the same command goes on once there is one"
 
 
 class RayEngine:
@@ -60,8 +67,11 @@ class RayEngine:
             sample=sample.model_dump(mode="json"),
             evaluator=evaluator,
         )
+        self._is_gone = False
         self._loop = threading.Thread(target=self._run, args=[order], daemon=True, name="ray-tune")
         self._loop.start()
+        address = ray.get_runtime_context().gcs_address
+        threading.Thread(target=self._watch, args=[address], daemon=True).start()
 
     def has_room(self) -> bool:
         return self._desk.has_room()
@@ -80,8 +90,27 @@ class RayEngine:
 
     def close(self) -> None:
         self._desk.close()
+        if self._is_gone:  # whatever is asked of Ray now waits for it
+            threading.Thread(target=self._connection.close, daemon=True).start()
+            return
         self._loop.join(_END_S)
         self._connection.close()
+
+    def _watch(self, address: str) -> None:
+        """End the search where the head does not come back."""
+        heard = time.monotonic()
+        while not self._desk.is_closed:
+            time.sleep(_KNOCK_S)
+            try:
+                knock(address)
+            except OSError as error:
+                if time.monotonic() - heard > _GONE_S:
+                    self._is_gone = True
+                    why = error.strerror or str(error)
+                    self._desk.fail(f"the Ray cluster at {address} is gone ({why}); {_GOES_ON}")
+                    return
+            else:
+                heard = time.monotonic()
 
     def _run(self, order: Order) -> None:
         """Tune's loop gives up on some of Ray's errors, such as a node short of memory."""

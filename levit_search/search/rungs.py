@@ -11,7 +11,7 @@ room for one more of it. (On recorded curves, ordering such a front by crowding 
 in its middle, and letting all of it pass saved less.)
 """
 
-import itertools
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +52,8 @@ class Rungs:
         self._reduction, self._objectives = reduction, tuple(objectives)
         self._rungs = {epoch: _Rung() for epoch in self.epochs}
         self._final: dict[str, float] = {}
-        self._gains: tuple[float, ...] | None = None
+        self._levels = [*(rung.accuracy for rung in self._rungs.values()), self._final]
+        self._gained: list[list[float]] = [[] for _ in self.epochs]  # ascending, from each rung on
 
     def judge(self, epoch: int, network: str, values: Mapping[str, float]) -> bool:
         """Whether a network that comes to a rung goes on.
@@ -79,26 +80,34 @@ class Rungs:
         """Note what was judged, now or in an earlier session; a second coming counts nothing."""
         rung = self._rungs[epoch]
         if network not in rung.accuracy:
-            rung.accuracy[network] = values[_ACCURACY]
+            self._reach(self.epochs.index(epoch), network, values[_ACCURACY])
             rung.points.append(minimised([values], self._objectives)[0])
             rung.went_on.append(goes_on)
-            self._gains = None
 
     def complete(self, network: str, top1_percent: float) -> None:
         """Note the accuracy after the last epoch."""
-        self._final[network] = top1_percent
-        self._gains = None
+        self._reach(len(self.epochs), network, top1_percent)
 
     def gains(self) -> tuple[float, ...]:
         """What accuracy gains from each rung to the next, to the last epoch in the end: the median
         in points over those that went on, rounded; 0 where nobody did."""
-        if self._gains is None:
-            levels = [*(rung.accuracy for rung in self._rungs.values()), self._final]
-            self._gains = tuple(
-                _rounded_median([after[name] - before[name] for name in after if name in before])
-                for before, after in itertools.pairwise(levels)
-            )
-        return self._gains
+        return tuple(map(_rounded_median, self._gained))
+
+    def _reach(self, level: int, network: str, top1_percent: float) -> None:
+        """Note an accuracy; rungs are levels, and the end, where a later one counts, is the last.
+
+        What is gained between two levels is kept in order, since medians are asked for with each
+        trial.
+        """
+        earlier = self._levels[level].get(network)
+        if level > 0 and (before := self._levels[level - 1].get(network)) is not None:
+            gained = self._gained[level - 1]
+            if earlier is not None:
+                del gained[bisect.bisect_left(gained, earlier - before)]
+            bisect.insort(gained, top1_percent - before)
+        if level < len(self.epochs) and (after := self._levels[level + 1].get(network)) is not None:
+            bisect.insort(self._gained[level], after - top1_percent)
+        self._levels[level][network] = top1_percent
 
     def expected(self, epoch: int, top1_percent: float) -> float:
         """The accuracy in percent that a candidate stopped at a rung would have had in the end."""
@@ -106,4 +115,8 @@ class Rungs:
 
 
 def _rounded_median(gains: list[float]) -> float:
-    return _GAIN_STEP * round(float(np.median(gains)) / _GAIN_STEP) if gains else 0.0
+    """Of numbers in ascending order."""
+    if not gains:
+        return 0.0
+    middle = (gains[(len(gains) - 1) // 2] + gains[len(gains) // 2]) / 2
+    return _GAIN_STEP * round(middle / _GAIN_STEP)

@@ -1,6 +1,6 @@
 """Taking over the finished trials of another study, such as one of a narrower space."""
 
-import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 from optuna.trial import TrialState
 
 from levit_search.errors import InputError
+from levit_search.files import write_atomically
+from levit_search.sealed import DamagedError, check_weights
 from levit_search.search.ledger import Ledger
 from levit_search.search.preparation import check_devices
 from levit_search.space import Space
@@ -84,10 +86,7 @@ def _enter(
 ) -> None:
     assert record.architecture is not None
     network = record.architecture
-    weights = source.weights(network.id)
-    if weights.exists():
-        study.checkpoints.mkdir(exist_ok=True)
-        shutil.copyfile(weights, study.checkpoints / weights.name)
+    _copy_weights(source.weights(network.id), study)
     notes: dict[str, Any] = {
         "architecture": network.model_dump(mode="json"),
         "architecture_id": network.id,
@@ -105,6 +104,19 @@ def _enter(
     else:
         notes["reason"] = record.reason
         ledger.add(TrialState.PRUNED, None, params, notes, excess, {})
+
+
+def _copy_weights(weights: Path, study: Study) -> None:
+    try:
+        raw = weights.read_bytes()
+        check_weights(raw)
+    except FileNotFoundError:
+        return  # such as of a network that a rung stopped
+    except DamagedError as error:
+        warnings.warn(f"{weights}: damaged ({error}); they are not taken over", stacklevel=2)
+        return
+    study.checkpoints.mkdir(exist_ok=True)
+    write_atomically(study.checkpoints / weights.name, raw)
 
 
 def _rung(record: Record, rung: dict[str, Any], study: Study) -> dict[str, Any]:

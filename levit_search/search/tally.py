@@ -1,8 +1,12 @@
 """All that a search has found so far, with what is asked of it again and again kept up to date."""
 
+import marshal
 import statistics
+import zlib
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +52,8 @@ class Tally:
 
     def add(self, record: Record) -> None:
         """Count a trial that has ended."""
-        self.records.append(record)
+        kept = replace(record, evaluation=_Packed(record.evaluation))
+        self.records.append(kept)
         self.states[record.state] += 1
         self.reused += record.reused_from is not None
         self.taken += record.taken_from is not None
@@ -59,11 +64,11 @@ class Tally:
         if record.state == "failed" and record.architecture is not None:
             self.failures.setdefault(record.architecture.id, []).append(record.trial)
         if record.evaluation and record.architecture is not None and record.reused_from is None:
-            self.known.setdefault(record.architecture.id, record)
+            self.known.setdefault(record.architecture.id, kept)
         if record.seconds > 0 and record.taken_from is None:
             self._seconds.append(record.seconds)
         if record.is_evaluated:
-            self._to_front(record)
+            self._to_front(kept)
 
     @property
     def front(self) -> list[Record]:
@@ -93,6 +98,27 @@ class Tally:
         self._front = [each for each, keep in zip(self._front, kept, strict=True) if keep]
         self._front.append(record)
         self._points = np.vstack([self._points[kept], point])
+
+
+class _Packed(Mapping[str, Any]):
+    """Plain data in little room: the learning curves of thousands of trials are much, and seldom
+    looked at."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._packed = zlib.compress(marshal.dumps(dict(content)), 1)  # which only we read
+
+    def __getitem__(self, key: str) -> Any:
+        return self._unpacked()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._unpacked())
+
+    def __len__(self) -> int:
+        return len(self._unpacked())
+
+    def _unpacked(self) -> dict[str, Any]:
+        content: dict[str, Any] = marshal.loads(zlib.decompress(self._packed))
+        return content
 
 
 def is_spent(record: Record) -> bool:

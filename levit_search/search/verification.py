@@ -1,11 +1,11 @@
 """The end of a search by predicted latencies: what its front holds is measured."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from levit_search import table
 from levit_search.errors import BudgetError
-from levit_search.search.engine import Engine, Event
+from levit_search.search.engine import Engine, Event, pass_on_warnings
 from levit_search.search.ledger import Ledger
 from levit_search.search.outcome import Display
 from levit_search.search.tally import Tally
@@ -49,8 +49,11 @@ class Verification:
             if _key(record) not in self._ledger.attributes
         ]
 
-    def run(self, engine: Engine, tally: Tally, display: Display) -> Tally:
-        """Measure what is on the front, then what comes onto it, until all of it is measured.
+    def run(
+        self, engine: Engine, tally: Tally, display: Display, is_asked_to_stop: Callable[[], bool]
+    ) -> Tally:
+        """Measure what is on the front, then what comes onto it, until all of it is measured or
+        somebody asks to stop.
 
         A network that fails leaves the front once others have been measured; where several fail in
         a row they stay for the next session.
@@ -60,7 +63,7 @@ class Verification:
         """
         failed: dict[str, dict[str, Any]] = {}
         works = False
-        while left := self.unmeasured(tally, failed):
+        while (left := self.unmeasured(tally, failed)) and not is_asked_to_stop():
             found = self._measured(engine, left[0], display)
             failed[_key(left[0])] = found
             works = works or "failed" not in found
@@ -73,7 +76,7 @@ class Verification:
             display.finished(shown, tally, None)
             if len(failed) == _FAILURES:
                 break
-        if failed:
+        if len(failed) == _FAILURES or (failed and not is_asked_to_stop()):
             reason = next(reversed(failed.values()))["failed"]
             raise BudgetError(
                 f"{len(failed)} networks on the front could not be measured, the last with: "
@@ -84,13 +87,13 @@ class Verification:
     def _measured(self, engine: Engine, record: Record, display: Display) -> dict[str, Any]:
         """What measuring a network gave, or ``failed`` with the reason."""
         while not engine.has_room():  # a worker may have ended
-            _check_prepared(engine.events(_REFRESH_S))
+            _check_prepared(pass_on_warnings(engine.events(_REFRESH_S)))
             display.tick()
         assert record.architecture is not None
         engine.verify(record.trial, record.architecture)
         display.started(record.trial, record.architecture)
         while True:
-            events = engine.events(_REFRESH_S)
+            events = pass_on_warnings(engine.events(_REFRESH_S))
             _check_prepared(events)
             for event in events:
                 if event.trial is None:
@@ -99,6 +102,8 @@ class Verification:
                     case "progress":
                         display.progress(event.trial, event.text, event.fraction)
                     case "failed":
+                        if refusal := event.content.get("refused_by_disk"):
+                            raise BudgetError(f"{refusal}; the same command tries again")
                         return {"failed": event.text}
                     case "done":
                         return {name: event.content[name] for name in ("values", "latency")}

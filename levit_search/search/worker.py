@@ -10,14 +10,15 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.configuration import validated
-from levit_search.errors import InputError, LevitSearchError
+from levit_search.errors import InputError, LevitSearchError, refused_by_disk
 from levit_search.latency.sharing import while_no_probe_runs
 from levit_search.search.engine import Event
 from levit_search.study import StudyConfig
@@ -95,18 +96,48 @@ class Steps:
             self._tell(Event("progress", trial, text, fraction))
 
         try:
-            content = step(told)
+            with _warnings_told(self._tell):
+                content = step(told)
         except (BrokenPipeError, ConnectionResetError, EOFError):
             raise
         except Exception as error:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # the log's disk may be full
+                traceback.print_exc()
             expected = isinstance(error, LevitSearchError)
             text = str(error) if expected else f"{type(error).__name__}: {error}"
-            wrong_input = {"wrong_input": isinstance(error, InputError)}
-            self._tell(Event("failed", trial, " ".join(text.split())[:500], content=wrong_input))
+            content = {
+                "wrong_input": isinstance(error, InputError),
+                "refused_by_disk": refused_by_disk(error),
+            }
+            self._tell(Event("failed", trial, " ".join(text.split())[:500], content=content))
             return False
         self._tell(Event("done", trial, content=json.loads(json.dumps(content))))
         return True
+
+
+@contextlib.contextmanager
+def _warnings_told(tell: Callable[[Event], None]) -> Iterator[None]:
+    """Tell the warnings of this package, which are meant for the user; the log has all."""
+    logged = warnings.showwarning
+
+    def told(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        logged(message, category, filename, lineno, file, line)
+        if Path(filename).is_relative_to(Path(__file__).parents[1]):
+            tell(Event("warning", None, " ".join(str(message).split())))
+
+    # Not by catch_warnings, after which each one would be given again in every trial.
+    warnings.showwarning = told
+    try:
+        yield
+    finally:
+        warnings.showwarning = logged
 
 
 def serve(

@@ -8,18 +8,19 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 from levit_search.architecture import Architecture
-from levit_search.latency.channel import exit_name
+from levit_search.latency.process_pipe import exit_name
 from levit_search.search.engine import Event
 from levit_search.search.worker import EVALUATOR, serve
 from levit_search.study import Study
 
 # So many workers in a row that die before they are prepared are no accident.
 _MOST_DEATHS = 2
+_MOST_TRIES = 2  # of a trial whose worker dies
 _END_S = 5.0
 
 
@@ -35,7 +36,8 @@ class LocalEngine:
     says so. A probe may use any core: it has the host to itself (see
     :mod:`levit_search.latency.sharing`), and reads the same whatever the number of jobs.
 
-    A worker that dies takes its trial with it: the trial fails, and a new worker is started.
+    In the place of a worker that dies a new one is started, which goes on with its trial; the trial
+    fails where that ends in the same way.
 
     Args:
         study: evaluated networks' weights go into its folder.
@@ -112,8 +114,8 @@ class LocalEngine:
     def _give(self, do: str, trial: int, network: Architecture) -> None:
         worker = self._free()
         assert worker is not None
-        worker.trial = trial
-        worker.send((do, trial, network.model_dump(mode="json")))
+        worker.task = _Task(do, trial, network.model_dump(mode="json"))
+        worker.begin()
 
     def _started(self, number: int) -> "_Worker":
         return _Worker(number, self._study, self._evaluator, self._cores[number])
@@ -122,16 +124,19 @@ class LocalEngine:
         """Whatever of an event concerns the driver."""
         if event.trial is not None:
             if event.kind in ("done", "failed"):
-                worker.trial = None
+                worker.task = None
             return [event]
         is_first = not self._is_prepared
         match event.kind:
+            case "warning":
+                return [event]
             case "failed":
                 worker.is_given_up = True
                 return [event if is_first else replace(event, content={"wrong_input": False})]
             case "done":
                 worker.is_prepared = self._is_prepared = True
                 self._deaths = 0
+                worker.begin()
                 if is_first:
                     self._settled_ms = event.content["settled_ms"]
                     for other in self._workers:
@@ -157,7 +162,25 @@ class LocalEngine:
         if self._is_prepared:
             successor.prepare(self._sample, self._settled_ms)
         self._workers[self._workers.index(worker)] = successor
-        return [Event("progress" if worker.trial is None else "failed", worker.trial, text)]
+        task = worker.task
+        if task is None:
+            return [Event("progress", None, text)]
+        task.deaths += worker.is_prepared
+        if task.deaths == _MOST_TRIES:
+            return [Event("failed", task.trial, text)]
+        successor.task = task
+        return [Event("progress", None, f"trial {task.trial} is started again: {text}")]
+
+
+@dataclass
+class _Task:
+    """What a worker is to do."""
+
+    do: str
+    trial: int
+    network: dict[str, Any]
+    deaths: int = 0
+    """Of workers that were at it."""
 
 
 class _Worker:
@@ -175,7 +198,7 @@ class _Worker:
     ) -> None:
         self.number = number
         self.log = study.folder / f"worker-{number + 1}.log"
-        self.trial: int | None = None
+        self.task: _Task | None = None
         self.is_preparing = self.is_prepared = self.is_given_up = self.is_deaf = False
         context = multiprocessing.get_context("spawn")
         self._connection, far_end = context.Pipe()
@@ -197,8 +220,17 @@ class _Worker:
         far_end.close()
 
     @property
+    def trial(self) -> int | None:
+        return self.task.trial if self.task is not None else None
+
+    @property
     def is_free(self) -> bool:
-        return self.is_prepared and self.trial is None
+        return self.is_prepared and self.task is None
+
+    def begin(self) -> None:
+        """Tell a prepared worker of its task, if it has one."""
+        if self.task is not None:
+            self.send((self.task.do, self.task.trial, self.task.network))
 
     def prepare(self, sample: dict[str, Any], settled_ms: dict[str, float]) -> None:
         self.is_preparing = True

@@ -11,7 +11,7 @@ leaves out, or of a trunk without layers, is there, and ignored when decoding.
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -171,18 +171,11 @@ class Space:
 
     def survey(self, samples: int, seed: int = 0) -> Survey:
         """Draw ``samples`` networks uniformly over the slots."""
-        chance = np.random.default_rng(seed)
         reasons: Counter[str] = Counter()
         costs = []
-        for _ in range(samples):
-            try:
-                found = cost(self.draw(chance))
-            except InputError as error:
-                reasons[str(error).removeprefix("architecture: ")] += 1
-                continue
-            over = [name for name, excess in self.limits.excess(found).items() if excess > 0]
-            if over:
-                reasons[f"{over[0]} over the limit of {getattr(self.limits, over[0]):,.0f}"] += 1
+        for found in self._judged(samples, seed):
+            if isinstance(found, str):
+                reasons[found] += 1
             else:
                 costs.append(found)
         return Survey(samples, len(costs), dict(reasons.most_common()), costs)
@@ -194,13 +187,31 @@ class Space:
             InputError: none of ``samples`` random networks is valid and within the limits; the
                 message gives the reason met most.
         """
-        survey = self.survey(samples)
-        if survey.feasible == 0:
-            reason, count = next(iter(survey.reasons.items()))
-            raise InputError(
-                f"{self._where}: none of {samples} random networks is feasible; "
-                f"{count} of them: {reason}"
-            )
+        reasons: Counter[str] = Counter()
+        for found in self._judged(samples, 0):
+            if not isinstance(found, str):
+                return
+            reasons[found] += 1
+        reason, count = reasons.most_common(1)[0]
+        raise InputError(
+            f"{self._where}: none of {samples} random networks is feasible; {count} of them: "
+            f"{reason}"
+        )
+
+    def _judged(self, samples: int, seed: int) -> Iterator[Cost | str]:
+        """What random networks cost, or why they are not feasible."""
+        chance = np.random.default_rng(seed)
+        for _ in range(samples):
+            try:
+                found = cost(self.draw(chance))
+            except InputError as error:
+                yield str(error).removeprefix("architecture: ")
+                continue
+            over = [name for name, excess in self.limits.excess(found).items() if excess > 0]
+            if over:
+                yield f"{over[0]} over the limit of {getattr(self.limits, over[0]):,.0f}"
+            else:
+                yield found
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

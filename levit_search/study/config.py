@@ -1,6 +1,7 @@
 """What a study is told: the space file as read, changed by ``--set`` and resolved."""
 
 import copy
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,9 +11,10 @@ from pydantic import Field, field_validator, model_validator
 
 from levit_search import architecture as architectures
 from levit_search import data as datasets
-from levit_search.configuration import Count, Frozen, parse_yaml, read_yaml, validated
+from levit_search.configuration import Count, Frozen, read_yaml, validated
 from levit_search.data import DataConfig
 from levit_search.errors import InputError, UnknownNameError, did_you_mean
+from levit_search.latency.programs import check_programs
 from levit_search.latency.protocol import LatencyConfig
 from levit_search.latency.targets import read_targets, resolved
 from levit_search.pareto import (
@@ -22,6 +24,7 @@ from levit_search.pareto import (
     Objective,
     figure_and_target,
 )
+from levit_search.plain_yaml import parse_yaml
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.space import Limits, Space
 from levit_search.study.storage import StorageUrl
@@ -228,9 +231,26 @@ def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyCo
         changes: values by dotted key, put over those in the file.
 
     Raises:
-        InputError: the file cannot be read or says something wrong.
+        InputError: the file cannot be read or says something wrong, or it would have something
+            started or joined here that only the user may name.
     """
-    return config_of(read_yaml(path), path, changes)
+    config = config_of(read_yaml(path), path, changes)
+    sections = {f"targets.{name}": section for name, section in config.targets.items()}
+    check_programs({"latency": config.latency, **sections}, str(path), changes)
+    _check_cluster(config.engine.address, str(path), changes or {})
+    return config
+
+
+def _check_cluster(address: str | None, where: str, changes: Mapping[str, Any]) -> None:
+    """Whoever drives a Ray cluster can run anything on the machines that join it."""
+    known = (None, "auto", os.environ.get("RAY_ADDRESS"))
+    is_here = re.match(r"(127\.0\.0\.1|localhost|\[::1\]):", address or "")
+    if address in known or is_here or {"engine", "engine.address"} & changes.keys():
+        return
+    raise InputError(
+        f"{where}: engine.address: {address!r}: a file's cluster is not joined, since it may run "
+        "anything here; if you know it, give it by --address or RAY_ADDRESS"
+    )
 
 
 def config_of(

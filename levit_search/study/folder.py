@@ -5,29 +5,33 @@ the search, which holds the folder's lock; everything else (tables, front, expor
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
-from levit_search.configuration import read_yaml, validated, write_yaml
+from levit_search.configuration import write_yaml
 from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
 from levit_search.files import write_atomically, write_json
+from levit_search.study.address import masked
+from levit_search.study.backup import NAME as BACKUP
+from levit_search.study.backup import Backup, put_aside
 from levit_search.study.config import StudyConfig
-from levit_search.study.settings import comparable, differences
-from levit_search.study.storage import masked
+from levit_search.study.settings import comparable, differences, read_settings
+from levit_search.study.storage import DamagedError, Place
 from levit_search.study.trials import Trials
+from levit_search.study.writing import Opened, open_to_write
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
-
-VERSION = 1  # of the study folder
-
 
 State = Literal["complete", "pruned", "failed"]
 
@@ -45,7 +49,7 @@ class Record:
     reason: str | None
     reused_from: int | None
     seconds: float
-    evaluation: dict[str, Any]
+    evaluation: Mapping[str, Any]
     rungs: tuple[dict[str, Any], ...] = ()
     """Of each rung that it came to the ``epoch``, ``top1_percent`` there, and ``goes_on``."""
     taken_from: str | None = None
@@ -78,18 +82,15 @@ class Study:
         Raises:
             InputError: there is none, or it cannot be read.
         """
-        path = folder / "study.yaml"
         if not folder.is_dir():
             raise InputError(f"{folder}: no such study folder{_near_folder(folder)}")
-        if not path.is_file():
-            raise InputError(f"{folder}: is no study folder (it has no study.yaml)")
-        raw = read_yaml(path)
-        if raw.get("version") != VERSION:
-            raise InputError(
-                f"{path}: version {raw.get('version')!r} is not {VERSION}, the one this release "
-                "reads"
-            )
-        return cls(folder, validated(StudyConfig, raw, str(path)))
+        try:
+            return cls(folder, read_settings(folder / "study.yaml"))
+        except DamagedError as error:
+            if Backup(folder).read().study is None:
+                raise
+            command = f"levit-search restore {quote(str(folder))}"
+            raise DamagedError(f"{error}; its {BACKUP} has the settings: {command}") from None
 
     @classmethod
     def create(cls, folder: Path, config: StudyConfig, command: list[str]) -> "Study":
@@ -107,6 +108,8 @@ class Study:
             before = cls.open(folder)
         elif folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is a file, not a study folder")
+        elif folder.is_dir() and Backup(folder).read().study is not None:
+            cls.open(folder)  # it tells what is missing
         elif folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"{folder}: is not empty and no study; choose another --study")
         study._trials.place.check()
@@ -149,7 +152,8 @@ class Study:
                 f"{self.folder}: another levit-search run is at work on this study"
             ) from None
         try:
-            yield
+            with self._trials.claimed():
+                yield
         finally:
             lock.release()
 
@@ -163,6 +167,22 @@ class Study:
                 study, or those of other settings. Nothing was changed.
         """
         return self._trials.open()
+
+    def open_to_write(self, distributions: "Mapping[str, BaseDistribution]") -> Opened:
+        """The same for a driver, looked over, with the backup that it has to write to as well.
+
+        Args:
+            distributions: of all parameters.
+
+        Raises:
+            InputError: as :meth:`open_storage`, or what is there is not what was written.
+        """
+        return open_to_write(self._trials, self.config, distributions)
+
+    @property
+    def place(self) -> Place:
+        """Where its trials are kept."""
+        return self._trials.place
 
     def storage_errors(
         self, kind: type[LevitSearchError] = InputError
@@ -189,15 +209,12 @@ class Study:
         Raises:
             InputError: the storage is missing or damaged, or cannot be reached.
         """
-        with self._trials.found() as found:
-            if found is None:
-                return []
-            storage, study_id = found
-            trials = storage.get_all_trials(study_id, deepcopy=False)
-            attributes = storage.get_study_user_attrs(study_id)
+        found = self._trials.contents()
+        if found is None:
+            return []
         limit = self.config.limits.latency_ms
-        records = [record_of(trial) for trial in trials if trial.state.is_finished()]
-        return [with_measured(record, attributes, limit) for record in records]
+        records = [record_of(trial) for trial in found.trials if trial.state.is_finished()]
+        return [with_measured(record, found.attributes, limit) for record in records]
 
     def attributes(self) -> dict[str, Any]:
         """What was noted with the study in its storage, such as the teacher and the device.
@@ -233,9 +250,11 @@ class Study:
         """
         moved = self.config.storage != before.config.storage
         different = differences(comparable(before.config), comparable(self.config))
-        if moved and not different and self._trials.exist():
-            return False  # such as a server by its new address
-        if not before._trials.exist():
+        if moved and not different:
+            with suppress(DamagedError):  # it is not there
+                if self._trials.exist():
+                    return False  # such as a server by its new address
+        if not before._trials.exist() and not before._trials.backup.read().has_trials:
             return moved or bool(different)
         if different:
             raise InputError(
@@ -252,7 +271,16 @@ class Study:
 
     def _note_environment(self, command: list[str]) -> None:
         path = self.folder / "environment.json"
-        sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
+        sessions = []
+        if path.exists():
+            try:
+                sessions = list(json.loads(path.read_bytes())["sessions"])
+            except (ValueError, LookupError, TypeError):
+                aside = put_aside(path)
+                warnings.warn(
+                    f"{path}: is damaged; it is kept as {aside.name}, and begun again",
+                    stacklevel=2,
+                )
         shown = [masked(argument) for argument in command]
         write_json(path, {"sessions": [*sessions, environment(shown)]})
 

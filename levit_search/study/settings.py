@@ -1,10 +1,49 @@
-"""What two configurations of one study may not differ in, and how to tell where they do."""
+"""The settings that a study folder keeps, and what those of one study may not differ in."""
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from levit_search.configuration import read_yaml, validated
+from levit_search.errors import InputError
 from levit_search.study.config import StudyConfig
+from levit_search.study.storage import DamagedError
+
+VERSION = 1
+"""Of a study folder. Whoever raises it brings older folders up to date in :func:`read_settings`.
+
+Folders without a backup, as earlier releases left them, are of this version, too: the next search
+makes one, see :mod:`levit_search.study.writing`.
+"""
+
+
+def read_settings(path: Path) -> StudyConfig:
+    """The configuration in a study folder.
+
+    Raises:
+        DamagedError: the file is missing, or not as a search writes it.
+        InputError: a newer release wrote it.
+    """
+    if not path.is_file():
+        raise DamagedError(f"{path.parent}: is no study folder (it has no {path.name})")
+    try:
+        raw = read_yaml(path)
+    except InputError as error:
+        raise DamagedError(str(error)) from None
+    version = raw.get("version")
+    if type(version) is int and version > VERSION:
+        raise InputError(
+            f"{path}: is of version {version}, which a newer release of levit-search wrote; this "
+            f"one reads version {VERSION}: update levit-search"
+        )
+    if type(version) is not int or version != VERSION:
+        told = f"version {version!r} is not {VERSION}" if "version" in raw else "has no version"
+        raise DamagedError(f"{path}: {told}, as in every study folder")
+    try:
+        return validated(StudyConfig, raw, str(path))
+    except InputError as error:
+        raise DamagedError(str(error)) from None
 
 
 def comparable(config: StudyConfig) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 Only Optuna's own schemas are used, so that its dashboard and its other tools read them all.
 """
 
-import os
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,10 +16,13 @@ from urllib.parse import quote
 from pydantic import AfterValidator
 
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
+from levit_search.study.address import filled, masked, quoted_but_variables, spelt
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage, RDBStorage
+    from optuna.storages import BaseStorage
     from sqlalchemy import URL, Engine
+
+    from levit_search.study.database import Database
 
 _DRIVERS = {
     "postgresql": "psycopg",
@@ -41,10 +43,12 @@ _SILENCE_S = 60
 _SQLITE_BUSY_S = 60
 
 
-def masked(text: str) -> str:
-    """A text without the passwords of the addresses in it; ``${NAME}`` may be seen."""
-    text = re.sub(r"(://[^:@/\s]*):(?!\$\{\w+\}@)\S*@", r"\1:***@", text)
-    return re.sub(r"([?&]\w*passw(?:or)?d=)(?!\$\{\w+\}(?:&|$))[^&\s]*", r"\1***", text)
+# What reading nonsense comes to in Optuna and below it.
+_NONSENSE = (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError)
+
+
+class DamagedError(InputError):
+    """What stands in a storage is not what was written."""
 
 
 def _checked(text: str) -> str:
@@ -64,9 +68,9 @@ StorageUrl = Annotated[str, AfterValidator(_checked)]
 """``journal``, ``sqlite:///PATH``, ``postgresql://USER:PASSWORD@HOST/NAME`` or ``mysql://...``.
 
 ``journal`` is Optuna's journal file in the study folder, for file systems of which SQLite's locks
-are not to be trusted. A path is taken from where the command is run. ``${NAME}`` stands for an
-environment variable, which is read when the storage is opened and is written down nowhere; a
-password is best given so.
+are not to be trusted. A path is taken from where the command is run. ``${LEVIT_SEARCH_...}``
+stands for an environment variable, which is read when the storage is opened and is written down
+nowhere; a password is best given so.
 """
 
 
@@ -102,7 +106,7 @@ class Place:
         if self.storage == "journal":
             return self.folder / _JOURNAL
         if self.storage.startswith("sqlite:"):
-            return Path(_filled(self.storage, str).removeprefix("sqlite:///")).absolute()
+            return Path(filled(self.storage, str).removeprefix("sqlite:///")).absolute()
         return None
 
     def check(self) -> None:
@@ -140,7 +144,7 @@ class Place:
         assert self.storage is not None
         scheme, _, rest = masked(self.storage).partition("://")
         scheme = f"{scheme.partition('+')[0]}+{_DRIVERS[scheme]}"
-        return f"{_DASHBOARD} {_quoted_but_variables(f'{scheme}://{rest}')}"
+        return f"{_DASHBOARD} {quoted_but_variables(f'{scheme}://{rest}')}"
 
     @contextmanager
     def opened(self) -> Iterator["BaseStorage"]:
@@ -152,6 +156,39 @@ class Place:
         finally:
             if engine is not None:
                 engine.dispose()
+
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[None]:
+        """Hold a study against drivers of other folders, such as copies of this one.
+
+        Args:
+            name: of the study in the storage.
+
+        Raises:
+            InputError: another driver has it, or the storage cannot be used.
+        """
+        from filelock import FileLock, Timeout
+
+        told = f"{self.folder}: another levit-search run is at work on this study in {self}"
+        if self.file is not None:
+            self.check_parent()
+            try:
+                with FileLock(self.file.with_name(f".{self.file.name}.{name}.lock"), timeout=0):
+                    yield
+            except Timeout:
+                raise InputError(told) from None
+            return
+        from levit_search.study.database import claim, held
+
+        with ExitStack() as stack:
+            with self.errors():
+                engine = self._server().engine
+                stack.callback(engine.dispose)
+                connection = stack.enter_context(held(engine))
+                is_ours = claim(connection, name)
+            if not is_ours:
+                raise InputError(told)
+            yield
 
     def open(self) -> "BaseStorage":
         """Optuna's storage, made if it is not there.
@@ -172,12 +209,70 @@ class Place:
         from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import SQLAlchemyError
 
+        from levit_search.study.database import is_damage
         from levit_search.study.journal import DamagedJournalError
 
         try:
             yield
         except (SQLAlchemyError, StorageInternalError, DamagedJournalError, OSError) as error:
+            if kind is InputError and self.file is not None and is_damage(error):
+                kind = DamagedError
             raise kind(f"{self}: {self._trouble} ({self._reason(error)})") from None
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """As :meth:`errors` around calls that only read, where nonsense is damage, too."""
+        try:
+            with self.errors():
+                yield
+        except _NONSENSE as error:
+            raise DamagedError(f"{self}: {self._trouble} ({self._reason(error)})") from None
+
+    @contextmanager
+    def beside(self, path: Path) -> Iterator["BaseStorage"]:
+        """A new storage of the same kind in another file, which has reached the disk only when the
+        caller sees to it."""
+        from sqlalchemy import event
+
+        from levit_search.study.journal import journal
+
+        if self.storage == "journal":
+            yield journal(path)
+            return
+        place = Place(f"sqlite:///{path.absolute()}", self.folder)
+        storage, engine = place._connected()
+        assert engine is not None
+        try:
+            event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous=OFF"))
+            engine.dispose()
+            yield storage
+        finally:
+            engine.dispose()
+
+    def check_file(self) -> None:
+        """Have SQLite look through its file, and see that it may be written to.
+
+        Raises:
+            InputError: the file is damaged, or cannot be used.
+        """
+        from levit_search.study.database import check_file, is_damage
+
+        if self.storage == "journal" or self.file is None:
+            return
+        try:
+            found = check_file(self.file)
+        except sqlite3.Error as error:
+            kind = DamagedError if is_damage(error) else InputError
+            raise kind(f"{self}: {self._trouble} ({self._reason(error)})") from None
+        if found is not None:
+            raise DamagedError(f"{self}: is damaged ({found})")
+
+    def does_not_answer(self, error: BaseException) -> str | None:
+        """Why a server is away that may come back; None: the error is another one."""
+        from levit_search.study.database import does_not_answer
+
+        is_away = self.file is None and does_not_answer(error)
+        return self._reason(error) if is_away else None
 
     @property
     def _trouble(self) -> str:
@@ -207,30 +302,32 @@ class Place:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         if self.storage == "journal":
             assert self.file is not None
-            with self.errors():
+            with self.reading():
                 return journal(self.file), None
         try:
             with self.errors():
                 database = self._sqlite() if self.file is not None else self._server()
                 return get_storage(database), database.engine
-        except (RuntimeError, AssertionError) as error:  # Optuna's check of its schema
+        except (*_NONSENSE, AssertionError) as error:  # Optuna's check of its schema
             reason = str(error) or "its tables are not whole"
-            raise InputError(f"{self}: {self._trouble} ({reason.strip()})") from None
+            is_other_release = "optuna storage upgrade" in reason
+            kind = InputError if is_other_release or self.file is None else DamagedError
+            raise kind(f"{self}: {self._trouble} ({reason.strip()})") from None
 
-    def _sqlite(self) -> "RDBStorage":
-        from optuna.storages import RDBStorage
+    def _sqlite(self) -> "Database":
+        from levit_search.study.database import Database
 
         arguments = {"connect_args": {"timeout": _SQLITE_BUSY_S}}
-        return RDBStorage(self._sqlite_url(), engine_kwargs=arguments)
+        return Database(self._sqlite_url(), engine_kwargs=arguments)
 
     def _sqlite_url(self) -> str:
         from sqlalchemy import URL
 
         assert self.file is not None
-        return _spelt(URL.create("sqlite", database=str(self.file.absolute())))
+        return spelt(URL.create("sqlite", database=str(self.file.absolute())))
 
-    def _server(self) -> "RDBStorage":
-        from optuna.storages import RDBStorage
+    def _server(self) -> "Database":
+        from levit_search.study.database import Database, widen_texts
 
         url = self._url()
         driver = _DRIVERS[url.drivername]
@@ -249,9 +346,9 @@ class Place:
             "connect_args": {key: n for key, n in patience.items() if key not in url.query},
         }
         with self._installed(driver):
-            database = RDBStorage(_spelt(url), engine_kwargs=arguments)
+            database = Database(spelt(url), engine_kwargs=arguments)
         if driver == "pymysql":
-            _widen_texts(database.engine)
+            widen_texts(database.engine)
         return database
 
     def _url(self) -> "URL":
@@ -260,7 +357,7 @@ class Place:
 
         assert self.storage is not None
         try:
-            url = make_url(_filled(self.storage, lambda value: quote(value, safe="")))
+            url = make_url(filled(self.storage, lambda value: quote(value, safe="")))
         except (ArgumentError, ValueError):  # such as a port that is no number
             raise InputError(
                 f"{self}: is no address of a database (expected SCHEME://USER:PASSWORD@HOST:PORT/"
@@ -278,52 +375,3 @@ class Place:
         except ImportError as error:  # installed, and without the library that it wraps
             reason = error.__cause__ or error
             raise InputError(f"{told}: {reason}") from None
-
-
-def _filled(text: str, spell: Callable[[str], str]) -> str:
-    """The text with environment variables put in, each spelt for where it stands."""
-
-    def value(found: re.Match[str]) -> str:
-        name = found[1]
-        if name not in os.environ:
-            raise InputError(f"storage {masked(text)}: the environment has no {name}")
-        return spell(os.environ[name])
-
-    return re.sub(r"\$\{(\w+)\}", value, text)
-
-
-def _spelt(url: "URL") -> str:
-    return _braced(url.render_as_string(hide_password=False))
-
-
-def _braced(text: str) -> str:
-    """As Optuna takes it, to which braces are places to fill in."""
-    return text.replace("{", "{{").replace("}", "}}")
-
-
-def _quoted_but_variables(text: str) -> str:
-    """An argument for a shell, which fills in ``${NAME}`` itself.
-
-    What an address could not hold as it stands is masked.
-    """
-    parts = re.split(r"(\$\{\w+\})", text)
-    for place, part in enumerate(parts):
-        if place % 2 == 0:
-            parts[place] = re.sub(r'([\\"$`])', r"\\\1", _braced(part))
-        elif (value := os.environ.get(part[2:-1], "")) != quote(value, safe=""):
-            parts[place] = "***"
-    return f'"{"".join(parts)}"' if len(parts) > 1 else quoted(_braced(text))
-
-
-def _widen_texts(engine: "Engine") -> None:
-    """Room for attributes of more than 64 KiB, such as a learning curve of 600 epochs.
-
-    MySQL's TEXT ends there; other databases' does not.
-    """
-    from sqlalchemy import inspect, text
-
-    for table in ("trial_user_attributes", "study_user_attributes"):
-        columns = {each["name"]: each["type"] for each in inspect(engine).get_columns(table)}
-        if type(columns["value_json"]).__name__ == "TEXT":
-            with engine.begin() as connection:
-                connection.execute(text(f"ALTER TABLE {table} MODIFY value_json LONGTEXT"))

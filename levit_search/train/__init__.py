@@ -3,6 +3,7 @@
 from levit_search.train.checkpoint import Checkpoint, training_id
 from levit_search.train.fitting import fit, seed_torch, top1_percent, train_network
 from levit_search.train.loss import Answers
+from levit_search.train.memory import out_of_memory_as_trial_error
 from levit_search.train.optimization import device_of
 from levit_search.train.outcome import Decide, Epoch, Report, Told, Training, always, silent
 
@@ -17,6 +18,7 @@ __all__ = [
     "always",
     "device_of",
     "fit",
+    "out_of_memory_as_trial_error",
     "seed_torch",
     "silent",
     "top1_percent",

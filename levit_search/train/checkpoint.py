@@ -13,6 +13,7 @@ import torch
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError, TrialError
 from levit_search.files import write_atomically
+from levit_search.inflation import check_not_inflated
 from levit_search.recipe import Recipe
 
 _FORMAT = 1
@@ -77,9 +78,15 @@ class Checkpoint:
             warnings.warn(f"{self.path}: damaged; training starts anew", stacklevel=2)
             return None
         # The checksum tells damage, not malice: nothing but tensors and plain values is read.
-        state: dict[str, Any] = torch.load(
-            io.BytesIO(content), map_location="cpu", weights_only=True
-        )
+        try:
+            check_not_inflated(content)
+            state: dict[str, Any] = torch.load(
+                io.BytesIO(content), map_location="cpu", weights_only=True
+            )
+        except Exception as error:  # torch, pickle and zip each raise their own kinds
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"{self.path}: refused ({reason}); training starts anew", stacklevel=2)
+            return None
         if state.get("format") == _FORMAT and state.get("run") == self.run:
             return state
         if self.is_required:

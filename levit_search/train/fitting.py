@@ -20,6 +20,7 @@ from levit_search.model import Model, build
 from levit_search.recipe import Recipe
 from levit_search.train.checkpoint import Checkpoint
 from levit_search.train.loss import Answers, loss_of
+from levit_search.train.memory import is_out_of_memory, out_of_memory_as_trial_error
 from levit_search.train.optimization import Optimization, device_of
 from levit_search.train.outcome import Decide, Epoch, Report, Told, Training, always, silent
 
@@ -93,8 +94,8 @@ def fit(
             rungs that earlier sessions came to; the run ends at a rung where it says no.
 
     Raises:
-        TrialError: the loss became infinite or not a number, the accuracy at the first rung is that
-            of chance, or memory is too small for half a batch.
+        TrialError: the loss or the answers became no finite numbers, the accuracy at the first rung
+            is that of chance, or memory is too small for half a batch.
         InputError: the device does not exist or has no such precision, or the checkpoint is that of
             another run.
     """
@@ -198,7 +199,7 @@ class _Run:
             loss = self._gradients(images, batch.targets, taught)
         except (RuntimeError, MemoryError) as error:
             # Halves of fewer than two images have no batch statistics.
-            if not _is_out_of_memory(error) or self.parts > 1 or len(images) < 4:
+            if not is_out_of_memory(error) or self.parts > 1 or len(images) < 4:
                 raise
             loss = None
         if loss is None:  # outside of the handler, whose traceback holds what memory is full of
@@ -273,27 +274,24 @@ class _Run:
 def _check_finite(losses: list[Tensor], epoch: int) -> None:
     for loss in torch.stack(losses).tolist():
         if not math.isfinite(loss):
-            raise TrialError(f"the loss became {loss} in epoch {epoch + 1}")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's or the host's memory was too small; torch has no type for the host's."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
+            raise TrialError(
+                f"the loss became {loss} in epoch {epoch + 1}; a lower learning rate may help"
+            )
 
 
 @contextmanager
 def _as_trial_errors(run: _Run) -> Iterator[None]:
     """Fail the candidate, and not the search, for want of memory or of a compiler."""
+
+    def halves() -> str:
+        return ", also with half a batch at a time" if run.parts > 1 else ""
+
     try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        reason = (str(error).splitlines() or ["the host's"])[0][:200]
-        if _is_out_of_memory(error):
-            halves = ", also with half a batch at a time" if run.parts > 1 else ""
-            raise TrialError(f"out of memory{halves} ({reason})") from error
+        with out_of_memory_as_trial_error(halves):
+            yield
+    except RuntimeError as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = (str(error).splitlines() or [""])[0][:200]
             raise TrialError(f"train.compile: torch.compile failed ({reason})") from error
         raise
 
@@ -302,11 +300,21 @@ def _as_trial_errors(run: _Run) -> Iterator[None]:
 def top1_percent(
     model: nn.Module, batches: Batches, split: SplitName, batch_size: int = 256
 ) -> float:
-    """The share of a split, in percent, whose class the model puts first."""
+    """The share of a split, in percent, whose class the model puts first.
+
+    Raises:
+        TrialError: the model answers no finite numbers; none of them is the first.
+    """
     model.eval()
     device = next(model.parameters()).device
     right = 0
     with between_probes(batches.evaluation(split, batch_size, device)) as shared:
         for images, labels in shared:
-            right += int((model(images).argmax(1) == labels).sum())
+            logits = model(images)
+            right += int((logits.argmax(1) == labels).sum())
+            if not torch.isfinite(logits).all():
+                raise TrialError(
+                    f"the network's answers on {split} are no finite numbers; a lower learning "
+                    "rate may help where it has just been trained"
+                )
     return 100 * right / batches.size(split)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from levit_search.architecture import Architecture, Graft, Levit, PatchStem, Stage
 from levit_search.errors import InputError
+from levit_search.sealed import DamagedError, check_weights
 
 Array = npt.NDArray[np.float32]
 Weights = Mapping[str, Array]
@@ -57,18 +58,21 @@ def read_weights(path: Path) -> dict[str, Array]:
     """The tensors of a safetensors file that are drawn here, under our names.
 
     Raises:
-        InputError: there is no such file, or it is no safetensors file.
+        InputError: there is no such file, it is damaged, or no safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
+        check_weights(path.read_bytes())
         with safe_open(path, framework="numpy") as file:
             names = [name for name in file.keys() if _is_drawn(name)]  # noqa: SIM118
             return {name: file.get_tensor(name).astype(np.float32) for name in names}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except DamagedError as error:
+        raise InputError(f"{path}: damaged ({error})") from None
     except (SafetensorError, TypeError) as error:  # numpy has no bfloat16
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
 

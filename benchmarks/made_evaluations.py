@@ -1,0 +1,131 @@
+"""What worker processes do their work with where only the driver of a search is looked at.
+
+A network is evaluated in no time, and what is told of it is as long as what a real evaluation
+tells: the whole account of a probe, and a learning curve with rungs in it.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from levit_search.architecture import Architecture
+from levit_search.cost import cost
+from levit_search.study import StudyConfig
+
+_DEVICE = {
+    "machine": "x86_64",
+    "cpu": "Made-up CPU",
+    "cores": 2,
+    "system": "Linux-6.1.0-x86_64-with-glibc2.36",
+    "python": "3.12.0",
+    "runtimes": {"numpy": "2.0.0", "onnxruntime": "1.20.0", "torch": "2.6.0"},
+    "emulated": False,
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """As :class:`levit_search.evaluate.Evaluation`, which needs torch."""
+
+    values: dict[str, float]
+    latency: dict[str, Any]
+    training: dict[str, Any]
+    seconds: float
+    targets: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class MadeEvaluator:
+    """Accuracy and latency follow from what a network costs, with luck that follows from its id."""
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        folder: Path,
+        settled_ms: dict[str, float],
+        cores: frozenset[int] | None = None,
+    ) -> None:
+        self._epochs, self._rungs = config.train.epochs, config.rung_epochs
+        self._settled_ms = settled_ms or {"0123456789ab": 1.0}
+
+    def prepare(self, sample: Architecture, progress: Callable[..., None]) -> dict[str, Any]:
+        progress("getting ready", None)
+        return {"settled_ms": self._settled_ms, "device": _DEVICE, "devices": {}, "teacher": {}}
+
+    def evaluate(
+        self, network: Architecture, progress: Callable[..., None], decide: Callable[..., bool]
+    ) -> Made:
+        luck = int(network.id[:6], 16) / 0xFFFFFF - 0.5
+        flops = cost(network).flops
+        ms = 0.05 + flops / 5e6 * (1 + 0.3 * luck)
+        values = {"latency_ms": ms, "latency_median_ms": ms, "latency_p95_ms": 1.2 * ms}
+        end = min(99.0, 60 + 8 * math.log10(flops / 1e5) + 4 * luck)
+        curve: list[dict[str, float]] = []
+        for epoch in range(1, self._epochs + 1):
+            progress(f"training, epoch {epoch}", epoch / self._epochs)
+            percent = end - 40 * math.exp(-4 * epoch / self._epochs)
+            curve.append(
+                {
+                    "epoch": epoch,
+                    "train_loss": 2.3 * math.exp(-epoch / self._epochs) + luck / 7,
+                    "val_top1_percent": percent,
+                    "seconds": 4.123 * epoch,
+                }
+            )
+            if epoch in self._rungs and not decide(epoch, {**values, "top1_percent": percent}):
+                break
+        else:
+            values["top1_percent"] = end
+        training = {
+            "val_top1_percent": curve[-1]["val_top1_percent"],
+            "images_per_second": 1234.5,
+            "seconds": curve[-1]["seconds"],
+            "curve": curve,
+            "precision": "fp32",
+            "batch_parts": 1,
+        }
+        return Made(values, _probed(network, ms), training, curve[-1]["seconds"], {})
+
+    def measure(self, network: Architecture, progress: Callable[..., None]) -> Made:
+        raise AssertionError("nothing here is predicted")
+
+    def close(self) -> None: ...
+
+
+def _probed(network: Architecture, ms: float) -> dict[str, Any]:
+    """As :class:`levit_search.latency.protocol.Measurement`."""
+    return {
+        "latency_ms": ms,
+        "throughput_ips": 1000 / ms,
+        "ratio_to_reference": ms,
+        "ratio_ci95": [0.98 * ms, 1.02 * ms],
+        "converged": True,
+        "reference_ms": 1.0,
+        "clock": "cpu",
+        "cpu_ms": ms,
+        "wall_ms": 1.01 * ms,
+        "device_ms": None,
+        "latency_median_ms": ms,
+        "latency_p95_ms": 1.2 * ms,
+        "peak_memory_mb": 90.5,
+        "pairs": 60,
+        "rounds": 6,
+        "outlier_rounds": 0,
+        "timing_seconds": 0.9,
+        "seconds": 1.7,
+        "target": "cpu",
+        "runtime": "onnxruntime",
+        "batch_size": 1,
+        "threads": 1,
+        "precision": "fp32",
+        "layout": "nchw",
+        "emulated": False,
+        "cached": False,
+        "samples_file": f"latency/{network.id}-{os.getppid():08x}.json",
+        "device": _DEVICE,
+    }

@@ -1,0 +1,316 @@
+"""Cores, memory, limits and clocks of this machine."""
+
+import math
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from levit_search.doctor.finding import Finding, fail, ok, warn
+from levit_search.latency.worker import cores as usable_cores
+from levit_search.latency.worker import device_name, is_emulated, lock_paths, open_lock
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_LEAST_MEMORY_GB = 2.0
+_LEAST_SHARED_MB = 256
+_FEWEST_FILES = 1024
+_SKEW_S = 5.0
+_RAY_PORTS = {6379: "ray start --head", 8265: "Ray's dashboard"}
+_SETTINGS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "KMP_AFFINITY",
+    "GOMP_CPU_AFFINITY",
+    "GLIBC_TUNABLES",
+    "MALLOC_CONF",
+    "LD_PRELOAD",
+    "CUDA_VISIBLE_DEVICES",
+)
+
+
+def cores() -> list[Finding]:
+    """How many cores there are, and how many of them this process may use."""
+    count, usable = os.cpu_count() or 1, usable_cores()
+    found = f"{usable} of {count} ({device_name()}, {platform.machine()})"
+    quota = _cpu_quota()
+    if is_emulated():
+        return [
+            warn(
+                "machine",
+                "cores",
+                f"{found}, emulated",
+                "latencies say nothing of the machine that it plays",
+                "measure on the device itself",
+            )
+        ]
+    if quota is not None and quota < usable:
+        whole = max(1, math.floor(quota))
+        return [
+            warn(
+                "machine",
+                "cores",
+                f"{found}; the container may use {quota:g} of them",
+                "threads wait for each other, and latencies are far too long",
+                f"start the container with whole cores (docker run --cpuset-cpus=0-{whole - 1})",
+            )
+        ]
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > 1.5 * usable:
+        return [
+            warn(
+                "machine",
+                "cores",
+                f"{found}; load {load:.1f}",
+                "trials take longer and latencies are less sure",
+                "see what else runs (top)",
+            )
+        ]
+    return [ok("machine", "cores", f"{found}, load {load:.1f}")]
+
+
+def governor() -> list[Finding]:
+    """Whether cores change their clock while they are timed."""
+    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    try:
+        name = path.read_text().strip()
+    except OSError:
+        return [ok("machine", "governor", "none to be seen")]
+    if name in ("powersave", "ondemand", "conservative", "schedutil"):
+        return [
+            warn(
+                "machine",
+                "governor",
+                name,
+                "latencies vary with the clock; the reference in turn takes out most of it",
+                "sudo cpupower frequency-set --governor performance",
+            )
+        ]
+    return [ok("machine", "governor", name)]
+
+
+def memory() -> list[Finding]:
+    """Memory that is left, within the limits of a container."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return [ok("machine", "memory", "not told by this system")]
+    known = {
+        name: int(rest.split()[0]) * 1024 for name, _, rest in (x.partition(":") for x in lines)
+    }
+    free, total = known["MemAvailable"], known["MemTotal"]
+    limit = _memory_limit()
+    found = f"{free / 1e9:.1f} GB of {total / 1e9:.1f} GB available"
+    if limit is not None and limit[0] < total:
+        bound, used = limit
+        free = min(free, bound - used)
+        found += f"; the container may use {bound / 1e9:.1f} GB, {used / 1e9:.1f} GB of it in use"
+    if free < _LEAST_MEMORY_GB * 1e9:
+        return [
+            warn(
+                "machine",
+                "memory",
+                found,
+                "a worker takes about 1 GB and is killed where there is none left",
+                "end other work, or run with --jobs 1 --set data.in_memory=false",
+            )
+        ]
+    return [ok("machine", "memory", found)]
+
+
+def shared_memory() -> list[Finding]:
+    """Room for what processes that read pictures hand over."""
+    place = Path("/dev/shm")
+    if not place.is_dir():
+        return [ok("machine", "shared memory", "none to be seen")]
+    free = shutil.disk_usage(place).free / 1e6
+    if free < _LEAST_SHARED_MB:
+        return [
+            warn(
+                "machine",
+                "shared memory",
+                f"{free:.0f} MB free in {place}",
+                "training on sets that stay on disk may end with a bus error",
+                "docker run --shm-size=2g, or --set data.in_memory=true",
+            )
+        ]
+    return [ok("machine", "shared memory", f"{free:,.0f} MB free")]
+
+
+def files_limit() -> list[Finding]:
+    """How many files a process may have open."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return [ok("machine", "open files", "no such limit")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _FEWEST_FILES:
+        return [
+            warn(
+                "machine",
+                "open files",
+                f"at most {soft} (may be raised to {hard})",
+                "training with several readers, and Ray, run out of them",
+                f"ulimit -n {min(4096, hard) if hard > 0 else 4096}",
+            )
+        ]
+    told = "any number" if soft == resource.RLIM_INFINITY else f"at most {soft}"
+    return [ok("machine", "open files", told)]
+
+
+def clock() -> list[Finding]:
+    """Whether the clock tells a time after this package was made, and the same as the disk's."""
+    now = time.time()
+    made = Path(__file__).stat().st_mtime
+    shown = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    with tempfile.NamedTemporaryFile() as file:
+        skew = Path(file.name).stat().st_mtime - time.time()
+    if now < made - 86400 or abs(skew) > _SKEW_S:
+        cause = "before this package was installed" if now < made else f"{skew:+.0f} s on the disk"
+        return [
+            warn(
+                "machine",
+                "clock",
+                f"{shown}, {cause}",
+                "times in records and downloads over https are wrong",
+                "sudo timedatectl set-ntp true",
+            )
+        ]
+    return [ok("machine", "clock", shown)]
+
+
+def probe_locks() -> list[Finding]:
+    """The locks that keep probes and training of this host apart."""
+    try:
+        import fcntl
+    except ImportError:
+        return [ok("machine", "probe locks", "this system has none; probe while nothing else runs")]
+    for path in lock_paths():
+        try:
+            handle = open_lock(path)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass  # a probe is at work
+            finally:
+                os.close(handle)
+        except OSError as error:
+            return [
+                fail(
+                    "machine",
+                    "probe locks",
+                    f"{path}: {error.strerror}",
+                    "every probe, and training beside one",
+                    "export LEVIT_SEARCH_LOCKS=DIR, a local folder that all users may write to",
+                )
+            ]
+    return [ok("machine", "probe locks", str(Path(lock_paths()[0]).parent))]
+
+
+def network() -> list[Finding]:
+    """The machine's own name and the ports that Ray takes."""
+    name = socket.gethostname()
+    taken = []
+    for port in _RAY_PORTS:
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind(("", port))
+            except OSError:
+                taken.append(port)
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return [
+            warn(
+                "machine",
+                "network",
+                f"the name of this machine, {name}, has no address",
+                "Ray does not start",
+                f"add a line to /etc/hosts: 127.0.1.1 {name}",
+            )
+        ]
+    if taken:
+        uses = ", ".join(f"{port} ({_RAY_PORTS[port]})" for port in taken)
+        return [ok("machine", "network", f"ports in use: {uses}; a cluster of Ray may run here")]
+    return [ok("machine", "network", "ports of Ray are free")]
+
+
+def settings() -> list[Finding]:
+    """Environment variables and the C library that decide how fast networks run."""
+    given = {name: os.environ[name] for name in _SETTINGS if os.environ.get(name)}
+    library = " ".join(platform.libc_ver()).strip() or "an unknown C library"
+    shown = ", ".join([library, *(f"{name}={value}" for name, value in given.items())])
+    wrong = [
+        f"{name}={value}"
+        for name, value in given.items()
+        if name.endswith("_NUM_THREADS") and not (value.isdigit() and int(value) > 0)
+    ]
+    if wrong:
+        return [
+            warn(
+                "machine",
+                "settings",
+                shown,
+                f"{', '.join(wrong)} is no number of threads, and is ignored",
+                f"unset {' '.join(each.partition('=')[0] for each in wrong)}",
+            )
+        ]
+    return [ok("machine", "settings", shown)]
+
+
+def terminal() -> list[Finding]:
+    """Whether what is printed can be shown."""
+    encoding = (sys.stdout.encoding or "").lower()
+    if encoding.replace("-", "") != "utf8":
+        return [
+            warn(
+                "machine",
+                "terminal",
+                f"takes {encoding or 'no known characters'}",
+                "names with other letters are not printed as they are",
+                "export PYTHONUTF8=1 LC_ALL=C.UTF-8",
+            )
+        ]
+    kind = os.environ.get("TERM", "unknown") if sys.stdout.isatty() else "none"
+    return [ok("machine", "terminal", f"{kind}, {encoding}")]
+
+
+def _cpu_quota() -> float | None:
+    """Cores that a container may keep busy; None: any."""
+    for path in _cgroup_files("cpu.max"):
+        share, _, period = path.read_text().strip().partition(" ")
+        if share != "max":
+            return int(share) / int(period)
+    old = _CGROUPS / "cpu" / "cpu.cfs_quota_us"
+    if old.is_file() and (share := old.read_text().strip()) not in ("-1", ""):
+        return int(share) / int((old.parent / "cpu.cfs_period_us").read_text())
+    return None
+
+
+def _memory_limit() -> tuple[int, int] | None:
+    """Bytes that a container may use and does; None: any."""
+    for path in _cgroup_files("memory.max"):
+        bound = path.read_text().strip()
+        if bound != "max":
+            return int(bound), int((path.parent / "memory.current").read_text())
+    old = _CGROUPS / "memory" / "memory.limit_in_bytes"
+    if old.is_file():
+        return int(old.read_text()), int((old.parent / "memory.usage_in_bytes").read_text())
+    return None
+
+
+def _cgroup_files(name: str) -> list[Path]:
+    """A setting of this process's group and those above it."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    own = next((line.split(":", 2)[2] for line in lines if line.startswith("0::")), "/")
+    place = _CGROUPS / own.strip("/")
+    folders = [place, *(each for each in place.parents if each.is_relative_to(_CGROUPS))]
+    return [folder / name for folder in folders if (folder / name).is_file()]

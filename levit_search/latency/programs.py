@@ -1,0 +1,98 @@
+"""Programs that a target starts on this machine, and whose word counts for them.
+
+A ``command`` target starts what it names, and so may an ssh configuration. A space file or a study
+folder may come from anybody: what it brings is started only if the user has named it too, in a
+``targets.yaml`` of their own (in ``~/.config/levit-search`` or the working directory), by a plug-in
+that they installed, or on the command line. A ``targets.yaml`` in the folder of a space file is
+part of what came with it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from levit_search.configuration import validated
+from levit_search.errors import InputError
+from levit_search.latency.protocol import LatencyConfig
+from levit_search.latency.targets import (
+    CommandTarget,
+    NamedTarget,
+    SshTarget,
+    Target,
+    read_targets,
+    resolved,
+    target_files,
+)
+
+Program = dict[str, Any]
+"""What of a target says what is started, as it is written in YAML."""
+
+
+def started(target: Target) -> Program | None:
+    """The program that a target starts here; None where it starts none but ours, ssh or Ray's."""
+    if isinstance(target, CommandTarget):
+        return {
+            "python": list(target.python),
+            **({"env": dict(target.env)} if target.env else {}),
+        }
+    if isinstance(target, SshTarget) and target.config_file is not None:
+        return {"config_file": str(target.config_file)}
+    return None
+
+
+def check_programs(
+    sections: Mapping[str, LatencyConfig], where: str, changes: Mapping[str, Any] | None = None
+) -> None:
+    """Make sure that the user has named all that a file's targets start here.
+
+    Args:
+        sections: of the file, by the places of their keys in it.
+        where: the file, for messages.
+        changes: values by dotted key that the user has put over those in the file.
+
+    Raises:
+        InputError: the file starts something else; the message has the entry that would allow it.
+    """
+    for key, section in sections.items():
+        program = started(section.target)
+        if program is None or _is_given(program, changes or {}) or _is_named(program):
+            continue
+        shown = json.dumps(
+            {
+                "target": section.target.model_dump(mode="json", exclude_defaults=True)
+                | {"kind": section.target.kind}
+            }
+        )
+        what = program.get("python") or ["ssh", "-F", program["config_file"]]
+        raise InputError(
+            f"{where}: {key}.target would start {json.dumps(what)} on this machine, as you have "
+            f"not named it yourself;\nif you know it, add to {target_files()[0]} the line"
+            f"   {section.target.name or 'mine'}: {shown}"
+        )
+
+
+def _is_given(program: Program, changes: Mapping[str, Any]) -> bool:
+    """Whether all of a program was written on the command line."""
+    given = list(_written(dict(changes)))
+    return all((key, value) in given for key, value in program.items())
+
+
+def _written(node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield str(key).rpartition(".")[2], value
+            yield from _written(value)
+
+
+def _is_named(program: Program) -> bool:
+    """Whether an entry of the user's own files or a plug-in starts the same."""
+    named = read_targets()
+    files_first = sorted(named, key=lambda name: not isinstance(named[name], NamedTarget))
+    for name in files_first:
+        try:
+            section = validated(LatencyConfig, resolved({"target": name}, named, name), name)
+        except InputError:  # of no matter to those who use another
+            continue
+        if started(section.target) == program:
+            return True
+    return False

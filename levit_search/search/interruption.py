@@ -1,0 +1,33 @@
+"""What Ctrl-C means to a search: the first asks it to come to an end, the second ends it."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interruption:
+    """A context in which the first Ctrl-C sets ``is_asked``; the next is a KeyboardInterrupt.
+
+    It is for the main thread, whose signals it takes over.
+    """
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> "Interruption":
+        self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        if self.is_asked:
+            raise KeyboardInterrupt
+        self.is_asked = True

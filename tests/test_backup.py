@@ -1,0 +1,281 @@
+"""The backup beside a storage: what stands in it, what a kill leaves, and what it is good for."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from levit_search.errors import InputError
+from levit_search.search import search
+from levit_search.search.ledger import Ledger
+from levit_search.study import Study, read_config
+from levit_search.study.backup import Backup, trial_body
+from levit_search.study.restoring import restore, restore_elsewhere
+from tests.engines import CurveEngine, Silent
+
+VALUES = [50.0, 1e6]
+NOTES = {"architecture_id": "0" * 12, "cost": {"flops": 1e6}}
+
+
+@pytest.fixture
+def study(space_file: Callable[..., Path], tmp_path: Path) -> Study:
+    config = read_config(space_file(), {"storage": "journal"})
+    return Study.create(tmp_path / "s", config, ["levit-search", "run"])
+
+
+def distributions(study: Study) -> Any:
+    return study.config.space().distributions()
+
+
+def opened(study: Study) -> Ledger:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return Ledger(study, distributions(study))
+
+
+def begun(ledger: Ledger, study: Study) -> int:
+    number = ledger.next_number
+    params = {name: each.low for name, each in distributions(study).items()}
+    ledger.begin(params, NOTES, {"valid": 0.0}, {"sampler:generation": 1})
+    return number
+
+
+def ended(ledger: Ledger, study: Study) -> int:
+    number = begun(ledger, study)
+    ledger.note(number, "evaluation", {"values": {"top1_percent": 50.0}})
+    ledger.finish(number, TrialState.COMPLETE, VALUES)
+    return number
+
+
+def lines(study: Study) -> list[bytes]:
+    return Backup(study.folder).path.read_bytes().splitlines(keepends=True)
+
+
+def silent(count: int, of: int) -> None: ...
+
+
+def test_a_finished_trial_is_there_whole(study: Study) -> None:
+    ledger = opened(study)
+    number = ended(ledger, study)
+    backup = Backup(study.folder)
+    kept = backup.read()
+    stored = study.storage().trials[number]
+    assert backup.ended(kept, number) == trial_body(stored)
+    assert stored.user_attrs["evaluation"] == {"values": {"top1_percent": 50.0}}
+    assert stored.values == VALUES
+    assert kept.broken == []
+    assert kept.running == {}
+
+
+def test_nothing_is_written_twice(study: Study) -> None:
+    ledger = opened(study)
+    ended(ledger, study)
+    begun(ledger, study)
+    ledger.set_attribute("device", {"name": "here"})
+    before = lines(study)
+    for _ in range(3):
+        opened(study)
+    assert lines(study) == before
+
+
+def test_half_a_line_of_a_killed_writer_is_cut_off_and_written_again(study: Study) -> None:
+    ended(opened(study), study)
+    before = lines(study)
+    path = Backup(study.folder).path
+    for cut in (1, 7, len(before[-1]) - 1):
+        os.truncate(path, sum(map(len, before)) - cut)
+        assert len(study.records()) == 1, "who reads changes nothing"
+        opened(study)
+        assert lines(study) == before
+
+
+def test_what_a_kill_kept_from_the_backup_is_added(study: Study) -> None:
+    ledger = opened(study)
+    for _ in range(3):
+        ended(ledger, study)
+    begun(ledger, study)
+    before = lines(study)
+    for count in (1, 2, 4):
+        Backup(study.folder).path.write_bytes(b"".join(before[:-count]))
+        opened(study)
+        kept = Backup(study.folder).read()
+        assert sorted(kept.ended) == [0, 1, 2]
+        assert sorted(kept.running) == [3]
+
+
+@pytest.mark.parametrize("what", ["attribute", "note"])
+def test_what_a_kill_kept_from_the_storage_is_written_there(
+    what: str, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = opened(study)
+    number = begun(ledger, study)
+    ledger.set_attribute("key", 1)
+    ledger.note(number, "rungs", [1])
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger, "_written", killed)
+    write = {
+        "attribute": lambda: ledger.set_attribute("key", 2),
+        "note": lambda: ledger.note(number, "rungs", [1, 2]),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        write[what]()
+    again = opened(study)
+    assert again.attributes["key"] == (2 if what == "attribute" else 1)
+    rungs = [1, 2] if what == "note" else [1]
+    assert again.trials()[number].user_attrs["rungs"] == rungs
+    assert study.storage().trials[number].user_attrs["rungs"] == rungs
+
+
+def test_a_study_of_before_gets_one_with_its_next_search(study: Study) -> None:
+    ledger = opened(study)
+    for _ in range(3):
+        ended(ledger, study)
+    whole = Backup(study.folder).read().ended.keys()
+    Backup(study.folder).path.unlink()
+    assert len(study.records()) == 3
+    assert not Backup(study.folder).path.exists(), "who reads changes nothing"
+    opened(study)
+    kept = Backup(study.folder).read()
+    assert kept.ended.keys() == whole
+    assert kept.study is not None
+
+
+def test_what_others_add_to_a_trial_is_theirs(study: Study) -> None:
+    ledger = opened(study)
+    number = begun(ledger, study)
+    storage, study_id = study.open_storage()
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
+    storage.set_trial_user_attr(trial_id, "liked", True)
+    storage.set_study_user_attr(study_id, "seen", "yesterday")
+    assert opened(study).trials()[number].user_attrs["liked"]
+
+
+@pytest.mark.parametrize("what", ["finished", "running", "attribute"])
+def test_what_the_storage_does_not_have_any_longer_is_missed(what: str, study: Study) -> None:
+    ledger = opened(study)
+    ledger.set_attribute("device", {"name": "here"})
+    ledger.set_attribute("key", 1)
+    ended(ledger, study)
+    begun(ledger, study)
+    path = study.folder / "study.journal"
+    text = path.read_text()
+    if what == "attribute":
+        path.write_text(text.replace('"here"', '"hera"'))
+        told = "attribute 'device' is changed"
+    elif what == "running":
+        path.write_text("".join(text.splitlines(keepends=True)[:-1]))
+        told = "running trial 1 is missing"
+    else:
+        path.write_text(text.replace("50.0,", "51.0,"))
+        told = "trial 0 is changed"
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=told) as raised:
+        opened(study)
+    assert "1 finished trial is whole in its backup.jsonl: levit-search restore" in str(
+        raised.value
+    )
+    assert path.read_bytes() == before
+
+
+def test_trials_that_ended_out_of_order_keep_their_numbers(study: Study) -> None:
+    ledger = opened(study)
+    running = [begun(ledger, study) for _ in range(3)]
+    ledger.finish(running[2], TrialState.FAIL)
+    ledger.note(running[1], "rungs", [7])
+    before = [trial_body(trial) for trial in study.storage().trials]
+    (study.folder / "study.journal").unlink()
+    restored = restore(study.folder, False, silent)
+    assert (restored.finished, restored.running) == (1, [0, 1])
+    assert [trial_body(trial) for trial in study.storage().trials] == before
+    assert opened(study).next_number == 3
+
+
+def test_a_sound_storage_is_restored_only_by_force(study: Study) -> None:
+    ended(opened(study), study)
+    with pytest.raises(InputError, match="is sound and has all that"):
+        restore(study.folder, False, silent)
+    restored = restore(study.folder, True, silent)
+    assert restored.kept_as == f"{study.folder}/study.journal.damaged-1"
+    assert len(study.records()) == 1
+
+
+def test_what_the_backup_has_not_yet_is_taken_from_the_storage(study: Study) -> None:
+    ledger = opened(study)
+    for _ in range(3):
+        ended(ledger, study)
+    ledger.set_attribute("key", 1)
+    before = [trial_body(trial) for trial in study.storage().trials]
+    path = Backup(study.folder).path
+    path.write_bytes(b"".join(lines(study)[:-3]))  # less than a search would leave
+    restored = restore(study.folder, True, silent)
+    assert (restored.finished, restored.running, restored.lost) == (3, [], [])
+    assert [trial_body(trial) for trial in study.storage().trials] == before
+    assert opened(study).attributes["key"] == 1
+
+
+def test_nothing_is_restored_while_a_search_is_at_work(study: Study) -> None:
+    ended(opened(study), study)
+    with study.lock(), pytest.raises(InputError, match="another levit-search run"):
+        restore(study.folder, True, silent)
+
+
+def test_a_killed_restoration_can_be_begun_again(study: Study) -> None:
+    ended(opened(study), study)
+    before = [trial_body(trial) for trial in study.storage().trials]
+    (study.folder / "study.journal").unlink()
+
+    def killed(count: int, of: int) -> None:
+        if count == of:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore(study.folder, False, killed)
+    restore(study.folder, False, silent)
+    assert [trial_body(trial) for trial in study.storage().trials] == before
+    assert not list(study.folder.glob("*.restored"))
+
+
+@pytest.mark.parametrize("elsewhere", [None, "sqlite"])
+def test_a_study_may_be_restored_elsewhere(
+    elsewhere: str | None, study: Study, tmp_path: Path, space_file: Callable[..., Path]
+) -> None:
+    ended(opened(study), study)
+    before = [trial_body(trial) for trial in study.storage().trials]
+    storage = f"sqlite:///{tmp_path}/all.db" if elsewhere else None
+    restore_elsewhere(study.folder, storage, silent)
+    again = Study.open(study.folder)
+    assert again.config.storage == storage
+    assert [trial_body(trial) for trial in again.storage().trials] == before
+    config = read_config(space_file(), {"storage": storage, "search.trials": 99})
+    assert len(Study.create(study.folder, config, ["test"]).records()) == 1
+    with pytest.raises(InputError, match="is where its trials are"):
+        restore_elsewhere(study.folder, storage, silent)
+
+
+def test_settings_corrected_before_the_first_trial_leave_no_backup_of_the_old(
+    study: Study, space_file: Callable[..., Path]
+) -> None:
+    opened(study).set_attribute("teacher", {"name": "of the old data"})
+    config = read_config(space_file(), {"storage": "journal", "name": "other"})
+    again = Study.create(study.folder, config, ["test"])
+    assert "teacher" not in opened(again).attributes
+    kept = Backup(study.folder).read()
+    assert kept.study is not None
+    assert kept.study["config"]["name"] == "other"
+
+
+def test_a_search_writes_what_it_needs_and_no_more(study: Study) -> None:
+    search(study, Silent(), engine=CurveEngine)
+    kept = Backup(study.folder).read()
+    assert sorted(kept.ended) == [record.trial for record in study.records()]
+    assert kept.running == {}
+    mentioned = [line.count(b'"ended"') for line in lines(study)]
+    evaluated = sum(record.reused_from is None for record in study.records())
+    assert sum(mentioned) <= len(kept.ended) + evaluated
