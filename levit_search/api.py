@@ -90,6 +90,7 @@ def evaluation(
     from levit_search.evaluate import Evaluator
     from levit_search.search import checked_space
     from levit_search.search.preparation import sample_of
+    from levit_search.study import training_file
 
     sample = sample_of(checked_space(config))
     with ExitStack() as stack:
@@ -101,7 +102,9 @@ def evaluation(
         def evaluate(network: "Architecture") -> "Evaluation":
             _check_images(network, sample)
             with _told(progress, "evaluation", network.id) as told:
-                return evaluator.evaluate(network, told)
+                found = evaluator.evaluate(network, told)
+            training_file(folder, network.id).unlink(missing_ok=True)
+            return found
 
         yield evaluate
 

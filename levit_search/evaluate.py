@@ -18,7 +18,7 @@ from levit_search.latency.sharing import on_cores
 from levit_search.model import save_weights
 from levit_search.pareto import PROBED
 from levit_search.recipe import TeacherConfig
-from levit_search.study import StudyConfig
+from levit_search.study import StudyConfig, training_file
 from levit_search.train import (
     Checkpoint,
     Epoch,
@@ -265,7 +265,10 @@ class Evaluator:
     def _train(
         self, network: Architecture, values: dict[str, float], progress: Progress, decide: Decide
     ) -> Training:
-        """Train a network of which ``values`` are known, to the end or to where it is stopped."""
+        """Train a network of which ``values`` are known, to the end or to where it is stopped.
+
+        Its checkpoint stays; whoever has written the result down removes it.
+        """
         recipe, seed = self._config.train, self._config.search.seed
 
         text = "training"
@@ -287,7 +290,7 @@ class Evaluator:
         teacher = self._teacher if network.distillation else None
         teacher_id = teacher.id if teacher is not None else None
         run = training_id(network, recipe, seed, self._batches.data_id, teacher_id)
-        checkpoint = Checkpoint(folder / f"{network.id}.training.pt", run)
+        checkpoint = Checkpoint(training_file(self._folder, network.id), run)
         try:
             with on_cores(self._cores):
                 model, result = train_network(
@@ -310,7 +313,6 @@ class Evaluator:
             save_weights(model, weights)
         else:
             weights.unlink(missing_ok=True)
-        checkpoint.remove()
         return result
 
 

@@ -70,10 +70,18 @@ def _temporary(path: Path) -> tuple[int, Path]:
     """A new file beside ``path``, locked: its descriptor and its path."""
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        is_locked = _is_locked_by_us(handle)
-        if os.fstat(handle).st_nlink or not is_locked:
+        _lock(handle)
+        if Path(name).exists():
             return handle, Path(name)
         os.close(handle)  # taken for left over before it was locked
+
+
+def _lock(handle: int) -> None:
+    """Lock a file as soon as nobody else has it any longer, where there are locks."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _is_locked_by_us(handle: int) -> bool:

@@ -275,6 +275,7 @@ def test_a_script_needs_no_guard_against_its_own_workers(tmp_path: Path) -> None
     assert "once" not in (tmp_path / "s" / "worker-1.log").read_text()
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation_runs(
     in_this_process: None,
     tmp_path: Path,

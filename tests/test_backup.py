@@ -1,7 +1,10 @@
 """The backup beside a storage: what stands in it, what a kill leaves, and what it is good for."""
 
 import os
+import resource
+import signal
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
+from levit_search import architecture
 from levit_search.errors import InputError
 from levit_search.search import search
 from levit_search.search.ledger import Ledger
@@ -16,9 +20,14 @@ from levit_search.study import Study, read_config
 from levit_search.study.backup import Backup, trial_body
 from levit_search.study.restoring import restore, restore_elsewhere
 from tests.engines import CurveEngine, Silent
+from tests.networks import tiny_description
 
 VALUES = [50.0, 1e6]
-NOTES = {"architecture_id": "0" * 12, "cost": {"flops": 1e6}}
+NOTES = {
+    "architecture": architecture.parse(tiny_description()).model_dump(mode="json"),
+    "architecture_id": "0" * 12,
+    "cost": {"flops": 1e6},
+}
 
 
 @pytest.fixture
@@ -279,3 +288,61 @@ def test_a_search_writes_what_it_needs_and_no_more(study: Study) -> None:
     mentioned = [line.count(b'"ended"') for line in lines(study)]
     evaluated = sum(record.reused_from is None for record in study.records())
     assert sum(mentioned) <= len(kept.ended) + evaluated
+
+
+@pytest.mark.parametrize(
+    "text", [b'"a":1}', b'"a":', b'"trial":0,"state":"COMPLETE"}', b'"attribute":[],"value":1}']
+)
+def test_a_line_of_a_stranger_counts_as_damaged(text: bytes, study: Study) -> None:
+    ended(opened(study), study)
+    backup = Backup(study.folder)
+    with backup.path.open("ab") as file:
+        file.write(b'{"crc32":"%08x",%s\n' % (zlib.crc32(text), text))
+    assert backup.read().broken == [len(lines(study))]
+
+
+def test_a_line_that_does_not_fit_leaves_nothing(study: Study) -> None:
+    """Some of it fits, and what is cut off makes room for the rest."""
+    ended(opened(study), study)
+    backup, before = Backup(study.folder), lines(study)
+    limit, whole = resource.getrlimit(resource.RLIMIT_FSIZE), b"".join(before)
+    before_signal = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            backup.append([{"attribute": "key", "value": "v" * 30_000}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before_signal)
+    assert backup.path.read_bytes() == whole
+    backup.append([{"attribute": "key", "value": "v"}])
+    assert not backup.read().broken
+
+
+def test_a_killed_restoration_elsewhere_can_be_begun_again(study: Study) -> None:
+    ended(opened(study), study)
+    before = [trial_body(trial) for trial in study.storage().trials]
+
+    def killed(count: int, of: int) -> None:
+        if count == of:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_elsewhere(study.folder, None, killed)
+    restore_elsewhere(study.folder, None, silent)
+    again = Study.open(study.folder)
+    assert again.config.storage is None
+    assert [trial_body(trial) for trial in again.storage().trials] == before
+
+
+def test_a_study_whose_name_is_nowhere_gets_another(study: Study, tmp_path: Path) -> None:
+    ended(opened(study), study)
+    before = [trial_body(trial) for trial in study.storage().trials]
+    restore_elsewhere(study.folder, f"sqlite:///{tmp_path}/all.db", silent)
+    path = Backup(study.folder).path
+    path.write_bytes(path.read_bytes().replace(b'"study":', b'"stadt":'))
+    (study.folder / "storage.json").unlink()
+    (tmp_path / "all.db").write_bytes(b"nothing")
+    restore(study.folder, False, silent)
+    again = Study.open(study.folder)
+    assert [trial_body(trial) for trial in again.storage().trials] == before

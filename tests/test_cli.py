@@ -33,6 +33,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
             "recipe": {"epochs": 1, "batch_size": 64, "threads": 1},
         },
         search={"trials": 3},
+        storage=None,
     )
     path = folder / "space.yaml"
     path.write_text(yaml.safe_dump(space))

@@ -51,6 +51,7 @@ def front_of(study: Path) -> list[Any]:
     return table.front(opened.records(), opened.config.objectives)
 
 
+@pytest.mark.slow
 def test_an_audit_trains_the_front_again_and_reads_the_test_split(cli: Cli, study: Path) -> None:
     ended = cli("audit", "s", "--seeds", 1, "--jobs", 2, "--json")
     assert ended.returncode == 0, ended.stderr

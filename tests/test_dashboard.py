@@ -141,6 +141,7 @@ class Looking(Silent):
             self.seen = len(self._ask(self._page)["trials"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_shows_all_trials_before_and_during_and_after_a_search(
     kind: str, address: Address, study: Callable[..., Study], tmp_path: Path

@@ -84,7 +84,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str]
 @pytest.fixture
 def a_study(tmp_path: Path, space_file: Callable[..., Path], tiny: Architecture) -> Study:
     """A study with three trained networks, as a driver writes them."""
-    study = Study.create(tmp_path / "study", read_config(space_file(storage=None), {}), ["levit-search"])
+    study = Study.create(
+        tmp_path / "study", read_config(space_file(storage=None), {}), ["levit-search"]
+    )
     space = study.config.space()
     opened = study.open_to_write(space.distributions())
     study.checkpoints.mkdir()
@@ -111,6 +113,7 @@ def a_study(tmp_path: Path, space_file: Callable[..., Path], tiny: Architecture)
     return study
 
 
+@pytest.mark.slow
 def test_doctor_looks_at_everything_and_prints_one_json_document(
     tmp_path: Path, cli_process: Cli, a_study: Study
 ) -> None:
@@ -319,6 +322,25 @@ def test_a_container_of_less_than_its_cores_is_told(
     assert "may use 0.5 of them" in cores.found
     assert "may use 1.0 GB, 0.9 GB of it in use" in memory.found
     assert cores.status == memory.status == "warn"
+
+
+def test_memory_that_holds_files_is_not_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text("8000000000\n")
+    (tmp_path / "memory.current").write_text("7900000000\n")
+    (tmp_path / "memory.stat").write_text("anon 900000000\ninactive_file 7000000000\n")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+    assert machine._memory_limit() == (8_000_000_000, 900_000_000)
+
+
+def test_the_working_directory_is_not_imported_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json.py", "plotly.py"):
+        (tmp_path / name).write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    assert carried_out(["plotly"], 60.0)["plotly"].is_ok
 
 
 def test_a_sound_study_is_whole(a_study: Study) -> None:

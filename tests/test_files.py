@@ -1,7 +1,11 @@
 """Files that are whole or not there, and what is no file."""
 
+import fcntl
 import os
+import tempfile
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,3 +40,27 @@ def test_only_unfinished_files_of_ours_are_removed(tmp_path: Path) -> None:
     assert remove_unfinished(tmp_path) == [left]
     assert not left.exists() and all(path.exists() for path in kept)
     assert remove_unfinished(tmp_path / "absent") == []
+
+
+def test_a_file_that_is_taken_for_left_over_as_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, removed = tempfile.mkstemp, list[Path]()
+
+    def met(**where: Any) -> tuple[int, str]:
+        handle, name = make(**where)
+        if not removed:  # somebody cleans up before it is locked
+            removed.append(Path(name))
+            theirs = os.open(name, os.O_RDONLY)
+            fcntl.flock(theirs, fcntl.LOCK_EX)
+
+            def remove() -> None:
+                removed[0].unlink()
+                os.close(theirs)
+
+            threading.Timer(0.1, remove).start()
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", met)
+    write_atomically(tmp_path / "a", "whole")
+    assert removed and (tmp_path / "a").read_text() == "whole"

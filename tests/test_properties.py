@@ -545,7 +545,9 @@ def test_a_configuration_comes_back_from_its_study(document: Mapping[str, Any]) 
     folder = Path("kept")
     written("kept/study.yaml", write_yaml(config.model_dump(mode="json")).encode())
     again = Study.open(folder).config
-    differing = [key for key in again.model_fields if getattr(again, key) != getattr(config, key)]
+    differing = [
+        key for key in type(again).model_fields if getattr(again, key) != getattr(config, key)
+    ]
     assert not differing, [(getattr(config, key), getattr(again, key)) for key in differing]
     assert read_config(folder / "study.yaml", {}) == config, "it is resolved already"
     # Text that any reader of YAML takes for the same.

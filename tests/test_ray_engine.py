@@ -90,6 +90,7 @@ def made(nodes: Nodes, tmp_path: Path) -> Iterator[Make]:
         engine.close()
 
 
+@pytest.mark.slow
 def test_two_nodes_share_the_trials(made: Make, nodes: Nodes, tmp_path: Path) -> None:
     watched = made(jobs=2)
     for trial in range(2):

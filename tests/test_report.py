@@ -305,7 +305,7 @@ def test_a_run_ends_with_its_report_and_tells_of_it(
     kinds = ("evaluated", "stopped", "failed", "reused", "infeasible", "taken")
     summary = Summary(str(study.folder), dict.fromkeys(kinds, 1), 1.0, 2.0, [], "of the test")
     monkeypatch.setattr("levit_search.search.begin", lambda *_: study)
-    monkeypatch.setattr("levit_search.search.search", lambda *_: summary)
+    monkeypatch.setattr("levit_search.search.search", lambda *_, **__: summary)
     page = study.folder / "report.html"
     page.unlink(missing_ok=True)
     result = cli("run", space_file())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -14,11 +14,13 @@ from levit_search.architecture import Architecture
 from levit_search.errors import BudgetError, InputError
 from levit_search.search import driver, search
 from levit_search.search.engine import Event
+from levit_search.search.ledger import Ledger
 from levit_search.study import Record, Study, read_config
 from tests.conftest import ROOT
 from tests.engines import (
     CurveEngine,
     FailingEngine,
+    HereEngine,
     PredictingEngine,
     Silent,
     StubEngine,
@@ -499,3 +501,76 @@ def test_a_study_refuses_to_go_on_with_another_device(
     monkeypatch.setattr(Elsewhere, "cpu", "another CPU")
     with pytest.raises(InputError, match="measured with cpu one CPU, here it is another CPU"):
         run(space_file(), tmp_path / "s", **{"search.trials": 4})
+
+
+def test_a_worker_may_die_where_ctrl_c_stopped_its_trial_at_a_rung(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    waiting, stopped = list[int](), list[int]()
+
+    class Dying(CurveEngine):
+        """Its successor is at the trial again, and dies, too."""
+
+        def events(self, patience_s: float) -> list[Event]:
+            news = [Event("progress", n, "training") for n in waiting]
+            news += [Event("failed", n, "the worker process ended") for n in waiting]
+            events = super().events(patience_s)
+            waiting.extend(e.trial for e in events if e.kind == "rung" and e.trial is not None)
+            return [*news, *events]
+
+        def answer(self, trial: int, goes_on: bool) -> None:
+            waiting.remove(trial)
+            stopped.append(trial)
+            super().answer(trial, goes_on)
+
+    path = space_file(train={"epochs": 9, "rungs": [1, 3], "device": "cpu"})
+    config = read_config(path, {"engine.jobs": 3, "search.trials": 20})
+    study = Study.create(tmp_path / "study", config, ["test"])
+    summary = search(study, Silent(), None, Dying, lambda: bool(waiting or stopped))
+    assert waiting and summary.is_interrupted
+    assert [record for record in study.records() if record.state == "failed"] == []
+
+
+def test_a_preparation_that_a_disk_refuses_says_how_to_go_on(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    class Refused(StubEngine):
+        def __init__(
+            self, study: Study, sample: Architecture, settled_ms: dict[str, float]
+        ) -> None:
+            super().__init__(study, sample, settled_ms)
+            content = {"wrong_input": False, "refused_by_disk": "a.pt: No space left on device"}
+            self._events = [Event("failed", None, "OSError: [Errno 28]", content=content)]
+
+    study = Study.create(tmp_path / "study", read_config(space_file(), {}), ["test"])
+    with pytest.raises(BudgetError, match=r"^a\.pt: No space left on device; what was finished"):
+        search(study, Silent(), engine=Refused)
+
+
+def test_a_training_whose_result_could_not_be_noted_is_not_trained_again(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from levit_search.train import fitting
+
+    monkeypatch.setattr(driver, "make_engine", HereEngine)
+    path = space_file(train={"epochs": 2, "batch_size": 64, "threads": 1, "device": "cpu"})
+    trained, note, train = [], Ledger.note, fitting._Run.train_epoch
+
+    def counted(self: fitting._Run, *arguments: Any) -> None:
+        trained.append(1)
+        train(self, *arguments)
+
+    def refused(self: Ledger, number: int, key: str, value: object) -> None:
+        if key == "evaluation":
+            raise BudgetError("the disk is full")
+        note(self, number, key, value)
+
+    monkeypatch.setattr(fitting._Run, "train_epoch", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "note", refused)
+        with pytest.raises(BudgetError):
+            run(path, tmp_path / "s", **{"search.trials": 1})
+    _, study = run(path, tmp_path / "s", **{"search.trials": 1})
+    assert len(trained) == 2
+    assert [record.state for record in study.records()] == ["complete"]
+    assert not list(study.checkpoints.glob("*.training.pt"))

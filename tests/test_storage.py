@@ -20,6 +20,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from levit_search import architecture
 from levit_search.errors import BudgetError, InputError
 from levit_search.study import Study, StudyConfig, journal, read_config, storage
 from levit_search.study.address import masked
@@ -32,6 +33,7 @@ SERVERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("postgresql",
 KINDS = ["sqlite", "file", "journal", *SERVERS]
 SHARED = ["file", *SERVERS]
 DISTRIBUTIONS = {"a": IntDistribution(0, 9), "b": CategoricalDistribution([0, 1])}
+from tests.networks import tiny_description
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +84,20 @@ def make(space_file: Callable[..., Path], tmp_path: Path) -> Make:
     return made
 
 
+NETWORK = architecture.parse(tiny_description()).model_dump(mode="json")
+
+
 def running(number: int) -> FrozenTrial:
     """A proposal, as it is written whole."""
     return create_trial(
         state=TrialState.RUNNING,
         params={"a": number % 10, "b": number % 2},
         distributions=DISTRIBUTIONS,
-        user_attrs={"architecture_id": f"{number:012x}", "cost": {"flops": 1e6}},
+        user_attrs={
+            "architecture": NETWORK,
+            "architecture_id": f"{number:012x}",
+            "cost": {"flops": 1e6},
+        },
         constraints={"valid": 0.0, "flops": -0.5},
     )
 

@@ -227,6 +227,27 @@ def test_a_checkpoint_that_is_packed_a_thousandfold_is_refused(
         assert Checkpoint(kept, "run").load() is None
 
 
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_a_checkpoint_does_not_ask_for_more_memory_than_it_fills(
+    is_archive: bool, tiny: Architecture, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(bombs.asking_checkpoint(is_archive))
+    with pytest.raises(InputError, match="asks for a bytearray"):
+        load_weights(build(tiny), path)
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_what_torch_saves_is_read_in_both_its_formats(
+    is_archive: bool, tiny: Architecture, tmp_path: Path
+) -> None:
+    import torch
+
+    model, path = build(tiny), tmp_path / "weights.pt"
+    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=is_archive)
+    assert load_weights(model, path) == "ours"
+
+
 def test_options_of_a_teacher_do_not_say_where_weights_come_from(tmp_path: Path) -> None:
     from levit_search.distill.network import create_teacher
     from levit_search.recipe import TeacherConfig
@@ -323,6 +344,47 @@ def test_an_ssh_configuration_of_a_stranger_is_not_used(
     with pytest.raises(InputError, match=r'latency\.target would start \["ssh", "-F"'):
         read_config(space_file(latency={"target": target}))
     assert read_config(space_file(latency={"target": "ssh://pi"})).latency.target.kind == "ssh"
+
+
+def test_a_host_starts_no_program_but_its_python(space_file: SpaceFile, tmp_path: Path) -> None:
+    target = {"kind": "ssh", "host": "pi", "python": "Downloads/study/run"}
+    path = space_file(latency={"target": target})
+    with pytest.raises(InputError, match='start "Downloads/study/run" on host pi') as refused:
+        read_config(path)
+    assert read_config(path, {"latency": {"target": target}}).latency.target.kind == "ssh"
+    own = tmp_path / "config" / "levit-search" / "targets.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(str(refused.value).partition("the line")[2].strip() + "\n")
+    assert read_config(path).latency.target.kind == "ssh"
+    for name in ("python3", "python3.12", "pypy3"):
+        changed = space_file(latency={"target": {**target, "python": name}})
+        assert read_config(changed).latency.target.kind == "ssh"
+
+
+@pytest.mark.parametrize(
+    "python", ["-S sh -c true", "LD_PRELOAD=/tmp/evil.so", "--version", "a\nb"]
+)
+def test_an_option_or_a_variable_of_env_is_no_python(python: str, space_file: SpaceFile) -> None:
+    target = {"kind": "ssh", "host": "pi", "python": python}
+    with pytest.raises(InputError, match="is no path of a Python"):
+        read_config(space_file(latency={"target": target}))
+
+
+def test_the_cluster_of_a_target_is_joined_that_the_user_named(
+    space_file: SpaceFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    target = {"kind": "ray", "resource": "probe", "cluster": "stranger.example:6379"}
+    path = space_file(latency={"target": target})
+    with pytest.raises(InputError, match=r'join the Ray cluster "stranger\.example:6379"'):
+        read_config(path)
+    assert read_config(path, {"latency.target": target}).latency.target.kind == "ray"
+    monkeypatch.setenv("RAY_ADDRESS", "stranger.example:6379")
+    assert read_config(path).latency.target.kind == "ray"
+    monkeypatch.delenv("RAY_ADDRESS")
+    for cluster in ("auto", "127.0.0.1:6379", "ray://localhost:10001"):
+        here = space_file(latency={"target": {**target, "cluster": cluster}})
+        assert read_config(here).latency.target.kind == "ray"
 
 
 def test_a_cluster_is_joined_that_the_user_named(

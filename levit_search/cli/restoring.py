@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from levit_search.cli.options import Json, StudyFolder
-from levit_search.cli.printing import print_json, say
+from levit_search.cli.printing import print_json, say, tell
 
 if TYPE_CHECKING:
     from levit_search.study.restoring import Restored
@@ -50,18 +50,18 @@ def _told(count: int, of: int) -> None:
 
 def _print_restored(restored: "Restored", elsewhere: str | None) -> None:
     for name in restored.files:
-        print(f"{name} was made again.")
-    print(f"{restored.place} has all that the backup has: {restored.finished} finished trials.")
+        tell(f"{name} was made again.")
+    tell(f"{restored.place} has all that the backup has: {restored.finished} finished trials.")
     if restored.kept_as is not None:
-        print(f"What was damaged is kept as {restored.kept_as}.")
+        tell(f"What was damaged is kept as {restored.kept_as}.")
     if restored.running:
-        print(f"Begun, and evaluated again by the next search: trial {_listed(restored.running)}.")
+        tell(f"Begun, and evaluated again by the next search: trial {_listed(restored.running)}.")
     if restored.lost:
-        print(f"Lost in both, and marked as failed: trial {_listed(restored.lost)}.")
+        tell(f"Lost in both, and marked as failed: trial {_listed(restored.lost)}.")
     if elsewhere is not None:
-        print(f"The same levit-search run with --set storage={quote(elsewhere)} goes on.")
+        tell(f"The same levit-search run with --set storage={quote(elsewhere)} goes on.")
     else:
-        print("The same levit-search run goes on.")
+        tell("The same levit-search run goes on.")
 
 
 def _listed(numbers: list[int]) -> str:

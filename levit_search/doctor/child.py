@@ -8,6 +8,15 @@ from dataclasses import dataclass
 
 from levit_search.latency.process_pipe import exit_name
 
+_PROGRAM = """
+import sys
+sys.path = [place for place in sys.path if place]
+import json
+sys.path += [place for place in json.loads(sys.argv.pop(1)) if place and place not in sys.path]
+from levit_search.doctor.steps import main
+main()
+"""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -29,7 +38,8 @@ def carried_out(steps: Sequence[str], limit_s: float) -> dict[str, Step]:
     Returns:
         How each ended, those that were not reached included.
     """
-    command = [sys.executable, "-m", "levit_search.doctor.steps", *steps]
+    # Not by -m, which would import what lies in the working directory first.
+    command = [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), *steps]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -293,15 +293,25 @@ def _cpu_quota() -> float | None:
 
 
 def _memory_limit() -> tuple[int, int] | None:
-    """Bytes that a container may use and does; None: any."""
+    """Bytes that a container may use and does, without what of files the system lets go of first;
+    None: any."""
     for path in _cgroup_files("memory.max"):
         bound = path.read_text().strip()
         if bound != "max":
-            return int(bound), int((path.parent / "memory.current").read_text())
+            used = int((path.parent / "memory.current").read_text())
+            return int(bound), used - _let_go(path.parent / "memory.stat")
     old = _CGROUPS / "memory" / "memory.limit_in_bytes"
     if old.is_file():
         return int(old.read_text()), int((old.parent / "memory.usage_in_bytes").read_text())
     return None
+
+
+def _let_go(path: Path) -> int:
+    try:
+        rows = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return 0
+    return sum(int(count) for name, count in rows if name == "inactive_file")
 
 
 def _cgroup_files(name: str) -> list[Path]:

@@ -126,7 +126,7 @@ def _again(
         return Again(figure, before, None, str(error))
     timed, layout = exported.graph.name, exported.layout
     if config.runtime in TORCH_RUNTIMES:
-        timed, layout = "the network in torch", before["layout"]
+        timed, layout = "the network in torch", before.get("layout", layout)
     found = None
     for seconds in (config.seconds, 2 * config.seconds):
         told(f"timing {timed} on {config.target.label}")
@@ -155,11 +155,17 @@ def graph_layout(study: Study, record: Record) -> "Layout":
 
 def _incomparable(before: dict[str, Any], now: dict[str, Any], layout: str) -> str | None:
     """Why two measurements are not of one thing, the second of a network in ``layout``."""
-    devices = [found["device"].get("gpu") or found["device"]["cpu"] for found in (before, now)]
+    if not {"ratio_to_reference", "ratio_ci95"} <= before.keys():
+        return "the study has no ratio to a reference"
+    devices = [_device_name(found.get("device") or {}) for found in (before, now)]
     if devices[0] != devices[1]:
         return f"the study's is of another device, {devices[0]}"
-    if before["runtime"] != now["runtime"]:
-        return f"the study's is of another runtime, {before['runtime']}"
-    if before["layout"] != layout:
-        return f"the study's is of the layout {before['layout']}, this one of {layout}"
+    if before.get("runtime") != now["runtime"]:
+        return f"the study's is of another runtime, {before.get('runtime')}"
+    if before.get("layout") != layout:
+        return f"the study's is of the layout {before.get('layout')}, this one of {layout}"
     return None
+
+
+def _device_name(device: dict[str, Any]) -> str | None:
+    return device.get("gpu") or device.get("cpu")

@@ -1,13 +1,16 @@
-"""Programs that a target starts on this machine, and whose word counts for them.
+"""Programs that a target starts, and whose word counts for them.
 
-A ``command`` target starts what it names, and so may an ssh configuration. A space file or a study
-folder may come from anybody: what it brings is started only if the user has named it too, in a
+A ``command`` target starts what it names, and so may an ssh configuration, and a host's login; what
+drives a Ray cluster can start anything on whoever joins it. A space file or a study folder may come
+from anybody: what it brings is started only if the user has named it too, in a
 ``targets.yaml`` of their own (in ``~/.config/levit-search`` or the working directory), by a plug-in
 that they installed, or on the command line. A ``targets.yaml`` in the folder of a space file is
 part of what came with it.
 """
 
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +20,7 @@ from levit_search.latency.protocol import LatencyConfig
 from levit_search.latency.targets import (
     CommandTarget,
     NamedTarget,
+    RayTarget,
     SshTarget,
     Target,
     read_targets,
@@ -28,15 +32,29 @@ Program = dict[str, Any]
 """What of a target says what is started, as it is written in YAML."""
 
 
+# Whatever a host calls so is a Python.
+_A_PYTHON = re.compile(r"(python|pypy)[0-9.]*")
+_HERE = re.compile(r"(ray://)?(127\.0\.0\.1|localhost|\[::1\]):\d+")
+
+
 def started(target: Target) -> Program | None:
-    """The program that a target starts here; None where it starts none but ours, ssh or Ray's."""
+    """What a target starts or joins; None where that is only what this machine or a host calls
+    Python, ssh with the user's own settings, or the cluster that runs here."""
     if isinstance(target, CommandTarget):
         return {
             "python": list(target.python),
             **({"env": dict(target.env)} if target.env else {}),
         }
-    if isinstance(target, SshTarget) and target.config_file is not None:
-        return {"config_file": str(target.config_file)}
+    if isinstance(target, SshTarget):
+        named: Program = {}
+        if target.config_file is not None:
+            named["config_file"] = str(target.config_file)
+        if not _A_PYTHON.fullmatch(target.python):
+            named |= {"host": target.host, "python": target.python}
+        return named or None
+    if isinstance(target, RayTarget) and not _HERE.fullmatch(target.cluster):
+        known = ("auto", os.environ.get("RAY_ADDRESS"))
+        return {"cluster": target.cluster} if target.cluster not in known else None
     return None
 
 
@@ -63,12 +81,20 @@ def check_programs(
                 | {"kind": section.target.kind}
             }
         )
-        what = program.get("python") or ["ssh", "-F", program["config_file"]]
         raise InputError(
-            f"{where}: {key}.target would start {json.dumps(what)} on this machine, as you have "
-            f"not named it yourself;\nif you know it, add to {target_files()[0]} the line"
+            f"{where}: {key}.target would {_deed(program)}, as you have not named it yourself;\n"
+            f"if you know it, add to {target_files()[0]} the line"
             f"   {section.target.name or 'mine'}: {shown}"
         )
+
+
+def _deed(program: Program) -> str:
+    if "cluster" in program:
+        return f"join the Ray cluster {json.dumps(program['cluster'])}, which may run anything here"
+    if "config_file" in program:
+        return f"start {json.dumps(['ssh', '-F', program['config_file']])} on this machine"
+    where = f"host {program['host']}" if "host" in program else "this machine"
+    return f"start {json.dumps(program['python'])} on {where}"
 
 
 def _is_given(program: Program, changes: Mapping[str, Any]) -> bool:

@@ -33,6 +33,8 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 _HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 _RESOURCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
+# `env` starts it: neither an option (-S takes a whole command) nor a variable.
+_PYTHON = re.compile(r"(?!-)[^=\x00-\x1f]+")
 
 
 def _matching(pattern: re.Pattern[str], kind: str) -> AfterValidator:
@@ -84,7 +86,7 @@ class SshTarget(_Device):
     host: Annotated[str, _matching(_HOST, "host name")]
     user: Annotated[str, _matching(_USER, "user name")] | None = None
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
-    python: Name = "python3"
+    python: Annotated[Name, _matching(_PYTHON, "path of a Python")] = "python3"
     config_file: Path | None = None
     """An ssh configuration to use instead of the user's own."""
 

@@ -135,7 +135,7 @@ def _read(path: Path) -> dict[str, Any]:
 
             raw = path.read_bytes()
             check_weights(raw)
-            return dict(load(raw))
+            return dict(sorted(load(raw).items()))  # it has them in any order
         check_not_inflated(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except DamagedError as error:

@@ -260,10 +260,16 @@ def _published_figures(sample: Architecture) -> list[dict[str, Any]]:
 def _sessions(study: Study) -> list[dict[str, Any]]:
     try:
         text = (study.folder / "environment.json").read_text(encoding="utf-8")
-        sessions: list[dict[str, Any]] = json.loads(text)["sessions"]
-    except (OSError, ValueError, KeyError, TypeError):
+        sessions = json.loads(text)["sessions"]
+        json.dumps(sessions, allow_nan=False)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []  # a study may have been copied without it
-    return sessions
+    sound = isinstance(sessions, list) and all(map(_is_session, sessions))
+    return sessions if sound else []
+
+
+def _is_session(session: object) -> bool:
+    return isinstance(session, dict) and isinstance(session.get("command", []), list)
 
 
 def _data(study: Study, sample: Architecture) -> dict[str, Any]:

@@ -15,7 +15,13 @@ from levit_search import table
 from levit_search.architecture import Architecture
 from levit_search.cost import Cost, cost
 from levit_search.donors import check_donor_weights
-from levit_search.errors import GOES_ON, BudgetError, InputError, refused_by_disk
+from levit_search.errors import (
+    GOES_ON,
+    BudgetError,
+    InputError,
+    LevitSearchError,
+    refused_by_disk,
+)
 from levit_search.files import remove_unfinished
 from levit_search.search.engine import Engine, Event, make_engine, pass_on_warnings
 from levit_search.search.history import History
@@ -41,6 +47,7 @@ from levit_search.study import (
     Study,
     record_from_notes,
     record_of,
+    training_file,
     with_measured,
 )
 
@@ -161,6 +168,7 @@ class _Driver:
         trials = self._ledger.trials()
         for trial in trials:
             self._recall(trial)
+        self._forget_trainings()
         self._fruitless = self._tally.fruitless()
         tried = {trial.user_attrs.get("architecture_id") for trial in trials}
         self._starts = {name: values for name, values in starts.items() if name not in tried}
@@ -211,6 +219,15 @@ class _Driver:
         for name in self._tally.known:
             self._starts.pop(name, None)
 
+    def _forget_trainings(self) -> None:
+        """Remove what a kill left of trainings whose outcome is written down."""
+        unfinished = {
+            training_file(self._study.folder, each.network.id) for each in self._left_over
+        }
+        for path in self._study.checkpoints.glob("*.training.pt"):
+            if path not in unfinished:
+                path.unlink()
+
     def _recall(self, trial: FrozenTrial) -> None:
         """A trial of an earlier session, or of another study."""
         number, notes = trial.number, dict(trial.user_attrs)
@@ -233,8 +250,7 @@ class _Driver:
         while not engine.has_room():
             for event in pass_on_warnings(engine.events(_REFRESH_S)):
                 if event.kind == "failed":
-                    kind = InputError if event.content.get("wrong_input") else BudgetError
-                    raise kind(event.text)
+                    raise self._unprepared(event)
                 if event.kind == "progress":
                     self._display.preparing(event.text, event.fraction)
                 if event.kind == "done" and event.trial is None:
@@ -242,6 +258,13 @@ class _Driver:
             if self._is_asked_to_stop():  # what is being prepared keeps checkpoints of its own
                 raise KeyboardInterrupt
             self._display.tick()
+
+    def _unprepared(self, event: Event) -> LevitSearchError:
+        """Why nothing can be evaluated, or nothing any more."""
+        if refusal := event.content.get("refused_by_disk"):
+            return BudgetError(f"{refusal}; {GOES_ON}")
+        kind = InputError if event.content.get("wrong_input") else BudgetError
+        return kind(event.text)
 
     def _prepared(self, event: Event) -> None:
         check_devices(self._study, self._ledger.attributes, event.content)
@@ -415,13 +438,15 @@ class _Driver:
     def _handle(self, engine: Engine, event: Event) -> None:
         if event.trial is None:
             if event.kind == "failed":  # a new worker could not prepare what the old one could
-                raise BudgetError(event.text)
+                raise self._unprepared(event)
             if event.kind == "progress":
                 self._display.preparing(event.text, event.fraction)
             if event.kind == "done":
                 self._prepared(event)
             return
-        candidate = self._running[event.trial]
+        candidate = self._running.get(event.trial)
+        if candidate is None:  # it stopped at a rung for Ctrl-C, and its worker died there
+            return
         match event.kind:
             case "progress":
                 self._display.progress(event.trial, event.text, event.fraction)
@@ -502,6 +527,7 @@ class _Driver:
             candidate.notes["reason"] = reason
             self._ledger.note(candidate.number, "reason", reason)
         self._ledger.finish(candidate.number, state, values)
+        training_file(self._study.folder, candidate.network.id).unlink(missing_ok=True)
         self._running.pop(candidate.number, None)
         self._ended(candidate.number, state, candidate.notes, candidate.excess)
 

@@ -8,7 +8,8 @@ from typing import Any
 class Interruption:
     """A context in which the first Ctrl-C sets ``is_asked``; the next is a KeyboardInterrupt.
 
-    It is for the main thread, whose signals it takes over.
+    It is for the main thread, whose signals it takes over. Where Ctrl-C is ignored, as in what a
+    script leaves behind by ``&``, it stays so.
     """
 
     def __init__(self) -> None:
@@ -16,7 +17,9 @@ class Interruption:
         self._before: Any = None
 
     def __enter__(self) -> "Interruption":
-        self._before = signal.signal(signal.SIGINT, self._ask)
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._ask)
         return self
 
     def __exit__(

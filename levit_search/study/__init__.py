@@ -19,6 +19,7 @@ from levit_search.study.folder import (
     load_architecture,
     record_from_notes,
     record_of,
+    training_file,
     with_measured,
 )
 from levit_search.study.settings import differences
@@ -41,5 +42,6 @@ __all__ = [
     "record_from_notes",
     "record_of",
     "space_file",
+    "training_file",
     "with_measured",
 ]

@@ -34,6 +34,15 @@ NAME = "backup.jsonl"
 _LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})",(.*\})\n', re.DOTALL)
 _MERGED = ("params", "user_attrs", "system_attrs")
 
+_TRIAL: dict[str, type] = {"trial": int, "state": str, **dict.fromkeys(_MERGED, dict)}
+_SHAPES: tuple[dict[str, type], ...] = (
+    {"study": str, "config": dict, "distributions": dict},
+    {"attribute": str, "value": object},
+    {"trial": int, "note": str, "value": object},
+    {**_TRIAL, **dict.fromkeys(("values", "started", "ended"), object)},
+)
+"""Of all lines: their keys, and what stands there."""
+
 
 @dataclass(frozen=True)
 class Pending:
@@ -90,11 +99,12 @@ class Backup:
                         kept.is_torn = True
                         break
                     text = _whole(line)
-                    if text is None:
+                    body = None if text is None else _ours(text)
+                    if text is None or body is None:
                         kept.broken.append(number)
                         kept.pending = None
                     else:
-                        _enter(kept, text)
+                        _enter(kept, body, zlib.crc32(text))
                     kept.size += len(line)
         except FileNotFoundError:
             pass
@@ -122,16 +132,19 @@ class Backup:
             OSError: they could not be written, and are not there.
         """
         raw = b"".join(map(_line, bodies))
-        with self.path.open("r+b" if self.path.exists() else "w+b") as file:
+        mode = "r+b" if self.path.exists() else "w+b"
+        # A buffer would write the rest, as the file is closed, into the room that is made here.
+        with self.path.open(mode, buffering=0) as file:
             end = file.seek(0, os.SEEK_END) if at is None else at
             file.truncate(end)
             file.seek(end)
             try:
-                file.write(raw)
-                file.flush()
+                rest = memoryview(raw)
+                while rest:
+                    rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except OSError:
-                os.truncate(self.path, end)
+                file.truncate(end)
                 raise
 
     def rewrite(self, bodies: Iterable[Mapping[str, Any]]) -> None:
@@ -311,8 +324,7 @@ def _agrees(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
     return True
 
 
-def _enter(kept: Kept, text: bytes) -> None:
-    body: dict[str, Any] = json.loads(text)
+def _enter(kept: Kept, body: dict[str, Any], checksum: int) -> None:
     kept.pending = None
     if "study" in body:
         kept.study = body
@@ -330,7 +342,7 @@ def _enter(kept: Kept, text: bytes) -> None:
         kept.running[body["trial"]] = body
     else:
         kept.running.pop(body["trial"], None)
-        kept.ended[body["trial"]] = kept.size, zlib.crc32(text)
+        kept.ended[body["trial"]] = kept.size, checksum
 
 
 def _whole(line: bytes) -> bytes | None:
@@ -339,6 +351,18 @@ def _whole(line: bytes) -> bytes | None:
     if found is None or int(found[1], 16) != zlib.crc32(found[2]):
         return None
     return b"{" + found[2]
+
+
+def _ours(text: bytes) -> dict[str, Any] | None:
+    """What a line says; None where nobody but a stranger would have written it."""
+    try:
+        body: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    for shape in _SHAPES:
+        if body.keys() == shape.keys():
+            return body if all(isinstance(body[key], shape[key]) for key in shape) else None
+    return None
 
 
 def _line(body: Mapping[str, Any]) -> bytes:

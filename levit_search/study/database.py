@@ -161,6 +161,8 @@ def claim(connection: "Connection", name: str) -> bool:
         number = int.from_bytes(digest[:8], "big", signed=True)
         found = connection.execute(text("SELECT pg_try_advisory_lock(:number)"), {"number": number})
     else:
+        # The server would end a connection, and its lock, that has been idle for eight hours.
+        connection.execute(text("SET SESSION wait_timeout = 31536000"))
         name = f"levit-search {hashlib.sha256(name.encode()).hexdigest()[:32]}"
         found = connection.execute(text("SELECT GET_LOCK(:name, 0)"), {"name": name})
     return bool(found.scalar())

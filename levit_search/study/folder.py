@@ -6,7 +6,7 @@ the search, which holds the folder's lock; everything else (tables, front, expor
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from levit_search.study.address import masked
 from levit_search.study.backup import NAME as BACKUP
 from levit_search.study.backup import Backup, put_aside
 from levit_search.study.config import StudyConfig
+from levit_search.study.notes import check_attributes, check_measured, check_trial
 from levit_search.study.settings import comparable, differences, read_settings
 from levit_search.study.storage import DamagedError, Place
 from levit_search.study.trials import Trials
@@ -207,14 +208,21 @@ class Study:
         """All finished trials in the order of their numbers.
 
         Raises:
-            InputError: the storage is missing or damaged, or cannot be reached.
+            InputError: the storage is missing or damaged, or cannot be reached, or what stands
+                there is not what a search writes.
         """
         found = self._trials.contents()
         if found is None:
             return []
         limit = self.config.limits.latency_ms
-        records = [record_of(trial) for trial in found.trials if trial.state.is_finished()]
-        return [with_measured(record, found.attributes, limit) for record in records]
+        with self._told_of_place():
+            finished = [trial for trial in found.trials if trial.state.is_finished()]
+            for trial in finished:
+                check_trial(trial.user_attrs, trial.number)
+            records = [record_of(trial) for trial in finished]
+            for record in records:
+                _check_complete(record, self.config.objectives)
+            return [with_measured(record, found.attributes, limit) for record in records]
 
     def attributes(self) -> dict[str, Any]:
         """What was noted with the study in its storage, such as the teacher and the device.
@@ -223,7 +231,10 @@ class Study:
             InputError: the storage is missing or damaged, or cannot be reached.
         """
         with self._trials.found() as found:
-            return {} if found is None else dict(found[0].get_study_user_attrs(found[1]))
+            known = {} if found is None else dict(found[0].get_study_user_attrs(found[1]))
+        with self._told_of_place():
+            check_attributes(known)
+        return known
 
     def dashboard_command(self) -> str:
         """The command that shows the trials as a live page, also while a search is at work.
@@ -239,6 +250,13 @@ class Study:
     @property
     def _trials(self) -> Trials:
         return Trials(self.folder, self.config)
+
+    @contextmanager
+    def _told_of_place(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.place}: {error}") from None
 
     def _starts_over(self, before: "Study") -> bool:
         """Whether other settings take the place of those ``before``, under which nothing was found.
@@ -285,6 +303,15 @@ class Study:
         write_json(path, {"sessions": [*sessions, environment(shown)]})
 
 
+def training_file(folder: Path, network_id: str) -> Path:
+    """The checkpoint of a network's training in a study's ``folder``.
+
+    It is there until the storage has the evaluation: whatever comes between, no epoch is trained
+    twice.
+    """
+    return folder / "checkpoints" / f"{network_id}.training.pt"
+
+
 def record_of(trial: "optuna.trial.FrozenTrial") -> Record:
     """A finished trial of Optuna's as a record."""
     ended = trial.datetime_complete
@@ -298,12 +325,12 @@ def record_from_notes(
     trial: int, state: State, notes: Mapping[str, Any], finished: str | None
 ) -> Record:
     """A record made of a trial's user attributes."""
-    described = notes.get("architecture")
+    described, where = notes.get("architecture"), f"trial {trial}: architecture"
     evaluation = notes.get("evaluation", {})
     return Record(
         trial=trial,
         state=state,
-        architecture=architectures.parse(described) if described else None,
+        architecture=architectures.parse(described, where) if described else None,
         values={**notes.get("cost", {}), **evaluation.get("values", {})},
         # A trial that was killed as it failed, and then succeeded, has the reason still.
         reason=notes.get("reason") if state != "complete" else None,
@@ -314,6 +341,14 @@ def record_from_notes(
         taken_from=notes.get("taken_from"),
         finished=finished,
     )
+
+
+def _check_complete(record: Record, objectives: Sequence[str]) -> None:
+    missing = [name for name in objectives if name not in record.values]
+    if record.architecture is None:
+        missing = ["architecture"]
+    if record.state == "complete" and missing:
+        raise InputError(f"trial {record.trial}: is complete, and has no {missing[0]}")
 
 
 MEASURED = "measured:"  # and a network's id: an attribute of the study
@@ -334,6 +369,7 @@ def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float
     found = attributes.get(f"{MEASURED}{network.id}") if network is not None else None
     if found is None or record.state != "complete":
         return record
+    check_measured(found, record.evaluation.get("latency"), record.trial)
     if "failed" in found:
         return replace(record, state="failed", reason=found["failed"])
     latency = record.evaluation["latency"]

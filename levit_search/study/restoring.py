@@ -116,11 +116,15 @@ def restore_elsewhere(folder: Path, storage: str | None, told: Told) -> Restored
     trials.place.check()
     file = trials.place.file
     if file is not None and not trials.place.is_shared and file.exists():
-        raise InputError(f"--storage {file}: is there already")
+        raise InputError(f"--storage {file}: is there already; move it away, or give another one")
     restored = Restored(str(trials.place), files=[*files, "study.yaml"])
     with Study(folder, before.config.model_copy(update={"storage": None})).lock():
         kept, left = Backup(folder).read(), _left(Trials(folder, before.config))
-        _Remaking(study, trials, kept, left, restored, told).make_new()
+        remaking = _Remaking(study, trials, kept, left, restored, told)
+        if trials.place.is_shared:
+            remaking.make_new()
+        else:
+            remaking.run()
         write_atomically(folder / "study.yaml", write_yaml(study.config.model_dump(mode="json")))
     return restored
 
@@ -147,8 +151,8 @@ def _name(trials: Trials, kept: Kept, made: list[str]) -> None:
     except DamagedError:
         is_there = False
         put_aside(trials.name_file)
-    if not is_there and kept.study is not None:
-        trials.rename(kept.study["study"])
+    if not is_there:
+        trials.rename(kept.study["study"] if kept.study is not None else trials.new_name())
         made.append(trials.name_file.name)
 
 
@@ -202,21 +206,20 @@ class _Remaking:
             self.make_new()
         else:
             with self._new_file(place.file) as storage:
-                self._fill(storage, name or self._trials.new_name())
+                assert name is not None
+                self._fill(storage, name)
 
     def make_new(self) -> None:
         """As a new study in a storage that may have others."""
         from optuna.exceptions import DuplicatedStudyError
 
-        place = self._trials.place
-        new = self._trials.new_name() if place.is_shared else self._study.config.name
+        place, new = self._trials.place, self._trials.new_name()
         with place.opened() as storage:
             try:
                 self._fill(storage, new)
             except (DuplicatedStudyError, DamagedError):
                 raise InputError(f"{place}: {_ROWS}") from None
-        if place.is_shared:
-            self._trials.rename(new)
+        self._trials.rename(new)
 
     @contextmanager
     def _new_file(self, path: Path) -> "Iterator[BaseStorage]":

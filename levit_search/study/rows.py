@@ -26,6 +26,10 @@ def read_trials(session: "Session", study_id: int) -> list[FrozenTrial]:
         KeyError: there is no such study.
     """
     models.StudyModel.find_or_raise_by_id(study_id, session)
+    # First, since a search may be at work: what belongs to a state is written before it is.
+    model: Any = models.TrialModel
+    of_study = session.query(model).filter(model.study_id == study_id)
+    trials = of_study.order_by(model.trial_id).all()
     distribution = cache(json_to_distribution)
     params: defaultdict[int, dict[str, Any]] = defaultdict(dict)
     distributions: defaultdict[int, dict[str, BaseDistribution]] = defaultdict(dict)
@@ -52,8 +56,6 @@ def read_trials(session: "Session", study_id: int) -> list[FrozenTrial]:
     notes = _attributes(session, study_id, user, user.trial_user_attribute_id)
     system = models.TrialSystemAttributeModel
     kept = _attributes(session, study_id, system, system.trial_system_attribute_id)
-    model: Any = models.TrialModel
-    trials = session.query(model).filter(model.study_id == study_id).order_by(model.trial_id)
     return [
         FrozenTrial(
             number=trial.number,

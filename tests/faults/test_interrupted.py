@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from levit_search.search.interruption import Interruption
 from tests.faults.conftest import Account, Quoted
 from tests.faults.sessions import Search, Session
 
@@ -34,6 +35,17 @@ def test_the_first_ctrl_c_finishes_the_step_and_the_next_command_goes_on(
     quoted(session.said(), "interrupted: … on to the next rung or the end; Ctrl-C again stops now")
     search.finish("--trials", search.evaluated() + 3)
     account("ctrl-c", count, lost + search.twice() + search.left_over())
+
+
+def test_ctrl_c_stays_ignored_in_what_a_script_left_behind() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            signal.raise_signal(signal.SIGINT)
+        assert not interruption.is_asked
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_while_all_is_prepared_ends_at_once(tmp_path: Path, quoted: Quoted) -> None:

@@ -503,6 +503,22 @@ def test_a_second_driver_is_refused(
     account("two-drivers", count, lost)
 
 
+def test_a_claim_outlives_what_a_server_calls_idle(make: Make, account: Account) -> None:
+    if reason := mariadb.missing():
+        pytest.skip(reason)
+    pytest.importorskip("pymysql")
+    with mariadb.running() as database:
+        place = make(f"{database.url}?init_command=SET SESSION wait_timeout=1").place
+        with place.claimed("study"):
+            time.sleep(2)
+            with (
+                pytest.raises(InputError, match="another levit-search run"),
+                place.claimed("study"),
+            ):
+                pass
+    account("two-drivers", 1, [])
+
+
 @pytest.mark.parametrize("kind", ["file", "postgresql"])
 def test_a_second_driver_that_no_lock_stopped_writes_nothing(
     kind: str, make: Make, tmp_path: Path, account: Account, quoted: Quoted

@@ -1,0 +1,154 @@
+"""The shape of what stands with a trial and with a study in Optuna's storage.
+
+The storage may come from anybody. What is read of it has these types; more may stand there, and
+what earlier releases did not write may be missing.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from levit_search.configuration import describe
+from levit_search.errors import InputError
+
+_OPEN = ConfigDict(extra="allow", strict=True)
+
+_Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
+_Positive = Annotated[_Finite, Field(gt=0)]
+_Number = Annotated[int, Field(ge=0, le=2**63)]
+
+
+@with_config(_OPEN)
+class _Device(TypedDict, total=False):
+    cpu: str | None
+    gpu: str | None
+    emulated: bool
+
+
+@with_config(_OPEN)
+class _Predicted(TypedDict):
+    latency_ms: _Positive
+
+
+@with_config(_OPEN)
+class _Latency(TypedDict, total=False):
+    method: str
+    latency_ms: _Positive
+    low_ms: _Finite
+    high_ms: _Finite
+    ratio_to_reference: _Positive
+    ratio_ci95: Annotated[list[_Positive], Field(min_length=2, max_length=2)]
+    rounds: _Number
+    pairs: _Number
+    converged: bool
+    layout: str
+    runtime: str
+    device: _Device
+    predicted: _Predicted
+
+
+@with_config(_OPEN)
+class _Point(TypedDict):
+    epoch: _Number
+    val_top1_percent: _Finite
+
+
+@with_config(_OPEN)
+class _Training(TypedDict, total=False):
+    curve: list[_Point]
+
+
+@with_config(_OPEN)
+class _Evaluation(TypedDict, total=False):
+    values: dict[str, _Finite]
+    seconds: Annotated[_Finite, Field(ge=0)]
+    latency: _Latency | None
+    targets: dict[str, _Latency | None]
+    training: _Training | None
+
+
+@with_config(_OPEN)
+class _Rung(TypedDict):
+    epoch: _Number
+    top1_percent: _Finite
+    goes_on: bool
+
+
+@with_config(_OPEN)
+class _Trial(TypedDict, total=False):
+    architecture: dict[str, Any] | None
+    cost: dict[str, _Finite]
+    evaluation: _Evaluation
+    rungs: list[_Rung]
+    reason: str | None
+    reused_from: _Number | None
+    taken_from: str | None
+
+
+@with_config(_OPEN)
+class _Measured(TypedDict, total=False):
+    failed: str
+    latency: _Predicted
+    values: dict[str, _Positive]
+
+
+@with_config(_OPEN)
+class _Teacher(TypedDict, total=False):
+    name: str
+    id: str
+    val_top1_percent: _Finite
+
+
+@with_config(_OPEN)
+class _Attributes(TypedDict, total=False):
+    settled_ms: dict[str, _Positive]
+    device: _Device
+    devices: dict[str, _Device]
+    teacher: _Teacher
+
+
+def check_trial(notes: Mapping[str, Any], trial: int) -> None:
+    """Make sure that a trial's user attributes are what is written there.
+
+    Raises:
+        InputError: one is something else; the message names it.
+    """
+    _check(_Trial, notes, f"trial {trial}")
+
+
+def check_measured(found: object, latency: object, trial: int) -> None:
+    """The same for what was measured of a trial's network later, and its latency until then."""
+    _check(_Measured, found, f"trial {trial}: measured")
+    if isinstance(found, Mapping) and "failed" not in found:
+        _check(_Predicted, found.get("latency"), f"trial {trial}: measured.latency")
+        _check(_Predicted, found.get("values"), f"trial {trial}: measured.values")
+        _check(_Predicted, latency, f"trial {trial}: evaluation.latency")
+
+
+def check_attributes(attributes: Mapping[str, Any]) -> None:
+    """The same for a study's attributes."""
+    where = "attributes of the study"
+    _check(_Attributes, attributes, where)
+    try:
+        shown = [attributes.get(name) for name in ("device", "devices", "teacher")]
+        json.dumps(shown, allow_nan=False)
+    except ValueError:
+        raise InputError(f"{where}: device or teacher: a number is not finite") from None
+
+
+def _check(shape: Any, found: object, where: str) -> None:
+    try:
+        _adapter(shape).validate_python(found)
+    except ValidationError as error:
+        raise InputError(
+            f"{where}: {describe(error)}; this is not what a search writes there"
+        ) from None
+
+
+@cache
+def _adapter(shape: Any) -> "TypeAdapter[Any]":
+    return TypeAdapter(shape)
