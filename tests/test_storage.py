@@ -27,13 +27,13 @@ from levit_search.study.address import masked
 from levit_search.study.storage import Place
 from tests import mariadb, postgres
 from tests.conftest import ROOT, Cli
+from tests.networks import tiny_description
 from tests.servers import Database, free_port
 
 SERVERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("postgresql", "mysql")]
 KINDS = ["sqlite", "file", "journal", *SERVERS]
 SHARED = ["file", *SERVERS]
 DISTRIBUTIONS = {"a": IntDistribution(0, 9), "b": CategoricalDistribution([0, 1])}
-from tests.networks import tiny_description
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,8 @@ def test_an_attribute_may_be_long(kind: str, address: Address, make: Make) -> No
     kept, study_id = study.open_storage()
     trial = kept.create_new_trial(study_id, running(0))
     curve = [[epoch, 0.123456789, 71.23] for epoch in range(5000)]
-    kept.set_trial_user_attr(trial, "evaluation", {"curve": curve})
+    values = {"top1_percent": 1.0}
+    kept.set_trial_user_attr(trial, "evaluation", {"values": values, "curve": curve})
     kept.set_trial_state_values(trial, TrialState.COMPLETE, [1.0, 2.0])
     assert Study.open(study.folder).records()[0].evaluation["curve"] == curve
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from levit_search.files import remove_unfinished
 from levit_search.search.engine import Engine, Event, make_engine, pass_on_warnings
 from levit_search.search.history import History
 from levit_search.search.ledger import Ledger
+from levit_search.search.memory import collected_later
 from levit_search.search.outcome import Display, Summary, front_volume
 from levit_search.search.preparation import check_devices, remember, sample_of, start_values
 from levit_search.search.rungs import Rungs
@@ -119,7 +120,9 @@ def search(
         space = study.config.space(str(study.folder / "study.yaml"))
         check_donor_weights(study.config.train.donor_weights, space.donors())
         made = engine or make_engine
-        return _Driver(study, space, display, take_from, made, is_asked_to_stop).run()
+        with collected_later():
+            driver = _Driver(study, space, display, take_from, made, is_asked_to_stop)
+        return driver.run()
 
 
 class _Driver:
@@ -139,7 +142,7 @@ class _Driver:
         self._config = study.config
         self._distributions = space.distributions()
         self._source = check_source(take_from, study) if take_from is not None else None
-        starts = start_values(study, space)
+        self._starts = start_values(study, space)
         self._ledger = Ledger(study, self._distributions)
         self._rungs = _rungs(study)
         limits = space.limits.model_dump()
@@ -165,27 +168,29 @@ class _Driver:
         self._left_over: list[_Candidate] = []
         self._tally = Tally(self._config.objectives)
         self._verification = Verification(study, self._ledger)
-        trials = self._ledger.trials()
-        for trial in trials:
-            self._recall(trial)
-        self._forget_trainings()
-        self._fruitless = self._tally.fruitless()
-        tried = {trial.user_attrs.get("architecture_id") for trial in trials}
-        self._starts = {name: values for name, values in starts.items() if name not in tried}
-        self._too_slow = self._failures = 0
+        self._fruitless = self._too_slow = self._failures = 0
         self._is_exhausted = False
         self._tables_at = 0.0
 
     def run(self) -> Summary:
         self._begun = time.monotonic()
+        trials = self._ledger.trials()
+        # Workers take seconds to start; they may do so while trials are recalled.
+        engine = self._started_engine() if self._is_surely_begun(trials) else None
+        try:
+            with collected_later():
+                self._recall_all(trials)
+        except BaseException:
+            if engine is not None:
+                engine.close()
+            raise
         is_done = self._is_enough() and not self._left_over and self._source is None
         if is_done and not self._verification.unmeasured(self._tally):
+            if engine is not None:
+                engine.close()
             self._write_tables()
             return self._summary("the budget was used up before")
-        settled_ms = self._ledger.attributes.get("settled_ms", {})
-        if not settled_ms and self._source is not None:
-            settled_ms = self._source.attributes().get("settled_ms", {})
-        engine = self._make_engine(self._study, sample_of(self._space), settled_ms)
+        engine = engine or self._started_engine()
         try:
             self._prepare(engine)
             if self._source is not None:
@@ -203,6 +208,18 @@ class _Driver:
         self._write_tables()
         return self._summary(_INTERRUPTED if self._is_asked_to_stop() else because)
 
+    def _is_surely_begun(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether something is left to evaluate, as far as that can be told at a glance."""
+        notes = [trial.user_attrs for trial in trials]
+        evaluated = sum("evaluation" in each and "reused_from" not in each for each in notes)
+        return self._config.search.trials is None or evaluated < self._config.search.trials
+
+    def _started_engine(self) -> Engine:
+        settled_ms = self._ledger.attributes.get("settled_ms", {})
+        if not settled_ms and self._source is not None:
+            settled_ms = self._source.attributes().get("settled_ms", {})
+        return self._make_engine(self._study, sample_of(self._space), settled_ms)
+
     def _settled_sampler(self) -> tuple[SamplerName, int]:
         """What the budget decides is settled when a study begins, and stays when it is extended."""
         attributes = self._ledger.attributes
@@ -218,6 +235,15 @@ class _Driver:
             self._recall(trial)
         for name in self._tally.known:
             self._starts.pop(name, None)
+
+    def _recall_all(self, trials: Sequence[FrozenTrial]) -> None:
+        """All trials of earlier sessions."""
+        for trial in trials:
+            self._recall(trial)
+        self._forget_trainings()
+        self._fruitless = self._tally.fruitless()
+        for tried in {trial.user_attrs.get("architecture_id", "") for trial in trials}:
+            self._starts.pop(tried, None)
 
     def _forget_trainings(self) -> None:
         """Remove what a kill left of trainings whose outcome is written down."""
