@@ -6,6 +6,7 @@ written before files had one is taken as it is.
 
 import hashlib
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,27 @@ from typing import Any
 from levit_search.files import write_json
 
 _JSON_KEY = "checksum"
+_MOST_BYTES = 1 << 33
 WEIGHTS_KEY = "sha256"
 
 
 class DamagedError(ValueError):
     """A file is not as it was written; the message says in a few words what is wrong with it."""
+
+
+def read_bounded(path: Path) -> bytes:
+    """The content of a file that may come from anybody.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        DamagedError: it is a pipe or a device, which may have no end, or larger than any of ours.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DamagedError("it is no regular file")
+    if found.st_size > _MOST_BYTES:
+        raise DamagedError(f"it has {found.st_size} bytes, more than {_MOST_BYTES}")
+    return path.read_bytes()
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +55,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         OSError: there is no such file, or it cannot be read.
         DamagedError: it is damaged.
     """
-    raw = path.read_bytes()
+    raw = read_bounded(path)
     if not raw.strip():
         raise DamagedError("it is empty")
     try:

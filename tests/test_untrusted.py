@@ -37,6 +37,7 @@ from levit_search.latency.protocol import read_latency
 from levit_search.model import build, load_weights
 from levit_search.plain_yaml import LARGEST, parse_yaml
 from levit_search.printable import careful_console, printable
+from levit_search.sealed import DamagedError, read_sealed
 from levit_search.study import Study, read_config
 from levit_search.study.folder import record_from_notes
 from levit_search.train import Checkpoint
@@ -742,3 +743,21 @@ def test_a_file_that_is_a_link_is_replaced_and_not_written_through(
 
 def test_the_interpreter_is_ours() -> None:
     assert Path(sys.executable).is_absolute(), "workers are started by it, not by a name on PATH"
+
+
+@pytest.mark.parametrize("link", ["/dev/zero", "pipe", "hole"])
+def test_files_without_an_end_are_refused(link: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    if link == "hole":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    elif link == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(link)
+    with pytest.raises(InputError, match="regular file|more than"):
+        load_weights(build(parse(tiny_description())), path)
+    with pytest.raises(DamagedError, match="regular file|more than"):
+        read_sealed(path)
+    with pytest.warns(UserWarning, match="starts anew"):
+        assert Checkpoint(path, "run").load() is None

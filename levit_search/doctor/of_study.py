@@ -8,7 +8,7 @@ from shlex import quote
 from levit_search.doctor.finding import Finding, fail, ok, warn
 from levit_search.doctor.surroundings import data_of
 from levit_search.errors import InputError
-from levit_search.sealed import DamagedError, check_weights
+from levit_search.sealed import DamagedError, check_weights, read_bounded
 from levit_search.study import Record, Study
 
 _SHOWN = 3  # damaged files that are named
@@ -83,7 +83,7 @@ def _weights(opened: Study, records: list[Record]) -> list[Finding]:
             continue
         path = opened.weights(record.architecture.id)
         try:
-            check_weights(path.read_bytes())
+            check_weights(read_bounded(path))
             whole += 1
         except FileNotFoundError:
             missing.append(record.trial)

@@ -10,7 +10,7 @@ from levit_search import table
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError
 from levit_search.pareto import OBJECTIVES, figure_and_target, is_maximised, knee, minimised
-from levit_search.sealed import DamagedError, check_weights
+from levit_search.sealed import DamagedError, check_weights, read_bounded
 from levit_search.study import Record, Study, find_record
 
 
@@ -142,7 +142,7 @@ def sound_weights(study: Study, trial: int, network: Architecture) -> Path:
         f"--epochs {epochs}` trains this network again"
     )
     try:
-        check_weights(path.read_bytes())
+        check_weights(read_bounded(path))
     except FileNotFoundError:
         raise InputError(
             f"{path}: the trained weights of trial {trial} are not there; {again}"

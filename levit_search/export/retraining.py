@@ -12,7 +12,7 @@ from levit_search.architecture import Architecture
 from levit_search.data import DataInfo, describe
 from levit_search.errors import InputError
 from levit_search.recipe import RecipeName
-from levit_search.sealed import DamagedError, check_weights, read_sealed
+from levit_search.sealed import DamagedError, check_weights, read_bounded, read_sealed
 from levit_search.study import Study, StudyConfig
 
 
@@ -197,7 +197,7 @@ def _finished(folder: Path) -> dict[str, Any] | None:
         if not result.keys() >= _RESULT:
             raise DamagedError("it is no training's result")
         path = files[1]
-        check_weights(path.read_bytes())
+        check_weights(read_bounded(path))
     except (FileNotFoundError, DamagedError) as error:
         reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
         warnings.warn(f"{path}: {reason}; the network is trained again", stacklevel=2)

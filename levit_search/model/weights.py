@@ -15,7 +15,13 @@ from levit_search.model import naming as namings
 from levit_search.model.build import Model
 from levit_search.model.naming import Naming
 from levit_search.model.resnet import ResNetHead
-from levit_search.sealed import WEIGHTS_KEY, DamagedError, check_weights, weights_checksum
+from levit_search.sealed import (
+    WEIGHTS_KEY,
+    DamagedError,
+    check_weights,
+    read_bounded,
+    weights_checksum,
+)
 
 
 def load_weights(model: Model, weights: Mapping[str, Any] | Path) -> Naming:
@@ -133,7 +139,7 @@ def _read(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load
 
-            raw = path.read_bytes()
+            raw = read_bounded(path)
             check_weights(raw)
             return dict(sorted(load(raw).items()))  # it has them in any order
         check_not_inflated(path)

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
-from levit_search.sealed import DamagedError, check_weights
+from levit_search.sealed import DamagedError, check_weights, read_bounded
 from levit_search.search.ledger import Ledger
 from levit_search.search.preparation import check_devices
 from levit_search.space import Space
@@ -108,7 +108,7 @@ def _enter(
 
 def _copy_weights(weights: Path, study: Study) -> None:
     try:
-        raw = weights.read_bytes()
+        raw = read_bounded(weights)
         check_weights(raw)
     except FileNotFoundError:
         return  # such as of a network that a rung stopped

@@ -92,6 +92,8 @@ class Backup:
             InputError: the file cannot be read.
         """
         kept = Kept()
+        if self.path.exists() and not self.path.is_file():  # a pipe or a device may have no end
+            raise InputError(f"{self.path}: is no regular file")
         try:
             with self.path.open("rb") as file:
                 for number, line in enumerate(file, start=1):

@@ -44,7 +44,14 @@ _SQLITE_BUSY_S = 60
 
 
 # What reading nonsense comes to in Optuna and below it.
-_NONSENSE = (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError)
+_NONSENSE = (
+    LookupError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+)
 
 
 class DamagedError(InputError):
@@ -308,7 +315,7 @@ class Place:
             with self.errors():
                 database = self._sqlite() if self.file is not None else self._server()
                 return get_storage(database), database.engine
-        except (*_NONSENSE, AssertionError) as error:  # Optuna's check of its schema
+        except _NONSENSE as error:  # Optuna's check of its schema
             reason = str(error) or "its tables are not whole"
             is_other_release = "optuna storage upgrade" in reason
             kind = InputError if is_other_release or self.file is None else DamagedError

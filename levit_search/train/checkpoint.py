@@ -15,6 +15,7 @@ from levit_search.errors import InputError, TrialError
 from levit_search.files import write_atomically
 from levit_search.inflation import check_not_inflated
 from levit_search.recipe import Recipe
+from levit_search.sealed import DamagedError, read_bounded
 
 _FORMAT = 1
 
@@ -72,7 +73,10 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
-        raw = self.path.read_bytes()
+        try:
+            raw = read_bounded(self.path)
+        except DamagedError:
+            raw = b""
         digest, content = raw[:32], raw[32:]
         if hashlib.sha256(content).digest() != digest:
             warnings.warn(f"{self.path}: damaged; training starts anew", stacklevel=2)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from levit_search.architecture import Architecture, Graft, Levit, PatchStem, Stage
 from levit_search.errors import InputError
-from levit_search.sealed import DamagedError, check_weights
+from levit_search.sealed import DamagedError, check_weights, read_bounded
 
 Array = npt.NDArray[np.float32]
 Weights = Mapping[str, Array]
@@ -65,7 +65,7 @@ def read_weights(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        check_weights(path.read_bytes())
+        check_weights(read_bounded(path))
         with safe_open(path, framework="numpy") as file:
             names = [name for name in file.keys() if _is_drawn(name)]  # noqa: SIM118
             return {name: file.get_tensor(name).astype(np.float32) for name in names}
