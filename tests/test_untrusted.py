@@ -755,9 +755,9 @@ def test_files_without_an_end_are_refused(link: str, tmp_path: Path) -> None:
         os.mkfifo(path)
     else:
         path.symlink_to(link)
-    with pytest.raises(InputError, match="regular file|more than"):
+    with pytest.raises(InputError, match=r"regular file|more than"):
         load_weights(build(parse(tiny_description())), path)
-    with pytest.raises(DamagedError, match="regular file|more than"):
+    with pytest.raises(DamagedError, match=r"regular file|more than"):
         read_sealed(path)
     with pytest.warns(UserWarning, match="starts anew"):
         assert Checkpoint(path, "run").load() is None
