@@ -20,7 +20,7 @@ from levit_search.architecture import Architecture
 from levit_search.latency.sharing import on_cores
 from levit_search.search import driver, search
 from levit_search.search.workers import core_shares, usable_cores
-from levit_search.study import Study, read_config
+from levit_search.study import Study, read_config, training_file
 from tests.conftest import ROOT, command
 from tests.engine_stubs import DIES, Stub, Watched, engine_of, network
 from tests.engines import HereEngine, Silent, finals, run
@@ -145,7 +145,8 @@ def test_a_candidate_that_is_stopped_at_a_rung_has_a_curve_and_no_accuracy(
     assert [values for _, values in asked] == [found.values] * 2
     assert "latency_ms" in found.values
     assert "top1_percent" not in found.values
-    assert list((made.folder / "checkpoints").iterdir()) == []
+    # Until the driver has noted it, a checkpoint and no weights.
+    assert list(made.checkpoints.iterdir()) == [training_file(made.folder, tiny.id)]
 
 
 def test_a_candidate_goes_on_from_the_rung_where_its_worker_died(
@@ -171,8 +172,8 @@ def test_a_candidate_goes_on_from_the_rung_where_its_worker_died(
         ]
         assert len(told) == 2  # its start, and the third epoch
         assert found.values["top1_percent"] == found.training["val_top1_percent"]
-        (weights,) = (made.folder / "checkpoints").iterdir()
-        assert weights.name == f"{tiny.id}.safetensors"
+        kept = {made.weights(tiny.id), training_file(made.folder, tiny.id)}
+        assert set(made.checkpoints.iterdir()) == kept
 
 
 def test_without_a_reduction_nothing_is_decided_at_rungs(
