@@ -55,8 +55,8 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
         pytest.importorskip(module, reason=f"needs pip install 'levit-search[{extra}]'")
         running.append(server.running())
         database: Database = running[-1].__enter__()
-        monkeypatch.setenv("LEVIT_SEARCH_LEVIT_PASSWORD", database.password)
-        return database.spelt("${LEVIT_SEARCH_LEVIT_PASSWORD}")
+        monkeypatch.setenv("LEVIT_SEARCH_PASSWORD", database.password)
+        return database.spelt("${LEVIT_SEARCH_PASSWORD}")
 
     yield of
     for each in running:
@@ -84,7 +84,7 @@ Ask = Callable[[str], Any]
 def dashboard(command: str, log: Path) -> Iterator[Ask]:
     """The dashboard as a user starts it; what it answers to a GET."""
     port = free_port()
-    if password := os.environ.get("LEVIT_PASSWORD"):
+    if password := os.environ.get("LEVIT_SEARCH_PASSWORD"):
         command = command.replace("***", quote(password, safe=""))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with log.open("wb") as file:

@@ -189,7 +189,7 @@ def test_without_a_reduction_nothing_is_decided_at_rungs(
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_takes_only_its_trial_with_it(
+def test_a_worker_that_dies_is_replaced_and_its_trial_measured_all_the_same(
     space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     """With the real engine: its process is killed in the middle of a trial, which only measures,
@@ -214,12 +214,8 @@ def test_a_worker_that_dies_takes_only_its_trial_with_it(
     search(study, Killer())
     records = study.records()
     assert killed
-    assert [record.state for record in records if record.reused_from is None] == [
-        "complete",
-        "failed",
-        "complete",
-    ]
-    assert "SIGKILL" in next(r.reason or "" for r in records if r.state == "failed")
+    evaluated = [record.state for record in records if record.reused_from is None]
+    assert evaluated == ["complete"] * 3
 
 
 def _children() -> set[int]:
@@ -233,6 +229,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(
 ) -> None:
     """The real command with the real engine, SIGKILLed while proposing and training."""
     path = space_file(
+        storage=None,
         search={"trials": 7, "startup_trials": 2},
         train={"epochs": 8, "batch_size": 64, "threads": 1, "device": "cpu"},
     )
