@@ -68,9 +68,11 @@ def nodes() -> Iterator[Nodes]:
 
 
 def study_in(folder: Path, **engine: Any) -> Study:
+    """As by ``run``, to which an address is given by an option: a file's is not joined."""
+    given = {"engine.address": engine.pop("address")} if "address" in engine else {}
     path = folder / "space.yaml"
     path.write_text(yaml.safe_dump(tiny_space(engine={"kind": "ray", **engine})))
-    return Study.create(folder / "study", read_config(path), ["test"])
+    return Study.create(folder / "study", read_config(path, given), ["test"])
 
 
 @pytest.fixture
