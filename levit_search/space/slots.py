@@ -1,7 +1,7 @@
 """Templates: plain data whose leaves may be choices or ranges, each compiled to a slot."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -97,6 +97,21 @@ def options(node: Any) -> tuple[Any, ...]:
     if node is ABSENT:
         return ()
     return node.values if isinstance(node, Slot) else (node,)
+
+
+def possible(node: Any, path: str) -> Iterator[Any]:
+    """Everything that may stand at a path of a compiled template; ``ABSENT`` where nothing does."""
+    yield from _possible(node, path.split("."))
+
+
+def _possible(node: Any, parts: Sequence[str]) -> Iterator[Any]:
+    if isinstance(node, Slot):
+        for value in node.values:
+            yield from _possible(value, parts)
+    elif not parts:
+        yield node
+    else:
+        yield from _possible(at(node, parts[0]) if node is not ABSENT else ABSENT, parts[1:])
 
 
 def joined(path: str, key: object) -> str:

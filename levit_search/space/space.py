@@ -25,7 +25,16 @@ from levit_search.cost import Cost, cost
 from levit_search.errors import InputError
 from levit_search.space.families import FAMILIES, Family
 from levit_search.space.fields import check_values
-from levit_search.space.slots import ABSENT, Slot, at, compiled, filled, leaves, options
+from levit_search.space.slots import (
+    ABSENT,
+    Slot,
+    at,
+    compiled,
+    filled,
+    leaves,
+    options,
+    possible,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -88,6 +97,12 @@ class Space:
         self._family.check(self._where)
         self.slots = tuple(leaf for _, leaf in leaves(self._skeleton) if isinstance(leaf, Slot))
 
+    @property
+    def family(self) -> str:
+        """``levit`` or ``graft``."""
+        name: str = self._family.model.model_fields["family"].default
+        return name
+
     def values(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna parameters as the value of every slot that has more than one."""
         return {s.name: s.decoded(parameters[s.name]) for s in self.slots if len(s.values) > 1}
@@ -142,6 +157,14 @@ class Space:
     def distributions(self) -> dict[str, "optuna.distributions.BaseDistribution"]:
         """What the slots with more than one value draw from."""
         return {slot.name: slot.distribution() for slot in self.slots if len(slot.values) > 1}
+
+    def possible(self, path: str) -> list[Any]:
+        """Everything that the template may have at a path, such as ``stages.0.depth``.
+
+        Where it may have nothing there, the network's default or what follows from other keys,
+        there is no value for that.
+        """
+        return [value for value in possible(self._skeleton, path) if value is not ABSENT]
 
     def size(self) -> int:
         """How many choices there are, those that differ only in ignored slots counted once."""

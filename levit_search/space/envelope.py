@@ -1,0 +1,360 @@
+"""What the shared weights of a space have to hold: the largest of everything that varies."""
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from levit_search.architecture import (
+    Architecture,
+    ConvStem,
+    Levit,
+    PatchStem,
+    ResNetStem,
+    Shrink,
+    Stage,
+    parse,
+)
+from levit_search.cost import cost
+from levit_search.errors import InputError
+from levit_search.space.space import Space
+
+_FIXED = (
+    "image_size",
+    "in_channels",
+    "num_classes",
+    "norm",
+    "position",
+    "activation",
+    "attention_activation",
+    "distillation",
+    "drop_path",
+    "stem.kind",
+)
+"""What all networks that share weights have in common."""
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The bounds of a space's networks, as networks that hold all of them.
+
+    There is one for each stem of the space, since convolutions in another number or with another
+    kernel share nothing; what follows the stem is the same in all but for the tokens.
+    """
+
+    networks: dict[str, Levit]
+    """By stem (:func:`stem_name`). None needs to be a member of the space."""
+    num_stages: tuple[int, ...]
+    """The numbers of stages that members have, ascending."""
+
+    @property
+    def whole(self) -> Levit:
+        """The one with the most tokens."""
+        return max(self.networks.values(), key=lambda network: network.grids[0])
+
+    @cached_property
+    def id(self) -> str:
+        """Twelve hexadecimal digits of a hash over all bounds."""
+        content = [sorted(network.id for network in self.networks.values()), self.num_stages]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+    def holds(self, network: Architecture) -> bool:
+        """Whether the shared weights have a part for every part of ``network``."""
+        if not isinstance(network, Levit) or len(network.stages) not in self.num_stages:
+            return False
+        bound = self.networks.get(stem_name(network))
+        if bound is None or any(_value(network, key) != _value(bound, key) for key in _FIXED):
+            return False
+        count = len(network.stages)
+        own, most = _widths(network), _widths(bound, count)
+        strides = [[shrink.stride for shrink in n.shrinks[: count - 1]] for n in (network, bound)]
+        return strides[0] == strides[1] and all(a <= b for a, b in zip(own, most, strict=True))
+
+
+def _widths(network: Levit, count: int | None = None) -> list[int]:
+    """Every number of blocks, channels and heads of the first ``count`` stages."""
+    stages = network.stages[:count]
+    blocks: list[tuple[int, Stage | Shrink]] = [(s.embed_dim, s) for s in stages]
+    blocks += [
+        (after.embed_dim, shrink)
+        for after, shrink in zip(stages[1:], network.shrinks, strict=False)
+    ]
+    stem = network.stem
+    widths = list(stem.channels) if isinstance(stem, ConvStem) else []
+    for stage in stages:
+        widths += [stage.depth, stage.embed_dim]
+    for width, block in blocks:
+        values, hidden = int(block.attn_ratio * block.key_dim), int(width * block.mlp_ratio)
+        widths += [block.num_heads, block.key_dim, values, hidden]
+    return widths
+
+
+def envelope_of(space: Space, where: str = "space") -> Envelope:
+    """The bounds of a space of LeViTs.
+
+    Raises:
+        InputError: it holds grafts, or varies what weights cannot be shared over; the key is named.
+    """
+    if space.family != "levit":
+        raise InputError(f"{where}: a supernet holds networks of the family levit, not grafts")
+    found = {key: _distinct(space.possible(key)) for key in _FIXED}
+    for key, values in found.items():
+        if len(values) > 1:
+            raise _unshared(where, key, values)
+    fixed = {key: values[0] for key, values in found.items() if values and "." not in key}
+    total = len(space.possible("stages")[0])
+    stages = [_stage(space, index) for index in range(total)]
+    shrinks = [_shrink(space, index, stages) for index in range(total - 1)]
+    for index in range(total - 1):
+        strides = _distinct(space.possible(f"shrinks.{index}.stride"))
+        if len(strides) > 1:
+            raise _unshared(where, f"shrinks.{index}.stride", strides)
+    networks: dict[str, Levit] = {}
+    for stem in _stems(space, stages[0]["embed_dim"], where):
+        network = parse({**fixed, "stem": stem, "stages": stages, "shrinks": shrinks}, where)
+        assert isinstance(network, Levit)
+        networks[stem_name(network)] = network
+    if fixed.get("position") == "embedding" and len({n.grids for n in networks.values()}) > 1:
+        raise InputError(
+            f"{where}: architecture.stem: varies the number of tokens, and a position embedding "
+            "has one vector for each; fix the stem, or use position: bias"
+        )
+    counts = space.possible("num_stages") or [total]
+    return Envelope(networks, tuple(sorted(set(counts))))
+
+
+def envelope_around(networks: Sequence[Levit]) -> Envelope:
+    """The bounds of some networks, alike in all that weights cannot be shared over."""
+
+    def most(parts: Sequence[Stage | Shrink]) -> dict[str, Any]:
+        found = [part.model_dump() for part in parts]
+        bounds = {name: max(part[name] for part in found) for name in found[0]}
+        return {**bounds, "attn_ratio": math.ceil(bounds["attn_ratio"])}
+
+    deepest = max(networks, key=lambda network: len(network.stages))
+    counts = sorted({len(network.stages) for network in networks})
+    stages = [
+        most([network.stages[i] for network in networks if i < len(network.stages)])
+        for i in range(len(deepest.stages))
+    ]
+    shrinks = [
+        most([network.shrinks[i] for network in networks if i < len(network.shrinks)])
+        for i in range(len(deepest.shrinks))
+    ]
+    by_stem: dict[str, Levit] = {}
+    for network in networks:
+        stem = network.stem.model_dump()
+        if isinstance(network.stem, ConvStem):
+            alike = [n.stem for n in networks if stem_name(n) == stem_name(network)]
+            lists = [other.channels for other in alike if isinstance(other, ConvStem)]
+            leading = [max(place) for place in zip(*lists, strict=True)][:-1]
+            stem["channels"] = [*leading, stages[0]["embed_dim"]]
+        bound = parse({**deepest.model_dump(), "stem": stem, "stages": stages, "shrinks": shrinks})
+        assert isinstance(bound, Levit)
+        by_stem[stem_name(network)] = bound
+    envelope = Envelope(by_stem, tuple(counts))
+    assert all(envelope.holds(network) for network in networks)
+    return envelope
+
+
+def stem_name(network: Levit) -> str:
+    """A name for the stem that holds for all widths of it."""
+    stem = network.stem
+    if isinstance(stem, ConvStem):
+        return f"conv{len(stem.channels)}"
+    if isinstance(stem, PatchStem):
+        return f"patch{stem.patch_size}"
+    cut = f"stages{stem.stages}" if stem.stages is not None else f"layers{stem.layers}"
+    return f"{stem.kind}-{cut}"
+
+
+class Extremes(NamedTuple):
+    """The two ends of what weights are shared over."""
+
+    largest: Levit
+    smallest: Levit
+
+
+def extremes_of(space: Space, envelope: Envelope) -> dict[str, Extremes]:
+    """By stem, the largest network within the limits and the smallest.
+
+    They are found by changing one slot after another; a stem whose smallest network is over a limit
+    is left out. Where the largest network is over a limit of
+    params, FLOPs or activations, the smallest is raised instead, each slot in its turn, as far as
+    the limits allow, which makes a network that is large in all.
+
+    Raises:
+        InputError: no network with one of the stems is valid, or none at all keeps the limits.
+    """
+    found: dict[str, Extremes] = {}
+    for stem in sorted(envelope.networks):
+        lowest = _moved(space, stem, _start(space, stem, 0), -1)
+        if _is_over(space, lowest):
+            continue  # no network with this stem keeps the limits
+        highest = _moved(space, stem, _start(space, stem, -1), 1)
+        if _is_over(space, highest):
+            highest = _raised(space, stem, lowest)
+        found[stem] = Extremes(_levit(space, highest), _levit(space, lowest))
+    if not found:
+        raise InputError("architecture: even the smallest networks are over the limits")
+    return found
+
+
+def _levit(space: Space, values: dict[str, Any]) -> Levit:
+    network = space.decode(values)
+    assert isinstance(network, Levit)
+    return network
+
+
+def _start(space: Space, stem: str, place: int) -> dict[str, Any]:
+    """The first or the last values of all slots but for those of the stem, which make it."""
+    values = {slot.name: slot.values[place] for slot in space.slots}
+    of_stem = [slot for slot in space.slots if slot.name.split(".")[0] == "stem"]
+    for choice in itertools.product(*(slot.values for slot in of_stem)):
+        tried = {**values, **{slot.name: v for slot, v in zip(of_stem, choice, strict=True)}}
+        if _worth(space, stem, tried) is not None:
+            return tried
+    raise InputError(
+        f"architecture: neither the largest nor the smallest values of a network with the stem "
+        f"{stem} go together"
+    )
+
+
+def _moved(space: Space, stem: str, values: dict[str, Any], sign: int) -> dict[str, Any]:
+    """Values changed one by one as long as that makes a network larger, or smaller."""
+    best = _worth(space, stem, values)
+    improves = True
+    while improves:
+        improves = False
+        for slot in space.slots:
+            for value in slot.values:
+                tried = {**values, slot.name: value}
+                worth = _worth(space, stem, tried)
+                if worth is None or best is None or worth == best:
+                    continue
+                if (worth > best) == (sign > 0):
+                    values, best, improves = tried, worth, True
+    return values
+
+
+def _raised(space: Space, stem: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Values raised in turn, by the smallest step each, as long as the limits are kept."""
+    grows = True
+    while grows:
+        grows = False
+        for slot in space.slots:
+            now = _worth(space, stem, values)
+            assert now is not None
+            steps: list[tuple[tuple[int, int], int, dict[str, Any]]] = []
+            for value in slot.values:
+                tried = {**values, slot.name: value}
+                worth = _worth(space, stem, tried)
+                if worth is not None and worth > now and not _is_over(space, tried):
+                    steps.append((worth, len(steps), tried))
+            if steps:
+                values = min(steps)[2]
+                grows = True
+    return values
+
+
+def _is_over(space: Space, values: dict[str, Any]) -> bool:
+    excess = space.limits.excess(cost(space.decode(values)))
+    return any(value > 0 for value in excess.values())
+
+
+def _worth(space: Space, stem: str, values: dict[str, Any]) -> tuple[int, int] | None:
+    """How large a network is; None where the values do not go together or make another stem."""
+    try:
+        network = space.decode(values)
+    except InputError:
+        return None
+    assert isinstance(network, Levit)
+    found = cost(network)
+    return (found.flops, found.params) if stem_name(network) == stem else None
+
+
+def _value(network: Levit, key: str) -> Any:
+    return network.stem.kind if key == "stem.kind" else getattr(network, key)
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    return list({json.dumps(value): value for value in values}.values())
+
+
+def _unshared(where: str, key: str, values: list[Any]) -> InputError:
+    shown = ", ".join(map(str, values))
+    return InputError(
+        f"{where}: architecture.{key}: varies ({shown}), and weights cannot be shared over it; "
+        "give it one value, and train a supernet for each in a study of its own"
+    )
+
+
+def _stage(space: Space, index: int) -> dict[str, Any]:
+    path = f"stages.{index}"
+    width = max(space.possible(f"{path}.embed_dim"))
+    heads, keys = space.possible(f"{path}.num_heads"), space.possible(f"{path}.key_dim")
+    return {
+        "depth": max(space.possible(f"{path}.depth")),
+        "embed_dim": width,
+        "num_heads": max(heads) if heads else width // min(keys),
+        "key_dim": max(keys) if keys else width // min(heads),
+        "attn_ratio": math.ceil(max(space.possible(f"{path}.attn_ratio"), default=2)),
+        "mlp_ratio": max(space.possible(f"{path}.mlp_ratio"), default=2),
+    }
+
+
+def _shrink(space: Space, index: int, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    path, width = f"shrinks.{index}", stages[index]["embed_dim"]
+    # Without a key dimension of its own a block has that of the stage before, see ``Levit``.
+    keys = space.possible(f"{path}.key_dim") or space.possible(f"stages.{index}.key_dim")
+    heads = space.possible(f"{path}.num_heads")
+    if not keys:
+        keys = [stages[index]["key_dim"]]
+    strides = space.possible(f"{path}.stride")
+    return {
+        "num_heads": max(heads) if heads else max(1, width // min(keys)),
+        "key_dim": max(keys),
+        "attn_ratio": math.ceil(max(space.possible(f"{path}.attn_ratio"), default=4)),
+        "mlp_ratio": max(space.possible(f"{path}.mlp_ratio"), default=2),
+        "stride": strides[0] if strides else 2,
+    }
+
+
+def _stems(space: Space, width: int, where: str) -> list[dict[str, Any]]:
+    """All stems of the space at their widest."""
+    kind = (space.possible("stem.kind") or ["conv"])[0]
+    if kind == "patch":
+        sizes = sorted(set(space.possible("stem.patch_size")))
+        return [{"kind": kind, "patch_size": size} for size in sizes]
+    if kind != "conv":
+        stems = [
+            {"kind": kind, name: count}
+            for name in ("stages", "layers")
+            for count in sorted(set(space.possible(f"stem.{name}")))
+        ]
+        if any(ResNetStem.model_validate(stem).cut(1).inside_block for stem in stems):
+            raise InputError(
+                f"{where}: architecture.stem: a ResNet that is cut inside a block may end with the "
+                "width of the first stage or not, and weights cannot be shared over that; cut it "
+                "after a block"
+            )
+        return stems
+    given = space.possible("stem.channels")
+    counts = set(space.possible("stem.layers")) or {len(channels) for channels in given}
+    return [
+        {"kind": kind, "channels": [*_leading_channels(space, count, width), width]}
+        for count in sorted(counts)
+    ]
+
+
+def _leading_channels(space: Space, layers: int, width: int) -> list[int]:
+    """The widest that all but the last convolution of a stem may be."""
+    found = []
+    for place in range(layers - 1):
+        stated = space.possible(f"stem.channels.{place}")
+        found.append(max(stated) if stated else max(1, width // 2 ** (layers - 1 - place)))
+    return found
