@@ -84,7 +84,7 @@ class FourImages:
         return 4
 
     def evaluation(
-        self, split: SplitName, batch_size: int, device: torch.device
+        self, split: SplitName, batch_size: int, device: torch.device, most: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         images = torch.tensor([-1.0, 1.0, 1.0, -1.0]).reshape(4, 1, 1, 1)
         yield from zip(images.split(3), torch.tensor([0, 1, 0, 0]).split(3), strict=True)
@@ -265,10 +265,10 @@ class WithoutTest:
         return self.batches.train(seed, epoch, recipe, device)
 
     def evaluation(
-        self, split: SplitName, batch_size: int, device: torch.device
+        self, split: SplitName, batch_size: int, device: torch.device, most: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         self.evaluated.append(split)
-        return self.batches.evaluation(split, batch_size, device)
+        return self.batches.evaluation(split, batch_size, device, most)
 
 
 def test_fitting_looks_at_val_after_each_epoch_and_never_at_test(few_digits):

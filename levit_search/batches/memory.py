@@ -12,7 +12,7 @@ from levit_search.batches.boxes import Proportions, draw_boxes
 from levit_search.batches.colors import draw_jitter, jittered
 from levit_search.batches.crops import Resizer, Windows
 from levit_search.batches.finish import Finish, Normalization
-from levit_search.batches.order import Purpose, generator, ordered
+from levit_search.batches.order import Purpose, generator, ordered, spread
 from levit_search.batches.protocol import Batch, Batches
 from levit_search.batches.rand_augment import augmented, draw_layers
 from levit_search.data import Arrays, DataInfo, Split, SplitName
@@ -72,12 +72,12 @@ class MemoryBatches(Batches):
         yield from finish.batches(from_first(), seed, epoch, order.numel())
 
     def evaluation(
-        self, split: SplitName, batch_size: int, device: torch.device
+        self, split: SplitName, batch_size: int, device: torch.device, most: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         normalized = Normalization(self.mean, self.std, device)
         images, labels = self._images[split], self._labels[split]
-        for part, targets in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            yield normalized(part.to(device)), targets.to(device)
+        for part in spread(self.size(split), most).split(batch_size):
+            yield normalized(images[part].to(device)), labels[part].to(device)
 
     def _made_for(self, recipe: Recipe, device: torch.device) -> tuple["_Views", Finish]:
         """What makes the recipe's batches on a device; the latest is kept for the next epoch."""

@@ -49,3 +49,10 @@ def ordered(count: int, recipe: Recipe, seed: int, epoch: int) -> Tensor:
     order = torch.randperm(count, generator=generator(seed, epoch, Purpose.ORDER))
     order = order.repeat_interleave(recipe.repeated_augmentation)
     return order[: steps(count, recipe) * rows(count, recipe)].view(-1, rows(count, recipe))
+
+
+def spread(size: int, most: int | None) -> Tensor:
+    """The indices of ``most`` of so many images, evenly spread; all of them for None."""
+    if most is None or most >= size:
+        return torch.arange(size)
+    return torch.arange(most) * size // most

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from levit_search import data
 from levit_search.batches.finish import Finish, Normalization
-from levit_search.batches.order import Purpose, ordered
+from levit_search.batches.order import Purpose, ordered, spread
 from levit_search.batches.picture_views import View, evaluation_view, training_view
 from levit_search.batches.protocol import Batch, Batches
 from levit_search.batches.readers import Readers, Request
@@ -66,10 +66,10 @@ class PictureBatches(Batches):
         yield from finish.batches(views, seed, epoch, order.numel())
 
     def evaluation(
-        self, split: SplitName, batch_size: int, device: torch.device
+        self, split: SplitName, batch_size: int, device: torch.device, most: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         normalized = Normalization(self.mean, self.std, device)
-        indices = torch.arange(self.size(split)).split(batch_size)
+        indices = spread(self.size(split), most).split(batch_size)
         requests = ([Request(split, index, ()) for index in part.tolist()] for part in indices)
         for pixels, labels in self._read(requests, None, device):
             yield normalized(pixels), labels

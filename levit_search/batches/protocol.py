@@ -54,9 +54,11 @@ class Batches(Protocol):
         """
 
     def evaluation(
-        self, split: SplitName, batch_size: int, device: torch.device
+        self, split: SplitName, batch_size: int, device: torch.device, most: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """A split in order, without augmentation: images as in a batch, and labels int64 [B].
+
+        With ``most``, so many of its images, evenly spread.
 
         Raises:
             InputError: too many images cannot be read.

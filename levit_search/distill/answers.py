@@ -51,6 +51,13 @@ class TeacherAnswers:
         self.asked = 0
         """Batches that the network was asked about by this process."""
 
+    def lasting(self, epochs: int) -> "TeacherAnswers":
+        """The same teacher with room for the answers of other ``epochs`` than the recipe's."""
+        recipe = self._recipe.model_copy(update={"epochs": epochs})
+        return TeacherAnswers(
+            self._teacher, self._build, self._config, self._batches, self._image_size, recipe
+        )
+
     @property
     def id(self) -> str:
         """An identity of all that the answers depend on beside the views and the temperature."""

@@ -7,7 +7,13 @@ from levit_search.model.folding import fold
 from levit_search.model.graft import GraftModel
 from levit_search.model.levit import LevitModel
 from levit_search.model.onnx_graph import export_onnx, write_graph
-from levit_search.model.weights import load_donor, load_weights, save_weights, to_timm
+from levit_search.model.weights import (
+    load_donor,
+    load_exactly,
+    load_weights,
+    save_weights,
+    to_timm,
+)
 
 __all__ = [
     "Features",
@@ -19,6 +25,7 @@ __all__ = [
     "export_onnx",
     "fold",
     "load_donor",
+    "load_exactly",
     "load_weights",
     "save_weights",
     "set_layout",

@@ -50,6 +50,18 @@ def load_weights(model: Model, weights: Mapping[str, Any] | Path) -> Naming:
     return naming
 
 
+def load_exactly(module: nn.Module, path: Path) -> None:
+    """Load a file of :func:`save_weights` into the kind of module that it was written from.
+
+    Raises:
+        InputError: as :func:`load_weights`.
+    """
+    where = str(path)
+    state, expected = _state(path, where), module.state_dict()
+    _check_names(expected, state, where)
+    module.load_state_dict(_matched(expected, state, where))
+
+
 def load_donor(model: Model, weights: Mapping[str, Any] | Path | None) -> list[str]:
     """Load a ResNet's weights into the donor of a graft, or into a LeViT's ResNet stem, in place.
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from levit_search.architecture import Architecture
 from levit_search.batches import Batch, Batches, generator
-from levit_search.data import SplitName
 from levit_search.donors import load_donor_weights
 from levit_search.errors import TrialError
 from levit_search.latency.sharing import between_probes
 from levit_search.model import Model, build
 from levit_search.recipe import Recipe
 from levit_search.train.checkpoint import Checkpoint
-from levit_search.train.loss import Answers, loss_of
+from levit_search.train.lesson import Alone, Lesson, Views
+from levit_search.train.loss import Answers
 from levit_search.train.memory import is_out_of_memory, out_of_memory_as_trial_error
 from levit_search.train.optimization import Optimization, device_of
 from levit_search.train.outcome import Decide, Epoch, Report, Told, Training, always, silent
@@ -51,13 +51,19 @@ def train_network(
 
     A network with one head has nothing to learn from a teacher, which is then not asked.
     """
-    seed_torch(seed, 3)
-    model = build(network)
-    load_donor_weights(model, recipe.donor_weights)
+    model = fresh_network(network, recipe, seed)
     answers = teacher if network.distillation else None
     return model, fit(
         model, batches, recipe, seed, answers, report, checkpoint, until, told, decide
     )
+
+
+def fresh_network(network: Architecture, recipe: Recipe, seed: int) -> Model:
+    """A network as training begins with it: with the weights of ``seed`` and its donor's."""
+    seed_torch(seed, 3)
+    model = build(network)
+    load_donor_weights(model, recipe.donor_weights)
+    return model
 
 
 def fit(
@@ -71,6 +77,7 @@ def fit(
     until: int | None = None,
     told: Told = silent,
     decide: Decide = always,
+    lesson: Lesson | None = None,
 ) -> Training:
     """Train ``model`` in place, to the end of the recipe or to an earlier rung.
 
@@ -92,6 +99,7 @@ def fit(
         told: called every few seconds within an epoch.
         decide: asked at each rung, after ``report``, and before training goes on again about the
             rungs that earlier sessions came to; the run ends at a rung where it says no.
+        lesson: what is learnt from a batch; None: ``model``'s own loss.
 
     Raises:
         TrialError: the loss or the answers became no finite numbers, the accuracy at the first rung
@@ -100,7 +108,7 @@ def fit(
             another run.
     """
     torch.set_num_threads(recipe.threads)
-    run = _Run(model, batches, recipe, seed, teacher, checkpoint)
+    run = _Run(model, batches, recipe, seed, teacher, checkpoint, lesson)
     last = min(until or recipe.epochs, recipe.epochs)
     run.check_chance()  # of a run that was given up before
     goes_on = run.was_let_go_on(decide)
@@ -125,13 +133,14 @@ class _Run:
         seed: int,
         teacher: Answers | None,
         checkpoint: Checkpoint | None,
+        lesson: Lesson | None,
     ) -> None:
         self._model, self._batches, self._recipe, self._seed = model, batches, recipe, seed
         self._device = device_of(recipe)
         self._format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         # torch's stubs lack the overload that its documentation has.
         model.to(self._device, memory_format=self._format)  # type: ignore[call-overload]
-        self._forward: Any = torch.compile(model) if recipe.compile else model
+        self._lesson = lesson or Alone(model, batches, recipe)
         self._teacher = teacher if recipe.distillation != "none" else None
         self._steps = batches.steps(recipe)
         self._optimization = Optimization(model, recipe, self._steps)
@@ -149,7 +158,7 @@ class _Run:
         self._model.load_state_dict(state["model"])
         self._optimization.load_state_dict(state["optimization"])
         self.parts = state["parts"]
-        self.curve = [Epoch(*point) for point in state["curve"]]
+        self.curve = [self._lesson.point(*point) for point in state["curve"]]
 
     def _save(self) -> None:
         if self._checkpoint is None:
@@ -180,10 +189,11 @@ class _Run:
                     if time.perf_counter() - spoken > _SPOKEN_S:
                         told((number + (step + 1) / self._steps) / self._recipe.epochs)
                         spoken = time.perf_counter()
-        accuracy = top1_percent(self._optimization.evaluated, self._batches, "val")
+        accuracy, *others = self._lesson.top1_percent(self._optimization.evaluated)
         mean = float(torch.stack(losses).double().mean())
         elapsed = time.perf_counter() - self._start
-        self.curve.append(Epoch(number + 1, mean, accuracy, round(elapsed, 3)))
+        point = self._lesson.point(number + 1, mean, accuracy, round(elapsed, 3), *others)
+        self.curve.append(point)
         is_due = time.perf_counter() - self._saved > _CHECKPOINT_S
         if is_last or is_due or number + 1 in self._recipe.rungs:
             self._save()
@@ -196,7 +206,7 @@ class _Run:
             taught = self._teacher(self._seed, epoch, step, batch.images)
         number = epoch * self._steps + step
         try:
-            loss = self._gradients(images, batch.targets, taught)
+            loss = self._gradients(number, images, batch.targets, taught)
         except (RuntimeError, MemoryError) as error:
             # Halves of fewer than two images have no batch statistics.
             if not is_out_of_memory(error) or self.parts > 1 or len(images) < 4:
@@ -207,21 +217,20 @@ class _Run:
             self._optimization.forget()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            loss = self._gradients(images, batch.targets, taught)
+            loss = self._gradients(number, images, batch.targets, taught)
         self._optimization.step(number)
         return loss
 
-    def _gradients(self, images: Tensor, targets: Tensor, taught: Tensor | None) -> Tensor:
+    def _gradients(
+        self, number: int, images: Tensor, targets: Tensor, taught: Tensor | None
+    ) -> Tensor:
         total = torch.zeros((), device=images.device)
         for part in torch.arange(len(images)).tensor_split(self.parts):
             rows = slice(int(part[0]), int(part[-1]) + 1)
-            answers = taught[rows] if taught is not None else None
-            with self._optimization.autocast():
-                outputs = self._forward(images[rows])
-                loss = loss_of(outputs, targets[rows], answers, self._recipe)
-            loss = loss * (len(part) / len(images)) if self.parts > 1 else loss
-            self._optimization.backward(loss)
-            total = total + loss.detach()
+            views = Views(
+                images[rows], targets[rows], taught[rows] if taught is not None else None, number
+            )
+            total = total + self._lesson.learn(views, self._optimization, len(part) / len(images))
         return total
 
     def check_chance(self) -> None:
@@ -294,27 +303,3 @@ def _as_trial_errors(run: _Run) -> Iterator[None]:
             reason = (str(error).splitlines() or [""])[0][:200]
             raise TrialError(f"train.compile: torch.compile failed ({reason})") from error
         raise
-
-
-@torch.inference_mode()
-def top1_percent(
-    model: nn.Module, batches: Batches, split: SplitName, batch_size: int = 256
-) -> float:
-    """The share of a split, in percent, whose class the model puts first.
-
-    Raises:
-        TrialError: the model answers no finite numbers; none of them is the first.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    right = 0
-    with between_probes(batches.evaluation(split, batch_size, device)) as shared:
-        for images, labels in shared:
-            logits = model(images)
-            right += int((logits.argmax(1) == labels).sum())
-            if not torch.isfinite(logits).all():
-                raise TrialError(
-                    f"the network's answers on {split} are no finite numbers; a lower learning "
-                    "rate may help where it has just been trained"
-                )
-    return 100 * right / batches.size(split)
