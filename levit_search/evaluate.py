@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from levit_search.architecture import Architecture
+from levit_search.architecture import Architecture, Levit
 from levit_search.batches import open_batches
 from levit_search.data import user_cache
 from levit_search.distill import TeacherAnswers, obtain_teacher
@@ -15,17 +15,19 @@ from levit_search.files import remove_unfinished, write_atomically
 from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.forecast import Forecast
 from levit_search.latency.sharing import on_cores
-from levit_search.model import save_weights
+from levit_search.model import Model, save_weights
 from levit_search.pareto import PROBED
 from levit_search.recipe import TeacherConfig
 from levit_search.study import StudyConfig, training_file
+from levit_search.supernet import Supernet, SupernetEpoch, obtain_supernet
 from levit_search.train import (
     Checkpoint,
     Epoch,
     Training,
     always,
+    fit,
+    fresh_network,
     out_of_memory_as_trial_error,
-    train_network,
     training_id,
 )
 
@@ -48,7 +50,8 @@ class Evaluation:
 
     ``values`` holds the measured objectives by name. A network over the latency limit is not
     trained, and has no accuracy; one that was stopped at a rung has a learning curve up to there,
-    and no accuracy either.
+    and no accuracy either. One without a training has its accuracy from a supernet, also as
+    ``top1_inherited_percent``.
     """
 
     values: dict[str, float]
@@ -90,6 +93,7 @@ class Evaluator:
         }
         self._teacher: TeacherAnswers | None = None
         self._forecast: Forecast | None = None
+        self._supernet: Supernet | None = None
 
     def close(self) -> None:
         """End the probes' workers."""
@@ -105,8 +109,8 @@ class Evaluator:
 
         Returns:
             ``settled_ms``, the reference's latency by id, on further targets by ``TARGET:ID``;
-            ``device``, what it was measured on; ``devices``, further ones by target; ``teacher``,
-            its card. Absent steps give empty values.
+            ``device``, what it was measured on; ``devices``, further ones by target; ``teacher``
+            and ``supernet``, their cards. Absent steps give empty values.
 
         Raises:
             LevitSearchError: whatever keeps every candidate from being evaluated.
@@ -115,6 +119,7 @@ class Evaluator:
         for kept in ("latency", "teachers"):  # what killed writers left in the user's cache
             remove_unfinished(user_cache() / kept)
         card: dict[str, Any] = {}
+        shared: dict[str, Any] = {}
         device: dict[str, Any] = {}
         if config.is_measured:
             progress("starting the probe", None)
@@ -126,6 +131,9 @@ class Evaluator:
             self._batches = open_batches(config.data)
             if config.teaching is not None:
                 card = self._prepare_teacher(config.teaching, progress)
+            if config.inherits:
+                self._supernet = self._obtained_supernet(progress)
+                shared = self._supernet.summary()
         if config.is_measured and not self._probe.settled_ms:
             progress("timing the reference network", None)
             self._probe.settle_reference(sample)
@@ -137,7 +145,13 @@ class Evaluator:
                 progress(f"timing the reference network on {name}", None)
                 probe.settle_reference(sample)
             settled_ms |= {f"{name}:{id}": ms for id, ms in probe.settled_ms.items()}
-        return {"settled_ms": settled_ms, "device": device, "devices": devices, "teacher": card}
+        return {
+            "settled_ms": settled_ms,
+            "device": device,
+            "devices": devices,
+            "teacher": card,
+            "supernet": shared,
+        }
 
     def _connected(self, name: str, progress: Progress) -> dict[str, Any]:
         """The device of a further target."""
@@ -164,6 +178,26 @@ class Evaluator:
             lambda text: progress(text, None),
         )
         return card
+
+    def _obtained_supernet(self, progress: Progress) -> Supernet:
+        config = self._config
+        epochs = config.supernet.recipe(config.train).epochs
+        progress("preparing the supernet", None)
+        text = "training the supernet"
+
+        def report(epoch: Epoch) -> None:
+            nonlocal text
+            assert isinstance(epoch, SupernetEpoch)
+            text = f"training the supernet, {epoch.told()}"
+            told(epoch.epoch / epochs)
+
+        def told(fraction: float) -> None:
+            progress(text, fraction)
+
+        def teacher() -> TeacherAnswers | None:
+            return self._teacher.lasting(epochs) if self._teacher is not None else None
+
+        return obtain_supernet(config, self._batches, teacher, self._folder, report, told)
 
     @out_of_memory_as_trial_error()
     def evaluate(
@@ -198,7 +232,12 @@ class Evaluator:
         for name, probe in self._others.items() if not too_slow else ():
             progress(f"measuring latency on {name}", None)
             targets[name] = self._measured(probe, network, values, f"@{name}")
-        if config.is_trained and not too_slow:
+        if self._supernet is not None and not too_slow:
+            progress("asking the supernet", None)
+            with on_cores(self._cores):
+                inherited = self._supernet.top1_percent(_levit(network))
+            values["top1_percent"] = values["top1_inherited_percent"] = inherited
+        elif config.is_trained and not too_slow:
             result = self._train(network, values, progress, decide)
             training = result.as_json()
             if len(result.curve) == config.train.epochs:
@@ -212,17 +251,33 @@ class Evaluator:
         )
 
     @out_of_memory_as_trial_error()
-    def measure(self, network: Architecture, progress: Progress) -> Evaluation:
-        """Measure a network whose latency was predicted.
+    def verify(
+        self, network: Architecture, progress: Progress, decide: Decide = goes_on
+    ) -> Evaluation:
+        """Measure a network whose latency was predicted, train one whose accuracy was inherited.
+
+        Args:
+            network: that was evaluated. Its training goes on from the checkpoint that an earlier
+                session left.
+            progress: told what is being done.
+            decide: asked at each of the recipe's rungs.
 
         Raises:
-            TrialError: the probe failed.
+            TrialError: the probe or the training failed.
         """
         start = time.perf_counter()
         values: dict[str, float] = {}
-        progress("measuring what was predicted", None)
-        latency = self._measured(self._probe, network, values)
-        return Evaluation(values, latency, None, round(time.perf_counter() - start, 3))
+        latency, training = None, None
+        if self._forecast is not None:
+            progress("measuring what was predicted", None)
+            latency = self._measured(self._probe, network, values)
+        limit = self._config.limits.latency_ms
+        too_slow = limit is not None and values.get("latency_ms", 0.0) > limit
+        if self._supernet is not None and not too_slow:
+            result = self._train(network, values, progress, decide)
+            values["top1_percent"] = result.val_top1_percent
+            training = result.as_json()
+        return Evaluation(values, latency, training, round(time.perf_counter() - start, 3))
 
     def _calibrated(self, progress: Progress) -> Forecast:
         config = self._config
@@ -270,6 +325,9 @@ class Evaluator:
         Its checkpoint stays; whoever has written the result down removes it.
         """
         recipe, seed = self._config.train, self._config.search.seed
+        is_tuned = self._config.inherits and self._config.supernet.verification == "finetune"
+        if self._config.inherits:
+            recipe = self._config.supernet.verifying(recipe)
 
         text = "training"
 
@@ -284,17 +342,25 @@ class Evaluator:
         def decided(epoch: Epoch) -> bool:
             return decide(epoch.epoch, {**values, "top1_percent": epoch.val_top1_percent})
 
+        is_asked = self._config.search.reduction is not None or self._config.inherits
         told(0.0)
         folder = self._folder / "checkpoints"
         folder.mkdir(exist_ok=True)
         teacher = self._teacher if network.distillation else None
         teacher_id = teacher.id if teacher is not None else None
         run = training_id(network, recipe, seed, self._batches.data_id, teacher_id)
+        if is_tuned:
+            run = f"{run}-finetuned"
         checkpoint = Checkpoint(training_file(self._folder, network.id), run)
         try:
             with on_cores(self._cores):
-                model, result = train_network(
-                    network,
+                if is_tuned:
+                    assert self._supernet is not None
+                    model: Model = self._supernet.extracted(_levit(network))
+                else:
+                    model = fresh_network(network, recipe, seed)
+                result = fit(
+                    model,
                     self._batches,
                     recipe,
                     seed,
@@ -302,7 +368,7 @@ class Evaluator:
                     report,
                     checkpoint,
                     told=told,
-                    decide=always if self._config.search.reduction is None else decided,
+                    decide=decided if is_asked else always,
                 )
         except TrialError as error:
             if refused_by_disk(error) is None:
@@ -314,6 +380,11 @@ class Evaluator:
         else:
             weights.unlink(missing_ok=True)
         return result
+
+
+def _levit(network: Architecture) -> Levit:
+    assert isinstance(network, Levit), "a supernet's space has no grafts"
+    return network
 
 
 def settled_on(target: str | None, settled_ms: dict[str, float]) -> dict[str, float]:

@@ -163,6 +163,51 @@ class Recipe(Frozen):
         return {name: value for name, value in self.model_dump().items() if name in _VIEWS}
 
 
+class SupernetConfig(Frozen):
+    """How one set of weights for all networks of a space is trained, and what it is asked for.
+
+    Each step trains the largest network of the space, the smallest and ``members`` random ones
+    within the limits on one batch (the sandwich rule, Yu et al. 2019), by the study's recipe over
+    ``epochs`` epochs (null: as many as a candidate's). The largest learns from labels
+    and teacher, the others from its answers (in-place distillation).
+
+    A candidate's inherited accuracy is that of ``val_images`` of ``val`` (null: all), after its
+    batch-norm statistics were calibrated on ``calibration_images`` for training.
+
+    In the end the front and its ``rivals``, the networks that come closest to it, get figures of
+    their own: ``verification: train`` trains each from the start by the study's recipe,
+    ``finetune`` trains its part of the shared weights for ``finetune_epochs`` epochs.
+
+    ``weights`` is ``train``, or the folder of another study whose supernet is taken.
+    """
+
+    epochs: Count | None = None
+    members: Count = 2
+    calibration_images: Annotated[int, Field(strict=True, ge=2)] = 1024
+    val_images: Count | None = 4000
+    verification: Literal["train", "finetune"] = "train"
+    finetune_epochs: Count = 1
+    rivals: Annotated[int, Field(strict=True, ge=0)] = 12
+    weights: Annotated[str, Field(min_length=1)] = "train"
+
+    def recipe(self, candidates: Recipe) -> Recipe:
+        """The recipe of the shared weights, given that of candidates."""
+        epochs = self.epochs or candidates.epochs
+        return candidates.model_copy(update={"epochs": epochs, "rungs": (), "compile": False})
+
+    def verifying(self, candidates: Recipe) -> Recipe:
+        """The recipe by which networks get an accuracy of their own, given that of candidates.
+
+        Finetuning goes on from trained weights: at a third of the learning rate, from the start.
+        """
+        if self.verification == "train":
+            return candidates
+        epochs = self.finetune_epochs
+        rungs = tuple(rung for rung in candidates.rungs if rung < epochs)
+        changes = {"epochs": epochs, "rungs": rungs, "lr": candidates.lr / 3, "warmup_epochs": 0.0}
+        return candidates.model_copy(update=changes)
+
+
 class RandAugment(Frozen):
     """RandAugment (Cubuk et al. 2020) as timm spells it, such as ``rand-m9-mstd0.5-inc1``."""
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # How each figure is headed and written for people; one multiply-add is one FLOP.
 _COLUMNS: dict[str, tuple[str, str]] = {
     "top1_percent": ("top-1 %", "{:.2f}"),
+    "top1_inherited_percent": ("inherited %", "{:.2f}"),
     "latency_ms": ("latency ms", "{:.4g}"),
     "latency_predicted_ms": ("predicted ms", "{:.4g}"),
     "prediction_error_percent": ("error %", "{:+.1f}"),
@@ -41,9 +42,11 @@ KNOWN = tuple(_COLUMNS)
 def front(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Record]:
     """The complete, non-dominated records, the cheapest in the first cost objective first.
 
-    A network that was proposed again stands there once.
+    A network that was proposed again stands there once. One whose accuracy is inherited stands
+    there only as long as none has an accuracy of its own.
     """
     complete = [record for record in records if record.is_evaluated]
+    complete = complete or [record for record in records if record.is_candidate]
     if not complete:
         return []
     mask = non_dominated(minimised([record.values for record in complete], objectives))
@@ -91,14 +94,14 @@ def heading(name: str) -> str:
     return head if target is None else f"{head} @{target}"
 
 
-_PREDICTION = ("latency_predicted_ms", "prediction_error_percent")
+_ESTIMATED = ("top1_inherited_percent", "latency_predicted_ms", "prediction_error_percent")
 
 
 def _shown(records: Sequence[Record], objectives: Sequence[Objective]) -> list[str]:
-    """The objectives first, then what was predicted and the costs worth seeing beside them."""
-    predicted = [name for name in _PREDICTION if any(name in r.values for r in records)]
+    """The objectives first, then what was estimated and the costs worth seeing beside them."""
+    estimated = [name for name in _ESTIMATED if any(name in r.values for r in records)]
     costs = [name for name in ("flops", "params") if name not in objectives]
-    return [*objectives, *predicted, *costs]
+    return [*objectives, *estimated, *costs]
 
 
 def _cells(record: Record, names: Sequence[str]) -> list[str]:

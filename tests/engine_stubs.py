@@ -99,7 +99,9 @@ class Stub:
         values["top1_percent"] = 10.0 * EPOCHS
         return Found(values, {**self._worker, "epochs": EPOCHS})
 
-    def measure(self, network: Architecture, progress: Callable[..., None]) -> Found:
+    def verify(
+        self, network: Architecture, progress: Callable[..., None], decide: Any = None
+    ) -> Found:
         progress("measuring", None)
         return Found({"latency_ms": 7.0}, self._worker)
 

@@ -107,7 +107,7 @@ class HereEngine:
         self._answers.put(goes_on)
 
     def verify(self, trial: int, network: Architecture) -> None:
-        self._start("measure", trial, network)
+        self._start("verify", trial, network)
 
     def _start(self, do: str, trial: int, network: Architecture) -> None:
         assert not self._busy

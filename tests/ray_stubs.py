@@ -47,7 +47,9 @@ def traces(folder: Path, network: Architecture) -> list[dict[str, Any]]:
 class Probing(Stub):
     """Measures on whichever node offers ``probe_arm``, or ``probe_riscv`` if the network FAILS."""
 
-    def measure(self, network: Architecture, progress: Callable[..., None]) -> Found:
+    def verify(
+        self, network: Architecture, progress: Callable[..., None], decide: Any = None
+    ) -> Found:
         resource = "probe_riscv" if network.drop_path == FAILS else "probe_arm"
         channel = Channel(RayTarget(kind="ray", resource=resource), "onnxruntime")
         channel.close()

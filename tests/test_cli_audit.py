@@ -86,14 +86,14 @@ def test_missing_and_damaged_weights_fail_their_network_alone(study: Path) -> No
     examiner.prepare(first.architecture, lambda text, fraction: None)
     weights = study / "checkpoints" / f"{first.architecture.id}.safetensors"
     for other in others:
-        found = examiner.measure(other.architecture, lambda text, fraction: None)
+        found = examiner.verify(other.architecture, lambda text, fraction: None)
         assert found.val_top1_percent == other.values["top1_percent"]
     weights.write_bytes(b"no weights")
     with pytest.raises(TrialError, match=f"{weights.name}: "):
-        examiner.measure(first.architecture, lambda text, fraction: None)
+        examiner.verify(first.architecture, lambda text, fraction: None)
     weights.unlink()
     with pytest.raises(TrialError, match=f"{weights.name}: the trained weights are not there"):
-        examiner.measure(first.architecture, lambda text, fraction: None)
+        examiner.verify(first.architecture, lambda text, fraction: None)
 
 
 def test_an_interrupted_audit_goes_on_where_it_was(

@@ -39,7 +39,7 @@ from levit_search.plain_yaml import LARGEST, parse_yaml
 from levit_search.printable import careful_console, printable
 from levit_search.sealed import DamagedError, read_sealed
 from levit_search.study import Study, read_config
-from levit_search.study.folder import record_from_notes
+from levit_search.study.record import record_from_notes
 from levit_search.train import Checkpoint
 from tests import bombs
 from tests.conftest import ROOT, Cli

@@ -123,7 +123,9 @@ def _document(
     config = study.config
     objectives, epochs = config.objectives, config.train.epochs
     reference = figures.reference_point(config.hypervolume_reference, objectives)
-    path = figures.trajectory(records, objectives, reference)
+    supernet = study.attributes().get("supernet", {})
+    before_s = supernet.get("seconds", 0.0)
+    path = figures.trajectory(records, objectives, reference, before_s)
     saved = figures.savings(records, epochs)
     predicted = [
         record.values["prediction_error_percent"]
@@ -143,6 +145,7 @@ def _document(
             "shares": figures.shares(records, epochs),
             "rungs": saved.as_json() if saved is not None else None,
             "prediction": figures.prediction_errors(records),
+            "inheritance": figures.inheritance(records, supernet),
         },
         **front_figures(found, objectives, reference, predicted),
         "failed": failed,

@@ -90,12 +90,13 @@ class Examiner:
             )
         return {"settled_ms": {}, "device": {}, "teacher": {}}
 
-    def measure(self, network: Architecture, progress: Progress) -> Examination:
+    def verify(self, network: Architecture, progress: Progress, decide: Any = None) -> Examination:
         """Examine a network with the weights that the search left.
 
         Raises:
             TrialError: they are not there, or not this network's.
         """
+        del decide
         progress("measuring", None)
         path = self._folder / "checkpoints" / f"{network.id}.safetensors"
         if not path.is_file():

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
@@ -101,7 +101,10 @@ class Trajectory:
 
 
 def trajectory(
-    records: Sequence[Record], objectives: Sequence[Objective], reference: NDArray[np.float64]
+    records: Sequence[Record],
+    objectives: Sequence[Objective],
+    reference: NDArray[np.float64],
+    before_s: float = 0.0,
 ) -> Trajectory:
     """How a search went.
 
@@ -109,6 +112,7 @@ def trajectory(
         records: of all finished trials.
         objectives: of the study.
         reference: [objectives], minimised, that volumes are measured against.
+        before_s: what a worker had spent before the first trial.
     """
     ended = sorted(records, key=_when)
     spent_s = np.array([0.0 if _is_free(record) else record.seconds for record in ended])
@@ -126,7 +130,7 @@ def trajectory(
         tuple(record.trial for record in ended),
         tuple(volumes),
         tuple(np.cumsum([epochs_of(record) for record in ended], dtype=int).tolist()),
-        tuple((np.cumsum(spent_s) / 3600).tolist()),
+        tuple(((before_s + np.cumsum(spent_s)) / 3600).tolist()),
         _busy_hours(ended, spent_s),
     )
 
@@ -276,6 +280,43 @@ def prediction_errors(records: Sequence[Record]) -> dict[str, Any] | None:
         "mean_percent": float(errors.mean()),
         "mean_abs_percent": float(np.abs(errors).mean()),
         "worst_abs_percent": float(np.abs(errors).max()),
+    }
+
+
+def inheritance(records: Sequence[Record], supernet: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How inherited accuracies stand beside those of the networks alone; None where none was both.
+
+    Args:
+        records: of all finished trials.
+        supernet: what the study keeps of its card.
+
+    Returns:
+        ``{networks, mean_points, sd_points, tau, supernet_seconds}``: inherited less own accuracy
+        over networks, Kendall's tau (b) of both rankings (None for fewer than three networks), and
+        what training the supernet took.
+    """
+    known = {
+        record.architecture.id: (
+            record.values["top1_inherited_percent"],
+            record.values["top1_percent"],
+        )
+        for record in records
+        if record.architecture is not None
+        and record.is_evaluated
+        and "top1_inherited_percent" in record.values
+    }
+    if not known:
+        return None
+    from scipy.stats import kendalltau
+
+    inherited, own = np.array(list(known.values())).T
+    tau = float(kendalltau(inherited, own)[0]) if len(known) > 2 else float("nan")
+    return {
+        "networks": len(known),
+        "mean_points": float((inherited - own).mean()),
+        "sd_points": float((inherited - own).std(ddof=1)) if len(known) > 1 else None,
+        "tau": tau if np.isfinite(tau) else None,
+        "supernet_seconds": supernet.get("seconds"),
     }
 
 

@@ -66,7 +66,22 @@ def _search(search: dict[str, Any]) -> Section:
             f"{found['mean_abs_percent']:.1f} % off in the mean, {found['worst_abs_percent']:.1f} "
             f"% at worst; {found['mean_percent']:+.1f} % on balance."
         )
+    if found := search.get("inheritance"):
+        notes.append(_inherited(found))
     return Section("Hypervolume by what it cost", heads, rows, notes)
+
+
+def _inherited(found: dict[str, Any]) -> str:
+    spread = f" (+- {found['sd_points']:.2f})" if found["sd_points"] is not None else ""
+    tau = f", Kendall's tau {found['tau']:.2f}" if found["tau"] is not None else ""
+    seconds = found["supernet_seconds"]
+    cost = f"; the supernet took {seconds:.0f} s of a worker, counted above" if seconds else ""
+    count = found["networks"]
+    networks = "1 network that was" if count == 1 else f"{count} networks that were"
+    return (
+        f"Inherited accuracies of {networks} trained later: {found['mean_points']:+.2f} "
+        f"points{spread} beside their own{tau}{cost}."
+    )
 
 
 def _proposals(shares: dict[str, Any]) -> Section:

@@ -26,6 +26,7 @@ from levit_search.cli import (
     restoring,
     searching,
     showing,
+    supernetting,
     targeting,
     teaching,
 )
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 for _command in (
     searching.run,
+    supernetting.supernet,
     searching.front,
     restoring.restore,
     reporting.report,

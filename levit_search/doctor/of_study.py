@@ -8,7 +8,7 @@ from shlex import quote
 from levit_search.doctor.finding import Finding, fail, ok, warn
 from levit_search.doctor.surroundings import data_of
 from levit_search.errors import InputError
-from levit_search.sealed import DamagedError, check_weights, read_bounded
+from levit_search.sealed import DamagedError, check_weights, read_bounded, read_sealed
 from levit_search.study import Record, Study
 
 _SHOWN = 3  # damaged files that are named
@@ -39,6 +39,7 @@ def study(folder: Path) -> list[Finding]:
         shown = ", ".join(f"{count} {state}" for state, count in states.items()) or "none yet"
         findings.append(ok("study", "trials", f"{shown}; {opened.place} is whole"))
         findings += _weights(opened, records)
+    findings += _supernet(opened)
     return [*findings, *_files(folder, busy), *data_of(opened.config.data)]
 
 
@@ -108,6 +109,30 @@ def _weights(opened: Study, records: list[Record]) -> list[Finding]:
             f"levit-search export {quote(str(opened.folder))} --pick trial=N --retrain --epochs E",
         )
     ]
+
+
+def _supernet(opened: Study) -> list[Finding]:
+    """The weights that candidates inherit, where they do."""
+    folder = opened.folder / "supernet"
+    if not opened.config.inherits:
+        return []
+    if not (folder / "card.json").exists():
+        return [ok("study", "supernet", "is not trained yet; `run` trains it")]
+    try:
+        card = read_sealed(folder / "card.json")
+        check_weights(read_bounded(folder / "weights.safetensors"))
+        told = f"{card['params']:,} weights, {card['epochs']} epochs; they are whole"
+        return [ok("study", "supernet", told)]
+    except (OSError, DamagedError, LookupError, TypeError, ValueError) as error:
+        return [
+            fail(
+                "study",
+                "supernet",
+                f"{folder}: damaged ({error})",
+                "the search does not go on; what was verified is not touched",
+                f"remove {folder}: the next run trains it again",
+            )
+        ]
 
 
 def _files(folder: Path, busy: bool) -> list[Finding]:

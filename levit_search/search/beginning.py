@@ -5,7 +5,7 @@ from pathlib import Path
 from levit_search.errors import InputError
 from levit_search.latency.ray_connection import knock
 from levit_search.search.takeover import check_source
-from levit_search.space import Space
+from levit_search.space import Space, envelope_of
 from levit_search.study import Study, StudyConfig
 
 
@@ -54,10 +54,12 @@ def checked_space(config: StudyConfig, where: str = "space") -> Space:
     """The space of a configuration, whose data is there.
 
     Raises:
-        InputError: the data is missing or has other sizes, the template is malformed, or no network
-            of the space keeps its limits.
+        InputError: the data is missing or has other sizes, the template is malformed, no network of
+            the space keeps its limits, or its networks cannot share weights as they are to.
     """
     config.check_data(where)
     space = config.space(where)
     space.check_feasible()
+    if config.inherits:
+        envelope_of(space, where)
     return space

@@ -185,7 +185,7 @@ class _Driver:
                 engine.close()
             raise
         is_done = self._is_enough() and not self._left_over and self._source is None
-        if is_done and not self._verification.unmeasured(self._tally):
+        if is_done and not self._verification.left(self._tally):
             if engine is not None:
                 engine.close()
             self._write_tables()
@@ -437,7 +437,8 @@ class _Driver:
         excess: dict[str, float],
         known: Record,
     ) -> None:
-        notes |= {"reused_from": known.trial, "evaluation": {**known.evaluation, "seconds": 0.0}}
+        evaluation = {k: value for k, value in known.evaluation.items() if k != "verified"}
+        notes |= {"reused_from": known.trial, "evaluation": {**evaluation, "seconds": 0.0}}
         if known.rungs:
             notes["rungs"] = list(known.rungs)
         if known.state == "complete":
@@ -578,12 +579,12 @@ class _Driver:
         self._tally.add(record)
         broken = any(value > 0 for value in excess.values())
         if broken:
-            self._history.violate(record.trial, record.values, excess)
+            self._history.violate(record.trial, record.estimates, excess)
         elif record.state == "complete":
             if self._rungs is not None and record.architecture is not None:
                 accuracy = record.values["top1_percent"]
                 self._rungs.complete(record.architecture.id, accuracy)
-            self._history.complete(record.trial, record.values, excess)
+            self._history.complete(record.trial, record.estimates, excess)
         elif record.is_stopped:
             rung = record.rungs[-1]
             self._history.stop(record.trial, rung["epoch"], rung["values"], excess)

@@ -13,7 +13,7 @@ from levit_search.search.ledger import Ledger
 from levit_search.space import Space
 from levit_search.study import Study
 
-PREPARED = ("settled_ms", "device", "devices", "teacher")
+PREPARED = ("settled_ms", "device", "devices", "teacher", "supernet")
 """What a study keeps of its preparation."""
 
 

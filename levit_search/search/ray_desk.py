@@ -26,7 +26,7 @@ _RETURN_S = 10.0
 class Task:
     """One piece of work."""
 
-    do: Literal["evaluate", "measure"]
+    do: Literal["evaluate", "verify"]
     trial: int
     network: dict[str, Any]
     deaths: int = 0
@@ -143,7 +143,7 @@ class Desk:
             self._put(event)
         elif event.kind == "failed":
             self.workers_wanted -= 1
-            content = {"wrong_input": False} if self.is_prepared else event.content
+            content = {**event.content, "wrong_input": False} if self.is_prepared else event.content
             self._put(replace(event, content=content))
         elif not self.is_prepared:
             if event.kind == "done":

@@ -80,7 +80,7 @@ class RayEngine:
         self._desk.give(Task("evaluate", trial, network.model_dump(mode="json")))
 
     def verify(self, trial: int, network: Architecture) -> None:
-        self._desk.give(Task("measure", trial, network.model_dump(mode="json")))
+        self._desk.give(Task("verify", trial, network.model_dump(mode="json")))
 
     def answer(self, trial: int, goes_on: bool) -> None:
         self._desk.answer(trial, goes_on)

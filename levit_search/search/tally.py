@@ -44,8 +44,7 @@ class Tally:
         """By network id, the trials that failed."""
         self.spent = 0
         """Trials that cost this study an evaluation."""
-        self._front: list[Record] = []
-        self._points = np.empty((0, len(self._objectives)))
+        self._front, self._estimated_front = (_Front(self._objectives) for _ in range(2))
         self._seconds: deque[float] = deque(maxlen=_LATEST)
         for record in records:
             self.add(record)
@@ -67,13 +66,13 @@ class Tally:
             self.known.setdefault(record.architecture.id, kept)
         if record.seconds > 0 and record.taken_from is None:
             self._seconds.append(record.seconds)
-        if record.is_evaluated:
-            self._to_front(kept)
+        if record.is_candidate:
+            (self._front if record.is_evaluated else self._estimated_front).add(kept)
 
     @property
     def front(self) -> list[Record]:
-        """The non-dominated records, the cheapest in the first cost objective first."""
-        return table.front(self._front, self._objectives)
+        """The non-dominated records as by :func:`levit_search.table.front`."""
+        return table.front([*self._front.records, *self._estimated_front.records], self._objectives)
 
     def seconds(self) -> float | None:
         """What a trial takes, by the median of the latest."""
@@ -89,14 +88,23 @@ class Tally:
             count += 1
         return count
 
-    def _to_front(self, record: Record) -> None:
+
+class _Front:
+    """Non-dominated records, found while they come."""
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self._objectives = objectives
+        self.records: list[Record] = []
+        self._points = np.empty((0, len(objectives)))
+
+    def add(self, record: Record) -> None:
         point = minimised([record.values], self._objectives)[0]
         no_worse = (self._points <= point).all(axis=1)
         if (no_worse & (self._points < point).any(axis=1)).any():
             return
         kept = ~((point <= self._points).all(axis=1) & (point < self._points).any(axis=1))
-        self._front = [each for each, keep in zip(self._front, kept, strict=True) if keep]
-        self._front.append(record)
+        self.records = [each for each, keep in zip(self.records, kept, strict=True) if keep]
+        self.records.append(record)
         self._points = np.vstack([self._points[kept], point])
 
 

@@ -43,8 +43,9 @@ class Evaluates(Protocol):
     def evaluate(self, network: Architecture, progress: Progress, decide: Decide) -> Any:
         """Evaluate a network; what it returns has a method ``as_json``."""
 
-    def measure(self, network: Architecture, progress: Progress) -> Any:
-        """Measure a network whose latency was predicted; what it returns has ``as_json``."""
+    def verify(self, network: Architecture, progress: Progress, decide: Decide) -> Any:
+        """Measure or train a network of which that was predicted or inherited; what it returns
+        has ``as_json``."""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -73,14 +74,12 @@ class Steps:
         return self._attempt(None, lambda told: self._evaluator.prepare(network, told))
 
     def take(self, do: str, trial: int, described: dict[str, Any]) -> None:
-        """``evaluate`` or ``measure`` a network."""
+        """``evaluate`` or ``verify`` a network."""
 
         def step(told: Progress) -> dict[str, Any]:
             network = architectures.parse(described)
-            if do == "measure":
-                found = self._evaluator.measure(network, told)
-            else:
-                found = self._evaluator.evaluate(network, told, decide)
+            work = self._evaluator.verify if do == "verify" else self._evaluator.evaluate
+            found = work(network, told, decide)
             content: dict[str, Any] = found.as_json()
             return content
 

@@ -81,7 +81,7 @@ class LocalEngine:
         self._give("evaluate", trial, network)
 
     def verify(self, trial: int, network: Architecture) -> None:
-        self._give("measure", trial, network)
+        self._give("verify", trial, network)
 
     def answer(self, trial: int, goes_on: bool) -> None:
         for worker in self._workers:  # none has it where its worker died since it asked
@@ -132,7 +132,8 @@ class LocalEngine:
                 return [event]
             case "failed":
                 worker.is_given_up = True
-                return [event if is_first else replace(event, content={"wrong_input": False})]
+                content = event.content if is_first else {**event.content, "wrong_input": False}
+                return [replace(event, content=content)]
             case "done":
                 worker.is_prepared = self._is_prepared = True
                 self._deaths = 0

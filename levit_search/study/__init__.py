@@ -10,16 +10,13 @@ from levit_search.study.config import (
     read_config,
     space_file,
 )
-from levit_search.study.folder import (
+from levit_search.study.folder import Study, find_record, load_architecture, training_file
+from levit_search.study.record import (
     MEASURED,
     Record,
     State,
-    Study,
-    find_record,
-    load_architecture,
     record_from_notes,
     record_of,
-    training_file,
     with_measured,
 )
 from levit_search.study.settings import differences

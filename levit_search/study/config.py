@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from levit_search import architecture as architectures
 from levit_search import data as datasets
@@ -25,7 +25,7 @@ from levit_search.pareto import (
     figure_and_target,
 )
 from levit_search.plain_yaml import parse_yaml
-from levit_search.recipe import Recipe, TeacherConfig
+from levit_search.recipe import Recipe, SupernetConfig, TeacherConfig
 from levit_search.space import Limits, Space
 from levit_search.study.storage import StorageUrl
 
@@ -79,6 +79,11 @@ class EngineConfig(Frozen):
 class StudyConfig(Frozen):
     """A space file: what may vary, on which data, how it is trained, measured and searched.
 
+    ``accuracy: trained`` trains every candidate. ``supernet`` trains one set of weights for all
+    networks of the space first, takes a candidate's accuracy from its part of them, and trains the
+    front and what comes close to it in the end. Unless ``latency.method`` says otherwise, latencies
+    are predicted then where that can be.
+
     ``latency_ms`` and the other figures of a probe are those of ``latency``; ``latency_ms@NAME`` is
     that of a further target, one of ``targets``. Candidates are probed on the targets that an
     objective names; a limit is on ``latency``.
@@ -90,6 +95,8 @@ class StudyConfig(Frozen):
     architecture: dict[str, Any]
     train: Recipe = Recipe()
     teacher: TeacherConfig | None = TeacherConfig()
+    accuracy: Literal["trained", "supernet"] = "trained"
+    supernet: SupernetConfig = SupernetConfig()
     latency: LatencyConfig = LatencyConfig()
     targets: dict[str, LatencyConfig] = Field(default_factory=dict)
     """Further ``latency`` sections by names of the user's choice; a text is a section's target."""
@@ -145,6 +152,17 @@ class StudyConfig(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_accuracy(self) -> "StudyConfig":
+        if self.inherits and "top1_percent" not in self.objectives:
+            raise ValueError("accuracy: supernet needs top1_percent among the objectives")
+        return self
+
+    @property
+    def inherits(self) -> bool:
+        """Whether candidates' accuracies are those of weights that they inherit."""
+        return self.accuracy == "supernet"
+
     @property
     def is_measured(self) -> bool:
         """Whether candidates are probed as ``latency`` says."""
@@ -164,7 +182,7 @@ class StudyConfig(Frozen):
     @property
     def rung_epochs(self) -> tuple[int, ...]:
         """The epochs at which a search decides whether a candidate goes on."""
-        if not self.is_trained or self.search.reduction is None:
+        if not self.is_trained or self.search.reduction is None or self.inherits:
             return ()
         return tuple(epoch for epoch in self.train.rungs if epoch < self.train.epochs)
 
@@ -291,6 +309,8 @@ def config_of(
     if config.data.image_size is None:
         size = datasets.describe(config.data).image_size
         update["data"] = config.data.model_copy(update={"image_size": size})
+    if config.inherits and "method" not in (raw.get("latency") or {}):
+        update["latency"] = _predicted(config)
     weights = config.train.donor_weights
     if weights not in (None, "pretrained"):
         # ``{name}`` is filled in later; a search may go on from another folder.
@@ -299,6 +319,18 @@ def config_of(
         absolute = str((found if is_beside else Path(weights)).expanduser().absolute())
         update["train"] = config.train.model_copy(update={"donor_weights": absolute})
     return config.model_copy(update=update)
+
+
+def _predicted(config: StudyConfig) -> LatencyConfig:
+    """The ``latency`` section with predictions, where they can be had: measuring each of thousands
+    of candidates would take longer than all the rest."""
+    if [name for name in config.objectives if name in PROBED] != ["latency_ms"]:
+        return config.latency
+    given = {**config.latency.model_dump(mode="json"), "method": "predicted"}
+    try:
+        return LatencyConfig.model_validate(given)
+    except ValidationError:
+        return config.latency
 
 
 # Sections that may be one word, and the key that it is for.

@@ -6,12 +6,11 @@ the search, which holds the folder's lock; everything else (tables, front, expor
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
@@ -23,7 +22,8 @@ from levit_search.study.address import masked
 from levit_search.study.backup import NAME as BACKUP
 from levit_search.study.backup import Backup, put_aside
 from levit_search.study.config import StudyConfig
-from levit_search.study.notes import check_attributes, check_measured, check_trial
+from levit_search.study.notes import check_attributes, check_trial
+from levit_search.study.record import Record, check_complete, record_of, with_measured
 from levit_search.study.settings import comparable, differences, read_settings
 from levit_search.study.storage import DamagedError, Place
 from levit_search.study.trials import Trials
@@ -33,40 +33,6 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
-
-State = Literal["complete", "pruned", "failed"]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One finished trial, free of Optuna: what tables, fronts and exports are made of."""
-
-    trial: int
-    state: State
-    architecture: Architecture | None
-    """None where the proposal was no valid network."""
-    values: dict[str, float]
-    """By name: all of the objectives that are known, and the closed-form costs."""
-    reason: str | None
-    reused_from: int | None
-    seconds: float
-    evaluation: Mapping[str, Any]
-    rungs: tuple[dict[str, Any], ...] = ()
-    """Of each rung that it came to the ``epoch``, ``top1_percent`` there, and ``goes_on``."""
-    taken_from: str | None = None
-    """The study and trial that evaluated it, where that is another one."""
-    finished: str | None = None
-    """When it ended, in local time by ISO 8601."""
-
-    @property
-    def is_evaluated(self) -> bool:
-        """Whether it was evaluated to the end and is no repeat: each network is so once."""
-        return self.state == "complete" and self.reused_from is None
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether a rung ended its training."""
-        return self.state == "pruned" and bool(self.rungs) and not self.rungs[-1]["goes_on"]
 
 
 class Study:
@@ -83,8 +49,7 @@ class Study:
         Raises:
             InputError: there is none, or it cannot be read.
         """
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such study folder{_near_folder(folder)}")
+        check_folder(folder)
         try:
             return cls(folder, read_settings(folder / "study.yaml"))
         except DamagedError as error:
@@ -221,7 +186,7 @@ class Study:
                 check_trial(trial.user_attrs, trial.number)
             records = [record_of(trial) for trial in finished]
             for record in records:
-                _check_complete(record, self.config.objectives)
+                check_complete(record, self.config.objectives)
             return [with_measured(record, found.attributes, limit) for record in records]
 
     def attributes(self) -> dict[str, Any]:
@@ -312,78 +277,6 @@ def training_file(folder: Path, network_id: str) -> Path:
     return folder / "checkpoints" / f"{network_id}.training.pt"
 
 
-def record_of(trial: "optuna.trial.FrozenTrial") -> Record:
-    """A finished trial of Optuna's as a record."""
-    ended = trial.datetime_complete
-    finished = ended.isoformat(timespec="seconds") if ended is not None else None
-    states: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned"}
-    state = states.get(trial.state.name, "failed")
-    return record_from_notes(trial.number, state, trial.user_attrs, finished)
-
-
-def record_from_notes(
-    trial: int, state: State, notes: Mapping[str, Any], finished: str | None
-) -> Record:
-    """A record made of a trial's user attributes."""
-    described, where = notes.get("architecture"), f"trial {trial}: architecture"
-    evaluation = notes.get("evaluation", {})
-    return Record(
-        trial=trial,
-        state=state,
-        architecture=architectures.parse(described, where) if described else None,
-        values={**notes.get("cost", {}), **evaluation.get("values", {})},
-        # A trial that was killed as it failed, and then succeeded, has the reason still.
-        reason=notes.get("reason") if state != "complete" else None,
-        reused_from=notes.get("reused_from"),
-        seconds=evaluation.get("seconds", 0.0),
-        evaluation=evaluation,
-        rungs=tuple(notes.get("rungs", ())),
-        taken_from=notes.get("taken_from"),
-        finished=finished,
-    )
-
-
-def _check_complete(record: Record, objectives: Sequence[str]) -> None:
-    missing = [name for name in objectives if name not in record.values]
-    if record.architecture is None:
-        missing = ["architecture"]
-    if record.state == "complete" and missing:
-        raise InputError(f"trial {record.trial}: is complete, and has no {missing[0]}")
-
-
-MEASURED = "measured:"  # and a network's id: an attribute of the study
-
-
-def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float | None) -> Record:
-    """A record whose latency was predicted, with what was measured later in its place.
-
-    Optuna's finished trials cannot be changed, so measurements stand with the study.
-
-    Args:
-        record: as the trial has it.
-        attributes: the study's.
-        limit_ms: of the latency; a network that turns out to be over it is no longer complete, and
-            one that could not be measured has failed.
-    """
-    network = record.architecture
-    found = attributes.get(f"{MEASURED}{network.id}") if network is not None else None
-    if found is None or record.state != "complete":
-        return record
-    check_measured(found, record.evaluation.get("latency"), record.trial)
-    if "failed" in found:
-        return replace(record, state="failed", reason=found["failed"])
-    latency = record.evaluation["latency"]
-    predicted = latency.get("predicted", latency)  # a repeat may have the measured one already
-    evaluation = {**record.evaluation, "latency": {**found["latency"], "predicted": predicted}}
-    values = {**record.values, **found["values"]}
-    error = 100 * (predicted["latency_ms"] / values["latency_ms"] - 1)
-    values["prediction_error_percent"] = error
-    if limit_ms is not None and values["latency_ms"] > limit_ms:
-        reason = f"latency_ms {values['latency_ms']:.3g} over the limit of {limit_ms:g}"
-        return replace(record, state="pruned", reason=reason, values=values, evaluation=evaluation)
-    return replace(record, values=values, evaluation=evaluation)
-
-
 def load_architecture(text: str) -> Architecture:
     """Wherever a command takes ARCH: a published name, a YAML file or ``STUDY#TRIAL``.
 
@@ -415,6 +308,16 @@ def find_record(study: Study, number: str) -> Record:
         known = f"0 to {max(map(int, records))}" if records else "none yet"
         raise InputError(f"{study.folder}: no finished trial {number!r} (finished: {known})")
     return records[number]
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure that there is a folder for a study to be in.
+
+    Raises:
+        InputError: there is none; the message has the nearest study beside it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such study folder{_near_folder(folder)}")
 
 
 def _near_folder(folder: Path) -> str:

@@ -35,6 +35,11 @@ class _Predicted(TypedDict):
 
 
 @with_config(_OPEN)
+class _Accurate(TypedDict):
+    top1_percent: _Finite
+
+
+@with_config(_OPEN)
 class _Latency(TypedDict, total=False):
     method: str
     latency_ms: _Positive
@@ -92,8 +97,11 @@ class _Trial(TypedDict, total=False):
 @with_config(_OPEN)
 class _Measured(TypedDict, total=False):
     failed: str
-    latency: _Predicted
-    values: dict[str, _Positive]
+    latency: _Predicted | None
+    training: _Training | None
+    values: dict[str, _Finite]
+    seconds: Annotated[_Finite, Field(ge=0)]
+    finished: str
 
 
 @with_config(_OPEN)
@@ -104,11 +112,20 @@ class _Teacher(TypedDict, total=False):
 
 
 @with_config(_OPEN)
+class _Supernet(TypedDict, total=False):
+    params: _Number
+    epochs: _Number
+    seconds: _Finite
+    val_top1_percent: _Finite
+
+
+@with_config(_OPEN)
 class _Attributes(TypedDict, total=False):
     settled_ms: dict[str, _Positive]
     device: _Device
     devices: dict[str, _Device]
     teacher: _Teacher
+    supernet: _Supernet
 
 
 def check_trial(notes: Mapping[str, Any], trial: int) -> None:
@@ -121,9 +138,13 @@ def check_trial(notes: Mapping[str, Any], trial: int) -> None:
 
 
 def check_measured(found: object, latency: object, trial: int) -> None:
-    """The same for what was measured of a trial's network later, and its latency until then."""
+    """The same for what was found of a trial's network later, and its latency until then."""
     _check(_Measured, found, f"trial {trial}: measured")
-    if isinstance(found, Mapping) and "failed" not in found:
+    if not isinstance(found, Mapping) or "failed" in found:
+        return
+    if found.get("training") is not None:
+        _check(_Accurate, found.get("values"), f"trial {trial}: measured.values")
+    if found.get("training") is None or found.get("latency") is not None:
         _check(_Predicted, found.get("latency"), f"trial {trial}: measured.latency")
         _check(_Predicted, found.get("values"), f"trial {trial}: measured.values")
         _check(_Predicted, latency, f"trial {trial}: evaluation.latency")

@@ -21,7 +21,7 @@ from levit_search.study.backup import (
     trial_of,
 )
 from levit_search.study.config import StudyConfig
-from levit_search.study.folder import Study
+from levit_search.study.folder import Study, check_folder
 from levit_search.study.storage import DamagedError
 from levit_search.study.trials import SETTINGS, Contents, Trials
 from levit_search.study.writing import checked, study_line, uncached
@@ -68,9 +68,7 @@ def restore(folder: Path, force: bool, told: Told) -> Restored:
     Raises:
         InputError: there is nothing to restore from, nothing is damaged, or a search is at work.
     """
-    kept = Backup(folder).read()
-    if not kept.has_trials:
-        raise InputError(_NOTHING.format(folder))
+    kept = _kept(folder)
     files: list[str] = []
     study = _settings(folder, kept, files)
     trials = Trials(folder, study.config)
@@ -103,9 +101,7 @@ def restore_elsewhere(folder: Path, storage: str | None, told: Told) -> Restored
         InputError: there is nothing to restore from, the place cannot be used or is the study's
             own, or a search is at work.
     """
-    kept = Backup(folder).read()
-    if not kept.has_trials:
-        raise InputError(_NOTHING.format(folder))
+    kept = _kept(folder)
     files: list[str] = []
     before = _settings(folder, kept, files)
     changed = {**before.config.model_dump(mode="json"), "storage": storage}
@@ -127,6 +123,15 @@ def restore_elsewhere(folder: Path, storage: str | None, told: Told) -> Restored
             remaking.run()
         write_atomically(folder / "study.yaml", write_yaml(study.config.model_dump(mode="json")))
     return restored
+
+
+def _kept(folder: Path) -> Kept:
+    """A backup with trials in it."""
+    check_folder(folder)
+    kept = Backup(folder).read()
+    if not kept.has_trials:
+        raise InputError(_NOTHING.format(folder))
+    return kept
 
 
 def _settings(folder: Path, kept: Kept, made: list[str]) -> Study:

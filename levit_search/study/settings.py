@@ -48,9 +48,14 @@ def read_settings(path: Path) -> StudyConfig:
 
 def comparable(config: StudyConfig) -> dict[str, Any]:
     """All settings but the budgets, what carries evaluations out, and where trials are kept."""
-    budgets = {"trials", "time_s"}
     return config.model_dump(
-        mode="json", exclude={"engine": True, "storage": True, "search": budgets}
+        mode="json",
+        exclude={
+            "engine": True,
+            "storage": True,
+            "search": {"trials", "time_s"},
+            "supernet": {"rivals"},
+        },
     )
 
 

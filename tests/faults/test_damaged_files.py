@@ -351,7 +351,7 @@ def test_damaged_weights_are_named_with_the_way_out_and_the_rest_goes_on(
     examiner = Examiner(study.config, study.folder, {}, None)
     examiner.prepare(record.architecture, lambda text, fraction: None)
     with pytest.raises(TrialError) as failed:
-        examiner.measure(record.architecture, lambda text, fraction: None)
+        examiner.verify(record.architecture, lambda text, fraction: None)
     quoted(str(failed.value), "…: damaged (its checksum is that of other weights); …")
     left = path.with_name(".x.safetensors.a1b2c3d4.partial")
     left.touch()

@@ -1,0 +1,157 @@
+"""One finished trial as tables, fronts and exports see it, made of what stands in the storage."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from levit_search import architecture as architectures
+from levit_search.architecture import Architecture
+from levit_search.errors import InputError
+from levit_search.study.notes import check_measured
+
+if TYPE_CHECKING:
+    import optuna
+
+ESTIMATES = {"top1_percent": "top1_inherited_percent", "latency_ms": "latency_predicted_ms"}
+"""Figures that may be estimated, and what the estimate is called."""
+
+State = Literal["complete", "pruned", "failed"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished trial, free of Optuna: what tables, fronts and exports are made of."""
+
+    trial: int
+    state: State
+    architecture: Architecture | None
+    """None where the proposal was no valid network."""
+    values: dict[str, float]
+    """By name: all of the objectives that are known, and the closed-form costs."""
+    reason: str | None
+    reused_from: int | None
+    seconds: float
+    evaluation: Mapping[str, Any]
+    rungs: tuple[dict[str, Any], ...] = ()
+    """Of each rung that it came to the ``epoch``, ``top1_percent`` there, and ``goes_on``."""
+    taken_from: str | None = None
+    """The study and trial that evaluated it, where that is another one."""
+    finished: str | None = None
+    """When it ended, in local time by ISO 8601."""
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether it has figures of its own and is no repeat: each network has so once."""
+        return self.is_candidate and not self.is_inherited
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it was evaluated to the end and is no repeat, be its accuracy inherited."""
+        return self.state == "complete" and self.reused_from is None
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether its accuracy is that of weights shared with other networks, and no more."""
+        return "top1_inherited_percent" in self.values and "verified" not in self.evaluation
+
+    @property
+    def estimates(self) -> dict[str, float]:
+        """Its values as the search knew them: an inherited accuracy and a predicted latency stand
+        in the place of what was found when it was verified."""
+        values = dict(self.values)
+        for name, estimate in ESTIMATES.items():
+            if estimate in values:
+                values[name] = values[estimate]
+        return values
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a rung ended its training."""
+        return self.state == "pruned" and bool(self.rungs) and not self.rungs[-1]["goes_on"]
+
+
+def record_of(trial: "optuna.trial.FrozenTrial") -> Record:
+    """A finished trial of Optuna's as a record."""
+    ended = trial.datetime_complete
+    finished = ended.isoformat(timespec="seconds") if ended is not None else None
+    states: dict[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned"}
+    state = states.get(trial.state.name, "failed")
+    return record_from_notes(trial.number, state, trial.user_attrs, finished)
+
+
+def record_from_notes(
+    trial: int, state: State, notes: Mapping[str, Any], finished: str | None
+) -> Record:
+    """A record made of a trial's user attributes."""
+    described, where = notes.get("architecture"), f"trial {trial}: architecture"
+    evaluation = notes.get("evaluation", {})
+    return Record(
+        trial=trial,
+        state=state,
+        architecture=architectures.parse(described, where) if described else None,
+        values={**notes.get("cost", {}), **evaluation.get("values", {})},
+        # A trial that was killed as it failed, and then succeeded, has the reason still.
+        reason=notes.get("reason") if state != "complete" else None,
+        reused_from=notes.get("reused_from"),
+        seconds=evaluation.get("seconds", 0.0),
+        evaluation=evaluation,
+        rungs=tuple(notes.get("rungs", ())),
+        taken_from=notes.get("taken_from"),
+        finished=finished,
+    )
+
+
+def check_complete(record: Record, objectives: Sequence[str]) -> None:
+    """Make sure that a complete record has a network and all ``objectives``.
+
+    Raises:
+        InputError: it has not, as in a study that others have changed.
+    """
+    missing = [name for name in objectives if name not in record.values]
+    if record.architecture is None:
+        missing = ["architecture"]
+    if record.state == "complete" and missing:
+        raise InputError(f"trial {record.trial}: is complete, and has no {missing[0]}")
+
+
+MEASURED = "measured:"  # and a network's id: an attribute of the study
+
+
+def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float | None) -> Record:
+    """A record whose latency was predicted, or whose accuracy was inherited, with what was found
+    later in its place.
+
+    Optuna's finished trials cannot be changed, so what was found stands with the study.
+
+    Args:
+        record: as the trial has it; one that has it already stays as it is.
+        attributes: the study's.
+        limit_ms: of the latency; a network that turns out to be over it is no longer complete, and
+            one that could not be measured or trained has failed.
+    """
+    network = record.architecture
+    found = attributes.get(f"{MEASURED}{network.id}") if network is not None else None
+    if found is None or record.state != "complete" or "verified" in record.evaluation:
+        return record
+    check_measured(found, record.evaluation.get("latency"), record.trial)
+    if "failed" in found:
+        return replace(record, state="failed", reason=found["failed"])
+    evaluation = {**record.evaluation, "verified": True}
+    record = replace(
+        record,
+        seconds=record.seconds + found.get("seconds", 0.0),
+        finished=found.get("finished", record.finished),
+    )
+    values = {**record.values, **found["values"]}
+    if found.get("latency") is not None:
+        latency = record.evaluation["latency"]
+        predicted = latency.get("predicted", latency)  # a repeat may have the measured one already
+        evaluation["latency"] = {**found["latency"], "predicted": predicted}
+        error = 100 * (predicted["latency_ms"] / values["latency_ms"] - 1)
+        values["prediction_error_percent"] = error
+    if found.get("training") is not None:
+        evaluation["training"] = found["training"]
+    if limit_ms is not None and values.get("latency_ms", 0.0) > limit_ms:
+        reason = f"latency_ms {values['latency_ms']:.3g} over the limit of {limit_ms:g}"
+        return replace(record, state="pruned", reason=reason, values=values, evaluation=evaluation)
+    return replace(record, values=values, evaluation=evaluation)

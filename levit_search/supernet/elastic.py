@@ -1,0 +1,192 @@
+"""One set of weights for all networks of a space: a member's tensors are leading parts of them.
+
+Shapes are named as in ``model.blocks``. A member has the leading channels of every width, the
+leading heads of every attention block and of each head the leading channels of its queries, keys
+and values, the leading blocks of every stage, and of the biases by offset those of the offsets that
+its smaller grid has. Stems of different depth have convolutions of their own, and so has the
+classifier after each number of stages.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from levit_search.architecture import Levit
+from levit_search.errors import InputError
+from levit_search.model import LevitModel
+from levit_search.model.blocks import Attention, AttentionCore, ShrinkAttention
+from levit_search.model.levit import NormLinear
+from levit_search.space import Envelope, stem_name
+
+
+class Elastic(nn.Module):
+    """The shared weights of an envelope, freshly initialised as the networks of ``model`` are.
+
+    Batch-norm statistics are not shared: those of one member are wrong for all others.
+
+    Args:
+        envelope: what the weights have to hold.
+        prepare: called with each freshly initialised network that they are made of.
+    """
+
+    def __init__(
+        self, envelope: Envelope, prepare: Callable[[LevitModel], None] = lambda _: None
+    ) -> None:
+        super().__init__()
+        self.envelope = envelope
+        models = {name: LevitModel(network) for name, network in envelope.networks.items()}
+        for model in models.values():
+            prepare(model)
+        whole = models[stem_name(envelope.whole)]
+        self.stems = nn.ModuleDict({name: model.stem for name, model in models.items()})
+        self.stages, self.shrinks = whole.stages, whole.shrinks
+        if envelope.whole.position == "embedding":
+            self.position_embedding = whole.position_embedding
+        self.heads = nn.ModuleDict(_heads(envelope))
+        self.heads_dist = nn.ModuleDict(_heads(envelope) if envelope.whole.distillation else {})
+        _forget_statistics(self)
+
+    def forward(self, images: Tensor, member: LevitModel) -> Tensor | tuple[Tensor, Tensor]:
+        """What ``member``, made by :func:`skeleton`, answers with the shared weights; batch norm
+        takes the statistics of the batch. Gradients go to the shared weights."""
+        found: Tensor | tuple[Tensor, Tensor] = functional_call(
+            member, self.parts(member), (images,)
+        )
+        return found
+
+    def parts(self, member: LevitModel) -> dict[str, Tensor]:
+        """The parameters of ``member`` by name, each a part of a shared one."""
+        network = member.architecture
+        if not self.envelope.holds(network):
+            raise InputError(f"{network.summary()}: is no network of the supernet's space")
+        shared = dict(self.named_parameters())
+        indices = _indices(member, self)
+        found = {}
+        for name, own in member.named_parameters():
+            tensor = shared[self._shared_name(name, network)]
+            if name.endswith("core.attention_bias"):
+                found[name] = _by_offset(tensor, own.shape)
+            else:
+                found[name] = _leading(tensor, own.shape, indices.get(name.rpartition(".")[0]))
+        return found
+
+    def extract(self, network: Levit) -> LevitModel:
+        """A network of its own with a copy of its parts, in training mode; its batch-norm
+        statistics are those of fresh networks until they are calibrated."""
+        member = LevitModel(network).to(next(self.parameters()).device)
+        with torch.no_grad():
+            parts = {name: part.clone() for name, part in self.parts(member).items()}
+        member.load_state_dict(parts, strict=False)
+        return member
+
+    def no_weight_decay(self) -> set[str]:
+        """As :meth:`levit_search.model.LevitModel.no_weight_decay`."""
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name.endswith("attention_bias") or name == "position_embedding"
+        }
+
+    @staticmethod
+    def _shared_name(name: str, network: Levit) -> str:
+        first, _, rest = name.partition(".")
+        match first:
+            case "stem":
+                return f"stems.{stem_name(network)}.{rest}"
+            case "head" | "head_dist":
+                heads = {"head": "heads", "head_dist": "heads_dist"}[first]
+                return f"{heads}.{len(network.stages)}.{rest}"
+        return name
+
+
+def skeleton(network: Levit) -> LevitModel:
+    """The modules of a network that lend their structure to shared weights; its own are unused."""
+    with torch.random.fork_rng(devices=[]):
+        member = LevitModel(network)
+    _forget_statistics(member)
+    return member
+
+
+def _forget_statistics(model: nn.Module) -> None:
+    """Let batch norm know nothing but the batch that it is shown."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+
+
+def _heads(envelope: Envelope) -> dict[str, nn.Module]:
+    whole = envelope.whole
+    heads: dict[str, nn.Module] = {}
+    for count in envelope.num_stages:
+        cut = {"stages": whole.stages[:count], "shrinks": whole.shrinks[: count - 1]}
+        heads[str(count)] = NormLinear(whole.model_copy(update=cut))
+    return heads
+
+
+Axes = dict[int, Tensor]
+"""By axis, the places that a member has of it; of other axes it has the leading ones."""
+
+
+def _indices(member: LevitModel, elastic: Elastic) -> dict[str, Axes]:
+    """The layers in which what a member has is not in one piece, by name."""
+    found: dict[str, Axes] = {}
+    for name, block in member.named_modules():
+        if not isinstance(block, Attention | ShrinkAttention):
+            continue
+        whole = elastic.get_submodule(name)
+        assert isinstance(whole, Attention | ShrinkAttention)
+        own, most, heads = _widths(block.core), _widths(whole.core), block.core.num_heads
+        layers: dict[str, tuple[tuple[int, ...], int]] = {"projection": ((2,), 1)}
+        if isinstance(block, Attention):
+            layers["qkv"] = ((0, 1, 2), 0)
+        else:
+            layers |= {"query": ((0,), 0), "key_value": ((1, 2), 0)}
+        for layer, (parts, axis) in layers.items():
+            places = _places(heads, tuple(own[p] for p in parts), tuple(most[p] for p in parts))
+            if places is None:
+                continue
+            device = next(elastic.parameters()).device
+            found[f"{name}.{layer}.linear"] = {axis: places.to(device)}
+            if axis == 0:
+                found[f"{name}.{layer}.norm"] = {0: places.to(device)}
+    return found
+
+
+def _widths(core: AttentionCore) -> tuple[int, int, int]:
+    """Channels of a head's queries, keys and values."""
+    return core.key_dim, core.key_dim, core.value_dim
+
+
+@lru_cache(maxsize=4096)
+def _places(heads: int, own: tuple[int, ...], most: tuple[int, ...]) -> Tensor | None:
+    """Where the leading channels of each part of the leading heads lie; None for one piece."""
+    if own == most:
+        return None
+    starts = [sum(most[:part]) for part in range(len(most))]
+    in_head = torch.cat(
+        [start + torch.arange(width) for start, width in zip(starts, own, strict=True)]
+    )
+    return (torch.arange(heads)[:, None] * sum(most) + in_head).flatten()
+
+
+def _leading(tensor: Tensor, shape: torch.Size, axes: Axes | None) -> Tensor:
+    axes = axes or {}
+    for axis, size in enumerate(shape):
+        if axis not in axes or axis >= tensor.ndim:
+            tensor = tensor.narrow(axis, 0, size)
+    for axis, places in axes.items():
+        if axis < tensor.ndim:
+            tensor = tensor.index_select(axis, places)
+    return tensor
+
+
+def _by_offset(bias: Tensor, shape: torch.Size) -> Tensor:
+    """Biases [H, R R] of fewer heads and of a smaller grid."""
+    heads, own, side = shape[0], math.isqrt(shape[1]), math.isqrt(bias.shape[1])
+    by_offset: Tensor = bias.unflatten(1, (side, side))
+    return by_offset[:heads, :own, :own].flatten(1)

@@ -1,0 +1,113 @@
+"""The sandwich rule: each batch trains the largest network, the smallest and some between."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from levit_search.architecture import Levit
+from levit_search.cost import cost
+from levit_search.model import LevitModel
+from levit_search.recipe import Recipe
+from levit_search.space import Extremes
+from levit_search.supernet.elastic import Elastic, skeleton
+from levit_search.train import Epoch, Optimization, Views
+from levit_search.train.loss import loss_of
+
+_DRAW = 201  # keeps these random numbers apart from those of the data
+
+
+@dataclass(frozen=True)
+class SupernetEpoch(Epoch):
+    """One point of a supernet's learning curve; ``val_top1_percent`` is the largest's accuracy."""
+
+    smallest_top1_percent: float
+
+    def told(self) -> str:
+        """Both accuracies, for people."""
+        return (
+            f"val of its largest {self.val_top1_percent:.1f} %, of its smallest "
+            f"{self.smallest_top1_percent:.1f} %"
+        )
+
+
+class Sandwich:
+    """What shared weights learn from a batch (Yu and Huang 2019; Yu et al. 2020).
+
+    The largest network learns as it would alone. The smallest and random ones learn as they would
+    alone too, and with the same weight the largest's answers, each head those of the same head, by
+    cross entropy with its probabilities. All networks of a batch have the same stem, and the stems
+    take turns: they have weights of their own, and each must have its share.
+
+    Args:
+        elastic: the shared weights.
+        extremes: the largest network and the smallest with each stem.
+        draw: a random network with a stem.
+        members: random networks a batch.
+        recipe: of the shared weights.
+        seed: of the draw.
+        accuracy: of a network with the weights of a module, on ``val``, in percent.
+    """
+
+    point = SupernetEpoch
+
+    def __init__(
+        self,
+        elastic: Elastic,
+        extremes: Mapping[str, Extremes],
+        draw: Callable[[np.random.Generator, str], Levit],
+        members: int,
+        recipe: Recipe,
+        seed: int,
+        accuracy: Callable[[Elastic, Levit], float],
+    ) -> None:
+        self._elastic, self._draw = elastic, draw
+        self.extremes = extremes
+        self._stems = list(extremes.items())
+        ends = extremes.values()
+        self._ends = Extremes(
+            max((each.largest for each in ends), key=lambda network: cost(network).flops),
+            min((each.smallest for each in ends), key=lambda network: cost(network).flops),
+        )
+        self._members, self._recipe, self._seed = members, recipe, seed
+        self._accuracy = accuracy
+        self._skeleton = lru_cache(maxsize=32)(self._made)
+
+    @property
+    def ends(self) -> Extremes:
+        """The largest network of all stems, and the smallest."""
+        return self._ends
+
+    def learn(self, views: Views, optimization: Optimization, share: float) -> Tensor:
+        stem, (largest, smallest) = self._stems[views.step % len(self._stems)]
+        with optimization.autocast():
+            answers = self._elastic(views.images, self._skeleton(largest))
+            first = loss_of(answers, views.targets, views.taught, self._recipe) * share
+        optimization.backward(first)
+        wanted = [answer.detach().float().softmax(1) for answer in _heads(answers)]
+        chance = np.random.default_rng([self._seed, views.step, _DRAW])
+        for network in (smallest, *(self._draw(chance, stem) for _ in range(self._members))):
+            with optimization.autocast():
+                answers = self._elastic(views.images, self._skeleton(network))
+                own = loss_of(answers, views.targets, views.taught, self._recipe)
+                pairs = zip(_heads(answers), wanted, strict=True)
+                taught = torch.stack([F.cross_entropy(head, shares) for head, shares in pairs])
+                loss = (own + taught.mean()) / 2
+            optimization.backward(loss * share)
+        return first.detach()
+
+    def top1_percent(self, evaluated: nn.Module) -> tuple[float, ...]:
+        assert isinstance(evaluated, Elastic)
+        return tuple(self._accuracy(evaluated, network) for network in self._ends)
+
+    def _made(self, network: Levit) -> LevitModel:
+        device = next(self._elastic.parameters()).device
+        return skeleton(network).to(device).train()
+
+
+def _heads(answers: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    return (answers,) if isinstance(answers, Tensor) else answers
