@@ -268,15 +268,10 @@ def lost_rest(
     if kept.study is not None:
         spelt = kept.study["distributions"]
         lost += [f"the ranges of trial {n} are changed" for n in _other_ranges(trials, spelt)]
-    for number, body in kept.running.items():
+    for number in kept.running:
         if number not in by_number:
             lost.append(f"running trial {number} is missing")
-            continue
-        stored = {part: trial_body(by_number[number])[part] for part in _MERGED}
-        wanted = {part: dict(body[part]) for part in _MERGED}
-        if pending is not None and pending.trial == number:
-            _undo(wanted["user_attrs"], stored["user_attrs"], pending)
-        if not _agrees(wanted, stored):
+        elif not is_as_begun(kept, by_number[number]):
             lost.append(f"running trial {number} is changed")
     wanted = dict(kept.attributes)
     if pending is not None and pending.trial is None:
@@ -285,6 +280,20 @@ def lost_rest(
         if key not in attributes or _text(attributes[key]) != _text(value):
             lost.append(f"attribute {key!r} is changed")
     return lost
+
+
+def is_as_begun(kept: Kept, trial: "FrozenTrial") -> bool:
+    """Whether a storage's trial, ended or not, agrees with the running one of a backup.
+
+    Args:
+        kept: what the backup holds, this trial among those that run.
+        trial: of the storage.
+    """
+    pending, body, stored = kept.pending, kept.running[trial.number], trial_body(trial)
+    wanted = {part: dict(body[part]) for part in _MERGED} | {"started": body["started"]}
+    if pending is not None and pending.trial == trial.number:
+        _undo(wanted["user_attrs"], stored["user_attrs"], pending)
+    return _agrees(wanted, stored)
 
 
 def put_aside(path: Path, companions: tuple[str, ...] = ()) -> Path:

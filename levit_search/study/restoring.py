@@ -14,6 +14,7 @@ from levit_search.study.backup import (
     NAME,
     Backup,
     Kept,
+    is_as_begun,
     lines_of,
     lost_rest,
     put_aside,
@@ -269,10 +270,12 @@ class _Remaking:
         for number in range(max({*kept.ended, *kept.running, *rest}) + 1):
             if number in kept.ended:
                 yield self._trials.backup.ended(kept, number)
+            elif number in kept.running and not (
+                number in rest and is_as_begun(kept, rest[number])
+            ):
+                yield kept.running[number]
             elif number in rest:
                 yield trial_body(rest[number])
-            elif number in kept.running:
-                yield kept.running[number]
             else:
                 self._restored.lost.append(number)
                 yield _stand_in(number)

@@ -21,6 +21,7 @@ from levit_search.study.storage import DamagedError, Place
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
+    from optuna.study import Study as OptunaStudy
     from optuna.study import StudyDirection
     from optuna.trial import FrozenTrial
 
@@ -124,6 +125,7 @@ class Trials:
                 study_id = self._find(storage, name)
                 if study_id is not None and _has_trials(storage, study_id):
                     self._check_settings(storage, study_id)
+                    self._check_objectives(_opened(storage, study_id))
                 yield None if study_id is None else (storage, study_id)
 
     def exist(self) -> bool:
@@ -253,7 +255,7 @@ class Trials:
 
     def _settle(self, storage: "BaseStorage", study_id: int) -> None:
         """What a new study is told; a kill may have come between."""
-        import optuna
+        from optuna.exceptions import ExperimentalWarning
 
         attributes = storage.get_study_user_attrs(study_id)
         settings = comparable(self._config)
@@ -261,14 +263,16 @@ class Trials:
             self._check_settings(storage, study_id)
         if SETTINGS not in attributes or not _has_trials(storage, study_id):
             storage.set_study_user_attr(study_id, SETTINGS, settings)
-        name = storage.get_study_name_from_id(study_id)
-        study = optuna.load_study(study_name=name, storage=storage)
-        objectives = list(self._config.objectives)
+        study = _opened(storage, study_id)
         if study.metric_names is None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(objectives)
-        if study.metric_names != objectives or study.directions != self._directions:
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names(list(self._config.objectives))
+        self._check_objectives(study)
+
+    def _check_objectives(self, study: "OptunaStudy") -> None:
+        names = list(self._config.objectives)  # none at all: a kill came before they were written
+        if study.metric_names not in (None, names) or study.directions != self._directions:
             raise DamagedError(f"{self.place}: is damaged (the objectives are changed)")
 
     def _check_settings(self, storage: "BaseStorage", study_id: int) -> None:
@@ -278,8 +282,10 @@ class Trials:
             InputError: they are.
         """
         stored = storage.get_study_user_attrs(study_id).get(SETTINGS)
-        if stored is None:  # made by an earlier release
-            return
+        if stored is None:
+            if self.backup.read().study is not None:
+                raise DamagedError(f"{self.place}: is damaged (attribute {SETTINGS!r} is missing)")
+            return  # made by an earlier release
         different = self._differences(stored, f"{self.place}: {SETTINGS}")
         written = self.backup.read().study if different else None
         if written is not None and not self._differences(written["config"], NAME):
@@ -297,6 +303,13 @@ class Trials:
         except InputError as error:
             return str(error)
         return differences(comparable(before), comparable(self._config))
+
+
+def _opened(storage: "BaseStorage", study_id: int) -> "OptunaStudy":
+    import optuna
+
+    name = storage.get_study_name_from_id(study_id)
+    return optuna.load_study(study_name=name, storage=storage)
 
 
 def _has_trials(storage: "BaseStorage", study_id: int) -> bool:
