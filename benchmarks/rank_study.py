@@ -20,22 +20,27 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from job_pool import Progress, add_options, carried_out, refuse_others, say
 from rank_study_shown import as_markdown, document_of, draw, rows_of
 from short_schedule import ROOT, SPACE, Setup, fill_once, opened
 
-from levit_search.architecture import Architecture
+from levit_search.architecture import Architecture, Levit
 from levit_search.cost import cost
 from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, TrialError
 from levit_search.files import write_atomically, write_json
 from levit_search.recipe import Recipe, SupernetConfig
+from levit_search.space import Envelope, Extremes
 from levit_search.study import StudyConfig, parse_settings, read_config
+
+if TYPE_CHECKING:
+    from levit_search.batches import Batches
+    from levit_search.supernet import Elastic, Inheritance, Sandwich
 
 FOLDER = ROOT / "studies" / "supernet"
 SEEDS = (0, 1)
@@ -181,8 +186,7 @@ def made(job: SupernetJob) -> tuple[Any, Any, Any]:
     """The shared weights, their lesson and their teacher, before training."""
     from levit_search.distill import obtain_teacher
     from levit_search.space import envelope_of, extremes_of
-    from levit_search.supernet import Elastic, Inheritance, Sandwich, draw_within
-    from levit_search.train import device_of, seed_torch
+    from levit_search.supernet import draw_within
 
     setup = Setup.model_validate_json(job.setup)
     batches, _, _ = opened(job.setup)
@@ -193,19 +197,33 @@ def made(job: SupernetJob) -> tuple[Any, Any, Any]:
         setup.teacher, setup.data, batches, recipe, None, setup.teacher_seed, say=say
     )
     envelope = envelope_of(space)
-    seed_torch(job.seed, 3)
-    elastic = Elastic(envelope)
-    inheritance = Inheritance(batches, recipe, config, job.seed, device_of(recipe))
-    lesson = Sandwich(
-        elastic,
-        extremes_of(space, envelope),
-        lambda chance, stem: draw_within(space, chance, stem),
-        config.members,
-        recipe,
-        job.seed,
-        inheritance.top1_percent,
-    )
+
+    def member(chance: np.random.Generator, stem: str) -> Levit:
+        return draw_within(space, chance, stem)
+
+    ends = extremes_of(space, envelope)
+    elastic, _, lesson = lesson_of(envelope, ends, member, config, recipe, batches, job.seed)
     return elastic, lesson, teacher
+
+
+def lesson_of(
+    envelope: Envelope,
+    ends: Mapping[str, Extremes],
+    draw: Callable[[np.random.Generator, str], Levit],
+    config: SupernetConfig,
+    recipe: Recipe,
+    batches: "Batches",
+    seed: int,
+) -> "tuple[Elastic, Inheritance, Sandwich]":
+    """New shared weights, who asks them for accuracies, and what they are to learn."""
+    from levit_search.supernet import Elastic, Inheritance, Sandwich
+    from levit_search.train import device_of, seed_torch
+
+    seed_torch(seed, 3)
+    elastic = Elastic(envelope)
+    inheritance = Inheritance(batches, recipe, config, seed, device_of(recipe))
+    lesson = Sandwich(elastic, ends, draw, config.members, recipe, seed, inheritance.top1_percent)
+    return elastic, inheritance, lesson
 
 
 def asked(job: SupernetJob) -> list[dict[str, Any]]:

@@ -254,10 +254,7 @@ def as_markdown(document: Mapping[str, Any]) -> str:
     for name, row in document["agreement"].items():
         level = document["levels"].get(name)
         points = f"{level['points']:+.2f} ({level['points_sd']:.2f})" if level else ""
-        lines.append(
-            f"| {name} | {row['tau']:.3f} | {_range(row, 'tau')} | {row['rho']:.3f} | "
-            f"{_range(row, 'rho')} | {points} |"
-        )
+        lines.append(f"| {name} | {_ranking(row)} | {_range(row, 'rho')} | {points} |")
     lines += [
         "",
         "![inherited beside own accuracies](ranks.svg)",
@@ -305,12 +302,16 @@ def as_markdown(document: Mapping[str, Any]) -> str:
     ]
     for images, row in document["calibration"].items():
         lines.append(
-            f"| {images} | {row['tau']:.3f} | {_range(row, 'tau')} | {row['rho']:.3f} | "
-            f"{row['points']:+.2f} ({row['points_sd']:.2f}) |"
+            f"| {images} | {_ranking(row)} | {row['points']:+.2f} ({row['points_sd']:.2f}) |"
         )
     if cost := document["cost"]:
         lines += ["", "## What it costs", "", *_costs(cost)]
     return "\n".join(lines) + "\n"
+
+
+def _ranking(row: Mapping[str, float]) -> str:
+    """Three cells of a table."""
+    return f"{row['tau']:.3f} | {_range(row, 'tau')} | {row['rho']:.3f}"
 
 
 def _costs(cost: Mapping[str, Any]) -> list[str]:

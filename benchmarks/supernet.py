@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 from job_pool import carried_out, say
-from rank_study import FOLDER, append
+from rank_study import FOLDER, append, lesson_of
 from rank_study_shown import rows_of
 from replay import OBJECTIVES, ReplayEngine, Table, table_config
 from search_quality import Worth, _Listener, optuna_alone
@@ -108,8 +108,7 @@ def trained(job: Job) -> list[dict[str, Any]]:
     """Train a supernet of the table's networks and ask it for all of them, in a worker."""
     from levit_search.distill import obtain_teacher
     from levit_search.space import envelope_around
-    from levit_search.supernet import Elastic, Inheritance, Sandwich
-    from levit_search.train import Checkpoint, device_of, fit, seed_torch
+    from levit_search.train import Checkpoint, fit
 
     setup = Setup.model_validate_json(job.setup)
     batches, _, _ = opened(job.setup)
@@ -118,18 +117,14 @@ def trained(job: Job) -> list[dict[str, Any]]:
         setup.teacher, setup.data, batches, recipe, None, setup.teacher_seed, say=say
     )
     networks = members()
-    seed_torch(job.seed, 3)
-    elastic = Elastic(envelope_around(networks))
-    inheritance = Inheritance(batches, recipe, CONFIG, job.seed, device_of(recipe))
     by_stem = {stem: [n for n in networks if stem_of(n) == stem] for stem in extremes()}
-    lesson = Sandwich(
-        elastic,
-        extremes(),
-        lambda chance, stem: by_stem[stem][chance.integers(len(by_stem[stem]))],
-        CONFIG.members,
-        recipe,
-        job.seed,
-        inheritance.top1_percent,
+
+    def draw(chance: np.random.Generator, stem: str) -> Levit:
+        return by_stem[stem][chance.integers(len(by_stem[stem]))]
+
+    envelope = envelope_around(networks)
+    elastic, inheritance, lesson = lesson_of(
+        envelope, extremes(), draw, CONFIG, recipe, batches, job.seed
     )
     training = fit(
         elastic,

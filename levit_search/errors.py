@@ -3,7 +3,9 @@
 import difflib
 import errno
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class LevitSearchError(Exception):
@@ -55,6 +57,22 @@ def refused_by_disk(error: BaseException) -> str | None:
             return f"{where}{seen.strerror}"
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+@contextmanager
+def kept_by_checkpoint(folder: Path) -> Iterator[None]:
+    """What cannot be written to a folder, of which a checkpoint there has all that it takes.
+
+    Raises:
+        TrialError: the block met an OSError; it says how to go on.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise TrialError(
+            f"{folder}: cannot be written ({error.strerror or error}); the same command goes on "
+            "from the checkpoint there"
+        ) from error
 
 
 _FEW = 40  # names that a message may list in full

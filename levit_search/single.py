@@ -10,7 +10,7 @@ from levit_search.architecture import Architecture, fitted
 from levit_search.batches import Batches, open_batches
 from levit_search.distill import TeacherAnswers, shared_teacher
 from levit_search.donors import check_donor_weights, donor_of
-from levit_search.errors import InputError, TrialError
+from levit_search.errors import InputError, kept_by_checkpoint
 from levit_search.files import write_atomically
 from levit_search.model import Model, save_weights
 from levit_search.sealed import write_sealed
@@ -147,12 +147,7 @@ def _told(what: str, epochs: int, say: Callable[[str], None]) -> Callable[[Epoch
 
 
 def _keep(model: Model, result: dict[str, Any], out: Path) -> None:
-    try:
+    with kept_by_checkpoint(out):
         write_atomically(out / "architecture.yaml", model.architecture.to_yaml())
         save_weights(model, out / "model.safetensors")
         write_sealed(out / "training.json", result)
-    except OSError as error:
-        raise TrialError(
-            f"{out}: cannot be written ({error.strerror or error}); the same command goes on from "
-            "the checkpoint there"
-        ) from error

@@ -11,3 +11,7 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the space file (repeatable)."),
 ]
 StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="A study folder.")]
+NewStudyFolder = Annotated[
+    Path | None,
+    typer.Option("--study", metavar="DIR", help="Study folder [default: studies/NAME]."),
+]

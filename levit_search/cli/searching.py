@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.options import Json, Settings, StudyFolder
+from levit_search.cli.options import Json, NewStudyFolder, Settings, StudyFolder
 from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
 from levit_search.errors import InputError
 
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 def run(
     space: Annotated[str, typer.Argument(metavar="SPACE.yaml", help="What may vary, and how.")],
-    study: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Study folder [default: studies/NAME].")
-    ] = None,
+    study: NewStudyFolder = None,
     trials: Annotated[int | None, typer.Option(help="Networks to train in all.")] = None,
     time: Annotated[
         str | None,

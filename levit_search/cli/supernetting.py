@@ -3,12 +3,11 @@
 import shlex
 import sys
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.options import Json, Settings
+from levit_search.cli.options import Json, NewStudyFolder, Settings
 from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
 
 if TYPE_CHECKING:
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
 
 def supernet(
     space: Annotated[str, typer.Argument(metavar="SPACE.yaml", help="Of the family levit.")],
-    study: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Study folder [default: studies/NAME].")
-    ] = None,
+    study: NewStudyFolder = None,
     epochs: Annotated[
         int | None,
         typer.Option(min=1, max=10**6, help="How many [default: a candidate's]."),

@@ -19,7 +19,7 @@ from levit_search.batches import Batches
 from levit_search.cost import cost
 from levit_search.distill import TeacherAnswers
 from levit_search.donors import load_donor_weights
-from levit_search.errors import InputError, TrialError
+from levit_search.errors import InputError, kept_by_checkpoint
 from levit_search.files import write_atomically
 from levit_search.model import LevitModel, load_exactly, save_weights
 from levit_search.sealed import DamagedError, read_sealed, write_sealed
@@ -226,15 +226,10 @@ def _take(source: Path, folder: Path, made_of: dict[str, Any]) -> None:
 
 
 def _keep(folder: Path, elastic: Elastic, card: dict[str, Any]) -> None:
-    try:
+    with kept_by_checkpoint(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(elastic, folder / "weights.safetensors")
         write_sealed(folder / "card.json", card)
-    except OSError as error:
-        raise TrialError(
-            f"{folder}: cannot be written ({error.strerror or error}); the same command goes on "
-            "from the checkpoint there"
-        ) from error
 
 
 def _described(network: Levit) -> dict[str, Any]:
