@@ -16,13 +16,10 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import functional as pillow
 
-from levit_search.batches.boxes import Proportions, draw_boxes
-from levit_search.batches.colors import draw_jitter, jittered
-from levit_search.batches.crops import Resizer, Windows
-from levit_search.batches.erasing import Eraser, draw_erased
-from levit_search.batches.mixing import mix
-from levit_search.batches.order import generator, ordered, steps
-from levit_search.batches.picture_views import chance, training_view
+from levit_search.batches.batch import generator, ordered, steps
+from levit_search.batches.device_transforms import Eraser, Proportions, draw_boxes, draw_erased, mix
+from levit_search.batches.in_memory import Resizer, Windows, draw_jitter, jittered
+from levit_search.batches.on_disk import seeded, training_view
 from levit_search.batches.rand_augment import Layer, Op, arguments, augmented, draw_layers
 from levit_search.recipe import RandAugment, Recipe, rand_augment
 
@@ -173,7 +170,7 @@ def test_rand_augment_of_pictures_takes_every_magnitude(mode, policy):
         assert operation.aug_fn(picture, *values, **operation.kwargs).mode == mode
         if operation.name.startswith("Posterize"):
             assert 1 <= values[0] <= 4
-    with chance(0):
+    with seeded(0):
         assert all(view(picture).shape == (len(mode), SIZE, SIZE) for _ in range(50))
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from levit_search.batches import Batch, Batches, open_batches
-from levit_search.batches.memory import MemoryBatches
-from levit_search.batches.pictures import PictureBatches
+from levit_search.batches.in_memory import MemoryBatches
+from levit_search.batches.on_disk import PictureBatches
 from levit_search.data import Arrays, DataConfig, DataInfo
 from levit_search.errors import InputError
 from levit_search.recipe import Recipe

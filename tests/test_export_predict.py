@@ -17,7 +17,7 @@ from PIL import Image
 
 from levit_search.architecture import parse
 from levit_search.batches import Batches, open_batches
-from levit_search.batches.picture_views import evaluation_view
+from levit_search.batches.on_disk import evaluation_view
 from levit_search.data import DataConfig, builtin
 from levit_search.data.memory import resized, squared
 from levit_search.data.sources import FileSource, decode

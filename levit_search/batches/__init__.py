@@ -6,10 +6,9 @@ one candidate holds for all, and a run that starts in the middle sees what a who
 """
 
 from levit_search import data
-from levit_search.batches.memory import MemoryBatches
-from levit_search.batches.order import generator
-from levit_search.batches.pictures import PictureBatches
-from levit_search.batches.protocol import Batch, Batches
+from levit_search.batches.batch import Batch, Batches, generator
+from levit_search.batches.in_memory import MemoryBatches
+from levit_search.batches.on_disk import PictureBatches
 from levit_search.data import Arrays, DataConfig
 
 __all__ = ["Batch", "Batches", "generator", "open_batches"]

@@ -63,12 +63,12 @@ class _Work:
         import numpy as np
         from PIL import Image
 
-        from levit_search.batches.picture_views import chance, training_view
+        from levit_search.batches.on_disk import seeded, training_view
         from levit_search.recipe import Recipe
 
         view = training_view(Recipe(rand_augment="rand-m9-mstd0.5-inc1"), 16, True, [128] * 3)
         pixels = np.random.default_rng(0).integers(0, 256, (32, 24, 24, 3), dtype=np.uint8)
-        with chance(0):
+        with seeded(0):
             for each in pixels:
                 view(Image.fromarray(each))
         return "pictures are augmented"

@@ -31,8 +31,8 @@ import math
 from typing import Any
 
 from levit_search.batches import Batches
-from levit_search.batches.memory import MemoryBatches
-from levit_search.batches.picture_views import shown_share
+from levit_search.batches.in_memory import MemoryBatches
+from levit_search.batches.on_disk import shown_share
 from levit_search.data import DataConfig
 
 
