@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from levit_search.data import Arrays, DataConfig, Pictures, describe, fingerprint, load
-from levit_search.data.readers import chosen_splits
+from levit_search.data.survey import open_set
+from levit_search.data.timm_sets import chosen_splits
 from levit_search.errors import InputError
 
 CLASSES = ("frog", "newt", "toad")
@@ -402,7 +403,7 @@ def test_labels_that_are_no_classes_are_refused(tmp_path):
         (tmp_path / "set").mkdir(exist_ok=True)
         table.to_parquet(str(tmp_path / "set" / f"{part}.parquet"))
     config = DataConfig(name=f"hfds/{tmp_path / 'set'}", root=str(tmp_path / "cache"))
-    assert describe(config).class_names == ("0", "1")
+    assert open_set(config).describe() == ("0", "1")
     with pytest.raises(InputError, match=r"test: label -1 is none of the 2 classes; .*test_split"):
         load(config)
 

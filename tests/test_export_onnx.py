@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from levit_search.architecture import Architecture, parse
-from levit_search.data import builtin
-from levit_search.data.memory import resized
+from levit_search.data import DataConfig
+from levit_search.data.loading import resized
+from levit_search.data.sets import Digits
 from levit_search.errors import InputError
 from levit_search.export.onnx_file import write_onnx
 from levit_search.export.programs import write_openvino, write_torch_export
@@ -53,7 +54,7 @@ def model_of(name: str, layout: Layout = "tokens") -> Model:
 
 def real_images(network: Architecture, count: int = 64) -> Tensor:
     """Digits [B, C, S, S], another one in each channel."""
-    pixels = builtin.digits().images[: count * network.in_channels]
+    pixels = Digits(DataConfig()).sources()["train"].images[: count * network.in_channels]
     images = resized(pixels, network.image_size).reshape(count, -1, *[network.image_size] * 2)
     return torch.from_numpy(images).float().sub(125).div(95)
 

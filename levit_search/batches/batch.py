@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from levit_search.data import DataInfo, SplitName
@@ -63,6 +64,13 @@ class Batches(Protocol):
 
         Raises:
             InputError: too many images cannot be read.
+        """
+
+    def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
+        """The file of an image, or the decoded picture where it is not kept as a file.
+
+        Raises:
+            OSError: it is missing.
         """
 
 

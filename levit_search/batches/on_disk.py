@@ -5,10 +5,11 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,11 +21,7 @@ from levit_search.data import DataInfo, Pictures, Split, SplitName
 from levit_search.errors import InputError
 from levit_search.recipe import RandAugment, Recipe, rand_augment
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-
-Transform = Callable[["Image.Image"], Tensor]
+Transform = Callable[[Image.Image], Tensor]
 """From a picture of any size to uint8 [C, S, S]."""
 
 # Of ImageNet, with values up to 1.
@@ -95,6 +92,9 @@ class PictureBatches(Batches):
         requests = ([ViewRequest(split, index, ()) for index in part.tolist()] for part in indices)
         for pixels, labels in self._read(requests, None, device):
             yield normalized(pixels), labels
+
+    def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
+        return self._pictures[split].stored(index)
 
     def _read(
         self, requests: Iterable[list[ViewRequest]], recipe: Recipe | None, device: torch.device
@@ -264,7 +264,6 @@ def evaluation_view(size: int, channels: int) -> Transform:
 
 
 def _rand_augment(policy: RandAugment, fill: list[int]) -> Any:
-    from PIL import Image
     from timm.data import auto_augment
 
     std = policy.magnitude_std

@@ -27,9 +27,8 @@ from levit_search.data.sources import (
     squared,
     stratified,
 )
-from levit_search.data.streams import Stream
 from levit_search.data.survey import describe, looked_at, open_set, unreadable_of
-from levit_search.data.timm_sets import RowSource
+from levit_search.data.timm_sets import RowSource, Stream
 from levit_search.errors import InputError
 
 _TEST_SHARE = 0.2  # of a set that brings no test part

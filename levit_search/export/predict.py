@@ -158,8 +158,13 @@ class Network:
 
 def decoding_of(preprocessing: dict[str, Any]) -> Decoding:
     """How the network's pictures are decoded."""
-    low_high = (tuple(preprocessing[f"{kind}_range"]) for kind in ("integer", "float"))
-    return Decoding(preprocessing["mode"], preprocessing["ground"], *low_high)
+    how = Decoding(preprocessing["mode"])
+    return Decoding(
+        how.mode,
+        preprocessing.get("ground", how.ground),
+        tuple(preprocessing.get("integer_range", how.integers)),
+        tuple(preprocessing.get("float_range", how.floats)),
+    )
 
 
 def read_picture(name: str, how: Decoding) -> Image.Image:
