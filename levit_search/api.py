@@ -160,15 +160,19 @@ def run(
     return study
 
 
-def open_study(folder: str | Path) -> "Study":
+def open_study(folder: str | Path, data: str | Path | None = None) -> "Study":
     """A study that there is, to read from, also while a search is at work on it.
 
+    Args:
+        folder: of the study.
+        data: the folder where its data lies now; None: where it was.
+
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: there is none, or it cannot be read, or there is no folder ``data``.
     """
     from levit_search.study import Study
 
-    return Study.open(Path(folder))
+    return Study.open(Path(folder)).with_data(None if data is None else Path(data))
 
 
 def front(study: "Study") -> "list[Record]":

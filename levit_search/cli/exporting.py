@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.options import Json, StudyFolder
+from levit_search.cli.options import DataFolder, Json, StudyFolder
 from levit_search.cli.printing import print_json, say, tell
 from levit_search.errors import InputError
 
@@ -49,6 +49,7 @@ def export(
         bool, typer.Option("--probe/--no-probe", help="Time model.onnx again on the targets.")
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Write over what is in DIR.")] = False,
+    data: DataFolder = None,
     as_json: Json = False,
 ) -> None:
     """Write a chosen network as a folder that runs without this package.
@@ -62,14 +63,14 @@ def export(
     from levit_search.study import Study, parse_settings
 
     asked = _retraining(retrain, epochs, seeds, recipe, parse_settings(settings or []))
-    opened = Study.open(study)
+    opened = Study.open(study).with_data(data)
     record = exports.pick(opened, pick)
     network = record.architecture
     assert network is not None
     wishes = exports.Wishes(asked, tuple(also or ()), probe, force)
     folder = out or exports.default_folder(opened, record, wishes)
     try:
-        with StepProgress() as progress:
+        with opened.reading_data(), StepProgress() as progress:
             progress.begin("export", 1)
             progress.step(f"trial {record.trial}")
             written = exports.export(

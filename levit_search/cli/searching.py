@@ -16,7 +16,7 @@ from levit_search.errors import InputError
 if TYPE_CHECKING:
     from levit_search.search import Summary
     from levit_search.space import Survey
-    from levit_search.study import Study
+    from levit_search.study import Study, StudyConfig
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
     time: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="Start none after 90s, 30m or 2h30m; without --trials, any number."
+            metavar="TIME", help="Start none after 90s, 30m or 1h30; without --trials, any number."
         ),
     ] = None,
     engine: Annotated[
@@ -192,11 +192,11 @@ def space(
     from levit_search.study import parse_settings, read_config, space_file
 
     path = space_file(space)
-    config = read_config(path, parse_settings(settings or []))
+    config = _with_ends(read_config(path, parse_settings(settings or [])))
     compiled = config.space(str(path))
     survey = compiled.survey(sample)
-    names = architecture.published_names()
-    inside = [n for n in names if compiled.encode(architecture.published(n)) is not None]
+    published = architecture.published_for(**compiled.sizes)
+    inside = [name for name, network in published.items() if compiled.encode(network) is not None]
     slots = {slot.name: list(slot.values) for slot in compiled.slots}
     if as_json:
         print_json(
@@ -232,6 +232,21 @@ def space(
     tell(textwrap.fill(f"Published networks inside: {published}", 100, subsequent_indent="  "))
 
 
+def _with_ends(config: "StudyConfig") -> "StudyConfig":
+    """A configuration whose networks can be counted though its data is not here."""
+    from levit_search.data import describe
+
+    ends = {"in_channels": 3, "num_classes": 1000}
+    if ends.keys() <= config.architecture.keys():
+        return config
+    try:
+        describe(config.data)
+    except InputError as error:
+        say(f"levit-search: {error}; shown for 3 channels and 1000 classes")
+        return config.model_copy(update={"architecture": {**ends, **config.architecture}})
+    return config
+
+
 def _together(names: list[str]) -> list[str]:
     """Published names, those of one and the same network as ``ablation-base = ablation-A4``."""
     from levit_search.architecture import published
@@ -252,13 +267,31 @@ def _cost_quantiles(survey: "Survey") -> dict[str, dict[str, float]]:
     return {name: quantiles(column) for name, column in zip(Cost._fields, columns, strict=True)}
 
 
+_WHOLE_TIME = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s)?", re.ASCII)
+_PART_OF_TIME = re.compile(r"(\d{1,9}\.\d{1,9})([hms]?)", re.ASCII)
+
+
 def _seconds(text: str | None) -> float | None:
-    """``90s``, ``30m``, ``2h30m`` or plain seconds."""
+    """A time such as ``30m``, ``1.5h`` or ``1h30`` (an hour and 30 minutes) in seconds.
+
+    Raises:
+        InputError: it is none, or no time at all.
+    """
     if text is None:
         return None
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
-    parts = [int(part or 0) for part in found.groups()] if found and text.strip() else [0]
-    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    given = text.strip()
+    if part := _PART_OF_TIME.fullmatch(given):
+        seconds = float(part[1]) * {"h": 3600, "m": 60}.get(part[2], 1)
+    else:
+        # What the last number leaves out is the unit below the one before it.
+        for pattern, unit in ((r"(h[0-5]?\d)", "m"), (r"(m[0-5]?\d|^\d+)", "s")):
+            given = re.sub(rf"{pattern}$", rf"\1{unit}", given, flags=re.ASCII)
+        whole = _WHOLE_TIME.fullmatch(given)
+        hours, minutes, rest = (int(each or 0) for each in whole.groups()) if whole else (0, 0, 0)
+        seconds = 3600.0 * hours + 60 * minutes + rest
     if seconds <= 0:
-        raise InputError(f"--time {text}: expected a time such as 90s, 30m or 2h30m")
-    return float(seconds)
+        raise InputError(
+            f"--time {text}: expected a time such as 90s, 30m or 2h30m; also 90, 1h30 (an hour and "
+            "30 minutes), 2m30 and 1.5h"
+        )
+    return seconds

@@ -40,7 +40,7 @@ def study(folder: Path) -> list[Finding]:
         findings.append(ok("study", "trials", f"{shown}; {opened.place} is whole"))
         findings += _weights(opened, records)
     findings += _supernet(opened)
-    return [*findings, *_files(folder, busy), *data_of(opened.config.data)]
+    return [*findings, *_files(folder, busy), *data_of(folder, opened.config.data)]
 
 
 def _told_and_way(error: InputError, otherwise: str) -> tuple[str, str]:

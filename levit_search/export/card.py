@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from levit_search.architecture import Architecture, parse
+from levit_search.architecture import Architecture, sizes_of
 from levit_search.data import DataConfig
 from levit_search.environment import environment
 from levit_search.export.probing import Again, latencies
@@ -139,7 +139,10 @@ def _figures(facts: Facts) -> list[Row]:
     known = latencies(facts.study.config, facts.record)
     for name, section, found in known:
         on = "" if name is None else f" on {text(name)}"
-        rows += _latency(f"latency{on}", found, section.reference)
+        reference = section.reference
+        if not isinstance(reference, str):
+            reference = section.reference_for(**sizes_of(facts.network)).summary()
+        rows += _latency(f"latency{on}", found, reference)
     rows += [_again(again) for again in facts.again]
     for name, _, found in known:
         if found.get("peak_memory_mb"):
@@ -200,17 +203,16 @@ def _wilson_percent(percent: float, images: int) -> tuple[float, float]:
     return max(0.0, scale * (middle - half)), min(100.0, scale * (middle + half))
 
 
-def _latency(head: str, found: Mapping[str, Any], reference: str | Mapping[str, Any]) -> list[Row]:
+def _latency(head: str, found: Mapping[str, Any], reference: str) -> list[Row]:
     if found.get("method") == "predicted":
         spread = f"{found['low_ms']:.4g} to {found['high_ms']:.4g} ms (95 %)"
         return [(f"{head}, predicted", f"{found['latency_ms']:.4g} ms", spread, "not measured")]
     low, high = found["ratio_ci95"]
-    named = reference if isinstance(reference, str) else parse(dict(reference)).summary()
     return [
         (
             head,
             f"{found['latency_ms']:.4g} ms ({found['ratio_to_reference']:.4f} x "
-            f"{code(named)} fitted to these images)",
+            f"{code(reference)} fitted to these images)",
             f"{low:.4f} to {high:.4f} x (95 %)",
             _conditions(found),
         )

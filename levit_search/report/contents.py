@@ -7,13 +7,21 @@ counts, one multiply-add is one FLOP), trials are named by their numbers.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any, get_args
 
 import numpy as np
 
 from levit_search import table
-from levit_search.architecture import Architecture, fitted, published, published_names
+from levit_search.architecture import (
+    Architecture,
+    described,
+    fitted,
+    published,
+    published_names,
+    sizes_of,
+)
 from levit_search.audit import figures
 from levit_search.errors import InputError
 from levit_search.report.choices import Choices
@@ -126,47 +134,33 @@ def _published_ids(sample: Architecture) -> dict[str, str]:
     names: dict[str, list[str]] = {}
     for name in published_names():
         try:
-            network = _fitted(published(name), sample)
+            network = fitted(published(name), **sizes_of(sample))
         except InputError:  # the images are too small for it
             continue
         names.setdefault(network.id, []).append(name)
     return {network_id: " = ".join(equal) for network_id, equal in names.items()}
 
 
-def _fitted(network: Architecture, sample: Architecture) -> Architecture:
-    return fitted(
-        network,
-        image_size=sample.image_size,
-        in_channels=sample.in_channels,
-        num_classes=sample.num_classes,
-    )
-
-
-def _described(network: str | Mapping[str, Any], sample: Architecture) -> Architecture | None:
-    """A network that the configuration names or describes; None where it is no longer known."""
-    from levit_search.architecture import load, parse
-
-    try:
-        return _fitted(load(network) if isinstance(network, str) else parse(network), sample)
-    except InputError:
-        return None
-
-
 def _start_ids(start: Sequence[str | dict[str, Any]], sample: Architecture) -> set[str]:
-    found = [_described(network, sample) for network in start]
-    return {network.id for network in found if network is not None}
+    found = set()
+    for entry in start:
+        with suppress(InputError):  # left out of the search, or no longer known
+            is_name = isinstance(entry, str)
+            network = published(entry) if is_name else described(entry, sizes_of(sample))
+            found.add(fitted(network, **sizes_of(sample)).id)
+    return found
 
 
 def _references(study: Study, sample: Architecture) -> dict[str, str]:
     """The names, by id, of the networks that candidates were timed beside."""
     config = study.config
-    sections = [config.latency, *config.also_measured.values()] if config.is_measured else []
-    found = [(section.reference, _described(section.reference, sample)) for section in sections]
-    return {
-        network.id: given if isinstance(given, str) else network.summary()
-        for given, network in found
-        if network is not None
-    }
+    found: dict[str, str] = {}
+    for section in [config.latency, *config.also_measured.values()] if config.is_measured else []:
+        with suppress(InputError):  # it is no longer known
+            network = section.reference_for(**sizes_of(sample))
+            given = section.reference
+            found[network.id] = given if isinstance(given, str) else network.summary()
+    return found
 
 
 def _summary(

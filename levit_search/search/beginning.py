@@ -4,6 +4,7 @@ from pathlib import Path
 
 from levit_search.errors import InputError
 from levit_search.latency.ray_connection import knock
+from levit_search.search.preparation import start_values
 from levit_search.search.takeover import check_source
 from levit_search.space import Space, envelope_of
 from levit_search.study import Study, StudyConfig
@@ -55,11 +56,13 @@ def checked_space(config: StudyConfig, where: str = "space") -> Space:
 
     Raises:
         InputError: the data is missing or has other sizes, the template is malformed, no network of
-            the space keeps its limits, or its networks cannot share weights as they are to.
+            the space keeps its limits, its networks cannot share weights as they are to, or those
+            to try first are none of them.
     """
     config.check_data(where)
     space = config.space(where)
     space.check_feasible()
     if config.inherits:
         envelope_of(space, where)
+    start_values(config, space, where)
     return space

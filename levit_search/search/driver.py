@@ -90,7 +90,7 @@ class _Driver:
         self._study, self._space, self._display = study, space, display
         self._config = study.config
         self._source = check_source(take_from, study) if take_from is not None else None
-        self._starts = start_values(study, space)
+        self._starts = start_values(study.config, space, str(study.folder / "study.yaml"))
         self._books = Books(study, space, display)
         self._proposer = Proposer(
             self._books.sampler,

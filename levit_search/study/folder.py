@@ -5,6 +5,7 @@ the search, which holds the folder's lock; everything else (tables, front, expor
 """
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -62,8 +63,8 @@ class Study:
     def create(cls, folder: Path, config: StudyConfig, command: list[str]) -> "Study":
         """A new study, or the one in ``folder`` if it was made from the same configuration.
 
-        Budgets (``search.trials``, ``search.time_s``) and ``engine`` may differ, and so may
-        ``storage`` if the study is to be found there; the new ones count.
+        Budgets (``search.trials``, ``search.time_s``), ``engine`` and ``data.root`` may differ, and
+        so may ``storage`` if the study is to be found there; the new ones count.
 
         Raises:
             InputError: ``folder`` holds something else, or the storage cannot be used, and nothing
@@ -91,6 +92,40 @@ class Study:
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
         return study
+
+    def with_data(self, root: Path | None) -> "Study":
+        """The same study, to read from, with its data in another place.
+
+        Args:
+            root: the folder where the data lies now; None: where it was.
+
+        Raises:
+            InputError: there is no such folder, or the data lies in none.
+        """
+        data = self.config.data
+        if root is None:
+            return self
+        if data.name == "digits":
+            raise InputError(f"--data {root}: the study's data is digits, which lies in no folder")
+        if not root.is_dir():
+            raise InputError(f"--data {root}: no such folder")
+        moved = data.model_copy(update={"root": str(root.absolute())})
+        return Study(self.folder, self.config.model_copy(update={"data": moved}))
+
+    @contextmanager
+    def reading_data(self) -> Iterator[None]:
+        """What keeps the data from being read within the block says how to name another place.
+
+        Raises:
+            InputError: as within the block.
+        """
+        try:
+            yield
+        except InputError as error:
+            root = self.config.data.root
+            if root is None or os.path.exists(root):
+                raise
+            raise InputError(f"{error}; if the data lies elsewhere now, --data DIR") from None
 
     @property
     def checkpoints(self) -> Path:
