@@ -6,7 +6,6 @@ cut from its training part, stratified and always the same. A set with both a va
 split keeps them; from one without any, ``test`` is cut first.
 """
 
-from levit_search.data.builtin import user_cache
 from levit_search.data.config import DataConfig
 from levit_search.data.loading import describe, load, load_described
 from levit_search.data.pictures import Arrays, Pictures, Split, fingerprint
@@ -29,5 +28,4 @@ __all__ = [
     "fingerprint",
     "load",
     "load_described",
-    "user_cache",
 ]

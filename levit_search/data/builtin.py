@@ -12,6 +12,7 @@ from levit_search.data.config import DataConfig
 from levit_search.data.sources import ArraySource, Source, first_line
 from levit_search.data.splits import SplitName
 from levit_search.errors import InputError
+from levit_search.files import expanded, user_cache
 
 DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
 FASHION_CLASSES = (
@@ -32,12 +33,6 @@ _FASHION_FILES = {
 }
 _MOST_BYTES = 1 << 27  # of one of them, unpacked; the largest has 47 million
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
-
-
-def user_cache() -> Path:
-    """Where downloads and teachers are kept: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "levit-search"
 
 
 def digits() -> ArraySource:
@@ -66,7 +61,7 @@ def fashion_root(config: DataConfig) -> Path | None:
         InputError: a root was named, but the files are not in it.
     """
     if config.root is not None:
-        root = Path(config.root).expanduser()
+        root = expanded(config.root)
         for place in (root, root / "FashionMNIST" / "raw"):
             if _has_fashion(place):
                 return place

@@ -12,6 +12,8 @@ from levit_search.data.sources import FileSource, Source, formats
 from levit_search.data.splits import DataInfo, SplitName
 from levit_search.data.survey import LOOKED_AT, headers, survey
 from levit_search.errors import InputError
+from levit_search.files import expanded
+from levit_search.printable import readable_name
 
 
 def describe_folder(config: DataConfig) -> DataInfo:
@@ -29,7 +31,7 @@ def describe_folder(config: DataConfig) -> DataInfo:
     seen = survey(headers(source, range(len(names))))
     if seen is None:
         raise InputError(f"{train}: no readable images in {', '.join(few)}")
-    return DataInfo(seen[0], classes, hflip=True, image_size=seen[1])
+    return DataInfo(seen[0], tuple(map(readable_name, classes)), hflip=True, image_size=seen[1])
 
 
 def folder(config: DataConfig) -> dict[SplitName, Source]:
@@ -49,7 +51,7 @@ def _root(config: DataConfig) -> Path:
             "data.root: is required for data.name folder: a folder with train/ and val/, each "
             "with one folder of images for each class"
         )
-    root = Path(config.root).expanduser()
+    root = expanded(config.root)
     for part in ("train", "val"):
         if not (root / part).is_dir():
             raise InputError(

@@ -22,6 +22,7 @@ from levit_search.data.sources import Source, file_size, opened
 from levit_search.data.splits import DataInfo, SplitName
 from levit_search.data.survey import LOOKED_AT, headers, survey
 from levit_search.errors import InputError
+from levit_search.files import expanded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -124,7 +125,7 @@ def splits_and_columns(config: DataConfig) -> tuple[dict[SplitName, str], tuple[
     with explained(config):
         import datasets
 
-        root = None if config.root is None else str(Path(config.root).expanduser())
+        root = None if config.root is None else str(expanded(config.root))
         builder = datasets.load_dataset_builder(config.name.partition("/")[2], cache_dir=root)
         if builder.info.features is None and config.reader == "hfds":
             builder.download_and_prepare()

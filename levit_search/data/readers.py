@@ -13,6 +13,7 @@ from levit_search.data.config import DataConfig
 from levit_search.data.sources import first_line
 from levit_search.data.splits import SplitName
 from levit_search.errors import InputError, did_you_mean
+from levit_search.files import expanded
 
 _TRAIN = ("train", "training")
 _VAL = ("validation", "val", "valid", "eval", "evaluation", "dev")
@@ -40,7 +41,7 @@ def created(config: DataConfig, split: str, **options: Any) -> Any:
         InputError: an optional package is missing, or the set cannot be read.
     """
     # An absolute path is never an address: webdataset would run what follows `pipe:`.
-    root = None if config.root is None else str(Path(config.root).expanduser().absolute())
+    root = None if config.root is None else str(expanded(config.root).absolute())
     with explained(config):
         from timm.data import create_dataset
 

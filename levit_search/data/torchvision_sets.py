@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from levit_search.data.builtin import DIGIT_CLASSES, FASHION_CLASSES, user_cache
+from levit_search.data.builtin import DIGIT_CLASSES, FASHION_CLASSES
 from levit_search.data.config import DataConfig
 from levit_search.data.readers import (
     chosen_splits,
@@ -18,6 +18,7 @@ from levit_search.data.sources import ArraySource, FileSource, Source, first_lin
 from levit_search.data.splits import DataInfo, SplitName
 from levit_search.data.survey import LOOKED_AT, headers, survey
 from levit_search.errors import InputError
+from levit_search.files import expanded, user_cache
 
 # fmt: off
 _CIFAR10_CLASSES = (
@@ -108,7 +109,7 @@ def _splits(config: DataConfig) -> tuple[str, ...]:
 def _root(config: DataConfig) -> Path:
     if config.root is None:
         raise InputError(f"data.root: is required for data.name {config.name}")
-    root = Path(config.root).expanduser()
+    root = expanded(config.root)
     if not root.is_dir():
         raise InputError(f"data.root: {root} is no folder")
     return root
@@ -119,7 +120,7 @@ def _open(config: DataConfig, split: str) -> Any:
         return created(config, split, root=str(_root(config)))
     places = [data_folder(), user_cache()]
     if config.root is not None:
-        places = [Path(config.root).expanduser()]
+        places = [expanded(config.root)]
     roots = [str(place) for place in places if place is not None]
     for root in roots:
         try:

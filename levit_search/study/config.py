@@ -14,6 +14,7 @@ from levit_search import data as datasets
 from levit_search.configuration import Count, Frozen, read_yaml, validated
 from levit_search.data import DataConfig
 from levit_search.errors import InputError, UnknownNameError, did_you_mean
+from levit_search.files import expanded
 from levit_search.latency.programs import check_programs
 from levit_search.latency.protocol import LatencyConfig
 from levit_search.latency.targets import read_targets, resolved
@@ -316,7 +317,7 @@ def config_of(
         # ``{name}`` is filled in later; a search may go on from another folder.
         found = path.parent / weights
         is_beside = any(found.parent.glob(found.name.replace("{name}", "*")))
-        absolute = str((found if is_beside else Path(weights)).expanduser().absolute())
+        absolute = str(expanded(found if is_beside else weights).absolute())
         update["train"] = config.train.model_copy(update={"donor_weights": absolute})
     return config.model_copy(update=update)
 
