@@ -8,10 +8,9 @@ from typing import Any
 
 from levit_search.architecture import Architecture, Levit
 from levit_search.batches import open_batches
-from levit_search.data import user_cache
 from levit_search.distill import TeacherAnswers, obtain_teacher
 from levit_search.errors import InputError, TrialError, refused_by_disk
-from levit_search.files import remove_unfinished, write_atomically
+from levit_search.files import remove_unfinished, user_cache, write_atomically
 from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.forecast import Forecast
 from levit_search.latency.sharing import on_cores

@@ -1,6 +1,5 @@
 """The command that hands a network over."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 from levit_search.cli.options import DataFolder, Json, StudyFolder
 from levit_search.cli.printing import print_json, say, tell
 from levit_search.errors import InputError
+from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from levit_search.export import Export, Retraining
@@ -129,4 +129,4 @@ def _print_export(written: "Export", network: str) -> None:
             f"test by seed: {percents}; the weights are those of seed "
             f"{written.retrained['seed']}, the best on val"
         )
-    tell(f"Next: python {shlex.quote(str(Path(written.dir) / 'predict.py'))} IMAGE")
+    tell(f"Next: python {quoted(str(Path(written.dir) / 'predict.py'))} IMAGE")

@@ -1,7 +1,6 @@
 """Commands around a search: its space, the search itself and its front."""
 
 import re
-import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from levit_search.cli.options import Json, NewStudyFolder, Settings, StudyFolder
 from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
 from levit_search.errors import InputError
+from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from levit_search.search import Summary
@@ -144,7 +144,7 @@ def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> No
         "taken over": trials["taken"],
     }
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-    study = shlex.quote(summary.study)
+    study = quoted(summary.study)
     tell(f"\n{counts} in {summary.seconds:.0f} s; stopped because {summary.stopped_because}.")
     tell(f"Hypervolume {summary.hypervolume:.4f}. Files: {summary.study}/trials.csv, front.csv,")
     report = "report.html, " if page is not None else ""

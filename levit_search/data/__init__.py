@@ -8,7 +8,6 @@ split keeps them; from one without any, ``test`` is cut first.
 
 from levit_search.data.decoding import Decoding
 from levit_search.data.loading import Arrays, Pictures, Split, fingerprint, load, load_described
-from levit_search.data.sets import user_cache
 from levit_search.data.sources import (
     ArraySource,
     DataConfig,
@@ -40,5 +39,4 @@ __all__ = [
     "load_described",
     "looked_at",
     "survey",
-    "user_cache",
 ]

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +21,6 @@ from pydantic import ValidationError
 
 from levit_search.configuration import Frozen
 from levit_search.data.decoding import Decoding, decoded, is_transparent, numbers, opened
-from levit_search.data.sets import user_cache
 from levit_search.data.sources import (
     DataConfig,
     FileSource,
@@ -34,7 +32,7 @@ from levit_search.data.sources import (
     unreadable,
 )
 from levit_search.data.timm_sets import RowSource
-from levit_search.files import write_atomically
+from levit_search.files import expanded, user_cache, write_atomically
 
 LOOKED_AT = 100_000
 """Pictures of a set at most; of larger ones so many, evenly spread over each class."""
@@ -117,7 +115,7 @@ class FactTable:
     """
 
     def __init__(self, config: DataConfig, sources: Mapping[SplitName, Source]) -> None:
-        root = None if config.root is None else str(Path(config.root).expanduser().absolute())
+        root = None if config.root is None else str(expanded(config.root).absolute())
         place = [config.name, root, config.train_split, config.test_split]
         name = f"{content_digest(json.dumps(place).encode())}.json.gz"
         path = user_cache() / "surveys" / name

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from levit_search.data.decoding import MOST_BYTES, decoded, opened
-from levit_search.data.sets import DIGIT_CLASSES, FASHION_CLASSES, user_cache
+from levit_search.data.sets import DIGIT_CLASSES, FASHION_CLASSES
 from levit_search.data.sources import (
     ArraySource,
     DataConfig,
@@ -33,6 +33,7 @@ from levit_search.data.sources import (
     unreadable,
 )
 from levit_search.errors import InputError, did_you_mean
+from levit_search.files import expanded, user_cache
 
 _TRAIN = ("train", "training")
 _VAL = ("validation", "val", "valid", "eval", "evaluation", "dev")
@@ -60,7 +61,7 @@ def created(config: DataConfig, split: str, **options: Any) -> Any:
         InputError: an optional package is missing, or the set cannot be read.
     """
     # An absolute path is never an address: webdataset would run what follows `pipe:`.
-    root = None if config.root is None else str(Path(config.root).expanduser().absolute())
+    root = None if config.root is None else str(expanded(config.root).absolute())
     with explained(config):
         from timm.data import create_dataset
 
@@ -279,7 +280,7 @@ def _splits(config: DataConfig) -> tuple[str, ...]:
 def _root(config: DataConfig) -> Path:
     if config.root is None:
         raise InputError(f"data.root: is required for data.name {config.name}")
-    root = Path(config.root).expanduser()
+    root = expanded(config.root)
     if not root.is_dir():
         raise InputError(f"data.root: {root} is no folder")
     return root
@@ -290,7 +291,7 @@ def _open(config: DataConfig, split: str) -> Any:
         return created(config, split, root=str(_root(config)))
     places = [data_folder(), user_cache()]
     if config.root is not None:
-        places = [Path(config.root).expanduser()]
+        places = [expanded(config.root)]
     roots = [str(place) for place in places if place is not None]
     for root in roots:
         try:
@@ -426,7 +427,7 @@ def splits_and_columns(config: DataConfig) -> tuple[dict[SplitName, str], tuple[
     with explained(config):
         import datasets
 
-        root = None if config.root is None else str(Path(config.root).expanduser())
+        root = None if config.root is None else str(expanded(config.root))
         builder = datasets.load_dataset_builder(config.name.partition("/")[2], cache_dir=root)
         if builder.info.features is None and config.reader == "hfds":
             builder.download_and_prepare()

@@ -2,7 +2,6 @@
 
 import html
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from levit_search.data import DataConfig
 from levit_search.environment import environment
 from levit_search.export.probing import Again, latencies
 from levit_search.export.retraining import Retrained, Retraining
+from levit_search.printable import printable, quoted
 from levit_search.study import Record, Study, StudyConfig
 
 _KINDS = {"levit": "LeViT", "graft": "graft (ResNet stages, then ViT layers)"}
@@ -94,21 +94,17 @@ def model_card(facts: Facts) -> str:
 
 def text(value: str) -> str:
     """Foreign text within Markdown: what means something there, or in HTML, means nothing."""
-    plain = html.escape(_printable(value), quote=False)
+    plain = html.escape(_in_one_line(value), quote=False)
     return "".join(f"\\{each}" if each in "\\`*_[]|#" else each for each in plain)
 
 
 def code(value: str) -> str:
     """Foreign text between backticks."""
-    return _printable(value).replace("`", "'").replace("|", "\\|")
+    return _in_one_line(value).replace("`", "'").replace("|", "\\|")
 
 
-def _printable(value: str) -> str:
-    """In one line; what a file of UTF-8 or a terminal cannot show becomes an escape sequence."""
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
-        for each in " ".join(value.split())
-    )
+def _in_one_line(value: str) -> str:
+    return printable(" ".join(value.split()))
 
 
 def _data(config: DataConfig) -> str:
@@ -321,9 +317,8 @@ def _made(facts: Facts) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in now["packages"].items())
     revision = f" ({now['revision']})" if now["revision"] else ""
     options = facts.retraining.options() if facts.retraining is not None else []
-    command = shlex.join(
-        ["levit-search", "export", str(facts.study.folder), "--pick", facts.choice, *options]
-    )
+    named = [str(facts.study.folder), "--pick", facts.choice, *options]
+    command = " ".join(["levit-search export", *map(quoted, named)])
     return (
         f"`{code(command)}` on {now['started']}, {text(now['cpu'])}, {text(now['system'])}, Python "
         f"{now['python']}: {packages}{revision}."

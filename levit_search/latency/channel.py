@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from levit_search.errors import TrialError
+from levit_search.files import expanded
 from levit_search.latency import worker
 from levit_search.latency.answers import LieError, check_ready
 from levit_search.latency.process_pipe import (
@@ -268,7 +269,7 @@ def ssh_command(
     options += ["RemoteCommand=none", "ClearAllForwardings=yes"]
     command = ["ssh", "-T", *(part for option in options for part in ("-o", option))]
     if target.config_file is not None:
-        command += ["-F", str(target.config_file.expanduser())]
+        command += ["-F", str(expanded(target.config_file))]
     if target.port is not None:
         command += ["-p", str(target.port)]
     if target.user is not None:

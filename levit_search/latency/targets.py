@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from levit_search import plugins
 from levit_search.configuration import Frozen, read_yaml, validated
 from levit_search.errors import InputError, did_you_mean
+from levit_search.files import expanded
 from levit_search.plugins import Plugin
 
 FILE = "targets.yaml"
@@ -211,7 +212,7 @@ def target_files(beside: Path | None = None) -> list[Path]:
 
     That is ``~/.config/levit-search``, the working directory and ``beside``, a space file's folder.
     """
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "levit-search"
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or expanded("~/.config")) / "levit-search"
     folders = [config, Path(), *([beside] if beside else [])]
     return [folder / FILE for folder in dict.fromkeys(folders)]
 
@@ -233,9 +234,17 @@ def read_targets(beside: Path | None = None) -> dict[str, Named]:
     return plugged | {
         str(name): NamedTarget(entry, path)
         for path in target_files(beside)
-        if path.is_file()
+        if _is_there(path)
         for name, entry in read_yaml(path).items()
     }
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; none is in the home directory of somebody else."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return False
 
 
 def known_names(named: Mapping[str, Named]) -> list[str]:

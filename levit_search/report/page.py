@@ -9,7 +9,6 @@ import hashlib
 import html
 import json
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,6 +20,7 @@ from levit_search.configuration import write_yaml
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, is_maximised
+from levit_search.printable import quoted
 from levit_search.report.choices import FEWEST
 from levit_search.report.contents import contents
 from levit_search.report.tabs import TITLES
@@ -234,7 +234,8 @@ def _drawings(study: Study, trial: int, network: Architecture) -> dict[str, str]
 
 
 def _session(session: Mapping[str, Any]) -> dict[str, Any]:
-    return {**session, "command_text": shlex.join(map(str, session.get("command", [])))}
+    command = map(str, session.get("command", []))
+    return {**session, "command_text": " ".join(map(quoted, command))}
 
 
 def _search_text(study: Study) -> str:

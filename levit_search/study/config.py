@@ -22,7 +22,7 @@ from levit_search.configuration import (
     validated,
 )
 from levit_search.data import DataConfig
-from levit_search.data.config import BUILT_IN
+from levit_search.data.sources import BUILT_IN
 from levit_search.errors import InputError, UnknownNameError, did_you_mean
 from levit_search.latency.programs import check_programs
 from levit_search.latency.protocol import LatencyConfig
@@ -382,9 +382,7 @@ def _absolute(text: str, key: str, path: Path, changes: Mapping[str, Any]) -> Pa
     return Path(place).absolute()
 
 
-def _with_networks_read(
-    config: StudyConfig, path: Path, changes: Mapping[str, Any]
-) -> StudyConfig:
+def _with_networks_read(config: StudyConfig, path: Path, changes: Mapping[str, Any]) -> StudyConfig:
     """The same with descriptions of networks in place of the files that have them.
 
     Raises:

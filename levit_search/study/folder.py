@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from levit_search import architecture as architectures
@@ -19,6 +18,7 @@ from levit_search.configuration import write_yaml
 from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
 from levit_search.files import write_atomically, write_json
+from levit_search.printable import quoted
 from levit_search.study.address import masked
 from levit_search.study.backup import NAME as BACKUP
 from levit_search.study.backup import Backup, put_aside
@@ -56,7 +56,7 @@ class Study:
         except DamagedError as error:
             if Backup(folder).read().study is None:
                 raise
-            command = f"levit-search restore {quote(str(folder))}"
+            command = f"levit-search restore {quoted(str(folder))}"
             raise DamagedError(f"{error}; its {BACKUP} has the settings: {command}") from None
 
     @classmethod
