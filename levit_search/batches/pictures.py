@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from levit_search import data
@@ -44,6 +46,12 @@ class PictureBatches(Batches):
 
     def size(self, split: SplitName) -> int:
         return len(self._pictures[split].labels)
+
+    def labels(self, split: SplitName) -> NDArray[np.int64]:
+        return self._pictures[split].labels
+
+    def fingerprint(self, split: SplitName) -> str:
+        return data.fingerprint(self._pictures[split])
 
     def train(
         self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0

@@ -318,9 +318,16 @@ def train(
     if as_json:
         print_json(result)
         return
-    test = f", test {result['test_top1_percent']:.2f} %" if final else ""
+    accuracies = ", ".join(_accuracy(result, split) for split in ("val", "test")[: 1 + final])
     tell(
-        f"{arch} ({result['id']}) on {data}, {result['epochs']} epochs: top-1 val "
-        f"{result['val_top1_percent']:.2f} %{test}; {result['images_per_second']:.0f} images/s, "
-        f"{result['seconds']:.0f} s"
+        f"{arch} ({result['id']}) on {data}, {result['epochs']} epochs: top-1 {accuracies}; "
+        f"{result['images_per_second']:.0f} images/s, {result['seconds']:.0f} s"
     )
+
+
+def _accuracy(result: dict[str, Any], split: str) -> str:
+    """With its 95 % interval."""
+    from levit_search.significance import interval_text
+
+    interval = interval_text(*result[f"{split}_top1_percent_ci95"])
+    return f"{split} {result[f'{split}_top1_percent']:.2f} % ({interval})"
