@@ -190,8 +190,8 @@ def verdict(study: "Study") -> "Verdict":
     """What the accuracies of a study are worth: whether any network is better than guessing, each
     one's interval, and which are not told apart from the best.
 
-        if ls.verdict(study).kind == "guessing":
-            print(ls.verdict(study).text, *ls.verdict(study).advice, sep="\n")
+        found = ls.verdict(study)
+        print(found.kind, found.text, found.advice)
 
     Raises:
         InputError: the study's storage cannot be read.

@@ -97,6 +97,9 @@ class Verdict:
         }
 
 
+UNJUDGED = Verdict("unknown")
+
+
 def wilson_percent(percent: float, images: int, z: float | None = None) -> tuple[float, float]:
     """The interval of a share by Wilson (1927), which has a width at 0 and at 100 %, too.
 
@@ -113,6 +116,11 @@ def wilson_percent(percent: float, images: int, z: float | None = None) -> tuple
 def interval_text(low_percent: float, high_percent: float) -> str:
     """An interval for people."""
     return f"{low_percent:.2f} to {high_percent:.2f}"
+
+
+def accuracy_text(percent: float, images: int) -> str:
+    """An accuracy on so many images for people, with its 95 % interval."""
+    return f"{percent:.2f} % ({interval_text(*wilson_percent(percent, images))} %)"
 
 
 def guess_percent(labels: NDArray[np.int64]) -> float:
@@ -192,7 +200,7 @@ def judged(
     """
     rivals = [record for record in compared(records) if "top1_percent" in record.values]
     if not config.is_trained or not rivals:
-        return Verdict("unknown")
+        return UNJUDGED
     data = attributes.get("data") or {}
     guess = data.get("guess_percent")
     if guess is None or not data.get("val_images"):
@@ -240,7 +248,7 @@ def _images(record: Record, data: Mapping[str, Any]) -> int:
 
 
 def _tried(records: Sequence[Record]) -> int:
-    """How many networks might have been the best one, those that were stopped or failed included."""
+    """How many networks might have been the best one, stopped and failed ones included."""
     return len(
         {
             record.architecture.id
@@ -260,7 +268,7 @@ def _guessing(best: Accuracy, networks: int, guess: float, needed_percent: float
     )
     return (
         f"No network is better than guessing, as far as {best.images:,} images of val tell: the "
-        f"best of {count} has {best.percent:.2f} % ({best.interval()} %), always answering the "
+        f"best of {count} has {accuracy_text(best.percent, best.images)}, always answering the "
         f"largest class gives {guess:.2f} %; {told}."
     )
 
@@ -269,8 +277,8 @@ def _cost_alone(percents: Mapping[int, float], images: int) -> str:
     return (
         f"The accuracies of all {len(percents):,} networks are the same within noise "
         f"({interval_text(min(percents.values()), max(percents.values()))} % on {images:,} images "
-        "of val): this front is one of cost alone, and the cheapest network is as good as any. More "
-        "images in val (data.val_share) or longer training may tell networks apart."
+        "of val): this front is one of cost alone, and the cheapest network is as good as any. "
+        "More images in val (data.val_share) or longer training may tell networks apart."
     )
 
 

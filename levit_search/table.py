@@ -14,7 +14,7 @@ from levit_search.pareto import (
     minimised,
     non_dominated,
 )
-from levit_search.significance import Verdict, judged
+from levit_search.significance import UNJUDGED, Verdict, judged
 from levit_search.study import Record, Study, compared
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ def front(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Re
     return sorted(kept, key=lambda record: (record.values[by], record.trial))
 
 
-_UNJUDGED = Verdict("unknown")
-
-
-def as_json(record: Record, verdict: Verdict = _UNJUDGED) -> dict[str, Any]:
+def as_json(record: Record, verdict: Verdict = UNJUDGED) -> dict[str, Any]:
     """A record of the front: ``{trial, id, top1_percent, latency_ms, flops, params,
     top1_percent_ci95, val_images, vs_best, architecture}``, and ``latency_ms@NAME`` and so forth
     where it was measured on further targets; what was not measured is null.
@@ -141,7 +138,7 @@ def terminal(
     records: Sequence[Record],
     objectives: Sequence[Objective],
     title: str,
-    verdict: Verdict = _UNJUDGED,
+    verdict: Verdict = UNJUDGED,
 ) -> "Table":
     """A rich table."""
     from rich.table import Table
@@ -157,7 +154,7 @@ def terminal(
 
 
 def markdown(
-    records: Sequence[Record], objectives: Sequence[Objective], verdict: Verdict = _UNJUDGED
+    records: Sequence[Record], objectives: Sequence[Objective], verdict: Verdict = UNJUDGED
 ) -> str:
     """A Markdown table."""
     heads, rows = _rows(records, objectives, verdict)
@@ -165,7 +162,7 @@ def markdown(
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def as_csv(records: Sequence[Record], verdict: Verdict = _UNJUDGED) -> str:
+def as_csv(records: Sequence[Record], verdict: Verdict = UNJUDGED) -> str:
     """All that is known of each record, one a row, figures in plain units, networks as JSON."""
     found = columns(records, verdict)
     networks = [record.architecture for record in records]
@@ -179,7 +176,7 @@ def as_csv(records: Sequence[Record], verdict: Verdict = _UNJUDGED) -> str:
     return text.getvalue()
 
 
-def columns(records: Sequence[Record], verdict: Verdict = _UNJUDGED) -> dict[str, list[Any]]:
+def columns(records: Sequence[Record], verdict: Verdict = UNJUDGED) -> dict[str, list[Any]]:
     """All that is known of each record by column, figures in plain units; None where it is not."""
     accuracies = [verdict.by_trial.get(record.trial) for record in records]
     networks = [record.architecture for record in records]
