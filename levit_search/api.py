@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from levit_search.evaluate import Evaluation, Progress
     from levit_search.export import Export, Wishes
     from levit_search.model import Model
+    from levit_search.significance import Verdict
     from levit_search.study import Record, Study, StudyConfig
 
 
@@ -124,6 +125,7 @@ def run(
     It works in processes of its own, which a script need not guard against, and is called in the
     main thread. Interrupted, as by a notebook's stop button, it raises KeyboardInterrupt, and the
     same call goes on. Either way it leaves ``report.html`` in the folder once a trial is complete.
+    It warns where no network is better than guessing (:func:`verdict`).
 
     Args:
         config: what to search, and how.
@@ -150,13 +152,15 @@ def run(
     try:
         if progress:
             with SearchProgress(study) as shown:
-                search(study, watched(study, shown, tensorboard), source)
+                found = search(study, watched(study, shown, tensorboard), source)
         else:
-            search(study, watched(study, _Unshown(), tensorboard), source)
+            found = search(study, watched(study, _Unshown(), tensorboard), source)
     except KeyboardInterrupt:
         report_of_run(study, _warn)
         raise
     report_of_run(study, _warn)
+    if found.verdict.kind == "guessing":
+        _warn(found.verdict.text)
     return study
 
 
@@ -186,6 +190,21 @@ def front(study: "Study") -> "list[Record]":
     return table.front(study.records(), study.config.objectives)
 
 
+def verdict(study: "Study") -> "Verdict":
+    """What the accuracies of a study are worth: whether any network is better than guessing, each
+    one's interval, and which are not told apart from the best.
+
+        found = ls.verdict(study)
+        print(found.kind, found.text, found.advice)
+
+    Raises:
+        InputError: the study's storage cannot be read.
+    """
+    from levit_search.significance import judged
+
+    return judged(study.records(), study.attributes(), study.config)
+
+
 def trials(study: "Study") -> "pandas.DataFrame":
     """All finished trials, one a row by trial number, with the columns of ``trials.csv``.
 
@@ -200,8 +219,8 @@ def trials(study: "Study") -> "pandas.DataFrame":
 
     from levit_search import table
 
-    columns = table.columns(study.records())
-    texts = ("state", "id", "reason", "architecture")
+    columns = table.columns(study.records(), verdict(study))
+    texts = ("state", "id", "vs_best", "reason", "architecture")
     kinds: dict[str, Any] = {name: float for name in columns if name not in texts}
     kinds |= {"trial": int, "reused_from": "Int64"}
     return pandas.DataFrame(columns).astype(kinds).set_index("trial")

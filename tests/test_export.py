@@ -18,6 +18,7 @@ from levit_search.errors import InputError, LevitSearchError
 from levit_search.export import Retraining, Wishes, card, checks, module, package, probing
 from levit_search.export.probing import Again
 from levit_search.search import driver
+from levit_search.significance import wilson_percent
 from levit_search.study import Study
 from tests.conftest import Cli
 from tests.engines import HereEngine, run
@@ -79,7 +80,7 @@ def test_every_file_answers_like_the_trained_network_and_stands_in_the_card(
     assert written["val_top1_percent"] == pytest.approx(record.values["top1_percent"])
     text = (out / "README.md").read_text()
     percent = written["test_top1_percent"]
-    low, high = card._wilson_percent(percent, 360)
+    low, high = wilson_percent(percent, 360)
     spread = f"{low:.2f} to {high:.2f} % (95 %, binomial)"
     assert f"{percent:.2f} % | {spread} | 360 images" in text
     for name, difference in written["parity"].items():
@@ -386,11 +387,11 @@ def test_a_graph_in_another_layout_is_not_compared(study: Study) -> None:
 
 
 def test_accuracies_have_a_spread_at_their_ends_too() -> None:
-    low, high = card._wilson_percent(90.0, 100_000)  # of many images as the normal distribution's
+    low, high = wilson_percent(90.0, 100_000)  # of many images as the normal distribution's
     assert (low + high) / 2 == pytest.approx(90.0, abs=0.01)
     assert high - low == pytest.approx(2 * 196 * math.sqrt(0.9 * 0.1 / 100_000), rel=1e-3)
     for percent in (0.0, 100.0):  # the ends of z^2 / (n + z^2)
-        low, high = card._wilson_percent(percent, 50)
+        low, high = wilson_percent(percent, 50)
         assert high - low == pytest.approx(100 * 1.96**2 / (50 + 1.96**2))
         assert low <= percent <= high
 

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -37,6 +38,12 @@ class Batches(Protocol):
 
     def size(self, split: SplitName) -> int:
         """Images in a split."""
+
+    def labels(self, split: SplitName) -> NDArray[np.int64]:
+        """The classes of a split's images, int64 [N]."""
+
+    def fingerprint(self, split: SplitName) -> str:
+        """A hash of a split's images, as :func:`levit_search.data.fingerprint` has it."""
 
     def batch_size(self, recipe: Recipe) -> int:
         """Rows of each batch: fewer than the recipe says only where there are fewer images."""

@@ -57,6 +57,12 @@ class MemoryBatches(Batches):
     def size(self, split: SplitName) -> int:
         return len(self._labels[split])
 
+    def labels(self, split: SplitName) -> NDArray[np.int64]:
+        return self._labels[split].numpy()
+
+    def fingerprint(self, split: SplitName) -> str:
+        return data.fingerprint(Arrays(self._images[split].numpy(), self.labels(split)))
+
     def train(
         self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
     ) -> Iterator[Batch]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -63,6 +64,12 @@ class PictureBatches(Batches):
 
     def size(self, split: SplitName) -> int:
         return len(self._pictures[split].labels)
+
+    def labels(self, split: SplitName) -> NDArray[np.int64]:
+        return self._pictures[split].labels
+
+    def fingerprint(self, split: SplitName) -> str:
+        return data.fingerprint(self._pictures[split])
 
     def train(
         self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0

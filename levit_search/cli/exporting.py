@@ -107,12 +107,19 @@ def _retraining(
 
 
 def _print_export(written: "Export", network: str) -> None:
+    from levit_search.significance import accuracy_text
+
     tell(f"{network} written to {written.dir}:")
     for name in written.files:
         found = written.parity.get(name.rstrip("/"))
         note = "" if found is None else f"logits within {found:.1e}" if found else "same logits"
         tell(f"  {name:22}{note}".rstrip())
-    tell(f"top-1: val {written.val_top1_percent:.2f} %, test {written.test_top1_percent:.2f} %")
+    found = written.as_json()
+    accuracies = [
+        f"{split} {accuracy_text(found[f'{split}_top1_percent'], found[f'{split}_images'])}"
+        for split in ("val", "test")
+    ]
+    tell(f"top-1: {', '.join(accuracies)}")
     for again in written.probed_again:
         if again["now"] is None:
             tell(f"{again['figure']}: not measured again ({again['reason']})")

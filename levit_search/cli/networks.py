@@ -292,6 +292,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one network, its stem fitted to the images, with the data set's default recipe."""
+    from levit_search.significance import accuracy_text
     from levit_search.single import train_single
     from levit_search.study import load_architecture
 
@@ -318,9 +319,12 @@ def train(
     if as_json:
         print_json(result)
         return
-    test = f", test {result['test_top1_percent']:.2f} %" if final else ""
+    accuracies = [
+        f"{split} {accuracy_text(result[f'{split}_top1_percent'], result[f'{split}_images'])}"
+        for split in ("val", "test")[: 1 + final]
+    ]
     tell(
-        f"{arch} ({result['id']}) on {data}, {result['epochs']} epochs: top-1 val "
-        f"{result['val_top1_percent']:.2f} %{test}; {result['images_per_second']:.0f} images/s, "
+        f"{arch} ({result['id']}) on {data}, {result['epochs']} epochs: top-1 "
+        f"{', '.join(accuracies)}; {result['images_per_second']:.0f} images/s, "
         f"{result['seconds']:.0f} s"
     )

@@ -15,8 +15,9 @@ from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from levit_search.search import Summary
+    from levit_search.significance import Verdict
     from levit_search.space import Survey
-    from levit_search.study import Study, StudyConfig
+    from levit_search.study import Record, Study, StudyConfig
 
 
 def run(
@@ -47,7 +48,10 @@ def run(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Search a space; on a study folder that exists, go on with it."""
+    """Search a space; on a study folder that exists, go on with it.
+
+    Ends with 1 where no network is better than guessing; what was found is kept all the same.
+    """
     from levit_search.progress import SearchProgress
     from levit_search.search import begin, search
     from levit_search.search.interruption import Interruption
@@ -90,6 +94,8 @@ def run(
         print_json(_summary_json(summary))
     else:
         _print_summary(summary, opened.config.objectives, page)
+    if summary.verdict.kind == "guessing":
+        raise typer.Exit(1)
 
 
 def _goes_on(study: "Study") -> str:
@@ -125,15 +131,37 @@ def _summary_json(summary: "Summary") -> dict[str, Any]:
         "trials": summary.trials,
         "seconds": round(summary.seconds, 3),
         "hypervolume": summary.hypervolume,
-        "front": [as_json(record) for record in summary.front],
+        "verdict": summary.verdict.as_json(),
+        "front": [as_json(record, summary.verdict) for record in summary.front],
     }
 
 
-def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> None:
+def _print_front(
+    study: Path | str, best: "list[Record]", objectives: Any, verdict: "Verdict"
+) -> None:
+    """What the accuracies are worth first, if that is little, then the table."""
     from levit_search import table
 
-    title = f"Pareto front of {summary.study}: {len(summary.front)} networks"
-    print_table(table.terminal(summary.front, objectives, title))
+    for line in _verdict_lines(verdict):
+        tell(line)
+    title = f"Pareto front of {study}: {len(best)} network{'' if len(best) == 1 else 's'}"
+    print_table(table.terminal(best, objectives, title, verdict))
+    if legend := verdict.legend():
+        tell(textwrap.fill(legend, 100))
+
+
+def _verdict_lines(verdict: "Verdict") -> list[str]:
+    lines = textwrap.wrap(verdict.text, 100)
+    if verdict.advice:
+        lines.append("What to try, each in another study (--study):")
+        lines += [
+            textwrap.fill(f"  {each}", 100, subsequent_indent="    ") for each in verdict.advice
+        ]
+    return [*lines, ""] if lines else []
+
+
+def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> None:
+    _print_front(summary.study, summary.front, objectives, summary.verdict)
     trials = summary.trials
     kinds = {
         "evaluated": trials["evaluated"],
@@ -158,27 +186,33 @@ def front(
     study: StudyFolder,
     format: Annotated[str, typer.Option(help="table, csv, json or markdown.")] = "table",
 ) -> None:
-    """Print the Pareto front of a study."""
+    """Print the Pareto front of a study, and what its accuracies are worth.
+
+    Where the output is for programs that is said on standard error; the exit code is 0 either way.
+    """
     from levit_search import table
     from levit_search.errors import UnknownNameError
+    from levit_search.significance import judged
     from levit_search.study import Study
 
     formats = ("table", "csv", "json", "markdown")
     if format not in formats:
         raise UnknownNameError("format", format, formats)
     opened = Study.open(study)
-    objectives = opened.config.objectives
-    best = table.front(opened.records(), objectives)
+    objectives, records = opened.config.objectives, opened.records()
+    best = table.front(records, objectives)
+    verdict = judged(records, opened.attributes(), opened.config)
+    for line in _verdict_lines(verdict) if format != "table" else ():
+        say(line)
     match format:
         case "csv":
-            tell(table.as_csv(best), end="")
+            tell(table.as_csv(best, verdict), end="")
         case "json":
-            print_json([table.as_json(record) for record in best])
+            print_json([table.as_json(record, verdict) for record in best])
         case "markdown":
-            tell(table.markdown(best, objectives), end="")
+            tell(table.markdown(best, objectives, verdict), end="")
         case _:
-            title = f"Pareto front of {study}: {len(best)} networks"
-            print_table(table.terminal(best, objectives, title))
+            _print_front(study, best, objectives, verdict)
 
 
 def space(

@@ -1,7 +1,6 @@
 """The model card of an export: every figure with its spread, and where it comes from."""
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from levit_search.environment import environment
 from levit_search.export.probing import Again, latencies
 from levit_search.export.retraining import Retrained, Retraining
 from levit_search.printable import printable, quoted
+from levit_search.significance import Accuracy, interval_text, wilson_percent
 from levit_search.study import Record, Study, StudyConfig
 
 _KINDS = {"levit": "LeViT", "graft": "graft (ResNet stages, then ViT layers)"}
@@ -44,6 +44,10 @@ class Facts:
     preprocessing: Mapping[str, Any]
     accuracies: Mapping[str, tuple[float, int]]
     """By split, of the weights that are exported: top-1 in percent, and of how many images."""
+    searched: Accuracy | None
+    """What the search found, where it is known on how many images."""
+    notice: str | None
+    """What is to be known before anything else: that these weights are no better than guessing."""
     retrained: Retrained | None
     retraining: Retraining | None
     """How it was asked for."""
@@ -68,6 +72,7 @@ def model_card(facts: Facts) -> str:
     parts = [
         _front_matter(facts),
         f"# {text(facts.study.config.name)} {network.id}",
+        f"> **{text(facts.notice)}**" if facts.notice else "",
         f"A {_KINDS[network.family]} for {_data(facts.config.data)}, found by levit-search: "
         f"trial {facts.record.trial} of the study `{code(facts.study.config.name)}`, picked by "
         f"`{code(facts.choice)}`.",
@@ -158,12 +163,12 @@ def _accuracies(facts: Facts) -> list[Row]:
     data, retrained = _data(facts.config.data), facts.retrained
     rows: list[Row] = []
     for split, (percent, images) in facts.accuracies.items():
-        low, high = _wilson_percent(percent, images)
+        low, high = wilson_percent(percent, images)
         rows.append(
             (
                 f"top-1, {split}",
                 f"{percent:.2f} %",
-                f"{low:.2f} to {high:.2f} % (95 %, binomial)",
+                f"{interval_text(low, high)} % (95 %, binomial)",
                 f"{images:,} images of {data}; these weights",
             )
         )
@@ -184,19 +189,11 @@ def _accuracies(facts: Facts) -> list[Row]:
             (
                 "top-1, val, in the search",
                 f"{facts.record.values['top1_percent']:.2f} %",
-                "",
+                f"{facts.searched.interval()} % (95 %, binomial)" if facts.searched else "",
                 f"after {epochs} epochs",
             )
         )
     return rows
-
-
-def _wilson_percent(percent: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share by Wilson (1927), which has a width at 0 and at 100 %, too."""
-    share, z2 = percent / 100, 1.96**2 / images
-    half = math.sqrt(z2 * (share * (1 - share) + z2 / 4))
-    middle, scale = share + z2 / 2, 100 / (1 + z2)
-    return max(0.0, scale * (middle - half)), min(100.0, scale * (middle + half))
 
 
 def _latency(head: str, found: Mapping[str, Any], reference: str) -> list[Row]:

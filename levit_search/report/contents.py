@@ -29,6 +29,7 @@ from levit_search.report.details import audited, chosen, details
 from levit_search.report.reasons import grouped
 from levit_search.report.tabs import network_id, rounded, tabs, upwards
 from levit_search.reproduce.paper import published_table
+from levit_search.significance import Accuracy, judged
 from levit_search.study import Record, Study
 
 _CURVE_POINTS = 60  # of a learning curve that are shown at most
@@ -45,17 +46,21 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
             also be one that was not trained to its end.
 
     Returns:
-        ``{study, folder, made, objectives, up, summary, tabs, trials, trajectory, importance,
-        slots, prediction, failures, published, chosen, details, environment, data, settings}``.
+        ``{study, folder, made, objectives, up, verdict, summary, tabs, trials, trajectory,
+        importance, slots, prediction, failures, published, chosen, details, environment, data,
+        settings}``.
 
+        ``verdict`` is what :class:`levit_search.significance.Verdict` says of the accuracies, and
+        its ``legend``.
         ``up`` is the figure that is drawn upwards: accuracy where there is one. ``tabs`` has one
         cost each that it is drawn against, ``{figure, title, unit, scale, log, objective, front,
         reference, device, runtime}``: the figure divided by ``scale`` is in ``unit``, ``front`` are
         the trials that no other beats in ``up`` and this figure, the cheapest first,
         ``reference`` is ``{name, ms, trial}`` or None.
         ``trials`` are in the order of their numbers, ``{trial, id, state, outcome, on_front, name,
-        is_start, is_reference, values, architecture, reason, reused_from, seconds, curve, rungs,
-        choices}``: ``name`` is a published network's or None, ``curve`` is [[epoch, top-1 %]],
+        is_start, is_reference, values, accuracy, architecture, reason, reused_from, seconds, curve,
+        rungs, choices}``: ``name`` is a published network's or None, ``accuracy`` is ``{low, high,
+        images, vs_best}`` in percent or None, ``curve`` is [[epoch, top-1 %]],
         ``rungs`` is [[epoch, top-1 %, goes on]] and ``choices`` has for each of ``slots`` the place
         of its value there, None where it means nothing. ``trajectory`` has the points at which the
         hypervolume changed, column by column: ``trials``, ``epochs``, ``hours`` (None where they
@@ -78,6 +83,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
             "report yet; `levit-search run` goes on with the search"
         )
     attributes = study.attributes()
+    verdict = judged(records, attributes, config)
     sample = front[0].architecture
     assert sample is not None
     names = _published_ids(sample)
@@ -101,11 +107,13 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "objectives": list(objectives),
         "up": upwards(objectives),
+        "verdict": {**verdict.as_json(), "legend": verdict.legend()},
         "summary": _summary(study, by_outcome, front, path),
         "tabs": tabs(study, records, attributes, references),
         "trials": [
             {
                 **_trial(record, outcome, names, choices),
+                "accuracy": _accuracy(verdict.by_trial.get(record.trial)),
                 "on_front": record.trial in on_front,
                 "is_start": network_id(record) in starts,
                 "is_reference": network_id(record) in references,
@@ -120,7 +128,10 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         "published": _published_figures(sample),
         "chosen": [record.trial for record, _ in listed],
         "details": {
-            str(record.trial): {"picked_as": why, **details(record, accuracies)}
+            str(record.trial): {
+                "picked_as": why,
+                **details(record, accuracies, verdict.by_trial.get(record.trial)),
+            }
             for record, why in listed
         },
         "environment": {"sessions": _sessions(study)},
@@ -211,6 +222,13 @@ def _trial(
         ],
         "choices": choices.places(network),
     }
+
+
+def _accuracy(found: Accuracy | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    ends = {"low": rounded(found.low_percent), "high": rounded(found.high_percent)}
+    return {**ends, "images": found.images, "vs_best": found.vs_best}
 
 
 def _thinned(curve: Sequence[Mapping[str, Any]]) -> list[list[float]]:

@@ -16,10 +16,17 @@ from levit_search.search.books import Books, Candidate, notes_of
 from levit_search.search.engine import Engine, Event, make_engine, pass_on_warnings
 from levit_search.search.memory import collected_later
 from levit_search.search.outcome import Display, Summary, front_volume
-from levit_search.search.preparation import check_devices, remember, sample_of, start_values
+from levit_search.search.preparation import (
+    check_data,
+    check_devices,
+    remember,
+    sample_of,
+    start_values,
+)
 from levit_search.search.samplers import Proposer, Standing
 from levit_search.search.takeover import check_source, taken_over
 from levit_search.search.verification import Verification
+from levit_search.significance import judged
 from levit_search.space import Space
 from levit_search.study import Study, training_file
 
@@ -203,6 +210,7 @@ class _Driver:
 
     def _prepared(self, event: Event) -> None:
         check_devices(self._study, self._books.attributes, event.content)
+        check_data(self._study, self._books.attributes, event.content)
         remember(self._books.ledger, event.content)
 
     def _loop(self, engine: Engine) -> str:
@@ -412,4 +420,5 @@ class _Driver:
             front=front,
             stopped_because=because,
             is_interrupted=because == _INTERRUPTED,
+            verdict=judged(tally.records, self._books.attributes, self._config),
         )

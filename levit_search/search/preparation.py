@@ -14,7 +14,7 @@ from levit_search.search.ledger import Ledger
 from levit_search.space import Space
 from levit_search.study import Study, StudyConfig
 
-PREPARED = ("settled_ms", "device", "devices", "teacher", "supernet")
+PREPARED = ("settled_ms", "device", "devices", "data", "teacher", "supernet")
 """What a study keeps of its preparation."""
 
 
@@ -52,6 +52,34 @@ def check_devices(study: Study, attributes: Mapping[str, Any], prepared: Mapping
                 f"{study.folder}: its latencies{at} were measured with {name} {old.get(name)}, "
                 f"here it is {new.get(name)}; start another study by --study"
             )
+
+
+def check_data(study: Study, attributes: Mapping[str, Any], prepared: Mapping[str, Any]) -> None:
+    """Make sure that accuracies on different images do not come onto one front.
+
+    Args:
+        study: for the message.
+        attributes: of the study; ``data`` is what earlier accuracies were measured on, which
+            studies of older releases did not note.
+        prepared: the same of now; empty where nothing is trained.
+
+    Raises:
+        InputError: these are other images.
+    """
+    before, now = attributes.get("data") or {}, prepared.get("data") or {}
+    if not (before.get("id") and now.get("id")) or before["id"] == now["id"]:
+        return
+    counts = ("num_classes", "train_images", "val_images")
+    changed = [
+        f"{name} {before[name]} then, {now[name]} now"
+        for name in counts
+        if before.get(name) != now.get(name) and name in before and name in now
+    ]
+    raise InputError(
+        f"{study.folder}: its accuracies were measured on other images "
+        f"({', '.join(changed) or 'as many as now, of other content'}); put the old ones back, or "
+        "begin another study by --study"
+    )
 
 
 def _devices(found: Mapping[str, Any]) -> dict[str, Any]:
