@@ -56,6 +56,7 @@ for _command in (
     targeting.targets,
     networks.train,
     reproducing.reproduce,
+    searching.data,
     searching.space,
     doctoring.doctor,
 ):

@@ -45,6 +45,10 @@ def run(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write its events to STUDY/tensorboard.")
     ] = False,
+    anew: Annotated[
+        bool,
+        typer.Option("--anew", help="Begin the study again; what there is, is kept beside it."),
+    ] = False,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
@@ -75,7 +79,9 @@ def run(
     if time is not None:
         changes.setdefault("search.trials", None)
     path = space_file(space)
-    opened = begin(read_config(path, changes), study, sys.argv, take_from, str(path))
+    opened = begin(read_config(path, changes), study, sys.argv, take_from, str(path), anew, say)
+    if (found := opened.survey()) is not None:
+        say("\n".join([*found.lines(), ""]))
     _say_where_to_look(opened, tensorboard)
     try:
         with Interruption() as interruption, SearchProgress(opened) as progress:
@@ -180,6 +186,35 @@ def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> No
     tell(f"  levit-search front {study}")
     tell(f"  levit-search report {study} --open")
     tell(f"  levit-search export {study} --pick knee")
+
+
+def data(
+    source: Annotated[
+        str, typer.Argument(metavar="DIR|NAME", help="A folder of images, or a data set's name.")
+    ],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Show what is in a data set and how it is read: pictures, classes, sizes, faults, copies."""
+    from levit_search.configuration import validated
+    from levit_search.data import DataConfig, check, survey
+    from levit_search.study import parse_settings
+
+    is_folder = Path(source).is_dir()
+    given = (
+        {"name": "folder", "root": str(Path(source).absolute())} if is_folder else {"name": source}
+    )
+    for key, value in parse_settings(settings or []).items():
+        if not key.startswith("data."):
+            raise InputError(f"--set {key}: this command knows keys of data alone")
+        given[key.removeprefix("data.")] = value
+    config = validated(DataConfig, given, "data")
+    found = survey(config, say)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        tell("\n".join(found.lines()))
+    check(found, config)
 
 
 def front(

@@ -187,11 +187,11 @@ def load_described(
     images = sum(len(indices) for _, indices in parts.values())
     fits = images * info.in_channels * size**2 <= config.memory_limit_mb * 10**6
     splits: dict[SplitName, Split] = {}
+    known = unreadable_of(config)
     if fits if config.in_memory is None else config.in_memory:
         for name, (source, indices) in parts.items():
             splits[name] = held(source, indices, how, size, faults)
     else:
-        known = unreadable_of(config)
         for name, (source, indices) in parts.items():
             bad = [index for index in indices.tolist() if source.name(index) in known]
             for index in bad:

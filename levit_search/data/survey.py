@@ -109,6 +109,11 @@ class DataSurvey(Frozen):
     def info(self) -> DataInfo:
         return DataInfo(self.in_channels, self.class_names, self.hflip, self.image_size)
 
+    def told_counts(self) -> str:
+        """How many pictures and classes there are."""
+        pictures = sum(map(sum, self.counts.values()))
+        return f"{pictures:,} pictures of {len(self.class_names)} classes"
+
     def lines(self) -> list[str]:
         """The survey for people, a fact a line."""
         return list(_lines(self))
@@ -198,11 +203,15 @@ def check(found: DataSurvey, config: DataConfig) -> None:
             f"data.max_unreadable: more than {config.max_unreadable} images are unreadable: "
             f"{listed}{f' and {more} more' if more else ''}"
         )
-    if config.fingerprint not in (None, found.fingerprint):
+    _check_fingerprint(config, found.fingerprint)
+
+
+def _check_fingerprint(config: DataConfig, found: str) -> None:
+    if config.fingerprint not in (None, found):
         raise InputError(
-            f"data.root: {config.root}: its pictures are not those that the study was made for "
-            f"(fingerprint {found.fingerprint}, not {config.fingerprint}); put those back, or "
-            "begin another study"
+            f"data.root: the pictures in {config.root} are not those that the study was made for "
+            f"(fingerprint {found}, not {config.fingerprint}); put those back, or name the folder "
+            "where they lie"
         )
 
 
@@ -234,18 +243,23 @@ def unreadable_of(config: DataConfig) -> dict[str, str]:
     """The pictures of a set of files that cannot be read, by name, with the reason.
 
     Raises:
-        InputError: as :func:`survey` and :func:`check`.
+        InputError: the data is missing, or not the pictures of ``config.fingerprint``.
     """
     data_set = open_set(config)
     if isinstance(data_set.describe(), DataInfo) or isinstance(data_set, Stream):
         return {}
     table = FactTable(config, data_set.sources())
     table.fill(_silent)
-    return {
+    broken = {
         each.name: each.facts.error
         for each in table.looked
         if each.facts is not None and each.facts.error is not None
     }
+    if config.fingerprint is not None:
+        _check_fingerprint(
+            config, _fingerprint(each for each in table.looked if each.name not in broken)
+        )
+    return broken
 
 
 def _known(config: DataConfig, data_set: DataSet, info: DataInfo) -> DataSurvey:

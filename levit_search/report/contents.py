@@ -23,6 +23,7 @@ from levit_search.architecture import (
     sizes_of,
 )
 from levit_search.audit import figures
+from levit_search.data import DataSurvey
 from levit_search.errors import InputError
 from levit_search.report.choices import Choices
 from levit_search.report.details import audited, chosen, details
@@ -285,23 +286,26 @@ def _is_session(session: object) -> bool:
 
 
 def _data(study: Study, sample: Architecture) -> dict[str, Any]:
-    config = study.config.data
+    config, survey = study.config.data, study.survey()
     return {
         "name": config.name,
         "root": str(config.root) if config.root is not None else None,
         "image_size": sample.image_size,
         "channels": sample.in_channels,
         "classes": sample.num_classes,
-        "class_names": _class_names(study),
+        "class_names": _class_names(study, survey),
+        "survey": survey.lines() if survey is not None else None,
         "val_share": config.val_share,
         "train_images": config.train_images,
     }
 
 
-def _class_names(study: Study) -> list[str] | None:
+def _class_names(study: Study, survey: DataSurvey | None) -> list[str] | None:
     """None where the data is not here; a report needs none."""
     from levit_search.data import describe
 
+    if survey is not None:
+        return list(survey.class_names)
     if study.config.data.reader not in ("digits", "fashion-mnist", "folder", "torch"):
         return None  # others may take long to open, or ask the network
     try:

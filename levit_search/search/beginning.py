@@ -1,7 +1,9 @@
 """What comes before a search: everything is checked that can be without work of its own."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from levit_search import data
 from levit_search.errors import InputError
 from levit_search.latency.ray_connection import knock
 from levit_search.search.preparation import start_values
@@ -16,6 +18,8 @@ def begin(
     command: list[str],
     take_from: Path | None = None,
     where: str = "space",
+    anew: bool = False,
+    told: Callable[[str], None] = lambda _: None,
 ) -> Study:
     """The study to search: a new one, or the one in ``folder`` that is to go on.
 
@@ -25,18 +29,27 @@ def begin(
         command: that asked for it, to be noted.
         take_from: the folder of another study, whose finished trials are to be taken over.
         where: the space file, for messages.
+        anew: begin the study again; what is there is kept beside it.
+        told: told what is being done, where it takes long.
 
     Raises:
         InputError: the data, the space, the other study or the folder is not fit for it. Nothing
             was written.
     """
+    found = data.looked_at(config.data, told)
+    config = config.model_copy(update={"data": found})
     checked_space(config, where)
     folder = folder or Path("studies") / config.name
     if take_from is not None:
         check_source(take_from, Study(folder, config))
     if config.engine.kind == "ray" and config.engine.address is not None:
         check_address(config.engine.address)
-    return Study.create(folder, config, command)
+    if anew:
+        Study.put_aside(folder)
+    study = Study.create(folder, config, command)
+    if found.is_looked_at or found.name in ("digits", "fashion-mnist"):
+        study.keep_survey(data.survey(found, told))
+    return study
 
 
 def check_address(address: str) -> None:
