@@ -28,6 +28,7 @@ from levit_search.data.sources import (
     SplitName,
     UnreadableError,
     decode,
+    no_bomb_warnings,
     squared,
     unreadable,
 )
@@ -169,7 +170,7 @@ class FactTable:
     ) -> None:
         spoken = time.monotonic()
         # Pillow decodes and hashlib hashes without Python's lock.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        with no_bomb_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             found = threads.map(lambda each: _examined(self._sources[each[0]], each[1]), places)
             for count, (place, facts) in enumerate(zip(places, found, strict=True), start=1):
                 self._files[place[2]] = [*place[3], *facts]
@@ -344,9 +345,9 @@ def compare_mirrored(
 
     A classifier (ridge regression with a Gaussian kernel on colours and on histograms of oriented
     gradients, after Dalal and Triggs 2005) is fitted on four fifths of the pictures as they are,
-    and asked about the last fifth as it is and mirrored. Mirroring changes classes where the
-    mirrored ones do worse beyond chance (a sign test, one-sided, at 1 %) and by much: ten points
-    over all, or thirty in one class.
+    and asked about the last fifth as it is and mirrored. Mirroring changes classes where ten in a
+    hundred pictures more are taken for another class once mirrored, or in one class half of them
+    for a single other one, and more than chance would have it (one-sided sign tests at 1 %).
 
     Args:
         images: uint8 [N, C, 24, 24].
@@ -357,57 +358,47 @@ def compare_mirrored(
     from sklearn.kernel_ridge import KernelRidge
     from sklearn.model_selection import StratifiedKFold
 
-    fewest = int(np.bincount(labels, minlength=len(names)).min())
-    if fewest < _FOLDS:
+    classes, sizes = len(names), np.bincount(labels, minlength=len(names))
+    if sizes.min() < _FOLDS:
         return Mirroring(
             pictures=0, upright_percent=0, mirrored_percent=0, verdict="cannot be told"
         )
-    as_they_are, mirrored = _features(images), _features(images[..., ::-1])
-    middle, spread = as_they_are.mean(axis=0), as_they_are.std(axis=0) + 1e-3
-    as_they_are, mirrored = (as_they_are - middle) / spread, (mirrored - middle) / spread
-    targets = np.eye(len(names))[labels]
+    upright, mirrored = _features(images), _features(images[..., ::-1])
+    middle, spread = upright.mean(axis=0), upright.std(axis=0) + 1e-3
+    views = (upright - middle) / spread, (mirrored - middle) / spread
     guesses = np.zeros((2, len(labels)), np.int64)
-    gamma = 0.5 / as_they_are.shape[1]
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
-    for fitted, asked in folds.split(as_they_are, labels):
-        model = KernelRidge(alpha=0.3, kernel="rbf", gamma=gamma)
-        model.fit(as_they_are[fitted], targets[fitted])
-        for row, features in enumerate((as_they_are, mirrored)):
-            guesses[row, asked] = model.predict(features[asked]).argmax(axis=1)
-    right = guesses == labels
-    shares = 100 * right.mean(axis=1)
+    for fitted, asked in folds.split(views[0], labels):
+        model = KernelRidge(alpha=0.3, kernel="rbf", gamma=0.5 / views[0].shape[1])
+        model.fit(views[0][fitted], np.eye(classes)[labels[fitted]])
+        for row, view in enumerate(views):
+            guesses[row, asked] = model.predict(view[asked]).argmax(axis=1)
 
-    def suffers(which: NDArray[np.bool_], points: float, chance: float) -> bool:
-        lost = int((right[0] & ~right[1])[which].sum())
-        gained = int((~right[0] & right[1])[which].sum())
-        drop = 100 * (lost - gained) / max(1, int(which.sum()))
-        return (
-            drop >= points and binomtest(lost, lost + gained, alternative="greater").pvalue < chance
-        )
+    def more(after: NDArray[np.bool_], before: NDArray[np.bool_], level: float) -> bool:
+        came, went = int((after & ~before).sum()), int((before & ~after).sum())
+        return came > went and binomtest(came, came + went, alternative="greater").pvalue < level
 
-    drops = np.array(
-        [
-            (right[0] & (labels == c)).sum() - (right[1] & (labels == c)).sum()
-            for c in range(len(names))
-        ]
+    wrong = guesses != labels
+    # Of each class, the share of mirrored pictures that is taken for each other one.
+    taken = np.zeros((classes, classes))
+    np.add.at(taken, (labels[wrong[1]], guesses[1][wrong[1]]), 1)
+    taken /= sizes[:, None]
+    own, other = (int(place) for place in np.unravel_index(taken.argmax(), taken.shape))
+    of_class = labels == own
+    swapped = taken[own, other] >= 0.5 and more(
+        guesses[1][of_class] == other, guesses[0][of_class] == other, 0.01 / classes**2
     )
-    sizes = np.bincount(labels, minlength=len(names))
-    worst = int(np.argmax(drops / sizes))
-    changes = suffers(np.ones(len(labels), bool), 10, 0.01) or any(
-        suffers(labels == label, 30, 0.01 / len(names)) for label in range(len(names))
-    )
-    # What guesses at random cannot tell.
-    knows = (
-        binomtest(int(right[0].sum()), len(labels), sizes.max() / len(labels), "greater").pvalue
-        < 0.01
-    )
-    taken = np.bincount(guesses[1][(labels == worst) & ~right[1]], minlength=len(names))
+    worse = wrong[1].mean() - wrong[0].mean() >= 0.1 and more(wrong[1], wrong[0], 0.01)
+    # What does no better than guessing cannot tell.
+    known, guessing = int((~wrong[0]).sum()), float(sizes.max() / len(labels))
+    knows = binomtest(known, len(labels), guessing, alternative="greater").pvalue < 0.01
+    changes = swapped or worse
     return Mirroring(
         pictures=len(labels),
-        upright_percent=round(float(shares[0]), 1),
-        mirrored_percent=round(float(shares[1]), 1),
+        upright_percent=round(100 * float(1 - wrong[0].mean()), 1),
+        mirrored_percent=round(100 * float(1 - wrong[1].mean()), 1),
         verdict="changes classes" if changes else "keeps classes" if knows else "cannot be told",
-        confused=(names[worst], names[int(taken.argmax())]) if changes else None,
+        confused=(names[own], names[other]) if swapped else None,
     )
 
 

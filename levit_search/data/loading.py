@@ -24,6 +24,7 @@ from levit_search.data.sources import (
     bounded,
     cut,
     decode,
+    no_bomb_warnings,
     squared,
     stratified,
 )
@@ -265,7 +266,7 @@ def held(
 
     readable = np.ones(len(indices), bool)
     # Pillow decodes and scales without Python's lock.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    with no_bomb_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for position, reason in enumerate(threads.map(read, range(len(indices)))):
             if reason is not None:
                 readable[position] = False
