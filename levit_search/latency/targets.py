@@ -47,6 +47,17 @@ def _matching(pattern: re.Pattern[str], kind: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def from_anywhere(path: Path) -> Path:
+    """A path that means the same in every working directory; ``~`` is left to be filled in."""
+    return path if str(path).startswith("~") else path.absolute()
+
+
+def command_from_anywhere(words: tuple[str, ...]) -> tuple[str, ...]:
+    """A command whose program, where it is a path, is an absolute one."""
+    program, *arguments = words
+    return (str(from_anywhere(Path(program))) if "/" in program else program, *arguments)
+
+
 class _Device(Frozen):
     """What all targets say: on which device of theirs networks run, and what it has to be."""
 
@@ -88,7 +99,7 @@ class SshTarget(_Device):
     user: Annotated[str, _matching(_USER, "user name")] | None = None
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
     python: Annotated[Name, _matching(_PYTHON, "path of a Python")] = "python3"
-    config_file: Path | None = None
+    config_file: Annotated[Path, AfterValidator(from_anywhere)] | None = None
     """An ssh configuration to use instead of the user's own."""
 
     @property
@@ -115,7 +126,9 @@ class CommandTarget(_Device):
     """Whatever Python a command of this machine starts: in a container, a chroot, an emulator."""
 
     kind: Literal["command"]
-    python: Annotated[tuple[Name, ...], Field(min_length=1)]
+    python: Annotated[
+        tuple[Name, ...], Field(min_length=1), AfterValidator(command_from_anywhere)
+    ]
     """The command and its arguments, such as ``[docker, exec, -i, box, python3]``."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of that command, beside our own."""

@@ -319,9 +319,8 @@ def config_of(
         raw["latency"] = resolved(raw["latency"], read_targets(path.parent), str(path))
     if isinstance(raw.get("targets"), Mapping):
         raw["targets"] = _resolved_targets(raw["targets"], path)
-    given_by_hand = changes or {}
-    config = validated(StudyConfig, raw, str(path))
-    config = _with_networks_read(located(config, path, given_by_hand), path, given_by_hand)
+    config = located(validated(StudyConfig, raw, str(path)), path, changes)
+    config = with_networks_read(config, path, changes)
     reference = {
         name: config.hypervolume_reference.get(name, FIXED_REFERENCE[figure_and_target(name)[0]])
         for name in config.objectives
@@ -375,15 +374,24 @@ def _absolute(text: str, key: str, path: Path, changes: Mapping[str, Any]) -> Pa
     """The path that stands at ``key`` of the file ``path``, or in ``changes``."""
     place = os.path.expanduser(text)
     if not any(f"{key}.".startswith(f"{given}.") for given in changes):
-        beside = path.parent / place
+        beside = os.path.join(path.parent, place)
         # ``{name}`` in it stands for any name, to be filled in later.
-        if glob.glob(glob.escape(str(beside)).replace("{name}", "*")):
-            return beside.absolute()
-    return Path(place).absolute()
+        if glob.glob(glob.escape(beside).replace("{name}", "*")):
+            place = beside
+    found = Path(place).absolute()
+    # A folder that the way leads out of again may be gone tomorrow.
+    return Path(os.path.realpath(found)) if ".." in found.parts else found
 
 
-def _with_networks_read(config: StudyConfig, path: Path, changes: Mapping[str, Any]) -> StudyConfig:
+def with_networks_read(
+    config: StudyConfig, path: Path, changes: Mapping[str, Any] | None = None
+) -> StudyConfig:
     """The same with descriptions of networks in place of the files that have them.
+
+    Args:
+        config: as it was written.
+        path: of its file.
+        changes: values by dotted key that were given by hand.
 
     Raises:
         InputError: such a file is missing, or not one of a network.
@@ -392,7 +400,7 @@ def _with_networks_read(config: StudyConfig, path: Path, changes: Mapping[str, A
     def read(entry: str | dict[str, Any], key: str) -> str | dict[str, Any]:
         if isinstance(entry, dict) or entry in architectures.published_names():
             return entry
-        found = _absolute(entry, key, path, changes)
+        found = _absolute(entry, key, path, changes or {})
         if not os.path.isfile(found) and found.suffix not in (".yaml", ".yml"):
             raise UnknownNameError("architecture", entry, architectures.published_names())
         stated = read_yaml(found)

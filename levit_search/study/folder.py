@@ -114,7 +114,7 @@ class Study:
             raise InputError(f"--data {root}: the study's data is digits, which lies in no folder")
         if not root.is_dir():
             raise InputError(f"--data {root}: no such folder")
-        moved = data.model_copy(update={"root": str(root.absolute())})
+        moved = data.model_copy(update={"root": str(root.resolve())})
         return Study(self.folder, self.config.model_copy(update={"data": moved}))
 
     @contextmanager
@@ -130,7 +130,8 @@ class Study:
             root = self.config.data.root
             if root is None or os.path.exists(root):
                 raise
-            raise InputError(f"{error}; if the data lies elsewhere now, --data DIR") from None
+            told = f"{error}; if the data lies elsewhere now, name the place by --data DIR"
+            raise InputError(told) from None
 
     @classmethod
     def put_aside(cls, folder: Path) -> None:

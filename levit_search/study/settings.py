@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from levit_search.architecture import SIZES
 from levit_search.configuration import read_yaml, validated
 from levit_search.errors import InputError
-from levit_search.study.config import StudyConfig, located
+from levit_search.study.config import StudyConfig, located, with_networks_read
 from levit_search.study.storage import DamagedError
 
 VERSION = 1
@@ -53,6 +54,10 @@ def comparable(config: StudyConfig) -> dict[str, Any]:
     Left out are the budgets, what carries evaluations out, where data and trials are kept, and the
     sizes that networks to try first and references have from the data in any case.
     """
+    # Earlier releases kept paths as they were given, seen from the working directory.
+    config = located(config, Path())
+    with suppress(InputError):
+        config = with_networks_read(config, Path())
     settings = config.model_dump(
         mode="json",
         exclude={
