@@ -52,7 +52,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with a leading ``~`` or ``~NAME`` filled in; as it is where there is no such home."""
+    """A path with a leading ``~`` or ``~NAME`` filled in; as it is where there is no such home.
+
+    Raises:
+        InputError: it holds a zero byte, as no path does.
+    """
+    if "\0" in str(path):
+        raise InputError(f"{path}: no path has a zero byte")
     return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises RuntimeError)
 
 

@@ -26,7 +26,7 @@ from levit_search.study import Study, StudyConfig, journal, read_config, storage
 from levit_search.study.address import masked
 from levit_search.study.storage import Place
 from tests import mariadb, postgres
-from tests.conftest import ROOT, Cli
+from tests.conftest import ROOT, Cli, needs
 from tests.networks import tiny_description
 from tests.servers import Database, free_port
 
@@ -40,7 +40,6 @@ DISTRIBUTIONS = {"a": IntDistribution(0, 9), "b": CategoricalDistribution([0, 1]
 def postgresql() -> Iterator[Database]:
     if reason := postgres.missing():
         pytest.skip(reason)
-    pytest.importorskip("psycopg", reason="needs pip install 'levit-search[postgres]'")
     with postgres.running() as database:
         yield database
 
@@ -49,7 +48,6 @@ def postgresql() -> Iterator[Database]:
 def mysql() -> Iterator[Database]:
     if reason := mariadb.missing():
         pytest.skip(reason)
-    pytest.importorskip("pymysql", reason="needs pip install 'levit-search[mysql]'")
     with mariadb.running() as database:
         yield database
 
@@ -347,7 +345,7 @@ def test_a_server_that_refuses_is_told_and_nothing_is_changed(
 def test_a_server_that_does_not_answer_is_given_up(
     kind: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip({"postgresql": "psycopg", "mysql": "pymysql"}[kind])
+    needs({"postgresql": "psycopg", "mysql": "pymysql"}[kind])
     monkeypatch.setattr(storage, "_CONNECT_S", 2)
     monkeypatch.setattr(storage, "_SILENCE_S", 6)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -378,7 +376,7 @@ def test_a_server_that_stops_ends_a_search_and_not_a_study(make: Make) -> None:
 def test_run_with_a_storage_that_cannot_be_reached_is_wrong_input(
     cli: Cli, space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    pytest.importorskip("psycopg")
+    needs("psycopg")
     setting = f"storage=postgresql://levit:sesame@127.0.0.1:{free_port()}/levit"
     done = cli("run", space_file(), "--study", tmp_path / "s", "--set", setting)
     assert done.returncode == 2

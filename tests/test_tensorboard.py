@@ -14,13 +14,10 @@ from levit_search.search import driver, search
 from levit_search.search.engine import Event
 from levit_search.search.tensorboard import TensorBoard, command
 from levit_search.study import Record, Study, read_config
-from tests.conftest import ROOT, Cli
+from tests.conftest import ROOT, Cli, needs
 from tests.engines import CurveEngine, PredictingEngine, Silent, StubEngine
 
-events = pytest.importorskip(
-    "tensorboard.backend.event_processing.event_accumulator",
-    reason="needs pip install 'levit-search[tensorboard]'",
-)
+events = needs("tensorboard.backend.event_processing.event_accumulator")
 
 RUNGS = {"epochs": 9, "rungs": [1, 3], "device": "cpu"}
 FILE = "events.out.tfevents.levit-search"
