@@ -78,7 +78,8 @@ def user_cache() -> Path:
         return kept
     user = os.getuid() if os.name == "posix" else 0
     folder = Path(tempfile.gettempdir()) / f"{_OURS}-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or (found.st_uid, found.st_mode & 0o022) != (user, 0):
         raise InputError(
