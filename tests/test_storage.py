@@ -1,7 +1,9 @@
 """Where trials are kept: one contract over every kind of storage, and what each may suffer."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -16,8 +18,9 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from levit_search import architecture
@@ -286,6 +289,29 @@ def test_studies_of_one_name_share_a_storage_and_nothing_else(
     names = [study.storage().study_name for study in (Study.open(tmp_path / "moved"), other)]
     assert len(set(names)) == 2
     assert all(re.fullmatch("tiny-[0-9a-f]{8}", name) for name in names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a?b", "a?uri=true", "a#b", "a%b", "a%3Fb", "a b&c;d", "a:b@c", "a{b}[c]", "größe \\x"),
+        os.fsdecode(b"caf\xe9?"),
+    ],
+)
+def test_tables_are_in_the_file_whatever_its_folder_is_called(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    place = Place(None, folder)
+    with place.opened() as kept:
+        kept.create_new_study([StudyDirection.MINIMIZE], "ours")
+    made = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert (folder / "study.db") in made
+    assert all(path.name.startswith("study.db") and path.parent == folder for path in made)
+    # The live page opens it by an address, of which SQLAlchemy 2.0 takes what is before a `?`.
+    [_, address] = shlex.split(place.dashboard_command())
+    assert "?" not in address.removesuffix("?uri=true")
+    studies = RDBStorage(address).get_all_studies()
+    assert [study.study_name for study in studies] == ["ours"]
 
 
 def test_a_study_cannot_leave_its_trials_behind(make: Make, tmp_path: Path) -> None:

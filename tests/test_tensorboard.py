@@ -1,5 +1,6 @@
 """TensorBoard's events of a search, read back by TensorBoard itself."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -347,3 +348,11 @@ def test_neither_torch_nor_timm_is_imported() -> None:
         "sys.exit(', '.join(name for name in heavy if name in sys.modules) or None)"
     )
     subprocess.run([sys.executable, "-c", text], check=True, cwd=ROOT)
+
+
+def test_a_run_in_a_folder_that_is_no_utf_8_is_gone_on_with(tmp_path: Path) -> None:
+    from levit_search.search.event_file import EventFile
+
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    EventFile(folder).add(1, 0.0, {"loss": 1.0})
+    assert EventFile(folder).steps("loss") == [1]
