@@ -52,7 +52,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with a leading ``~`` or ``~NAME`` filled in; as it is where there is no such home."""
+    """A path with a leading ``~`` or ``~NAME`` filled in; as it is where there is no such home.
+
+    Raises:
+        InputError: it holds a zero byte, as no path does.
+    """
+    if "\0" in str(path):
+        raise InputError(f"{path}: no path has a zero byte")
     return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises RuntimeError)
 
 
@@ -72,7 +78,8 @@ def user_cache() -> Path:
         return kept
     user = os.getuid() if os.name == "posix" else 0
     folder = Path(tempfile.gettempdir()) / f"{_OURS}-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or (found.st_uid, found.st_mode & 0o022) != (user, 0):
         raise InputError(

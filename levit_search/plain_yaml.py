@@ -85,8 +85,6 @@ def _text(loader: _Loader, node: ScalarNode) -> str:
     text: str = loader.construct_yaml_str(node)
     if _HALF.search(text):
         raise _RefusedError(f"half of a character, as no file can hold it{_line(node)}")
-    if "\0" in text:
-        raise _RefusedError(f"a zero, as no name can hold it{_line(node)}")
     return text
 
 

@@ -5,8 +5,10 @@ Python gives each byte that is none as half of a character, U+DC80 to U+DCFF, wh
 and no other program takes. It is written as ``\xNN`` here.
 """
 
+import io
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +102,14 @@ def _escaped(letter: str) -> str:
     if "\x80" <= letter <= "\xff":  # not to be taken for a byte
         return f"\\u{ord(letter):04x}"
     return letter.encode("unicode_escape").decode("ascii")
+
+
+def escape_what_streams_lack() -> None:
+    """Have standard output and error escape what their encoding, such as ASCII, has no place for,
+    from now on; by default that ends the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def careful_console(**options: Any) -> "Console":

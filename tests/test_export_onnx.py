@@ -22,6 +22,7 @@ from levit_search.export.onnx_file import write_onnx
 from levit_search.export.programs import write_openvino, write_torch_export
 from levit_search.latency import worker
 from levit_search.model import Layout, Model, build, export_onnx, onnx_graph
+from tests.conftest import needs
 from tests.random_networks import randomised
 from tests.test_model_layouts import GRAFT, LEVIT
 
@@ -104,7 +105,7 @@ def test_probes_know_what_the_number_of_images_is_called() -> None:
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @torch.no_grad()
 def test_a_probe_gives_an_open_graph_the_batch_of_its_job(runtime: str, tmp_path: Path) -> None:
-    pytest.importorskip(runtime, reason=f"{runtime} is not installed (extra: intel)")
+    needs(runtime)
     model, path = model_of("deit"), tmp_path / "any.onnx"
     export_onnx(model, path, None)
     job = {"runtime": runtime, "threads": 1, "seed": 3, "batch_size": 5}
@@ -145,13 +146,11 @@ def test_metadata_keep_class_names_of_any_kind(tmp_path: Path) -> None:
 def test_openvinos_file_gives_the_same_logits_and_metadata(
     name: str, layout: Layout, tmp_path: Path
 ) -> None:
-    pytest.importorskip("openvino", reason="openvino is not installed (extra: intel)")
+    openvino = needs("openvino")
     model, graph, written = model_of(name, layout), tmp_path / "m.onnx", tmp_path / "m.openvino.xml"
     write_onnx(model, graph, PREPROCESSING, {})
     write_openvino(graph, written)
     graph.unlink()
-
-    import openvino
 
     core = openvino.Core()
     read = core.read_model(str(written))

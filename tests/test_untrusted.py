@@ -43,7 +43,7 @@ from levit_search.study import Study, read_config
 from levit_search.study.record import record_from_notes
 from levit_search.train import Checkpoint
 from tests import bombs
-from tests.conftest import ROOT, Cli
+from tests.conftest import ROOT, Cli, needs
 from tests.networks import tiny_description, tiny_space
 
 SpaceFile = Callable[..., Path]
@@ -542,7 +542,7 @@ def test_an_idx_file_packed_a_thousandfold_is_refused(tmp_path: Path) -> None:
 
 
 def shards(root: Path, content: bytes, filename: str = "train-0.tar") -> DataConfig:
-    pytest.importorskip("webdataset")
+    needs("webdataset")
     root.mkdir(exist_ok=True)
     (root / Path(filename).name).write_bytes(content)
     split = {"name": "train", "num_samples": 1, "filenames": [filename], "shard_lengths": [1]}
@@ -551,7 +551,7 @@ def shards(root: Path, content: bytes, filename: str = "train-0.tar") -> DataCon
 
 
 def test_an_address_in_place_of_a_folder_of_shards_is_not_run(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
+    needs("webdataset")
     made = tmp_path / "made"
     config = DataConfig(name="wds/some", root=f"pipe:touch {made} #", image_size=16)
     with pytest.raises(InputError):

@@ -6,7 +6,6 @@ torch.
 """
 
 import errno
-import io
 import os
 import signal
 import sys
@@ -34,6 +33,7 @@ from levit_search.cli import (
 )
 from levit_search.cli.printing import say
 from levit_search.errors import InputError, LevitSearchError, refused_by_disk
+from levit_search.printable import escape_what_streams_lack
 
 app = typer.Typer(
     help="Find the best LeViT-like vision transformer for a data set and a device.",
@@ -67,9 +67,7 @@ app.add_typer(teaching.teacher, name="teacher")
 def main() -> None:
     """Run the command in ``sys.argv``; exit 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     warnings.showwarning = _show_warning
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # which may know ASCII alone
-            stream.reconfigure(errors="backslashreplace")
+    escape_what_streams_lack()
     # Whoever ends us this way means what Ctrl-C means, only at once.
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)

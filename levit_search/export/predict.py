@@ -114,8 +114,9 @@ class Network:
         options.log_severity_level = 4  # it would report errors that are told here
         options.add_free_dimension_override_by_name("batch", 1)
         try:
+            # The content, since onnxruntime takes no path but in UTF-8.
             self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                path.read_bytes(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime has a class for each kind, all without a parent
             raise UserError(f"{path}: not an ONNX network ({first_line(error)})") from None

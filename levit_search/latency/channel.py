@@ -31,6 +31,7 @@ from levit_search.latency.targets import (
     SshTarget,
     Target,
 )
+from levit_search.printable import encodable
 
 # Starting, warming up and building sessions take seconds; a worker silent for longer is stuck.
 PATIENCE_S = 120.0
@@ -163,8 +164,9 @@ class Channel:
 
     def place(self, path: Path) -> dict[str, str]:
         """How a job names a file of this machine on the target; it is sent there once."""
-        if isinstance(self.target, LocalTarget):
-            return {"path": str(path)}
+        named = str(path)
+        if isinstance(self.target, LocalTarget) and named == encodable(named):
+            return {"path": named}
         if path.name not in self._sent:
             content = path.read_bytes()
             announced = {"do": "file", "name": path.name, "bytes": len(content)}

@@ -211,7 +211,9 @@ def _read_jobs(jobs: queue.Queue[dict[str, Any]], folder: str) -> None:
 
 def _received(folder: str, name: str) -> str:
     """Where a file that was sent is kept; its name leads nowhere else."""
-    return os.path.join(folder, os.path.basename(name))
+    # Runtimes take no path but in UTF-8.
+    plain = os.path.basename(name).encode("utf-8", "backslashreplace").decode("utf-8")
+    return os.path.join(folder, plain)
 
 
 def _receive(pipe: Any, job: dict[str, Any], folder: str) -> None:
