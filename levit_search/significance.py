@@ -275,10 +275,10 @@ def _guessing(best: Accuracy, networks: int, guess: float, needed_percent: float
 
 def _cost_alone(percents: Mapping[int, float], images: int) -> str:
     return (
-        f"The accuracies of all {len(percents):,} networks are the same within noise "
-        f"({interval_text(min(percents.values()), max(percents.values()))} % on {images:,} images "
-        "of val): this front is one of cost alone, and the cheapest network is as good as any. "
-        "More images in val (data.val_share) or longer training may tell networks apart."
+        f"{images:,} images of val do not tell the accuracies of the {len(percents):,} networks "
+        f"apart ({interval_text(min(percents.values()), max(percents.values()))} %): as far as is "
+        "known this front is one of cost alone. More images in val (data.val_share) or longer "
+        "training may tell them apart."
     )
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -397,12 +398,13 @@ def test_a_graph_in_another_layout_is_not_compared(study: Study) -> None:
 
 
 def test_accuracies_have_a_spread_at_their_ends_too() -> None:
+    z = NormalDist().inv_cdf(0.975)
     low, high = wilson_percent(90.0, 100_000)  # of many images as the normal distribution's
     assert (low + high) / 2 == pytest.approx(90.0, abs=0.01)
-    assert high - low == pytest.approx(2 * 196 * math.sqrt(0.9 * 0.1 / 100_000), rel=1e-3)
+    assert high - low == pytest.approx(2 * 100 * z * math.sqrt(0.9 * 0.1 / 100_000), rel=1e-3)
     for percent in (0.0, 100.0):  # the ends of z^2 / (n + z^2)
         low, high = wilson_percent(percent, 50)
-        assert high - low == pytest.approx(100 * 1.96**2 / (50 + 1.96**2))
+        assert high - low == pytest.approx(100 * z**2 / (50 + z**2))
         assert low <= percent <= high
 
 

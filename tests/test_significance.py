@@ -3,14 +3,18 @@
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import binom, binomtest
 
 import levit_search as ls
 from levit_search import architecture
+from levit_search.batches import open_batches
+from levit_search.evaluate import described_data
 from levit_search.significance import (
     Verdict,
     guess_percent,
@@ -190,7 +194,8 @@ def test_networks_that_were_stopped_or_failed_count_among_those_chosen_from(
 def test_equal_accuracies_make_a_front_of_cost_alone(config: StudyConfig) -> None:
     found = judge(config, 90.0, 91.0, 89.0)
     assert found.kind == "cost_alone"
-    assert "89.00 to 91.00 % on 400 images" in found.text
+    assert "400 images of val do not tell" in found.text
+    assert "(89.00 to 91.00 %)" in found.text and "cost alone" in found.text
     assert [found.by_trial[trial].vs_best for trial in range(3)] == ["same", "best", "same"]
     assert judge(config, 90.0).kind == "better_than_guessing", "one network has no front of many"
 
@@ -241,6 +246,53 @@ def test_studies_that_did_not_note_their_images_have_no_intervals(
     found = judged([record(0, 50.0)], attributes, config)
     assert (found.kind, found.by_trial, found.legend()) == ("unknown", {}, "")
     assert "release" in found.text
+
+
+def pictures(root: Path) -> None:
+    """Two classes, red and green squares, three to one, each of another shade."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("val", 20)):
+        for place in range(count):
+            name = "red" if place % 4 else "green"
+            pixels = rng.integers(0, 50, (12, 12, 3), dtype=np.uint8)
+            pixels[..., 0 if name == "red" else 1] += 200
+            path = root / split / name / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_what_accuracies_are_measured_on_changes_with_each_image_that_a_search_sees(
+    in_memory: bool, tmp_path: Path
+) -> None:
+    pictures(tmp_path)
+    data = {"name": "folder", "root": str(tmp_path), "image_size": 12, "in_memory": in_memory}
+    config = ls.read_space(tiny_space(data=data))
+    batches = open_batches(config.data)
+    before = described_data(batches, config)
+    counts = {"train_images": 32, "val_images": 8, "test_images": 20, "num_classes": 2}
+    assert {name: before[name] for name in counts} == counts
+    assert before["guess_percent"] == 75.0
+    assert before["mirrored"] is batches.info.hflip
+    assert np.bincount(batches.labels("val")).tolist() == [2, 6]
+    assert described_data(open_batches(config.data), config) == before
+    ids = {before["id"]}
+    for path in sorted((tmp_path / "train").rglob("*.png")):  # of train and of val
+        kept = path.read_bytes()
+        Image.new("RGB", (12, 12), (0, 0, 250)).save(path)
+        ids.add(described_data(open_batches(config.data), config)["id"])
+        path.write_bytes(kept)
+    assert len(ids) == 41
+    assert described_data(open_batches(config.data), config) == before
+
+
+def test_a_supernet_tells_on_how_many_images_it_asks(tmp_path: Path) -> None:
+    for asked, expected in ((100, 100), (10_000, 288), (None, 288)):
+        inheriting = ls.read_space(
+            tiny_space(accuracy="supernet", supernet={"val_images": asked}, train={"epochs": 1})
+        )
+        found = described_data(open_batches(inheriting.data), inheriting)
+        assert (found["inherited_images"], found["val_images"]) == (expected, 288)
 
 
 def test_a_search_without_accuracies_has_nothing_to_judge(config: StudyConfig) -> None:
