@@ -71,7 +71,7 @@ def run(
     if time is not None:
         changes.setdefault("search.trials", None)
     path = space_file(space)
-    opened = begin(read_config(path, changes), study, sys.argv, take_from, str(path))
+    opened = begin(read_config(path, changes), study, sys.argv, take_from, str(path), say)
     _say_where_to_look(opened, tensorboard)
     try:
         with Interruption() as interruption, SearchProgress(opened) as progress:

@@ -8,7 +8,7 @@ split keeps them; from one without any, ``test`` is cut first.
 
 from levit_search.data.builtin import user_cache
 from levit_search.data.config import DataConfig
-from levit_search.data.loading import describe, load, load_described
+from levit_search.data.loading import Outline, describe, load, load_described, outline
 from levit_search.data.pictures import Arrays, Pictures, Split, fingerprint
 from levit_search.data.plugged import DataSet
 from levit_search.data.sources import ArraySource, FileSource, Source
@@ -21,6 +21,7 @@ __all__ = [
     "DataInfo",
     "DataSet",
     "FileSource",
+    "Outline",
     "Pictures",
     "Source",
     "Split",
@@ -29,5 +30,6 @@ __all__ = [
     "fingerprint",
     "load",
     "load_described",
+    "outline",
     "user_cache",
 ]

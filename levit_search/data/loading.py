@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,9 +74,7 @@ def load_described(
     mode: Mode = "L" if info.in_channels == 1 else "RGB"
     faults = Faults(config.max_unreadable)
     parts = _parts(_sources(config, info, size, faults), config, info)
-    images = sum(len(indices) for _, indices in parts.values())
-    fits = images * info.in_channels * size**2 <= config.memory_limit_mb * 10**6
-    if not (fits if config.in_memory is None else config.in_memory):
+    if not _are_held(parts, info, size, config):
         return info, {
             name: Pictures(source, indices, mode, config.max_unreadable)
             for name, (source, indices) in parts.items()
@@ -87,6 +86,38 @@ def load_described(
         left_out = "1 image" if len(faults) == 1 else f"{len(faults)} images"
         say(f"{config.name}: left out {left_out} that cannot be read: {faults}")
     return info, splits
+
+
+class Outline(NamedTuple):
+    """How much there is of a data set."""
+
+    info: DataInfo
+    images: dict[SplitName, int]
+    """Of each split, unreadable ones included."""
+    are_held: bool
+    """Whether they are held in memory."""
+
+
+def outline(config: DataConfig) -> Outline:
+    """How many images :func:`load` gives, without decoding them.
+
+    Raises:
+        InputError: as :func:`load`.
+    """
+    info = describe(config)
+    size = config.image_size or info.image_size
+    sources = _sources(config, info, size, Faults(config.max_unreadable))
+    parts = _parts(sources, config, info)
+    images = {name: len(indices) for name, (_, indices) in parts.items()}
+    return Outline(info, images, _are_held(parts, info, size, config))
+
+
+def _are_held(
+    parts: "Mapping[SplitName, Part]", info: DataInfo, size: int, config: DataConfig
+) -> bool:
+    images = sum(len(indices) for _, indices in parts.values())
+    fits = images * info.in_channels * size**2 <= config.memory_limit_mb * 10**6
+    return fits if config.in_memory is None else config.in_memory
 
 
 def _sources(

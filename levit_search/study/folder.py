@@ -69,6 +69,7 @@ class Study:
             InputError: ``folder`` holds something else, or the storage cannot be used, and nothing
                 was changed.
         """
+        assert config.plan is None or config.plan.is_made, "what is kept is planned before"
         study, before = cls(folder, config), None
         if (folder / "study.yaml").exists():
             before = cls.open(folder)
@@ -91,6 +92,14 @@ class Study:
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
         return study
+
+    def is_begun(self) -> bool:
+        """Whether anything was found by its settings: a trial, or weights that networks share.
+
+        Raises:
+            InputError: see :meth:`open_storage`.
+        """
+        return self._trials.exist() or (self.folder / "supernet").is_dir()
 
     @property
     def checkpoints(self) -> Path:

@@ -1,5 +1,6 @@
 """Fitting one network by a recipe, and its accuracy."""
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -122,6 +123,20 @@ def fit(
     return run.training()
 
 
+def step_seconds(network: Architecture, batches: Batches, recipe: Recipe) -> Iterator[float]:
+    """Train a network without end, and tell what each step takes in seconds, its views included.
+
+    A recipe's teacher is left out.
+
+    Raises:
+        InputError, TrialError: as :func:`fit`.
+    """
+    torch.set_num_threads(recipe.threads)
+    run = _Run(fresh_network(network, recipe, 0), batches, recipe, 0, None, None, None)
+    with _as_trial_errors(run):
+        yield from run.timed_steps()
+
+
 class _Run:
     """One model on its way through a recipe."""
 
@@ -197,6 +212,17 @@ class _Run:
         is_due = time.perf_counter() - self._saved > _CHECKPOINT_S
         if is_last or is_due or number + 1 in self._recipe.rungs:
             self._save()
+
+    def timed_steps(self) -> Iterator[float]:
+        """Train on and on; the seconds of each step."""
+        self._model.train()
+        for epoch in itertools.count():
+            start = time.perf_counter()
+            views = self._batches.train(self._seed, epoch, self._recipe, self._device)
+            for step, batch in enumerate(views):
+                float(self._step(epoch, step, batch))  # a GPU is waited for
+                yield time.perf_counter() - start
+                start = time.perf_counter()
 
     def _step(self, epoch: int, step: int, batch: Batch) -> Tensor:
         """One batch; its loss, a scalar without gradients."""
