@@ -294,3 +294,36 @@ def test_a_planned_network_is_not_begun_when_it_would_not_be_half_trained_in_tim
     assert summary.trials["evaluated"] == 0
     monkeypatch.setattr(books.Books, "seconds", property(lambda _: elapsed_s - 0.02 * plan.network_s))
     assert search(study, Silent()).trials["evaluated"] == 5
+
+
+def test_a_supernet_is_planned_for_the_front_that_is_trained_in_the_end(
+    timed: list[StudyConfig], space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = space_file(accuracy="supernet")
+    config = begun(path, tmp_path / "s", **AUTO, **{"search.time_s": 600.0}).config
+    assert config.plan is not None
+    assert config.plan.networks > 12  # the rivals
+    assert config.train.rungs == ()
+
+
+def test_a_recipe_that_is_named_keeps_its_views(
+    timed: list[StudyConfig], space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = space_file(train={"recipe": "levit", "epochs": "auto"})
+    config = begun(path, tmp_path / "s").config
+    named = Recipe(recipe="levit")
+    assert config.train.views() == named.views()
+    assert config.train.epochs != named.epochs
+    assert config.train.peak_lr == named.peak_lr
+
+
+def test_the_plan_is_told_before_the_search(
+    timed: list[StudyConfig], space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    config = read_config(space_file(), {**AUTO, "search.time_s": 60.0})
+    study = begin(config, tmp_path / "s", ["test"], say=said.append)
+    lines = said[-1].splitlines()
+    assert 3 <= len(lines) <= 6
+    assert f"{study.config.train.epochs} epochs" in said[-1]
+    assert "256 of 256 images" in said[-1]

@@ -26,7 +26,7 @@ from levit_search.train.optimization import Optimization, device_of
 from levit_search.train.outcome import Decide, Epoch, Report, Told, Training, always, silent
 
 _CHECKPOINT_S = 60.0  # between two checkpoints where there is no rung
-_FEWEST_STEPS = 100  # after fewer, a network at chance may yet learn
+_FEWEST_STEPS = 1000  # after fewer, a network at chance may yet learn (letters: 700 of 32 images)
 _SPOKEN_S = 5.0  # between two reports within an epoch
 _WATCHED_STEPS = 32  # between two looks at the loss; each makes a GPU wait
 
