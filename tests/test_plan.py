@@ -18,7 +18,8 @@ from levit_search.study.plan import Facts, plan_of
 from tests.conftest import Cli
 from tests.engines import Silent, StubEngine
 
-RECIPE_KEYS = ("epochs", "warmup_epochs", "rungs", "batch_size", "lr", "rand_augment")
+CHOSEN = ("epochs", "warmup_epochs", "rungs", "batch_size", "lr", "rand_augment")
+KEYS = ("data.train_images", *(f"train.{key}" for key in CHOSEN))
 
 
 @st.composite
@@ -39,7 +40,7 @@ def facts(draw: st.DrawFn) -> Facts:
 
 
 @settings(deadline=None, max_examples=300)
-@given(facts(), st.sets(st.sampled_from(["data.train_images", *(f"train.{k}" for k in RECIPE_KEYS)])))
+@given(facts(), st.sets(st.sampled_from(KEYS)))
 def test_any_set_speed_and_budget_give_a_plan_that_can_be_trained(
     known: Facts, given_keys: set[str]
 ) -> None:
@@ -56,7 +57,7 @@ def test_any_set_speed_and_budget_give_a_plan_that_can_be_trained(
 SLOW = Facts(768, 192, 16, (1.0, 4.0, 12.0), 4.0, budget_s=900.0, jobs=2, reduction=3.0)
 
 
-def test_small_sets_get_hundreds_of_passes_with_augmentation_and_large_ones_a_part_of_them() -> None:
+def test_small_sets_get_many_passes_with_augmentation_and_large_ones_are_fitted_in_part() -> None:
     small = plan_of((), SLOW, 128).settings
     assert small["train.epochs"] >= 100
     assert small["train.rand_augment"] is not None
@@ -172,6 +173,9 @@ def test_train_epochs_of_nonsense_is_refused_and_auto_is_named(
         assert "\n" not in str(error.value)
 
 
+LONGER = {"search.trials": 5, "search.time_s": 3600.0}
+
+
 def test_the_same_command_goes_on_with_the_plan_also_with_more_time(
     timed: list[StudyConfig],
     stub: type[StubEngine],
@@ -181,7 +185,9 @@ def test_the_same_command_goes_on_with_the_plan_also_with_more_time(
     path, folder = space_file(), tmp_path / "s"
     summary, first = searched(path, folder, **AUTO, **{"search.trials": 3})
     assert summary.trials["evaluated"] == 3
-    summary, second = searched(path, folder, **AUTO, **{"search.trials": 5, "search.time_s": 3600.0})
+    summary, second = searched(
+        path, folder, **AUTO, **{"search.trials": 5, "search.time_s": 3600.0}
+    )
     assert summary.trials["evaluated"] == 5
     assert second.config.plan == first.config.plan
     assert second.config.train == first.config.train
@@ -292,7 +298,9 @@ def test_a_planned_network_is_not_begun_when_it_would_not_be_half_trained_in_tim
     monkeypatch.setattr(books.Books, "seconds", property(lambda _: elapsed_s))
     summary = search(study, Silent())
     assert summary.trials["evaluated"] == 0
-    monkeypatch.setattr(books.Books, "seconds", property(lambda _: elapsed_s - 0.02 * plan.network_s))
+    monkeypatch.setattr(
+        books.Books, "seconds", property(lambda _: elapsed_s - 0.02 * plan.network_s)
+    )
     assert search(study, Silent()).trials["evaluated"] == 5
 
 
@@ -310,7 +318,7 @@ def test_a_recipe_that_is_named_keeps_its_views(
     timed: list[StudyConfig], space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = space_file(train={"recipe": "levit", "epochs": "auto"})
-    config = begun(path, tmp_path / "s").config
+    config = begun(path, tmp_path / "s", **{"search.time_s": 5.0}).config
     named = Recipe(recipe="levit")
     assert config.train.views() == named.views()
     assert config.train.epochs != named.epochs

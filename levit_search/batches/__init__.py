@@ -33,5 +33,7 @@ def noise_batches(info: DataInfo, image_size: int, count: int) -> Batches:
     """``count`` images of noise that are held in memory, to time training without reading any."""
     rng = np.random.default_rng(0)
     shape = (count, info.in_channels, image_size, image_size)
-    noise = Arrays(rng.integers(256, size=shape, dtype=np.uint8), np.arange(count) % info.num_classes)
+    noise = Arrays(
+        rng.integers(256, size=shape, dtype=np.uint8), np.arange(count) % info.num_classes
+    )
     return MemoryBatches(info, {"train": noise, "val": noise, "test": noise})

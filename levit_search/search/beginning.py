@@ -63,17 +63,17 @@ def _planned(
         plan = Study.open(take_from).config.plan
     else:
         plan = None
-    if config.plan is None or config.plan.is_made:  # epochs are given as a number
-        return config.model_copy(update={"plan": plan or config.plan})
+    asked = config.plan
+    if asked is None or asked.is_made:  # epochs are given as a number
+        return config.model_copy(update={"plan": plan or asked})
     config = _with_budget(config)
     if not config.is_trained:
         return config.model_copy(update={"plan": None})
     if plan is None:
-        return _newly_planned(config, config.plan.given, space, say)
-    kept = {key: value for key, value in plan.settings.items() if key not in config.plan.given}
-    return config.with_plan(plan.model_copy(update={"settings": kept})).model_copy(
-        update={"plan": plan}
-    )
+        return _newly_planned(config, asked.given, space, say)
+    kept = {key: value for key, value in plan.settings.items() if key not in asked.given}
+    planned = config.with_plan(plan.model_copy(update={"settings": kept}))
+    return planned.model_copy(update={"plan": plan})
 
 
 def _with_budget(config: StudyConfig) -> StudyConfig:

@@ -18,7 +18,6 @@ from levit_search import data as datasets
 from levit_search.architecture import Architecture
 from levit_search.configuration import validated
 from levit_search.cost import cost
-from levit_search.data import DataInfo
 from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.latency.process_pipe import exit_name
 from levit_search.search.workers import start_aside, usable_cores

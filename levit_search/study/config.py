@@ -321,7 +321,9 @@ def config_of(
         _leave_to_plan(raw, (changes or {}).keys())
     elif type(epochs) is not int or epochs < 1:
         shown = shortened(epochs)
-        raise InputError(f"{path}: train.epochs: expected a whole number from 1 on or auto, not {shown}")
+        raise InputError(
+            f"{path}: train.epochs: expected a whole number from 1 on or auto, not {shown}"
+        )
     if isinstance(raw.get("latency"), Mapping):
         raw["latency"] = resolved(raw["latency"], read_targets(path.parent), str(path))
     if isinstance(raw.get("targets"), Mapping):

@@ -25,8 +25,8 @@ _RUNG = 0.4  # of the steps: networks know nothing for the first fifth or quarte
 _RUNG_STEPS = 400  # before that a rung would end them at chance
 
 # How a budget is shared out.
-# Networks, at least and times the jobs: that are begun in most cases, that are where the time is very
-# short, and from which on further time goes into longer training.
+# Networks, at least and times the jobs: that are begun in most cases, that are where the time is
+# very short, and from which on further time goes into longer training.
 _NETWORKS = ((6, 3), (3, 2), (40, 20))
 _SHORTEST, _LONGEST = 0.3, 3.0  # times the wanted training
 _WHOLE = 0.8  # of a session, which one network takes at most
@@ -97,9 +97,7 @@ def plan_of(given: Collection[str], facts: Facts, batch_size: int) -> Plan:
     steps_an_epoch = max(1, images // min(batch_size, images))
     rung = max(1, round(_RUNG * epochs))
     has_rung = (
-        facts.reduction is not None
-        and rung < epochs
-        and rung * steps_an_epoch >= _RUNG_STEPS
+        facts.reduction is not None and rung < epochs and rung * steps_an_epoch >= _RUNG_STEPS
     )
     chosen |= {
         "train.epochs": epochs,
