@@ -10,6 +10,7 @@ Everything a user can cause is a :class:`levit_search.errors.LevitSearchError` w
 says what is wrong. Each call imports what it needs, so that ``import levit_search`` takes no time.
 """
 
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -93,6 +94,7 @@ def evaluation(
     from levit_search.search.preparation import sample_of
     from levit_search.study import training_file
 
+    config.check_planned("an evaluation")
     sample = sample_of(checked_space(config))
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(out))
@@ -148,7 +150,8 @@ def run(
     if tensorboard:
         require_tensorboard()
     source = None if take_from is None else Path(take_from)
-    study = begin(config, None if folder is None else Path(folder), sys.argv, source)
+    say = functools.partial(print, file=sys.stderr) if progress else _unsaid
+    study = begin(config, None if folder is None else Path(folder), sys.argv, source, say=say)
     try:
         if progress:
             with SearchProgress(study) as shown:
@@ -310,6 +313,9 @@ def load_model(study: "Study", record: "Record") -> "Model":
 
 def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=4)
+
+
+def _unsaid(_: str) -> None: ...
 
 
 class _Unshown:

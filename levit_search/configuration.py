@@ -127,14 +127,15 @@ def describe(error: ValidationError) -> str:
         context = first["ctx"]
         known = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
         value = context.get("tag", first["input"])
-        message = f"unknown value {_shortened(value)}; {did_you_mean(str(value), known)}"
+        message = f"unknown value {shortened(value)}; {did_you_mean(str(value), known)}"
     elif first["type"] not in ("unknown_key", "value_error", "custom"):
-        message = f"{message[:1].lower()}{message[1:]}, not {_shortened(first['input'])}"
+        message = f"{message[:1].lower()}{message[1:]}, not {shortened(first['input'])}"
     more = f" (and {len(others)} more)" if others else ""
     return f"{'.'.join(path)}: {message}{more}" if path else f"{message}{more}"
 
 
-def _shortened(value: object) -> str:
+def shortened(value: object) -> str:
+    """A value as a message shows it."""
     try:
         return _cut(repr(value), 60)
     except ValueError:  # integers of thousands of digits have no decimal form

@@ -249,7 +249,9 @@ def training_config(data: str, given: dict[str, Any], settings: list[str] | None
         changes["data"] = {"name": data}
     changes |= {k: v for k, v in given.items() if v is not None or k == "teacher"}
     changes |= parse_settings(settings or [])
-    return read_config(space_file(_SPACE_OF.get(data, "levit-fashion")), changes)
+    config = read_config(space_file(_SPACE_OF.get(data, "levit-fashion")), changes)
+    config.check_planned("training one network")
+    return config
 
 
 def train(

@@ -80,8 +80,6 @@ def run(
         changes.setdefault("search.trials", None)
     path = space_file(space)
     opened = begin(read_config(path, changes), study, sys.argv, take_from, str(path), anew, say)
-    if (found := opened.survey()) is not None:
-        say("\n".join([*found.lines(), ""]))
     _say_where_to_look(opened, tensorboard)
     try:
         with Interruption() as interruption, SearchProgress(opened) as progress:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,11 +186,9 @@ def load_described(
     faults = data_set.faults if isinstance(data_set, Stream) else Faults(config.max_unreadable)
     parts = _parts(data_set.sources(), config, info)
     how = config.model_copy(update={"in_channels": info.in_channels}).decoding
-    images = sum(len(indices) for _, indices in parts.values())
-    fits = images * info.in_channels * size**2 <= config.memory_limit_mb * 10**6
     splits: dict[SplitName, Split] = {}
     known = unreadable_of(config)
-    if fits if config.in_memory is None else config.in_memory:
+    if _are_held(parts, info, size, config):
         for name, (source, indices) in parts.items():
             splits[name] = held(source, indices, how, size, faults)
     else:
@@ -203,6 +202,38 @@ def load_described(
         left_out = "1 image" if len(faults) == 1 else f"{len(faults)} images"
         say(f"{config.name}: left out {left_out} that cannot be read: {faults}")
     return info, splits
+
+
+class Outline(NamedTuple):
+    """How much there is of a data set."""
+
+    info: DataInfo
+    images: dict[SplitName, int]
+    """Of each split, unreadable ones included."""
+    are_held: bool
+    """Whether they are held in memory."""
+
+
+def outline(config: DataConfig) -> Outline:
+    """How many images :func:`load` gives, without decoding them.
+
+    Raises:
+        InputError: as :func:`load`.
+    """
+    config = looked_at(config)
+    info = describe(config)
+    parts = _parts(open_set(config).sources(), config, info)
+    images = {name: len(indices) for name, (_, indices) in parts.items()}
+    size = config.image_size or info.image_size
+    return Outline(info, images, _are_held(parts, info, size, config))
+
+
+def _are_held(
+    parts: "Mapping[SplitName, Part]", info: DataInfo, size: int, config: DataConfig
+) -> bool:
+    images = sum(len(indices) for _, indices in parts.values())
+    fits = images * info.in_channels * size**2 <= config.memory_limit_mb * 10**6
+    return fits if config.in_memory is None else config.in_memory
 
 
 Part = tuple[Source, NDArray[np.int64]]

@@ -232,7 +232,7 @@ class _Driver:
             Why there will be none any more, once nothing runs.
         """
         limit_s = self._config.search.time_s
-        out_of_time = limit_s is not None and self._books.seconds >= limit_s
+        out_of_time = limit_s is not None and self._books.seconds >= limit_s - self._reserve_s
         while engine.has_room() and (self._left_over or not (self._is_enough() or out_of_time)):
             if not self._start_one(engine):
                 break
@@ -245,6 +245,13 @@ class _Driver:
         if self._is_exhausted or self._too_slow >= _TOO_SLOW:
             return self._exhausted()
         return None
+
+    @property
+    def _reserve_s(self) -> float:
+        """So long before the time is up nothing is begun: a network that was planned would not be
+        half trained by then."""
+        plan, limit_s = self._config.plan, self._config.search.time_s
+        return min(plan.network_s, limit_s) / 2 if plan is not None and limit_s is not None else 0
 
     def _handle_all(self, engine: Engine, wait_s: float) -> None:
         for event in pass_on_warnings(engine.events(wait_s)):

@@ -115,7 +115,9 @@ def start_values(config: StudyConfig, space: Space, where: str) -> dict[str, dic
         try:
             network = _given_to_start(entry, space.sizes, f"{where}: start", index)
         except architectures.SizeError as error:
-            told = str(error).removeprefix(f"{where}: ")  # the same, and once, when it is asked again
+            told = str(error).removeprefix(
+                f"{where}: "
+            )  # the same, and once, when it is asked again
             warnings.warn(f"{told}; it is not tried first", stacklevel=1)
             continue
         values = space.encode(network)

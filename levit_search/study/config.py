@@ -5,7 +5,7 @@ import glob
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from levit_search.configuration import (
     field_types,
     parse_value,
     read_yaml,
+    shortened,
     validated,
 )
 from levit_search.data import DataConfig
@@ -36,6 +37,7 @@ from levit_search.pareto import (
 )
 from levit_search.recipe import Recipe, SupernetConfig, TeacherConfig
 from levit_search.space import Limits, Space
+from levit_search.study.plan import Plan
 from levit_search.study.storage import StorageUrl
 
 SamplerName = Literal["auto", "tpe", "nsga2", "nsga3", "gp", "random", "grid"]
@@ -103,6 +105,8 @@ class StudyConfig(Frozen):
     data: DataConfig = DataConfig()
     architecture: dict[str, Any]
     train: Recipe = Recipe()
+    plan: Plan | None = None
+    """What ``train.epochs: auto`` came to; see :mod:`levit_search.study.plan`."""
     teacher: TeacherConfig | None = TeacherConfig()
     accuracy: Literal["trained", "supernet"] = "trained"
     supernet: SupernetConfig = SupernetConfig()
@@ -190,6 +194,29 @@ class StudyConfig(Frozen):
     def is_trained(self) -> bool:
         """Whether candidates are trained."""
         return "top1_percent" in self.objectives
+
+    def with_plan(self, plan: Plan) -> "StudyConfig":
+        """The same with what a plan chose in its place.
+
+        Raises:
+            InputError: that does not go with something that is given.
+        """
+        raw = self.model_dump(mode="json")
+        for key, value in plan.settings.items():
+            _put(raw, key, value)
+        return validated(StudyConfig, {**raw, "plan": plan.model_dump(mode="json")}, "plan")
+
+    def check_planned(self, command: str) -> None:
+        """Make sure that the number of epochs is known.
+
+        Raises:
+            InputError: it is ``auto``, which only a search can say.
+        """
+        if self.plan is not None and not self.plan.is_made:
+            raise InputError(
+                f"train.epochs: auto is planned by a search; {command} needs a number, such as "
+                "--set train.epochs=20"
+            )
 
     @property
     def rung_epochs(self) -> tuple[int, ...]:
@@ -315,6 +342,14 @@ def config_of(
             raw[section] = {key: raw[section]}
     for key, value in (changes or {}).items():
         _put(raw, key, value)
+    epochs = raw["train"].get("epochs", 1) if isinstance(raw.get("train"), Mapping) else 1
+    if epochs == "auto":
+        _leave_to_plan(raw, (changes or {}).keys())
+    elif type(epochs) is not int or epochs < 1:
+        shown = shortened(epochs)
+        raise InputError(
+            f"{path}: train.epochs: expected a whole number from 1 on or auto, not {shown}"
+        )
     if isinstance(raw.get("latency"), Mapping):
         raw["latency"] = resolved(raw["latency"], read_targets(path.parent), str(path))
     if isinstance(raw.get("targets"), Mapping):
@@ -429,6 +464,24 @@ def _predicted(config: StudyConfig) -> LatencyConfig:
         return LatencyConfig.model_validate(given)
     except ValidationError:
         return config.latency
+
+
+def _leave_to_plan(raw: dict[str, Any], changed: Collection[str]) -> None:
+    """Take ``train.epochs: auto`` out of what a file says, and note what else it states.
+
+    What an earlier plan chose is not among that, but for what was ``changed`` since.
+    """
+    earlier = raw.get("plan")
+    chosen = set(earlier.get("settings", {}) if isinstance(earlier, Mapping) else {}) - set(changed)
+    sections = {name: raw.get(name) for name in ("train", "data")}
+    for name, section in sections.items():
+        if isinstance(section, Mapping):
+            raw[name] = {k: v for k, v in section.items() if f"{name}.{k}" not in chosen}
+    del raw["train"]["epochs"]
+    given = {f"train.{key}" for key in Recipe.stated(raw["train"])}
+    if isinstance(raw.get("data"), Mapping) and raw["data"].get("train_images") is not None:
+        given.add("data.train_images")
+    raw["plan"] = {"given": sorted(given)}
 
 
 # Sections that may be one word, and the key that it is for.

@@ -75,6 +75,7 @@ class Study:
             InputError: ``folder`` holds something else, or the storage cannot be used, and nothing
                 was changed.
         """
+        assert config.plan is None or config.plan.is_made, "what is kept is planned before"
         study, before = cls(folder, config), None
         if (folder / "study.yaml").exists():
             before = cls.open(folder)
@@ -167,6 +168,14 @@ class Study:
             reason = str(error).splitlines()[0]
             warnings.warn(f"{path}: is left out ({reason})", stacklevel=2)
             return None
+
+    def is_begun(self) -> bool:
+        """Whether anything was found by its settings: a trial, or weights that networks share.
+
+        Raises:
+            InputError: see :meth:`open_storage`.
+        """
+        return self._trials.exist() or (self.folder / "supernet").is_dir()
 
     @property
     def checkpoints(self) -> Path:
