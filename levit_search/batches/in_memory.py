@@ -108,7 +108,7 @@ class _Augmentation:
         self._recipe, self._hflip, self._fill = recipe, hflip, fill
         self._size, self._device = images.shape[-1], images.device
         self._border = self._size // 8 if recipe.crop == "shift" else 0
-        self._windows = Windows(images, self._border)
+        self._windows = Windows(images, self._border, fill.to(torch.uint8))
         self._resizer = Resizer(self._size, self._device) if recipe.crop == "resized" else None
         self._policy = rand_augment(recipe.rand_augment)
 
@@ -150,13 +150,23 @@ def mean_and_std(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
 
 
 class Windows:
-    """Images uint8 [N, C, S, S] with a black border, to be cut out at any place."""
+    """Images uint8 [N, C, S, S] with a border, to be cut out at any place.
 
-    def __init__(self, images: Tensor, border: int) -> None:
-        _, self._channels, self._size, _ = images.shape
+    Args:
+        images: the set.
+        border: pixels on each side.
+        fill: their colour, uint8 [C], on the images' device.
+    """
+
+    def __init__(self, images: Tensor, border: int, fill: Tensor) -> None:
+        count, self._channels, self._size, _ = images.shape
         self._width = self._size + 2 * border
+        shape = count, self._channels, self._width, self._width
+        bordered = fill.view(1, -1, 1, 1).expand(shape).contiguous()
+        inner = slice(border, border + self._size)
+        bordered[..., inner, inner] = images
         # Entry i is the line of S pixels that begins at the i-th of all pixels: a view, not a copy.
-        self._lines = F.pad(images, (border,) * 4).flatten().unfold(0, self._size, 1)
+        self._lines = bordered.flatten().unfold(0, self._size, 1)
         first = torch.arange(self._channels)[:, None] * self._width + torch.arange(self._size)
         self._firsts = (first * self._width).to(images.device)
 
