@@ -11,7 +11,7 @@ A distribution names them in its ``pyproject.toml``, and whoever installs it use
     [project.entry-points."levit_search.targets"]
     bench = "my_package:BENCH"              # latency: {target: bench}
 
-What each entry point has to be is told by :class:`levit_search.data.plugged.DataSet`,
+What each entry point has to be is told by :class:`levit_search.data.DataSet`,
 :class:`levit_search.distill.plugged.BuildTeacher` and
 :class:`levit_search.latency.targets.PluggedTarget`.
 

@@ -1,4 +1,4 @@
-"""Data sets by name, and their fixed splits.
+"""Data sets by name, what is in them, and their fixed splits.
 
 Splits: a network is fitted on ``train``, a search sees ``val``, and ``test`` is read by nothing but
 ``train --final`` and the final checks. A data set's own held-out part is ``test``; ``val`` is then
@@ -6,13 +6,19 @@ cut from its training part, stratified and always the same. A set with both a va
 split keeps them; from one without any, ``test`` is cut first.
 """
 
-from levit_search.data.builtin import user_cache
-from levit_search.data.config import DataConfig
-from levit_search.data.loading import describe, load, load_described
-from levit_search.data.pictures import Arrays, Pictures, Split, fingerprint
-from levit_search.data.plugged import DataSet
-from levit_search.data.sources import ArraySource, FileSource, Source
-from levit_search.data.splits import DataInfo, SplitName
+from levit_search.data.decoding import Decoding
+from levit_search.data.loading import Arrays, Pictures, Split, fingerprint, load, load_described
+from levit_search.data.sets import user_cache
+from levit_search.data.sources import (
+    ArraySource,
+    DataConfig,
+    DataInfo,
+    DataSet,
+    FileSource,
+    Source,
+    SplitName,
+)
+from levit_search.data.survey import DataSurvey, check, describe, looked_at, survey
 
 __all__ = [
     "ArraySource",
@@ -20,14 +26,19 @@ __all__ = [
     "DataConfig",
     "DataInfo",
     "DataSet",
+    "DataSurvey",
+    "Decoding",
     "FileSource",
     "Pictures",
     "Source",
     "Split",
     "SplitName",
+    "check",
     "describe",
     "fingerprint",
     "load",
     "load_described",
+    "looked_at",
+    "survey",
     "user_cache",
 ]

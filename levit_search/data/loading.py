@@ -1,53 +1,163 @@
-"""A data set described, and its three splits loaded."""
+"""A data set's three splits loaded: arrays in memory, or pictures on disk."""
 
+import hashlib
+import os
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from levit_search.data import builtin, folders, hugging_face, plugged, streams, torchvision_sets
-from levit_search.data.config import DataConfig
-from levit_search.data.memory import held
-from levit_search.data.pictures import Faults, Pictures, Split
-from levit_search.data.sources import Mode, Source
-from levit_search.data.splits import DataInfo, SplitName, bounded, cut, stratified
+from levit_search.data.decoding import Decoding
+from levit_search.data.sources import (
+    ArraySource,
+    DataConfig,
+    DataInfo,
+    Faults,
+    FileSource,
+    Source,
+    SplitName,
+    UnreadableError,
+    bounded,
+    cut,
+    decode,
+    squared,
+    stratified,
+)
+from levit_search.data.streams import Stream
+from levit_search.data.survey import describe, looked_at, open_set, unreadable_of
+from levit_search.data.timm_sets import RowSource
 from levit_search.errors import InputError
 
 _TEST_SHARE = 0.2  # of a set that brings no test part
+_HASHED = 64  # pictures whose content is part of what identifies a split
+_VALUES_AT_ONCE = 2**22  # of arrays that are scaled, in floating point
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """One split in memory: images uint8 [N, C, S, S] and labels int64 [N].
+
+    ``scaled_as_floats`` says how others have to be scaled to look like these: with numbers rounded
+    once at the end, or in whole numbers, as Pillow scales pictures.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    scaled_as_floats: bool = False
+    pictures: "Pictures | None" = None
+    """The same images as they are stored; None of arrays."""
+
+
+class Pictures:
+    """One split on disk, decoded image by image; it can be pickled for a loader's workers.
+
+    Args:
+        source: where the images are.
+        indices: int64 [N], which of them.
+        decoding: how they are decoded.
+        max_unreadable: how many unreadable images a process puts up with.
+
+    Attributes:
+        labels: int64 [N].
+        decoding: as given.
+    """
+
+    def __init__(
+        self, source: Source, indices: NDArray[np.int64], decoding: Decoding, max_unreadable: int
+    ) -> None:
+        self.labels = source.labels[indices]
+        self._source, self._indices, self.decoding = source, indices, decoding
+        self._faults = Faults(max_unreadable)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """What a person finds an image by."""
+        return self._source.name(int(self._indices[index]))
+
+    def stored(self, index: int) -> bytes | Image.Image:
+        """The file of an image, or the decoded picture where it is not kept as a file.
+
+        Raises:
+            OSError: it is missing.
+            UnreadableError: it cannot be decoded.
+        """
+        place = int(self._indices[index])
+        if isinstance(self._source, FileSource | RowSource):
+            return self._source.content(place)
+        return decode(self._source, place, self.decoding)
+
+    def open(self, index: int) -> Image.Image:
+        """The decoded picture in its own size.
+
+        In place of an unreadable one comes the next of the same class, always the same one.
+
+        Raises:
+            InputError: more than ``max_unreadable`` were met, or all of the class are unreadable.
+        """
+        try:
+            return self._decoded(index)
+        except UnreadableError:
+            pass
+        alike = np.flatnonzero(self.labels == self.labels[index])
+        for other in np.roll(alike, -1 - int(np.searchsorted(alike, index)))[:-1]:
+            try:
+                return self._decoded(int(other))
+            except UnreadableError:
+                continue
+        raise InputError(f"data: all images of a class are unreadable: {self._faults}")
+
+    def _decoded(self, index: int) -> Image.Image:
+        place = int(self._indices[index])
+        try:
+            return decode(self._source, place, self.decoding)
+        except UnreadableError as error:
+            if self._faults.add(self._source.where(place), str(error)):
+                message = f"{self._source.where(place)}: unreadable ({error}); another is taken"
+                warnings.warn(message, stacklevel=3)
+            raise
+
+    def fingerprint(self) -> str:
+        """A hash of names, sizes in bytes, labels, the content of a few, and how it is decoded."""
+        digest = hashlib.sha256(repr(tuple(self.decoding)).encode())
+        digest.update(np.ascontiguousarray(self._source.sizes(self._indices)).tobytes())
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
+        for index in self._indices:
+            digest.update(os.fsencode(self._source.name(int(index))) + b"\0")
+        # Without them, two sets of uncompressed files that are named alike would be one.
+        few = np.linspace(0, len(self) - 1, min(_HASHED, len(self))).round().astype(int)
+        for index in self._indices[few]:
+            try:
+                digest.update(hashlib.sha256(self._source.content(int(index))).digest())
+            except OSError:
+                digest.update(b"missing")
+        return digest.hexdigest()[:16]
+
+
+Split = Arrays | Pictures
+
+
+def fingerprint(split: Split) -> str:
+    """Sixteen hexadecimal digits of a hash over a split's content.
+
+    Arrays are hashed whole; pictures by their names, sizes in bytes and labels, and 64 of them by
+    their content: reading all would take as long as an epoch.
+    """
+    if isinstance(split, Pictures):
+        return split.fingerprint()
+    digest = hashlib.sha256(repr(split.images.shape).encode())
+    digest.update(np.ascontiguousarray(split.images).data)
+    digest.update(np.ascontiguousarray(split.labels).data)
+    return digest.hexdigest()[:16]
 
 
 def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=3)
-
-
-def describe(config: DataConfig) -> DataInfo:
-    """Channels, classes, symmetry and size, from a look at a few images at most.
-
-    Plugged-in sets describe themselves. Of digits, Fashion-MNIST and torchvision's small sets
-    nothing is read. Others are opened, and 32 images looked at: one channel if none of them has
-    colours; squares of one size keep it, and for pictures of other sizes it is the median of their
-    shorter sides, at most 224, down to a multiple of 16.
-
-    Raises:
-        InputError: the data is not there; the message says where it was looked for.
-    """
-    match config.reader:
-        case "digits":
-            return DataInfo(1, builtin.DIGIT_CLASSES, hflip=False, image_size=8)
-        case "fashion-mnist":
-            builtin.fashion_root(config)
-            return DataInfo(1, builtin.FASHION_CLASSES, hflip=True, image_size=28)
-        case "folder":
-            return folders.describe_folder(config)
-        case "torch":
-            return torchvision_sets.describe_torchvision(config)
-        case "hfds":
-            return hugging_face.describe_rows(config)
-        case "hfids" | "wds" | "tfds":
-            return streams.describe_stream(config)
-        case _:
-            return plugged.describe_plugged(config)
 
 
 def load(config: DataConfig, say: Callable[[str], None] = _warn) -> dict[SplitName, Split]:
@@ -68,46 +178,31 @@ def load_described(
         InputError: the data is missing, damaged, too large for memory where it has to be there, or
             too small to be split by class.
     """
+    config = looked_at(config)
     info = describe(config)
+    data_set = open_set(config)
     size = config.image_size or info.image_size
-    mode: Mode = "L" if info.in_channels == 1 else "RGB"
-    faults = Faults(config.max_unreadable)
-    parts = _parts(_sources(config, info, size, faults), config, info)
+    faults = data_set.faults if isinstance(data_set, Stream) else Faults(config.max_unreadable)
+    parts = _parts(data_set.sources(), config, info)
+    how = config.model_copy(update={"in_channels": info.in_channels}).decoding
     images = sum(len(indices) for _, indices in parts.values())
     fits = images * info.in_channels * size**2 <= config.memory_limit_mb * 10**6
-    if not (fits if config.in_memory is None else config.in_memory):
-        return info, {
-            name: Pictures(source, indices, mode, config.max_unreadable)
-            for name, (source, indices) in parts.items()
-        }
-    splits: dict[SplitName, Split] = {
-        name: held(source, indices, mode, size, faults) for name, (source, indices) in parts.items()
-    }
+    splits: dict[SplitName, Split] = {}
+    if fits if config.in_memory is None else config.in_memory:
+        for name, (source, indices) in parts.items():
+            splits[name] = held(source, indices, how, size, faults)
+    else:
+        known = unreadable_of(config)
+        for name, (source, indices) in parts.items():
+            bad = [index for index in indices.tolist() if source.name(index) in known]
+            for index in bad:
+                faults.add(source.where(index), known[source.name(index)])
+            indices = indices[~np.isin(indices, bad)]
+            splits[name] = Pictures(source, indices, how, config.max_unreadable)
     if len(faults):
         left_out = "1 image" if len(faults) == 1 else f"{len(faults)} images"
         say(f"{config.name}: left out {left_out} that cannot be read: {faults}")
     return info, splits
-
-
-def _sources(
-    config: DataConfig, info: DataInfo, size: int, faults: Faults
-) -> Mapping[SplitName, Source]:
-    """What a set brings: ``train``, perhaps ``test`` too, or ``val`` and ``test``."""
-    match config.reader:
-        case "digits":
-            return {"train": builtin.digits()}
-        case "fashion-mnist":
-            return builtin.fashion(config)
-        case "folder":
-            return folders.folder(config)
-        case "torch":
-            return torchvision_sets.torchvision_sources(config, info)
-        case "hfds":
-            return hugging_face.row_sources(config, info)
-        case "hfids" | "wds" | "tfds":
-            return streams.stream_sources(config, info, size, faults)
-        case _:
-            return plugged.plugged_sources(config, info)
 
 
 Part = tuple[Source, NDArray[np.int64]]
@@ -146,3 +241,53 @@ def _check_divisible(labels: NDArray[np.int64], info: DataInfo) -> None:
 
 def _whole(source: Source) -> Part:
     return source, np.arange(len(source.labels))
+
+
+def held(
+    source: Source, indices: NDArray[np.int64], decoding: Decoding, size: int, faults: Faults
+) -> Arrays:
+    """The images of a source at ``size`` x ``size``, without the unreadable ones.
+
+    Raises:
+        InputError: more images are unreadable than ``faults`` allows.
+    """
+    labels = source.labels[indices]
+    if isinstance(source, ArraySource):
+        is_scaled = source.images.shape[-2:] != (size, size)
+        return Arrays(resized(source.images[indices], size), labels, scaled_as_floats=is_scaled)
+    images = np.empty((len(indices), 1 if decoding.mode == "L" else 3, size, size), np.uint8)
+
+    def read(position: int) -> str | None:
+        try:
+            images[position] = squared(decode(source, int(indices[position]), decoding), size)
+        except UnreadableError as error:
+            return str(error)
+        return None
+
+    readable = np.ones(len(indices), bool)
+    # Pillow decodes and scales without Python's lock.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for position, reason in enumerate(threads.map(read, range(len(indices)))):
+            if reason is not None:
+                readable[position] = False
+                faults.add(source.where(int(indices[position])), reason)
+    pictures = Pictures(source, indices[readable], decoding, faults.limit)
+    if readable.all():
+        return Arrays(images, labels, pictures=pictures)
+    return Arrays(images[readable], labels[readable], pictures=pictures)
+
+
+def resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """uint8 images [N, C, H, W] at ``size`` x ``size``, still uint8."""
+    if images.shape[-2:] == (size, size):
+        return images
+    import torch
+    import torch.nn.functional as F
+
+    result = np.empty((*images.shape[:2], size, size), np.uint8)
+    at_once = max(1, _VALUES_AT_ONCE // max(result[0].size, images[0].size))
+    for first in range(0, len(images), at_once):
+        part = torch.from_numpy(images[first : first + at_once]).float()
+        scaled = F.interpolate(part, (size, size), mode="bicubic", antialias=True)
+        result[first : first + at_once] = scaled.round().clamp(0, 255).to(torch.uint8).numpy()
+    return result

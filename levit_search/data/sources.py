@@ -1,31 +1,172 @@
-"""Where images come from, one at a time: arrays and files, and how a picture is decoded."""
+"""What a data set is: its configuration, its labelled pictures one at a time, and its splits."""
 
-import io
 import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import EpsImagePlugin, Image
+from pydantic import BeforeValidator, Field, field_validator
 
-if TYPE_CHECKING:
-    from PIL import Image
+from levit_search import plugins
+from levit_search.configuration import Count, Frozen
+from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, opened
+from levit_search.errors import InputError, did_you_mean
 
-Mode = Literal["L", "RGB"]
-
-# What is decoded, whatever a file is called. EPS is none of them: Pillow starts Ghostscript, which
-# would run the program that such a picture is.
-_FORMATS = (
-    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM"),
-    *("PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+BUILT_IN = ("digits", "fashion-mnist", "folder")
+TORCH_SETS = (
+    "cifar10",
+    "cifar100",
+    "fashion_mnist",
+    "image_folder",
+    "imagenet",
+    "inaturalist",
+    "kmnist",
+    "mnist",
+    "places365",
 )
-MOST_BYTES = 1 << 28
-"""Of one image as it is stored."""
-LONGEST = 100
-"""Times its shorter side is the longer one of a picture at most: the shorter one is scaled to a
-network's input, and the longer one with it."""
+_READERS = ("hfds", "hfids", "wds", "tfds")
+_KNOWN = (
+    *BUILT_IN,
+    *(f"torch/{name}" for name in TORCH_SETS),
+    *(f"{reader}/NAME" for reader in _READERS),
+)
 
-_GREY_MODES = ("1", "L", "LA")  # and those of 16 bits and more
+SplitText = Annotated[str, Field(min_length=1)]
+
+_GROUNDS = {"white": 255, "grey": 128, "black": 0}
+
+
+def _ground(given: Any) -> Any:
+    if isinstance(given, str) and given not in _GROUNDS:
+        raise ValueError(f"{given!r} is none; expected {', '.join(_GROUNDS)} or 0 to 255")
+    return _GROUNDS[given] if isinstance(given, str) else given
+
+
+Ground = Annotated[int, Field(strict=True, ge=0, le=255), BeforeValidator(_ground)]
+Range = tuple[float, float]
+
+
+class DataConfig(Frozen):
+    """Which images, at which size.
+
+    ``name`` is ``digits``, ``fashion-mnist``, ``folder`` (``root`` has ``train/`` and ``val/``,
+    each with a folder of images for each class) or what timm's ``create_dataset`` reads:
+    torchvision's as ``torch/cifar10``, Hugging Face's as ``hfds/NAME`` (on disk) or ``hfids/NAME``
+    (a stream), ``wds/NAME`` (tar shards in ``root``) and ``tfds/NAME``. ``train_split`` and
+    ``test_split`` name such a set's splits where they are not called train, validation or test.
+    Other names are those of :mod:`levit_search.plugins`.
+
+    ``image_size`` is the side of the square that every image is brought to; null is the data's own,
+    as :func:`levit_search.data.describe` gives it.
+
+    ``val_share`` is the part of the training images that becomes ``val`` where a set brings no
+    validation and test split of its own; ``train_images`` bounds how many of the rest are fitted on
+    (a stratified choice), for searches that need not see all.
+
+    Images are held in memory if all of them take no more than ``memory_limit_mb`` (of 10**6
+    bytes) at ``image_size``, or as ``in_memory`` says; training takes up to three times that. In
+    memory they are normalised by their own colours and evaluated whole, on disk by ImageNet's
+    and, from 128 px on, by their middle (0.875 of a side), so that figures of the two are not the
+    same. At most ``max_unreadable`` of them may be unreadable.
+
+    The rest is found by looking at the pictures, see :mod:`levit_search.data.survey`, where it is
+    not given: ``in_channels`` (1 is grey), the ``ground`` on which transparent pictures are laid
+    (``white``, ``grey``, ``black`` or 0 to 255), the values that become black and white in pictures
+    of 16-bit and other whole numbers (``integer_range``) and of floating-point ones
+    (``float_range``), and ``hflip``, whether mirrored pictures are of their class. ``fingerprint``
+    is of the pictures that a study was made for; others are refused.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    image_size: Annotated[int, Field(strict=True, ge=4, le=4096)] | None = None
+    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    train_images: Count | None = None
+    in_memory: bool | None = None
+    memory_limit_mb: Count = 1024
+    max_unreadable: Annotated[int, Field(strict=True, ge=0, le=10**9)] = 10
+    train_split: SplitText | None = None
+    test_split: SplitText | None = None
+    in_channels: Literal[1, 3] | None = None
+    ground: Ground | None = None
+    integer_range: Range | None = None
+    float_range: Range | None = None
+    hflip: bool | None = None
+    fingerprint: str | None = None
+
+    @field_validator("integer_range", "float_range")
+    @classmethod
+    def _check_range(cls, values: Range | None) -> Range | None:
+        if values is not None and not (
+            values[0] < values[1] and abs(values[1] - values[0]) < 1e300
+        ):
+            raise ValueError(f"{list(values)} is none; expected [value of black, value of white]")
+        return values
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        reader, _, rest = name.partition("/")
+        if name in _KNOWN[: -len(_READERS)] or (reader in _READERS and rest):
+            return name
+        plugged = plugins.installed("levit_search.data")
+        if name in plugged:
+            return name
+        raise ValueError(f"unknown data set {name!r}; {did_you_mean(name, [*_KNOWN, *plugged])}")
+
+    @property
+    def reader(self) -> str:
+        """The name's part before the slash, or all of it."""
+        return self.name.partition("/")[0]
+
+    @property
+    def is_looked_at(self) -> bool:
+        """Whether it says all that a look at the pictures would find."""
+        return None not in (self.image_size, self.in_channels, self.hflip, self.fingerprint)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How its pictures are decoded, of a configuration whose pictures were looked at."""
+        mode = "L" if self.in_channels == 1 else "RGB"
+        defaults = Decoding(mode)
+        return Decoding(
+            mode,
+            defaults.ground if self.ground is None else self.ground,
+            self.integer_range or defaults.integers,
+            self.float_range or defaults.floats,
+        )
+
+    @property
+    def size(self) -> int:
+        """The side of the square images in pixels, of a configuration that states it."""
+        assert self.image_size is not None, "image_size is to be resolved first"
+        return self.image_size
+
+
+SplitName = Literal["train", "val", "test"]
+
+_LISTED = 20  # unreadable images that a message names
+_SPLIT_SEED = 20210402  # any constant: the cut must be the same everywhere and for ever
+
+
+class DataInfo(NamedTuple):
+    """What a network must know of a data set."""
+
+    in_channels: int
+    """1 where images are grey, 3 otherwise."""
+    class_names: tuple[str, ...]
+    hflip: bool
+    """Whether a mirrored image still is of its class (digits are not)."""
+    image_size: int
+    """The data's own size: the side of its squares, or a square near to what it holds."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
 
 class UnreadableError(Exception):
@@ -43,7 +184,7 @@ class Source(Protocol):
     def where(self, index: int) -> str:
         """The same for messages: with its place."""
 
-    def open(self, index: int) -> "Image.Image":
+    def open(self, index: int) -> Image.Image:
         """The picture, not necessarily decoded yet; raises one of :func:`refusals`."""
 
     def content(self, index: int) -> bytes:
@@ -64,9 +205,7 @@ class ArraySource:
 
     where = name
 
-    def open(self, index: int) -> "Image.Image":
-        from PIL import Image
-
+    def open(self, index: int) -> Image.Image:
         pixels = self.images[index]
         return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
@@ -90,9 +229,8 @@ class FileSource:
     def where(self, index: int) -> str:
         return str(self._root / self._names[index])
 
-    def open(self, index: int) -> "Image.Image":
-        # Read at once: Pillow leaves files open that it does not decode to the end.
-        return opened(io.BytesIO(self.content(index)))
+    def open(self, index: int) -> Image.Image:
+        return opened(self.content(index))
 
     def content(self, index: int) -> bytes:
         path = self._root / self._names[index]
@@ -103,59 +241,81 @@ class FileSource:
             raise OSError(f"{found.st_size} bytes, more than {MOST_BYTES}")
         return path.read_bytes()
 
+    def stamps(self) -> list[tuple[int, int]]:
+        """Of each file its size in bytes and when it was changed, in nanoseconds; 0 if missing."""
+        return [_stamp(self._root / name) for name in self._names]
+
     def sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.array([file_size(self._root / self._names[i]) for i in indices], dtype=np.int64)
 
 
+class DataSet(Protocol):
+    """What an entry point of ``levit_search.data`` gives when it is called with a ``DataConfig``.
+
+    Ours are made alike. It is called whenever the data is looked at, in the driver of a search and
+    in each worker, so that reading belongs into :meth:`sources`. ``root``, ``train_split`` and
+    ``test_split`` of the configuration are the data set's to interpret; sizes, cuts and memory are
+    seen to elsewhere. A user's mistake is told by raising ``levit_search.errors.InputError``.
+
+        class Spirals:
+            def __init__(self, config: DataConfig) -> None:
+                self._folder = Path(config.root or "~/spirals").expanduser()
+
+            def describe(self) -> DataInfo:
+                return DataInfo(1, ("left", "right"), hflip=False, image_size=32)
+
+            def sources(self) -> dict[str, Source]:
+                images = np.load(self._folder / "images.npy")  # uint8 [N, 1, 32, 32]
+                labels = np.load(self._folder / "labels.npy").astype(np.int64)
+                return {"train": ArraySource("spirals", images, labels)}
+
+    Images on disk are a ``FileSource(folder, names, labels)``, or a :class:`Source` of its own.
+    """
+
+    def describe(self) -> DataInfo | tuple[str, ...]:
+        """Channels (1 or 3), at least two classes, whether mirrored images keep theirs, the size.
+
+        The names of the classes alone where the rest is to be found by looking at the pictures,
+        see :func:`levit_search.data.survey.survey`. Needs no more than a look at the data, and no
+        torch: a search's driver asks too.
+        """
+
+    def sources(self) -> Mapping[SplitName, Source]:
+        """Labelled images: ``train``, and ``val`` and ``test`` where the set has such parts.
+
+        Where it has none, they are cut from ``train`` by class, always alike. Labels are int64 [N],
+        indices into the classes. Arrays have the described channels and are square.
+        """
+
+
 def file_size(path: Path) -> int:
     """Bytes of a file, 0 where there is none."""
+    return _stamp(path)[0]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
     try:
-        return path.stat().st_size
+        found = path.stat()
     except OSError:
-        return 0
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
-def opened(file: IO[bytes]) -> "Image.Image":
-    """A picture out of an image file; raises one of :func:`refusals`.
-
-    More pixels than Pillow warns of are an error, and so is one side of :data:`LONGEST` others.
-    """
-    from PIL import Image
-
-    picture = Image.open(file, formats=formats())
-    pixels = picture.width * picture.height
-    if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"{pixels} pixels, more than {Image.MAX_IMAGE_PIXELS}")
-    if max(picture.size) > LONGEST * min(picture.size):
-        raise ValueError(f"{picture.width} x {picture.height} pixels, too long and thin")
-    return picture
-
-
-def formats() -> list[str]:
-    """Those that are decoded, by Pillow's names, as far as this build of Pillow knows them."""
-    from PIL import Image
-
-    Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
-
-
-def keep_from_ghostscript() -> None:
-    """Have Pillow refuse EPS where others open pictures with it, in this process from now on."""
-    from PIL import EpsImagePlugin
-
-    EpsImagePlugin.gs_binary = False
-
-
-def decode(source: Source, index: int, mode: Mode) -> "Image.Image":
-    """An image of a source, decoded, in ``mode``.
+def decode(source: Source, index: int, how: Decoding) -> Image.Image:
+    """An image of a source as ``how`` says.
 
     Raises:
         UnreadableError: it is no image, damaged, missing, or of more pixels than Pillow allows.
     """
+    with unreadable():
+        return decoded(source.open(index), how)
+
+
+@contextmanager
+def unreadable() -> Iterator[None]:
+    """Raise what Pillow says of something that is no picture as UnreadableError, in one line."""
     try:
-        picture = source.open(index)
-        picture.load()
-        return converted(picture, mode)
+        yield
     except FileNotFoundError:
         raise UnreadableError("no such file") from None
     except refusals() as error:
@@ -165,8 +325,6 @@ def decode(source: Source, index: int, mode: Mode) -> "Image.Image":
 
 def refusals() -> tuple[type[Exception], ...]:
     """What Pillow raises at something that is no picture, or too large a one."""
-    from PIL import Image
-
     # RuntimeError is what AVIF and DDS files that are damaged give.
     return OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError
 
@@ -176,18 +334,89 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def converted(picture: "Image.Image", mode: Mode) -> "Image.Image":
-    """``picture`` in ``mode``; of 16 bits of grey the upper eight are kept."""
-    from PIL import Image
+class Faults:
+    """The unreadable images met so far, each counted once, and how many there may be."""
 
-    if picture.mode.startswith("I"):  # Pillow's own conversion would make everything bright white
-        grey = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        picture = Image.fromarray(grey)
-    elif picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return picture if picture.mode == mode else picture.convert(mode)
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._reasons: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def add(self, where: str, reason: str) -> bool:
+        """Count an image; False if it was counted before.
+
+        Raises:
+            InputError: there are more than the limit; the message lists them.
+        """
+        if where in self._reasons:
+            return False
+        self._reasons[where] = reason
+        if len(self._reasons) > self.limit:
+            raise InputError(
+                f"data.max_unreadable: more than {self.limit} images are unreadable: {self}"
+            )
+        return True
+
+    def __str__(self) -> str:
+        listed = [f"{where} ({reason})" for where, reason in self._reasons.items()]
+        more = len(listed) - _LISTED
+        return ", ".join(listed[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def is_grey(picture: "Image.Image") -> bool:
-    """Whether a picture has no colours."""
-    return picture.mode in _GREY_MODES or picture.mode.startswith("I")
+def squared(picture: Image.Image, size: int) -> NDArray[np.uint8]:
+    """The middle square of a picture scaled to uint8 [C, size, size], bicubic and antialiased.
+
+    The shorter side becomes ``size``; what is cut away is never scaled.
+    """
+    width, height = picture.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    if (width, height) != (size, size):
+        box = (left, top, left + side, top + side)
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    pixels = np.asarray(picture)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def keep_from_ghostscript() -> None:
+    """Have Pillow refuse EPS where others open pictures with it, in this process from now on."""
+    EpsImagePlugin.gs_binary = False
+
+
+def cut(
+    labels: NDArray[np.int64], indices: NDArray[np.int64], config: DataConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(train, val) indices out of a training part, ``train`` bounded by ``train_images``."""
+    train, val = stratified(labels, indices, config.val_share)
+    return bounded(labels, train, config), val
+
+
+def bounded(
+    labels: NDArray[np.int64], train: NDArray[np.int64], config: DataConfig
+) -> NDArray[np.int64]:
+    """``train_images`` of the indices ``train``, each class in proportion."""
+    if config.train_images is None or config.train_images >= len(train):
+        return train
+    surplus = len(train) - config.train_images
+    if surplus < len(np.unique(labels)):
+        # Fewer to leave out than classes: each class gives up one image at most.
+        firsts = np.unique(labels[train], return_index=True)[1][:surplus]
+        return np.delete(train, firsts)
+    return stratified(labels, train, config.train_images)[1]
+
+
+def stratified(
+    labels: NDArray[np.int64], indices: NDArray[np.int64], part: float | int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(rest, part) of ``indices``, each class in proportion; ``part`` is a share or a count."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        rest, taken = train_test_split(
+            indices, test_size=part, stratify=labels[indices], random_state=_SPLIT_SEED
+        )
+    except ValueError as error:
+        raise InputError(f"data: too few images to split by class ({error})") from None
+    return np.sort(rest), np.sort(taken)

@@ -4,18 +4,27 @@ import logging
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from levit_search.data.config import DataConfig
-from levit_search.data.hugging_face import splits_and_columns
-from levit_search.data.memory import squared
-from levit_search.data.pictures import Faults
-from levit_search.data.readers import (
+from levit_search.data.decoding import MOST_BYTES, decoded
+from levit_search.data.sources import (
+    ArraySource,
+    DataConfig,
+    Faults,
+    Source,
+    SplitName,
+    UnreadableError,
+    first_line,
+    keep_from_ghostscript,
+    squared,
+    unreadable,
+)
+from levit_search.data.timm_sets import (
     chosen_splits,
     class_labels,
     created,
@@ -23,63 +32,89 @@ from levit_search.data.readers import (
     named_classes,
     numbered_classes,
     require,
+    splits_and_columns,
 )
-from levit_search.data.sources import (
-    MOST_BYTES,
-    ArraySource,
-    Mode,
-    Source,
-    converted,
-    first_line,
-    keep_from_ghostscript,
-)
-from levit_search.data.splits import DataInfo, SplitName
-from levit_search.data.survey import LOOKED_AT, survey
 from levit_search.errors import InputError
 
+_MANY = 10**9
 _LONGEST_LABEL = 20  # digits
 
 _MODULES = {"hfids": ("datasets",), "wds": ("webdataset",), "tfds": ("tensorflow_datasets",)}
 
 
-def describe_stream(config: DataConfig) -> DataInfo:
-    """Classes as the reader knows them, channels and size by the first images.
+class Stream:
+    """A data set that can only be read from its beginning to its end; it is held in memory.
 
-    The classes of tar shards are ``class_names`` in their ``_info.json``, or as many as their
-    labels say, which are read without the images.
-
-    Raises:
-        InputError: the set cannot be read, or its classes are not known.
-    """
-    splits, options = _plan(config)
-    stream = _open(config, splits["train"], "", options)
-    classes = _classes(stream.reader, config)
-    with explained(config), _counted(config.name, Faults(LOOKED_AT)):
-        seen = survey(_pictures(stream))
-    if seen is None:
-        raise InputError(f"data: {config.name} {splits['train']}: no readable images")
-    return DataInfo(seen[0], classes, hflip=True, image_size=seen[1])
-
-
-def stream_sources(
-    config: DataConfig, info: DataInfo, size: int, faults: Faults
-) -> dict[SplitName, Source]:
-    """The set's own splits, each read to its end, as squares of ``size`` pixels.
+    Attributes:
+        faults: the images that could not be read.
 
     Raises:
-        InputError: the set cannot be read, is too large for memory, or too much is unreadable.
+        InputError: the set cannot be read, its classes are not known, it is too large for memory,
+            or too much of it is unreadable.
     """
-    if config.in_memory is False:
-        raise InputError(
-            f"data.in_memory: false, but {config.name} is a stream, which is read into memory; "
-            "use a set on disk, such as folder or hfds/"
-        )
-    splits, options = _plan(config)
-    room = _Room(config, info.in_channels * size**2)
-    return {
-        name: _read(config, info, size, split, options, room, faults)
-        for name, split in splits.items()
-    }
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self._splits, self._options = _plan(config)
+        self.faults = Faults(config.max_unreadable)
+
+    def describe(self) -> tuple[str, ...]:
+        """Classes as the reader knows them.
+
+        Those of tar shards are ``class_names`` in their ``_info.json``, or as many as their labels
+        say, which are read without the images.
+        """
+        return _classes(self._opened(self._splits["train"]).reader, self._config)
+
+    def pictures(self) -> Iterator[tuple[SplitName, Any, Image.Image]]:
+        """Each picture that can be opened, as it is stored, with its split and label."""
+        for name, split in self._splits.items():
+            with explained(self._config), _counted(self._title(split), Faults(_MANY)):
+                for picture, label in self._opened(split):
+                    yield name, label, picture
+
+    def sources(self) -> dict[SplitName, Source]:
+        """The set's own splits, each read to its end, as squares of ``image_size`` pixels."""
+        config = self._config
+        if config.in_memory is False:
+            raise InputError(
+                f"data.in_memory: false, but {config.name} is a stream, which is read into memory; "
+                "use a set on disk, such as folder or hfds/"
+            )
+        channels = 1 if config.in_channels == 1 else 3
+        room = _Room(config, channels * config.size**2)
+        classes = self.describe()
+        return {name: self._read(split, classes, room) for name, split in self._splits.items()}
+
+    def _title(self, split: str) -> str:
+        return f"{self._config.name} {split}"
+
+    def _opened(self, split: str) -> Any:
+        return _open(self._config, split, self._options)
+
+    def _read(self, split: str, classes: tuple[str, ...], room: "_Room") -> ArraySource:
+        config, faults, title = self._config, self.faults, self._title(split)
+        stream = self._opened(split)
+        told = getattr(stream.reader, "num_samples", None) or 0
+        room.check(told)
+        before = len(faults)
+        images: list[NDArray[np.uint8]] = []
+        labels: list[Any] = []
+        with explained(config), _counted(title, faults):
+            for number, (picture, label) in enumerate(stream):
+                room.take(1)
+                try:
+                    with unreadable():
+                        images.append(squared(decoded(picture, config.decoding), config.size))
+                except UnreadableError as error:
+                    faults.add(f"{title}[{number}]", str(error))
+                    continue
+                labels.append(label)
+        for missing in range(told - len(images) - (len(faults) - before)):
+            faults.add(f"{title}, missing {missing + 1}", "fewer images than the set says")
+        if not images:
+            raise InputError(f"data: {title} is empty")
+        return ArraySource(title, np.stack(images), class_labels(labels, classes, title))
 
 
 class _Room:
@@ -105,35 +140,6 @@ class _Room:
             )
 
 
-def _read(
-    config: DataConfig,
-    info: DataInfo,
-    size: int,
-    split: str,
-    options: dict[str, Any],
-    room: _Room,
-    faults: Faults,
-) -> ArraySource:
-    mode: Mode = "L" if info.in_channels == 1 else "RGB"
-    title = f"{config.name} {split}"
-    stream = _open(config, split, mode, options)
-    told = getattr(stream.reader, "num_samples", None) or 0
-    room.check(told)
-    before = len(faults)
-    images: list[NDArray[np.uint8]] = []
-    labels: list[Any] = []
-    with explained(config), _counted(title, faults):
-        for picture, label in stream:
-            room.take(1)
-            images.append(squared(converted(picture, mode), size))
-            labels.append(label)
-    for missing in range(told - len(images) - (len(faults) - before)):
-        faults.add(f"{title}, missing {missing + 1}", "fewer images than the set says")
-    if not images:
-        raise InputError(f"data: {title} is empty")
-    return ArraySource(title, np.stack(images), class_labels(labels, info.class_names, title))
-
-
 def _plan(config: DataConfig) -> tuple[dict[SplitName, str], dict[str, Any]]:
     """The splits to read, and what else the reader must be told."""
     for module in _MODULES[config.reader]:
@@ -152,7 +158,8 @@ def _plan(config: DataConfig) -> tuple[dict[SplitName, str], dict[str, Any]]:
     return chosen_splits(found, config), {}
 
 
-def _open(config: DataConfig, split: str, mode: str, options: dict[str, Any]) -> Any:
+def _open(config: DataConfig, split: str, options: dict[str, Any]) -> Any:
+    mode = ""  # as they are stored
     if config.reader == "tfds":
         with explained(config):
             channels = created(config, split).reader.builder.info.features["image"].shape[-1]
@@ -193,11 +200,6 @@ def _shard_splits(config: DataConfig) -> tuple[str, ...]:
         return ()
     reader = created(config, config.train_split or "train").reader
     return tuple(reader.info.get("splits", ()))
-
-
-def _pictures(stream: Any) -> Iterator[Any]:
-    for picture, _ in islice(stream, LOOKED_AT):
-        yield picture
 
 
 def _classes(reader: Any, config: DataConfig) -> tuple[str, ...]:

@@ -1,43 +1,566 @@
-"""Channels and size of a set, from a look at a few of its images."""
+"""Looks at all pictures of a data set before anything is trained, and says what is in them.
 
-from collections.abc import Iterable, Iterator
+What a reader must know of a whole set is decided here: channels, the ground of transparent
+pictures, the range of those of more than 8 bits, the size, and whether mirroring keeps classes
+apart. What was found out about each file is kept in the user's cache and used again as long as the
+file has the same size and time.
+"""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from statistics import median_low
-from typing import TYPE_CHECKING
+from typing import Literal, get_args
 
-from levit_search.data.sources import Source, is_grey, refusals
+import numpy as np
+from pydantic import Field
 
-if TYPE_CHECKING:
-    from PIL import Image
+from levit_search.configuration import Frozen
+from levit_search.data.facts import (
+    GROUNDS,
+    LOOKED_AT,
+    SPOKEN_S,
+    Facts,
+    FactTable,
+    Looked,
+    content_digest,
+    facts_of,
+)
+from levit_search.data.mirroring import Mirroring
+from levit_search.data.sets import Digits, FashionMnist, Folder, PlugIn
+from levit_search.data.sources import (
+    ArraySource,
+    DataConfig,
+    DataInfo,
+    DataSet,
+    Range,
+    SplitName,
+    UnreadableError,
+    unreadable,
+)
+from levit_search.data.streams import Stream
+from levit_search.data.timm_sets import Rows, TorchSet, class_labels
+from levit_search.errors import InputError
 
-LOOKED_AT = 32
-_LARGEST, _STEP = 224, 16
+_LARGEST, _STEP = 224, 16  # of the size that suits a set
+_NEAR = 6  # of 255, between the tints of pictures of one perceptual hash
+_COMPARED = 1500  # pictures of one perceptual hash at most
+_LISTED = 20  # unreadable pictures that are kept by name
+
+Told = Callable[[str], None]
 
 
-def survey(pictures: "Iterable[Image.Image]") -> tuple[int, int] | None:
-    """(channels, side in pixels) that suit the pictures looked at, None where there are none.
+def _silent(text: str) -> None:
+    del text
 
-    One channel if none of them has colours. Squares of one size keep it; for pictures of other
-    sizes it is the median of their shorter sides, at most 224, down to a multiple of 16.
+
+class Duplicates(Frozen):
+    """How many pictures stand more than once, by their content, and how many nearly so."""
+
+    within_train: int = 0
+    within_test: int = 0
+    between: int = 0
+    """Pictures of ``test`` that are in ``train`` too."""
+    in_two_classes: int = 0
+    """Contents that stand under more than one class."""
+    near_within_train: int = 0
+    near_between: int = 0
+
+
+class DataSurvey(Frozen):
+    """What is in a data set, and how it is read because of that.
+
+    ``test`` is the set's own held-out part, such as ``val/`` of a folder.
     """
-    sizes: list[tuple[int, int]] = []
-    grey = True
-    for picture in pictures:
-        sizes.append(picture.size)
-        grey = grey and is_grey(picture)
-    if not sizes:
+
+    name: str
+    root: str | None
+    class_names: tuple[str, ...]
+    counts: dict[SplitName, tuple[int, ...]]
+    """Pictures by split and class, without those that are unreadable."""
+    looked_at: int
+    """Pictures that were decoded; 0 for sets that are known, of which only labels are counted."""
+    in_channels: Literal[1, 3]
+    image_size: int
+    hflip: bool
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Smallest, median and largest width, and the same of heights, as three pairs."""
+    modes: dict[str, int] = Field(default_factory=dict)
+    coloured: int = 0
+    turned: int = 0
+    animated: int = 0
+    transparent: int = 0
+    ground: int | None = None
+    integer_range: Range | None = None
+    float_range: Range | None = None
+    constant_channels: tuple[int, ...] = ()
+    unreadable: dict[str, str] = Field(default_factory=dict)
+    """The first of them by place, with the reason."""
+    unreadable_count: int = 0
+    left_out: dict[str, int] = Field(default_factory=dict)
+    """Files that are no pictures, by their ending, and links to nowhere."""
+    duplicates: Duplicates = Duplicates()
+    mirroring: Mirroring | None = None
+    fingerprint: str = ""
+    """Of the names, classes and contents of the pictures."""
+
+    @property
+    def info(self) -> DataInfo:
+        return DataInfo(self.in_channels, self.class_names, self.hflip, self.image_size)
+
+    def lines(self) -> list[str]:
+        """The survey for people, a fact a line."""
+        return list(_lines(self))
+
+
+def open_set(config: DataConfig) -> DataSet:
+    """The data set of a configuration.
+
+    Raises:
+        InputError: the data is not there; the message says where it was looked for.
+    """
+    match config.reader:
+        case "digits":
+            return Digits(config)
+        case "fashion-mnist":
+            return FashionMnist(config)
+        case "folder":
+            return Folder(config)
+        case "torch":
+            return TorchSet(config)
+        case "hfds":
+            return Rows(config)
+        case "hfids" | "wds" | "tfds":
+            return Stream(config)
+        case _:
+            return PlugIn(config)
+
+
+def describe(config: DataConfig) -> DataInfo:
+    """Channels, classes, symmetry and size of a data set.
+
+    Sets that are known (digits, Fashion-MNIST, torchvision's small ones, plug-ins) describe
+    themselves. The pictures of others are looked at, see :func:`survey`, unless the configuration
+    says already what there is to find.
+
+    Raises:
+        InputError: the data is not there; the message says where it was looked for.
+    """
+    described = open_set(config).describe()
+    if not isinstance(described, DataInfo):
+        if config.is_looked_at:
+            assert config.in_channels is not None and config.hflip is not None
+            return DataInfo(config.in_channels, described, config.hflip, config.size)
+        return survey(config).info
+    if config.in_channels not in (None, described.in_channels):
+        raise InputError(
+            f"data.in_channels: {config.in_channels}, but {config.name} has {described.in_channels}"
+        )
+    return described if config.hflip is None else described._replace(hflip=config.hflip)
+
+
+def looked_at(config: DataConfig, told: Told = _silent) -> DataConfig:
+    """A configuration with all that is to be found by looking at the pictures.
+
+    Args:
+        config: what it says already stays.
+        told: told what is being done, where it takes long.
+
+    Raises:
+        InputError: the data is missing, or nothing can be learnt from it, see :func:`check`.
+    """
+    if config.is_looked_at:
+        return config
+    described = open_set(config).describe()
+    if isinstance(described, DataInfo):
+        size = config.image_size or described.image_size
+        return config.model_copy(update={"image_size": size})
+    found = survey(config, told)
+    check(found, config)
+    names = ("image_size", "in_channels", "hflip", "ground", "integer_range", "float_range")
+    given = {name: getattr(config, name) for name in names}
+    update = {name: getattr(found, name) for name in names if given[name] is None}
+    return config.model_copy(update={**update, "fingerprint": found.fingerprint})
+
+
+def check(found: DataSurvey, config: DataConfig) -> None:
+    """Make sure that a set may be learnt from, and is the one that ``config`` was made for.
+
+    Raises:
+        InputError: too many pictures are unreadable, or they are others than those of
+            ``config.fingerprint``.
+    """
+    if found.unreadable_count > config.max_unreadable:
+        listed = ", ".join(f"{where} ({why})" for where, why in found.unreadable.items())
+        more = found.unreadable_count - len(found.unreadable)
+        raise InputError(
+            f"data.max_unreadable: more than {config.max_unreadable} images are unreadable: "
+            f"{listed}{f' and {more} more' if more else ''}"
+        )
+    if config.fingerprint not in (None, found.fingerprint):
+        raise InputError(
+            f"data.root: {config.root}: its pictures are not those that the study was made for "
+            f"(fingerprint {found.fingerprint}, not {config.fingerprint}); put those back, or "
+            "begin another study"
+        )
+
+
+def survey(config: DataConfig, told: Told = _silent) -> DataSurvey:
+    """Look at all pictures of a data set, of more than :data:`LOOKED_AT` at as many.
+
+    Args:
+        config: the set. What it says of its pictures (channels, ground, ranges, size, mirroring)
+            takes the place of what is found.
+        told: told every few seconds how far it is.
+
+    Raises:
+        InputError: the data is missing, or a class has no readable picture.
+    """
+    data_set = open_set(config)
+    described = data_set.describe()
+    if isinstance(described, DataInfo):
+        return _known(config, data_set, described)
+    if isinstance(data_set, Stream):
+        return _survey(config, described, _of_stream(data_set, described, told), {}, None)
+    sources = data_set.sources()
+    left_out = dict(data_set.left_out) if isinstance(data_set, Folder) else {}
+    table = FactTable(config, sources)
+    table.fill(told)
+    return _survey(config, described, table.looked, left_out, table)
+
+
+def unreadable_of(config: DataConfig) -> dict[str, str]:
+    """The pictures of a set of files that cannot be read, by name, with the reason.
+
+    Raises:
+        InputError: as :func:`survey` and :func:`check`.
+    """
+    data_set = open_set(config)
+    if isinstance(data_set.describe(), DataInfo) or isinstance(data_set, Stream):
+        return {}
+    table = FactTable(config, data_set.sources())
+    table.fill(_silent)
+    return {
+        each.name: each.facts.error
+        for each in table.looked
+        if each.facts is not None and each.facts.error is not None
+    }
+
+
+def _known(config: DataConfig, data_set: DataSet, info: DataInfo) -> DataSurvey:
+    """Of a set that describes itself the labels are counted, and equal arrays."""
+    looked = [
+        Looked(
+            split,
+            int(label),
+            source.name(index),
+            source.where(index),
+            Facts(content_digest(source.content(index)))
+            if isinstance(source, ArraySource)
+            else None,
+        )
+        for split, source in data_set.sources().items()
+        for index, label in enumerate(source.labels)
+    ]
+    return DataSurvey(
+        name=config.name,
+        root=config.root,
+        class_names=info.class_names,
+        counts=_counts(looked, info.num_classes),
+        looked_at=0,
+        in_channels=info.in_channels,
+        image_size=config.image_size or info.image_size,
+        hflip=info.hflip if config.hflip is None else config.hflip,
+        duplicates=_duplicates(looked),
+        fingerprint=_fingerprint(looked),
+    )
+
+
+def _survey(
+    config: DataConfig,
+    class_names: tuple[str, ...],
+    looked: Sequence[Looked],
+    left_out: dict[str, int],
+    table: FactTable | None,
+) -> DataSurvey:
+    readable = [each for each in looked if each.facts is None or each.facts.error is None]
+    counts = _counts(readable, len(class_names))
+    broken = [each for each in looked if each.facts is not None and each.facts.error is not None]
+    _check_classes(counts, class_names, broken)
+    seen = [each.facts for each in readable if each.facts is not None]
+    coloured = sum(facts.is_coloured for facts in seen)
+    hidden = [facts.hidden for facts in seen if facts.hidden is not None]
+    constant = _constant_channels(seen) if coloured else ()
+    found = config.model_copy(
+        update={
+            "in_channels": config.in_channels or (3 if coloured else 1),
+            "image_size": config.image_size or _own_size(seen),
+            "ground": _ground(hidden) if config.ground is None else config.ground,
+            "integer_range": config.integer_range or _range(seen, is_float=False),
+            "float_range": config.float_range or _range(seen, is_float=True),
+        }
+    )
+    fingerprint = _fingerprint(readable)
+    mirroring = None
+    if table is not None:
+        mirroring = table.mirroring(
+            f"{fingerprint} {found.decoding}",
+            [each for each in readable if each.split == "train"],
+            found.decoding,
+            class_names,
+        )
+    hflip = mirroring is None or mirroring.verdict != "changes classes"
+    widths, heights = [facts.width for facts in seen], [facts.height for facts in seen]
+    return DataSurvey(
+        name=config.name,
+        root=config.root,
+        class_names=class_names,
+        counts=counts,
+        looked_at=len(seen) + len(broken),
+        in_channels=found.in_channels,
+        image_size=found.image_size,
+        hflip=hflip if config.hflip is None else config.hflip,
+        sizes=tuple((pick(widths), pick(heights)) for pick in (min, median_low, max)),
+        modes=dict(Counter(facts.mode for facts in seen).most_common()),
+        coloured=coloured,
+        turned=sum(facts.is_turned for facts in seen),
+        animated=sum(facts.is_animated for facts in seen),
+        transparent=len(hidden),
+        ground=found.ground,
+        integer_range=found.integer_range,
+        float_range=found.float_range,
+        constant_channels=constant,
+        unreadable={each.where: each.facts.error or "" for each in broken[:_LISTED] if each.facts},
+        unreadable_count=len(broken),
+        left_out=left_out,
+        duplicates=_duplicates(readable),
+        mirroring=mirroring,
+        fingerprint=fingerprint,
+    )
+
+
+def _counts(looked: Iterable[Looked], classes: int) -> dict[SplitName, tuple[int, ...]]:
+    found = Counter((each.split, each.label) for each in looked)
+    splits = [split for split in get_args(SplitName) if any(split == key[0] for key in found)]
+    return {split: tuple(found[split, label] for label in range(classes)) for split in splits}
+
+
+def _check_classes(
+    counts: dict[SplitName, tuple[int, ...]], names: Sequence[str], broken: Sequence[Looked]
+) -> None:
+    """Make sure that each class that has pictures has a readable one.
+
+    Raises:
+        InputError: one has not.
+    """
+    for split, label in dict.fromkeys((each.split, each.label) for each in broken):
+        if split not in counts or not counts[split][label]:
+            its = [each for each in broken if (each.split, each.label) == (split, label)]
+            first = its[0]
+            assert first.facts is not None
+            raise InputError(
+                f"data: class {names[label]!r}: none of its {len(its)} pictures for {split} can be "
+                f"read (the first: {first.where}: {first.facts.error}); mend or remove this class"
+            )
+
+
+def _own_size(seen: Sequence[Facts]) -> int:
+    """Squares of one size keep it; of pictures of other sizes it is the median of their shorter
+    sides, at most 224, down to a multiple of 16."""
+    sizes = {(facts.width, facts.height) for facts in seen}
+    width, height = next(iter(sizes))
+    if len(sizes) == 1 and width == height:
+        return width
+    side = min(median_low(min(facts.width, facts.height) for facts in seen), _LARGEST)
+    return side - side % _STEP if side >= _STEP else side
+
+
+def _ground(hidden: Sequence[tuple[float, float, float]]) -> int | None:
+    """The ground on which least is lost of what transparent pictures show."""
+    if not hidden:
         return None
-    channels = 1 if grey else 3
-    width, height = sizes[0]
-    if width == height and set(sizes) == {sizes[0]}:
-        return channels, width
-    side = min(median_low(min(size) for size in sizes), _LARGEST)
-    return channels, side - side % _STEP if side >= _STEP else side
+    lost = np.mean(hidden, axis=0)
+    return GROUNDS[int(np.argmin(lost.round(2)))]
 
 
-def headers(source: Source, indices: Iterable[int]) -> "Iterator[Image.Image]":
-    """Pictures that tell their modes and sizes, not decoded; unreadable ones are left out."""
-    for index in indices:
+def _range(seen: Sequence[Facts], is_float: bool) -> Range | None:
+    """The values of pictures of more than 8 bits that become black and white."""
+    found = [f for f in seen if f.low is not None and f.high is not None and f.is_float == is_float]
+    if not found:
+        return None
+    # Of many pictures a few may be out of range.
+    few = 1.0 if len(found) >= 100 else 0.0
+    low = float(np.percentile([f.low for f in found], few))
+    high = float(np.percentile([f.high for f in found], 100 - few))
+    scales = [2.0**bits - 1 for bits in range(8, 33)]
+    if is_float and high <= 1:
+        scales = [1.0]
+    top = next((scale for scale in scales if high <= scale), high)
+    if low >= 0 and high - low >= top / 4:
+        return 0.0, top
+    return (low, high) if low < high else (low, low + 1)
+
+
+def _constant_channels(seen: Sequence[Facts]) -> tuple[int, ...]:
+    """The channels, from 0, that are the same in all pictures."""
+    extrema = np.array([facts.extrema for facts in seen if len(facts.extrema) == 6])
+    if not len(extrema):
+        return ()
+    low, high = extrema[:, 0::2].min(axis=0), extrema[:, 1::2].max(axis=0)
+    return tuple(int(channel) for channel in np.flatnonzero(low == high))
+
+
+def _fingerprint(readable: Iterable[Looked]) -> str:
+    digest = hashlib.sha256()
+    for each in readable:
+        content = each.facts.digest if each.facts is not None else ""
+        line = f"{each.split} {each.label} {each.name} {content}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def _duplicates(readable: Sequence[Looked]) -> Duplicates:
+    by_content: dict[str, list[Looked]] = {}
+    by_look: dict[str, list[Looked]] = {}
+    for each in readable:
+        if each.facts is not None:
+            by_content.setdefault(each.facts.digest, []).append(each)
+            if each.facts.phash:
+                by_look.setdefault(each.facts.phash, []).append(each)
+    found: Counter[str] = Counter()
+    for alike in by_content.values():
+        splits = Counter("train" if each.split == "train" else "test" for each in alike)
+        found["within_train"] += max(0, splits["train"] - 1)
+        found["within_test"] += max(0, splits["test"] - 1)
+        found["between"] += splits["test"] if splits["train"] else 0
+        found["in_two_classes"] += len({each.label for each in alike}) > 1
+    for alike in by_look.values():
+        train = [each for each in alike if each.split == "train"]
+        found["near_within_train"] += _near(train[1:], train)
+        found["near_between"] += _near([each for each in alike if each.split != "train"], train)
+    return Duplicates(**found)
+
+
+def _near(some: Sequence[Looked], others: Sequence[Looked]) -> int:
+    """How many of ``some`` look like one of ``others``, all of one perceptual hash, and are not the
+    same file over again."""
+    if not some or not others:
+        return 0
+    known = {each.facts.digest: each.facts.tint for each in others[:_COMPARED] if each.facts}
+    tints = np.array([list(bytes.fromhex(tint)) for tint in known.values()], dtype=np.int64)
+    digests = list(known)
+    count = 0
+    for each in some:
+        assert each.facts is not None
+        tint = np.array(list(bytes.fromhex(each.facts.tint)), dtype=np.int64)
+        close = np.abs(tints - tint).mean(axis=1) <= _NEAR
+        count += any(digests[place] != each.facts.digest for place in np.flatnonzero(close))
+    return count
+
+
+def _of_stream(stream: Stream, class_names: tuple[str, ...], told: Told) -> list[Looked]:
+    splits, labels, facts = [], [], []
+    spoken = time.monotonic()
+    for split, label, picture in islice(stream.pictures(), LOOKED_AT):
         try:
-            yield source.open(index)
-        except refusals():
-            continue
+            with unreadable():
+                picture.load()
+                found = facts_of(picture, content_digest(picture.tobytes()))
+        except UnreadableError as error:
+            found = Facts("unreadable", str(error))
+        splits.append(split)
+        labels.append(label)
+        facts.append(found)
+        if time.monotonic() - spoken > SPOKEN_S:
+            told(f"looking at the pictures: {len(facts):,}")
+            spoken = time.monotonic()
+    numbered = class_labels(labels, class_names, "data") if labels else ()
+    if not labels:
+        raise InputError("data: the stream has no readable images")
+    return [
+        Looked(split, int(label), str(place), f"picture {place}", found)
+        for place, (split, label, found) in enumerate(zip(splits, numbered, facts, strict=True))
+    ]
+
+
+def _lines(found: DataSurvey) -> Iterator[str]:
+    where = found.name if found.root is None else f"{found.name} {found.root}"
+    yield f"{where}: {len(found.class_names)} classes, fingerprint {found.fingerprint}"
+    for split, counts in found.counts.items():
+        smallest, largest = int(np.argmin(counts)), int(np.argmax(counts))
+        names = found.class_names
+        yield (
+            f"{split}: {sum(counts):,} pictures; {counts[smallest]:,} of {names[smallest]} to "
+            f"{counts[largest]:,} of {names[largest]} in a class"
+        )
+    channels = "grey, 1 channel" if found.in_channels == 1 else "colour, 3 channels"
+    if not found.looked_at:
+        yield f"{channels}, {found.image_size} px; mirroring {'on' if found.hflip else 'off'}"
+        return
+    pictures = sum(map(sum, found.counts.values())) + found.unreadable_count
+    share = "all" if found.looked_at == pictures else f"{found.looked_at:,} of {pictures:,}"
+    yield f"looked at: {share}; unreadable: {_told_unreadable(found)}"
+    (w0, h0), (w1, h1), (w2, h2) = found.sizes
+    same = f"all {w0}x{h0}" if (w0, h0) == (w2, h2) else f"{w0}x{h0} to {w2}x{h2}, median {w1}x{h1}"
+    yield f"size: {same}; shown at {found.image_size} px unless data.image_size says otherwise"
+    modes = ", ".join(f"{count:,} {mode}" for mode, count in found.modes.items())
+    yield f"modes: {modes}; {found.coloured:,} in colour: {channels}"
+    yield from _told_reading(found)
+    yield _told_mirroring(found)
+    yield _told_duplicates(found.duplicates)
+    if found.left_out:
+        files = ", ".join(
+            f"{count:,} {ending or 'without ending'}" for ending, count in found.left_out.items()
+        )
+        yield f"left out, no pictures: {files}"
+
+
+def _told_unreadable(found: DataSurvey) -> str:
+    if not found.unreadable_count:
+        return "none"
+    where, reason = next(iter(found.unreadable.items()))
+    return f"{found.unreadable_count:,} (the first: {where}: {reason}), left out"
+
+
+def _told_reading(found: DataSurvey) -> Iterator[str]:
+    if found.transparent:
+        grounds = {255: "white", 128: "grey", 0: "black"}
+        ground = grounds.get(found.ground or 0, str(found.ground))
+        yield f"transparent: {found.transparent:,}, laid on {ground} (data.ground)"
+    for kind, values in (("integer", found.integer_range), ("float", found.float_range)):
+        if values is not None:
+            low, high = values
+            yield f"{kind} values: {low:g} becomes black, {high:g} white (data.{kind}_range)"
+    if found.turned:
+        yield f"turned upright by their EXIF data: {found.turned:,}"
+    if found.animated:
+        yield f"animated, of which the first frame is taken: {found.animated:,}"
+    if found.constant_channels:
+        which = ", ".join(["red", "green", "blue"][channel] for channel in found.constant_channels)
+        yield f"the same in all pictures, and so of no use: {which}"
+
+
+def _told_mirroring(found: DataSurvey) -> str:
+    state, tried = ("on" if found.hflip else "off"), found.mirroring
+    if tried is None or not tried.pictures:
+        return f"mirroring: {state}; too few pictures of a class to try it (train.hflip changes it)"
+    told = (
+        f"of {tried.pictures:,} pictures a simple classifier knows {tried.upright_percent:.0f} % "
+        f"as they are and {tried.mirrored_percent:.0f} % mirrored"
+    )
+    if tried.confused is not None:
+        told += f" ({tried.confused[0]} is then taken for {tried.confused[1]})"
+    return f"mirroring: {state}; {told}"
+
+
+def _told_duplicates(found: Duplicates) -> str:
+    told = (
+        f"duplicates: {found.within_train:,} within train, {found.within_test:,} within test, "
+        f"{found.between:,} of test in train; nearly: {found.near_within_train:,} within train, "
+        f"{found.near_between:,} of test in train"
+    )
+    if found.in_two_classes:
+        told += f"; {found.in_two_classes:,} stand in two classes"
+    return told

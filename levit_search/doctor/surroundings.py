@@ -57,15 +57,15 @@ def targets() -> list[Finding]:
 
 def digits() -> list[Finding]:
     """The embedded set, which the default space takes."""
-    from levit_search.data.builtin import digits as load
+    from levit_search.data.sets import Digits
 
-    images = len(load().labels)
+    images = len(Digits(DataConfig()).sources()["train"].labels)
     return [ok("data", "digits", f"{images:,} images")]
 
 
 def fashion() -> list[Finding]:
     """Fashion-MNIST on this machine."""
-    from levit_search.data.builtin import fashion_root
+    from levit_search.data.sets import fashion_root
 
     named = os.environ.get("LEVIT_SEARCH_DATA")
     if named and not Path(named).is_dir():

@@ -17,6 +17,8 @@ from levit_search.errors import LevitSearchError
 from levit_search.export import reader
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from levit_search.batches import Batches
     from levit_search.model import Model
 
@@ -54,12 +56,12 @@ READABLE: dict[str, Readable] = {
 class Sample:
     """Real images, and what the trained network says of them."""
 
-    pixels: NDArray[np.uint8]
-    """[B, C, S, S]."""
     images: NDArray[np.float32]
-    """[B, C, S, S], the same, normalised."""
+    """[B, C, S, S], normalised."""
     logits: NDArray[np.float32]
     """[B, classes]."""
+    stored: "Sequence[bytes | Image.Image]"
+    """The same images as they are stored, or as pictures where they are kept in no file."""
 
 
 def sample_of(model: "Model", batches: "Batches") -> Sample:
@@ -69,10 +71,8 @@ def sample_of(model: "Model", batches: "Batches") -> Sample:
     images, _ = next(iter(batches.evaluation("val", IMAGES, torch.device("cpu"))))
     with torch.inference_mode():
         logits = model.eval()(images)
-    normalised = images.numpy()
-    mean, std = (np.array(each, np.float64)[:, None, None] for each in (batches.mean, batches.std))
-    pixels = (normalised * std + mean).round().clip(0, 255).astype(np.uint8)
-    return Sample(pixels, normalised, logits.numpy())
+    stored = [batches.stored("val", index) for index in range(len(images))]
+    return Sample(images.numpy(), logits.numpy(), stored)
 
 
 def compared(
@@ -126,14 +126,13 @@ def _read(folder: Path, readable: Readable, sample: Sample, scratch: Path) -> ND
 def _predicted(
     folder: Path, readable: Readable, sample: Sample, scratch: Path
 ) -> NDArray[np.float32]:
-    """What ``predict.py`` says of the images as files of the network's own size."""
-    from PIL import Image
-
-    names = [f"{index}.png" for index in range(len(sample.pixels))]
-    for name, pixels in zip(names, sample.pixels, strict=True):
-        Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(
-            scratch / name
-        )
+    """What ``predict.py`` says of the images as they are stored."""
+    names = [f"{index}.png" for index in range(len(sample.stored))]
+    for name, stored in zip(names, sample.stored, strict=True):
+        if isinstance(stored, bytes):  # of any format: a name's ending says nothing of it
+            (scratch / name).write_bytes(stored)
+        else:
+            stored.save(scratch / name)
     answers = json.loads(_run([str(folder / "predict.py"), "--json", *names], scratch, readable))
     return np.array([answer["logits"] for answer in answers], np.float32)
 

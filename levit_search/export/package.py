@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from levit_search import data
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError, LevitSearchError, UnknownNameError
 from levit_search.export.picking import weights_of
@@ -34,6 +35,16 @@ ALSO: tuple[Also, ...] = get_args(Also)
 Told = Callable[[str], None]
 
 _PREDICT = Path(__file__).with_name("predict.py")
+_SHARED = "from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, opened\n"
+
+
+def predict_source() -> str:
+    """The text of ``predict.py``, with that of the module that decodes pictures in it."""
+    before, after = _PREDICT.read_text(encoding="utf-8").split(_SHARED)
+    decoding = Path(data.decoding.__file__).read_text(encoding="utf-8")
+    body = decoding.partition("from __future__ import annotations\n")[2].strip()
+    lines = before.splitlines(keepends=True)[:-1]  # without what is said of that line
+    return f"{''.join(lines)}{body}\n{after}"
 
 
 @dataclass(frozen=True)
@@ -278,7 +289,7 @@ class _Work:
         write_atomically(folder / "model.py", source)
         timm = self._write_timm(folder / "timm", model, prepared)
         write_atomically(folder / "preprocess.json", json.dumps(prepared, indent=2) + "\n")
-        write_atomically(folder / "predict.py", _PREDICT.read_bytes())
+        write_atomically(folder / "predict.py", predict_source())
         self.told("writing model.onnx")
         set_layout(model, graph_layout(self.study, self.record))
         graph = folder / "model.onnx"

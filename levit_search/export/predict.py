@@ -25,14 +25,8 @@ try:
 except ImportError as missing:
     sys.exit(f"predict.py: {missing}; it needs: pip install numpy pillow onnxruntime")
 
-
-# What is decoded, whatever a file is called; for EPS Pillow would start another program.
-FORMATS = (
-    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM"),
-    *("PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
-)
-MOST_BYTES = 1 << 28  # of an image file
-LONGEST = 100  # times its shorter side is the longer one of a picture at most
+# In place of this line an export puts the text of that module.
+from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, opened
 
 
 class UserError(Exception):
@@ -56,7 +50,7 @@ def main() -> int:
     failures = 0
     for name in arguments.images:
         try:
-            logits = network.logits(read_picture(name, network.preprocessing["mode"]))
+            logits = network.logits(read_picture(name, network.decoding))
         except UserError as error:
             print(f"predict.py: {shown(str(error))}", file=sys.stderr)
             failures += 1
@@ -129,7 +123,8 @@ class Network:
         try:
             self.preprocessing: dict[str, Any] = json.loads(metadata["preprocessing"])
             self.class_names: list[str] = json.loads(metadata["class_names"])
-        except (KeyError, ValueError):
+            self.decoding = decoding_of(self.preprocessing)
+        except (KeyError, TypeError, ValueError):
             raise UserError(
                 f"{path}: its metadata do not say how images are prepared; not an exported network"
             ) from None
@@ -161,42 +156,24 @@ class Network:
         ]
 
 
-def read_picture(name: str, mode: str) -> Image.Image:
-    """The picture in a file, of an animation the first, in ``mode``: ``L`` or ``RGB``.
+def decoding_of(preprocessing: dict[str, Any]) -> Decoding:
+    """How the network's pictures are decoded."""
+    low_high = (tuple(preprocessing[f"{kind}_range"]) for kind in ("integer", "float"))
+    return Decoding(preprocessing["mode"], preprocessing["ground"], *low_high)
 
-    As in training, an orientation in the EXIF data is not followed.
-    """
+
+def read_picture(name: str, how: Decoding) -> Image.Image:
+    """The picture in a file, of an animation the first, as 8 bits of grey or RGB."""
     try:
         with Path(name).open("rb") as file:
             content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"more than {MOST_BYTES} bytes")
-        Image.init()
-        known = [each for each in FORMATS if each in Image.OPEN]
-        picture = Image.open(io.BytesIO(content), formats=known)
-        pixels = picture.width * picture.height
-        if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError(f"{pixels} pixels, which is too many")
-        if max(picture.size) > LONGEST * min(picture.size):
-            raise ValueError(f"{picture.width} x {picture.height} pixels, too long and thin")
-        picture.load()
-        return converted(picture, mode)
+        return decoded(opened(content), how)
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except UnidentifiedImageError:
         raise UserError(f"{name}: not an image") from None
     except Exception as error:  # damaged files: readers of each format raise what they like
         raise UserError(f"{name}: cannot be read ({first_line(error)})") from None
-
-
-def converted(picture: Image.Image, mode: str) -> Image.Image:
-    """The picture in ``mode``; transparency is left out."""
-    if picture.mode.startswith("I"):  # 16 bits and more: the upper eight of sixteen
-        grey = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255)
-        picture = Image.fromarray(grey.astype(np.uint8))
-    elif picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def first_line(error: Exception) -> str:

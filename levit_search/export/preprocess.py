@@ -5,9 +5,13 @@ The keys are those that ``predict.py`` follows, which is the reference for what 
 ``data``
     The data set that the network was trained on, by its name in the study.
 ``mode``
-    ``RGB``, or ``L`` for one channel, which a picture is converted to. Of 16 bits the upper eight
-    are kept, an alpha channel is left out, and an orientation in the EXIF data is not followed:
-    training does not follow it either.
+    ``RGB``, or ``L`` for one channel, which a picture is converted to, after it was turned upright
+    as its EXIF data says.
+``ground``
+    The grey, from 0 to 255, on which transparent pictures are laid.
+``integer_range``, ``float_range``
+    The values that become 0 and 255 in pictures of whole numbers of more than 8 bits, and of
+    floating-point numbers.
 ``fit``
     ``square-then-resize``: the middle square is scaled to ``image_size``.
     ``resize-then-crop``: the shorter side is scaled to ``resize``, the longer one in proportion and
@@ -40,6 +44,7 @@ def preprocessing(config: DataConfig, batches: Batches) -> dict[str, Any]:
         batches: its images, as networks are shown them.
     """
     size, info = batches.image_size, batches.info
+    decoding = config.model_copy(update={"in_channels": info.in_channels}).decoding
     if isinstance(batches, MemoryBatches):
         fit: dict[str, Any] = {"fit": "square-then-resize"}
         scaled_as = "floats" if batches.scaled_as_floats else "whole numbers"
@@ -49,7 +54,10 @@ def preprocessing(config: DataConfig, batches: Batches) -> dict[str, Any]:
         scaled_as = "whole numbers"
     return {
         "data": config.name,
-        "mode": "L" if info.in_channels == 1 else "RGB",
+        "mode": decoding.mode,
+        "ground": decoding.ground,
+        "integer_range": list(decoding.integers),
+        "float_range": list(decoding.floats),
         "image_size": size,
         **fit,
         "interpolation": "bicubic",

@@ -1,0 +1,317 @@
+"""What single pictures tell, found once and kept in the user's cache.
+
+It is used again as long as a file has the same size and time.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+
+from levit_search.data.decoding import Decoding, decoded, is_transparent, numbers, opened
+from levit_search.data.mirroring import SIZE, Mirroring, compare_mirrored
+from levit_search.data.sets import user_cache
+from levit_search.data.sources import (
+    DataConfig,
+    FileSource,
+    Source,
+    SplitName,
+    UnreadableError,
+    decode,
+    squared,
+    unreadable,
+)
+from levit_search.data.timm_sets import RowSource
+from levit_search.files import write_atomically
+
+LOOKED_AT = 100_000
+"""Pictures of a set at most; of larger ones so many, evenly spread over each class."""
+GROUNDS = (255, 0, 128)
+"""On which transparent pictures may be laid: the first of those that hide least is taken."""
+_THUMBNAIL = 64  # pixels a side at most, on which colours and hashes are found
+_COLOURED = 16  # of 255, between channels of one pixel
+_HIDDEN = 48  # of 255: a colour nearer to the ground than this is lost on it
+_VISIBLE = 128  # of 255: alpha from which a pixel belongs to what is shown
+_MIRRORED = 1500  # pictures on which mirroring is tried
+_VERSION = 1  # of the cache
+SPOKEN_S = 5.0
+"""Between two words about how far it is."""
+
+Told = Callable[[str], None]
+
+
+class Facts(NamedTuple):
+    """What one picture tells; of an unreadable one ``digest`` and ``error`` alone."""
+
+    digest: str
+    """Sixteen hexadecimal digits of a hash of its content."""
+    error: str | None = None
+    width: int = 0
+    height: int = 0
+    """Upright."""
+    mode: str = ""
+    """Pillow's, and ``16-bit`` before RGB and RGBA of as many bits a channel."""
+    is_turned: bool = False
+    is_animated: bool = False
+    is_coloured: bool = False
+    low: float | None = None
+    high: float | None = None
+    """Of pictures of more than 8 bits, the range of nearly all values; None for others."""
+    is_float: bool = False
+    hidden: tuple[float, float, float] | None = None
+    """Of pictures that are transparent somewhere, the share of what they show that would be lost
+    on white, black and grey."""
+    extrema: tuple[int, ...] = ()
+    """Lowest and highest value of each 8-bit channel."""
+    phash: str = ""
+    tint: str = ""
+    """Mean colours in a grid of 3x3, in hexadecimal digits."""
+
+
+class Looked(NamedTuple):
+    """One picture of a set, and what it tells."""
+
+    split: SplitName
+    label: int
+    name: str
+    where: str
+    facts: Facts | None
+    """None of one that was not looked at, of a very large set."""
+    index: int = 0
+    """In its source."""
+
+
+class FactTable:
+    """What is known of each picture of a set, in the user's cache from one command to the next.
+
+    Attributes:
+        looked: all pictures, after :meth:`fill`.
+    """
+
+    def __init__(self, config: DataConfig, sources: Mapping[SplitName, Source]) -> None:
+        root = None if config.root is None else str(Path(config.root).expanduser().absolute())
+        place = [config.name, root, config.train_split, config.test_split]
+        name = f"{content_digest(json.dumps(place).encode())}.json.gz"
+        self._path = user_cache() / "surveys" / name
+        self._sources = sources
+        self._files: dict[str, list[Any]] = {}
+        self._mirroring: dict[str, dict[str, Any]] = {}
+        # What is damaged is found out again.
+        with suppress(OSError, EOFError, ValueError, LookupError, TypeError, zlib.error):
+            kept = json.loads(gzip.decompress(self._path.read_bytes()))
+            if kept["version"] == _VERSION:
+                self._files, self._mirroring = dict(kept["files"]), dict(kept["mirroring"])
+        self.looked: list[Looked] = []
+
+    def fill(self, told: Told) -> None:
+        """Look at the pictures that are new or changed since the last time."""
+        total = sum(len(source.labels) for source in self._sources.values())
+        every = -(-total // LOOKED_AT)
+        known, self._files = self._files, {}
+        places: list[tuple[SplitName, int, str, tuple[int, int]]] = []
+        for split, source in self._sources.items():
+            stamps = _stamps(source)
+            names = (f"{split} {source.name(index)}" for index in range(len(stamps)))
+            places += [(split, i, name, stamps[i]) for i, name in enumerate(names)]
+        new = []
+        for place in places[::every]:
+            kept = known.get(place[2])
+            if kept is not None and tuple(kept[:2]) == place[3]:
+                self._files[place[2]] = kept
+            else:
+                new.append(place)
+        try:
+            self._look_at(new, told)
+        finally:
+            if new or len(known) != len(self._files):
+                self._save()
+        for split, index, name, _ in places:
+            row = self._files.get(name)
+            source = self._sources[split]
+            facts = None if row is None else _from_row(row[2:])
+            label = int(source.labels[index])
+            self.looked.append(
+                Looked(split, label, source.name(index), source.where(index), facts, index)
+            )
+
+    def _look_at(
+        self, places: Sequence[tuple[SplitName, int, str, tuple[int, int]]], told: Told
+    ) -> None:
+        spoken = time.monotonic()
+        # Pillow decodes and hashlib hashes without Python's lock.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            found = threads.map(lambda each: _examined(self._sources[each[0]], each[1]), places)
+            for count, (place, facts) in enumerate(zip(places, found, strict=True), start=1):
+                self._files[place[2]] = [*place[3], *facts]
+                if time.monotonic() - spoken > SPOKEN_S:
+                    told(f"looking at the pictures: {count:,} of {len(places):,}")
+                    spoken = time.monotonic()
+
+    def mirroring(
+        self, key: str, pictures: Sequence[Looked], how: Decoding, names: Sequence[str]
+    ) -> Mirroring:
+        """What mirroring does to pictures that ``key`` stands for; see :func:`compare_mirrored`."""
+        with suppress(KeyError, ValidationError):
+            return Mirroring.model_validate(self._mirroring[key])
+        few = np.linspace(0, len(pictures) - 1, min(_MIRRORED, len(pictures))).astype(int)
+        squares, labels = [], []
+        for each in (pictures[place] for place in few.tolist()):
+            with suppress(UnreadableError):  # where it was not looked at
+                picture = decode(self._sources[each.split], each.index, how)
+                squares.append(squared(picture, SIZE))
+                labels.append(each.label)
+        found = compare_mirrored(np.stack(squares), np.array(labels), names)
+        self._mirroring = {key: found.model_dump(mode="json")}
+        self._save()
+        return found
+
+    def _save(self) -> None:
+        content = {"version": _VERSION, "files": self._files, "mirroring": self._mirroring}
+        packed = gzip.compress(json.dumps(content).encode(), 1)
+        with suppress(OSError):  # a cache that cannot be written costs time alone
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, packed)
+
+
+def _stamps(source: Source) -> list[tuple[int, int]]:
+    """What tells whether a picture is the same as the last time."""
+    if isinstance(source, FileSource):
+        return source.stamps()
+    sizes = source.sizes(np.arange(len(source.labels)))
+    return [(int(size), 0) for size in sizes]
+
+
+def _from_row(row: Sequence[Any]) -> Facts:
+    found = Facts(*row)
+    hidden = found.hidden
+    return found._replace(
+        hidden=None if hidden is None else (hidden[0], hidden[1], hidden[2]),
+        extrema=tuple(found.extrema),
+    )
+
+
+def content_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _examined(source: Source, index: int) -> Facts:
+    """What one picture of a source tells."""
+    try:
+        content = source.content(index)
+    except FileNotFoundError:
+        return Facts("missing", "no such file")
+    except OSError as error:
+        return Facts("missing", str(error).splitlines()[0])
+    digest = content_digest(content)
+    try:
+        with unreadable():
+            is_stored = isinstance(source, FileSource | RowSource)
+            return facts_of(opened(content) if is_stored else source.open(index), digest)
+    except UnreadableError as error:
+        return Facts(digest, str(error))
+
+
+def facts_of(picture: Image.Image, digest: str) -> Facts:
+    import imagehash
+
+    width, height = picture.size
+    orientation = _orientation(picture)
+    if orientation >= 5:
+        width, height = height, width
+    if picture.format == "JPEG":
+        picture.draft(None, (4 * _THUMBNAIL, 4 * _THUMBNAIL))  # decoded all the same, in less time
+    picture.load()
+    values = numbers(picture)
+    mode = picture.mode if values is None or values.shape[-1] == 1 else f"16-bit {picture.mode}"
+    low = high = None
+    if values is not None:
+        low, high = _bounds(values)
+        how = Decoding("RGB", 128, (low, high or 1), (low, high or 1))
+        picture = decoded(picture, how._replace(integers=_wide(low, high), floats=_wide(low, high)))
+    extrema: tuple[int, ...] = ()
+    if picture.mode == "RGB" and values is None:
+        extrema = tuple(value for pair in picture.getextrema() for value in pair)  # type: ignore[union-attr]
+    hidden = None
+    small = picture
+    if is_transparent(picture):
+        whole = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
+        is_shown = np.asarray(whole.getchannel("A").getextrema())[0] == 255
+        small = _thumbnail(whole)
+        hidden = None if is_shown else _hidden(np.asarray(small))
+        flat = Image.new("RGBA", small.size, (128, 128, 128, 255))
+        flat.alpha_composite(small)
+        small = flat
+    small = _thumbnail(small.convert("RGB"))
+    pixels = np.asarray(small).astype(np.int16)
+    tint = np.asarray(small.resize((3, 3), Image.Resampling.BOX))
+    return Facts(
+        digest,
+        None,
+        width,
+        height,
+        mode,
+        orientation > 1,
+        getattr(picture, "is_animated", False) is True,
+        bool((pixels.max(axis=2) - pixels.min(axis=2)).max() > _COLOURED),
+        low,
+        high,
+        values is not None and values.dtype.kind == "f",
+        hidden,
+        extrema,
+        str(imagehash.phash(small)),
+        tint.tobytes().hex(),
+    )
+
+
+def _wide(low: float, high: float) -> tuple[float, float]:
+    return (low, high) if low < high else (low, low + 1)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """As the EXIF data has it, 1 (upright) to 8."""
+    try:
+        found = picture.getexif().get(0x0112, 1)
+    except Exception:  # readers of damaged EXIF data raise what they like
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    """A picture of 64 pixels a side at most, each the mean of some; small ones as they are."""
+    factor = max(1, -(-max(picture.size) // _THUMBNAIL))
+    factors = tuple(min(factor, side) for side in picture.size)
+    return picture.reduce(factors) if factor > 1 else picture
+
+
+def _bounds(values: NDArray[Any]) -> tuple[float, float]:
+    """What lies between one value in a thousand and the rest, of those that are finite."""
+    flat = values[..., :3].ravel()
+    flat = flat[:: max(1, flat.size // 2**16)].astype(np.float64)
+    flat = flat[np.isfinite(flat)]
+    if not len(flat):
+        return 0.0, 0.0
+    low, high = np.percentile(flat, (0.1, 99.9))
+    return float(low), float(high)
+
+
+def _hidden(pixels: NDArray[np.uint8]) -> tuple[float, float, float] | None:
+    """Of what pixels [rows, columns, RGBA] show, the shares lost on white, black and grey."""
+    colours = pixels[pixels[..., 3] >= _VISIBLE][:, :3].astype(np.int16)
+    if not len(colours):
+        return None
+    white, black, grey = (
+        float((np.abs(colours - ground).max(axis=1) < _HIDDEN).mean()) for ground in GROUNDS
+    )
+    return white, black, grey

@@ -1,0 +1,355 @@
+"""The data sets that need no reader of timm: digits, Fashion-MNIST, class folders, plug-ins'."""
+
+import gzip
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from levit_search import plugins
+from levit_search.data.decoding import formats
+from levit_search.data.sources import (
+    ArraySource,
+    DataConfig,
+    DataInfo,
+    DataSet,
+    FileSource,
+    Source,
+    SplitName,
+    first_line,
+)
+from levit_search.errors import InputError, did_you_mean
+from levit_search.plugins import Plugin
+
+DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_FASHION_FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+_MOST_BYTES = 1 << 27  # of one of them, unpacked; the largest has 47 million
+_DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+def user_cache() -> Path:
+    """Where downloads and teachers are kept: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "levit-search"
+
+
+class Digits:
+    """scikit-learn's 1797 digits of 8x8 pixels; they bring no test part."""
+
+    def __init__(self, config: DataConfig) -> None:
+        del config
+
+    def describe(self) -> DataInfo:
+        return DataInfo(1, DIGIT_CLASSES, hflip=False, image_size=8)
+
+    def sources(self) -> dict[SplitName, Source]:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+        return {"train": ArraySource("digits", images, bunch.target.astype(np.int64))}
+
+
+class FashionMnist:
+    """Fashion-MNIST's training and test part, from its four files.
+
+    Raises:
+        InputError: the files are missing and cannot be downloaded, or they are damaged.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._root = fashion_root(config)
+
+    def describe(self) -> DataInfo:
+        return DataInfo(1, FASHION_CLASSES, hflip=True, image_size=28)
+
+    def sources(self) -> dict[SplitName, Source]:
+        root = self._root or _download_fashion()
+        return {"train": _read_fashion(root, "train"), "test": _read_fashion(root, "test")}
+
+
+def fashion_root(config: DataConfig) -> Path | None:
+    """The first folder with Fashion-MNIST's files, or None where it must be downloaded.
+
+    Raises:
+        InputError: a root was named, but the files are not in it.
+    """
+    if config.root is not None:
+        root = Path(config.root).expanduser()
+        for place in (root, root / "FashionMNIST" / "raw"):
+            if _has_fashion(place):
+                return place
+        raise InputError(
+            f"data.root: {root} does not hold Fashion-MNIST; expected the four files "
+            f"{', '.join(_FASHION_FILES['train'])}, t10k-..."
+        )
+    named = os.environ.get("LEVIT_SEARCH_DATA")
+    places = [Path(named) / "fashion-mnist", Path(named)] if named else []
+    places += [_DEBIAN_FASHION, user_cache() / "FashionMNIST" / "raw"]
+    return next((place for place in places if _has_fashion(place)), None)
+
+
+def _has_fashion(place: Path) -> bool:
+    return all((place / name).is_file() for pair in _FASHION_FILES.values() for name in pair)
+
+
+def _download_fashion() -> Path:
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        FashionMNIST(str(user_cache()), download=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            "Fashion-MNIST is not on this machine and cannot be downloaded "
+            f"({first_line(error)}). Either `apt-get install dataset-fashion-mnist`, or put its "
+            "four idx .gz files into a folder and name it by --set data.root=DIR or "
+            "LEVIT_SEARCH_DATA"
+        ) from None
+    return user_cache() / "FashionMNIST" / "raw"
+
+
+def _read_fashion(root: Path, part: str) -> ArraySource:
+    images_path, labels_path = (root / name for name in _FASHION_FILES[part])
+    images, labels = _read_idx(images_path), _read_idx(labels_path)
+    if images.ndim != 3 or labels.shape != (len(images),) or labels.max(initial=0) > 9:
+        raise InputError(
+            f"{labels_path}: damaged (labels {list(labels.shape)} up to {labels.max(initial=0)}, "
+            f"images {list(images.shape)})"
+        )
+    return ArraySource(f"fashion-mnist {part}", images[:, None], labels.astype(np.int64))
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """An idx file of bytes: two zeros, type 8, the number of axes, their sizes, the data."""
+    try:
+        with gzip.open(path) as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES} bytes unpacked")
+        if content[:3] != b"\0\0\x08":
+            raise ValueError("not an idx file of bytes")
+        axes = int.from_bytes(content[3:4], "big")
+        shape = np.frombuffer(content, ">u4", count=axes, offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path}: damaged ({first_line(error)})") from None
+
+
+class Folder:
+    """A folder with ``train/`` and ``val/``, each with a folder of image files for each class.
+
+    ``val/`` is the test part. Hidden files and folders are left out, links are followed.
+
+    Attributes:
+        left_out: how many files were passed over by :meth:`sources`, by their ending in small
+            letters: what Pillow reads as no picture.
+
+    Raises:
+        InputError: a folder is missing, there are fewer than two classes, or one is empty or
+            unknown.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        if config.root is None:
+            raise InputError(
+                "data.root: is required for data.name folder: a folder with train/ and val/, each "
+                "with one folder of images for each class"
+            )
+        self._root = Path(config.root).expanduser()
+        for part in ("train", "val"):
+            if not (self._root / part).is_dir():
+                raise InputError(
+                    f"data.root: {self._root} has no folder {part}/; expected "
+                    f"{self._root}/train/CLASS/*.png and {self._root}/val/CLASS/*.png"
+                )
+        self._classes = self._folders("train")
+        if len(self._classes) < 2:
+            train = self._root / "train"
+            raise InputError(f"{train}: needs a folder for each of at least two classes")
+        self.left_out: Counter[str] = Counter()
+
+    def describe(self) -> tuple[str, ...]:
+        return tuple(_shown(name) for name in self._classes)
+
+    def sources(self) -> dict[SplitName, Source]:
+        self.left_out.clear()
+        return {"train": self._images("train"), "test": self._images("val")}
+
+    def _folders(self, part: str) -> list[str]:
+        entries = (self._root / part).iterdir()
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+    def _images(self, part: str) -> FileSource:
+        """All images of a part in a stable order, with the index of their class folder."""
+        folder = self._root / part
+        unknown = sorted(set(self._folders(part)) - set(self._classes))
+        if unknown:
+            raise InputError(f"{folder}: class {unknown[0]!r} is not among those of train/")
+        names: list[str] = []
+        labels: list[int] = []
+        for label, name in enumerate(self._classes):
+            found = sorted(self._below(folder / name), key=lambda path: path.split("/"))
+            if not found:
+                raise InputError(f"{folder / name}: no images in this class folder")
+            names += [f"{part}/{name}/{path}" for path in found]
+            labels += [label] * len(found)
+        return FileSource(self._root, names, np.array(labels, dtype=np.int64))
+
+    def _below(self, folder: Path) -> Iterator[str]:
+        """Paths of the images below a folder, relative to it."""
+        endings = _endings()
+        seen: set[str] = set()  # folders by their real paths: a link may lead back up
+        for place, folders, files in os.walk(folder, followlinks=True):
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            inside = os.path.relpath(place, folder).replace(os.sep, "/")
+            before = "" if inside == "." else f"{inside}/"
+            for name in sorted(files):
+                ending = Path(name).suffix.lower()
+                if not name.startswith(".") and ending in endings:
+                    yield before + name
+                elif not name.startswith("."):
+                    is_there = Path(place, name).exists()
+                    self.left_out[ending if is_there else "broken link"] += 1
+
+
+def _shown(name: str) -> str:
+    """A class's name as it is shown; bytes of it that are no UTF-8 become escape sequences."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _endings() -> frozenset[str]:
+    known, read = Image.registered_extensions(), formats()
+    return frozenset(ending for ending, name in known.items() if name in read)
+
+
+class PlugIn:
+    """A data set of an entry point, which is made and checked here.
+
+    Raises:
+        InputError: it cannot be loaded, fails, or what it describes or brings is no data set.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._plugin = _plugin(config)
+        self._data_set = _made(self._plugin, config)
+
+    def describe(self) -> DataInfo | tuple[str, ...]:
+        with self._plugin.explained("describe() fails"):
+            info: object = self._data_set.describe()
+        if isinstance(info, tuple) and not isinstance(info, DataInfo):
+            return _checked_names(self._plugin, info)
+        if not isinstance(info, DataInfo):
+            raise self._plugin.wrong("describe() has to return a DataInfo", info)
+        return _checked(self._plugin, info)
+
+    def sources(self) -> dict[SplitName, Source]:
+        plugin, described = self._plugin, self.describe()
+        with plugin.explained("sources() fails"):
+            sources: object = self._data_set.sources()
+        if not isinstance(sources, Mapping):
+            raise plugin.wrong("sources() has to return a mapping of splits", sources)
+        known = get_args(SplitName)
+        for name in sources:
+            if name not in known:
+                told = did_you_mean(str(name), known)
+                raise InputError(f"{plugin}: unknown split {name!r}; {told}")
+        if "train" not in sources:
+            raise plugin.wrong("sources() has to have train", list(sources))
+        for name, source in sources.items():
+            _check_source(plugin, name, source, described)
+        return dict(sources)
+
+
+_ASKED = ("name", "where", "open", "content", "sizes")  # of a source
+
+
+def _plugin(config: DataConfig) -> Plugin:
+    found = plugins.installed("levit_search.data").get(config.name)
+    if found is None:  # it was there when the configuration was read
+        raise InputError(f"data.name: the plug-in that brought {config.name!r} is gone")
+    return found
+
+
+def _made(plugin: Plugin, config: DataConfig) -> DataSet:
+    make = plugin.load_callable()
+    with plugin.explained("cannot be opened"):
+        data_set: DataSet = make(config)
+    if not all(callable(getattr(data_set, name, None)) for name in ("describe", "sources")):
+        raise plugin.wrong("expected a data set with describe() and sources()", data_set)
+    return data_set
+
+
+def _checked(plugin: Plugin, info: DataInfo) -> DataInfo:
+    names = _checked_names(plugin, info.class_names)
+    if type(info.in_channels) is not int or info.in_channels not in (1, 3):
+        raise plugin.wrong("in_channels: expected 1 or 3", info.in_channels)
+    if type(info.hflip) is not bool:
+        raise plugin.wrong("hflip: expected True or False", info.hflip)
+    if type(info.image_size) is not int or not 4 <= info.image_size <= 4096:
+        raise plugin.wrong("image_size: expected 4 to 4096 pixels", info.image_size)
+    return info._replace(class_names=names)
+
+
+def _checked_names(plugin: Plugin, names: Any) -> tuple[str, ...]:
+    are_texts = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    if not are_texts or len(names) < 2 or len(set(names)) < len(names):
+        raise plugin.wrong("class_names: expected two texts or more that differ", names)
+    return tuple(names)
+
+
+def _check_source(
+    plugin: Plugin, name: str, source: Source, described: DataInfo | tuple[str, ...]
+) -> None:
+    channels = (described.in_channels,) if isinstance(described, DataInfo) else (1, 3)
+    classes = described.num_classes if isinstance(described, DataInfo) else len(described)
+    labels = getattr(source, "labels", None)
+    if not all(callable(getattr(source, each, None)) for each in _ASKED) or labels is None:
+        raise plugin.wrong(f"{name}: expected labels, {', '.join(_ASKED)} of a Source", source)
+    if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.ndim != 1:
+        found = _kind(labels)
+        raise InputError(f"{plugin}: {name}: labels have to be int64 [N], not {found}")
+    if not len(labels):
+        raise InputError(f"{plugin}: {name}: has no images")
+    if labels.min() < 0 or labels.max() >= classes:
+        outside = labels.min() if labels.min() < 0 else labels.max()
+        raise InputError(
+            f"{plugin}: {name}: label {outside}, but the classes are 0 to {classes - 1}"
+        )
+    if isinstance(source, ArraySource):
+        shape = getattr(source.images, "shape", ())
+        squares = [(len(labels), each, *shape[-1:], *shape[-1:]) for each in channels]
+        if getattr(source.images, "dtype", None) != np.uint8 or shape not in squares:
+            wanted = f"uint8 [{len(labels)}, {' or '.join(map(str, channels))}, S, S]"
+            found = _kind(source.images)
+            raise InputError(f"{plugin}: {name}: images have to be {wanted}, not {found}")
+
+
+def _kind(values: object) -> str:
+    if isinstance(values, np.ndarray):
+        return f"{values.dtype} {list(values.shape)}"
+    return f"a {type(values).__name__}"

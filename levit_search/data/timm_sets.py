@@ -1,0 +1,446 @@
+"""Data sets that timm's ``create_dataset`` opens: torchvision's, and Hugging Face's on disk."""
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from levit_search.data.decoding import opened
+from levit_search.data.sets import DIGIT_CLASSES, FASHION_CLASSES, user_cache
+from levit_search.data.sources import (
+    ArraySource,
+    DataConfig,
+    DataInfo,
+    FileSource,
+    Source,
+    SplitName,
+    file_size,
+    first_line,
+)
+from levit_search.errors import InputError, did_you_mean
+
+_TRAIN = ("train", "training")
+_VAL = ("validation", "val", "valid", "eval", "evaluation", "dev")
+_TEST = ("test", "testing")
+
+_MOST_CLASSES = 1_000_000
+
+_PACKAGES = {
+    "hfds": ("datasets",),
+    "hfids": ("datasets",),
+    "wds": ("webdataset",),
+    "tfds": ("tensorflow", "tensorflow-datasets"),
+}
+
+
+def created(config: DataConfig, split: str, **options: Any) -> Any:
+    """timm's data set for one split.
+
+    Args:
+        config: name and, where ``options`` name no other, root of the set.
+        split: as the reader calls it.
+        options: further arguments of ``timm.data.create_dataset``.
+
+    Raises:
+        InputError: an optional package is missing, or the set cannot be read.
+    """
+    # An absolute path is never an address: webdataset would run what follows `pipe:`.
+    root = None if config.root is None else str(Path(config.root).expanduser().absolute())
+    with explained(config):
+        from timm.data import create_dataset
+
+        return create_dataset(config.name, **{"root": root, "split": split, **options})
+
+
+@contextmanager
+def explained(config: DataConfig) -> Iterator[None]:
+    """Turn whatever a reader raises into an error that names the set."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ImportError as error:
+        packages = _PACKAGES.get(config.reader)
+        if packages is None:
+            raise
+        raise InputError(
+            f"data.name: {config.name} needs {error.name or 'a package'}, which is not installed; "
+            f"pip install {' '.join(packages)}"
+        ) from None
+    except Exception as error:  # readers and the packages behind them share no root exception
+        raise InputError(
+            f"data: {config.name} cannot be read: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def require(package: str, config: DataConfig) -> None:
+    """Make sure that an optional package is there.
+
+    Raises:
+        InputError: it is not; the message says how to install it.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise InputError(
+            f"data.name: {config.name} needs {package}, which is not installed; "
+            f"pip install {' '.join(_PACKAGES[config.reader])}"
+        )
+
+
+def chosen_splits(found: Collection[str], config: DataConfig) -> dict[SplitName, str]:
+    """The reader's names for ``train`` and, where the set has them, ``val`` and ``test``.
+
+    ``val`` is among them only beside ``test``: a single held-out split is ``test``.
+
+    Args:
+        found: what the set has; empty where the reader cannot tell.
+
+    Raises:
+        InputError: a split named is not there or named for both, or none is called train.
+    """
+    for field in ("train_split", "test_split"):
+        named = getattr(config, field)
+        if named is not None and found and named.partition("[")[0] not in found:
+            if ".tar" in named:  # a list of shards
+                continue
+            raise InputError(
+                f"data.{field}: {config.name} has no split {named!r}; {did_you_mean(named, found)}"
+            )
+    train = config.train_split or _first(_TRAIN, found)
+    if train is None:
+        raise InputError(
+            f"data.train_split: {config.name} has no split called train; it has "
+            f"{', '.join(found) or 'no named ones'}"
+        )
+    if config.test_split == train:
+        raise InputError(f"data.test_split: {train!r} is the training split already")
+    # Of a split that is used in part, such as train[:90%], the whole is not held out.
+    taken = {(name or "").partition("[")[0] for name in (train, config.test_split)}
+    own = [n for n in (_first(_VAL, found), _first(_TEST, found)) if n and n not in taken]
+    if config.test_split is not None:
+        own = [*(name for name in own if name in _VAL), config.test_split]
+    names: tuple[SplitName, ...] = ("test",) if len(own) == 1 else ("val", "test")
+    return {"train": train, **dict(zip(names, own, strict=False))}
+
+
+def _first(names: tuple[str, ...], found: Collection[str]) -> str | None:
+    return next((name for name in names if name in found), None)
+
+
+def class_labels(values: Any, classes: tuple[str, ...], where: str) -> NDArray[np.int64]:
+    """Labels as int64 [N], out of whole numbers or class names.
+
+    Raises:
+        InputError: one is neither a class's number nor its name.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind in "iub":
+        labels = array.astype(np.int64)
+        outside = labels[(labels < 0) | (labels >= len(classes))]
+        if not len(outside):
+            return labels
+        raise InputError(
+            f"{where}: label {outside[0]} is none of the {len(classes)} classes; if this split has "
+            "no labels, name another in data.test_split"
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    try:
+        return np.array([numbers[str(value)] for value in array.tolist()], dtype=np.int64)
+    except KeyError as error:
+        raise InputError(f"{where}: label {error} is none of the {len(classes)} classes") from None
+
+
+def named_classes(class_to_index: dict[str, int]) -> tuple[str, ...]:
+    """Class names by their index."""
+    return tuple(str(name) for name in sorted(class_to_index, key=class_to_index.__getitem__))
+
+
+def numbered_classes(largest: int, where: str) -> tuple[str, ...]:
+    """``0`` to the largest label of a set that does not name its classes.
+
+    Raises:
+        InputError: there would be more than anybody has.
+    """
+    if largest >= _MOST_CLASSES:
+        raise InputError(f"{where}: label {largest}; more than {_MOST_CLASSES:,} classes are none")
+    return tuple(str(number) for number in range(largest + 1))
+
+
+def data_folder() -> Path | None:
+    """``$LEVIT_SEARCH_DATA``, where it is set."""
+    named = os.environ.get("LEVIT_SEARCH_DATA")
+    return Path(named) if named else None
+
+
+# fmt: off
+_CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)
+_CIFAR100_CLASSES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle",
+    "bottle", "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar",
+    "cattle", "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab", "crocodile",
+    "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox", "girl", "hamster",
+    "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard", "lobster",
+    "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange",
+    "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy",
+    "porcupine", "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal",
+    "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar",
+    "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor",
+    "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman",
+    "worm",
+)
+# fmt: on
+_KMNIST_CLASSES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+
+# The small sets, which torchvision holds in memory and downloads where they are absent.
+_FIXED = {
+    "cifar10": DataInfo(3, _CIFAR10_CLASSES, hflip=True, image_size=32),
+    "cifar100": DataInfo(3, _CIFAR100_CLASSES, hflip=True, image_size=32),
+    "fashion_mnist": DataInfo(1, FASHION_CLASSES, hflip=True, image_size=28),
+    "kmnist": DataInfo(1, _KMNIST_CLASSES, hflip=False, image_size=28),
+    "mnist": DataInfo(1, DIGIT_CLASSES, hflip=False, image_size=28),
+}
+# timm reads each of these as one of train and validation, whatever torchvision calls them.
+_SPLITS = ("train", "validation")
+
+
+class TorchSet:
+    """A data set of torchvision, ``torch/NAME``.
+
+    Of the small sets, which torchvision holds in memory, nothing is read to describe them.
+
+    Raises:
+        InputError: the set is missing and cannot be downloaded, or its parts have other classes.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self._fixed = _FIXED.get(_name(config))
+
+    def describe(self) -> DataInfo | tuple[str, ...]:
+        if self._fixed is not None:
+            return self._fixed
+        return _classes(
+            _open(self._config, chosen_splits(_splits(self._config), self._config)["train"])
+        )
+
+    def sources(self) -> dict[SplitName, Source]:
+        config = self._config
+        sources: dict[SplitName, Source] = {}
+        classes = self._fixed.class_names if self._fixed is not None else None
+        for name, split in chosen_splits(_splits(config), config).items():
+            opened_set = _open(config, split)
+            found = _classes(opened_set)
+            classes = classes or found
+            if found != classes and self._fixed is None:
+                raise InputError(
+                    f"data.root: the classes of {opened_set.root} ({len(found)}) are not those of "
+                    f"train ({len(classes)})"
+                )
+            title = f"{config.name} {split}"
+            if isinstance(getattr(opened_set, "data", None), str | type(None)):
+                sources[name] = _files(opened_set, classes, title)
+            else:
+                sources[name] = _array(opened_set, classes, title)
+        return sources
+
+
+def _name(config: DataConfig) -> str:
+    return config.name.partition("/")[2]
+
+
+def _splits(config: DataConfig) -> tuple[str, ...]:
+    """The splits of a set; those of ``image_folder`` are its folders, if one is for training."""
+    if _name(config) != "image_folder":
+        return _SPLITS
+    folders = {entry.name for entry in _root(config).iterdir() if entry.is_dir()}
+    named = "training", "train", "val", "valid", "validation", "eval", "evaluation", "test"
+    found = tuple(name for name in named if name in folders)
+    return found if folders & {"train", "training"} else ("train",)
+
+
+def _root(config: DataConfig) -> Path:
+    if config.root is None:
+        raise InputError(f"data.root: is required for data.name {config.name}")
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise InputError(f"data.root: {root} is no folder")
+    return root
+
+
+def _open(config: DataConfig, split: str) -> Any:
+    if _name(config) not in _FIXED:
+        return created(config, split, root=str(_root(config)))
+    places = [data_folder(), user_cache()]
+    if config.root is not None:
+        places = [Path(config.root).expanduser()]
+    roots = [str(place) for place in places if place is not None]
+    for root in roots:
+        try:
+            return created(config, split, root=root)
+        except InputError as error:
+            if not isinstance(error.__cause__, RuntimeError):  # "not found or corrupted"
+                raise
+    try:
+        return created(config, split, root=roots[-1], download=True)
+    except InputError as error:
+        raise InputError(
+            f"data: {config.name} is not in {' or '.join(roots)} and cannot be downloaded "
+            f"({first_line(error.__cause__ or error)}); put torchvision's files there, or name "
+            "their folder by --set data.root=DIR"
+        ) from None
+
+
+def _array(opened: Any, classes: tuple[str, ...], title: str) -> ArraySource:
+    pixels = np.asarray(opened.data)
+    images = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+    labels = class_labels(opened.targets, classes, title)
+    return ArraySource(title, np.ascontiguousarray(images), labels)
+
+
+def _files(opened: Any, classes: tuple[str, ...], title: str) -> FileSource:
+    root = Path(opened.root)
+    if hasattr(opened, "index"):  # iNaturalist
+        found = [(str(Path(opened.all_categories[n], file)), n) for n, file in opened.index]
+    else:
+        found = [(str(Path(path).relative_to(root)), label) for path, label in opened.imgs]
+    found.sort(key=lambda item: (item[1], item[0]))
+    labels = class_labels([label for _, label in found], classes, title)
+    return FileSource(root, [name for name, _ in found], labels)
+
+
+def _classes(opened: Any) -> tuple[str, ...]:
+    """Class names; of several names for one class, the first."""
+    names = opened.all_categories if hasattr(opened, "index") else opened.classes
+    return tuple(name if isinstance(name, str) else name[0] for name in names)
+
+
+class RowSource:
+    """The rows of one split, decoded one by one.
+
+    Args:
+        title: the set and its split, for messages.
+        reader: timm's reader.
+        columns: those of the image and of the label.
+        labels: int64 [N].
+    """
+
+    def __init__(
+        self, title: str, reader: Any, columns: tuple[str, str], labels: NDArray[np.int64]
+    ) -> None:
+        self.labels = labels
+        self._title, self._reader, self._image = title, reader, columns[0]
+
+    def name(self, index: int) -> str:
+        return f"{self._title}[{index}]"
+
+    def where(self, index: int) -> str:
+        path = self._reader.filename(index)
+        return f"{self.name(index)} ({path})" if path else self.name(index)
+
+    def open(self, index: int) -> Image.Image:
+        return opened(self.content(index))
+
+    def content(self, index: int) -> bytes:
+        with self._reader[index][0] as file:
+            content: bytes = file.read()
+        return content
+
+    def sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        import pyarrow.compute as compute
+
+        tables = self._reader.dataset.select_columns([self._image]).with_format("arrow")
+        lengths: list[int] = []
+        for table in tables.iter(batch_size=1024):
+            column = table.column(self._image)
+            within = compute.binary_length(compute.struct_field(column, "bytes")).to_pylist()
+            paths = compute.struct_field(column, "path").to_pylist()
+            lengths += [
+                file_size(Path(path or "")) if length is None else length
+                for length, path in zip(within, paths, strict=True)
+            ]
+        return np.array(lengths, dtype=np.int64)[indices]
+
+
+class Rows:
+    """A data set of Hugging Face's on disk, ``hfds/NAME``.
+
+    Raises:
+        InputError: the set cannot be read, or has labels that are no classes.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self._splits, self._columns = splits_and_columns(config)
+
+    def describe(self) -> tuple[str, ...]:
+        reader = _reader(self._config, self._splits["train"], self._columns)
+        values = _values(reader, self._columns[1])
+        classes = named_classes(reader.class_to_idx)
+        if classes:
+            return classes
+        if values.dtype.kind in "iub":
+            return numbered_classes(int(values.max(initial=0)), self._config.name)
+        return tuple(sorted({str(value) for value in values.tolist()}))
+
+    def sources(self) -> dict[SplitName, Source]:
+        classes = self.describe()
+        sources: dict[SplitName, Source] = {}
+        for name, split in self._splits.items():
+            reader, title = (
+                _reader(self._config, split, self._columns),
+                f"{self._config.name} {split}",
+            )
+            labels = class_labels(_values(reader, self._columns[1]), classes, title)
+            sources[name] = RowSource(title, reader, self._columns, labels)
+        return sources
+
+
+def splits_and_columns(config: DataConfig) -> tuple[dict[SplitName, str], tuple[str, str]]:
+    """The splits to read, and the columns of the image and its label.
+
+    The columns are ``image`` and ``label``, or else the only one of images and the first of class
+    labels. A set on disk is prepared where its features are not known before.
+
+    Raises:
+        InputError: the set cannot be read, or has no such columns.
+    """
+    require("datasets", config)
+    with explained(config):
+        import datasets
+
+        root = None if config.root is None else str(Path(config.root).expanduser())
+        builder = datasets.load_dataset_builder(config.name.partition("/")[2], cache_dir=root)
+        if builder.info.features is None and config.reader == "hfds":
+            builder.download_and_prepare()
+        found = builder.info.splits or getattr(builder.config, "data_files", None) or ()
+        features = builder.info.features or {}
+        images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+        labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if features and "image" not in features and len(images) != 1:
+        raise InputError(
+            f"data: {config.name} has no column of images; its columns are {', '.join(features)}"
+        )
+    if features and "label" not in features and not labels:
+        raise InputError(
+            f"data: {config.name} has no column of labels; its columns are {', '.join(features)}"
+        )
+    image = "image" if not features or "image" in features else images[0]
+    label = "label" if not features or "label" in features else labels[0]
+    return chosen_splits([str(name) for name in found], config), (image, label)
+
+
+def _reader(config: DataConfig, split: str, columns: tuple[str, str]) -> Any:
+    return created(config, split, input_key=columns[0], target_key=columns[1]).reader
+
+
+def _values(reader: Any, column: str) -> NDArray[Any]:
+    rows = reader.dataset.select_columns([column]).with_format("numpy")
+    return np.asarray(rows[:][column])
