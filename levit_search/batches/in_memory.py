@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +25,8 @@ from levit_search.recipe import Recipe, rand_augment
 # What is worked on at once: a small operation takes nearly as long as one on more images.
 _IMAGES_AT_ONCE = 1024
 _PIXELS_AT_ONCE = 2**22
+_VARIED = 1.0  # deviation of a channel that tells something; that of noise in one bit is 0.5
+_MOST_DEVIATIONS = 40
 _ASPECT = (3 / 4, 4 / 3)  # of resized crops, in timm as in torchvision
 
 
@@ -108,7 +109,7 @@ class _Augmentation:
         self._recipe, self._hflip, self._fill = recipe, hflip, fill
         self._size, self._device = images.shape[-1], images.device
         self._border = self._size // 8 if recipe.crop == "shift" else 0
-        self._windows = Windows(images, self._border, fill.to(torch.uint8))
+        self._windows = Windows(images, self._border)
         self._resizer = Resizer(self._size, self._device) if recipe.crop == "resized" else None
         self._policy = rand_augment(recipe.rand_augment)
 
@@ -134,7 +135,13 @@ class _Augmentation:
 
 
 def mean_and_std(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of images [N, C, S, S]."""
+    """Mean of each channel of images [N, C, S, S], and what to divide the rest by.
+
+    That is the standard deviation. A channel that is the same everywhere, but for noise in its last
+    bit, is divided by the mean of the others' deviations, or by 64 where there are no others: it
+    tells nothing, and by its own a small change would be a huge input. None of these images becomes
+    one of more than 40 either.
+    """
     values = np.arange(256)
     at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].size)  # NumPy counts in 64 bits a pixel
     means, deviations = [], []
@@ -144,29 +151,28 @@ def mean_and_std(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
             part = images[first : first + at_once, channel]
             counts += np.bincount(part.ravel(), minlength=256)
         means.append(float(values @ counts / counts.sum()))
-        variance = float((values - means[-1]) ** 2 @ counts / counts.sum())
-        deviations.append(max(variance**0.5, 1e-6))
-    return means, deviations
+        distances = values - means[-1]
+        furthest = float(np.abs(distances[counts > 0]).max())
+        deviation = float(distances**2 @ counts / counts.sum()) ** 0.5
+        deviations.append(max(deviation, furthest / _MOST_DEVIATIONS))
+    varied = [deviation for deviation in deviations if deviation >= _VARIED]
+    usual = sum(varied) / len(varied) if varied else 64.0
+    return means, [deviation if deviation >= _VARIED else usual for deviation in deviations]
 
 
 class Windows:
-    """Images uint8 [N, C, S, S] with a border, to be cut out at any place.
+    """Images uint8 [N, C, S, S], to be cut out at any place up to ``border`` pixels beyond.
 
-    Args:
-        images: the set.
-        border: pixels on each side.
-        fill: their colour, uint8 [C], on the images' device.
+    What is beyond an image is as the pixels at its edge.
     """
 
-    def __init__(self, images: Tensor, border: int, fill: Tensor) -> None:
-        count, self._channels, self._size, _ = images.shape
+    def __init__(self, images: Tensor, border: int) -> None:
+        _, self._channels, self._size, _ = images.shape
         self._width = self._size + 2 * border
-        shape = count, self._channels, self._width, self._width
-        bordered = fill.view(1, -1, 1, 1).expand(shape).contiguous()
-        inner = slice(border, border + self._size)
-        bordered[..., inner, inner] = images
+        pixels = torch.arange(-border, self._size + border, device=images.device)
+        pixels.clamp_(0, self._size - 1)
         # Entry i is the line of S pixels that begins at the i-th of all pixels: a view, not a copy.
-        self._lines = bordered.flatten().unfold(0, self._size, 1)
+        self._lines = images[:, :, pixels[:, None], pixels].flatten().unfold(0, self._size, 1)
         first = torch.arange(self._channels)[:, None] * self._width + torch.arange(self._size)
         self._firsts = (first * self._width).to(images.device)
 
