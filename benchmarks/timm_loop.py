@@ -101,7 +101,7 @@ def open_loader(
     # create_loader knows no such shift; its place is that of the crop by which it begins.
     steps = list(dataset.transform.transforms)
     if is_training:
-        steps[0] = transforms.RandomCrop(size, padding=size // 8)
+        steps[0] = transforms.RandomCrop(size, padding=size // 8, padding_mode="edge")
     else:
         steps = [step for step in steps if isinstance(step, _FINAL)]
     dataset.transform = transforms.Compose(steps)

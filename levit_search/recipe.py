@@ -58,12 +58,13 @@ class Recipe(Frozen):
     is what was released with the paper. ``lr`` is for batches of ``lr_batch_size`` images and
     scales with ``batch_size``; it is taken as it is where that is null.
 
-    ``crop`` is ``shift`` (an eighth of the image at most, black beyond the border), ``resized`` (a
-    part of ``crop_scale`` of the area, bicubic) or ``none``; ``hflip: null`` leaves mirroring to
-    the data set. ``color_jitter`` gives way to ``rand_augment``, as in timm. ``random_erasing`` is
-    a probability; ``repeated_augmentation`` shows each image of an epoch so many times, and so many
-    times fewer images. ``clip_grad`` is adaptive gradient clipping (Brock et al. 2021), null for
-    none. With ``ema_decay`` the averaged weights are the ones evaluated and kept.
+    ``crop`` is ``shift`` (an eighth of the image at most; what comes in is as the pixels at its
+    edge), ``resized`` (a part of ``crop_scale`` of the area, bicubic) or ``none``; ``hflip: null``
+    leaves mirroring to the data set. ``color_jitter`` gives way to ``rand_augment``, as in timm.
+    ``random_erasing`` is a probability; ``repeated_augmentation`` shows each image of an epoch so
+    many times, and so many times fewer images. ``clip_grad`` is adaptive gradient clipping (Brock
+    et al. 2021), null for none. With ``ema_decay`` the averaged weights are the ones evaluated and
+    kept.
 
     ``distillation`` takes the teacher's first class (``hard``) or its probabilities at
     ``temperature`` (``soft``) as targets of the second head.

@@ -185,7 +185,7 @@ def test_windows_are_cut_and_mirrored_as_asked():
     mirrored = torch.tensor([True, False] * 5)
     windows = Windows(images, border)
     views = windows.cut(indices, corners, mirrored)
-    padded = F.pad(images, (border,) * 4)
+    padded = F.pad(images.float(), (border,) * 4, mode="replicate").to(torch.uint8)
     for view, index, (row, column), is_mirrored in zip(
         views, indices, corners.tolist(), mirrored, strict=True
     ):

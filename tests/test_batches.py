@@ -1,22 +1,36 @@
 """Batches: one contract for data in memory and on disk, then what each of them does to images."""
 
+import gc
+import math
+import multiprocessing.synchronize
+import os
 import random
+import signal
+import time
+import warnings
+from collections.abc import Callable
 from io import BytesIO
 from itertools import combinations, islice, product
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from levit_search.batches import Batch, Batches, open_batches
+from levit_search import architecture
+from levit_search.batches import Batch, Batches, on_disk, open_batches
 from levit_search.batches.in_memory import MemoryBatches
 from levit_search.batches.on_disk import PictureBatches
 from levit_search.data import Arrays, DataConfig, DataInfo
-from levit_search.errors import InputError
+from levit_search.errors import InputError, TrialError
+from levit_search.model import build
 from levit_search.recipe import Recipe
+from levit_search.train import fit
+from tests.networks import tiny_description
 
 SIZE = 16
 CPU = torch.device("cpu")
@@ -279,12 +293,11 @@ def test_training_images_in_memory_have_mean_zero_and_unit_deviation(channels):
         assert channel.std().item() == pytest.approx(1, abs=1e-4)
 
 
-def test_shifted_images_in_memory_are_moved_by_an_eighth_with_a_black_border():
-    batches = noise_in_memory(hflip=False)
-    plain = evaluated(batches).images
-    black = -batches.mean[0] / batches.std[0]
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shifted_images_in_memory_are_moved_by_an_eighth_and_go_on_as_at_their_edge(channels):
+    batches = noise_in_memory(hflip=False, channels=channels)
     border = SIZE // 8
-    padded = torch.nn.functional.pad(plain, (border,) * 4, value=black)
+    padded = torch.nn.functional.pad(evaluated(batches).images, (border,) * 4, mode="replicate")
     seen = set()
     for image, label in zip(*shown(batches, 0, 0, SHORT), strict=True):
         shifts = [
@@ -296,6 +309,69 @@ def test_shifted_images_in_memory_are_moved_by_an_eighth_with_a_black_border():
         seen |= set(shifts)
     assert {y for y, _ in seen} == {x for _, x in seen} == set(range(2 * border + 1))
     assert any(y != x for y, x in seen)
+
+
+def arrays_in_memory(images: NDArray[np.uint8]) -> MemoryBatches:
+    """Images [N, C, S, S] of two classes in turn."""
+    split = Arrays(images, np.arange(len(images)) % 2)
+    info = DataInfo(images.shape[1], ("a", "b"), True, images.shape[-1])
+    return MemoryBatches(info, {"train": split, "val": split, "test": split})
+
+
+def noisy(channels: int, low: int, high: int) -> NDArray[np.uint8]:
+    noise = np.random.default_rng(3)
+    return noise.integers(low, high + 1, (48, channels, SIZE, SIZE), dtype=np.uint8)
+
+
+def with_last_channel(last: NDArray[np.uint8] | int) -> NDArray[np.uint8]:
+    images = noisy(3, 0, 255)
+    images[:, 2:] = last
+    return images
+
+
+def with_one_pixel_apart() -> NDArray[np.uint8]:
+    images = with_last_channel(255)
+    images[0, 2, 0, 0] = 0
+    return images
+
+
+DULL = {
+    "one value": with_last_channel(255),
+    "two values next to each other": with_last_channel(noisy(1, 254, 255)),
+    "one pixel apart": with_one_pixel_apart(),
+    "all channels of one value": np.full((48, 3, SIZE, SIZE), 128, np.uint8),
+    "grey of one value": np.zeros((48, 1, SIZE, SIZE), np.uint8),
+}
+
+
+@pytest.mark.parametrize("recipe", [SHORT, PLAIN, LEVIT], ids=["short", "plain", "levit"])
+@pytest.mark.parametrize("images", DULL.values(), ids=DULL)
+def test_channels_that_tell_nothing_do_no_harm(images, recipe):
+    batches = arrays_in_memory(images)
+    for shown_images in (shown(batches, 0, 0, recipe).images, evaluated(batches).images):
+        assert shown_images.isfinite().all() and shown_images.abs().max() < 50
+    of_any_colour = torch.tensor([0.0, 255.0])[:, None] - torch.tensor(batches.mean)
+    assert (of_any_colour / torch.tensor(batches.std)).abs().max() < 50
+
+
+def test_a_channel_of_one_value_is_divided_by_what_the_others_are():
+    batches = arrays_in_memory(with_last_channel(7))
+    assert batches.mean[2] == 7
+    assert batches.std[2] == pytest.approx((batches.std[0] + batches.std[1]) / 2)
+
+
+def test_images_of_little_contrast_are_normalised_like_others():
+    batches = arrays_in_memory(noisy(3, 98, 108))
+    images = shown(batches, 0, 0, PLAIN).images
+    assert all(2.5 < deviation < 3.5 for deviation in batches.std)
+    assert images.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_network_trains_where_no_image_differs_from_another():
+    batches = arrays_in_memory(DULL["all channels of one value"])
+    network = architecture.parse(tiny_description(in_channels=3, num_classes=2))
+    training = fit(build(network), batches, Recipe(epochs=1, batch_size=16), 0)
+    assert math.isfinite(training.curve[-1].train_loss)
 
 
 @pytest.mark.parametrize("recipe", [SHORT, LEVIT], ids=["short", "levit"])
@@ -358,13 +434,11 @@ def test_pictures_are_normalised_by_the_colours_of_imagenet(folder):
     torch.testing.assert_close(evaluated(batches).images, expected)
 
 
-def test_shifted_pictures_are_moved_by_an_eighth_with_a_black_border(folder):
+def test_shifted_pictures_are_moved_by_an_eighth_and_go_on_as_at_their_edge(folder):
     batches = open_batches(folder_config(folder))
     border = SIZE // 8
     plain = evaluated(batches).images
-    black = (-torch.tensor(batches.mean) / torch.tensor(batches.std)).view(1, 3, 1, 1)
-    padded = black.repeat(len(plain), 1, SIZE + 2 * border, SIZE + 2 * border)
-    padded[:, :, border:-border, border:-border] = plain
+    padded = torch.nn.functional.pad(plain, (border,) * 4, mode="replicate")
     windows = as_set(
         torch.cat(
             [
@@ -446,3 +520,139 @@ def test_pictures_after_an_unreadable_one_are_shown_all_the_same(tmp_path):
     images, labels = evaluated(batches, "test", 4)
     assert len(images) == 6 and len(as_set(images)) == 5
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_each_unreadable_picture_is_a_warning_once_where_it_is_asked_for(workers, tmp_path):
+    root = make_folder(tmp_path)
+    batches = open_batches(folder_config(root))
+    damaged = {batches._pictures["train"].name(index) for index in (1, 4)}
+    for name in damaged:
+        path = root / name
+        path.write_bytes(path.read_bytes()[:100])
+    recipe = SHORT.model_copy(update={"workers": workers})
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for epoch in range(2):
+            shown(batches, 0, epoch, recipe)
+            evaluated(batches, "train")
+    told = [str(warning.message) for warning in warned]
+    assert len(told) == 2
+    for name in damaged:
+        (text,) = (text for text in told if text.startswith(str(root / name)))
+        assert "unreadable" in text and text.endswith("; another is taken")
+
+
+def test_unreadable_pictures_count_together_whichever_split_and_process_they_are_of(tmp_path):
+    root = make_folder(tmp_path)
+    batches = open_batches(folder_config(root).model_copy(update={"max_unreadable": 2}))
+    for split in ("train", "val", "test"):
+        (root / batches._pictures[split].name(0)).write_bytes(b"")
+    with pytest.warns(match="unreadable"):
+        list(batches.train(0, 0, SHORT.model_copy(update={"workers": 2}), CPU))
+    with pytest.warns(match="unreadable"):
+        evaluated(batches, "val")
+    with pytest.raises(InputError, match=r"^data\.max_unreadable: more than 2 images") as raised:
+        evaluated(batches, "test")
+    assert str(raised.value).count(str(root)) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable")
+def test_a_class_of_which_nothing_can_be_read_any_more_is_an_error(tmp_path):
+    root = make_folder(tmp_path)
+    batches = open_batches(folder_config(root))
+    for path in (root / "val" / "b").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match=r"all images of a class are unreadable: .*no such file"):
+        evaluated(batches, "test")
+
+
+def slow_view(*_: object) -> Callable[[Image.Image], Tensor]:
+    def view(_: Image.Image) -> Tensor:
+        time.sleep(60)
+        raise AssertionError
+
+    return view
+
+
+def killed_view(*_: object) -> Callable[[Image.Image], Tensor]:
+    def view(_: Image.Image) -> Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    return view
+
+
+def faulty_view(*_: object) -> Callable[[Image.Image], Tensor]:
+    def view(_: Image.Image) -> Tensor:
+        raise ZeroDivisionError("by\nnought")
+
+    return view
+
+
+@pytest.mark.parametrize(
+    ("view", "told"),
+    [
+        (slow_view, "takes longer than 2 s"),
+        (killed_view, "a process that reads pictures ended with SIGKILL"),
+        (faulty_view, "pictures cannot be read .ZeroDivisionError: by nought."),
+    ],
+)
+def test_a_reading_process_that_is_of_no_more_use_is_an_error_soon(view, told, folder, monkeypatch):
+    monkeypatch.setattr(on_disk, "_PATIENCE_S", 2)
+    batches = open_batches(folder_config(folder))
+    with monkeypatch.context() as patched:
+        patched.setattr(on_disk, "evaluation_view", view)
+        begun = time.monotonic()
+        with pytest.raises(TrialError, match=f"^data: .*{told}") as raised:
+            evaluated(batches)
+    assert "\n" not in str(raised.value)
+    assert time.monotonic() - begun < 20
+    evaluated(batches)  # by a new one
+
+
+def test_a_reading_process_that_ends_between_two_passes_is_replaced(folder):
+    batches = open_batches(folder_config(folder))
+    expected = evaluated(batches)
+    ((_, loader),) = batches._idle
+    (reader,) = loader._readers
+    reader.process.kill()
+    reader.process.join()
+    assert is_same(evaluated(batches), expected)
+
+
+def test_no_view_passes_through_shared_memory(folder, monkeypatch):
+    """Of which a container has little; torch's own way of handing tensors over takes it."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("shared memory is asked for")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refused)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", refused)
+    monkeypatch.setattr(shared_memory, "SharedMemory", refused)
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", refused)
+    batches = open_batches(folder_config(folder))
+    shown(batches, 0, 0, SHORT.model_copy(update={"workers": 2}))
+
+
+def test_pictures_come_as_they_are_read_whatever_the_batch_and_the_number_of_processes(
+    folder, monkeypatch
+):
+    monkeypatch.setattr(on_disk, "_MOST_AT_ONCE", 3)
+    batches = open_batches(folder_config(folder))
+    expected = evaluated(batches, "train", 1000)
+    for workers, batch_size in product((1, 2, 5), (1, 7, 1000)):
+        batches._workers = workers
+        assert is_same(evaluated(batches, "train", batch_size), expected)
+
+
+def test_processes_that_read_end_with_what_they_read_for(folder):
+    batches = open_batches(folder_config(folder))
+    shown(batches, 0, 0, SHORT.model_copy(update={"workers": 2}))
+    processes = [r.process for _, loader in batches._idle for r in loader._readers]
+    assert len(processes) == 2
+    del batches
+    gc.collect()
+    for process in processes:
+        process.join(10)
+        assert not process.is_alive()

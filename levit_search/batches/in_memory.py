@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -27,6 +26,8 @@ from levit_search.recipe import Recipe, rand_augment
 # What is worked on at once: a small operation takes nearly as long as one on more images.
 _IMAGES_AT_ONCE = 1024
 _PIXELS_AT_ONCE = 2**22
+_VARIED = 1.0  # deviation of a channel that tells something; that of noise in one bit is 0.5
+_MOST_DEVIATIONS = 40
 _ASPECT = (3 / 4, 4 / 3)  # of resized crops, in timm as in torchvision
 
 
@@ -150,7 +151,13 @@ class _Augmentation:
 
 
 def mean_and_std(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of images [N, C, S, S]."""
+    """Mean of each channel of images [N, C, S, S], and what to divide the rest by.
+
+    That is the standard deviation. A channel that is the same everywhere, but for noise in its last
+    bit, is divided by the mean of the others' deviations, or by 64 where there are no others: it
+    tells nothing, and by its own a small change would be a huge input. None of these images becomes
+    one of more than 40 either.
+    """
     values = np.arange(256)
     at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].size)  # NumPy counts in 64 bits a pixel
     means, deviations = [], []
@@ -160,19 +167,28 @@ def mean_and_std(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
             part = images[first : first + at_once, channel]
             counts += np.bincount(part.ravel(), minlength=256)
         means.append(float(values @ counts / counts.sum()))
-        variance = float((values - means[-1]) ** 2 @ counts / counts.sum())
-        deviations.append(max(variance**0.5, 1e-6))
-    return means, deviations
+        distances = values - means[-1]
+        furthest = float(np.abs(distances[counts > 0]).max())
+        deviation = float(distances**2 @ counts / counts.sum()) ** 0.5
+        deviations.append(max(deviation, furthest / _MOST_DEVIATIONS))
+    varied = [deviation for deviation in deviations if deviation >= _VARIED]
+    usual = sum(varied) / len(varied) if varied else 64.0
+    return means, [deviation if deviation >= _VARIED else usual for deviation in deviations]
 
 
 class Windows:
-    """Images uint8 [N, C, S, S] with a black border, to be cut out at any place."""
+    """Images uint8 [N, C, S, S], to be cut out at any place up to ``border`` pixels beyond.
+
+    What is beyond an image is as the pixels at its edge.
+    """
 
     def __init__(self, images: Tensor, border: int) -> None:
         _, self._channels, self._size, _ = images.shape
         self._width = self._size + 2 * border
+        pixels = torch.arange(-border, self._size + border, device=images.device)
+        pixels.clamp_(0, self._size - 1)
         # Entry i is the line of S pixels that begins at the i-th of all pixels: a view, not a copy.
-        self._lines = F.pad(images, (border,) * 4).flatten().unfold(0, self._size, 1)
+        self._lines = images[:, :, pixels[:, None], pixels].flatten().unfold(0, self._size, 1)
         first = torch.arange(self._channels)[:, None] * self._width + torch.arange(self._size)
         self._firsts = (first * self._width).to(images.device)
 

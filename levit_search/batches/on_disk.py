@@ -1,10 +1,18 @@
 """A data set on disk: decoded and cut image by image in other processes, finished on the device."""
 
+import itertools
 import math
+import multiprocessing
+import multiprocessing.connection
 import random
+import signal
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from levit_search import data
 from levit_search.batches.batch import Batch, Batches, Purpose, evenly_spread, generator, ordered
 from levit_search.batches.device_transforms import DeviceTransforms, Normalization
 from levit_search.batches.rand_augment import UNIFORM_FROM
 from levit_search.data import DataInfo, Pictures, Split, SplitName
-from levit_search.errors import InputError
+from levit_search.errors import TrialError
+from levit_search.latency.process_pipe import exit_name
 from levit_search.recipe import RandAugment, Recipe, rand_augment
 
 Transform = Callable[[Image.Image], Tensor]
@@ -27,6 +35,9 @@ Transform = Callable[[Image.Image], Tensor]
 
 # Of ImageNet, with values up to 1.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MOST_AT_ONCE = 64  # pictures that a process is asked for
+_BATCHES_AHEAD = 2  # that are read while one is trained on
+_PATIENCE_S = 300  # for the pictures that a process is asked for
 _WHOLE_BELOW = 128  # pixels; smaller views show a picture to its edge, larger ones its middle
 
 
@@ -34,7 +45,7 @@ class ViewRequest(NamedTuple):
     """One view to be made."""
 
     split: SplitName
-    picture: int
+    index: int
     seed: tuple[int, ...]
     """What its random numbers depend on."""
 
@@ -87,7 +98,7 @@ class PictureBatches(Batches):
             ]
             for step in remaining
         )
-        read = self._read(requests, recipe, device)
+        read = self._read("train", requests, recipe, device)
         views = ((step, *batch) for step, batch in zip(remaining, read, strict=True))
         yield from transforms.batches(views, seed, epoch, order.numel())
 
@@ -97,24 +108,34 @@ class PictureBatches(Batches):
         normalized = Normalization(self.mean, self.std, device)
         indices = evenly_spread(self.size(split), most).split(batch_size)
         requests = ([ViewRequest(split, index, ()) for index in part.tolist()] for part in indices)
-        for pixels, labels in self._read(requests, None, device):
+        for pixels, labels in self._read(split, requests, None, device):
             yield normalized(pixels), labels
 
     def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
         return self._pictures[split].stored(index)
 
     def _read(
-        self, requests: Iterable[list[ViewRequest]], recipe: Recipe | None, device: torch.device
+        self,
+        split: SplitName,
+        requests: Iterable[list[ViewRequest]],
+        recipe: Recipe | None,
+        device: torch.device,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels uint8 [B, C, S, S] and labels [B] on the device; without a recipe as they are."""
-        key = _LoaderKey(recipe, self._workers, device.type == "cuda")
+        key = _LoaderKey(recipe, self._workers)
         loader = self._borrowed(key)
         try:
-            for batch in loader.read(requests):
-                pixels, labels = (values.to(device, non_blocking=True) for values in batch)
-                yield pixels, labels
-        finally:
-            self._idle = [*(other for other in self._idle if other[0] != key), (key, loader)]
+            for parts in loader.read(requests):
+                for part in parts:
+                    self._pictures[split].report(part.faults, part.is_whole)
+                pixels = torch.cat([_on(device, part.pixels) for part in parts])
+                yield pixels, torch.cat([_on(device, part.labels) for part in parts])
+        except GeneratorExit:
+            pass  # nobody wants the rest, and the loader is as good as before
+        except BaseException:
+            loader.close()
+            raise
+        self._idle = [*(other for other in self._idle if other[0] != key), (key, loader)]
 
     def _borrowed(self, key: "_LoaderKey") -> "PictureLoader":
         """A loader that nobody else has at the moment.
@@ -122,12 +143,12 @@ class PictureBatches(Batches):
         Idle ones are used again, or ended where they are of another recipe.
         """
         for place, (other, loader) in enumerate(self._idle):
-            if other == key:
+            if other == key and loader.is_alive:
                 del self._idle[place]
                 return loader
         is_evaluation = key.recipe is None
         self._idle = [(k, r) for k, r in self._idle if (k.recipe is None) != is_evaluation]
-        return PictureLoader(self._pictures, self._view(key.recipe), key.workers, key.is_pinned)
+        return PictureLoader(self._pictures, self._view(key.recipe), key.workers)
 
     def _view(self, recipe: Recipe | None) -> Transform:
         if recipe is None:
@@ -141,85 +162,171 @@ class _LoaderKey(NamedTuple):
 
     recipe: Recipe | None
     workers: int
-    is_pinned: bool
+
+
+def _on(device: torch.device, values: NDArray[Any]) -> Tensor:
+    tensor = torch.from_numpy(values)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+class MadeViews(NamedTuple):
+    """Views of some requests, as a process hands them over."""
+
+    pixels: NDArray[np.uint8]
+    """[B, C, S, S]"""
+    labels: NDArray[np.int64]
+    """[B]"""
+    faults: dict[str, str]
+    """Why pictures could not be read, by their places; others were taken for them."""
+    is_whole: bool
+    """Whether there were others: not where all of a class are unreadable."""
 
 
 class PictureLoader:
-    """Workers that make views of one recipe; for one pass at a time.
+    """Processes that make views of one kind, kept between passes; for one pass at a time.
+
+    What they make comes through pipes. Torch's ``DataLoader`` takes shared memory for it, of which
+    a container has 64 MB, and never hears of a batch that did not fit.
 
     Args:
         pictures: the splits.
-        view: from a decoded picture to uint8 [C, S, S].
+        transform: from a decoded picture to a view.
         workers: processes; 0 for this one.
-        is_pinned: whether batches are to be copied to a GPU.
+
+    Raises:
+        TrialError: the processes cannot be started.
     """
 
     def __init__(
-        self,
-        pictures: Mapping[SplitName, Pictures],
-        view: Transform,
-        workers: int,
-        is_pinned: bool,
+        self, pictures: Mapping[SplitName, Pictures], transform: Transform, workers: int
     ) -> None:
-        self._requests = _LatestRequests()
-        self._loader = DataLoader(
-            _PictureDataset(pictures, view),
-            batch_sampler=self._requests,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            collate_fn=_collated,
-            pin_memory=is_pinned,
-            generator=torch.Generator(),  # keeps the loader off the process's random state
-        )
+        self._make = partial(_made, pictures, transform)
+        # A thread for each process fetches what that has made while this one trains.
+        self._threads = ThreadPoolExecutor(max(1, workers), "picture-loader")
+        self._readers: list[_Reader] = []
+        self._idle: SimpleQueue[_Reader] = SimpleQueue()
+        for _ in range(workers):
+            self._readers.append(_Reader(self._make))
+            self._idle.put(self._readers[-1])
 
-    def read(self, requests: Iterable[list[ViewRequest]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels uint8 [B, C, S, S] and labels int64 [B] of each list of requests, in order.
+    def read(self, requests: Iterable[list[ViewRequest]]) -> Iterator[list[MadeViews]]:
+        """The views of each list of requests, in parts, all of them in order.
 
         Raises:
-            InputError: too many pictures cannot be read.
+            TrialError: a process ended, or made nothing for too long.
         """
-        self._requests.latest = requests
-        for batch in self._loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
-
-
-class _LatestRequests:
-    """What a loader asks its workers for; it is iterated over once for each pass."""
-
-    latest: Iterable[list[ViewRequest]] = ()
-
-    def __iter__(self) -> Iterator[list[ViewRequest]]:
-        return iter(self.latest)
-
-
-_ViewOrError = tuple[Tensor, int] | InputError
-"""An error is handed on as a value: raised, it would reach the caller with a worker's traceback."""
-
-
-class _PictureDataset(Dataset[_ViewOrError]):
-    def __init__(self, pictures: Mapping[SplitName, Pictures], view: Transform) -> None:
-        self._pictures, self._view = pictures, view
-
-    def __getitem__(self, request: ViewRequest) -> _ViewOrError:
-        pictures = self._pictures[request.split]
+        if not self._readers:
+            yield from ([self._make(batch)] for batch in requests)
+            return
+        asked: deque[list[Future[MadeViews]]] = deque()
         try:
-            picture = pictures.open(request.picture)
-        except InputError as error:
-            return error
-        with seeded(*request.seed):
-            return self._view(picture), int(pictures.labels[request.picture])
+            for batch in requests:
+                rows = min(_MOST_AT_ONCE, -(-len(batch) // len(self._readers)))
+                parts = [batch[first : first + rows] for first in range(0, len(batch), rows)]
+                asked.append([self._threads.submit(self._fetched, part) for part in parts])
+                if len(asked) > _BATCHES_AHEAD:
+                    yield [part.result() for part in asked.popleft()]
+            while asked:
+                yield [part.result() for part in asked.popleft()]
+        finally:
+            for future in itertools.chain(*asked):
+                future.cancel()
+
+    def _fetched(self, part: list[ViewRequest]) -> MadeViews:
+        reader = self._idle.get()
+        try:
+            return reader.fetched(part)
+        finally:
+            self._idle.put(reader)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether no process has ended."""
+        return all(reader.process.is_alive() for reader in self._readers)
+
+    def close(self) -> None:
+        """End the processes at once."""
+        for reader in self._readers:
+            reader.process.kill()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    __del__ = close
 
 
-def _collated(views: list[_ViewOrError]) -> tuple[Tensor, Tensor] | InputError:
-    from timm.data.loader import fast_collate
+class _Reader:
+    """One process of a loader, and the connection to it."""
 
-    error = next((view for view in views if isinstance(view, InputError)), None)
-    if error is not None:
-        return error
-    batch: tuple[Tensor, Tensor] = fast_collate(views)
-    return batch
+    def __init__(self, make: Callable[[list[ViewRequest]], MadeViews]) -> None:
+        try:
+            self._connection, far_end = multiprocessing.Pipe()
+            self.process = multiprocessing.Process(target=_serve, args=(far_end, make), daemon=True)
+            self.process.start()
+        except OSError as error:
+            raise TrialError(
+                f"train.workers: a process that reads pictures cannot be started ({error}); "
+                "0 reads them in the process that trains"
+            ) from error
+        far_end.close()  # now the process has the only one, and its end is that of the connection
+
+    def fetched(self, requests: list[ViewRequest]) -> MadeViews:
+        """Have the process make views.
+
+        Raises:
+            TrialError: it cannot, has ended, or takes too long.
+        """
+        try:
+            self._connection.send(requests)
+            # In many short waits: one long one is over when this program was halted for as long.
+            if not any(self._connection.poll(_PATIENCE_S / 100) for _ in range(100)):
+                raise TrialError(
+                    f"data: reading {len(requests)} pictures from disk takes longer than "
+                    f"{_PATIENCE_S} s; the disk may have gone, or have too much else to do"
+                )
+            answer: MadeViews | str = self._connection.recv()
+        except (EOFError, OSError):
+            self.process.join(1)
+            raise TrialError(
+                f"data: a process that reads pictures ended with {exit_name(self.process.exitcode)}"
+            ) from None
+        if isinstance(answer, str):
+            raise TrialError(f"data: pictures cannot be read ({answer})")
+        return answer
+
+
+def _serve(
+    connection: "multiprocessing.connection.Connection",
+    make: Callable[[list[ViewRequest]], MadeViews],
+) -> None:
+    """The life of a process that makes views, until nobody is left who asks for some."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    with suppress(EOFError, ConnectionError):
+        while True:
+            requests = connection.recv()
+            try:
+                answer: MadeViews | str = make(requests)
+            except Exception as error:
+                traceback.print_exc()
+                answer = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            connection.send(answer)
+
+
+def _made(
+    pictures: Mapping[SplitName, Pictures], transform: Transform, requests: list[ViewRequest]
+) -> MadeViews:
+    views: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    faults: dict[str, str] = {}
+    for split, index, seed in requests:
+        picture, unreadable = pictures[split].open_or_faults(index)
+        faults |= unreadable
+        if picture is not None:
+            with seeded(*seed):
+                views.append(transform(picture).contiguous().numpy())
+            labels.append(int(pictures[split].labels[index]))
+    pixels = np.stack(views) if views else np.empty((0,), np.uint8)
+    return MadeViews(pixels, np.array(labels), faults, len(views) == len(requests))
 
 
 def training_view(recipe: Recipe, size: int, hflip: bool, fill: list[int]) -> Transform:
@@ -240,7 +347,7 @@ def training_view(recipe: Recipe, size: int, hflip: bool, fill: list[int]) -> Tr
         scale = recipe.crop_scale
         steps = [RandomResizedCropAndInterpolation(size, scale, interpolation="bicubic")]
     elif recipe.crop == "shift":
-        steps.append(transforms.RandomCrop(size, padding=size // 8))
+        steps.append(transforms.RandomCrop(size, padding=size // 8, padding_mode="edge"))
     if hflip:
         steps.append(transforms.RandomHorizontalFlip())
     policy = rand_augment(recipe.rand_augment)

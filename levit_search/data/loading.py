@@ -60,7 +60,7 @@ class Pictures:
         source: where the images are.
         indices: int64 [N], which of them.
         decoding: how they are decoded.
-        max_unreadable: how many unreadable images a process puts up with.
+        faults: those met so far, in all splits.
 
     Attributes:
         labels: int64 [N].
@@ -68,11 +68,11 @@ class Pictures:
     """
 
     def __init__(
-        self, source: Source, indices: NDArray[np.int64], decoding: Decoding, max_unreadable: int
+        self, source: Source, indices: NDArray[np.int64], decoding: Decoding, faults: Faults
     ) -> None:
         self.labels = source.labels[indices]
         self._source, self._indices, self.decoding = source, indices, decoding
-        self._faults = Faults(max_unreadable)
+        self._faults = faults
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,27 +101,44 @@ class Pictures:
         Raises:
             InputError: more than ``max_unreadable`` were met, or all of the class are unreadable.
         """
-        try:
-            return self._decoded(index)
-        except UnreadableError:
-            pass
-        alike = np.flatnonzero(self.labels == self.labels[index])
-        for other in np.roll(alike, -1 - int(np.searchsorted(alike, index)))[:-1]:
-            try:
-                return self._decoded(int(other))
-            except UnreadableError:
-                continue
-        raise InputError(f"data: all images of a class are unreadable: {self._faults}")
+        picture, unreadable = self.open_or_faults(index)
+        self.report(unreadable, picture is not None)
+        assert picture is not None
+        return picture
 
-    def _decoded(self, index: int) -> Image.Image:
-        place = int(self._indices[index])
-        try:
-            return decode(self._source, place, self.decoding)
-        except UnreadableError as error:
-            if self._faults.add(self._source.where(place), str(error)):
-                message = f"{self._source.where(place)}: unreadable ({error}); another is taken"
-                warnings.warn(message, stacklevel=3)
-            raise
+    def open_or_faults(self, index: int) -> tuple[Image.Image | None, dict[str, str]]:
+        """The picture as :meth:`open` gives it, and why others could not be read, by their places.
+
+        It is None where all of the class, or more than ``max_unreadable`` of it, are unreadable.
+        This is for processes that read for another one, which counts by :meth:`report`.
+        """
+        unreadable: dict[str, str] = {}
+        alike = np.flatnonzero(self.labels == self.labels[index])
+        for other in np.roll(alike, -int(np.searchsorted(alike, index))):
+            place = int(self._indices[other])
+            try:
+                return decode(self._source, place, self.decoding), unreadable
+            except UnreadableError as error:
+                unreadable[self._source.where(place)] = str(error)
+            if len(unreadable) > self._faults.limit:
+                break
+        return None, unreadable
+
+    def report(self, unreadable: Mapping[str, str], was_replaced: bool) -> None:
+        """Count unreadable pictures, each once, and warn of them.
+
+        Args:
+            unreadable: why, by their places.
+            was_replaced: whether others of their class could be read.
+
+        Raises:
+            InputError: there are more than ``max_unreadable``, or no others.
+        """
+        for where, reason in unreadable.items():
+            if self._faults.add(where, reason):
+                warnings.warn(f"{where}: unreadable ({reason}); another is taken", stacklevel=2)
+        if not was_replaced:
+            raise InputError(f"data: all images of a class are unreadable: {self._faults}")
 
     def fingerprint(self) -> str:
         """A hash of names, sizes in bytes, labels, the content of a few, and how it is decoded."""
@@ -197,7 +214,7 @@ def load_described(
             for index in bad:
                 faults.add(source.where(index), known[source.name(index)])
             indices = indices[~np.isin(indices, bad)]
-            splits[name] = Pictures(source, indices, how, config.max_unreadable)
+            splits[name] = Pictures(source, indices, how, faults)
     if len(faults):
         left_out = "1 image" if len(faults) == 1 else f"{len(faults)} images"
         say(f"{config.name}: left out {left_out} that cannot be read: {faults}")
@@ -302,7 +319,7 @@ def held(
             if reason is not None:
                 readable[position] = False
                 faults.add(source.where(int(indices[position])), reason)
-    pictures = Pictures(source, indices[readable], decoding, faults.limit)
+    pictures = Pictures(source, indices[readable], decoding, faults)
     if readable.all():
         return Arrays(images, labels, pictures=pictures)
     return Arrays(images[readable], labels[readable], pictures=pictures)
