@@ -40,7 +40,7 @@ def supernet(
     changes = {"accuracy": "supernet", **parse_settings(settings or [])}
     changes |= {key: value for key, value in given.items() if value is not None}
     path = space_file(space)
-    opened = begin(read_config(path, changes), study, sys.argv, None, str(path), say)
+    opened = begin(read_config(path, changes), study, sys.argv, None, str(path), say=say)
     try:
         with opened.lock(), StepProgress() as shown:
             card = _trained(opened, shown)
