@@ -20,6 +20,15 @@ from levit_search.space import Space
 from levit_search.study import Study, StudyConfig
 
 _DEVICE = {"machine": "x86_64", "cpu": "Made-up CPU", "cores": 2, "emulated": False}
+_DATA = {
+    "id": "made-up",
+    "train_images": 1149,
+    "val_images": 288,
+    "test_images": 360,
+    "num_classes": 10,
+    "guess_percent": 10.1,
+    "mirrored": False,
+}
 _RUNG = 1  # epoch
 
 
@@ -172,6 +181,7 @@ def make(folder: Path, config: StudyConfig, trials: int, seed: int = 0) -> Study
     for number in range(trials):
         storage.create_new_trial(study_id, made.trial(number))
     storage.set_study_user_attr(study_id, "device", _DEVICE)
+    storage.set_study_user_attr(study_id, "data", _DATA)
     storage.set_study_user_attr(study_id, "devices", dict.fromkeys(config.also_measured, _DEVICE))
     for network_id, found in made.measured.items():
         storage.set_study_user_attr(study_id, f"measured:{network_id}", found)

@@ -10,6 +10,7 @@ from levit_search.api import (
     read_space,
     run,
     trials,
+    verdict,
     write_export,
     write_report,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "read_space",
     "run",
     "trials",
+    "verdict",
     "write_export",
     "write_report",
 ]

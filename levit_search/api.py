@@ -10,6 +10,7 @@ Everything a user can cause is a :class:`levit_search.errors.LevitSearchError` w
 says what is wrong. Each call imports what it needs, so that ``import levit_search`` takes no time.
 """
 
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from levit_search.evaluate import Evaluation, Progress
     from levit_search.export import Export, Wishes
     from levit_search.model import Model
+    from levit_search.significance import Verdict
     from levit_search.study import Record, Study, StudyConfig
 
 
@@ -92,6 +94,7 @@ def evaluation(
     from levit_search.search.preparation import sample_of
     from levit_search.study import training_file
 
+    config.check_planned("an evaluation")
     sample = sample_of(checked_space(config))
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(out))
@@ -124,6 +127,7 @@ def run(
     It works in processes of its own, which a script need not guard against, and is called in the
     main thread. Interrupted, as by a notebook's stop button, it raises KeyboardInterrupt, and the
     same call goes on. Either way it leaves ``report.html`` in the folder once a trial is complete.
+    It warns where no network is better than guessing (:func:`verdict`).
 
     Args:
         config: what to search, and how.
@@ -146,29 +150,36 @@ def run(
     if tensorboard:
         require_tensorboard()
     source = None if take_from is None else Path(take_from)
-    study = begin(config, None if folder is None else Path(folder), sys.argv, source)
+    say = functools.partial(print, file=sys.stderr) if progress else _unsaid
+    study = begin(config, None if folder is None else Path(folder), sys.argv, source, say=say)
     try:
         if progress:
             with SearchProgress(study) as shown:
-                search(study, watched(study, shown, tensorboard), source)
+                found = search(study, watched(study, shown, tensorboard), source)
         else:
-            search(study, watched(study, _Unshown(), tensorboard), source)
+            found = search(study, watched(study, _Unshown(), tensorboard), source)
     except KeyboardInterrupt:
         report_of_run(study, _warn)
         raise
     report_of_run(study, _warn)
+    if found.verdict.kind == "guessing":
+        _warn(found.verdict.text)
     return study
 
 
-def open_study(folder: str | Path) -> "Study":
+def open_study(folder: str | Path, data: str | Path | None = None) -> "Study":
     """A study that there is, to read from, also while a search is at work on it.
 
+    Args:
+        folder: of the study.
+        data: the folder where its data lies now; None: where it was.
+
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: there is none, or it cannot be read, or there is no folder ``data``.
     """
     from levit_search.study import Study
 
-    return Study.open(Path(folder))
+    return Study.open(Path(folder)).with_data(None if data is None else Path(data))
 
 
 def front(study: "Study") -> "list[Record]":
@@ -180,6 +191,21 @@ def front(study: "Study") -> "list[Record]":
     from levit_search import table
 
     return table.front(study.records(), study.config.objectives)
+
+
+def verdict(study: "Study") -> "Verdict":
+    """What the accuracies of a study are worth: whether any network is better than guessing, each
+    one's interval, and which are not told apart from the best.
+
+        found = ls.verdict(study)
+        print(found.kind, found.text, found.advice)
+
+    Raises:
+        InputError: the study's storage cannot be read.
+    """
+    from levit_search.significance import judged
+
+    return judged(study.records(), study.attributes(), study.config)
 
 
 def trials(study: "Study") -> "pandas.DataFrame":
@@ -196,8 +222,8 @@ def trials(study: "Study") -> "pandas.DataFrame":
 
     from levit_search import table
 
-    columns = table.columns(study.records())
-    texts = ("state", "id", "reason", "architecture")
+    columns = table.columns(study.records(), verdict(study))
+    texts = ("state", "id", "vs_best", "reason", "architecture")
     kinds: dict[str, Any] = {name: float for name in columns if name not in texts}
     kinds |= {"trial": int, "reused_from": "Int64"}
     return pandas.DataFrame(columns).astype(kinds).set_index("trial")
@@ -287,6 +313,9 @@ def load_model(study: "Study", record: "Record") -> "Model":
 
 def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=4)
+
+
+def _unsaid(_: str) -> None: ...
 
 
 class _Unshown:

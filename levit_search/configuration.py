@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -126,14 +127,15 @@ def describe(error: ValidationError) -> str:
         context = first["ctx"]
         known = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
         value = context.get("tag", first["input"])
-        message = f"unknown value {_shortened(value)}; {did_you_mean(str(value), known)}"
+        message = f"unknown value {shortened(value)}; {did_you_mean(str(value), known)}"
     elif first["type"] not in ("unknown_key", "value_error", "custom"):
-        message = f"{message[:1].lower()}{message[1:]}, not {_shortened(first['input'])}"
+        message = f"{message[:1].lower()}{message[1:]}, not {shortened(first['input'])}"
     more = f" (and {len(others)} more)" if others else ""
     return f"{'.'.join(path)}: {message}{more}" if path else f"{message}{more}"
 
 
-def _shortened(value: object) -> str:
+def shortened(value: object) -> str:
+    """A value as a message shows it."""
     try:
         return _cut(repr(value), 60)
     except ValueError:  # integers of thousands of digits have no decimal form
@@ -142,6 +144,87 @@ def _shortened(value: object) -> str:
 
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def field_types(model: type[BaseModel], dotted: str) -> list[Any]:
+    """What a field below ``model`` may hold: the members of its union, the models among them.
+
+    Args:
+        model: where the key begins.
+        dotted: the key, such as ``train.epochs`` or ``stages.0.depth``.
+
+    Returns:
+        Types as they were annotated; none where there is no such field.
+    """
+    found: list[Any] = [model]
+    for part in dotted.split("."):
+        found = [kind for outer in found for kind in _types_below(outer, part)]
+    return found
+
+
+def _types_below(outer: Any, part: str) -> Iterator[Any]:
+    if _is_model(outer):
+        if part in outer.model_fields:
+            yield from _members(outer.model_fields[part].annotation)
+    elif get_origin(outer) is dict:
+        yield from _members(get_args(outer)[1])
+    elif get_origin(outer) in (list, tuple) and part.isdigit():
+        yield from _members(get_args(outer)[0])  # our tuples hold one type
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _members(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
+        yield annotation
+
+
+def parse_value(text: str, types: list[Any], where: str) -> Any:
+    """The value that was written for a field: YAML, but a text stands as it is where one may.
+
+    A path or a name need not be spelt for YAML then: ``/data/set #2`` and ``2024`` are what they
+    look like. ``null`` and a text in quotes mean what they mean in YAML, and so do lists, mappings
+    and numbers of a field that takes those as well.
+
+    Args:
+        text: as written.
+        types: of the field, see :func:`field_types`.
+        where: for messages.
+
+    Raises:
+        InputError: it is no YAML, and the field takes no text.
+    """
+    if str not in types:
+        return parse_yaml(text, where)
+    word = text.strip()
+    if word in _NULLS:
+        return None
+    try:
+        value = parse_yaml(word, where)
+    except InputError:
+        return word
+    is_quoted = isinstance(value, str) and word[0] in "'\""
+    return value if is_quoted or _is_one_of(value, types) else word
+
+
+_NULLS = ("", "~", "null", "Null", "NULL")
+
+
+def _is_one_of(value: object, types: list[Any]) -> bool:
+    """Whether a value that is no text is what a field takes besides texts."""
+    if isinstance(value, Mapping):
+        return any(get_origin(kind) is dict or _is_model(kind) for kind in types)
+    if isinstance(value, list):
+        return any(get_origin(kind) in (list, tuple) for kind in types)
+    return type(value) in (bool, int, float) and type(value) in types
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -157,6 +240,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = raw.decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: cannot be read (it is a folder, not a YAML file)") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     data = parse_yaml(text, str(path))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from levit_search.architecture import Architecture, Graft, ResNetStem
 from levit_search.errors import InputError
+from levit_search.files import expanded
 
 if TYPE_CHECKING:
     from levit_search.model import Model
@@ -56,4 +57,4 @@ def _path(weights: str | None, name: str) -> Path | None:
     """The file of a donor's weights; None where they are timm's own, or none are wanted."""
     if weights in (None, "pretrained"):
         return None
-    return Path(weights.replace("{name}", name)).expanduser()
+    return expanded(weights.replace("{name}", name))

@@ -4,20 +4,21 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from levit_search.architecture import Architecture, Levit
-from levit_search.batches import open_batches
-from levit_search.data import user_cache
+from levit_search.batches import Batches, open_batches
+from levit_search.data import SplitName
 from levit_search.distill import TeacherAnswers, obtain_teacher
 from levit_search.errors import InputError, TrialError, refused_by_disk
-from levit_search.files import remove_unfinished, write_atomically
+from levit_search.files import remove_unfinished, user_cache, write_atomically
 from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.forecast import Forecast
 from levit_search.latency.sharing import on_cores
 from levit_search.model import Model, save_weights
 from levit_search.pareto import PROBED
 from levit_search.recipe import TeacherConfig
+from levit_search.significance import guess_percent
 from levit_search.study import StudyConfig, training_file
 from levit_search.supernet import Supernet, SupernetEpoch, obtain_supernet
 from levit_search.train import (
@@ -109,8 +110,9 @@ class Evaluator:
 
         Returns:
             ``settled_ms``, the reference's latency by id, on further targets by ``TARGET:ID``;
-            ``device``, what it was measured on; ``devices``, further ones by target; ``teacher``
-            and ``supernet``, their cards. Absent steps give empty values.
+            ``device``, what it was measured on; ``devices``, further ones by target; ``data``, what
+            accuracies are measured on (:func:`described_data`); ``teacher`` and ``supernet``, their
+            cards. Absent steps give empty values.
 
         Raises:
             LevitSearchError: whatever keeps every candidate from being evaluated.
@@ -120,6 +122,7 @@ class Evaluator:
             remove_unfinished(user_cache() / kept)
         card: dict[str, Any] = {}
         shared: dict[str, Any] = {}
+        data: dict[str, Any] = {}
         device: dict[str, Any] = {}
         if config.is_measured:
             progress("starting the probe", None)
@@ -129,6 +132,7 @@ class Evaluator:
         if config.is_trained:
             progress("loading data", None)
             self._batches = open_batches(config.data)
+            data = described_data(self._batches, config)
             if config.teaching is not None:
                 card = self._prepare_teacher(config.teaching, progress)
             if config.inherits:
@@ -149,6 +153,7 @@ class Evaluator:
             "settled_ms": settled_ms,
             "device": device,
             "devices": devices,
+            "data": data,
             "teacher": card,
             "supernet": shared,
         }
@@ -380,6 +385,30 @@ class Evaluator:
         else:
             weights.unlink(missing_ok=True)
         return result
+
+
+def described_data(batches: Batches, config: StudyConfig) -> dict[str, Any]:
+    """What accuracies are measured on.
+
+    Returns:
+        ``{id, train_images, val_images, test_images, num_classes, guess_percent, mirrored,
+        inherited_images?}``. ``id`` changes with the images that a search sees, those of train and
+        val. ``guess_percent`` is the accuracy on val of always answering its largest class,
+        ``mirrored`` whether training mirrors images, ``inherited_images`` on how many of val
+        accuracies inherited from a supernet are measured.
+    """
+    images = {split: batches.size(split) for split in get_args(SplitName)}
+    found: dict[str, Any] = {
+        "id": f"{batches.data_id}-{batches.fingerprint('val')}",
+        **{f"{split}_images": count for split, count in images.items()},
+        "num_classes": batches.info.num_classes,
+        "guess_percent": guess_percent(batches.labels("val")),
+        "mirrored": config.train.mirrors(batches.info.hflip),
+    }
+    if config.inherits:
+        most = config.supernet.val_images
+        found["inherited_images"] = min(images["val"], most or images["val"])
+    return found
 
 
 def _levit(network: Architecture) -> Levit:

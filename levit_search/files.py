@@ -5,10 +5,16 @@ import errno
 import json
 import os
 import re
+import stat
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
+from levit_search.errors import InputError
+from levit_search.printable import encodable, encodable_json
+
+_OURS = "levit-search"
 # What write_atomically calls a file until it is whole.
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")
 
@@ -19,10 +25,11 @@ _NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.ENOSYS}
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write ``content`` under a temporary name beside ``path`` and put it in place at once.
 
-    It is on the disk when this returns. What is there and no regular file, such as ``/dev/stdout``,
+    A text is written in UTF-8, and what that has no place for is escaped. It is on the disk when
+    this returns. What is there and no regular file, such as ``/dev/stdout``,
     is written to as it is.
     """
-    raw = content.encode() if isinstance(content, str) else content
+    raw = encodable(content).encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file() and not path.is_dir():
         path.write_bytes(raw)
         return
@@ -44,9 +51,59 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         _flush_folder(path.parent)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with a leading ``~`` or ``~NAME`` filled in; as it is where there is no such home.
+
+    Raises:
+        InputError: it holds a zero byte, as no path does.
+    """
+    if "\0" in str(path):
+        raise InputError(f"{path}: no path has a zero byte")
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises RuntimeError)
+
+
+def user_cache() -> Path:
+    """Where downloads, teachers and measurements are kept: ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Where no home directory can be written, as in many containers, it is a folder of the user's own
+    in that of temporary files, which a warning names once. Libraries and the processes that are
+    started from here on keep their own there as well.
+
+    Raises:
+        InputError: somebody else may write to that one.
+    """
+    named = os.environ.get("XDG_CACHE_HOME")
+    kept = Path(named) / _OURS if named else expanded("~/.cache") / _OURS
+    if named or (kept.is_absolute() and _can_be_made(kept)):
+        return kept
+    user = os.getuid() if os.name == "posix" else 0
+    folder = Path(tempfile.gettempdir()) / f"{_OURS}-{user}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or (found.st_uid, found.st_mode & 0o022) != (user, 0):
+        raise InputError(
+            f"{folder}: is not this user's alone, and no home directory can be written; "
+            "set XDG_CACHE_HOME to a folder for what is kept"
+        )
+    warnings.warn(
+        f"no home directory can be written, so that downloads, teachers and measurements are kept "
+        f"in {folder}; XDG_CACHE_HOME names another folder",
+        stacklevel=2,
+    )
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    return folder / _OURS
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Whether a folder is there, or may be."""
+    there = next(each for each in (folder, *folder.parents) if os.access(each, os.F_OK))
+    return there == folder or os.access(there, os.W_OK | os.X_OK)
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write ``data`` as readable JSON, atomically."""
-    write_atomically(path, json.dumps(data, indent=2) + "\n")
+    write_atomically(path, json.dumps(encodable_json(data), indent=2) + "\n")
 
 
 def remove_unfinished(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ numbers, true, false, null); a date, or a key such as 7, is the text that was wr
 stands twice is an error, since one of the two would be lost without a word.
 """
 
+import re
 from typing import Any, NoReturn
 
 import yaml
@@ -19,6 +20,8 @@ _DEEPEST = 40  # levels; a space file has about six
 _MOST_NODES = 100_000  # an alias counts as all that it stands for
 _MOST_BITS = 64  # of a whole number
 _LONGEST_REASON = 300
+# But for the bytes of a path that is no UTF-8, as os.fsdecode gives them: U+DC80 to U+DCFF.
+_HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -80,7 +83,7 @@ class _Loader(yaml.SafeLoader):
 
 def _text(loader: _Loader, node: ScalarNode) -> str:
     text: str = loader.construct_yaml_str(node)
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if _HALF.search(text):
         raise _RefusedError(f"half of a character, as no file can hold it{_line(node)}")
     return text
 

@@ -1,6 +1,15 @@
-"""Foreign text made fit for a terminal: names and reasons may come from anybody's study folder."""
+r"""Foreign text made fit for whatever takes it: terminals, files, JSON and shells.
 
-from collections.abc import Iterator
+Names and reasons may come from anybody's study folder, and names on a disk need not be text at all:
+Python gives each byte that is none as half of a character, U+DC80 to U+DCFF, which no file of text
+and no other program takes. It is written as ``\xNN`` here.
+"""
+
+import io
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _KEPT = "\n\t"
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
@@ -23,9 +33,83 @@ def printable(text: str) -> str:
     return "".join(
         letter
         if letter.isprintable() or letter in _KEPT or letter == "\u00a0"
-        else letter.encode("unicode_escape").decode("ascii")
+        else _escaped(letter)
         for letter in text
     )
+
+
+def readable_name(text: str) -> str:
+    """A foreign name, such as a class folder's, as one printable line that every file takes.
+
+    Bytes that are no text and characters that cannot be seen are escaped, and so are backslashes,
+    so that different names stay different. What this gives is for people: it is not to be given
+    to this function again, nor taken for the name on the disk.
+    """
+    return "".join(
+        letter if letter.isprintable() and letter != "\\" else _escaped(letter) for letter in text
+    )
+
+
+def encodable(text: str) -> str:
+    """``text`` as a file in UTF-8 takes it: halves of characters are escaped, all else stays."""
+    return _HALVES.sub(lambda half: _escaped(half[0]), text)
+
+
+def encodable_json(document: Any) -> Any:
+    """A document for JSON with :func:`encodable` texts alone, which parsers other than Python's
+    insist on."""
+    match document:
+        case str():
+            return encodable(document)
+        case Mapping():
+            return {encodable_json(key): encodable_json(each) for key, each in document.items()}
+        case list() | tuple():
+            return [encodable_json(each) for each in document]
+    return document
+
+
+def quoted(argument: str) -> str:
+    r"""A command's argument as a shell takes it, on one printable line.
+
+    Bytes that are no text, and what cannot be seen, are spelt as in ``$'caf\xe9'``, which bash
+    and zsh know.
+    """
+    if argument.isprintable():
+        return shlex.quote(argument)
+    spelt = "".join(
+        f"\\{letter}"
+        if letter in "\\'"
+        else letter
+        if letter.isprintable()
+        else "".join(f"\\x{byte:02x}" for byte in _bytes(letter))
+        for letter in argument
+    )
+    return f"$'{spelt}'"
+
+
+def _bytes(letter: str) -> bytes:
+    return letter.encode(errors="surrogateescape" if _is_byte(letter) else "surrogatepass")
+
+
+def _is_byte(letter: str) -> bool:
+    """Whether it stands for a byte that is no text, as os.fsdecode gives it."""
+    return "\udc80" <= letter <= "\udcff"
+
+
+def _escaped(letter: str) -> str:
+    if _is_byte(letter):
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    if "\x80" <= letter <= "\xff":  # not to be taken for a byte
+        return f"\\u{ord(letter):04x}"
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def escape_what_streams_lack() -> None:
+    """Have standard output and error escape what their encoding, such as ASCII, has no place for,
+    from now on; by default that ends the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def careful_console(**options: Any) -> "Console":
@@ -39,7 +123,9 @@ def careful_console(**options: Any) -> "Console":
 
     class Careful(Console):
         def render_str(self, text: str, **how: Any) -> "Text":
-            return super().render_str(printable(text), **how)  # measured as it is printed
+            # Measured as it is printed.
+            shown = printable(text).encode(self.encoding, "backslashreplace")
+            return super().render_str(shown.decode(self.encoding), **how)
 
         def render(
             self, renderable: "RenderableType", options: "ConsoleOptions | None" = None

@@ -1,5 +1,6 @@
 """What a training run is told: the student's recipe and the teacher's. No torch here."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -27,6 +28,9 @@ _LEVIT: dict[str, Any] = {
     "repeated_augmentation": 3,
     "ema_decay": 0.99996,
 }
+
+# Those that go with any number of epochs.
+_LEVIT_VIEWS = _LEVIT.keys() - {"epochs", "warmup_epochs"}
 
 # What may differ between two runs of one training that give the same figures.
 _FREE = {"rungs", "workers", "device"}
@@ -66,8 +70,8 @@ class Recipe(Frozen):
     ``temperature`` (``soft``) as targets of the second head.
 
     A checkpoint is kept at the epochs in ``rungs``, as far as they are before the last, and a
-    network whose accuracy is that of chance at the first of them, after a hundred steps at least,
-    is given up.
+    network whose accuracy is that of chance at the first of them, after a thousand steps at
+    least, is given up.
 
     ``precision: auto`` is fp32 on a CPU; on a GPU it is bf16 or fp16, whichever that has.
     ``threads`` is fixed here and not taken from the machine, since sums in another order give
@@ -145,6 +149,12 @@ class Recipe(Frozen):
         if list(rungs) != sorted(set(rungs)):
             raise ValueError(f"{list(rungs)} must ascend")
         return rungs
+
+    @staticmethod
+    def stated(section: Mapping[str, Any]) -> set[str]:
+        """The keys that a ``train`` section gives values, by themselves or by a recipe's name."""
+        named = _LEVIT_VIEWS if section.get("recipe") == "levit" else set()
+        return set(section) | named
 
     @property
     def peak_lr(self) -> float:

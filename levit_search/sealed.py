@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from levit_search.files import write_json
+from levit_search.printable import encodable_json
 
 _JSON_KEY = "checksum"
 _MOST_BYTES = 1 << 33
@@ -40,7 +41,8 @@ def read_bounded(path: Path) -> bytes:
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """``content``, which is for JSON and has no ``checksum``, with one."""
     assert _JSON_KEY not in content
-    return {**content, _JSON_KEY: _digest(json.loads(json.dumps(content)))}
+    written = encodable_json(content)
+    return {**written, _JSON_KEY: _digest(json.loads(json.dumps(written)))}
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from levit_search.errors import InputError, kept_by_checkpoint
 from levit_search.files import write_atomically
 from levit_search.model import Model, save_weights
 from levit_search.sealed import write_sealed
+from levit_search.significance import wilson_percent
 from levit_search.study import StudyConfig
 from levit_search.train import Checkpoint, Epoch, top1_percent, train_network, training_id
 
@@ -42,7 +43,8 @@ def train_single(
     Returns:
         ``{id, data, epochs, val_top1_percent, test_top1_percent?, images_per_second, seconds,
         curve, ...}``; ``epochs`` are those trained so far, and ``train_images``, ``val_images``
-        and ``test_images`` what the splits hold.
+        and ``test_images`` what the splits hold. ``val_top1_percent_ci95`` and
+        ``test_top1_percent_ci95`` are the binomial intervals.
 
     Raises:
         InputError: data, teacher or donor weights are missing or unfit, ``out`` holds something
@@ -86,6 +88,9 @@ def train_single(
     }
     if final:
         result["test_top1_percent"] = top1_percent(model, batches, "test")
+    for split in ("val", "test") if final else ("val",):
+        percent, images = result[f"{split}_top1_percent"], result[f"{split}_images"]
+        result[f"{split}_top1_percent_ci95"] = list(wilson_percent(percent, images))
     if out is not None:
         _keep(model, result, out)
         if checkpoint is not None and len(training.curve) == config.train.epochs:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from levit_search.files import write_atomically
@@ -14,7 +14,8 @@ from levit_search.pareto import (
     minimised,
     non_dominated,
 )
-from levit_search.study import Record, Study
+from levit_search.significance import UNJUDGED, Verdict, judged
+from levit_search.study import Record, Study, compared
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,13 +41,9 @@ KNOWN = tuple(_COLUMNS)
 
 
 def front(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Record]:
-    """The complete, non-dominated records, the cheapest in the first cost objective first.
-
-    A network that was proposed again stands there once. One whose accuracy is inherited stands
-    there only as long as none has an accuracy of its own.
-    """
-    complete = [record for record in records if record.is_evaluated]
-    complete = complete or [record for record in records if record.is_candidate]
+    """The non-dominated ones of :func:`levit_search.study.compared`, the cheapest in the first cost
+    objective first."""
+    complete = compared(records)
     if not complete:
         return []
     mask = non_dominated(minimised([record.values for record in complete], objectives))
@@ -55,16 +52,25 @@ def front(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Re
     return sorted(kept, key=lambda record: (record.values[by], record.trial))
 
 
-def as_json(record: Record) -> dict[str, Any]:
+def as_json(record: Record, verdict: Verdict = UNJUDGED) -> dict[str, Any]:
     """A record of the front: ``{trial, id, top1_percent, latency_ms, flops, params,
-    architecture}``, and ``latency_ms@NAME`` and so forth where it was measured on further targets;
-    what was not measured is null."""
+    top1_percent_ci95, val_images, vs_best, architecture}``, and ``latency_ms@NAME`` and so forth
+    where it was measured on further targets; what was not measured is null.
+
+    Args:
+        record: with a network.
+        verdict: on the accuracies of its study.
+    """
     assert record.architecture is not None
     figures = {name: record.values.get(name) for name in _known([record])}
+    found = verdict.by_trial.get(record.trial)
     return {
         "trial": record.trial,
         "id": record.architecture.id,
         **figures,
+        "top1_percent_ci95": [found.low_percent, found.high_percent] if found else None,
+        "val_images": found.images if found else None,
+        "vs_best": found.vs_best if found else None,
         "architecture": record.architecture.model_dump(mode="json"),
     }
 
@@ -104,13 +110,23 @@ def _shown(records: Sequence[Record], objectives: Sequence[Objective]) -> list[s
     return [*objectives, *estimated, *costs]
 
 
-def _cells(record: Record, names: Sequence[str]) -> list[str]:
-    summary = record.architecture.summary() if record.architecture else ""
-    return [str(record.trial), *(figure(n, record.values.get(n)) for n in names), summary]
-
-
-def _heads(names: Sequence[str]) -> list[str]:
-    return ["trial", *map(heading, names), "architecture"]
+def _rows(
+    records: Sequence[Record], objectives: Sequence[Objective], verdict: Verdict
+) -> tuple[list[str], list[list[str]]]:
+    """The heads of a table for people and its cells; an accuracy has its interval beside it, and
+    how it stands to the best, where these are known."""
+    names = _shown(records, objectives)
+    columns: dict[str, list[str]] = {"trial": [str(record.trial) for record in records]}
+    for name in names:
+        columns[heading(name)] = [figure(name, record.values.get(name)) for record in records]
+        if name == "top1_percent" and verdict.by_trial:
+            found = [verdict.by_trial.get(record.trial) for record in records]
+            columns["95 % interval"] = [each.interval() if each else "" for each in found]
+            if verdict.compared > 1:
+                columns["vs best"] = [(each and each.vs_best) or "" for each in found]
+    networks = [record.architecture for record in records]
+    columns["architecture"] = [network.summary() if network else "" for network in networks]
+    return list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)]
 
 
 def _known(records: Sequence[Record]) -> list[str]:
@@ -118,32 +134,37 @@ def _known(records: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys([*_COLUMNS, *(name for r in records for name in r.values)]))
 
 
-def terminal(records: Sequence[Record], objectives: Sequence[Objective], title: str) -> "Table":
+def terminal(
+    records: Sequence[Record],
+    objectives: Sequence[Objective],
+    title: str,
+    verdict: Verdict = UNJUDGED,
+) -> "Table":
     """A rich table."""
     from rich.table import Table
 
-    names = _shown(records, objectives)
+    heads, rows = _rows(records, objectives, verdict)
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for head in _heads(names):
+    for head in heads:
         right = head != "architecture"
         shown.add_column(head, justify="right" if right else "left", no_wrap=right)
-    for record in records:
-        shown.add_row(*_cells(record, names))
+    for cells in rows:
+        shown.add_row(*cells)
     return shown
 
 
-def markdown(records: Sequence[Record], objectives: Sequence[Objective]) -> str:
+def markdown(
+    records: Sequence[Record], objectives: Sequence[Objective], verdict: Verdict = UNJUDGED
+) -> str:
     """A Markdown table."""
-    names = _shown(records, objectives)
-    heads = _heads(names)
-    lines = [heads, ["---:"] * (len(heads) - 1) + ["---"]]
-    lines += [_cells(record, names) for record in records]
+    heads, rows = _rows(records, objectives, verdict)
+    lines = [heads, ["---:"] * (len(heads) - 1) + ["---"], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def as_csv(records: Sequence[Record]) -> str:
+def as_csv(records: Sequence[Record], verdict: Verdict = UNJUDGED) -> str:
     """All that is known of each record, one a row, figures in plain units, networks as JSON."""
-    found = columns(records)
+    found = columns(records, verdict)
     networks = [record.architecture for record in records]
     found["architecture"] = [
         json.dumps(network.model_dump(mode="json")) if network else None for network in networks
@@ -155,8 +176,9 @@ def as_csv(records: Sequence[Record]) -> str:
     return text.getvalue()
 
 
-def columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+def columns(records: Sequence[Record], verdict: Verdict = UNJUDGED) -> dict[str, list[Any]]:
     """All that is known of each record by column, figures in plain units; None where it is not."""
+    accuracies = [verdict.by_trial.get(record.trial) for record in records]
     networks = [record.architecture for record in records]
     latencies = [record.evaluation.get("latency") or {} for record in records]
     intervals = [latency.get("ratio_ci95", (None, None)) for latency in latencies]
@@ -165,6 +187,10 @@ def columns(records: Sequence[Record]) -> dict[str, list[Any]]:
         "state": [record.state for record in records],
         "id": [network.id if network else None for network in networks],
         **{name: [record.values.get(name) for record in records] for name in _known(records)},
+        "top1_percent_ci95_low": [each and each.low_percent for each in accuracies],
+        "top1_percent_ci95_high": [each and each.high_percent for each in accuracies],
+        "val_images": [each and each.images for each in accuracies],
+        "vs_best": [each and each.vs_best for each in accuracies],
         "ratio_to_reference": [latency.get("ratio_to_reference") for latency in latencies],
         "ratio_ci95_low": [low for low, _ in intervals],
         "ratio_ci95_high": [high for _, high in intervals],
@@ -175,7 +201,9 @@ def columns(records: Sequence[Record]) -> dict[str, list[Any]]:
     }
 
 
-def write_tables(study: Study, records: Sequence[Record]) -> None:
-    """Write ``trials.csv`` and ``front.csv`` into the study folder."""
-    write_atomically(study.folder / "trials.csv", as_csv(records))
-    write_atomically(study.folder / "front.csv", as_csv(front(records, study.config.objectives)))
+def write_tables(study: Study, records: Sequence[Record], attributes: Mapping[str, Any]) -> None:
+    """Write ``trials.csv`` and ``front.csv`` into the folder of a study with these attributes."""
+    verdict = judged(records, attributes, study.config)
+    best = front(records, study.config.objectives)
+    write_atomically(study.folder / "trials.csv", as_csv(records, verdict))
+    write_atomically(study.folder / "front.csv", as_csv(best, verdict))

@@ -1,10 +1,12 @@
 """Small things that many tests need."""
 
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -40,6 +42,49 @@ _FIRST = (
     "test_takeover.py",
     "test_predictor.py",
 )
+
+
+# What the extras of pyproject.toml bring, by the modules that tests need.
+_EXTRA_OF = {
+    "datasets": "data",
+    "openvino": "intel",
+    "optuna_dashboard": "dashboard",
+    "psycopg": "postgres",
+    "pymysql": "mysql",
+    "tensorboard": "tensorboard",
+    "webdataset": "data",
+}
+
+
+def lacking(module: str) -> str | None:
+    """Why a module of an extra cannot be used, and what to install; None: it can."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        return f"needs {name} (pip install 'levit-search[{_EXTRA_OF[name]}]'): {error}"
+    return None
+
+
+def needs(module: str) -> Any:
+    """A module of an extra; without it the test, or the file of tests, is skipped."""
+    if reason := lacking(module):
+        pytest.skip(reason, allow_module_level=True)
+    return importlib.import_module(module)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--skipped", metavar="FILE", type=Path, help="write down what is skipped, for pytest @FILE"
+    )
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """As ``--skipped`` asks; what is skipped as a whole file stands there as that."""
+    path: Path | None = config.getoption("--skipped")
+    if path is not None:
+        names = [report.nodeid for report in terminalreporter.stats.get("skipped", [])]
+        path.write_text("".join(f"{name}\n" for name in dict.fromkeys(names)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.conftest import lacking
 from tests.servers import Database, Server, free_port, wait_for
 
 _PASSWORD = "se/cr:et@"
@@ -31,7 +32,7 @@ def missing() -> str | None:
     programs = ("mariadbd", "mariadb-install-db", "my_print_defaults")
     absent = [name for name in programs if _program(name) is None]
     packages = "apt-get install mariadb-server-core mariadb-client-core"
-    return f"needs {', '.join(absent)} ({packages})" if absent else None
+    return f"needs {', '.join(absent)} ({packages})" if absent else lacking("pymysql")
 
 
 @contextmanager

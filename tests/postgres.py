@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import lacking
 from tests.servers import Database, Server, free_port, wait_for
 
 _SETTINGS = ("fsync=off", "unix_socket_directories=", "max_connections=20", "shared_buffers=16MB")
@@ -36,7 +37,7 @@ def missing() -> str | None:
     """What has to be installed before :func:`running` works; none: it does."""
     if _program("initdb") is None or _program("postgres") is None or _owner() is None:
         return "needs PostgreSQL (apt-get install postgresql)"
-    return None
+    return lacking("psycopg")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -16,7 +17,10 @@ from safetensors.torch import load_file
 
 from levit_search import architecture
 from levit_search.cost import cost
+from levit_search.search import driver
+from levit_search.significance import interval_text, wilson_percent
 from tests.conftest import ROOT, Cli, command
+from tests.engines import StubEngine
 from tests.networks import SMALL_REGNETY, tiny_space
 
 
@@ -32,6 +36,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
             "options": SMALL_REGNETY,
             "recipe": {"epochs": 1, "batch_size": 64, "threads": 1},
         },
+        train={"epochs": 8, "batch_size": 32, "lr": 5.0e-3, "threads": 1, "device": "cpu"},
         search={"trials": 3},
         storage=None,
     )
@@ -52,7 +57,7 @@ def test_run_prints_one_json_document_and_fills_the_folder(
     searched: tuple[Path, dict[str, object]],
 ) -> None:
     study, printed = searched
-    assert list(printed) == ["study", "trials", "seconds", "hypervolume", "front"]
+    assert list(printed) == ["study", "trials", "seconds", "hypervolume", "verdict", "front"]
     trials = printed["trials"]
     assert isinstance(trials, dict)
     assert list(trials)[:4] == ["complete", "pruned", "failed", "reused"]
@@ -345,3 +350,80 @@ def test_reproduce_refuses_bad_input_and_writes_nothing(
     assert message in done.stderr
     assert done.stdout == ""
     assert not list(tmp_path.glob("studies/*/results.json"))
+
+
+def test_a_search_at_chance_says_so_first_and_ends_with_1(
+    cli: Cli, space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Guessing(StubEngine):
+        data: ClassVar = {
+            "id": "made-up",
+            "train_images": 256,
+            "val_images": 288,
+            "test_images": 360,
+            "num_classes": 10,
+            "guess_percent": 10.1,
+            "mirrored": True,
+        }
+
+        @staticmethod
+        def accuracy(network: architecture.Architecture) -> float:
+            return 8 + int(network.id[:4], 16) / 65536 * 6
+
+    monkeypatch.setattr(driver, "make_engine", Guessing)
+    done = cli("run", space_file(), "--study", "s")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    told = done.stdout[: done.stdout.index("Pareto front of s")]
+    assert told.startswith("No network is better than guessing, as far as 288 images of val tell")
+    for key in ("train.epochs", "train.donor_weights", "train.hflip=false", "data.image_size"):
+        assert key in told
+    page = (tmp_path / "s" / "report.html").read_text("utf-8")
+    assert '"kind":"guessing","text":"No network is better than guessing' in page
+    again = cli("run", space_file(), "--study", "s", "--json")
+    verdict = json.loads(again.stdout)["verdict"]
+    assert (again.returncode, verdict["kind"], verdict["val_images"]) == (1, "guessing", 288)
+    shown = cli("front", "s")
+    assert (shown.returncode, shown.stdout.startswith("No network is better")) == (0, True)
+    for format in ("csv", "json", "markdown"):
+        shown = cli("front", "s", "--format", format)
+        assert shown.returncode == 0
+        assert "No network is better" in shown.stderr and "guessing" not in shown.stdout
+
+
+def test_each_accuracy_on_a_front_has_its_interval(
+    searched: tuple[Path, dict[str, object]], cli: Cli
+) -> None:
+    study, printed = searched
+    rows = printed["front"]
+    assert isinstance(rows, list)
+    assert printed["verdict"]["kind"] in ("better_than_guessing", "cost_alone")  # type: ignore[index]
+    for row in rows:
+        low, high = row["top1_percent_ci95"]
+        assert [low, high] == list(wilson_percent(row["top1_percent"], row["val_images"]))
+        assert row["val_images"] == 288
+    assert [row["vs_best"] for row in rows].count("best") == 1
+    texts = [interval_text(*row["top1_percent_ci95"]) for row in rows]
+    for format in ("table", "markdown"):
+        shown = cli("front", study, "--format", format).stdout
+        assert "95 % interval" in shown and "vs best" in shown
+        assert all(text in shown for text in texts)
+    assert "not told apart" in " ".join(cli("front", study).stdout.split())
+    listed = list(csv.DictReader(cli("front", study, "--format", "csv").stdout.splitlines()))
+    assert [float(row["top1_percent_ci95_low"]) for row in listed] == [
+        row["top1_percent_ci95"][0] for row in rows
+    ]
+    assert [row["vs_best"] for row in listed] == [row["vs_best"] for row in rows]
+
+
+def test_a_training_ends_with_the_interval_of_its_accuracies(
+    cli: Cli, tmp_path: Path, tiny: architecture.Architecture
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny.to_yaml())
+    options = ("--data", "digits", "--epochs", 1, "--teacher", "none", "--final")
+    line = cli("train", "tiny.yaml", *options).stdout
+    result = json.loads(cli("train", "tiny.yaml", *options, "--json").stdout)
+    for split in ("val", "test"):
+        percent, ends = result[f"{split}_top1_percent"], result[f"{split}_top1_percent_ci95"]
+        assert ends == list(wilson_percent(percent, result[f"{split}_images"]))
+        assert f"{split} {percent:.2f} % ({interval_text(*ends)} %)" in line

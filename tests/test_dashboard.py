@@ -21,11 +21,11 @@ from levit_search.search.tally import Tally
 from levit_search.study import Record, Study, read_config
 from levit_search.study.storage import Place
 from tests import mariadb, postgres
-from tests.conftest import Cli
+from tests.conftest import Cli, needs
 from tests.engines import CurveEngine, Silent
 from tests.servers import Database, free_port, stop, wait_for
 
-pytest.importorskip("optuna_dashboard", reason="needs pip install 'levit-search[dashboard]'")
+needs("optuna_dashboard")
 
 KINDS = [
     "sqlite",
@@ -34,8 +34,8 @@ KINDS = [
     pytest.param("mysql", marks=pytest.mark.slow),
 ]
 SERVERS = {
-    "postgresql": (postgres, "psycopg", "postgres"),
-    "mysql": (mariadb, "pymysql", "mysql"),
+    "postgresql": postgres,
+    "mysql": mariadb,
 }
 
 Address = Callable[[str], str | None]
@@ -49,10 +49,9 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
     def of(kind: str) -> str | None:
         if kind not in SERVERS:
             return {"sqlite": None, "journal": "journal"}[kind]
-        server, module, extra = SERVERS[kind]
+        server = SERVERS[kind]
         if reason := server.missing():
             pytest.skip(reason)
-        pytest.importorskip(module, reason=f"needs pip install 'levit-search[{extra}]'")
         running.append(server.running())
         database: Database = running[-1].__enter__()
         monkeypatch.setenv("LEVIT_SEARCH_PASSWORD", database.password)

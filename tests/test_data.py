@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from levit_search.configuration import validated
-from levit_search.data import Arrays, DataConfig, Pictures, builtin, describe, load
+from levit_search.data import Arrays, DataConfig, Pictures, describe, load, sets
 from levit_search.errors import InputError
 
 
@@ -97,7 +97,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Where Fashion-MNIST is looked for when no root is named, first place first; all empty."""
     named, debian, cache = tmp_path / "named", tmp_path / "debian", tmp_path / "cache"
     monkeypatch.setenv("LEVIT_SEARCH_DATA", str(named))
-    monkeypatch.setattr(builtin, "_DEBIAN_FASHION", debian)
+    monkeypatch.setattr(sets, "_DEBIAN_FASHION", debian)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     downloaded = cache / "levit-search" / "FashionMNIST" / "raw"
     return [named / "fashion-mnist", named, debian, downloaded]

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from levit_search.data import Arrays, DataConfig, Pictures, describe, fingerprint, load
-from levit_search.data.memory import resized, squared
+from levit_search.data.loading import resized
+from levit_search.data.sources import squared
 from levit_search.errors import InputError
 
 RNG = np.random.default_rng(3)

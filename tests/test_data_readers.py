@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from levit_search.data import Arrays, DataConfig, Pictures, describe, fingerprint, load
-from levit_search.data.readers import chosen_splits
+from levit_search.data.survey import open_set
+from levit_search.data.timm_sets import chosen_splits
 from levit_search.errors import InputError
+from tests.conftest import needs
 
 CLASSES = ("frog", "newt", "toad")
 COUNTS = {"train": 30, "validation": 9, "test": 6}
@@ -145,7 +147,7 @@ def inaturalist(root: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
 
 
 def hugging_face(root: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
-    pytest.importorskip("datasets")
+    needs("datasets")
     write_class_folders(
         root / "set", {"train": "train", "validation": "validation", "test": "test"}
     )
@@ -154,7 +156,7 @@ def hugging_face(root: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
 
 def parquet(root: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
     """Columns of other names, the images within the table."""
-    datasets = pytest.importorskip("datasets")
+    datasets = needs("datasets")
     features = datasets.Features(
         {"img": datasets.Image(), "coarse": datasets.ClassLabel(names=list(CLASSES))}
     )
@@ -177,7 +179,7 @@ def stream(root: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
 
 
 def shards(root: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
-    pytest.importorskip("webdataset")
+    needs("webdataset")
     write_shards(root)
     return DataConfig(name="wds/some", root=str(root))
 
@@ -390,7 +392,7 @@ def test_parts_of_a_split_can_be_named(tmp_path, monkeypatch):
 
 
 def test_labels_that_are_no_classes_are_refused(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    datasets = needs("datasets")
     for part, labels in (("train", [0, 1] * 8), ("test", [-1] * 4)):
         images = [{"bytes": png(pixels("train", n)), "path": None} for n in range(len(labels))]
         table = datasets.Dataset.from_dict(
@@ -402,13 +404,13 @@ def test_labels_that_are_no_classes_are_refused(tmp_path):
         (tmp_path / "set").mkdir(exist_ok=True)
         table.to_parquet(str(tmp_path / "set" / f"{part}.parquet"))
     config = DataConfig(name=f"hfds/{tmp_path / 'set'}", root=str(tmp_path / "cache"))
-    assert describe(config).class_names == ("0", "1")
+    assert open_set(config).describe() == ("0", "1")
     with pytest.raises(InputError, match=r"test: label -1 is none of the 2 classes; .*test_split"):
         load(config)
 
 
 def test_class_names_as_labels_are_numbered(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    datasets = needs("datasets")
     labels = [CLASSES[n % 3] for n in range(30)]
     images = [{"bytes": png(pixels("train", n)), "path": None} for n in range(30)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
@@ -513,7 +515,7 @@ def test_a_missing_package_is_named_with_its_command(name, module, command, monk
 @pytest.mark.parametrize("name", ["torch/image_folder", "torch/imagenet", "wds/x"])
 def test_sets_that_lie_somewhere_need_a_root(name):
     if name.startswith("wds"):
-        pytest.importorskip("webdataset")
+        needs("webdataset")
     with pytest.raises(InputError, match=f"data.root: is required for data.name {name}"):
         describe(DataConfig(name=name))
 

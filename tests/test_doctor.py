@@ -1,5 +1,6 @@
 """`doctor`, on a sound installation and on ones that are really broken."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ from levit_search.doctor.checks import all_checks
 from levit_search.doctor.child import carried_out
 from levit_search.doctor.finding import ok
 from levit_search.doctor.of_study import study as looked_at
+from levit_search.latency.worker import UNKNOWN
 from levit_search.model import build, save_weights
 from levit_search.study import Study, read_config
 from tests.conftest import ROOT, Cli
@@ -228,6 +230,55 @@ def test_packages_are_compared_with_what_is_asked_for(monkeypatch: pytest.Monkey
     assert packages.mend == "python -m pip install 'optuna<2' 'no-such-package[extra]>=7'"
     assert "postgres (a PostgreSQL server as storage)" in extras.found
     assert "pip install 'levit-search[postgres]'" in extras.found
+
+
+@pytest.mark.parametrize(
+    ("version", "status"), [("1.22.1", "ok"), ("1.2", "fail"), (UNKNOWN, "ok")]
+)
+def test_another_distribution_of_the_same_module_is_as_good(
+    version: str, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where ``pip install onnxruntime-gpu`` has taken the place of ``onnxruntime``."""
+    asked = ["onnxruntime>=1.20", "rich>=13"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: asked)
+    real = importlib.metadata.version
+
+    def version_of(name: str) -> str:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version if name == "onnxruntime-gpu" else real(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version_of)
+    brought = {"onnxruntime": ["onnxruntime-gpu"]}
+    monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: brought)
+    packages, _ = installation.packages()
+    assert packages.status == status
+    if status == "ok":
+        assert packages.found == f"2 as asked for; onnxruntime-gpu {version} for onnxruntime"
+    else:
+        assert packages.found == "onnxruntime-gpu is 1.2, not >=1.20"
+        assert packages.mend == "python -m pip install 'onnxruntime-gpu>=1.20'"
+    assert runtimes._mend("onnxruntime").endswith("--force-reinstall onnxruntime-gpu")
+
+
+def test_a_package_that_pip_does_not_know_is_told_and_no_mishap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", unknown)
+    monkeypatch.setattr("importlib.metadata.requires", unknown)
+    [package] = installation.package()
+    assert package.status == "fail" and "not installed" in package.found
+    assert installation.packages()[0].status == "ok"
+
+
+def test_a_mount_whose_name_is_no_utf_8_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = b"1 0 8:1 / / rw - ext4 d rw\n2 1 8:2 / /caf\xe9\\040x rw - nfs4 h:/d rw\n"
+    monkeypatch.setattr(Path, "read_bytes", lambda path: mounts)
+    assert disks._file_system(Path(os.fsdecode(b"/caf\xe9 x/studies"))) == "nfs4"
+    assert disks._file_system(Path("/caf/studies")) == "ext4"
 
 
 def test_a_read_only_cache_fails_with_a_way_out(

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from levit_search.architecture import Architecture, parse
-from levit_search.data import builtin
-from levit_search.data.memory import resized
+from levit_search.data import DataConfig
+from levit_search.data.loading import resized
+from levit_search.data.sets import Digits
 from levit_search.errors import InputError
 from levit_search.export.onnx_file import write_onnx
 from levit_search.export.programs import write_openvino, write_torch_export
 from levit_search.latency import worker
 from levit_search.model import Layout, Model, build, export_onnx, onnx_graph
+from tests.conftest import needs
 from tests.random_networks import randomised
 from tests.test_model_layouts import GRAFT, LEVIT
 
@@ -53,7 +55,7 @@ def model_of(name: str, layout: Layout = "tokens") -> Model:
 
 def real_images(network: Architecture, count: int = 64) -> Tensor:
     """Digits [B, C, S, S], another one in each channel."""
-    pixels = builtin.digits().images[: count * network.in_channels]
+    pixels = Digits(DataConfig()).sources()["train"].images[: count * network.in_channels]
     images = resized(pixels, network.image_size).reshape(count, -1, *[network.image_size] * 2)
     return torch.from_numpy(images).float().sub(125).div(95)
 
@@ -103,7 +105,7 @@ def test_probes_know_what_the_number_of_images_is_called() -> None:
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @torch.no_grad()
 def test_a_probe_gives_an_open_graph_the_batch_of_its_job(runtime: str, tmp_path: Path) -> None:
-    pytest.importorskip(runtime, reason=f"{runtime} is not installed (extra: intel)")
+    needs(runtime)
     model, path = model_of("deit"), tmp_path / "any.onnx"
     export_onnx(model, path, None)
     job = {"runtime": runtime, "threads": 1, "seed": 3, "batch_size": 5}
@@ -144,13 +146,11 @@ def test_metadata_keep_class_names_of_any_kind(tmp_path: Path) -> None:
 def test_openvinos_file_gives_the_same_logits_and_metadata(
     name: str, layout: Layout, tmp_path: Path
 ) -> None:
-    pytest.importorskip("openvino", reason="openvino is not installed (extra: intel)")
+    openvino = needs("openvino")
     model, graph, written = model_of(name, layout), tmp_path / "m.onnx", tmp_path / "m.openvino.xml"
     write_onnx(model, graph, PREPROCESSING, {})
     write_openvino(graph, written)
     graph.unlink()
-
-    import openvino
 
     core = openvino.Core()
     read = core.read_model(str(written))

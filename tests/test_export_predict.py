@@ -18,11 +18,14 @@ from PIL import Image
 from levit_search.architecture import parse
 from levit_search.batches import Batches, open_batches
 from levit_search.batches.on_disk import evaluation_view
-from levit_search.data import DataConfig, builtin
-from levit_search.data.memory import resized, squared
-from levit_search.data.sources import FileSource, decode
+from levit_search.data import DataConfig
+from levit_search.data.decoding import Decoding
+from levit_search.data.loading import resized
+from levit_search.data.sets import Digits
+from levit_search.data.sources import FileSource, decode, squared
 from levit_search.export import predict
 from levit_search.export.onnx_file import write_onnx
+from levit_search.export.package import predict_source
 from levit_search.export.preprocess import preprocessing
 from levit_search.model import Model, build
 from tests.networks import tiny_description
@@ -47,7 +50,7 @@ def exported(folder: Path, model: Model, prepared: dict[str, Any]) -> Path:
     """A folder as an export leaves it, as far as ``predict.py`` knows of it."""
     folder.mkdir(exist_ok=True)
     write_onnx(model, folder / "model.onnx", prepared, {})
-    shutil.copy(predict.__file__, folder / "predict.py")
+    (folder / "predict.py").write_text(predict_source())
     return folder
 
 
@@ -131,8 +134,8 @@ def test_pictures_are_prepared_to_the_pixel_as_for_a_set_in_memory(mode, size, m
     document = {**RGB, "mode": mode, "image_size": size}
     source = FileSource(Path("/"), [str(path) for path in many], np.zeros(len(many), np.int64))
     for index, path in enumerate(many):
-        expected = squared(decode(source, index, mode), size)
-        found = predict.prepared(predict.read_picture(str(path), mode), document)
+        expected = squared(decode(source, index, Decoding(mode)), size)
+        found = predict.prepared(predict.read_picture(str(path), Decoding(mode)), document)
         np.testing.assert_array_equal(found.transpose(2, 0, 1), expected, err_msg=path.name)
 
 
@@ -144,14 +147,14 @@ def test_pictures_are_prepared_to_the_pixel_as_for_a_set_on_disk(mode, size, res
     view = evaluation_view(size, len(mode))
     source = FileSource(Path("/"), [str(path) for path in many], np.zeros(len(many), np.int64))
     for index, path in enumerate(many):
-        expected = view(decode(source, index, mode)).numpy()
-        found = predict.prepared(predict.read_picture(str(path), mode), document)
+        expected = view(decode(source, index, Decoding(mode))).numpy()
+        found = predict.prepared(predict.read_picture(str(path), Decoding(mode)), document)
         np.testing.assert_array_equal(found.transpose(2, 0, 1), expected, err_msg=path.name)
 
 
 @pytest.mark.parametrize("size", [14, 20, 32])
 def test_arrays_are_scaled_alike_but_for_how_halves_are_rounded(size):
-    images = builtin.digits().images[:200]
+    images = Digits(DataConfig()).sources()["train"].images[:200]
     expected = resized(images, size)
     document = {**RGB, "mode": "L", "image_size": size, "scaled_as": "floats"}
     pictures = [predict.prepared(Image.fromarray(image[0]), document) for image in images]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from levit_search.architecture import parse, published
-from levit_search.data.memory import squared
+from levit_search.data.sources import squared
 from levit_search.errors import InputError
 from levit_search.export.timm_checkpoint import timm_checkpoint
 from levit_search.model import Model

@@ -32,6 +32,7 @@ from levit_search.latency.protocol import (
 )
 from levit_search.latency.sharing import between_probes
 from levit_search.model import LevitModel, export_onnx, fold
+from tests.conftest import needs
 from tests.networks import tiny_description
 
 QUICK: dict[str, Any] = {"seconds": 0.2, "rounds": 2, "reference": tiny_description()}
@@ -338,7 +339,7 @@ def test_the_worker_answers_alone_with_the_logits_of_torch(
     runtime: str, tiny: Architecture, tmp_path: Path
 ) -> None:
     """As on a device: the one file through a pipe, numpy and the runtime, nothing of ours."""
-    pytest.importorskip(runtime, reason=f"{runtime} is not installed (extra: intel)")
+    needs(runtime)
     torch.manual_seed(0)
     model = LevitModel(tiny)
     graph = tmp_path / "net.onnx"

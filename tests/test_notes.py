@@ -79,7 +79,17 @@ def test_sessions_of_another_shape_are_left_out_of_a_report(sessions: Any, mine:
 
 
 @pytest.mark.parametrize(
-    "attributes", [{"settled_ms": 3}, {"device": [1]}, {"teacher": {"name": {}}}]
+    "attributes",
+    [
+        {"settled_ms": 3},
+        {"device": [1]},
+        {"teacher": {"name": {}}},
+        {"data": "images"},
+        {"data": {"val_images": 0}},
+        {"data": {"val_images": 2.5}},
+        {"data": {"guess_percent": 101.0}},
+        {"data": {"inherited_images": -1}},
+    ],
 )
 def test_attributes_of_another_shape_are_refused_in_one_line(attributes: Any) -> None:
     with pytest.raises(InputError, match=r"attributes of the study: .*is not what a search writes"):

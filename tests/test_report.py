@@ -19,6 +19,7 @@ from levit_search.errors import InputError
 from levit_search.report import contents, report_of_run, write_report
 from levit_search.report.details import details
 from levit_search.report.reasons import grouped
+from levit_search.significance import wilson_percent
 from levit_search.study import Record, Study, StudyConfig
 from tests.conftest import ROOT, Cli
 from tests.networks import tiny_space
@@ -151,6 +152,62 @@ def test_accuracies_of_an_audit_are_the_spread(study: Study) -> None:
     assert (row["low"], row["high"]) == (percent - 2, percent)
     assert "test 70.00 ± 0.00 % (2 seeds)" in row["spread"]
     assert "audit" in details(record, {})["figures"][0]["spread"]
+
+
+def test_accuracies_have_the_interval_of_their_images(
+    study: Study, document: dict[str, Any]
+) -> None:
+    values = {record.trial: record.values for record in study.records()}
+    found = {trial["trial"]: trial["accuracy"] for trial in document["trials"]}
+    known = {number for number, accuracy in found.items() if accuracy is not None}
+    assert known == {number for number in values if "top1_percent" in values[number]}
+    for number in known:
+        ends = [found[number]["low"], found[number]["high"]]
+        assert ends == pytest.approx(wilson_percent(values[number]["top1_percent"], 288), rel=1e-6)
+    assert [accuracy["vs_best"] for accuracy in found.values() if accuracy].count("best") == 1
+    number = document["chosen"][0]
+    row = document["details"][str(number)]["figures"][0]
+    assert [row["low"], row["high"]] == pytest.approx([found[number]["low"], found[number]["high"]])
+    assert "(binomial, 288 images of val)" in row["spread"] and "audit" in row["spread"]
+
+
+def test_seeds_of_an_audit_widen_the_interval_of_an_accuracy(study: Study) -> None:
+    record = next(r for r in study.records() if r.state == "complete")
+    percent = record.values["top1_percent"]
+    own = ls.verdict(study).by_trial[record.trial]
+    seeds = {1: {"val_top1_percent": 0.0, "test_top1_percent": 70.0}}
+    assert record.architecture is not None
+    known = {record.architecture.id: Accuracies(None, seeds)}
+    row = details(record, known, own)["figures"][0]
+    assert (row["low"], row["high"]) == (0.0, own.high_percent)
+    assert own.low_percent < percent < own.high_percent
+
+
+@pytest.mark.parametrize("kind", ["guessing", "cost_alone"])
+def test_a_page_says_first_what_little_its_accuracies_are_worth(
+    make: Callable[..., Study], tmp_path: Path, kind: str
+) -> None:
+    study = make(tmp_path / "study", ls.read_space("levit", CHANGES), 30)
+    storage, study_id = study.open_storage()
+    guess, images = (95.0, 288) if kind == "guessing" else (10.0, 20)
+    data = {**study.attributes()["data"], "guess_percent": guess, "val_images": images}
+    storage.set_study_user_attr(study_id, "data", data)
+    said = contents(study)["verdict"]
+    assert said["kind"] == kind and said["text"]
+    assert bool(said["advice"]) == (kind == "guessing")
+
+
+def test_an_older_study_has_a_page_without_intervals(
+    make: Callable[..., Study], tmp_path: Path
+) -> None:
+    study = make(tmp_path / "study", ls.read_space("levit", CHANGES), 30)
+    storage, study_id = study.open_storage()
+    storage.set_study_user_attr(study_id, "data", {})
+    document = contents(study)
+    assert document["verdict"]["kind"] == "unknown"
+    assert all(trial["accuracy"] is None for trial in document["trials"])
+    assert "release" in document["verdict"]["text"]
+    assert write_report(study).is_file()
 
 
 def test_reasons_that_differ_in_numbers_are_one_group() -> None:

@@ -1,5 +1,6 @@
 """The driver: limits, repeats, what is tried first, determinism, and going on where it was."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -93,6 +94,7 @@ def test_given_and_published_networks_come_first(
     given = architecture.published("LeViT-192").model_dump(mode="json")
     given["drop_path"] = 0.1
     raw["start"] = [given, "LeViT-384"]
+    raw["architecture"] |= {"in_channels": 3, "num_classes": 1000}  # the data is not here
     raw["search"]["trials"] = 8
     path = tmp_path / "imagenet.yaml"
     path.write_text(yaml.safe_dump(raw))
@@ -352,6 +354,70 @@ def test_a_second_driver_is_refused(
     _, study = run(space_file(), tmp_path / "s")
     with study.lock(), pytest.raises(InputError, match="another levit-search run"):
         search(study, Silent())
+
+
+IMAGES = {
+    "id": "first",
+    "train_images": 256,
+    "val_images": 288,
+    "test_images": 360,
+    "num_classes": 10,
+    "guess_percent": 10.1,
+    "mirrored": False,
+}
+
+
+def test_images_that_changed_between_sessions_are_refused_until_they_are_back(
+    stub: type[StubEngine],
+    space_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(StubEngine, "data", IMAGES)
+    _, study = run(space_file(), tmp_path / "s", **{"search.trials": 2})
+    for changed, told in (
+        ({"id": "other", "num_classes": 11}, "num_classes 10 then, 11 now"),
+        ({"id": "other"}, "as many as now, of other content"),
+    ):
+        monkeypatch.setattr(StubEngine, "data", IMAGES | changed)
+        with pytest.raises(InputError, match=rf"other images \({told}\); put the old ones back"):
+            run(space_file(), tmp_path / "s", **{"search.trials": 4})
+        assert study.attributes()["data"] == IMAGES
+        assert len(study.records()) == 2
+    monkeypatch.setattr(StubEngine, "data", IMAGES)
+    summary, _ = run(space_file(), tmp_path / "s", **{"search.trials": 4})
+    assert summary.trials["evaluated"] == 4
+
+
+def test_a_study_of_an_older_release_gets_intervals_as_it_goes_on(
+    stub: type[StubEngine],
+    space_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    summary, study = run(space_file(), tmp_path / "s", **{"search.trials": 2})
+    assert (summary.verdict.kind, summary.verdict.by_trial) == ("unknown", {})
+    monkeypatch.setattr(StubEngine, "data", IMAGES)
+    summary, study = run(space_file(), tmp_path / "s", **{"search.trials": 4})
+    complete = {record.trial for record in study.records() if record.state == "complete"}
+    assert summary.verdict.by_trial.keys() == complete
+    rows = list(csv.DictReader((study.folder / "trials.csv").open()))
+    assert {row["val_images"] for row in rows if row["state"] == "complete"} == {"288"}
+
+
+def test_trials_on_other_images_are_not_taken_over(
+    stub: type[StubEngine],
+    space_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(StubEngine, "data", IMAGES)
+    _, source = run(space_file(), tmp_path / "a", **{"search.trials": 2})
+    monkeypatch.setattr(StubEngine, "data", IMAGES | {"id": "other"})
+    study = Study.create(tmp_path / "b", read_config(space_file(), {}), ["test"])
+    with pytest.raises(InputError, match=r"a: its accuracies were measured on other images"):
+        search(study, Silent(), source.folder)
+    assert study.records() == []
 
 
 BY_PREDICTION = {"objectives": ["top1_percent", "latency_ms"], "latency": {"method": "predicted"}}

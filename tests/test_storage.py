@@ -1,7 +1,9 @@
 """Where trials are kept: one contract over every kind of storage, and what each may suffer."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -16,8 +18,9 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from levit_search import architecture
@@ -26,7 +29,7 @@ from levit_search.study import Study, StudyConfig, journal, read_config, storage
 from levit_search.study.address import masked
 from levit_search.study.storage import Place
 from tests import mariadb, postgres
-from tests.conftest import ROOT, Cli
+from tests.conftest import ROOT, Cli, needs
 from tests.networks import tiny_description
 from tests.servers import Database, free_port
 
@@ -40,7 +43,6 @@ DISTRIBUTIONS = {"a": IntDistribution(0, 9), "b": CategoricalDistribution([0, 1]
 def postgresql() -> Iterator[Database]:
     if reason := postgres.missing():
         pytest.skip(reason)
-    pytest.importorskip("psycopg", reason="needs pip install 'levit-search[postgres]'")
     with postgres.running() as database:
         yield database
 
@@ -49,7 +51,6 @@ def postgresql() -> Iterator[Database]:
 def mysql() -> Iterator[Database]:
     if reason := mariadb.missing():
         pytest.skip(reason)
-    pytest.importorskip("pymysql", reason="needs pip install 'levit-search[mysql]'")
     with mariadb.running() as database:
         yield database
 
@@ -290,6 +291,29 @@ def test_studies_of_one_name_share_a_storage_and_nothing_else(
     assert all(re.fullmatch("tiny-[0-9a-f]{8}", name) for name in names)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a?b", "a?uri=true", "a#b", "a%b", "a%3Fb", "a b&c;d", "a:b@c", "a{b}[c]", "größe \\x"),
+        os.fsdecode(b"caf\xe9?"),
+    ],
+)
+def test_tables_are_in_the_file_whatever_its_folder_is_called(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    place = Place(None, folder)
+    with place.opened() as kept:
+        kept.create_new_study([StudyDirection.MINIMIZE], "ours")
+    made = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert (folder / "study.db") in made
+    assert all(path.name.startswith("study.db") and path.parent == folder for path in made)
+    # The live page opens it by an address, of which SQLAlchemy 2.0 takes what is before a `?`.
+    [_, address] = shlex.split(place.dashboard_command())
+    assert "?" not in address.removesuffix("?uri=true")
+    studies = RDBStorage(address).get_all_studies()
+    assert [study.study_name for study in studies] == ["ours"]
+
+
 def test_a_study_cannot_leave_its_trials_behind(make: Make, tmp_path: Path) -> None:
     study = make(None)
     make("journal")  # nothing was found yet
@@ -347,7 +371,7 @@ def test_a_server_that_refuses_is_told_and_nothing_is_changed(
 def test_a_server_that_does_not_answer_is_given_up(
     kind: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip({"postgresql": "psycopg", "mysql": "pymysql"}[kind])
+    needs({"postgresql": "psycopg", "mysql": "pymysql"}[kind])
     monkeypatch.setattr(storage, "_CONNECT_S", 2)
     monkeypatch.setattr(storage, "_SILENCE_S", 6)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -378,7 +402,7 @@ def test_a_server_that_stops_ends_a_search_and_not_a_study(make: Make) -> None:
 def test_run_with_a_storage_that_cannot_be_reached_is_wrong_input(
     cli: Cli, space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    pytest.importorskip("psycopg")
+    needs("psycopg")
     setting = f"storage=postgresql://levit:sesame@127.0.0.1:{free_port()}/levit"
     done = cli("run", space_file(), "--study", tmp_path / "s", "--set", setting)
     assert done.returncode == 2

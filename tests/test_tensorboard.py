@@ -1,5 +1,6 @@
 """TensorBoard's events of a search, read back by TensorBoard itself."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,13 +15,10 @@ from levit_search.search import driver, search
 from levit_search.search.engine import Event
 from levit_search.search.tensorboard import TensorBoard, command
 from levit_search.study import Record, Study, read_config
-from tests.conftest import ROOT, Cli
+from tests.conftest import ROOT, Cli, needs
 from tests.engines import CurveEngine, PredictingEngine, Silent, StubEngine
 
-events = pytest.importorskip(
-    "tensorboard.backend.event_processing.event_accumulator",
-    reason="needs pip install 'levit-search[tensorboard]'",
-)
+events = needs("tensorboard.backend.event_processing.event_accumulator")
 
 RUNGS = {"epochs": 9, "rungs": [1, 3], "device": "cpu"}
 FILE = "events.out.tfevents.levit-search"
@@ -350,3 +348,11 @@ def test_neither_torch_nor_timm_is_imported() -> None:
         "sys.exit(', '.join(name for name in heavy if name in sys.modules) or None)"
     )
     subprocess.run([sys.executable, "-c", text], check=True, cwd=ROOT)
+
+
+def test_a_run_in_a_folder_that_is_no_utf_8_is_gone_on_with(tmp_path: Path) -> None:
+    from levit_search.search.event_file import EventFile
+
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    EventFile(folder).add(1, 0.0, {"loss": 1.0})
+    assert EventFile(folder).steps("loss") == [1]

@@ -11,7 +11,7 @@ from levit_search.data import DataConfig
 from levit_search.errors import InputError, TrialError
 from levit_search.model import LevitModel
 from levit_search.recipe import Recipe
-from levit_search.train import Checkpoint, Epoch, Training, fit, seed_torch, training_id
+from levit_search.train import Checkpoint, Epoch, Training, fit, fitting, seed_torch, training_id
 from tests.test_train import curve_of, fresh, network
 
 PLAIN = Recipe(epochs=4, batch_size=32, lr=5e-3, threads=1, device="cpu")
@@ -162,7 +162,13 @@ class Guesses(nn.Module):
         return always * self.scale
 
 
-def test_a_network_at_chance_is_given_up_at_the_first_rung(digits, tmp_path):
+def test_a_network_at_chance_may_yet_learn_before_a_thousand_steps(digits):
+    recipe = PLAIN.model_copy(update={"rungs": (1, 2, 3), "batch_size": 8})  # 60 steps an epoch
+    assert len(fit(Guesses(), digits, recipe, 0).curve) == 4
+
+
+def test_a_network_at_chance_is_given_up_at_the_first_rung(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "_FEWEST_STEPS", 100)
     recipe = PLAIN.model_copy(update={"rungs": (1, 2, 3), "batch_size": 8})  # 60 steps an epoch
     told: list[Epoch] = []
     checkpoint = Checkpoint(tmp_path / "training.pt", "run")

@@ -29,6 +29,7 @@ from levit_search.architecture import Architecture, parse, published
 from levit_search.configuration import read_yaml
 from levit_search.data import DataConfig, describe
 from levit_search.data import load as load_data
+from levit_search.data.decoding import Decoding
 from levit_search.data.sources import FileSource, UnreadableError, decode, keep_from_ghostscript
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.export import predict
@@ -42,7 +43,7 @@ from levit_search.study import Study, read_config
 from levit_search.study.record import record_from_notes
 from levit_search.train import Checkpoint
 from tests import bombs
-from tests.conftest import ROOT, Cli
+from tests.conftest import ROOT, Cli, needs
 from tests.networks import tiny_description, tiny_space
 
 SpaceFile = Callable[..., Path]
@@ -459,9 +460,9 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(
     assert len(content) < 4096
     reason = "too long and thin" if kind == "thin PNG" else "pixels"
     with pytest.raises(UnreadableError, match=reason):
-        decode(image(content), 0, "RGB")
+        decode(image(content), 0, Decoding("RGB"))
     with pytest.raises(predict.UserError, match=reason):
-        predict.read_picture(str(tmp_path / "image.png"), "RGB")
+        predict.read_picture(str(tmp_path / "image.png"), Decoding("RGB"))
 
 
 def test_a_picture_that_is_a_program_starts_no_ghostscript(
@@ -477,7 +478,7 @@ def test_a_picture_that_is_a_program_starts_no_ghostscript(
     with pytest.raises(UnreadableError, match="not an image"):
         decode(image(bombs.eps(made)), 0, "RGB")
     with pytest.raises(predict.UserError, match="not an image"):
-        predict.read_picture(str(tmp_path / "image.png"), "RGB")
+        predict.read_picture(str(tmp_path / "image.png"), Decoding("RGB"))
     assert not made.exists()
     # Where timm opens pictures itself, Pillow would have asked for it.
     keep_from_ghostscript()
@@ -487,7 +488,7 @@ def test_a_picture_that_is_a_program_starts_no_ghostscript(
 
 
 def test_no_ending_of_a_program_is_an_images(tmp_path: Path) -> None:
-    from levit_search.data.folders import _endings
+    from levit_search.data.sets import _endings
 
     assert {".png", ".jpg", ".webp", ".tif"} <= _endings()
     assert not {".eps", ".ps", ".wmf", ".pdf"} & _endings()
@@ -505,10 +506,10 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
     ):
         source = FileSource(tmp_path, [name], np.zeros(1, dtype=np.int64))
         with pytest.raises(UnreadableError, match=reason):
-            decode(source, 0, "RGB")
+            decode(source, 0, Decoding("RGB"))
     for name in ("zero.png", "huge.png"):
         with pytest.raises(predict.UserError, match="more than 268435456 bytes"):
-            predict.read_picture(str(tmp_path / name), "RGB")
+            predict.read_picture(str(tmp_path / name), Decoding("RGB"))
 
 
 def test_a_folder_with_bombs_is_read_around_them(tmp_path: Path) -> None:
@@ -528,7 +529,7 @@ def test_a_folder_with_bombs_is_read_around_them(tmp_path: Path) -> None:
 
 
 def test_an_idx_file_packed_a_thousandfold_is_refused(tmp_path: Path) -> None:
-    from levit_search.data.builtin import _FASHION_FILES
+    from levit_search.data.sets import _FASHION_FILES
 
     content = bombs.gz(129)
     assert len(content) < 1 << 18
@@ -541,7 +542,7 @@ def test_an_idx_file_packed_a_thousandfold_is_refused(tmp_path: Path) -> None:
 
 
 def shards(root: Path, content: bytes, filename: str = "train-0.tar") -> DataConfig:
-    pytest.importorskip("webdataset")
+    needs("webdataset")
     root.mkdir(exist_ok=True)
     (root / Path(filename).name).write_bytes(content)
     split = {"name": "train", "num_samples": 1, "filenames": [filename], "shard_lengths": [1]}
@@ -550,7 +551,7 @@ def shards(root: Path, content: bytes, filename: str = "train-0.tar") -> DataCon
 
 
 def test_an_address_in_place_of_a_folder_of_shards_is_not_run(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
+    needs("webdataset")
     made = tmp_path / "made"
     config = DataConfig(name="wds/some", root=f"pipe:touch {made} #", image_size=16)
     with pytest.raises(InputError):

@@ -60,6 +60,67 @@ def load(text: str) -> Architecture:
     raise UnknownNameError("architecture", text, published_names())
 
 
+SIZES = ("image_size", "in_channels", "num_classes")
+"""What networks take from the data."""
+
+
+def sizes_of(network: Architecture) -> dict[str, int]:
+    """The images that a network is made for, by :data:`SIZES`."""
+    return {name: getattr(network, name) for name in SIZES}
+
+
+class SizeError(InputError):
+    """Images of a size that a network cannot be made for."""
+
+
+DIVISIBLE_SIZE = 512
+"""Pixels a side that stems and stages can divide, if they go together at all."""
+
+
+def described(
+    description: Mapping[str, object], sizes: Mapping[str, int], where: str = "architecture"
+) -> Architecture:
+    """The network of a description that may leave out some of :data:`SIZES`.
+
+    Args:
+        description: as :func:`parse` takes it; what it states counts.
+        sizes: for the rest.
+        where: for messages.
+
+    Raises:
+        SizeError: it leaves out ``image_size``, and goes with others than the one in ``sizes``.
+        InputError: see :func:`parse`.
+    """
+    try:
+        return parse({**sizes, **description}, where)
+    except InputError as error:
+        if "image_size" in description:
+            raise
+        try:
+            parse({**sizes, **description, "image_size": DIVISIBLE_SIZE}, where)
+        except InputError:
+            raise error from None
+        raise SizeError(str(error)) from None
+
+
+def published_for(
+    *, image_size: int, in_channels: int, num_classes: int
+) -> dict[str, Architecture]:
+    """The published networks whose images are of this size, by name, with other ends.
+
+    Args:
+        image_size: in pixels; networks of another one are left out.
+        in_channels: of the images.
+        num_classes: of the data.
+    """
+    ends = {"in_channels": in_channels, "num_classes": num_classes}
+    return {
+        name: fitted(published(name), image_size=image_size, **ends)
+        for name in published_names()
+        if published(name).image_size == image_size
+    }
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -142,9 +203,11 @@ def scaled(architecture: Architecture, width_scale: float) -> Architecture:
 
 __all__ = [
     "ABLATIONS",
+    "DIVISIBLE_SIZE",
     "FAMILIES",
     "GRAFTS",
     "LEVITS",
+    "SIZES",
     "Activation",
     "Architecture",
     "AttentionActivation",
@@ -155,13 +218,17 @@ __all__ = [
     "PatchStem",
     "ResNetStem",
     "Shrink",
+    "SizeError",
     "Stage",
     "Trunk",
+    "described",
     "family_of",
     "fitted",
     "load",
     "parse",
     "published",
+    "published_for",
     "published_names",
     "scaled",
+    "sizes_of",
 ]

@@ -5,13 +5,15 @@ seed, the epoch and the number of the batch, and on nothing else: a teacher's an
 one candidate holds for all, and a run that starts in the middle sees what a whole one does.
 """
 
+import numpy as np
+
 from levit_search import data
 from levit_search.batches.batch import Batch, Batches, generator
 from levit_search.batches.in_memory import MemoryBatches
 from levit_search.batches.on_disk import PictureBatches
-from levit_search.data import Arrays, DataConfig
+from levit_search.data import Arrays, DataConfig, DataInfo
 
-__all__ = ["Batch", "Batches", "generator", "open_batches"]
+__all__ = ["Batch", "Batches", "generator", "noise_batches", "open_batches"]
 
 
 def open_batches(config: DataConfig) -> Batches:
@@ -24,3 +26,13 @@ def open_batches(config: DataConfig) -> Batches:
     if all(isinstance(split, Arrays) for split in splits.values()):
         return MemoryBatches(info, splits)
     return PictureBatches(info, splits, config.image_size or info.image_size)
+
+
+def noise_batches(info: DataInfo, image_size: int, count: int) -> Batches:
+    """``count`` images of noise that are held in memory, to time training without reading any."""
+    rng = np.random.default_rng(0)
+    shape = (count, info.in_channels, image_size, image_size)
+    noise = Arrays(
+        rng.integers(256, size=shape, dtype=np.uint8), np.arange(count) % info.num_classes
+    )
+    return MemoryBatches(info, {"train": noise, "val": noise, "test": noise})

@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from levit_search.data import DataInfo, SplitName
@@ -37,6 +39,12 @@ class Batches(Protocol):
     def size(self, split: SplitName) -> int:
         """Images in a split."""
 
+    def labels(self, split: SplitName) -> NDArray[np.int64]:
+        """The classes of a split's images, int64 [N]."""
+
+    def fingerprint(self, split: SplitName) -> str:
+        """A hash of a split's images, as :func:`levit_search.data.fingerprint` has it."""
+
     def batch_size(self, recipe: Recipe) -> int:
         """Rows of each batch: fewer than the recipe says only where there are fewer images."""
         return rows(self.size("train"), recipe)
@@ -63,6 +71,13 @@ class Batches(Protocol):
 
         Raises:
             InputError: too many images cannot be read.
+        """
+
+    def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
+        """The file of an image, or the decoded picture where it is not kept as a file.
+
+        Raises:
+            OSError: it is missing.
         """
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from levit_search import data
@@ -19,7 +20,7 @@ from levit_search.batches.device_transforms import (
     draw_boxes,
 )
 from levit_search.batches.rand_augment import augmented, blend, cubic, draw_layers, gray
-from levit_search.data import Arrays, DataInfo, Split, SplitName
+from levit_search.data import Arrays, DataInfo, Pictures, Split, SplitName
 from levit_search.recipe import Recipe, rand_augment
 
 # What is worked on at once: a small operation takes nearly as long as one on more images.
@@ -40,10 +41,12 @@ class MemoryBatches(Batches):
         self.info = info
         self._images: dict[SplitName, Tensor] = {}
         self._labels: dict[SplitName, Tensor] = {}
+        self._stored: dict[SplitName, Pictures | None] = {}
         for name, split in splits.items():
             assert isinstance(split, Arrays)
             self._images[name] = torch.from_numpy(np.require(split.images, requirements="W"))
             self._labels[name] = torch.from_numpy(np.require(split.labels, requirements="W"))
+            self._stored[name] = split.pictures
         self.image_size = self._images["train"].shape[-1]
         self.data_id = f"{data.fingerprint(splits['train'])}-{self.image_size}"
         train = splits["train"]
@@ -54,6 +57,12 @@ class MemoryBatches(Batches):
 
     def size(self, split: SplitName) -> int:
         return len(self._labels[split])
+
+    def labels(self, split: SplitName) -> NDArray[np.int64]:
+        return self._labels[split].numpy()
+
+    def fingerprint(self, split: SplitName) -> str:
+        return data.fingerprint(Arrays(self._images[split].numpy(), self.labels(split)))
 
     def train(
         self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
@@ -84,6 +93,13 @@ class MemoryBatches(Batches):
         images, labels = self._images[split], self._labels[split]
         for part in evenly_spread(self.size(split), most).split(batch_size):
             yield normalized(images[part].to(device)), labels[part].to(device)
+
+    def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
+        pictures = self._stored[split]
+        if pictures is not None:
+            return pictures.stored(index)
+        pixels = self._images[split][index].numpy()
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
     def _made_for(
         self, recipe: Recipe, device: torch.device

@@ -76,6 +76,12 @@ class PictureBatches(Batches):
     def size(self, split: SplitName) -> int:
         return len(self._pictures[split].labels)
 
+    def labels(self, split: SplitName) -> NDArray[np.int64]:
+        return self._pictures[split].labels
+
+    def fingerprint(self, split: SplitName) -> str:
+        return data.fingerprint(self._pictures[split])
+
     def train(
         self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
     ) -> Iterator[Batch]:
@@ -104,6 +110,9 @@ class PictureBatches(Batches):
         requests = ([ViewRequest(split, index, ()) for index in part.tolist()] for part in indices)
         for pixels, labels in self._read(split, requests, None, device):
             yield normalized(pixels), labels
+
+    def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
+        return self._pictures[split].stored(index)
 
     def _read(
         self,
@@ -369,7 +378,6 @@ def evaluation_view(size: int, channels: int) -> Transform:
 
 
 def _rand_augment(policy: RandAugment, fill: list[int]) -> Any:
-    from PIL import Image
     from timm.data import auto_augment
 
     std = policy.magnitude_std

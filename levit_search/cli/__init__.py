@@ -5,6 +5,7 @@ command imports what it needs, so that ``--help`` answers at once and counting n
 torch.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -31,7 +32,8 @@ from levit_search.cli import (
     teaching,
 )
 from levit_search.cli.printing import say
-from levit_search.errors import LevitSearchError, refused_by_disk
+from levit_search.errors import InputError, LevitSearchError, refused_by_disk
+from levit_search.printable import escape_what_streams_lack
 
 app = typer.Typer(
     help="Find the best LeViT-like vision transformer for a data set and a device.",
@@ -54,6 +56,7 @@ for _command in (
     targeting.targets,
     networks.train,
     reproducing.reproduce,
+    searching.data,
     searching.space,
     doctoring.doctor,
 ):
@@ -64,12 +67,14 @@ app.add_typer(teaching.teacher, name="teacher")
 def main() -> None:
     """Run the command in ``sys.argv``; exit 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     warnings.showwarning = _show_warning
+    escape_what_streams_lack()
     # Whoever ends us this way means what Ctrl-C means, only at once.
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _interrupt)
     try:
+        _check_working_directory()
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
     except LevitSearchError as error:
@@ -87,11 +92,27 @@ def main() -> None:
         code = _deaf()
     except OSError as error:
         refusal = refused_by_disk(error)
-        if refusal is None or "--debug" in sys.argv:
+        is_wrong_path = error.errno in _WRONG_PATHS and error.filename is not None
+        if (refusal is None and not is_wrong_path) or "--debug" in sys.argv:
             raise
-        say(f"levit-search: {refusal}")
-        code = _deaf() if error.filename is None else 1
+        say(f"levit-search: {refusal or f'{error.filename}: {error.strerror}'}")
+        code = 2 if is_wrong_path else _deaf() if error.filename is None else 1
+    except UnicodeEncodeError as error:  # a path, and a library that takes none but in UTF-8
+        if error.reason != "surrogates not allowed" or "--debug" in sys.argv:
+            raise
+        say(f"levit-search: {error.object[:500]}: is no UTF-8; rename it, or name it by a link")
+        code = 2
     sys.exit(code)
+
+
+_WRONG_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ}
+
+
+def _check_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise InputError("the working directory is gone; change to another one") from None
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.options import Json, StudyFolder
+from levit_search.cli.options import DataFolder, Json, StudyFolder
 from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def audit(
     retrain: Annotated[
         bool, typer.Option("--retrain/--no-retrain", help="Train the front with further seeds.")
     ] = True,
+    data: DataFolder = None,
     as_json: Json = False,
 ) -> None:
     """Tell what a search cost and brought, and what its front is worth beyond its luck.
@@ -33,9 +34,9 @@ def audit(
     from levit_search.progress import StepProgress
     from levit_search.study import Study
 
-    opened = Study.open(study)
+    opened = Study.open(study).with_data(data)
     try:
-        with StepProgress() as progress:
+        with opened.reading_data(), StepProgress() as progress:
             document = look(opened, seeds if retrain else 0, jobs, progress)
     except KeyboardInterrupt:
         say(f"\nInterrupted. What was measured is in {study}; the same command goes on.")

@@ -249,7 +249,9 @@ def training_config(data: str, given: dict[str, Any], settings: list[str] | None
         changes["data"] = {"name": data}
     changes |= {k: v for k, v in given.items() if v is not None or k == "teacher"}
     changes |= parse_settings(settings or [])
-    return read_config(space_file(_SPACE_OF.get(data, "levit-fashion")), changes)
+    config = read_config(space_file(_SPACE_OF.get(data, "levit-fashion")), changes)
+    config.check_planned("training one network")
+    return config
 
 
 def train(
@@ -292,6 +294,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one network, its stem fitted to the images, with the data set's default recipe."""
+    from levit_search.significance import accuracy_text
     from levit_search.single import train_single
     from levit_search.study import load_architecture
 
@@ -318,9 +321,12 @@ def train(
     if as_json:
         print_json(result)
         return
-    test = f", test {result['test_top1_percent']:.2f} %" if final else ""
+    accuracies = [
+        f"{split} {accuracy_text(result[f'{split}_top1_percent'], result[f'{split}_images'])}"
+        for split in ("val", "test")[: 1 + final]
+    ]
     tell(
-        f"{arch} ({result['id']}) on {data}, {result['epochs']} epochs: top-1 val "
-        f"{result['val_top1_percent']:.2f} %{test}; {result['images_per_second']:.0f} images/s, "
+        f"{arch} ({result['id']}) on {data}, {result['epochs']} epochs: top-1 "
+        f"{', '.join(accuracies)}; {result['images_per_second']:.0f} images/s, "
         f"{result['seconds']:.0f} s"
     )

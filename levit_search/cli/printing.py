@@ -4,7 +4,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from levit_search.printable import careful_console, printable
+from levit_search.printable import careful_console, encodable_json, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,7 +29,7 @@ def print_table(table: "RenderableType") -> None:
 
 
 def print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2))
+    print(json.dumps(encodable_json(document), indent=2))
 
 
 def tell(text: str = "", end: str = "\n") -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from levit_search.cli.options import StudyFolder
+from levit_search.cli.options import DataFolder, StudyFolder
 from levit_search.cli.printing import say, tell
 from levit_search.errors import InputError, UnknownNameError
 
@@ -32,6 +32,7 @@ def report(
             help="The page, or the pictures' folder [default: STUDY/report.html, STUDY/pictures].",
         ),
     ] = None,
+    data: DataFolder = None,
     open_: Annotated[
         bool, typer.Option("--open", help="Show the page in the browser as well.")
     ] = False,
@@ -50,7 +51,7 @@ def report(
         raise InputError(f"--open: shows the page, which --format {format} does not make")
     if out is not None and format == "html" and out.is_dir():
         raise InputError(f"--out {out}: is a folder; name the page, such as {out / 'report.html'}")
-    opened = Study.open(study)
+    opened = Study.open(study).with_data(data)
     say(f"Reading {study} ...")
     if format == "html":
         page = write_report(opened, pick or (), out)

@@ -1,12 +1,12 @@
 """The command that makes a damaged study whole again."""
 
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from levit_search.cli.options import Json, StudyFolder
 from levit_search.cli.printing import print_json, say, tell
+from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from levit_search.study.restoring import Restored
@@ -59,7 +59,7 @@ def _print_restored(restored: "Restored", elsewhere: str | None) -> None:
     if restored.lost:
         tell(f"Lost in both, and marked as failed: trial {_listed(restored.lost)}.")
     if elsewhere is not None:
-        tell(f"The same levit-search run with --set storage={quote(elsewhere)} goes on.")
+        tell(f"The same levit-search run with --set storage={quoted(elsewhere)} goes on.")
     else:
         tell("The same levit-search run goes on.")
 

@@ -1,7 +1,6 @@
 """Commands around a search: its space, the search itself and its front."""
 
 import re
-import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -12,11 +11,13 @@ import typer
 from levit_search.cli.options import Json, NewStudyFolder, Settings, StudyFolder
 from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
 from levit_search.errors import InputError
+from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from levit_search.search import Summary
+    from levit_search.significance import Verdict
     from levit_search.space import Survey
-    from levit_search.study import Study
+    from levit_search.study import Record, Study, StudyConfig
 
 
 def run(
@@ -26,7 +27,7 @@ def run(
     time: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="Start none after 90s, 30m or 2h30m; without --trials, any number."
+            metavar="TIME", help="Start none after 90s, 30m or 1h30; without --trials, any number."
         ),
     ] = None,
     engine: Annotated[
@@ -44,10 +45,17 @@ def run(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write its events to STUDY/tensorboard.")
     ] = False,
+    anew: Annotated[
+        bool,
+        typer.Option("--anew", help="Begin the study again; what there is, is kept beside it."),
+    ] = False,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Search a space; on a study folder that exists, go on with it."""
+    """Search a space; on a study folder that exists, go on with it.
+
+    Ends with 1 where no network is better than guessing; what was found is kept all the same.
+    """
     from levit_search.progress import SearchProgress
     from levit_search.search import begin, search
     from levit_search.search.interruption import Interruption
@@ -71,7 +79,7 @@ def run(
     if time is not None:
         changes.setdefault("search.trials", None)
     path = space_file(space)
-    opened = begin(read_config(path, changes), study, sys.argv, take_from, str(path))
+    opened = begin(read_config(path, changes), study, sys.argv, take_from, str(path), anew, say)
     _say_where_to_look(opened, tensorboard)
     try:
         with Interruption() as interruption, SearchProgress(opened) as progress:
@@ -90,6 +98,8 @@ def run(
         print_json(_summary_json(summary))
     else:
         _print_summary(summary, opened.config.objectives, page)
+    if summary.verdict.kind == "guessing":
+        raise typer.Exit(1)
 
 
 def _goes_on(study: "Study") -> str:
@@ -125,15 +135,37 @@ def _summary_json(summary: "Summary") -> dict[str, Any]:
         "trials": summary.trials,
         "seconds": round(summary.seconds, 3),
         "hypervolume": summary.hypervolume,
-        "front": [as_json(record) for record in summary.front],
+        "verdict": summary.verdict.as_json(),
+        "front": [as_json(record, summary.verdict) for record in summary.front],
     }
 
 
-def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> None:
+def _print_front(
+    study: Path | str, best: "list[Record]", objectives: Any, verdict: "Verdict"
+) -> None:
+    """What the accuracies are worth first, if that is little, then the table."""
     from levit_search import table
 
-    title = f"Pareto front of {summary.study}: {len(summary.front)} networks"
-    print_table(table.terminal(summary.front, objectives, title))
+    for line in _verdict_lines(verdict):
+        tell(line)
+    title = f"Pareto front of {study}: {len(best)} network{'' if len(best) == 1 else 's'}"
+    print_table(table.terminal(best, objectives, title, verdict))
+    if legend := verdict.legend():
+        tell(textwrap.fill(legend, 100))
+
+
+def _verdict_lines(verdict: "Verdict") -> list[str]:
+    lines = textwrap.wrap(verdict.text, 100)
+    if verdict.advice:
+        lines.append("What to try, each in another study (--study):")
+        lines += [
+            textwrap.fill(f"  {each}", 100, subsequent_indent="    ") for each in verdict.advice
+        ]
+    return [*lines, ""] if lines else []
+
+
+def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> None:
+    _print_front(summary.study, summary.front, objectives, summary.verdict)
     trials = summary.trials
     kinds = {
         "evaluated": trials["evaluated"],
@@ -144,7 +176,7 @@ def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> No
         "taken over": trials["taken"],
     }
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-    study = shlex.quote(summary.study)
+    study = quoted(summary.study)
     tell(f"\n{counts} in {summary.seconds:.0f} s; stopped because {summary.stopped_because}.")
     tell(f"Hypervolume {summary.hypervolume:.4f}. Files: {summary.study}/trials.csv, front.csv,")
     report = "report.html, " if page is not None else ""
@@ -154,31 +186,66 @@ def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> No
     tell(f"  levit-search export {study} --pick knee")
 
 
+def data(
+    source: Annotated[
+        str, typer.Argument(metavar="DIR|NAME", help="A folder of images, or a data set's name.")
+    ],
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Show what is in a data set and how it is read: pictures, classes, sizes, faults, copies."""
+    from levit_search.configuration import validated
+    from levit_search.data import DataConfig, check, survey
+    from levit_search.study import parse_settings
+
+    is_folder = Path(source).is_dir()
+    given = (
+        {"name": "folder", "root": str(Path(source).absolute())} if is_folder else {"name": source}
+    )
+    for key, value in parse_settings(settings or []).items():
+        if not key.startswith("data."):
+            raise InputError(f"--set {key}: this command knows keys of data alone")
+        given[key.removeprefix("data.")] = value
+    config = validated(DataConfig, given, "data")
+    found = survey(config, say)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        tell("\n".join(found.lines()))
+    check(found, config)
+
+
 def front(
     study: StudyFolder,
     format: Annotated[str, typer.Option(help="table, csv, json or markdown.")] = "table",
 ) -> None:
-    """Print the Pareto front of a study."""
+    """Print the Pareto front of a study, and what its accuracies are worth.
+
+    Where the output is for programs that is said on standard error; the exit code is 0 either way.
+    """
     from levit_search import table
     from levit_search.errors import UnknownNameError
+    from levit_search.significance import judged
     from levit_search.study import Study
 
     formats = ("table", "csv", "json", "markdown")
     if format not in formats:
         raise UnknownNameError("format", format, formats)
     opened = Study.open(study)
-    objectives = opened.config.objectives
-    best = table.front(opened.records(), objectives)
+    objectives, records = opened.config.objectives, opened.records()
+    best = table.front(records, objectives)
+    verdict = judged(records, opened.attributes(), opened.config)
+    for line in _verdict_lines(verdict) if format != "table" else ():
+        say(line)
     match format:
         case "csv":
-            tell(table.as_csv(best), end="")
+            tell(table.as_csv(best, verdict), end="")
         case "json":
-            print_json([table.as_json(record) for record in best])
+            print_json([table.as_json(record, verdict) for record in best])
         case "markdown":
-            tell(table.markdown(best, objectives), end="")
+            tell(table.markdown(best, objectives, verdict), end="")
         case _:
-            title = f"Pareto front of {study}: {len(best)} networks"
-            print_table(table.terminal(best, objectives, title))
+            _print_front(study, best, objectives, verdict)
 
 
 def space(
@@ -192,11 +259,11 @@ def space(
     from levit_search.study import parse_settings, read_config, space_file
 
     path = space_file(space)
-    config = read_config(path, parse_settings(settings or []))
+    config = _with_ends(read_config(path, parse_settings(settings or [])))
     compiled = config.space(str(path))
     survey = compiled.survey(sample)
-    names = architecture.published_names()
-    inside = [n for n in names if compiled.encode(architecture.published(n)) is not None]
+    published = architecture.published_for(**compiled.sizes)
+    inside = [name for name, network in published.items() if compiled.encode(network) is not None]
     slots = {slot.name: list(slot.values) for slot in compiled.slots}
     if as_json:
         print_json(
@@ -232,6 +299,21 @@ def space(
     tell(textwrap.fill(f"Published networks inside: {published}", 100, subsequent_indent="  "))
 
 
+def _with_ends(config: "StudyConfig") -> "StudyConfig":
+    """A configuration whose networks can be counted though its data is not here."""
+    from levit_search.data import describe
+
+    ends = {"in_channels": 3, "num_classes": 1000}
+    if ends.keys() <= config.architecture.keys():
+        return config
+    try:
+        describe(config.data)
+    except InputError as error:
+        say(f"levit-search: {error}; shown for 3 channels and 1000 classes")
+        return config.model_copy(update={"architecture": {**ends, **config.architecture}})
+    return config
+
+
 def _together(names: list[str]) -> list[str]:
     """Published names, those of one and the same network as ``ablation-base = ablation-A4``."""
     from levit_search.architecture import published
@@ -252,13 +334,31 @@ def _cost_quantiles(survey: "Survey") -> dict[str, dict[str, float]]:
     return {name: quantiles(column) for name, column in zip(Cost._fields, columns, strict=True)}
 
 
+_WHOLE_TIME = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s)?", re.ASCII)
+_PART_OF_TIME = re.compile(r"(\d{1,9}\.\d{1,9})([hms]?)", re.ASCII)
+
+
 def _seconds(text: str | None) -> float | None:
-    """``90s``, ``30m``, ``2h30m`` or plain seconds."""
+    """A time such as ``30m``, ``1.5h`` or ``1h30`` (an hour and 30 minutes) in seconds.
+
+    Raises:
+        InputError: it is none, or no time at all.
+    """
     if text is None:
         return None
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
-    parts = [int(part or 0) for part in found.groups()] if found and text.strip() else [0]
-    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    given = text.strip()
+    if part := _PART_OF_TIME.fullmatch(given):
+        seconds = float(part[1]) * {"h": 3600, "m": 60}.get(part[2], 1)
+    else:
+        # What the last number leaves out is the unit below the one before it.
+        for pattern, unit in ((r"(h[0-5]?\d)", "m"), (r"(m[0-5]?\d|^\d+)", "s")):
+            given = re.sub(rf"{pattern}$", rf"\1{unit}", given, flags=re.ASCII)
+        whole = _WHOLE_TIME.fullmatch(given)
+        hours, minutes, rest = (int(each or 0) for each in whole.groups()) if whole else (0, 0, 0)
+        seconds = 3600.0 * hours + 60 * minutes + rest
     if seconds <= 0:
-        raise InputError(f"--time {text}: expected a time such as 90s, 30m or 2h30m")
-    return float(seconds)
+        raise InputError(
+            f"--time {text}: expected a time such as 90s, 30m or 2h30m; also 90, 1h30 (an hour and "
+            "30 minutes), 2m30 and 1.5h"
+        )
+    return seconds

@@ -121,14 +121,14 @@ def _trained(arch: str, network: "Architecture") -> Path | None:
 
 def _write(content: str | bytes, out: Path | None) -> None:
     from levit_search.files import write_atomically
+    from levit_search.printable import encodable
 
     if out is not None:
         try:
             write_atomically(out, content)
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
-    elif isinstance(content, bytes):
-        sys.stdout.buffer.write(content)
+    else:  # a document says itself that it is in UTF-8
+        raw = encodable(content).encode() if isinstance(content, str) else content
+        sys.stdout.buffer.write(raw)
         sys.stdout.buffer.flush()
-    else:
-        sys.stdout.write(content)

@@ -1,6 +1,5 @@
 """The command that trains the weights that a space's networks share."""
 
-import shlex
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +8,7 @@ import typer
 
 from levit_search.cli.options import Json, NewStudyFolder, Settings
 from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
+from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from levit_search.progress import StepProgress
@@ -40,7 +40,7 @@ def supernet(
     changes = {"accuracy": "supernet", **parse_settings(settings or [])}
     changes |= {key: value for key, value in given.items() if value is not None}
     path = space_file(space)
-    opened = begin(read_config(path, changes), study, sys.argv, None, str(path))
+    opened = begin(read_config(path, changes), study, sys.argv, None, str(path), say=say)
     try:
         with opened.lock(), StepProgress() as shown:
             card = _trained(opened, shown)
@@ -120,5 +120,5 @@ def _print(card: dict[str, Any], study: "Study", space: str) -> None:
         f"\n{card['epochs']} epochs, {1 + 1 + card['members']} networks a batch, "
         f"{card['seconds']:.0f} s. Files: {study.folder}/supernet. Next:"
     )
-    command = f"levit-search run {shlex.quote(space)} --study {shlex.quote(str(study.folder))}"
+    command = f"levit-search run {quoted(space)} --study {quoted(str(study.folder))}"
     tell(textwrap.indent(f"{command} --set accuracy=supernet --trials 1000", "  "))

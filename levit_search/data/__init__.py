@@ -7,8 +7,16 @@ split keeps them; from one without any, ``test`` is cut first.
 """
 
 from levit_search.data.decoding import Decoding
-from levit_search.data.loading import Arrays, Pictures, Split, fingerprint, load, load_described
-from levit_search.data.sets import user_cache
+from levit_search.data.loading import (
+    Arrays,
+    Outline,
+    Pictures,
+    Split,
+    fingerprint,
+    load,
+    load_described,
+    outline,
+)
 from levit_search.data.sources import (
     ArraySource,
     DataConfig,
@@ -29,6 +37,7 @@ __all__ = [
     "DataSurvey",
     "Decoding",
     "FileSource",
+    "Outline",
     "Pictures",
     "Source",
     "Split",
@@ -39,6 +48,6 @@ __all__ = [
     "load",
     "load_described",
     "looked_at",
+    "outline",
     "survey",
-    "user_cache",
 ]

@@ -45,7 +45,7 @@ def opened(content: bytes) -> Image.Image:
             DecompressionBombError if it is too large, or too long and thin.
     """
     if len(content) > MOST_BYTES:
-        raise ValueError(f"{len(content)} bytes, more than {MOST_BYTES}")
+        raise ValueError(f"more than {MOST_BYTES} bytes")
     picture = Image.open(io.BytesIO(content), formats=formats())
     pixels = picture.width * picture.height
     if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
@@ -55,7 +55,7 @@ def opened(content: bytes) -> Image.Image:
     swapped = _with_bytes_swapped(picture)
     if swapped is not None:
         lower = Image.open(io.BytesIO(content), formats=formats())
-        lower.tile = swapped  # type: ignore[attr-defined]
+        lower.tile = swapped
         picture.info[_LOWER] = lower
     return picture
 
@@ -121,7 +121,8 @@ def numbers(picture: Image.Image) -> np.ndarray | None:
     if lower is None:
         return None
     upper = np.asarray(picture).astype(np.uint16)
-    return upper << 8 | np.asarray(lower)
+    both: np.ndarray = upper << 8 | np.asarray(lower)
+    return both
 
 
 def _with_8_bits(picture: Image.Image, values: np.ndarray, how: Decoding) -> Image.Image:

@@ -1,6 +1,6 @@
-"""What single pictures tell, found once and kept in the user's cache.
+"""What pictures tell: each of them by itself, and whether mirrored ones still are of their class.
 
-It is used again as long as a file has the same size and time.
+It is kept in the user's cache, and used again as long as a file has the same size and time.
 """
 
 import gzip
@@ -12,17 +12,15 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
+from levit_search.configuration import Frozen
 from levit_search.data.decoding import Decoding, decoded, is_transparent, numbers, opened
-from levit_search.data.mirroring import SIZE, Mirroring, compare_mirrored
-from levit_search.data.sets import user_cache
 from levit_search.data.sources import (
     DataConfig,
     FileSource,
@@ -30,11 +28,12 @@ from levit_search.data.sources import (
     SplitName,
     UnreadableError,
     decode,
+    no_bomb_warnings,
     squared,
     unreadable,
 )
 from levit_search.data.timm_sets import RowSource
-from levit_search.files import write_atomically
+from levit_search.files import expanded, user_cache, write_atomically
 
 LOOKED_AT = 100_000
 """Pictures of a set at most; of larger ones so many, evenly spread over each class."""
@@ -46,10 +45,26 @@ _HIDDEN = 48  # of 255: a colour nearer to the ground than this is lost on it
 _VISIBLE = 128  # of 255: alpha from which a pixel belongs to what is shown
 _MIRRORED = 1500  # pictures on which mirroring is tried
 _VERSION = 1  # of the cache
+_SIZE = 24  # pixels a side, then
+_FOLDS = 5
 SPOKEN_S = 5.0
 """Between two words about how far it is."""
 
 Told = Callable[[str], None]
+
+
+class Mirroring(Frozen):
+    """Whether mirrored pictures are taken for their own class, as a simple classifier sees it."""
+
+    pictures: int
+    """On which that was tried, each seen by a classifier that was fitted without it."""
+    upright_percent: float
+    """Of the pictures as they are, the share taken for their class."""
+    mirrored_percent: float
+    """The same of the pictures mirrored."""
+    verdict: Literal["keeps classes", "changes classes", "cannot be told"]
+    confused: tuple[str, str] | None = None
+    """The class whose mirrored pictures suffer most, and what they are taken for."""
 
 
 class Facts(NamedTuple):
@@ -89,7 +104,7 @@ class Looked(NamedTuple):
     where: str
     facts: Facts | None
     """None of one that was not looked at, of a very large set."""
-    index: int = 0
+    place: int = 0
     """In its source."""
 
 
@@ -101,15 +116,19 @@ class FactTable:
     """
 
     def __init__(self, config: DataConfig, sources: Mapping[SplitName, Source]) -> None:
-        root = None if config.root is None else str(Path(config.root).expanduser().absolute())
+        root = None if config.root is None else str(expanded(config.root).absolute())
         place = [config.name, root, config.train_split, config.test_split]
         name = f"{content_digest(json.dumps(place).encode())}.json.gz"
-        self._path = user_cache() / "surveys" / name
+        path = user_cache() / "surveys" / name
+        # Within the data it would be taken for a part of it.
+        self._path = None if root is not None and path.is_relative_to(root) else path
         self._sources = sources
         self._files: dict[str, list[Any]] = {}
         self._mirroring: dict[str, dict[str, Any]] = {}
         # What is damaged is found out again.
         with suppress(OSError, EOFError, ValueError, LookupError, TypeError, zlib.error):
+            if self._path is None:
+                raise LookupError
             kept = json.loads(gzip.decompress(self._path.read_bytes()))
             if kept["version"] == _VERSION:
                 self._files, self._mirroring = dict(kept["files"]), dict(kept["mirroring"])
@@ -151,7 +170,7 @@ class FactTable:
     ) -> None:
         spoken = time.monotonic()
         # Pillow decodes and hashlib hashes without Python's lock.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        with no_bomb_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             found = threads.map(lambda each: _examined(self._sources[each[0]], each[1]), places)
             for count, (place, facts) in enumerate(zip(places, found, strict=True), start=1):
                 self._files[place[2]] = [*place[3], *facts]
@@ -169,8 +188,8 @@ class FactTable:
         squares, labels = [], []
         for each in (pictures[place] for place in few.tolist()):
             with suppress(UnreadableError):  # where it was not looked at
-                picture = decode(self._sources[each.split], each.index, how)
-                squares.append(squared(picture, SIZE))
+                picture = decode(self._sources[each.split], each.place, how)
+                squares.append(squared(picture, _SIZE))
                 labels.append(each.label)
         found = compare_mirrored(np.stack(squares), np.array(labels), names)
         self._mirroring = {key: found.model_dump(mode="json")}
@@ -178,6 +197,8 @@ class FactTable:
         return found
 
     def _save(self) -> None:
+        if self._path is None:
+            return
         content = {"version": _VERSION, "files": self._files, "mirroring": self._mirroring}
         packed = gzip.compress(json.dumps(content).encode(), 1)
         with suppress(OSError):  # a cache that cannot be written costs time alone
@@ -291,8 +312,8 @@ def _orientation(picture: Image.Image) -> int:
 def _thumbnail(picture: Image.Image) -> Image.Image:
     """A picture of 64 pixels a side at most, each the mean of some; small ones as they are."""
     factor = max(1, -(-max(picture.size) // _THUMBNAIL))
-    factors = tuple(min(factor, side) for side in picture.size)
-    return picture.reduce(factors) if factor > 1 else picture
+    width, height = picture.size
+    return picture.reduce((min(factor, width), min(factor, height))) if factor > 1 else picture
 
 
 def _bounds(values: NDArray[Any]) -> tuple[float, float]:
@@ -315,3 +336,93 @@ def _hidden(pixels: NDArray[np.uint8]) -> tuple[float, float, float] | None:
         float((np.abs(colours - ground).max(axis=1) < _HIDDEN).mean()) for ground in GROUNDS
     )
     return white, black, grey
+
+
+def compare_mirrored(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], names: Sequence[str]
+) -> Mirroring:
+    """Try whether mirrored pictures are taken for their own class as often as others.
+
+    A classifier (ridge regression with a Gaussian kernel on colours and on histograms of oriented
+    gradients, after Dalal and Triggs 2005) is fitted on four fifths of the pictures as they are,
+    and asked about the last fifth as it is and mirrored. Mirroring changes classes where ten in a
+    hundred pictures more are taken for another class once mirrored, or in one class half of them
+    for a single other one, and more than chance would have it (one-sided sign tests at 1 %).
+
+    Args:
+        images: uint8 [N, C, 24, 24].
+        labels: int64 [N].
+        names: of the classes.
+    """
+    from scipy.stats import binomtest
+    from sklearn.kernel_ridge import KernelRidge
+    from sklearn.model_selection import StratifiedKFold
+
+    classes, sizes = len(names), np.bincount(labels, minlength=len(names))
+    if sizes.min() < _FOLDS:
+        return Mirroring(
+            pictures=0, upright_percent=0, mirrored_percent=0, verdict="cannot be told"
+        )
+    upright, mirrored = _features(images), _features(images[..., ::-1])
+    middle, spread = upright.mean(axis=0), upright.std(axis=0) + 1e-3
+    views = (upright - middle) / spread, (mirrored - middle) / spread
+    guesses = np.zeros((2, len(labels)), np.int64)
+    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
+    for fitted, asked in folds.split(views[0], labels):
+        model = KernelRidge(alpha=0.3, kernel="rbf", gamma=0.5 / views[0].shape[1])
+        model.fit(views[0][fitted], np.eye(classes)[labels[fitted]])
+        for row, view in enumerate(views):
+            guesses[row, asked] = model.predict(view[asked]).argmax(axis=1)
+
+    def more(after: NDArray[np.bool_], before: NDArray[np.bool_], level: float) -> bool:
+        came, went = int((after & ~before).sum()), int((before & ~after).sum())
+        return came > went and binomtest(came, came + went, alternative="greater").pvalue < level
+
+    wrong = guesses != labels
+    # Of each class, the share of mirrored pictures that is taken for each other one.
+    taken = np.zeros((classes, classes))
+    np.add.at(taken, (labels[wrong[1]], guesses[1][wrong[1]]), 1)
+    taken /= sizes[:, None]
+    own, other = (int(place) for place in np.unravel_index(taken.argmax(), taken.shape))
+    of_class = labels == own
+    swapped = taken[own, other] >= 0.5 and more(
+        guesses[1][of_class] == other, guesses[0][of_class] == other, 0.01 / classes**2
+    )
+    worse = wrong[1].mean() - wrong[0].mean() >= 0.1 and more(wrong[1], wrong[0], 0.01)
+    # What does no better than guessing cannot tell.
+    known, guessing = int((~wrong[0]).sum()), float(sizes.max() / len(labels))
+    knows = binomtest(known, len(labels), guessing, alternative="greater").pvalue < 0.01
+    changes = swapped or worse
+    return Mirroring(
+        pictures=len(labels),
+        upright_percent=round(100 * float(1 - wrong[0].mean()), 1),
+        mirrored_percent=round(100 * float(1 - wrong[1].mean()), 1),
+        verdict="changes classes" if changes else "keeps classes" if knows else "cannot be told",
+        confused=(names[own], names[other]) if swapped else None,
+    )
+
+
+def _features(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Colours in a grid of 6x6 and, in one of 4x4, histograms of gradients in eight directions, of
+    each image [N, C, S, S]: float64 [N, 36 C + 128]."""
+    count, channels, size, _ = images.shape
+    pixels = images.astype(np.float64) / 255
+    step = size // 6
+    tints = pixels.reshape(count, channels, 6, step, 6, step).mean(axis=(3, 5))
+    rows, columns = np.gradient(pixels, axis=(2, 3))
+    strongest = np.hypot(rows, columns).argmax(axis=1)[:, None]
+    rows, columns = (np.take_along_axis(each, strongest, 1)[:, 0] for each in (rows, columns))
+    strength = np.hypot(rows, columns)
+    direction = np.floor((np.arctan2(rows, columns) / (2 * np.pi) + 1 / 16) * 8).astype(int) % 8
+    cell = size // 4
+    histograms = np.stack(
+        [
+            (strength * (direction == each)).reshape(count, 4, cell, 4, cell).sum(axis=(2, 4))
+            for each in range(8)
+        ],
+        axis=1,
+    ).reshape(count, -1)
+    histograms /= np.linalg.norm(histograms, axis=1, keepdims=True) + 1e-3
+    return np.hstack(
+        (tints.reshape(count, -1) - tints.mean(axis=(1, 2, 3))[:, None], 4 * histograms)
+    )

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +25,12 @@ from levit_search.data.sources import (
     bounded,
     cut,
     decode,
+    no_bomb_warnings,
     squared,
     stratified,
 )
-from levit_search.data.streams import Stream
 from levit_search.data.survey import describe, looked_at, open_set, unreadable_of
-from levit_search.data.timm_sets import RowSource
+from levit_search.data.timm_sets import RowSource, Stream
 from levit_search.errors import InputError
 
 _TEST_SHARE = 0.2  # of a set that brings no test part
@@ -202,14 +203,12 @@ def load_described(
     faults = data_set.faults if isinstance(data_set, Stream) else Faults(config.max_unreadable)
     parts = _parts(data_set.sources(), config, info)
     how = config.model_copy(update={"in_channels": info.in_channels}).decoding
-    images = sum(len(indices) for _, indices in parts.values())
-    fits = images * info.in_channels * size**2 <= config.memory_limit_mb * 10**6
     splits: dict[SplitName, Split] = {}
-    if fits if config.in_memory is None else config.in_memory:
+    known = unreadable_of(config)
+    if _are_held(parts, info, size, config):
         for name, (source, indices) in parts.items():
             splits[name] = held(source, indices, how, size, faults)
     else:
-        known = unreadable_of(config)
         for name, (source, indices) in parts.items():
             bad = [index for index in indices.tolist() if source.name(index) in known]
             for index in bad:
@@ -220,6 +219,38 @@ def load_described(
         left_out = "1 image" if len(faults) == 1 else f"{len(faults)} images"
         say(f"{config.name}: left out {left_out} that cannot be read: {faults}")
     return info, splits
+
+
+class Outline(NamedTuple):
+    """How much there is of a data set."""
+
+    info: DataInfo
+    images: dict[SplitName, int]
+    """Of each split, unreadable ones included."""
+    are_held: bool
+    """Whether they are held in memory."""
+
+
+def outline(config: DataConfig) -> Outline:
+    """How many images :func:`load` gives, without decoding them.
+
+    Raises:
+        InputError: as :func:`load`.
+    """
+    config = looked_at(config)
+    info = describe(config)
+    parts = _parts(open_set(config).sources(), config, info)
+    images = {name: len(indices) for name, (_, indices) in parts.items()}
+    size = config.image_size or info.image_size
+    return Outline(info, images, _are_held(parts, info, size, config))
+
+
+def _are_held(
+    parts: "Mapping[SplitName, Part]", info: DataInfo, size: int, config: DataConfig
+) -> bool:
+    images = sum(len(indices) for _, indices in parts.values())
+    fits = images * info.in_channels * size**2 <= config.memory_limit_mb * 10**6
+    return fits if config.in_memory is None else config.in_memory
 
 
 Part = tuple[Source, NDArray[np.int64]]
@@ -283,7 +314,7 @@ def held(
 
     readable = np.ones(len(indices), bool)
     # Pillow decodes and scales without Python's lock.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    with no_bomb_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for position, reason in enumerate(threads.map(read, range(len(indices)))):
             if reason is not None:
                 readable[position] = False

@@ -25,7 +25,9 @@ from levit_search.data.sources import (
     first_line,
 )
 from levit_search.errors import InputError, did_you_mean
+from levit_search.files import expanded, user_cache
 from levit_search.plugins import Plugin
+from levit_search.printable import readable_name
 
 DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
 FASHION_CLASSES = (
@@ -46,12 +48,6 @@ _FASHION_FILES = {
 }
 _MOST_BYTES = 1 << 27  # of one of them, unpacked; the largest has 47 million
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
-
-
-def user_cache() -> Path:
-    """Where downloads and teachers are kept: ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "levit-search"
 
 
 class Digits:
@@ -96,7 +92,7 @@ def fashion_root(config: DataConfig) -> Path | None:
         InputError: a root was named, but the files are not in it.
     """
     if config.root is not None:
-        root = Path(config.root).expanduser()
+        root = expanded(config.root)
         for place in (root, root / "FashionMNIST" / "raw"):
             if _has_fashion(place):
                 return place
@@ -176,7 +172,7 @@ class Folder:
                 "data.root: is required for data.name folder: a folder with train/ and val/, each "
                 "with one folder of images for each class"
             )
-        self._root = Path(config.root).expanduser()
+        self._root = expanded(config.root)
         for part in ("train", "val"):
             if not (self._root / part).is_dir():
                 raise InputError(
@@ -190,7 +186,7 @@ class Folder:
         self.left_out: Counter[str] = Counter()
 
     def describe(self) -> tuple[str, ...]:
-        return tuple(_shown(name) for name in self._classes)
+        return tuple(readable_name(name) for name in self._classes)
 
     def sources(self) -> dict[SplitName, Source]:
         self.left_out.clear()
@@ -235,11 +231,6 @@ class Folder:
                 elif not name.startswith("."):
                     is_there = Path(place, name).exists()
                     self.left_out[ending if is_there else "broken link"] += 1
-
-
-def _shown(name: str) -> str:
-    """A class's name as it is shown; bytes of it that are no UTF-8 become escape sequences."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _endings() -> frozenset[str]:

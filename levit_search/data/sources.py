@@ -1,6 +1,7 @@
 """What a data set is: its configuration, its labelled pictures one at a time, and its splits."""
 
 import stat
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -321,6 +322,14 @@ def unreadable() -> Iterator[None]:
     except refusals() as error:
         reason = first_line(error)
         raise UnreadableError("not an image" if "cannot identify" in reason else reason) from None
+
+
+@contextmanager
+def no_bomb_warnings() -> Iterator[None]:
+    """Keep Pillow from warning of pictures of too many pixels, which are an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def refusals() -> tuple[type[Exception], ...]:

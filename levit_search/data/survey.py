@@ -25,10 +25,10 @@ from levit_search.data.facts import (
     Facts,
     FactTable,
     Looked,
+    Mirroring,
     content_digest,
     facts_of,
 )
-from levit_search.data.mirroring import Mirroring
 from levit_search.data.sets import Digits, FashionMnist, Folder, PlugIn
 from levit_search.data.sources import (
     ArraySource,
@@ -40,8 +40,7 @@ from levit_search.data.sources import (
     UnreadableError,
     unreadable,
 )
-from levit_search.data.streams import Stream
-from levit_search.data.timm_sets import Rows, TorchSet, class_labels
+from levit_search.data.timm_sets import Rows, Stream, TorchSet, class_labels
 from levit_search.errors import InputError
 
 _LARGEST, _STEP = 224, 16  # of the size that suits a set
@@ -109,6 +108,11 @@ class DataSurvey(Frozen):
     @property
     def info(self) -> DataInfo:
         return DataInfo(self.in_channels, self.class_names, self.hflip, self.image_size)
+
+    def told_counts(self) -> str:
+        """How many pictures and classes there are."""
+        pictures = sum(map(sum, self.counts.values()))
+        return f"{pictures:,} pictures of {len(self.class_names)} classes"
 
     def lines(self) -> list[str]:
         """The survey for people, a fact a line."""
@@ -199,11 +203,15 @@ def check(found: DataSurvey, config: DataConfig) -> None:
             f"data.max_unreadable: more than {config.max_unreadable} images are unreadable: "
             f"{listed}{f' and {more} more' if more else ''}"
         )
-    if config.fingerprint not in (None, found.fingerprint):
+    _check_fingerprint(config, found.fingerprint)
+
+
+def _check_fingerprint(config: DataConfig, found: str) -> None:
+    if config.fingerprint not in (None, found):
         raise InputError(
-            f"data.root: {config.root}: its pictures are not those that the study was made for "
-            f"(fingerprint {found.fingerprint}, not {config.fingerprint}); put those back, or "
-            "begin another study"
+            f"data.root: the pictures in {config.root} are not those that the study was made for "
+            f"(fingerprint {found}, not {config.fingerprint}); put those back, or name the folder "
+            "where they lie"
         )
 
 
@@ -235,18 +243,23 @@ def unreadable_of(config: DataConfig) -> dict[str, str]:
     """The pictures of a set of files that cannot be read, by name, with the reason.
 
     Raises:
-        InputError: as :func:`survey` and :func:`check`.
+        InputError: the data is missing, or not the pictures of ``config.fingerprint``.
     """
     data_set = open_set(config)
     if isinstance(data_set.describe(), DataInfo) or isinstance(data_set, Stream):
         return {}
     table = FactTable(config, data_set.sources())
     table.fill(_silent)
-    return {
+    broken = {
         each.name: each.facts.error
         for each in table.looked
         if each.facts is not None and each.facts.error is not None
     }
+    if config.fingerprint is not None:
+        _check_fingerprint(
+            config, _fingerprint(each for each in table.looked if each.name not in broken)
+        )
+    return broken
 
 
 def _known(config: DataConfig, data_set: DataSet, info: DataInfo) -> DataSurvey:
@@ -290,13 +303,14 @@ def _survey(
     broken = [each for each in looked if each.facts is not None and each.facts.error is not None]
     _check_classes(counts, class_names, broken)
     seen = [each.facts for each in readable if each.facts is not None]
+    train = [each.facts for each in readable if each.facts and each.split == "train"]
     coloured = sum(facts.is_coloured for facts in seen)
     hidden = [facts.hidden for facts in seen if facts.hidden is not None]
     constant = _constant_channels(seen) if coloured else ()
     found = config.model_copy(
         update={
-            "in_channels": config.in_channels or (3 if coloured else 1),
-            "image_size": config.image_size or _own_size(seen),
+            "in_channels": config.in_channels or (1 if all(map(_is_grey, seen)) else 3),
+            "image_size": config.image_size or _own_size(train),
             "ground": _ground(hidden) if config.ground is None else config.ground,
             "integer_range": config.integer_range or _range(seen, is_float=False),
             "float_range": config.float_range or _range(seen, is_float=True),
@@ -356,7 +370,9 @@ def _check_classes(
         InputError: one has not.
     """
     for split, label in dict.fromkeys((each.split, each.label) for each in broken):
-        if split not in counts or not counts[split][label]:
+        if split not in counts:
+            raise InputError(f"data: {split}: no readable images in {', '.join(names)}")
+        if not counts[split][label]:
             its = [each for each in broken if (each.split, each.label) == (split, label)]
             first = its[0]
             assert first.facts is not None
@@ -364,6 +380,11 @@ def _check_classes(
                 f"data: class {names[label]!r}: none of its {len(its)} pictures for {split} can be "
                 f"read (the first: {first.where}: {first.facts.error}); mend or remove this class"
             )
+
+
+def _is_grey(facts: Facts) -> bool:
+    """Whether a picture is stored in grey."""
+    return facts.mode.split(";")[0] in ("1", "L", "LA", "La", "I", "F")
 
 
 def _own_size(seen: Sequence[Facts]) -> int:
@@ -506,7 +527,9 @@ def _lines(found: DataSurvey) -> Iterator[str]:
     same = f"all {w0}x{h0}" if (w0, h0) == (w2, h2) else f"{w0}x{h0} to {w2}x{h2}, median {w1}x{h1}"
     yield f"size: {same}; shown at {found.image_size} px unless data.image_size says otherwise"
     modes = ", ".join(f"{count:,} {mode}" for mode, count in found.modes.items())
-    yield f"modes: {modes}; {found.coloured:,} in colour: {channels}"
+    yield f"modes: {modes}; {found.coloured:,} show colours: {channels}"
+    if found.in_channels == 3 and not found.coloured:
+        yield "none shows colours: data.in_channels=1 would do, in less time"
     yield from _told_reading(found)
     yield _told_mirroring(found)
     yield _told_duplicates(found.duplicates)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from levit_search import __version__
 from levit_search.batches import Batches
-from levit_search.data import DataConfig, user_cache
+from levit_search.data import DataConfig
 from levit_search.distill.chunks import MOST_CLASSES, Answer, Header
 from levit_search.distill.store import Store
 from levit_search.errors import InputError
+from levit_search.files import user_cache
 from levit_search.recipe import Recipe, TeacherConfig
 
 

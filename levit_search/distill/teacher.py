@@ -20,7 +20,7 @@ from torch import nn
 
 from levit_search import __version__
 from levit_search.batches import Batches
-from levit_search.data import DataConfig, user_cache
+from levit_search.data import DataConfig
 from levit_search.distill.answers import TeacherAnswers, header_of
 from levit_search.distill.disk import check_room
 from levit_search.distill.network import (
@@ -33,7 +33,7 @@ from levit_search.distill.network import (
     weights_digest,
 )
 from levit_search.errors import InputError, TrialError
-from levit_search.files import write_atomically
+from levit_search.files import expanded, user_cache, write_atomically
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.sealed import DamagedError, read_sealed, write_sealed
 from levit_search.train import (
@@ -154,7 +154,7 @@ def _file(config: TeacherConfig) -> Path | None:
     """The file that a configuration names, if it does."""
     if config.weights in ("train", "pretrained"):
         return None
-    return Path(config.weights).expanduser()
+    return expanded(config.weights)
 
 
 def _key(config: TeacherConfig, batches: Batches, seed: int) -> str:

@@ -4,9 +4,9 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from levit_search.data import user_cache
 from levit_search.doctor import disks, installation, machine, of_study, runtimes, surroundings
 from levit_search.doctor.finding import Check
+from levit_search.files import user_cache
 
 _STUDIES = Path("studies")
 _CHILD_S = installation.CHILD_S + 5

@@ -8,9 +8,9 @@ import sqlite3
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from shlex import quote
 
 from levit_search.doctor.finding import Finding, fail, ok, warn
+from levit_search.printable import quoted
 
 _BLOCK = 1 << 20
 _NO_ROOM_MB, _LITTLE_ROOM_MB = 100, 2000
@@ -137,23 +137,24 @@ def _way_out(error: OSError, place: Path, elsewhere: str) -> str:
     if error.errno == errno.EROFS:
         return f"have it mounted for writing, or {elsewhere}"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"chmod u+rwx {quote(str(place))}, or have its owner do so, or {elsewhere}"
+        return f"chmod u+rwx {quoted(str(place))}, or have its owner do so, or {elsewhere}"
     return f"see what is wrong with {place}, or {elsewhere}"
 
 
 def _file_system(place: Path) -> str:
     """The kind of file system that a folder is on; empty where that is not told."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
         return ""
     best, kind = Path("/"), ""
     here = place.resolve()
     for line in lines:
-        fields, _, rest = line.partition(" - ")
-        point = Path(fields.split()[4].encode().decode("unicode_escape"))
+        fields, _, rest = line.partition(b" - ")
+        name = fields.split()[4].decode("unicode_escape").encode("latin-1")
+        point = Path(os.fsdecode(name))
         if here.is_relative_to(point) and len(point.parts) >= len(best.parts):
-            best, kind = point, rest.split()[0]
+            best, kind = point, os.fsdecode(rest.split()[0])
     return kind
 
 

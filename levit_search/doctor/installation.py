@@ -1,6 +1,5 @@
 """The Python that runs this, and what is installed in it."""
 
-import importlib.util
 import platform
 import re
 import sys
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING
 from levit_search import __version__
 from levit_search.doctor.child import carried_out
 from levit_search.doctor.finding import Finding, fail, ok, warn
+from levit_search.latency.worker import UNKNOWN, distribution
+from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -92,8 +93,8 @@ def package() -> list[Finding]:
                 "installation",
                 _NAME,
                 f"{__version__} in {where}, not installed",
-                "a study cannot note its versions, and plug-ins are not found",
-                f"pip install -e {where.parent}",
+                "the bounds of packages are not known",
+                f"{_PIP} install -e {quoted(str(where.parent))}",
             )
         ]
     if known != __version__:
@@ -103,7 +104,7 @@ def package() -> list[Finding]:
                 _NAME,
                 f"{__version__} in {where}, installed as {known}",
                 "bounds of packages may be those of another release",
-                f"pip install -e {where.parent}",
+                f"{_PIP} install -e {quoted(str(where.parent))}",
             )
         ]
     return [ok("installation", _NAME, f"{__version__} in {where}")]
@@ -117,26 +118,31 @@ def packages() -> list[Finding]:
     wanted_again: list[Requirement] = []
     lacking: dict[str, list[str]] = {name: [] for name in _EXTRAS}
     count = 0
-    for line in metadata.requires(_NAME) or []:
+    others: list[str] = []
+    for line in _required():
         wanted = Requirement(line)
         extra = _extra_of(wanted)
         if extra == "dev" or (extra is None and wanted.marker and not wanted.marker.evaluate()):
             continue
-        try:
-            version = metadata.version(wanted.name)
-        except metadata.PackageNotFoundError:
+        found = _installed(wanted.name)
+        if found is None:
             if extra is not None:
                 lacking.setdefault(extra, []).append(wanted.name)
                 continue
             wrong.append(f"{wanted.name} is missing")
         else:
             count += 1
-            if wanted.specifier.contains(version, prereleases=True):
+            name, version = found
+            if name != wanted.name:
+                others.append(f"{name} {version} for {wanted.name}")
+                wanted.name = name
+            if version == UNKNOWN or wanted.specifier.contains(version, prereleases=True):
                 continue
             wrong.append(f"{wanted.name} is {version}, not {wanted.specifier}")
         wanted.marker = None
         wanted_again.append(wanted)
-    findings = [ok("installation", "packages", f"{count} as asked for")]
+    told = "".join(f"; {each}" for each in others)
+    findings = [ok("installation", "packages", f"{count} as asked for{told}")]
     if wrong:
         names = " ".join(f"'{each}'" for each in wanted_again)
         mend = f"{_PIP} install {names}"
@@ -144,16 +150,16 @@ def packages() -> list[Finding]:
         findings = [fail("installation", "packages", "; ".join(wrong), breaks, mend)]
     there = [name for name, absent in lacking.items() if not absent]
     away = [name for name, absent in lacking.items() if absent]
-    found = ", ".join(there) or "none"
+    extras = ", ".join(there) or "none"
     if away:
         told_of = ", ".join(f"{name} ({_EXTRAS.get(name, 'more')})" for name in away)
-        found += f"; not installed: {told_of}; pip install '{_NAME}[{','.join(away)}]'"
-    return [*findings, ok("installation", "extras", found)]
+        extras += f"; not installed: {told_of}; pip install '{_NAME}[{','.join(away)}]'"
+    return [*findings, ok("installation", "extras", extras)]
 
 
 def imports() -> list[Finding]:
     """Whether everything imports but torch and what needs it."""
-    modules = {name: each for name, each in _MODULES.items() if _is_installed(each)}
+    modules = {name: each for name, each in _MODULES.items() if _installed(name) is not None}
     steps = carried_out(list(modules.values()), CHILD_S)
     broken = [name for name, module in modules.items() if not steps[module].is_ok]
     if not broken:
@@ -162,11 +168,12 @@ def imports() -> list[Finding]:
         fail(
             "installation",
             name,
-            f"{_version(name)} does not import: {steps[modules[name]].text}",
+            f"{found[1]} does not import: {steps[modules[name]].text}",
             "whatever needs it",
-            f"{_PIP} install --force-reinstall {name}",
+            f"{_PIP} install --force-reinstall {found[0]}",
         )
         for name in broken
+        if (found := _installed(name)) is not None
     ]
 
 
@@ -175,12 +182,17 @@ def _extra_of(wanted: "Requirement") -> str | None:
     return found[1] if found else None
 
 
-def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module.partition(".")[0]) is not None
-
-
-def _version(name: str) -> str:
+def _required() -> list[str]:
     try:
-        return metadata.version(name)
+        return metadata.requires(_NAME) or []
+    except metadata.PackageNotFoundError:  # which is a finding of its own
+        return []
+
+
+def _installed(name: str) -> tuple[str, str] | None:
+    """A distribution and its version, or another's that brings the same module."""
+    try:
+        return name, metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "an unknown version"
+        module = _MODULES.get(name, name.replace("-", "_"))
+        return distribution(module.partition(".")[0])

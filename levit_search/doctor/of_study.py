@@ -3,11 +3,11 @@
 import json
 from collections import Counter
 from pathlib import Path
-from shlex import quote
 
 from levit_search.doctor.finding import Finding, fail, ok, warn
 from levit_search.doctor.surroundings import data_of
 from levit_search.errors import InputError
+from levit_search.printable import quoted
 from levit_search.sealed import DamagedError, check_weights, read_bounded, read_sealed
 from levit_search.study import Record, Study
 
@@ -40,7 +40,7 @@ def study(folder: Path) -> list[Finding]:
         findings.append(ok("study", "trials", f"{shown}; {opened.place} is whole"))
         findings += _weights(opened, records)
     findings += _supernet(opened)
-    return [*findings, *_files(folder, busy), *data_of(opened.config.data)]
+    return [*findings, *_files(folder, busy), *data_of(folder, opened.config.data)]
 
 
 def _told_and_way(error: InputError, otherwise: str) -> tuple[str, str]:
@@ -52,7 +52,7 @@ def _told_and_way(error: InputError, otherwise: str) -> tuple[str, str]:
 def _way_to_trials(opened: Study) -> str:
     if opened.place.file is None:
         return "see that the server runs, and takes this address and password"
-    return f"levit-search restore {quote(str(opened.folder))}"
+    return f"levit-search restore {quoted(str(opened.folder))}"
 
 
 def _listed(opened: Study) -> str:
@@ -106,7 +106,7 @@ def _weights(opened: Study, records: list[Record]) -> list[Finding]:
             "weights",
             "; ".join(told),
             "export and audit of these networks fail; the search itself goes on",
-            f"levit-search export {quote(str(opened.folder))} --pick trial=N --retrain --epochs E",
+            f"levit-search export {quoted(str(opened.folder))} --pick trial=N --retrain --epochs E",
         )
     ]
 

@@ -1,11 +1,9 @@
 """What trains and times networks, with a tiny network that really runs."""
 
-import importlib.util
-from importlib import metadata
-
 from levit_search.doctor.child import Step, carried_out
 from levit_search.doctor.finding import Finding, Group, fail, ok, warn
 from levit_search.doctor.installation import CHILD_S
+from levit_search.latency.worker import distribution, version
 
 _STEPS = (
     "torch",
@@ -34,7 +32,7 @@ _BREAKS = {
 
 def runtimes() -> list[Finding]:
     """Torch with what needs it, and each inference runtime."""
-    has_openvino = importlib.util.find_spec("openvino") is not None
+    has_openvino = distribution("openvino") is not None
     steps = [name for name in _STEPS if name != "openvino" or has_openvino]
     done = carried_out(steps, CHILD_S)
     findings = [_finding(name, done[name]) for name in steps]
@@ -50,7 +48,7 @@ def _finding(name: str, step: Step) -> Finding:
         return ok(group, name, step.text)
     if step.needs is not None:
         return warn(group, name, step.text, f"{_BREAKS[name]} may fail", f"mend {step.needs} first")
-    found = f"{_version(name)} fails: {step.text}".lstrip()
+    found = f"{version(name) or ''} fails: {step.text}".lstrip()
     return fail(group, name, found, _BREAKS[name], _mend(name))
 
 
@@ -64,17 +62,11 @@ def _mend(name: str) -> str:
         return "python -m pip install --upgrade timm pillow"
     if name == "graph":
         return "python -m pip install --upgrade onnx"
-    return f"python -m pip install --force-reinstall {name}"
+    brought_by, _ = distribution(name) or (name, "")
+    return f"python -m pip install --force-reinstall {brought_by}"
 
 
 def _index() -> str:
     """Where the build of torch that is installed came from, as far as its version tells."""
-    _, plus, build = _version("torch").partition("+")
+    _, plus, build = (version("torch") or "").partition("+")
     return f" --index-url https://download.pytorch.org/whl/{build}" if plus else ""
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""

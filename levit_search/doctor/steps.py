@@ -14,7 +14,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +103,14 @@ class _Work:
     def _runs(self, name: str) -> str:
         import numpy as np
 
-        from levit_search.latency.worker import RUNTIMES
+        from levit_search.latency.worker import RUNTIMES, version
 
         job = {"threads": 1, "batch_size": 1, "seed": 0}
         runner = RUNTIMES[name](job, {"path": str(self.folder / "tiny.onnx")})
         logits = np.asarray(runner.run())
         if logits.shape != self.logits.shape or not np.isfinite(logits).all():
             raise ValueError(f"its logits are {logits!r}")
-        return f"{metadata.version(name)} runs a network"
+        return f"{version(name)} runs a network"
 
 
 _TINY = {

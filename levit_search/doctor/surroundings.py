@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 
 from levit_search.data import DataConfig
 from levit_search.doctor.finding import Finding, fail, ok, warn
@@ -85,15 +86,19 @@ def fashion() -> list[Finding]:
     return [ok("data", "fashion-mnist", f"{told}dataset-fashion-mnist")]
 
 
-def data_of(config: DataConfig) -> list[Finding]:
-    """The data set of a study."""
+def data_of(study: Path, config: DataConfig) -> list[Finding]:
+    """The data set of the study in a folder."""
     from levit_search.data import describe
 
     try:
         found = describe(config)
     except InputError as error:
         breaks = "going on with the study, export and audit"
-        mend = "put it back in its place, or name it by --set data.root=DIR"
+        folder, space = quote(str(study)), quote(str(study / "study.yaml"))
+        mend = (
+            f"put it back, or name its place: levit-search export {folder} --data DIR (audit, too), "
+            f"levit-search run {space} --study {folder} --set data.root=DIR"
+        )
         return [fail("study", "data", str(error), breaks, mend)]
     shape = f"{found.num_classes} classes, {found.image_size} px"
     return [ok("study", "data", f"{config.name}: {shape}")]

@@ -1,19 +1,19 @@
 """The model card of an export: every figure with its spread, and where it comes from."""
 
 import html
-import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from levit_search.architecture import Architecture, parse
+from levit_search.architecture import Architecture, sizes_of
 from levit_search.data import DataConfig
 from levit_search.environment import environment
 from levit_search.export.probing import Again, latencies
 from levit_search.export.retraining import Retrained, Retraining
+from levit_search.printable import printable, quoted
+from levit_search.significance import Accuracy, interval_text, wilson_percent
 from levit_search.study import Record, Study, StudyConfig
 
 _KINDS = {"levit": "LeViT", "graft": "graft (ResNet stages, then ViT layers)"}
@@ -44,6 +44,10 @@ class Facts:
     preprocessing: Mapping[str, Any]
     accuracies: Mapping[str, tuple[float, int]]
     """By split, of the weights that are exported: top-1 in percent, and of how many images."""
+    searched: Accuracy | None
+    """What the search found, where it is known on how many images."""
+    notice: str | None
+    """What is to be known before anything else: that these weights are no better than guessing."""
     retrained: Retrained | None
     retraining: Retraining | None
     """How it was asked for."""
@@ -68,6 +72,7 @@ def model_card(facts: Facts) -> str:
     parts = [
         _front_matter(facts),
         f"# {text(facts.study.config.name)} {network.id}",
+        f"> **{text(facts.notice)}**" if facts.notice else "",
         f"A {_KINDS[network.family]} for {_data(facts.config.data)}, found by levit-search: "
         f"trial {facts.record.trial} of the study `{code(facts.study.config.name)}`, picked by "
         f"`{code(facts.choice)}`.",
@@ -94,21 +99,17 @@ def model_card(facts: Facts) -> str:
 
 def text(value: str) -> str:
     """Foreign text within Markdown: what means something there, or in HTML, means nothing."""
-    plain = html.escape(_printable(value), quote=False)
+    plain = html.escape(_in_one_line(value), quote=False)
     return "".join(f"\\{each}" if each in "\\`*_[]|#" else each for each in plain)
 
 
 def code(value: str) -> str:
     """Foreign text between backticks."""
-    return _printable(value).replace("`", "'").replace("|", "\\|")
+    return _in_one_line(value).replace("`", "'").replace("|", "\\|")
 
 
-def _printable(value: str) -> str:
-    """In one line; what a file of UTF-8 or a terminal cannot show becomes an escape sequence."""
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
-        for each in " ".join(value.split())
-    )
+def _in_one_line(value: str) -> str:
+    return printable(" ".join(value.split()))
 
 
 def _data(config: DataConfig) -> str:
@@ -139,7 +140,10 @@ def _figures(facts: Facts) -> list[Row]:
     known = latencies(facts.study.config, facts.record)
     for name, section, found in known:
         on = "" if name is None else f" on {text(name)}"
-        rows += _latency(f"latency{on}", found, section.reference)
+        reference = section.reference
+        if not isinstance(reference, str):
+            reference = section.reference_for(**sizes_of(facts.network)).summary()
+        rows += _latency(f"latency{on}", found, reference)
     rows += [_again(again) for again in facts.again]
     for name, _, found in known:
         if found.get("peak_memory_mb"):
@@ -159,12 +163,12 @@ def _accuracies(facts: Facts) -> list[Row]:
     data, retrained = _data(facts.config.data), facts.retrained
     rows: list[Row] = []
     for split, (percent, images) in facts.accuracies.items():
-        low, high = _wilson_percent(percent, images)
+        low, high = wilson_percent(percent, images)
         rows.append(
             (
                 f"top-1, {split}",
                 f"{percent:.2f} %",
-                f"{low:.2f} to {high:.2f} % (95 %, binomial)",
+                f"{interval_text(low, high)} % (95 %, binomial)",
                 f"{images:,} images of {data}; these weights",
             )
         )
@@ -185,32 +189,23 @@ def _accuracies(facts: Facts) -> list[Row]:
             (
                 "top-1, val, in the search",
                 f"{facts.record.values['top1_percent']:.2f} %",
-                "",
+                f"{facts.searched.interval()} % (95 %, binomial)" if facts.searched else "",
                 f"after {epochs} epochs",
             )
         )
     return rows
 
 
-def _wilson_percent(percent: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share by Wilson (1927), which has a width at 0 and at 100 %, too."""
-    share, z2 = percent / 100, 1.96**2 / images
-    half = math.sqrt(z2 * (share * (1 - share) + z2 / 4))
-    middle, scale = share + z2 / 2, 100 / (1 + z2)
-    return max(0.0, scale * (middle - half)), min(100.0, scale * (middle + half))
-
-
-def _latency(head: str, found: Mapping[str, Any], reference: str | Mapping[str, Any]) -> list[Row]:
+def _latency(head: str, found: Mapping[str, Any], reference: str) -> list[Row]:
     if found.get("method") == "predicted":
         spread = f"{found['low_ms']:.4g} to {found['high_ms']:.4g} ms (95 %)"
         return [(f"{head}, predicted", f"{found['latency_ms']:.4g} ms", spread, "not measured")]
     low, high = found["ratio_ci95"]
-    named = reference if isinstance(reference, str) else parse(dict(reference)).summary()
     return [
         (
             head,
             f"{found['latency_ms']:.4g} ms ({found['ratio_to_reference']:.4f} x "
-            f"{code(named)} fitted to these images)",
+            f"{code(reference)} fitted to these images)",
             f"{low:.4f} to {high:.4f} x (95 %)",
             _conditions(found),
         )
@@ -319,9 +314,8 @@ def _made(facts: Facts) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in now["packages"].items())
     revision = f" ({now['revision']})" if now["revision"] else ""
     options = facts.retraining.options() if facts.retraining is not None else []
-    command = shlex.join(
-        ["levit-search", "export", str(facts.study.folder), "--pick", facts.choice, *options]
-    )
+    named = [str(facts.study.folder), "--pick", facts.choice, *options]
+    command = " ".join(["levit-search export", *map(quoted, named)])
     return (
         f"`{code(command)}` on {now['started']}, {text(now['cpu'])}, {text(now['system'])}, Python "
         f"{now['python']}: {packages}{revision}."

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,14 @@ from levit_search.export.retraining import (
     retrained,
 )
 from levit_search.files import write_atomically
+from levit_search.significance import (
+    Verdict,
+    accuracy_text,
+    guess_percent,
+    is_better_than_guessing,
+    judged,
+    wilson_percent,
+)
 from levit_search.study import Record, Study, StudyConfig
 
 if TYPE_CHECKING:
@@ -81,6 +90,12 @@ class Export:
     retrained: dict[str, Any] | None = None
     timm: str | None = None
     """The name of timm's network; None where timm has none."""
+    val_images: int | None = None
+    test_images: int | None = None
+    val_top1_percent_ci95: list[float] | None = None
+    test_top1_percent_ci95: list[float] | None = None
+    notice: str | None = None
+    """That the weights are no better than guessing, or no network of the search was."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -236,6 +251,10 @@ class _Work:
         parity = checks.compared(folder, readable, checks.sample_of(model, batches), self.told)
         accuracies = self._accuracies(model, batches)
         self._check_data(*accuracies["val"])
+        verdict = judged(self.study.records(), self.study.attributes(), self.study.config)
+        notice = self._notice(verdict, *accuracies["test"], guess_percent(batches.labels("test")))
+        if notice is not None:
+            warnings.warn(notice, stacklevel=2)
         again: Sequence[Again] = ()
         if self.wishes.probe:
             graph = folder / "model.onnx"
@@ -247,6 +266,8 @@ class _Work:
             self.choice,
             prepared,
             accuracies,
+            verdict.by_trial.get(self.record.trial),
+            notice,
             self.retrained,
             self.wishes.retraining,
             parity,
@@ -267,6 +288,9 @@ class _Work:
             [each.as_json() for each in again],
             self.retrained.as_json() if self.retrained is not None else None,
             None if isinstance(timm, str) else timm["name"],
+            *(accuracies[split][1] for split in ("val", "test")),
+            *(list(wilson_percent(*accuracies[split])) for split in ("val", "test")),
+            notice,
         ), again
 
     def _write_files(
@@ -330,6 +354,21 @@ class _Work:
             self.told(f"measuring accuracy on {split}")
             found[split] = top1_percent(model, batches, split), batches.size(split)
         return found
+
+    def _notice(
+        self, verdict: Verdict, test_percent: float, images: int, guess: float
+    ) -> str | None:
+        """What is to be known of the weights before anything else; no choice was made by test."""
+        told = []
+        if not is_better_than_guessing(test_percent, images, guess):
+            told.append(
+                f"These weights are no better than guessing, as far as {images:,} images of test "
+                f"tell: {accuracy_text(test_percent, images)}, always answering the largest class "
+                f"gives {guess:.2f} %."
+            )
+        if self.retrained is None and verdict.kind == "guessing":
+            told.append(f"Of the search: {verdict.text}")
+        return " ".join(told) or None
 
     def _check_data(self, val_top1_percent: float, images: int) -> None:
         """The same weights have the same accuracy, unless the images or their classes are others.

@@ -3,13 +3,13 @@
 import math
 import operator
 import re
-import shlex
 from pathlib import Path
 
 from levit_search import table
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError
 from levit_search.pareto import OBJECTIVES, figure_and_target, is_maximised, knee, minimised
+from levit_search.printable import quoted
 from levit_search.sealed import DamagedError, check_weights, read_bounded
 from levit_search.study import Record, Study, find_record
 
@@ -138,7 +138,7 @@ def sound_weights(study: Study, trial: int, network: Architecture) -> Path:
     path = study.weights(network.id)
     epochs = study.config.train.epochs
     again = (
-        f"`levit-search export {shlex.quote(str(study.folder))} --pick trial={trial} --retrain "
+        f"`levit-search export {quoted(str(study.folder))} --pick trial={trial} --retrain "
         f"--epochs {epochs}` trains this network again"
     )
     try:

@@ -114,8 +114,9 @@ class Network:
         options.log_severity_level = 4  # it would report errors that are told here
         options.add_free_dimension_override_by_name("batch", 1)
         try:
+            # The content, since onnxruntime takes no path but in UTF-8.
             self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                path.read_bytes(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime has a class for each kind, all without a parent
             raise UserError(f"{path}: not an ONNX network ({first_line(error)})") from None
@@ -158,8 +159,13 @@ class Network:
 
 def decoding_of(preprocessing: dict[str, Any]) -> Decoding:
     """How the network's pictures are decoded."""
-    low_high = (tuple(preprocessing[f"{kind}_range"]) for kind in ("integer", "float"))
-    return Decoding(preprocessing["mode"], preprocessing["ground"], *low_high)
+    how = Decoding(preprocessing["mode"])
+    return Decoding(
+        how.mode,
+        preprocessing.get("ground", how.ground),
+        tuple(preprocessing.get("integer_range", how.integers)),
+        tuple(preprocessing.get("float_range", how.floats)),
+    )
 
 
 def read_picture(name: str, how: Decoding) -> Image.Image:

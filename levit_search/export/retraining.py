@@ -210,6 +210,7 @@ def _finished(folder: Path) -> dict[str, Any] | None:
 
 
 def _digest(config: StudyConfig) -> str:
-    """Of all that a training depends on but its seed."""
+    """Of all that a training depends on but its seed, wherever the data lies."""
     decisive = config.model_dump(mode="json", include={"data", "train", "teacher"})
+    decisive["data"]["root"] = None
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]

@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from levit_search.data import user_cache
 from levit_search.errors import TrialError
-from levit_search.files import write_atomically
+from levit_search.files import user_cache, write_atomically
 from levit_search.latency.protocol import (
     LatencyConfig,
     Round,

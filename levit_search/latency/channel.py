@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from levit_search.errors import TrialError
+from levit_search.files import expanded
 from levit_search.latency import worker
 from levit_search.latency.answers import LieError, check_ready
 from levit_search.latency.process_pipe import (
@@ -30,6 +31,7 @@ from levit_search.latency.targets import (
     SshTarget,
     Target,
 )
+from levit_search.printable import encodable
 
 # Starting, warming up and building sessions take seconds; a worker silent for longer is stuck.
 PATIENCE_S = 120.0
@@ -162,8 +164,9 @@ class Channel:
 
     def place(self, path: Path) -> dict[str, str]:
         """How a job names a file of this machine on the target; it is sent there once."""
-        if isinstance(self.target, LocalTarget):
-            return {"path": str(path)}
+        named = str(path)
+        if isinstance(self.target, LocalTarget) and named == encodable(named):
+            return {"path": named}
         if path.name not in self._sent:
             content = path.read_bytes()
             announced = {"do": "file", "name": path.name, "bytes": len(content)}
@@ -268,7 +271,7 @@ def ssh_command(
     options += ["RemoteCommand=none", "ClearAllForwardings=yes"]
     command = ["ssh", "-T", *(part for option in options for part in ("-o", option))]
     if target.config_file is not None:
-        command += ["-F", str(target.config_file.expanduser())]
+        command += ["-F", str(expanded(target.config_file))]
     if target.port is not None:
         command += ["-p", str(target.port)]
     if target.user is not None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from levit_search import architecture, baseline
+from levit_search import baseline
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline
-from levit_search.errors import InputError, TrialError
+from levit_search.errors import TrialError
 from levit_search.latency.answers import check_peak, check_round
 from levit_search.latency.cache import Cache, cache_key
 from levit_search.latency.channel import Channel
@@ -265,30 +265,11 @@ class Probe:
         return found
 
     def _reference(self, network: Network) -> Architecture:
-        described = self.config.reference
-        reference = (
-            architecture.load(described)
-            if isinstance(described, str)
-            else architecture.parse(described, "latency.reference")
+        return self.config.reference_for(
+            image_size=network.image_size,
+            in_channels=network.in_channels,
+            num_classes=network.num_classes or 1,  # baselines may have none
         )
-        size, classes = network.image_size, network.num_classes or 1  # baselines may have none
-        try:
-            return architecture.fitted(
-                reference,
-                image_size=size,
-                in_channels=network.in_channels,
-                num_classes=classes,
-            )
-        except InputError:
-            if size < 32:
-                raise
-            # Its stem does not take that size: the nearest that most stems do.
-            return architecture.fitted(
-                reference,
-                image_size=32 * round(size / 32),
-                in_channels=network.in_channels,
-                num_classes=classes,
-            )
 
     def _layouts(self, network: Network) -> "list[Layout]":
         """The layouts to try; timm's networks have one of their own."""

@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from levit_search.configuration import validated
@@ -23,6 +24,8 @@ from levit_search.latency.targets import (
     RayTarget,
     SshTarget,
     Target,
+    command_from_anywhere,
+    from_anywhere,
     read_targets,
     resolved,
     target_files,
@@ -104,9 +107,16 @@ def _is_given(program: Program, changes: Mapping[str, Any]) -> bool:
 
 
 def _written(node: Any) -> Iterator[tuple[str, Any]]:
+    """Keys and values at all depths, with paths as targets have them."""
     if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield str(key).rpartition(".")[2], value
+        for dotted, value in node.items():
+            key = str(dotted).rpartition(".")[2]
+            if key == "config_file" and isinstance(value, str):
+                yield key, str(from_anywhere(Path(value)))
+            elif key == "python" and isinstance(value, list) and value:
+                yield key, list(command_from_anywhere(tuple(map(str, value))))
+            else:
+                yield key, value
             yield from _written(value)
 
 

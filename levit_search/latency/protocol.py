@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
+from levit_search import architecture
+from levit_search.architecture import Architecture
 from levit_search.configuration import Count, Frozen, validated
 from levit_search.errors import InputError
 from levit_search.latency.targets import LocalTarget, Target, read_targets, resolved
@@ -111,6 +113,33 @@ class LatencyConfig(Frozen):
         if self.batch_size == "largest" and not on_gpu:
             raise ValueError("batch_size: largest is for GPUs; name a number")
         return self
+
+    def reference_for(self, *, image_size: int, in_channels: int, num_classes: int) -> Architecture:
+        """The reference for images of ``image_size`` pixels a side.
+
+        Where its stem does not go with that size it is made for the nearest one that most stems do.
+
+        Raises:
+            InputError: there is no such network, or the images are too small for it.
+        """
+        sizes = {"in_channels": in_channels, "num_classes": num_classes}
+        if isinstance(self.reference, str):
+            network = architecture.load(self.reference)
+        else:
+            where = "latency.reference"
+            try:
+                network = architecture.described(
+                    self.reference, {**sizes, "image_size": image_size}, where
+                )
+            except architecture.SizeError:
+                at = {**sizes, "image_size": architecture.DIVISIBLE_SIZE}
+                network = architecture.described(self.reference, at, where)
+        try:
+            return architecture.fitted(network, image_size=image_size, **sizes)
+        except InputError:
+            if image_size < 32:
+                raise
+            return architecture.fitted(network, image_size=32 * round(image_size / 32), **sizes)
 
     @property
     def clock(self) -> str:

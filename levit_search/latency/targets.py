@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from levit_search import plugins
 from levit_search.configuration import Frozen, read_yaml, validated
 from levit_search.errors import InputError, did_you_mean
+from levit_search.files import expanded
 from levit_search.plugins import Plugin
 
 FILE = "targets.yaml"
@@ -44,6 +45,17 @@ def _matching(pattern: re.Pattern[str], kind: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
+
+
+def from_anywhere(path: Path) -> Path:
+    """A path that means the same in every working directory; ``~`` is left to be filled in."""
+    return path if str(path).startswith("~") else path.absolute()
+
+
+def command_from_anywhere(words: tuple[str, ...]) -> tuple[str, ...]:
+    """A command whose program, where it is a path, is an absolute one."""
+    program, *arguments = words
+    return (str(from_anywhere(Path(program))) if "/" in program else program, *arguments)
 
 
 class _Device(Frozen):
@@ -87,7 +99,7 @@ class SshTarget(_Device):
     user: Annotated[str, _matching(_USER, "user name")] | None = None
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
     python: Annotated[Name, _matching(_PYTHON, "path of a Python")] = "python3"
-    config_file: Path | None = None
+    config_file: Annotated[Path, AfterValidator(from_anywhere)] | None = None
     """An ssh configuration to use instead of the user's own."""
 
     @property
@@ -114,7 +126,7 @@ class CommandTarget(_Device):
     """Whatever Python a command of this machine starts: in a container, a chroot, an emulator."""
 
     kind: Literal["command"]
-    python: Annotated[tuple[Name, ...], Field(min_length=1)]
+    python: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(command_from_anywhere)]
     """The command and its arguments, such as ``[docker, exec, -i, box, python3]``."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of that command, beside our own."""
@@ -211,7 +223,7 @@ def target_files(beside: Path | None = None) -> list[Path]:
 
     That is ``~/.config/levit-search``, the working directory and ``beside``, a space file's folder.
     """
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "levit-search"
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or expanded("~/.config")) / "levit-search"
     folders = [config, Path(), *([beside] if beside else [])]
     return [folder / FILE for folder in dict.fromkeys(folders)]
 
@@ -233,9 +245,17 @@ def read_targets(beside: Path | None = None) -> dict[str, Named]:
     return plugged | {
         str(name): NamedTarget(entry, path)
         for path in target_files(beside)
-        if path.is_file()
+        if _is_there(path)
         for name, entry in read_yaml(path).items()
     }
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; none is in the home directory of somebody else."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return False
 
 
 def known_names(named: Mapping[str, Named]) -> list[str]:

@@ -8,7 +8,6 @@ as a whole, as a deployed network would be (the paper used autocast, which casts
 run); ``fp32`` means IEEE fp32, without TF32.
 """
 
-import importlib.metadata
 import os
 import subprocess
 from collections.abc import Callable
@@ -98,8 +97,8 @@ def main() -> None:
 
 def described_device() -> dict[str, Any]:
     """What the worker tells of the device beside the usual."""
-    runtimes = {name: importlib.metadata.version(name) for name in ("torch", "timm")}
-    described: dict[str, Any] = {"runtimes": {**worker.device()["runtimes"], **runtimes}}
+    runtimes = {**worker.device()["runtimes"], "timm": worker.version("timm")}
+    described: dict[str, Any] = {"runtimes": runtimes}
     if not torch.cuda.is_available():
         return described
     properties = torch.cuda.get_device_properties(0)

@@ -211,7 +211,9 @@ def _read_jobs(jobs: queue.Queue[dict[str, Any]], folder: str) -> None:
 
 def _received(folder: str, name: str) -> str:
     """Where a file that was sent is kept; its name leads nowhere else."""
-    return os.path.join(folder, os.path.basename(name))
+    # Runtimes take no path but in UTF-8.
+    plain = os.path.basename(name).encode("utf-8", "backslashreplace").decode("utf-8")
+    return os.path.join(folder, plain)
 
 
 def _receive(pipe: Any, job: dict[str, Any], folder: str) -> None:
@@ -413,6 +415,11 @@ def host_to_itself() -> Iterator[None]:
         yield
 
 
+UNKNOWN = "?"
+"""The version of what does not tell it."""
+_RUNNING = ("onnxruntime", "openvino", "torch", "numpy")
+
+
 def device() -> dict[str, Any]:
     """What latencies depend on here, and what is installed to run networks."""
     return {
@@ -425,7 +432,7 @@ def device() -> dict[str, Any]:
         "malloc_huge_pages": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "runtimes": _runtime_versions(),
+        "runtimes": {name: told for name in _RUNNING if (told := version(name)) is not None},
         "emulated": is_emulated(),
         "locks": os.name == "posix",
     }
@@ -445,14 +452,33 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _runtime_versions() -> dict[str, str]:
+def version(module: str) -> str | None:
+    """The version of what brings a module, with its name where that is another one, such as
+    ``1.22.1 (onnxruntime-gpu)``; None where there is no such module."""
+    found = distribution(module)
+    if found is None:
+        return None
+    return found[1] if found[0] == module else f"{found[1]} ({found[0]})"
+
+
+def distribution(module: str) -> tuple[str, str] | None:
+    """Name and version of what brings a module; None where there is no such module.
+
+    The module is what counts: ``onnxruntime`` is brought by ``onnxruntime-gpu`` and others, too,
+    and by builds that tell nothing of themselves but in the module.
+    """
+    import importlib.util
     from importlib import metadata
 
-    found = {}
-    for name in ("onnxruntime", "openvino", "torch", "numpy"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:  # or a folder that an uninstalled one has left
+        return None
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return module, metadata.version(module)
+    if sys.version_info >= (3, 10):  # noqa: UP036 (devices may have an older one)
+        for name in metadata.packages_distributions().get(module, ()):
+            return name, metadata.version(name)
+    return module, str(getattr(importlib.import_module(module), "__version__", UNKNOWN))
 
 
 # ARM's own cores by the part numbers of their identification register (Arm Ltd., MIDR_EL1).

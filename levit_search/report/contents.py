@@ -7,20 +7,30 @@ counts, one multiply-add is one FLOP), trials are named by their numbers.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any, get_args
 
 import numpy as np
 
 from levit_search import table
-from levit_search.architecture import Architecture, fitted, published, published_names
+from levit_search.architecture import (
+    Architecture,
+    described,
+    fitted,
+    published,
+    published_names,
+    sizes_of,
+)
 from levit_search.audit import figures
+from levit_search.data import DataSurvey
 from levit_search.errors import InputError
 from levit_search.report.choices import Choices
 from levit_search.report.details import audited, chosen, details
 from levit_search.report.reasons import grouped
 from levit_search.report.tabs import network_id, rounded, tabs, upwards
 from levit_search.reproduce.paper import published_table
+from levit_search.significance import Accuracy, judged
 from levit_search.study import Record, Study
 
 _CURVE_POINTS = 60  # of a learning curve that are shown at most
@@ -37,17 +47,21 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
             also be one that was not trained to its end.
 
     Returns:
-        ``{study, folder, made, objectives, up, summary, tabs, trials, trajectory, importance,
-        slots, prediction, failures, published, chosen, details, environment, data, settings}``.
+        ``{study, folder, made, objectives, up, verdict, summary, tabs, trials, trajectory,
+        importance, slots, prediction, failures, published, chosen, details, environment, data,
+        settings}``.
 
+        ``verdict`` is what :class:`levit_search.significance.Verdict` says of the accuracies, and
+        its ``legend``.
         ``up`` is the figure that is drawn upwards: accuracy where there is one. ``tabs`` has one
         cost each that it is drawn against, ``{figure, title, unit, scale, log, objective, front,
         reference, device, runtime}``: the figure divided by ``scale`` is in ``unit``, ``front`` are
         the trials that no other beats in ``up`` and this figure, the cheapest first,
         ``reference`` is ``{name, ms, trial}`` or None.
         ``trials`` are in the order of their numbers, ``{trial, id, state, outcome, on_front, name,
-        is_start, is_reference, values, architecture, reason, reused_from, seconds, curve, rungs,
-        choices}``: ``name`` is a published network's or None, ``curve`` is [[epoch, top-1 %]],
+        is_start, is_reference, values, accuracy, architecture, reason, reused_from, seconds, curve,
+        rungs, choices}``: ``name`` is a published network's or None, ``accuracy`` is ``{low, high,
+        images, vs_best}`` in percent or None, ``curve`` is [[epoch, top-1 %]],
         ``rungs`` is [[epoch, top-1 %, goes on]] and ``choices`` has for each of ``slots`` the place
         of its value there, None where it means nothing. ``trajectory`` has the points at which the
         hypervolume changed, column by column: ``trials``, ``epochs``, ``hours`` (None where they
@@ -70,6 +84,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
             "report yet; `levit-search run` goes on with the search"
         )
     attributes = study.attributes()
+    verdict = judged(records, attributes, config)
     sample = front[0].architecture
     assert sample is not None
     names = _published_ids(sample)
@@ -93,11 +108,13 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "objectives": list(objectives),
         "up": upwards(objectives),
+        "verdict": {**verdict.as_json(), "legend": verdict.legend()},
         "summary": _summary(study, by_outcome, front, path),
         "tabs": tabs(study, records, attributes, references),
         "trials": [
             {
                 **_trial(record, outcome, names, choices),
+                "accuracy": _accuracy(verdict.by_trial.get(record.trial)),
                 "on_front": record.trial in on_front,
                 "is_start": network_id(record) in starts,
                 "is_reference": network_id(record) in references,
@@ -112,7 +129,10 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         "published": _published_figures(sample),
         "chosen": [record.trial for record, _ in listed],
         "details": {
-            str(record.trial): {"picked_as": why, **details(record, accuracies)}
+            str(record.trial): {
+                "picked_as": why,
+                **details(record, accuracies, verdict.by_trial.get(record.trial)),
+            }
             for record, why in listed
         },
         "environment": {"sessions": _sessions(study)},
@@ -126,47 +146,33 @@ def _published_ids(sample: Architecture) -> dict[str, str]:
     names: dict[str, list[str]] = {}
     for name in published_names():
         try:
-            network = _fitted(published(name), sample)
+            network = fitted(published(name), **sizes_of(sample))
         except InputError:  # the images are too small for it
             continue
         names.setdefault(network.id, []).append(name)
     return {network_id: " = ".join(equal) for network_id, equal in names.items()}
 
 
-def _fitted(network: Architecture, sample: Architecture) -> Architecture:
-    return fitted(
-        network,
-        image_size=sample.image_size,
-        in_channels=sample.in_channels,
-        num_classes=sample.num_classes,
-    )
-
-
-def _described(network: str | Mapping[str, Any], sample: Architecture) -> Architecture | None:
-    """A network that the configuration names or describes; None where it is no longer known."""
-    from levit_search.architecture import load, parse
-
-    try:
-        return _fitted(load(network) if isinstance(network, str) else parse(network), sample)
-    except InputError:
-        return None
-
-
 def _start_ids(start: Sequence[str | dict[str, Any]], sample: Architecture) -> set[str]:
-    found = [_described(network, sample) for network in start]
-    return {network.id for network in found if network is not None}
+    found = set()
+    for entry in start:
+        with suppress(InputError):  # left out of the search, or no longer known
+            is_name = isinstance(entry, str)
+            network = published(entry) if is_name else described(entry, sizes_of(sample))
+            found.add(fitted(network, **sizes_of(sample)).id)
+    return found
 
 
 def _references(study: Study, sample: Architecture) -> dict[str, str]:
     """The names, by id, of the networks that candidates were timed beside."""
     config = study.config
-    sections = [config.latency, *config.also_measured.values()] if config.is_measured else []
-    found = [(section.reference, _described(section.reference, sample)) for section in sections]
-    return {
-        network.id: given if isinstance(given, str) else network.summary()
-        for given, network in found
-        if network is not None
-    }
+    found: dict[str, str] = {}
+    for section in [config.latency, *config.also_measured.values()] if config.is_measured else []:
+        with suppress(InputError):  # it is no longer known
+            network = section.reference_for(**sizes_of(sample))
+            given = section.reference
+            found[network.id] = given if isinstance(given, str) else network.summary()
+    return found
 
 
 def _summary(
@@ -217,6 +223,13 @@ def _trial(
         ],
         "choices": choices.places(network),
     }
+
+
+def _accuracy(found: Accuracy | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    ends = {"low": rounded(found.low_percent), "high": rounded(found.high_percent)}
+    return {**ends, "images": found.images, "vs_best": found.vs_best}
 
 
 def _thinned(curve: Sequence[Mapping[str, Any]]) -> list[list[float]]:
@@ -273,23 +286,26 @@ def _is_session(session: object) -> bool:
 
 
 def _data(study: Study, sample: Architecture) -> dict[str, Any]:
-    config = study.config.data
+    config, survey = study.config.data, study.survey()
     return {
         "name": config.name,
         "root": str(config.root) if config.root is not None else None,
         "image_size": sample.image_size,
         "channels": sample.in_channels,
         "classes": sample.num_classes,
-        "class_names": _class_names(study),
+        "class_names": _class_names(study, survey),
+        "survey": survey.lines() if survey is not None else None,
         "val_share": config.val_share,
         "train_images": config.train_images,
     }
 
 
-def _class_names(study: Study) -> list[str] | None:
+def _class_names(study: Study, survey: DataSurvey | None) -> list[str] | None:
     """None where the data is not here; a report needs none."""
     from levit_search.data import describe
 
+    if survey is not None:
+        return list(survey.class_names)
     if study.config.data.reader not in ("digits", "fashion-mnist", "folder", "torch"):
         return None  # others may take long to open, or ask the network
     try:

@@ -8,6 +8,7 @@ from levit_search import table
 from levit_search.audit.kept import Accuracies, Kept
 from levit_search.errors import InputError
 from levit_search.pareto import figure_and_target, knee, minimised
+from levit_search.significance import Accuracy
 from levit_search.study import Record, Study
 
 _MOST_OF_FRONT = 40
@@ -81,12 +82,15 @@ def _picked(study: Study, records: Sequence[Record], choice: str) -> Record:
     return record
 
 
-def details(record: Record, audited: Mapping[str, Accuracies]) -> dict[str, Any]:
+def details(
+    record: Record, audited: Mapping[str, Accuracies], accuracy: Accuracy | None = None
+) -> dict[str, Any]:
     """What is known of one trial's network.
 
     Args:
         record: with a network.
         audited: the accuracies that an audit measured, by the network's id.
+        accuracy: the record's own with its interval; None where that is not known.
 
     Returns:
         ``{figures, architecture}``. ``figures`` are ``{figure, value, low, high, spread}`` each:
@@ -95,19 +99,19 @@ def details(record: Record, audited: Mapping[str, Accuracies]) -> dict[str, Any]
     """
     assert record.architecture is not None
     network = record.architecture
-    accuracies = audited.get(network.id)
+    spread = _of_accuracy(record.values.get("top1_percent"), accuracy, audited.get(network.id))
     listed = [name for name in record.values if figure_and_target(name)[0] in table.KNOWN]
     return {
-        "figures": [_figure(record, name, accuracies) for name in sorted(listed, key=_order)],
+        "figures": [_figure(record, name, spread) for name in sorted(listed, key=_order)],
         "architecture": network.model_dump(mode="json"),
     }
 
 
-def _figure(record: Record, name: str, accuracies: Accuracies | None) -> dict[str, Any]:
+def _figure(record: Record, name: str, of_accuracy: "_Spread") -> dict[str, Any]:
     figure, target = figure_and_target(name)
     spread = _Spread()
     if figure == "top1_percent":
-        spread = _of_accuracy(record.values[name], accuracies)
+        spread = of_accuracy
     elif figure == "latency_ms":
         found = record.evaluation.get("latency") if target is None else None
         if target is not None:
@@ -152,16 +156,25 @@ def _of_latency(found: Mapping[str, Any]) -> _Spread:
     return _Spread(low, high, f"95 % interval {texts[0]} to {texts[1]} ms ({how})")
 
 
-def _of_accuracy(percent: float, found: Accuracies | None) -> _Spread:
+def _of_accuracy(percent: float | None, own: Accuracy | None, found: Accuracies | None) -> _Spread:
+    """The interval of the images together with what other seeds gave."""
+    if percent is None:
+        return _Spread()
+    ends, texts = [], []
+    if own is not None:
+        ends += [own.low_percent, own.high_percent]
+        text = f"95 % interval {own.interval()} % (binomial, {own.images:,} images of val)"
+        beside = {"same": "not told apart from the best", "lower": "lower than the best"}
+        texts += [text, *filter(None, [beside.get(own.vs_best or "")])]
     if found is None or not found.seeds:
-        text = "one training, its spread is not known (levit-search audit measures it)"
-        return _Spread(spread=text)
+        texts.append("one training, its spread is not known (levit-search audit measures it)")
+        return _Spread(*(ends or (None, None)), "; ".join(texts))
     vals, tests = found.val_percents(), found.test_percents()
-    text = f"other seeds: val {_several(vals)}, test {_several(tests)}"
+    texts.append(f"other seeds: val {_several(vals)}, test {_several(tests)}")
     if found.stored is not None:
-        text += f"; these weights on test {found.stored['test_top1_percent']:.2f} %"
-    every = [percent, *vals]
-    return _Spread(min(every), max(every), text)
+        texts.append(f"these weights on test {found.stored['test_top1_percent']:.2f} %")
+    ends += [percent, *vals]
+    return _Spread(min(ends), max(ends), "; ".join(texts))
 
 
 def _several(percents: Sequence[float]) -> str:

@@ -9,7 +9,6 @@ import hashlib
 import html
 import json
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,9 +20,11 @@ from levit_search.configuration import write_yaml
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, is_maximised
+from levit_search.printable import quoted
 from levit_search.report.choices import FEWEST
 from levit_search.report.contents import contents
 from levit_search.report.tabs import TITLES
+from levit_search.significance import interval_text
 from levit_search.study import Study
 
 _BROWSER = Path(__file__).with_name("browser")
@@ -144,7 +145,14 @@ def _for_people(study: Study, document: Mapping[str, Any]) -> dict[str, Any]:
         "up_scale": table.scale(up),
         "up_is_more": is_maximised(up),
         "ends": {name: _ends(name, trials) for name in columns},
-        "trials": [{**trial, "texts": _texts(trial["values"], columns)} for trial in trials],
+        "trials": [
+            {
+                **trial,
+                "texts": _texts(trial["values"], columns),
+                "accuracy": _accuracy(trial["accuracy"]),
+            }
+            for trial in trials
+        ],
         "tabs": [{**tab, "reference": _reference(tab["reference"])} for tab in document["tabs"]],
         "details": _with_drawings(study, document["details"], document["chosen"]),
         "environment": {"sessions": [_session(s) for s in document["environment"]["sessions"]]},
@@ -168,6 +176,10 @@ def _name(figure: str) -> str:
 
 def _texts(values: Mapping[str, float], names: Sequence[str]) -> dict[str, str]:
     return {name: table.figure(name, values[name]) for name in names if name in values}
+
+
+def _accuracy(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return found and {**found, "interval": interval_text(found["low"], found["high"])}
 
 
 def _ends(name: str, trials: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -234,7 +246,8 @@ def _drawings(study: Study, trial: int, network: Architecture) -> dict[str, str]
 
 
 def _session(session: Mapping[str, Any]) -> dict[str, Any]:
-    return {**session, "command_text": shlex.join(map(str, session.get("command", [])))}
+    command = map(str, session.get("command", []))
+    return {**session, "command_text": " ".join(map(quoted, command))}
 
 
 def _search_text(study: Study) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from levit_search.audit.pictures import COSTS
 from levit_search.palette import AMBER, BLACK, BLUE, COLORS, GREEN, GREY, ORANGE, PURPLE, SKY
 from levit_search.pareto import figure_and_target, is_maximised
@@ -66,6 +68,12 @@ def front(document: Document, tab: Mapping[str, Any]) -> "Figure":
     axes.plot(*points(others), "o", color=GREY, alpha=0.7, markersize=4, label="dominated")
     axes.plot(*points(best), color=BLUE, drawstyle="steps-post", linewidth=1, alpha=0.6)
     axes.plot(*points(best), "o", color=BLUE, markersize=6, label="front")
+    known = [trial for trial in best if trial["accuracy"] is not None]
+    if known and up == "top1_percent":
+        middle = points(known)
+        low, high = ([trial["accuracy"][end] for trial in known] for end in ("low", "high"))
+        reach = [np.subtract(middle[1], low), np.subtract(high, middle[1])]
+        axes.errorbar(*middle, yerr=reach, fmt="none", color=BLUE, alpha=0.6, linewidth=1)
     starts = [trial for trial in [*best, *others] if trial["is_start"]]
     ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "linestyle": ""}
     if starts:

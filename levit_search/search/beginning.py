@@ -1,12 +1,17 @@
 """What comes before a search: everything is checked that can be without work of its own."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from levit_search import data
 from levit_search.errors import InputError
 from levit_search.latency.ray_connection import knock
+from levit_search.search.preparation import start_values
+from levit_search.search.speed import training_speed
 from levit_search.search.takeover import check_source
 from levit_search.space import Space, envelope_of
 from levit_search.study import Study, StudyConfig
+from levit_search.study.plan import DEFAULT_S, Facts, Plan, plan_of, views_for
 
 
 def begin(
@@ -15,6 +20,8 @@ def begin(
     command: list[str],
     take_from: Path | None = None,
     where: str = "space",
+    anew: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Study:
     """The study to search: a new one, or the one in ``folder`` that is to go on.
 
@@ -24,18 +31,131 @@ def begin(
         command: that asked for it, to be noted.
         take_from: the folder of another study, whose finished trials are to be taken over.
         where: the space file, for messages.
+        anew: begin the study again; what is there is kept beside it.
+        say: told what is in the data, the plan where there is one, and what takes long.
 
     Raises:
         InputError: the data, the space, the other study or the folder is not fit for it. Nothing
             was written.
+        BudgetError: a plan was to be made, and training cannot be timed.
     """
-    checked_space(config, where)
+    found = data.looked_at(config.data, say)
+    config = config.model_copy(update={"data": found})
+    space = checked_space(config, where)
     folder = folder or Path("studies") / config.name
+    config = _planned(config, space, folder, take_from, say)
     if take_from is not None:
         check_source(take_from, Study(folder, config))
     if config.engine.kind == "ray" and config.engine.address is not None:
         check_address(config.engine.address)
-    return Study.create(folder, config, command)
+    if anew:
+        Study.put_aside(folder)
+    study = Study.create(folder, config, command)
+    if found.is_looked_at or found.name in ("digits", "fashion-mnist"):
+        survey = data.survey(found, say)
+        study.keep_survey(survey)
+        say("\n".join(survey.lines()))
+    if config.plan is not None:
+        say(_told(config, config.plan))
+    return study
+
+
+def _planned(
+    config: StudyConfig,
+    space: Space,
+    folder: Path,
+    take_from: Path | None,
+    say: Callable[[str], None],
+) -> StudyConfig:
+    """The configuration with the plan of a study that goes on or is taken over, or a new one."""
+    if (folder / "study.yaml").is_file() and (before := Study.open(folder)).is_begun():
+        plan = before.config.plan
+    elif take_from is not None and config.plan is not None:
+        plan = Study.open(take_from).config.plan
+    else:
+        plan = None
+    asked = config.plan
+    if asked is None or asked.is_made:  # epochs are given as a number
+        return config.model_copy(update={"plan": plan or asked})
+    config = _with_budget(config)
+    if not config.is_trained:
+        return config.model_copy(update={"plan": None})
+    if plan is None:
+        return _newly_planned(config, asked.given, space, say)
+    kept = {key: value for key, value in plan.settings.items() if key not in asked.given}
+    planned = config.with_plan(plan.model_copy(update={"settings": kept}))
+    return planned.model_copy(update={"plan": plan})
+
+
+def _with_budget(config: StudyConfig) -> StudyConfig:
+    """A search by plan has an end."""
+    search = config.search
+    if search.trials is not None or search.time_s is not None:
+        return config
+    return config.model_copy(update={"search": search.model_copy(update={"time_s": DEFAULT_S})})
+
+
+def _newly_planned(
+    config: StudyConfig, given: tuple[str, ...], space: Space, say: Callable[[str], None]
+) -> StudyConfig:
+    """The configuration with a plan for its data, the speed of this machine and its budget."""
+    say("Planning: counting images and timing networks of the space ...")
+    found = data.outline(config.data)
+    images, search = found.images["train"], config.search
+    views = Plan(given=given, settings=views_for(images, given))
+    speed = training_speed(config.with_plan(views), space)
+    facts = Facts(
+        images,
+        found.images["val"],
+        found.info.num_classes,
+        speed.image_ms,
+        speed.mean_ms,
+        search.time_s or DEFAULT_S,
+        config.engine.jobs,
+        _trainings(config),
+        search.reduction if config.is_trained and not config.inherits else None,
+    )
+    return config.with_plan(plan_of(given, facts, config.train.batch_size))
+
+
+def _trainings(config: StudyConfig) -> int | None:
+    """How many networks are trained, as far as that is known."""
+    if config.inherits:  # those of each step of the shared weights, then the front and its rivals
+        return 2 * (2 + config.supernet.members + config.supernet.rivals)
+    return config.search.trials
+
+
+def _told(config: StudyConfig, plan: Plan) -> str:
+    """A plan in a few lines."""
+    train, few = config.train, config.data.train_images
+    fitted = min(few or plan.images, plan.images)
+    low, middle, high = plan.image_ms
+    rungs = config.rung_epochs
+    going_on = f"; about one in {config.search.reduction:g} goes on at epoch " if rungs else ""
+    views = {
+        "crop": train.crop if train.crop != "none" else "",
+        "mirrored": train.mirrors(data.describe(config.data).hflip),
+        "color_jitter": train.color_jitter,
+        "rand_augment": train.rand_augment,
+        "mixup": train.mixup,
+        "cutmix": train.cutmix,
+        "random_erasing": train.random_erasing,
+    }
+    shown = [name if value is True else f"{name} {value}" for name, value in views.items() if value]
+    return "\n".join(
+        (
+            f"Plan for {_minutes(plan.budget_s)} and {plan.jobs} job(s), kept in study.yaml:",
+            f"  {fitted:,} of {plan.images:,} images to fit on; training takes {middle:.3g} ms an "
+            f"image ({low:.3g} and {high:.3g} for the smallest and the largest network)",
+            f"  {train.epochs} epochs of {train.batch_size} images a step, {plan.steps:,} steps, "
+            f"about {_minutes(plan.network_s)} a network{going_on}{', '.join(map(str, rungs))}",
+            f"  about {plan.networks} networks in all; views: {', '.join(shown) or 'as they are'}",
+        )
+    )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 100 else f"{seconds / 60:.3g} min"
 
 
 def check_address(address: str) -> None:
@@ -55,11 +175,13 @@ def checked_space(config: StudyConfig, where: str = "space") -> Space:
 
     Raises:
         InputError: the data is missing or has other sizes, the template is malformed, no network of
-            the space keeps its limits, or its networks cannot share weights as they are to.
+            the space keeps its limits, its networks cannot share weights as they are to, or those
+            to try first are none of them.
     """
     config.check_data(where)
     space = config.space(where)
     space.check_feasible()
     if config.inherits:
         envelope_of(space, where)
+    start_values(config, space, where)
     return space

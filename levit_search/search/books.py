@@ -225,7 +225,7 @@ class Books:
         start = time.monotonic()
         records = sorted(self.tally.records, key=lambda each: each.trial)
         try:
-            table.write_tables(self._study, records)
+            table.write_tables(self._study, records, self.attributes)
         except OSError as error:
             refusal = refused_by_disk(error) or f"{self._study.folder}: {error}"
             raise BudgetError(f"{refusal}; {GOES_ON}") from None

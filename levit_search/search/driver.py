@@ -16,10 +16,17 @@ from levit_search.search.books import Books, Candidate, notes_of
 from levit_search.search.engine import Engine, Event, make_engine, pass_on_warnings
 from levit_search.search.memory import collected_later
 from levit_search.search.outcome import Display, Summary, front_volume
-from levit_search.search.preparation import check_devices, remember, sample_of, start_values
+from levit_search.search.preparation import (
+    check_data,
+    check_devices,
+    remember,
+    sample_of,
+    start_values,
+)
 from levit_search.search.samplers import Proposer, Standing
 from levit_search.search.takeover import check_source, taken_over
 from levit_search.search.verification import Verification
+from levit_search.significance import judged
 from levit_search.space import Space
 from levit_search.study import Study, training_file
 
@@ -90,7 +97,7 @@ class _Driver:
         self._study, self._space, self._display = study, space, display
         self._config = study.config
         self._source = check_source(take_from, study) if take_from is not None else None
-        self._starts = start_values(study, space)
+        self._starts = start_values(study.config, space, str(study.folder / "study.yaml"))
         self._books = Books(study, space, display)
         self._proposer = Proposer(
             self._books.sampler,
@@ -203,6 +210,7 @@ class _Driver:
 
     def _prepared(self, event: Event) -> None:
         check_devices(self._study, self._books.attributes, event.content)
+        check_data(self._study, self._books.attributes, event.content)
         remember(self._books.ledger, event.content)
 
     def _loop(self, engine: Engine) -> str:
@@ -224,7 +232,7 @@ class _Driver:
             Why there will be none any more, once nothing runs.
         """
         limit_s = self._config.search.time_s
-        out_of_time = limit_s is not None and self._books.seconds >= limit_s
+        out_of_time = limit_s is not None and self._books.seconds >= limit_s - self._reserve_s
         while engine.has_room() and (self._left_over or not (self._is_enough() or out_of_time)):
             if not self._start_one(engine):
                 break
@@ -237,6 +245,13 @@ class _Driver:
         if self._is_exhausted or self._too_slow >= _TOO_SLOW:
             return self._exhausted()
         return None
+
+    @property
+    def _reserve_s(self) -> float:
+        """So long before the time is up nothing is begun: a network that was planned would not be
+        half trained by then."""
+        plan, limit_s = self._config.plan, self._config.search.time_s
+        return min(plan.network_s, limit_s) / 2 if plan is not None and limit_s is not None else 0
 
     def _handle_all(self, engine: Engine, wait_s: float) -> None:
         for event in pass_on_warnings(engine.events(wait_s)):
@@ -412,4 +427,5 @@ class _Driver:
             front=front,
             stopped_because=because,
             is_interrupted=because == _INTERRUPTED,
+            verdict=judged(tally.records, self._books.attributes, self._config),
         )

@@ -1,6 +1,7 @@
 """A file of TensorBoard's events, by TensorBoard's own package, and only what is not there yet."""
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -117,11 +118,14 @@ class EventFile:
 
     def _read(self) -> None:
         whole = 0
-        for record in RawEventFileLoader(str(self._path)).Load():
-            whole += _FRAME_BYTES + len(record)
-            event = Event.FromString(record)
-            for value in event.summary.value:
-                self._take(event.step, value)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "events"  # TensorBoard takes no path but in UTF-8
+            path.symlink_to(self._path.absolute())
+            for record in RawEventFileLoader(str(path)).Load():
+                whole += _FRAME_BYTES + len(record)
+                event = Event.FromString(record)
+                for value in event.summary.value:
+                    self._take(event.step, value)
         if whole < self._path.stat().st_size:
             os.truncate(self._path, whole)
 

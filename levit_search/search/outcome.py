@@ -6,6 +6,7 @@ from typing import Protocol
 from levit_search.architecture import Architecture
 from levit_search.pareto import hypervolume, minimised
 from levit_search.search.tally import Tally
+from levit_search.significance import UNJUDGED, Verdict
 from levit_search.study import Record, Study
 
 
@@ -24,6 +25,8 @@ class Summary:
     stopped_because: str
     is_interrupted: bool = False
     """Whether it was asked to stop before its budget was used up."""
+    verdict: Verdict = UNJUDGED
+    """What the accuracies are worth."""
 
 
 class Display(Protocol):

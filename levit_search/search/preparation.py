@@ -1,5 +1,6 @@
 """What a search settles before its first trial, and checks when it goes on."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +12,9 @@ from levit_search.errors import InputError
 from levit_search.latency.cache import fingerprint
 from levit_search.search.ledger import Ledger
 from levit_search.space import Space
-from levit_search.study import Study
+from levit_search.study import Study, StudyConfig
 
-PREPARED = ("settled_ms", "device", "devices", "teacher", "supernet")
+PREPARED = ("settled_ms", "device", "devices", "data", "teacher", "supernet")
 """What a study keeps of its preparation."""
 
 
@@ -53,6 +54,34 @@ def check_devices(study: Study, attributes: Mapping[str, Any], prepared: Mapping
             )
 
 
+def check_data(study: Study, attributes: Mapping[str, Any], prepared: Mapping[str, Any]) -> None:
+    """Make sure that accuracies on different images do not come onto one front.
+
+    Args:
+        study: for the message.
+        attributes: of the study; ``data`` is what earlier accuracies were measured on, which
+            studies of older releases did not note.
+        prepared: the same of now; empty where nothing is trained.
+
+    Raises:
+        InputError: these are other images.
+    """
+    before, now = attributes.get("data") or {}, prepared.get("data") or {}
+    if not (before.get("id") and now.get("id")) or before["id"] == now["id"]:
+        return
+    counts = ("num_classes", "train_images", "val_images")
+    changed = [
+        f"{name} {before[name]} then, {now[name]} now"
+        for name in counts
+        if before.get(name) != now.get(name) and name in before and name in now
+    ]
+    raise InputError(
+        f"{study.folder}: its accuracies were measured on other images "
+        f"({', '.join(changed) or 'as many as now, of other content'}); put the old ones back, or "
+        "begin another study by --study"
+    )
+
+
 def _devices(found: Mapping[str, Any]) -> dict[str, Any]:
     """By target, the main one by no name."""
     main = {"": found["device"]} if found.get("device") else {}
@@ -66,29 +95,59 @@ def remember(ledger: Ledger, prepared: Mapping[str, Any]) -> None:
             ledger.set_attribute(key, prepared[key])
 
 
-def start_values(study: Study, space: Space) -> dict[str, dict[str, Any]]:
+def start_values(config: StudyConfig, space: Space, where: str) -> dict[str, dict[str, Any]]:
     """Slot values of the networks to try first, by id: those given by hand, then the published.
 
-    Each network stands there once, though some published names mean the same one.
+    Each network stands there once, though some published names mean the same one. A description
+    that leaves its image size to the data, whose size it does not go with, is left out after a
+    warning.
+
+    Args:
+        config: of the study.
+        space: made from it.
+        where: its file, for messages.
 
     Raises:
-        InputError: one given by hand is not in the space.
+        InputError: one given by hand is not in the space, or is made for other images.
     """
     chosen: dict[str, dict[str, Any]] = {}
-    for entry in study.config.start:
-        if isinstance(entry, str):
-            network, name = architectures.published(entry), entry
-        else:
-            network, name = architectures.parse(entry, "start"), "a network"
+    for index, entry in enumerate(config.start):
+        try:
+            network = _given_to_start(entry, space.sizes, f"{where}: start", index)
+        except architectures.SizeError as error:
+            told = str(error).removeprefix(
+                f"{where}: "
+            )  # the same, and once, when it is asked again
+            warnings.warn(f"{told}; it is not tried first", stacklevel=1)
+            continue
         values = space.encode(network)
         if values is None:
-            raise InputError(
-                f"{study.folder / 'study.yaml'}: start: {name} ({network.summary()}) is not in the "
-                "space"
-            )
+            name = entry if isinstance(entry, str) else "a network"
+            raise InputError(f"{where}: start: {name} ({network.summary()}) is not in the space")
         chosen.setdefault(network.id, values)
-    for name in architectures.published_names():
-        network = architectures.published(name)
+    for network in architectures.published_for(**space.sizes).values():
         if network.id not in chosen and (values := space.encode(network)) is not None:
             chosen[network.id] = values
     return chosen
+
+
+def _given_to_start(
+    entry: str | Mapping[str, Any], sizes: Mapping[str, int], where: str, index: int
+) -> Architecture:
+    """A network of ``start`` for images of ``sizes``."""
+    if isinstance(entry, str):
+        network = architectures.published(entry)
+        known = architectures.published_for(**sizes)
+        if entry not in known:
+            raise InputError(
+                f"{where}: {entry} ({network.summary()}) is not in the space: it is made for "
+                f"{network.image_size} px, the data has {sizes['image_size']}"
+            )
+        return known[entry]
+    for name, size in sizes.items():
+        if entry.get(name, size) != size:
+            raise InputError(
+                f"{where}.{index}.{name}: {entry[name]} differs from the data's {size}; left out, it "
+                "is the data's"
+            )
+    return architectures.described(entry, sizes, f"{where}.{index}")

@@ -176,7 +176,7 @@ class Forgetful(tune.Callback):
 
 def _reason(trial: Any) -> str:
     """Why a worker died, out of what Ray says at length."""
-    said = Path(trial.error_file).read_text()
+    said = Path(trial.error_file).read_text("utf-8", "replace")
     found = re.search(r"dead because (its .*? has died)|is unavailable", said)
     if found is None:
         reason = said.strip().splitlines()[-1][:300]

@@ -11,7 +11,7 @@ from levit_search.errors import InputError
 from levit_search.files import write_atomically
 from levit_search.sealed import DamagedError, check_weights, read_bounded
 from levit_search.search.ledger import Ledger
-from levit_search.search.preparation import check_devices
+from levit_search.search.preparation import check_data, check_devices
 from levit_search.space import Space
 from levit_search.study import MEASURED, Record, Study, differences
 
@@ -65,11 +65,12 @@ def taken_over(source: Study, study: Study, space: Space, ledger: Ledger) -> Non
         ledger: of that study, which is prepared.
 
     Raises:
-        InputError: latencies there were measured on another device than they are here. Nothing was
-            entered.
+        InputError: latencies there were measured on another device than they are here, or
+            accuracies on other images. Nothing was entered.
     """
     attributes = source.attributes()
     check_devices(study, attributes, ledger.attributes)
+    check_data(source, attributes, ledger.attributes)
     for key in attributes:
         if key.startswith(MEASURED) and key not in ledger.attributes:
             ledger.set_attribute(key, attributes[key])

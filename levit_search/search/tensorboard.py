@@ -1,7 +1,6 @@
 """A search as TensorBoard's scalars, written while it goes on."""
 
 import json
-import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from levit_search.architecture import Architecture
 from levit_search.audit.figures import Outcome, outcome
 from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.pareto import is_maximised
+from levit_search.printable import quoted
 from levit_search.search.outcome import Display, front_volume
 from levit_search.search.tally import Tally
 from levit_search.space import Slot
@@ -198,7 +198,7 @@ def watched(study: Study, display: Display, tensorboard: bool) -> Display:
 
 def command(study: Study) -> str:
     """The command that shows a study's events, quoted for a shell."""
-    return f"tensorboard --logdir {shlex.quote(str(_folder(study).absolute()))}"
+    return f"tensorboard --logdir {quoted(str(_folder(study).absolute()))}"
 
 
 def _folder(study: Study) -> Path:

@@ -20,6 +20,7 @@ from levit_search.architecture import Architecture
 from levit_search.configuration import validated
 from levit_search.errors import InputError, LevitSearchError, refused_by_disk
 from levit_search.latency.sharing import while_no_probe_runs
+from levit_search.printable import escape_what_streams_lack
 from levit_search.search.engine import Event
 from levit_search.study import StudyConfig
 
@@ -38,7 +39,7 @@ class Evaluates(Protocol):
     """
 
     def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
-        """Get what all evaluations need; returns ``settled_ms``, ``device`` and ``teacher``."""
+        """Get what all evaluations need; returns ``settled_ms``, ``device``, ``data`` and so on."""
 
     def evaluate(self, network: Architecture, progress: Progress, decide: Decide) -> Any:
         """Evaluate a network; what it returns has a method ``as_json``."""
@@ -169,6 +170,7 @@ def serve(
     lines = open(log, "a", buffering=1)  # noqa: SIM115 (lives as long as we)
     os.dup2(lines.fileno(), 1)
     os.dup2(lines.fileno(), 2)
+    escape_what_streams_lack()
     with while_no_probe_runs():
         make: Callable[..., Evaluates] = pkgutil.resolve_name(evaluator)
     settings = validated(StudyConfig, config, folder)

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.process
 import os
 import signal
 import sys
@@ -210,14 +211,7 @@ class _Worker:
             name=f"levit-search-worker-{number + 1}",
             daemon=True,
         )
-        # Ctrl-C goes to every process of the terminal; a child that inherits deafness to it does
-        # not end with a traceback while it is still importing.
-        answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            with _no_main_module():
-                self.process.start()
-        finally:
-            signal.signal(signal.SIGINT, answer)
+        start_aside(self.process)
         far_end.close()
 
     @property
@@ -260,6 +254,18 @@ class _Worker:
             self.process.kill()
             self.process.join()
         self._connection.close()
+
+
+def start_aside(process: multiprocessing.process.BaseProcess) -> None:
+    """Start a spawned process that leaves Ctrl-C to its parent and does not import its script."""
+    # Ctrl-C goes to every process of the terminal; a child that inherits deafness to it does not
+    # end with a traceback while it is still importing.
+    answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _no_main_module():
+            process.start()
+    finally:
+        signal.signal(signal.SIGINT, answer)
 
 
 @contextlib.contextmanager

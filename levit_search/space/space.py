@@ -103,6 +103,11 @@ class Space:
         name: str = self._family.model.model_fields["family"].default
         return name
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The images that its networks are made for, by :data:`levit_search.architecture.SIZES`."""
+        return {name: self.possible(name)[0] for name in architectures.SIZES}
+
     def values(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna parameters as the value of every slot that has more than one."""
         return {s.name: s.decoded(parameters[s.name]) for s in self.slots if len(s.values) > 1}

@@ -1,9 +1,11 @@
 """What a study is told: the space file as read, changed by ``--set`` and resolved."""
 
 import copy
+import glob
 import os
 import re
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,8 +13,17 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from levit_search import architecture as architectures
 from levit_search import data as datasets
-from levit_search.configuration import Count, Frozen, read_yaml, validated
+from levit_search.configuration import (
+    Count,
+    Frozen,
+    field_types,
+    parse_value,
+    read_yaml,
+    shortened,
+    validated,
+)
 from levit_search.data import DataConfig
+from levit_search.data.sources import BUILT_IN
 from levit_search.errors import InputError, UnknownNameError, did_you_mean
 from levit_search.latency.programs import check_programs
 from levit_search.latency.protocol import LatencyConfig
@@ -24,9 +35,9 @@ from levit_search.pareto import (
     Objective,
     figure_and_target,
 )
-from levit_search.plain_yaml import parse_yaml
 from levit_search.recipe import Recipe, SupernetConfig, TeacherConfig
 from levit_search.space import Limits, Space
+from levit_search.study.plan import Plan
 from levit_search.study.storage import StorageUrl
 
 SamplerName = Literal["auto", "tpe", "nsga2", "nsga3", "gp", "random", "grid"]
@@ -94,6 +105,8 @@ class StudyConfig(Frozen):
     data: DataConfig = DataConfig()
     architecture: dict[str, Any]
     train: Recipe = Recipe()
+    plan: Plan | None = None
+    """What ``train.epochs: auto`` came to; see :mod:`levit_search.study.plan`."""
     teacher: TeacherConfig | None = TeacherConfig()
     accuracy: Literal["trained", "supernet"] = "trained"
     supernet: SupernetConfig = SupernetConfig()
@@ -107,7 +120,10 @@ class StudyConfig(Frozen):
     storage: StorageUrl | None = None
     """Where trials are kept; null is the SQLite file ``study.db`` in the study folder."""
     start: tuple[str | dict[str, Any], ...] = ()
-    """Networks to try first: published names, YAML files or descriptions."""
+    """Networks to try first: published names, YAML files or descriptions.
+
+    Their image size, channels and classes are the data's; a description that states them insists.
+    """
     hypervolume_reference: dict[Objective, float] = Field(default_factory=dict)
 
     @field_validator("targets", mode="before")
@@ -179,6 +195,29 @@ class StudyConfig(Frozen):
         """Whether candidates are trained."""
         return "top1_percent" in self.objectives
 
+    def with_plan(self, plan: Plan) -> "StudyConfig":
+        """The same with what a plan chose in its place.
+
+        Raises:
+            InputError: that does not go with something that is given.
+        """
+        raw = self.model_dump(mode="json")
+        for key, value in plan.settings.items():
+            _put(raw, key, value)
+        return validated(StudyConfig, {**raw, "plan": plan.model_dump(mode="json")}, "plan")
+
+    def check_planned(self, command: str) -> None:
+        """Make sure that the number of epochs is known.
+
+        Raises:
+            InputError: it is ``auto``, which only a search can say.
+        """
+        if self.plan is not None and not self.plan.is_made:
+            raise InputError(
+                f"train.epochs: auto is planned by a search; {command} needs a number, such as "
+                "--set train.epochs=20"
+            )
+
     @property
     def rung_epochs(self) -> tuple[int, ...]:
         """The epochs at which a search decides whether a candidate goes on."""
@@ -226,19 +265,32 @@ class StudyConfig(Frozen):
 def space_file(text: str) -> Path:
     """A space file by its path, or an embedded one by its name.
 
+    A name alone is always the embedded space, whatever is called so in the working directory;
+    ``./NAME`` is a file.
+
     Raises:
-        InputError: there is no embedded one of that name.
+        InputError: there is neither, or a folder.
     """
-    path = Path(text)
-    if path.exists() or path.suffix in (".yaml", ".yml"):
-        return path
     package = Path(__file__).parents[1]
     packaged = package / "spaces"
     folder = packaged if packaged.is_dir() else package.parent / "spaces"
     embedded = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-    if text not in embedded:
-        raise UnknownNameError("space", text, embedded)
-    return embedded[text]
+    if text in embedded:
+        if os.path.isfile(text):
+            warnings.warn(
+                f"{text}: the embedded space is taken; the file of that name here is ./{text}",
+                stacklevel=2,
+            )
+        return embedded[text]
+    path = Path(text)
+    if os.path.isdir(path):
+        told = "is a folder, where a space file or the name of an embedded space is expected"
+        if (path / "study.yaml").is_file():
+            told = f"is a study's folder; its space file is {path / 'study.yaml'}"
+        raise InputError(f"{text}: {told}")
+    if path.suffix in (".yaml", ".yml") or os.path.exists(path):
+        return path
+    raise UnknownNameError("space", text, embedded)
 
 
 def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyConfig:
@@ -290,35 +342,116 @@ def config_of(
             raw[section] = {key: raw[section]}
     for key, value in (changes or {}).items():
         _put(raw, key, value)
+    epochs = raw["train"].get("epochs", 1) if isinstance(raw.get("train"), Mapping) else 1
+    if epochs == "auto":
+        _leave_to_plan(raw, (changes or {}).keys())
+    elif type(epochs) is not int or epochs < 1:
+        shown = shortened(epochs)
+        raise InputError(
+            f"{path}: train.epochs: expected a whole number from 1 on or auto, not {shown}"
+        )
     if isinstance(raw.get("latency"), Mapping):
         raw["latency"] = resolved(raw["latency"], read_targets(path.parent), str(path))
     if isinstance(raw.get("targets"), Mapping):
         raw["targets"] = _resolved_targets(raw["targets"], path)
-    config = validated(StudyConfig, raw, str(path))
-    start = tuple(
-        entry
-        if isinstance(entry, dict) or entry in architectures.published_names()
-        else architectures.load(_beside(entry, path)).model_dump(mode="json")
-        for entry in config.start
-    )
+    config = located(validated(StudyConfig, raw, str(path)), path, changes)
+    config = with_networks_read(config, path, changes)
     reference = {
         name: config.hypervolume_reference.get(name, FIXED_REFERENCE[figure_and_target(name)[0]])
         for name in config.objectives
     }
-    update: dict[str, Any] = {"start": start, "hypervolume_reference": reference}
+    update: dict[str, Any] = {"hypervolume_reference": reference}
     if config.data.image_size is None:
         size = datasets.describe(config.data).image_size
         update["data"] = config.data.model_copy(update={"image_size": size})
     if config.inherits and "method" not in (raw.get("latency") or {}):
         update["latency"] = _predicted(config)
-    weights = config.train.donor_weights
-    if weights not in (None, "pretrained"):
-        # ``{name}`` is filled in later; a search may go on from another folder.
-        found = path.parent / weights
-        is_beside = any(found.parent.glob(found.name.replace("{name}", "*")))
-        absolute = str((found if is_beside else Path(weights)).expanduser().absolute())
-        update["train"] = config.train.model_copy(update={"donor_weights": absolute})
     return config.model_copy(update=update)
+
+
+def located(
+    config: StudyConfig, path: Path, changes: Mapping[str, Any] | None = None
+) -> StudyConfig:
+    """The same with absolute paths to data, weights and studies.
+
+    What a file names is looked for beside it first, then in the working directory, and what is
+    given by hand in the working directory alone.
+
+    Args:
+        config: as it was written.
+        path: of the file.
+        changes: values by dotted key that were given by hand.
+    """
+
+    def absolute(text: str, key: str) -> str:
+        return str(_absolute(text, key, path, changes or {}))
+
+    data, train, teacher, supernet = config.data, config.train, config.teacher, config.supernet
+    update: dict[str, Any] = {}
+    if data.root is not None and "://" not in data.root:
+        root = absolute(data.root, "data.root")
+        # To a plug-in it may be something else than a path.
+        if data.name in BUILT_IN or "/" in data.name or os.path.exists(root):
+            update["data"] = data.model_copy(update={"root": root})
+    if train.donor_weights not in (None, "pretrained"):
+        weights = absolute(train.donor_weights, "train.donor_weights")
+        update["train"] = train.model_copy(update={"donor_weights": weights})
+    if teacher is not None and teacher.weights not in ("train", "pretrained"):
+        weights = absolute(teacher.weights, "teacher.weights")
+        update["teacher"] = teacher.model_copy(update={"weights": weights})
+    if supernet.weights != "train":
+        weights = absolute(supernet.weights, "supernet.weights")
+        update["supernet"] = supernet.model_copy(update={"weights": weights})
+    return config.model_copy(update=update)
+
+
+def _absolute(text: str, key: str, path: Path, changes: Mapping[str, Any]) -> Path:
+    """The path that stands at ``key`` of the file ``path``, or in ``changes``."""
+    place = os.path.expanduser(text)
+    if not any(f"{key}.".startswith(f"{given}.") for given in changes):
+        beside = os.path.join(path.parent, place)
+        # ``{name}`` in it stands for any name, to be filled in later.
+        if glob.glob(glob.escape(beside).replace("{name}", "*")):
+            place = beside
+    found = Path(place).absolute()
+    # A folder that the way leads out of again may be gone tomorrow.
+    return Path(os.path.realpath(found)) if ".." in found.parts else found
+
+
+def with_networks_read(
+    config: StudyConfig, path: Path, changes: Mapping[str, Any] | None = None
+) -> StudyConfig:
+    """The same with descriptions of networks in place of the files that have them.
+
+    Args:
+        config: as it was written.
+        path: of its file.
+        changes: values by dotted key that were given by hand.
+
+    Raises:
+        InputError: such a file is missing, or not one of a network.
+    """
+
+    def read(entry: str | dict[str, Any], key: str) -> str | dict[str, Any]:
+        if isinstance(entry, dict) or entry in architectures.published_names():
+            return entry
+        found = _absolute(entry, key, path, changes or {})
+        if not os.path.isfile(found) and found.suffix not in (".yaml", ".yml"):
+            raise UnknownNameError("architecture", entry, architectures.published_names())
+        stated = read_yaml(found)
+        if not {"image_size", "num_classes"} <= stated.keys():
+            return stated  # what it is in full depends on the data
+        whole = architectures.parse(stated, str(found)).model_dump(mode="json")
+        left_out = {*architectures.SIZES} - stated.keys()
+        return {name: each for name, each in whole.items() if name not in left_out}
+
+    def section(given: LatencyConfig, key: str) -> LatencyConfig:
+        return given.model_copy(update={"reference": read(given.reference, f"{key}.reference")})
+
+    targets = {name: section(each, f"targets.{name}") for name, each in config.targets.items()}
+    start = tuple(read(each, f"start.{index}") for index, each in enumerate(config.start))
+    latency = section(config.latency, "latency")
+    return config.model_copy(update={"start": start, "latency": latency, "targets": targets})
 
 
 def _predicted(config: StudyConfig) -> LatencyConfig:
@@ -331,6 +464,24 @@ def _predicted(config: StudyConfig) -> LatencyConfig:
         return LatencyConfig.model_validate(given)
     except ValidationError:
         return config.latency
+
+
+def _leave_to_plan(raw: dict[str, Any], changed: Collection[str]) -> None:
+    """Take ``train.epochs: auto`` out of what a file says, and note what else it states.
+
+    What an earlier plan chose is not among that, but for what was ``changed`` since.
+    """
+    earlier = raw.get("plan")
+    chosen = set(earlier.get("settings", {}) if isinstance(earlier, Mapping) else {}) - set(changed)
+    sections = {name: raw.get(name) for name in ("train", "data")}
+    for name, section in sections.items():
+        if isinstance(section, Mapping):
+            raw[name] = {k: v for k, v in section.items() if f"{name}.{k}" not in chosen}
+    del raw["train"]["epochs"]
+    given = {f"train.{key}" for key in Recipe.stated(raw["train"])}
+    if isinstance(raw.get("data"), Mapping) and raw["data"].get("train_images") is not None:
+        given.add("data.train_images")
+    raw["plan"] = {"given": sorted(given)}
 
 
 # Sections that may be one word, and the key that it is for.
@@ -375,11 +526,6 @@ def _check_objectives(
             )
 
 
-def _beside(entry: str, path: Path) -> str:
-    """A file named in a space file is looked for beside it first."""
-    return str(path.parent / entry) if (path.parent / entry).is_file() else entry
-
-
 def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     node: Any = raw
@@ -401,15 +547,18 @@ def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """``key=value`` texts as values by dotted key, each value read as YAML.
+    """``key=value`` texts as values by dotted key of a :class:`StudyConfig`.
+
+    Values are read as :func:`levit_search.configuration.parse_value` does.
 
     Raises:
-        InputError: a text has no ``=`` or its value is no YAML.
+        InputError: a text has no ``=`` or its value is no YAML, and no text either.
     """
     changes = {}
     for text in settings:
         key, separator, value = text.partition("=")
         if not separator or not key.strip():
             raise InputError(f"--set {text}: expected key=value, such as train.epochs=5")
-        changes[key.strip()] = parse_yaml(value, f"--set {text}")
+        types = field_types(StudyConfig, key.strip())
+        changes[key.strip()] = parse_value(value, types, f"--set {text}")
     return changes

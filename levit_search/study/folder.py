@@ -5,19 +5,22 @@ the search, which holds the folder's lock; everything else (tables, front, expor
 """
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.configuration import write_yaml
+from levit_search.data import DataSurvey
 from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
 from levit_search.files import write_atomically, write_json
+from levit_search.printable import quoted
+from levit_search.sealed import read_sealed, write_sealed
 from levit_search.study.address import masked
 from levit_search.study.backup import NAME as BACKUP
 from levit_search.study.backup import Backup, put_aside
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
+
+
+_SURVEY = "survey.json"
 
 
 class Study:
@@ -55,20 +61,21 @@ class Study:
         except DamagedError as error:
             if Backup(folder).read().study is None:
                 raise
-            command = f"levit-search restore {quote(str(folder))}"
+            command = f"levit-search restore {quoted(str(folder))}"
             raise DamagedError(f"{error}; its {BACKUP} has the settings: {command}") from None
 
     @classmethod
     def create(cls, folder: Path, config: StudyConfig, command: list[str]) -> "Study":
         """A new study, or the one in ``folder`` if it was made from the same configuration.
 
-        Budgets (``search.trials``, ``search.time_s``) and ``engine`` may differ, and so may
-        ``storage`` if the study is to be found there; the new ones count.
+        Budgets (``search.trials``, ``search.time_s``), ``engine`` and ``data.root`` may differ, and
+        so may ``storage`` if the study is to be found there; the new ones count.
 
         Raises:
             InputError: ``folder`` holds something else, or the storage cannot be used, and nothing
                 was changed.
         """
+        assert config.plan is None or config.plan.is_made, "what is kept is planned before"
         study, before = cls(folder, config), None
         if (folder / "study.yaml").exists():
             before = cls.open(folder)
@@ -91,6 +98,84 @@ class Study:
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
         return study
+
+    def with_data(self, root: Path | None) -> "Study":
+        """The same study, to read from, with its data in another place.
+
+        Args:
+            root: the folder where the data lies now; None: where it was.
+
+        Raises:
+            InputError: there is no such folder, or the data lies in none.
+        """
+        data = self.config.data
+        if root is None:
+            return self
+        if data.name == "digits":
+            raise InputError(f"--data {root}: the study's data is digits, which lies in no folder")
+        if not root.is_dir():
+            raise InputError(f"--data {root}: no such folder")
+        moved = data.model_copy(update={"root": str(root.resolve())})
+        return Study(self.folder, self.config.model_copy(update={"data": moved}))
+
+    @contextmanager
+    def reading_data(self) -> Iterator[None]:
+        """What keeps the data from being read within the block says how to name another place.
+
+        Raises:
+            InputError: as within the block.
+        """
+        try:
+            yield
+        except InputError as error:
+            root = self.config.data.root
+            if root is None or os.path.exists(root):
+                raise
+            told = f"{error}; if the data lies elsewhere now, name the place by --data DIR"
+            raise InputError(told) from None
+
+    @classmethod
+    def put_aside(cls, folder: Path) -> None:
+        """Rename the study in ``folder``, if there is one, to ``FOLDER.old-1`` or the next number.
+
+        Raises:
+            InputError: it cannot be read or renamed, or a search is at work on it.
+        """
+        if not (folder / "study.yaml").exists():
+            return
+        with cls.open(folder).lock():
+            number = 1
+            while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+                number += 1
+            try:
+                folder.rename(aside)
+            except OSError as error:
+                told = error.strerror or error
+                raise InputError(f"{folder}: cannot be renamed to {aside} ({told})") from None
+
+    def keep_survey(self, survey: DataSurvey) -> None:
+        """Write what was found in the data into the folder."""
+        write_sealed(self.folder / _SURVEY, survey.model_dump(mode="json"))
+
+    def survey(self) -> DataSurvey | None:
+        """What was found in the data; None of a study that has no such file."""
+        path = self.folder / _SURVEY
+        try:
+            return DataSurvey.model_validate(read_sealed(path))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"{path}: is left out ({reason})", stacklevel=2)
+            return None
+
+    def is_begun(self) -> bool:
+        """Whether anything was found by its settings: a trial, or weights that networks share.
+
+        Raises:
+            InputError: see :meth:`open_storage`.
+        """
+        return self._trials.exist() or (self.folder / "supernet").is_dir()
 
     @property
     def checkpoints(self) -> Path:
@@ -232,6 +317,7 @@ class Study:
             InputError: there are trials of theirs.
         """
         moved = self.config.storage != before.config.storage
+        self._check_pictures(before)
         different = differences(comparable(before.config), comparable(self.config))
         if moved and not different:
             with suppress(DamagedError):  # it is not there
@@ -251,6 +337,25 @@ class Study:
                 "study.yaml"
             )
         return False
+
+    def _check_pictures(self, before: "Study") -> None:
+        """Make sure that the pictures are those of ``before``, if anything was found there.
+
+        Raises:
+            InputError: they have changed.
+        """
+        old, new = before.config.data.fingerprint, self.config.data.fingerprint
+        same_set = before.config.data.name == self.config.data.name
+        has_trials = before._trials.exist() or before._trials.backup.read().has_trials
+        if not same_set or None in (old, new) or old == new or not has_trials:
+            return
+        known = before.survey()
+        was = f", {known.told_counts()} then" if known is not None else ""
+        raise InputError(
+            f"{self.folder}: the pictures in {self.config.data.root} are not those that it was made "
+            f"for (fingerprint {new}, {old} before{was}); put those back, choose another folder by "
+            "--study, or begin it again by --anew, which keeps what there is beside it"
+        )
 
     def _note_environment(self, command: list[str]) -> None:
         path = self.folder / "environment.json"

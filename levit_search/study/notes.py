@@ -119,6 +119,21 @@ class _Supernet(TypedDict, total=False):
     val_top1_percent: _Finite
 
 
+_Images = Annotated[int, Field(gt=0, le=2**53)]
+
+
+@with_config(_OPEN)
+class _Data(TypedDict, total=False):
+    id: str
+    train_images: _Images
+    val_images: _Images
+    test_images: _Images
+    inherited_images: _Images
+    num_classes: _Images
+    guess_percent: Annotated[_Finite, Field(ge=0, le=100)]
+    mirrored: bool
+
+
 @with_config(_OPEN)
 class _Attributes(TypedDict, total=False):
     settled_ms: dict[str, _Positive]
@@ -126,6 +141,7 @@ class _Attributes(TypedDict, total=False):
     devices: dict[str, _Device]
     teacher: _Teacher
     supernet: _Supernet
+    data: _Data
 
 
 def check_trial(notes: Mapping[str, Any], trial: int) -> None:

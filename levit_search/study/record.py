@@ -70,6 +70,15 @@ class Record:
         return self.state == "pruned" and bool(self.rungs) and not self.rungs[-1]["goes_on"]
 
 
+def compared(records: Sequence[Record]) -> list[Record]:
+    """The networks that compete for the front: those evaluated to their end, each once.
+
+    One whose accuracy is inherited competes only as long as none has an accuracy of its own.
+    """
+    evaluated = [record for record in records if record.is_evaluated]
+    return evaluated or [record for record in records if record.is_candidate]
+
+
 def record_of(trial: "optuna.trial.FrozenTrial") -> Record:
     """A finished trial of Optuna's as a record."""
     ended = trial.datetime_complete

@@ -1,13 +1,15 @@
 """The settings that a study folder keeps, and what those of one study may not differ in."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from levit_search.architecture import SIZES
 from levit_search.configuration import read_yaml, validated
 from levit_search.errors import InputError
-from levit_search.study.config import StudyConfig
+from levit_search.study.config import StudyConfig, located, with_networks_read
 from levit_search.study.storage import DamagedError
 
 VERSION = 1
@@ -19,7 +21,7 @@ makes one, see :mod:`levit_search.study.writing`.
 
 
 def read_settings(path: Path) -> StudyConfig:
-    """The configuration in a study folder.
+    """The configuration in a study folder, with absolute paths, as it is also edited by hand.
 
     Raises:
         DamagedError: the file is missing, or not as a search writes it.
@@ -41,22 +43,46 @@ def read_settings(path: Path) -> StudyConfig:
         told = f"version {version!r} is not {VERSION}" if "version" in raw else "has no version"
         raise DamagedError(f"{path}: {told}, as in every study folder")
     try:
-        return validated(StudyConfig, raw, str(path))
+        return located(validated(StudyConfig, raw, str(path)), path)
     except InputError as error:
         raise DamagedError(str(error)) from None
 
 
 def comparable(config: StudyConfig) -> dict[str, Any]:
-    """All settings but the budgets, what carries evaluations out, and where trials are kept."""
-    return config.model_dump(
+    """All settings that the trials of one study have to share.
+
+    Left out are the budgets, what carries evaluations out, where data and trials are kept, and the
+    sizes that networks to try first and references have from the data in any case.
+    """
+    # Earlier releases kept paths as they were given, seen from the working directory.
+    config = located(config, Path())
+    with suppress(InputError):
+        config = with_networks_read(config, Path())
+    settings = config.model_dump(
         mode="json",
         exclude={
+            "data": {"root"},
             "engine": True,
             "storage": True,
             "search": {"trials", "time_s"},
             "supernet": {"rivals"},
         },
     )
+    settings["start"] = [_without(entry, SIZES) for entry in settings["start"]]
+    for section in (settings["latency"], *settings["targets"].values()):
+        reference = _without(section["reference"], ("in_channels", "num_classes"))
+        # One that is made for another size is fitted to the data's, and may be another network.
+        if isinstance(reference, dict) and reference.get("image_size") == config.data.image_size:
+            del reference["image_size"]
+        section["reference"] = reference
+    return settings
+
+
+def _without(network: str | dict[str, Any], keys: Collection[str]) -> str | dict[str, Any]:
+    """A description of a network without some of its keys; a name as it is."""
+    if isinstance(network, str):
+        return network
+    return {key: value for key, value in network.items() if key not in keys}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

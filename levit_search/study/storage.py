@@ -3,19 +3,21 @@
 Only Optuna's own schemas are used, so that its dashboard and its other tools read them all.
 """
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from shlex import quote as quoted
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 from pydantic import AfterValidator
 
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
+from levit_search.files import expanded
+from levit_search.printable import quoted
 from levit_search.study.address import filled, masked, quoted_but_variables, spelt
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ _DASHBOARD = "optuna-dashboard"
 _CONNECT_S = 5
 # A server that went away without a word is noticed after about this long.
 _SILENCE_S = 60
+# SQLAlchemy 2.0 ends a path at its first `?`, and 2.1 takes none that is no UTF-8.
+_AS_URI = re.compile("[?\ud800-\udfff]")
 # Another process may hold SQLite's lock for as long as it reads all trials.
 _SQLITE_BUSY_S = 60
 
@@ -68,7 +72,7 @@ def _checked(text: str) -> str:
     if not rest.startswith("/") or rest in ("/", "/:memory:"):
         raise ValueError(f"{text!r} names no file; expected sqlite:///PATH")
     path = rest[1:]
-    return text if path.startswith("$") else f"sqlite:///{Path(path).expanduser().absolute()}"
+    return text if path.startswith("$") else f"sqlite:///{expanded(path).absolute()}"
 
 
 StorageUrl = Annotated[str, AfterValidator(_checked)]
@@ -331,7 +335,10 @@ class Place:
         from sqlalchemy import URL
 
         assert self.file is not None
-        return spelt(URL.create("sqlite", database=str(self.file.absolute())))
+        path = self.file.absolute()
+        if _AS_URI.search(str(path)) is None:
+            return spelt(URL.create("sqlite", database=str(path)))
+        return spelt(URL.create("sqlite", database=path.as_uri(), query={"uri": "true"}))
 
     def _server(self) -> "Database":
         from levit_search.study.database import Database, widen_texts

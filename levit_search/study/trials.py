@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from levit_search.configuration import validated
 from levit_search.errors import InputError
 from levit_search.files import write_json
 from levit_search.pareto import is_maximised
+from levit_search.printable import quoted
 from levit_search.study.backup import NAME, Backup, Kept, lost_trials
 from levit_search.study.config import StudyConfig
 from levit_search.study.settings import comparable, differences
@@ -175,7 +175,7 @@ class Trials:
         count = len(kept.ended)
         trials = "1 finished trial is" if count == 1 else f"{count} finished trials are"
         broken = f", {len(kept.broken)} of its lines are not" if kept.broken else ""
-        command = f"levit-search restore {quote(str(self._folder))}"
+        command = f"levit-search restore {quoted(str(self._folder))}"
         return f"; {trials} whole in its {NAME}{broken}: {command}"
 
     @property

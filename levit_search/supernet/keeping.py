@@ -20,7 +20,7 @@ from levit_search.cost import cost
 from levit_search.distill import TeacherAnswers
 from levit_search.donors import load_donor_weights
 from levit_search.errors import InputError, kept_by_checkpoint
-from levit_search.files import write_atomically
+from levit_search.files import expanded, write_atomically
 from levit_search.model import LevitModel, load_exactly, save_weights
 from levit_search.sealed import DamagedError, read_sealed, write_sealed
 from levit_search.space import Envelope, Space, envelope_of, extremes_of, stem_name
@@ -104,7 +104,7 @@ def obtain_supernet(
     made_of = identity(config, envelope, batches)
     folder = supernet_folder(study)
     if config.supernet.weights != "train" and not (folder / "card.json").exists():
-        _take(Path(config.supernet.weights).expanduser(), folder, made_of)
+        _take(expanded(config.supernet.weights), folder, made_of)
     kept = _kept(folder, made_of, is_own=config.supernet.weights == "train")
     if kept is not None:
         load_exactly(elastic, folder / "weights.safetensors")

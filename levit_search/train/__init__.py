@@ -2,7 +2,13 @@
 
 from levit_search.train.accuracy import top1_percent
 from levit_search.train.checkpoint import Checkpoint, training_id
-from levit_search.train.fitting import fit, fresh_network, seed_torch, train_network
+from levit_search.train.fitting import (
+    fit,
+    fresh_network,
+    seed_torch,
+    step_seconds,
+    train_network,
+)
 from levit_search.train.lesson import Lesson, Views
 from levit_search.train.loss import Answers
 from levit_search.train.memory import out_of_memory_as_trial_error
@@ -27,6 +33,7 @@ __all__ = [
     "out_of_memory_as_trial_error",
     "seed_torch",
     "silent",
+    "step_seconds",
     "top1_percent",
     "train_network",
     "training_id",

@@ -1,5 +1,6 @@
 """Fitting one network by a recipe, and its accuracy."""
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from levit_search.train.optimization import Optimization, device_of
 from levit_search.train.outcome import Decide, Epoch, Report, Told, Training, always, silent
 
 _CHECKPOINT_S = 60.0  # between two checkpoints where there is no rung
-_FEWEST_STEPS = 100  # after fewer, a network at chance may yet learn
+_FEWEST_STEPS = 1000  # after fewer, a network at chance may yet learn (letters: 700 of 32 images)
 _SPOKEN_S = 5.0  # between two reports within an epoch
 _WATCHED_STEPS = 32  # between two looks at the loss; each makes a GPU wait
 
@@ -122,6 +123,20 @@ def fit(
     return run.training()
 
 
+def step_seconds(network: Architecture, batches: Batches, recipe: Recipe) -> Iterator[float]:
+    """Train a network without end, and tell what each step takes in seconds, its views included.
+
+    A recipe's teacher is left out.
+
+    Raises:
+        InputError, TrialError: as :func:`fit`.
+    """
+    torch.set_num_threads(recipe.threads)
+    run = _Run(fresh_network(network, recipe, 0), batches, recipe, 0, None, None, None)
+    with _as_trial_errors(run):
+        yield from run.timed_steps()
+
+
 class _Run:
     """One model on its way through a recipe."""
 
@@ -197,6 +212,17 @@ class _Run:
         is_due = time.perf_counter() - self._saved > _CHECKPOINT_S
         if is_last or is_due or number + 1 in self._recipe.rungs:
             self._save()
+
+    def timed_steps(self) -> Iterator[float]:
+        """Train on and on; the seconds of each step."""
+        self._model.train()
+        for epoch in itertools.count():
+            start = time.perf_counter()
+            views = self._batches.train(self._seed, epoch, self._recipe, self._device)
+            for step, batch in enumerate(views):
+                float(self._step(epoch, step, batch))  # a GPU is waited for
+                yield time.perf_counter() - start
+                start = time.perf_counter()
 
     def _step(self, epoch: int, step: int, batch: Batch) -> Tensor:
         """One batch; its loss, a scalar without gradients."""

@@ -319,7 +319,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     made = {"postgresql": postgres, "mysql": mariadb}[request.param]
     if reason := made.missing():
         pytest.skip(reason)
-    pytest.importorskip({"postgresql": "psycopg", "mysql": "pymysql"}[request.param])
     with made.server() as started:
         yield started
 
@@ -511,7 +510,6 @@ def test_a_second_driver_is_refused(
 def test_a_claim_outlives_what_a_server_calls_idle(make: Make, account: Account) -> None:
     if reason := mariadb.missing():
         pytest.skip(reason)
-    pytest.importorskip("pymysql")
     with mariadb.running() as database:
         place = make(f"{database.url}?init_command=SET SESSION wait_timeout=1").place
         with place.claimed("study"):

@@ -36,8 +36,9 @@ const head = (figure) => study.heads[figure] || figure;
 const written = (trial, figure) => trial.texts[figure] || "";
 
 function hover(trial, figures) {
+  const beside = (figure) => (figure === "top1_percent" && trial.accuracy ? ` (95 %: ${trial.accuracy.interval})` : "");
   const lines = figures.filter((figure) => written(trial, figure))
-    .map((figure) => `${head(figure)} ${written(trial, figure)}`);
+    .map((figure) => `${head(figure)} ${written(trial, figure)}${beside(figure)}`);
   const name = trial.name ? ` (${trial.name})` : "";
   return [`<b>trial ${trial.trial}${escaped(name)}</b>`, escaped(trial.architecture || "no network"),
     ...lines.map(escaped)].join("<br>");

@@ -49,6 +49,7 @@ function startSetup() {
   body.append(terms([
     ["data", `${data.name}${data.root ? ` (${data.root})` : ""}, ${data.channels} x ${data.image_size} x ${data.image_size}`],
     ["classes", `${data.classes}${names}`],
+    ...(data.survey ?? []).map((line, place) => [place ? "" : "what is in it", line]),
     ["objectives", study.objectives.map((name) => study.names[name]).join(", ")],
     ["search", study.search_text], ["training", study.training_text],
     ...study.tabs.filter((tab) => tab.device).map((tab) => [tab.title.toLowerCase(), `${tab.device}; ${tab.runtime}`]),

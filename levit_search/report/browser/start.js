@@ -30,12 +30,22 @@ function startSummary() {
   at("folder").textContent = study.folder;
 }
 
+/** What the accuracies are worth, before anything else where that is little. */
+function startVerdict() {
+  const { text, advice } = study.verdict;
+  if (!text) return at("verdict").remove();
+  at("verdict").append(element("p", {}, text));
+  if (advice.length) at("verdict").append(element("p", {}, "What to try, each in another study:"), element("ul", {}, ...advice.map((each) => element("li", {}, each))));
+  return null;
+}
+
 /** After what is there has been painted. */
 const painted = (action) => requestAnimationFrame(() => setTimeout(action));
 
 startTheme();
 startNetwork();
 startSummary();
+startVerdict();
 startFront();
 startTrials();
 startProgress();

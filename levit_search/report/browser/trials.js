@@ -4,9 +4,15 @@ const PAGE = 200; // rows that are made at once
 let order = { key: null, descending: false };
 let rowsShown = PAGE;
 
+const ACCURACY = study.trials.some((t) => t.accuracy) ? [
+  { key: "interval", title: "95 % interval", of: (t) => t.accuracy?.low, text: (t) => t.accuracy?.interval || "", number: true },
+  { key: "vs_best", title: "vs best", of: (t) => t.accuracy?.vs_best || "" },
+] : [];
+
 const COLUMNS = [
   { key: "trial", title: "trial", of: (t) => t.trial, number: true },
-  ...study.columns.map((figure) => ({ key: figure, title: head(figure), of: (t) => t.values[figure], text: (t) => written(t, figure), number: true, isMore: figure === "top1_percent" })),
+  ...study.columns.flatMap((figure) => [{ key: figure, title: head(figure), of: (t) => t.values[figure], text: (t) => written(t, figure), number: true, isMore: figure === "top1_percent" },
+    ...(figure === "top1_percent" ? ACCURACY : [])]),
   { key: "architecture", title: "architecture", of: (t) => t.architecture || "" },
   { key: "outcome", title: "outcome", of: (t) => (t.on_front ? "front" : t.outcome) },
   { key: "name", title: "known as", of: (t) => [t.name, t.is_reference && "reference", t.is_start && "to begin with"].filter(Boolean).join(", ") },
