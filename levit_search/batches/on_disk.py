@@ -45,7 +45,7 @@ class ViewRequest(NamedTuple):
     """One view to be made."""
 
     split: SplitName
-    index: int
+    picture: int
     seed: tuple[int, ...]
     """What its random numbers depend on."""
 
