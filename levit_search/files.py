@@ -101,6 +101,15 @@ def _can_be_made(folder: Path) -> bool:
     return there == folder or os.access(there, os.W_OK | os.X_OK)
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is anything at ``path``; what is too long for a path, or no text for one, names
+    nothing."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write ``data`` as readable JSON, atomically."""
     write_atomically(path, json.dumps(encodable_json(data), indent=2) + "\n")
