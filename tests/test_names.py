@@ -88,6 +88,7 @@ def study(place: Path, data: Path) -> Study:
     (place / "space.yaml").write_text(yaml.safe_dump(space))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        patch.setenv("LEVIT_SEARCH_LOCKS", str(place))
         patch.setattr(driver, "make_engine", HereEngine)
         _, searched = run(place / "space.yaml", place / "study 50%?")
     return searched
