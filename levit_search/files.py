@@ -8,6 +8,7 @@ import re
 import stat
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ def expanded(path: str | Path) -> Path:
     if "\0" in str(path):
         raise InputError(f"{path}: no path has a zero byte")
     return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises RuntimeError)
+
+
+@contextlib.contextmanager
+def named_in_utf_8(folder: Path) -> Iterator[Path]:
+    """A folder under a name in UTF-8, as many libraries take no other: itself, or a link to it."""
+    if str(folder) == encodable(str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix=f"{_OURS}-") as place:
+        link = Path(place) / "link"
+        link.symlink_to(folder.absolute())
+        yield link
 
 
 def user_cache() -> Path:

@@ -1,7 +1,5 @@
 """A MariaDB server of our own on this machine's loopback, in a temporary folder."""
 
-import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -11,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import lacking
-from tests.servers import Database, Server, free_port, wait_for
+from tests.servers import Database, Server, free_port, user, wait_for
 
 _PASSWORD = "se/cr:et@"
 _FIRST = f"""\
@@ -32,7 +30,9 @@ def missing() -> str | None:
     programs = ("mariadbd", "mariadb-install-db", "my_print_defaults")
     absent = [name for name in programs if _program(name) is None]
     packages = "apt-get install mariadb-server-core mariadb-client-core"
-    return f"needs {', '.join(absent)} ({packages})" if absent else lacking("pymysql")
+    if absent:
+        return f"needs {', '.join(absent)} ({packages})"
+    return lacking("pymysql") if user() is not None else "needs a user that the system knows"
 
 
 @contextmanager
@@ -45,10 +45,11 @@ def running() -> Iterator[Database]:
 @contextmanager
 def server() -> Iterator[Server]:
     """As :func:`running`, with the server itself."""
-    user = pwd.getpwuid(os.getuid()).pw_name
+    owner = user()
+    assert owner is not None
     # A socket's path must be short, which those of pytest's folders are not.
     with tempfile.TemporaryDirectory(prefix="levit-mariadb-") as name:
-        common = ["--no-defaults", f"--datadir={name}/data", f"--user={user}"]
+        common = ["--no-defaults", f"--datadir={name}/data", f"--user={owner.pw_name}"]
         command = [str(_program("mariadb-install-db")), *common]
         quiet = subprocess.DEVNULL
         access = "--auth-root-authentication-method=normal"

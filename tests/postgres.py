@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import lacking
-from tests.servers import Database, Server, free_port, wait_for
+from tests.servers import Database, Server, free_port, user, wait_for
 
 _SETTINGS = ("fsync=off", "unix_socket_directories=", "max_connections=20", "shared_buffers=16MB")
 
@@ -29,7 +29,7 @@ def _program(name: str) -> Path | None:
 
 def _owner() -> pwd.struct_passwd | None:
     if os.getuid() != 0:
-        return pwd.getpwuid(os.getuid())
+        return user()
     return next((each for each in pwd.getpwall() if each.pw_name == "postgres"), None)
 
 

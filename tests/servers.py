@@ -1,5 +1,7 @@
 """What our own servers of databases have in common: an address, and their end."""
 
+import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -63,6 +65,14 @@ class Server:
         if self.process is not None:
             stop(self.process, self.how)
             self.process = None
+
+
+def user() -> pwd.struct_passwd | None:
+    """Whoever runs the tests, where the system knows them, as in a container it need not."""
+    try:
+        return pwd.getpwuid(os.getuid())
+    except KeyError:
+        return None
 
 
 def free_port() -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 
 from levit_search.latency.targets import SshTarget
+from tests.servers import user
 
 _START_S = 20.0
 
@@ -74,7 +75,9 @@ def _program(name: str) -> str | None:
 def missing() -> str | None:
     """What has to be installed before :func:`running` works; none: it does."""
     absent = [name for name in ("sshd", "ssh", "ssh-keygen") if _program(name) is None]
-    return f"needs {', '.join(absent)} (apt-get install openssh-server)" if absent else None
+    if absent:
+        return f"needs {', '.join(absent)} (apt-get install openssh-server)"
+    return None if user() is not None else "needs a user that the system knows"
 
 
 def login() -> pwd.struct_passwd:

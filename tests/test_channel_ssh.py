@@ -124,7 +124,7 @@ def test_a_network_is_measured_over_ssh_without_the_package_there(
 ) -> None:
     from levit_search.model import build, export_onnx
 
-    has_package = [str(device_python), "-c", "import levit_search"]
+    has_package = [str(device_python), "-I", "-c", "import levit_search"]
     assert subprocess.run(has_package, cwd="/", stderr=subprocess.DEVNULL).returncode != 0
 
     opened = probe(server.target(python=str(device_python), name="desk"))

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -87,6 +88,7 @@ def study(place: Path, data: Path) -> Study:
     (place / "space.yaml").write_text(yaml.safe_dump(space))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        patch.setenv("LEVIT_SEARCH_LOCKS", str(place))
         patch.setattr(driver, "make_engine", HereEngine)
         _, searched = run(place / "space.yaml", place / "study 50%?")
     return searched
@@ -137,7 +139,6 @@ def test_a_study_keeps_the_place_of_its_data(study: Study, data: Path) -> None:
         ("front", "STUDY", "--format", "markdown"),
         ("report", "STUDY"),
         ("report", "STUDY", "--format", "svg"),
-        ("restore", "STUDY"),
         ("show", "STUDY#0"),
         ("count", "STUDY#0", "--by-layer"),
         ("count", "PLACE/network.yaml"),
@@ -158,6 +159,15 @@ def test_every_command_takes_a_folder_that_is_no_utf_8(
     for path in study.folder.rglob("*.*"):
         if path.suffix in (".html", ".csv", ".svg", ".md", ".json", ".yaml"):
             path.read_text("utf-8")
+
+
+def test_a_storage_is_restored_there(study: Study, place: Path, ascii_cli: Ascii) -> None:
+    copy = place / "copy"
+    shutil.copytree(study.folder, copy)
+    (copy / "study.db").unlink()
+    code, told = ascii_cli("restore", copy)
+    assert code == 0 and told.isascii()
+    assert Study.open(copy).records() == study.records()
 
 
 @pytest.mark.parametrize(

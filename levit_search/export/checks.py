@@ -99,7 +99,7 @@ def compared(
             told(f"reading {name} in a clean process")
             readable = READABLE[name]
             answer = _predicted if readable.kind == "predict" else _read
-            logits = answer(folder.resolve(), readable, sample, scratch)
+            logits = answer(folder.absolute(), readable, sample, scratch)
             if logits.shape != sample.logits.shape:
                 raise LevitSearchError(
                     f"{name}: gives logits {list(logits.shape)}, the trained network "

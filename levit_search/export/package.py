@@ -20,7 +20,7 @@ from levit_search.export.retraining import (
     config_for,
     retrained,
 )
-from levit_search.files import write_atomically
+from levit_search.files import named_in_utf_8, write_atomically
 from levit_search.significance import (
     Verdict,
     accuracy_text,
@@ -156,7 +156,8 @@ def export(
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     try:
         work = _Work(study, record, network, config, found, weights, choice, wishes, told)
-        written, again = work.written(staging, out)
+        with named_in_utf_8(staging) as reached:
+            written, again = work.written(reached, out)
         _check_out(out, wishes.force, staging.name)  # hours may have passed
         _put_in_place(staging, target)
     except OSError as error:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from levit_search.architecture import Architecture
+from levit_search.files import user_cache
 from levit_search.study import Study
 
 
@@ -69,8 +70,10 @@ def make_engine(study: Study, sample: Architecture, settled_ms: dict[str, float]
         settled_ms: the reference's latency by id, where an earlier session settled it.
 
     Raises:
-        InputError: there is no such cluster, or it lacks what a worker claims.
+        InputError: there is no such cluster, it lacks what a worker claims, or there is no folder
+            for caches.
     """
+    user_cache()  # where there is none it is chosen here, and said, before each worker does so
     if study.config.engine.kind == "ray":
         from levit_search.search.ray_engine import RayEngine
 

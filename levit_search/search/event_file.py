@@ -1,7 +1,6 @@
 """A file of TensorBoard's events, by TensorBoard's own package, and only what is not there yet."""
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2, summary_v2
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+from levit_search.files import named_in_utf_8
 
 _NAME = "events.out.tfevents.levit-search"  # TensorBoard reads what has ``tfevents`` in its name
 _VERSION = "brain.Event:2"
@@ -118,10 +119,8 @@ class EventFile:
 
     def _read(self) -> None:
         whole = 0
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "events"  # TensorBoard takes no path but in UTF-8
-            path.symlink_to(self._path.absolute())
-            for record in RawEventFileLoader(str(path)).Load():
+        with named_in_utf_8(self._path.parent) as folder:
+            for record in RawEventFileLoader(str(folder / _NAME)).Load():
                 whole += _FRAME_BYTES + len(record)
                 event = Event.FromString(record)
                 for value in event.summary.value:
