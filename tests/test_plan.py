@@ -345,6 +345,6 @@ def test_a_study_that_was_begun_with_a_number_of_epochs_is_not_planned(
 ) -> None:
     path, folder = space_file(), tmp_path / "s"
     searched(path, folder, **{"search.trials": 2})
-    with pytest.raises(InputError, match="was begun with train.epochs 1, not auto"):
+    with pytest.raises(InputError, match=r"was begun with train\.epochs 1, not auto"):
         begun(path, folder, **AUTO)
     assert not timed
