@@ -335,3 +335,16 @@ def test_the_plan_is_told_before_the_search(
     assert 3 <= len(lines) <= 6
     assert f"{study.config.train.epochs} epochs" in said[-1]
     assert "256 of 256 images" in said[-1]
+
+
+def test_a_study_that_was_begun_with_a_number_of_epochs_is_not_planned(
+    timed: list[StudyConfig],
+    stub: type[StubEngine],
+    space_file: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    path, folder = space_file(), tmp_path / "s"
+    searched(path, folder, **{"search.trials": 2})
+    with pytest.raises(InputError, match=r"was begun with train\.epochs 1, not auto"):
+        begun(path, folder, **AUTO)
+    assert not timed

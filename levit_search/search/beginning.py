@@ -43,13 +43,13 @@ def begin(
     config = config.model_copy(update={"data": found})
     space = checked_space(config, where)
     folder = folder or Path("studies") / config.name
-    config = _planned(config, space, folder, take_from, say)
-    if take_from is not None:
-        check_source(take_from, Study(folder, config))
     if config.engine.kind == "ray" and config.engine.address is not None:
         check_address(config.engine.address)
     if anew:
         Study.put_aside(folder)
+    config = _planned(config, space, folder, take_from, say)
+    if take_from is not None:
+        check_source(take_from, Study(folder, config))
     study = Study.create(folder, config, command)
     if found.is_looked_at or found.name in ("digits", "fashion-mnist"):
         survey = data.survey(found, say)
@@ -67,9 +67,18 @@ def _planned(
     take_from: Path | None,
     say: Callable[[str], None],
 ) -> StudyConfig:
-    """The configuration with the plan of a study that goes on or is taken over, or a new one."""
+    """The configuration with the plan of a study that goes on or is taken over, or a new one.
+
+    Raises:
+        InputError: the study was begun without a plan.
+    """
     if (folder / "study.yaml").is_file() and (before := Study.open(folder)).is_begun():
-        plan = before.config.plan
+        plan, epochs = before.config.plan, before.config.train.epochs
+        if plan is None and config.plan is not None and before.config.is_trained:
+            raise InputError(
+                f"{folder}: was begun with train.epochs {epochs}, not auto; choose another folder "
+                f"by --study, or --set train.epochs={epochs}"
+            )
     elif take_from is not None and config.plan is not None:
         plan = Study.open(take_from).config.plan
     else:
@@ -142,6 +151,9 @@ def _told(config: StudyConfig, plan: Plan) -> str:
         "random_erasing": train.random_erasing,
     }
     shown = [name if value is True else f"{name} {value}" for name, value in views.items() if value]
+    networks = f"about {plan.networks} networks in all"
+    if config.inherits:
+        networks = "weights that all networks share, then the front's own"
     return "\n".join(
         (
             f"Plan for {_minutes(plan.budget_s)} and {plan.jobs} job(s), kept in study.yaml:",
@@ -149,7 +161,7 @@ def _told(config: StudyConfig, plan: Plan) -> str:
             f"image ({low:.3g} and {high:.3g} for the smallest and the largest network)",
             f"  {train.epochs} epochs of {train.batch_size} images a step, {plan.steps:,} steps, "
             f"about {_minutes(plan.network_s)} a network{going_on}{', '.join(map(str, rungs))}",
-            f"  about {plan.networks} networks in all; views: {', '.join(shown) or 'as they are'}",
+            f"  {networks}; views: {', '.join(shown) or 'as they are'}",
         )
     )
 

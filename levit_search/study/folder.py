@@ -351,9 +351,9 @@ class Study:
         known = before.survey()
         was = f", {known.told_counts()} then" if known is not None else ""
         raise InputError(
-            f"{self.folder}: the pictures in {self.config.data.root} are not those that it was made "
-            f"for (fingerprint {new}, {old} before{was}); put those back, choose another folder by "
-            "--study, or begin it again by --anew, which keeps what there is beside it"
+            f"{self.folder}: the pictures in {self.config.data.root} are not those that it was "
+            f"made for (fingerprint {new}, {old} before{was}); put those back, choose another "
+            "folder by --study, or begin it again by --anew, which keeps what there is beside it"
         )
 
     def _note_environment(self, command: list[str]) -> None:
