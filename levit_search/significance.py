@@ -27,6 +27,7 @@ Kind = Literal["unknown", "guessing", "cost_alone", "better_than_guessing"]
 Standing = Literal["best", "same", "lower"]
 
 _FALSE_ALARM = 0.01  # share of searches at chance that are taken for better than guessing
+_FEWEST_STEPS = 2_000  # after fewer, a network at chance may yet learn
 _DOUBT = 0.05  # what the intervals and the comparisons leave out
 
 
@@ -77,8 +78,8 @@ class Verdict:
         text = f"95 % interval: binomial, on {self.best.images:,} images of val."
         if self.compared > 1:
             text += (
-                " vs best: networks that are the same are not told apart from the most accurate "
-                f"one (95 %, for {self.compared} networks compared); lower ones are."
+                " vs best: same is not told apart from the most accurate network, lower is (95 %, "
+                f"allowing for {self.compared:,} networks compared)."
             )
         return text
 
@@ -289,10 +290,11 @@ def _advice(config: StudyConfig, data: Mapping[str, Any], is_small: bool) -> tup
     if is_small:
         found.append(f"more images in val: data.val_share is {config.data.val_share:g}")
     if train_images:
-        steps = recipe.epochs * max(1, train_images // recipe.batch_size)
+        steps = max(1, train_images // recipe.batch_size)  # of an epoch
+        epochs = max(10 * recipe.epochs, math.ceil(_FEWEST_STEPS / steps))
         found.append(
-            f"longer training: each network had {steps:,} steps; --set train.epochs="
-            f"{10 * recipe.epochs} with more --time, or a smaller train.batch_size"
+            f"longer training: each network had {recipe.epochs * steps:,} steps; --set "
+            f"train.epochs={epochs} with more --time, or a smaller train.batch_size"
         )
         bound = " (data.train_images keeps others out)" if config.data.train_images else ""
         each = f", {train_images / classes:,.0f} a class" if classes else ""

@@ -18,7 +18,7 @@ from levit_search.errors import InputError, LevitSearchError
 from levit_search.export import Retraining, Wishes, card, checks, module, package, probing
 from levit_search.export.probing import Again
 from levit_search.search import driver
-from levit_search.significance import wilson_percent
+from levit_search.significance import UNJUDGED, Verdict, wilson_percent
 from levit_search.study import Study
 from tests.conftest import Cli, needs
 from tests.engines import HereEngine, run
@@ -406,6 +406,38 @@ def test_accuracies_have_a_spread_at_their_ends_too() -> None:
         low, high = wilson_percent(percent, 50)
         assert high - low == pytest.approx(100 * z**2 / (50 + z**2))
         assert low <= percent <= high
+
+
+def test_weights_no_better_than_guessing_are_said_to_be_so_at_the_top_of_the_card(
+    study: Study, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = ("export", study.folder, "--pick", "accurate", "--no-probe", "--force", "--out")
+    monkeypatch.setattr(package, "guess_percent", lambda _: 99.0)
+    done = cli(*export, tmp_path / "out", "--json")
+    notice = json.loads(done.stdout)["notice"]
+    assert notice.startswith("These weights are no better than guessing, as far as 360 images of")
+    assert done.returncode == 0
+    assert f"levit-search: {notice}" in done.stderr
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "**These weights are no better than guessing" in text[: text.index("![block diagram]")]
+    monkeypatch.setattr(package, "guess_percent", lambda _: 0.5)
+    monkeypatch.setattr(package, "judged", lambda *_: UNJUDGED)
+    done = cli(*export, tmp_path / "out", "--json")
+    assert json.loads(done.stdout)["notice"] is None
+    assert "guessing" not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("unread")
+def test_the_search_being_at_chance_is_said_of_its_weights_and_not_of_those_trained_again(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package, "guess_percent", lambda _: 0.5)
+    monkeypatch.setattr(package, "judged", lambda *_: Verdict("guessing", "No network is better."))
+    with pytest.warns(UserWarning, match="No network is better"):
+        written = ls.write_export(study, "accurate", tmp_path / "out", UNPROBED)
+    assert written.notice == "Of the search: No network is better."
+    again = Wishes(retraining=Retraining(epochs=1), probe=False)
+    assert ls.write_export(study, "accurate", tmp_path / "again", again).notice is None
 
 
 def test_foreign_text_means_nothing_in_a_card() -> None:

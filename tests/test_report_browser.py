@@ -172,6 +172,38 @@ def test_hovering_over_a_point_shows_its_network(desktop: Opened) -> None:
     assert f"trial {number}" in shown
     assert "".join(network["architecture"].split()) in "".join(shown.split())
     assert network["texts"]["top1_percent"] in shown
+    assert f"(95 %: {network['accuracy']['interval']})" in shown
+
+
+def test_each_accuracy_in_the_table_has_its_interval(desktop: Opened) -> None:
+    desktop.page.locator("#trials").scroll_into_view_if_needed()
+    desktop.until("() => document.querySelectorAll('#trials-table tbody tr').length > 0")
+    accuracies, intervals = desktop.cells("top-1 %"), desktop.cells("95 % interval")
+    assert [bool(text) for text in accuracies] == [bool(text) for text in intervals]
+    for accuracy, interval in zip(accuracies, intervals, strict=True):
+        if accuracy:
+            low, high = map(float, interval.split(" to "))
+            assert low < float(accuracy) < high
+    assert set(desktop.cells("vs best")) >= {"best", "same", ""}
+
+
+def test_a_search_at_chance_says_so_at_the_top(browser: "Browser", tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import made_study
+
+    study = made_study.make(tmp_path / "study", ls.read_space("levit", {"storage": "journal"}), 20)
+    storage, study_id = study.open_storage()
+    data = {**study.attributes()["data"], "guess_percent": 95.0}
+    storage.set_study_user_attr(study_id, "data", data)
+    found = opened(browser, ls.write_report(study))
+    notice, picture = (found.page.locator(id) for id in ("#verdict", "#front-picture"))
+    assert "No network is better than guessing" in notice.inner_text()
+    assert notice.locator("li").count() == len(ls.verdict(study).advice) > 2
+    above, below = notice.bounding_box(), picture.bounding_box()
+    assert above is not None and below is not None and above["y"] < below["y"]
+    assert found.errors == []
+    found.page.context.close()
 
 
 def test_choosing_a_point_shows_its_network_below(desktop: Opened) -> None:

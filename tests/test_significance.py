@@ -159,7 +159,12 @@ def test_a_search_at_chance_is_told_first_of_all_with_what_to_try(config: StudyC
     advice = "\n".join(found.advice)
     steps = 1200 // config.train.batch_size
     assert f"{steps} steps" in advice
-    for key in ("train.epochs=10", "train.donor_weights", "train.hflip=false", "data.image_size"):
+    for key in (
+        f"train.epochs={math.ceil(2000 / steps)}",
+        "train.donor_weights",
+        "train.hflip=false",
+        "data.image_size",
+    ):
         assert key in advice
     assert "hflip" not in "\n".join(judge(config, 9.0, mirrored=False).advice)
 

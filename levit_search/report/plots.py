@@ -73,7 +73,8 @@ def front(document: Document, tab: Mapping[str, Any]) -> "Figure":
         middle = points(known)
         low, high = ([trial["accuracy"][end] for trial in known] for end in ("low", "high"))
         reach = [np.subtract(middle[1], low), np.subtract(high, middle[1])]
-        axes.errorbar(*middle, yerr=reach, fmt="none", color=BLUE, alpha=0.6, linewidth=1)
+        style: dict[str, Any] = {"color": BLUE, "alpha": 0.6, "linewidth": 1}
+        axes.errorbar(*middle, yerr=reach, fmt="none", label="95 % interval", **style)
     starts = [trial for trial in [*best, *others] if trial["is_start"]]
     ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "linestyle": ""}
     if starts:
