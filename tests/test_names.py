@@ -17,8 +17,9 @@ from PIL import Image
 
 from levit_search.cli import main
 from levit_search.data import DataConfig, describe
+from levit_search.errors import InputError
 from levit_search.search import driver
-from levit_search.study import Study, read_config
+from levit_search.study import EngineConfig, Study, read_config
 from tests.conftest import Cli
 from tests.engines import HereEngine, run
 from tests.networks import tiny_description, tiny_space
@@ -244,6 +245,14 @@ def test_a_path_that_cannot_be_is_one_line_and_exit_code_2(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == [
         *("file", "loop", "tiny.yaml")
     ]
+
+
+def test_a_folder_that_ray_does_not_take_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from levit_search.search.ray_nodes import connect
+
+    monkeypatch.setattr(sys, "argv", ["levit-search", "run", "caf\udce9"])
+    with pytest.raises(InputError, match="Ray takes no argument but in UTF-8, as caf"):
+        connect(EngineConfig(kind="ray"))
 
 
 def test_a_working_directory_that_is_gone_is_told(

@@ -17,6 +17,7 @@ from ray.util.placement_group import placement_group, placement_group_table
 
 from levit_search.errors import BudgetError, InputError
 from levit_search.latency.ray_connection import first_line, hush, join
+from levit_search.printable import encodable
 from levit_search.search import ray_guard
 from levit_search.study import EngineConfig
 
@@ -35,9 +36,15 @@ def connect(engine: EngineConfig) -> contextlib.ExitStack:
     even if that is killed. A process that is a driver already stays one.
 
     Raises:
-        InputError: there is no such cluster.
+        InputError: there is no such cluster, or Ray does not take this process's arguments.
         BudgetError: a Ray of our own did not start.
     """
+    wrong = next((each for each in sys.argv if each != encodable(each)), None)
+    if wrong is not None:
+        raise InputError(
+            f"engine ray: Ray takes no argument but in UTF-8, as {wrong} is not; rename it, or "
+            "name it by a link"
+        )
     address = engine.address or os.environ.get("RAY_ADDRESS")
     if address is not None and address.startswith("ray://"):
         raise InputError(
