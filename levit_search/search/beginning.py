@@ -111,8 +111,8 @@ def _newly_planned(
     say("Planning: counting images and timing networks of the space ...")
     found = data.outline(config.data)
     images, search = found.images["train"], config.search
-    views = Plan(given=given, settings=views_for(images, given))
-    speed = training_speed(config.with_plan(views), space)
+    views = {"train.epochs": 1000, **views_for(images, given)}  # far more than are timed
+    speed = training_speed(config.with_plan(Plan(given=given, settings=views)), space)
     facts = Facts(
         images,
         found.images["val"],

@@ -16,11 +16,11 @@ DEFAULT_S = 1200.0
 """The budget of a search that is given neither a time nor a number of trials."""
 
 # What LeViTs from fresh weights need, as measured on small sets of pictures (docs/training.md).
-_WANTED_VIEWS = 150_000  # in training on 768 images; grows with the root of their number
-_WANTED_PASSES = 10  # over large sets
+_WANTED_VIEWS = 150_000  # in training on 768 images; grows with the fourth root of their number
+_FAST_LR = 2e-3  # where there are fewer; in long training it keeps networks at chance for longer
 _MOST_EPOCHS = 1000
 _WARMUP = 0.05  # of the steps
-_AUGMENTED_PASSES = 30  # from which on the same images, unchanged, are learnt by heart
+_AUGMENTED_PASSES = 70  # from which on the same images are learnt by heart, unless changed
 _RUNG = 0.4  # of the steps: networks know nothing for the first fifth or quarter
 _RUNG_STEPS = 400  # before that a rung would end them at chance
 
@@ -104,8 +104,10 @@ def plan_of(given: Collection[str], facts: Facts, batch_size: int) -> Plan:
         "train.warmup_epochs": round(_WARMUP * epochs, 2),
         "train.rungs": [rung] if has_rung else [],
     }
-    if epochs < _AUGMENTED_PASSES:
+    if epochs < _AUGMENTED_PASSES:  # few passes: to be learnt fast, and not by heart
         chosen.pop("train.rand_augment", None)
+        if "train.lr" in chosen:
+            chosen["train.lr"] = max(chosen["train.lr"], _FAST_LR)
     if images < facts.images:
         chosen["data.train_images"] = images
     network_s = _training_s(facts, images, epochs)
@@ -128,10 +130,10 @@ def views_for(images: int, given: Collection[str]) -> dict[str, Any]:
 
     What is ``given`` is left out.
     """
-    batch_size = 16 if images < 400 else 32 if images < 10_000 else 64 if images < 50_000 else 128
+    batch_size = 32 if images < 10_000 else 64 if images < 50_000 else 128
     chosen = {
         "train.batch_size": batch_size,
-        "train.lr": 2e-3 if batch_size <= 32 else 3e-3,
+        "train.lr": 1e-3 if batch_size <= 32 else 3e-3,
         "train.rand_augment": "rand-m4-mstd0.5-inc1",
     }
     return {key: value for key, value in chosen.items() if key not in given}
@@ -145,7 +147,7 @@ def _working_s(facts: Facts) -> float:
 
 def _affordable_s(facts: Facts, rung_share: float) -> float:
     """What a network that is trained to the end may take."""
-    wanted = max(_WANTED_VIEWS * math.sqrt(facts.images / 768), _WANTED_PASSES * facts.images)
+    wanted = _WANTED_VIEWS * (facts.images / 768) ** 0.25
     wanted_s = wanted / facts.images * _training_s(facts, facts.images, 1)
 
     def each_s(networks: int) -> float:
