@@ -7,10 +7,11 @@ that a network is shown the same pixels wherever it runs.
 from __future__ import annotations
 
 import io
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 # What is decoded, whatever a file is called. EPS is none of them: Pillow starts Ghostscript, which
 # would run the program that such a picture is.
@@ -52,34 +53,55 @@ def opened(content: bytes) -> Image.Image:
         raise Image.DecompressionBombError(f"{pixels} pixels, more than {Image.MAX_IMAGE_PIXELS}")
     if max(picture.size) > LONGEST * min(picture.size):
         raise ValueError(f"{picture.width} x {picture.height} pixels, too long and thin")
-    swapped = _with_bytes_swapped(picture)
-    if swapped is not None:
+    if _has_planes_of_16_bits(picture):
+        raise ValueError("16 bits a colour, one colour after the other, which Pillow cannot read")
+    for names in (_NATIVE, _PAIRS):
+        if tiles := _tiles(picture, names):
+            picture.tile = tiles  # type: ignore[attr-defined]
+            picture.info[_IS_PAIRS] = names is _PAIRS
+    if tiles := _tiles(picture, _LOWER_BYTES):
         lower = Image.open(io.BytesIO(content), formats=formats())
-        lower.tile = swapped
-        picture.info[_LOWER] = lower
+        lower.tile, picture.info[_LOWER] = tiles, lower  # type: ignore[attr-defined]
+        if tiles := _tiles(picture, _PREMULTIPLIED):
+            picture.tile, picture.info[_IS_PREMULTIPLIED] = tiles, True  # type: ignore[attr-defined]
     return picture
 
 
-_LOWER = "lower eight bits"  # among the notes on a picture of 16 bits a colour
+# Among the notes on a picture of 16 bits a colour.
+_LOWER, _IS_PREMULTIPLIED, _IS_PAIRS = "lower eight bits", "is premultiplied", "is in pairs"
+# Pillow decodes the upper byte of each pair; told the other order, it takes the lower one for it.
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_LOWER_BYTES = {
+    f"{colours};16{order}": f"{colours.upper()};16{other}"
+    for colours in ("RGB", "RGBA", "RGBX", "RGBa")
+    for order, other in _OTHER_ORDER.items()
+}
+_PREMULTIPLIED = {f"RGBa;16{order}": f"RGBA;16{order}" for order in _OTHER_ORDER}
+_PAIRS = {"LA;16B": "RGBA"}  # both pairs of grey and alpha as the four bytes of a pixel
+# What libtiff unpacks is in the machine's order, which Pillow does not know of all numbers.
+_NATIVE = {"libtiff I;16BS": "I;16NS", "libtiff I;32BS": "I;32NS", "libtiff F;32BF": "F;32NF"}
 
 
-def _with_bytes_swapped(picture: Image.Image) -> list[Any] | None:
-    """How the lower bytes of an opened picture of 16 bits a colour are decoded; None for others.
-
-    Pillow decodes the upper byte of each pair; told the other order, it takes the lower one for it.
-    """
-    tiles = [tuple(tile) for tile in getattr(picture, "tile", ())]
-    if not tiles or picture.mode not in ("RGB", "RGBA"):
-        return None
+def _tiles(picture: Image.Image, names: dict[str, str]) -> list[Any]:
+    """How an opened picture is decoded by other raw modes; nothing if its own is none of ``names``."""
     changed = []
-    for codec, extents, offset, arguments in tiles:
+    for codec, extents, offset, arguments in getattr(picture, "tile", ()):
         name, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
-        if name not in ("RGB;16B", "RGB;16L", "RGBA;16B", "RGBA;16L"):
-            return None
-        other = name[:-1] + ("L" if name.endswith("B") else "B")
-        together = (other, *rest) if isinstance(arguments, tuple) else other
-        changed.append(type(picture.tile[0])(codec, extents, offset, together))  # type: ignore[attr-defined]
+        other = names.get(name) or names.get(f"{codec} {name}")
+        if other is None:
+            return []
+        told = (other, *rest) if isinstance(arguments, tuple) else other
+        changed.append(type(picture.tile[0])(codec, extents, offset, told))  # type: ignore[attr-defined]
     return changed
+
+
+def _has_planes_of_16_bits(picture: Image.Image) -> bool:
+    tags = getattr(picture, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, ())
+    return tags.get(_PLANAR_CONFIGURATION) == 2 and len(bits) > 1 and max(bits) > 8
+
+
+_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 284, 339  # of TIFF
 
 
 def formats() -> list[str]:
@@ -98,10 +120,12 @@ def decoded(picture: Image.Image, how: Decoding) -> Image.Image:
         Exception: what Pillow raises at a damaged picture, or at a colour space without conversion.
     """
     picture.load()
+    turn = TURNS.get(orientation(picture))
     values = numbers(picture)
     if values is not None:
-        picture = _with_8_bits(picture, values, how)
-    picture = upright(picture)
+        picture = with_8_bits(values, how)
+    if turn is not None:
+        picture = picture.transpose(turn)
     if is_transparent(picture):
         whole = picture.convert("LA") if picture.mode == "La" else picture
         flat = Image.new("RGBA", whole.size, (how.ground, how.ground, how.ground, 255))
@@ -113,45 +137,90 @@ def decoded(picture: Image.Image, how: Decoding) -> Image.Image:
 def numbers(picture: Image.Image) -> np.ndarray | None:
     """The values [rows, columns, channels] of a decoded picture of more than 8 bits, else None.
 
-    One channel of whole or floating-point numbers, or uint16 of RGB or RGBA.
+    One channel of whole or floating-point numbers, or three of uint16 for RGB; one more is alpha.
     """
-    if picture.mode[0] in "IF":
-        return np.asarray(picture)[..., np.newaxis]
+    values = _of_16_bits(picture)
+    if values is None and picture.mode[0] in "IF":
+        values = np.asarray(picture)[..., np.newaxis]
+        tags = getattr(picture, "tag_v2", {})
+        if (tags.get(_BITS_PER_SAMPLE), tags.get(_SAMPLE_FORMAT)) == ((32,), (1,)):
+            values = values.view(np.uint32)
+    key = picture.info.get("transparency")
+    if values is None or key is None or values.shape[-1] not in (1, 3):
+        return values
+    is_shown = (values != np.array(key)).any(axis=-1, keepdims=True)
+    return np.concatenate((values, np.where(is_shown, 65535, 0).astype(np.uint16)), axis=-1)
+
+
+def _of_16_bits(picture: Image.Image) -> np.ndarray | None:
+    """Grey with alpha, RGB or RGBA as uint16 [rows, columns, channels]; None of others."""
+    if picture.info.get(_IS_PAIRS):
+        pairs = np.asarray(picture).astype(np.uint16)
+        values: np.ndarray = pairs[..., 0::2] << 8 | pairs[..., 1::2]
+        return values
     lower = picture.info.get(_LOWER)
     if lower is None:
         return None
-    upper = np.asarray(picture).astype(np.uint16)
-    both: np.ndarray = upper << 8 | np.asarray(lower)
-    return both
+    values = np.asarray(picture).astype(np.uint16) << 8 | np.asarray(lower)
+    if picture.info.get(_IS_PREMULTIPLIED):
+        alpha = np.maximum(values[..., 3:], 1).astype(np.float64)
+        values[..., :3] = (values[..., :3] * (65535 / alpha)).clip(0, 65535)
+    return values
 
 
-def _with_8_bits(picture: Image.Image, values: np.ndarray, how: Decoding) -> Image.Image:
-    """Values from low to high as bytes from 0 to 255; alpha of 16 bits keeps its upper ones."""
+def with_8_bits(values: np.ndarray, how: Decoding) -> Image.Image:
+    """What :func:`numbers` gives in 8 bits: from low to high as 0 to 255, alpha by its upper ones.
+
+    The ranges are those of ``how``; the picture is grey, grey with alpha, RGB or RGBA.
+    """
+    if values.dtype == np.uint16:  # as a table, in little memory
+        table = _scaled(np.arange(2**16, dtype=np.uint16), how)
+        pixels = table[values]
+    else:
+        pixels = _scaled(values, how)
+    if values.shape[-1] in (2, 4):
+        pixels[..., -1] = values[..., -1].astype(np.uint16) >> 8
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _scaled(values: np.ndarray, how: Decoding) -> np.ndarray:
     low, high = how.floats if values.dtype.kind == "f" else how.integers
-    colours = values[..., :3].astype(np.float64)
+    wide = values.astype(np.float64)
     if values.dtype.kind == "f":
-        colours = np.nan_to_num(colours, nan=low, posinf=high, neginf=low)
-        colours = np.rint((colours - low) * (255 / (high - low)))
+        wide = np.nan_to_num(wide, nan=low, posinf=high, neginf=low)
+        wide = np.rint((wide - low) * (255 / (high - low)))
     else:  # as many whole numbers for each byte
-        colours = np.floor((colours - low) * (256 / (high - low + 1)))
-    pixels = colours.clip(0, 255).astype(np.uint8)
-    if values.shape[-1] == 4:
-        pixels = np.dstack((pixels, (values[..., 3] >> 8).astype(np.uint8)))
-    eight = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    notes = {key: value for key, value in picture.info.items() if key != "transparency"}
-    eight.info.update(notes)  # the orientation may stand there
-    return eight
+        wide = np.floor((wide - low) * (256 / (high - low + 1)))
+    return wide.clip(0, 255).astype(np.uint8)
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF data says; as it is where these are damaged."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by the orientation of its EXIF data."""
+
+
+def orientation(picture: Image.Image) -> int:
+    """As a picture's EXIF data has it, 1 (upright) to 8; 1 where these are damaged or missing.
+
+    It is 1 of a TIFF that is decoded, which Pillow has turned then.
+    """
     try:
-        return ImageOps.exif_transpose(picture)
+        found = picture.getexif().get(0x0112, 1)
     except Exception:  # readers of damaged EXIF data raise what they like
-        return picture
+        return 1
+    return found if found in TURNS else 1
 
 
 def is_transparent(picture: Image.Image) -> bool:
     """Whether a picture has an alpha channel, or a colour that stands for transparency."""
-    has_alpha = picture.mode in ("RGBA", "LA", "PA", "RGBa", "La")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        return True
+    has_alpha = picture.mode == "P" and (picture.palette or picture).mode.endswith("A")
     return has_alpha or (picture.mode in ("1", "L", "P", "RGB") and "transparency" in picture.info)

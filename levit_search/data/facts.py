@@ -20,10 +20,19 @@ from PIL import Image
 from pydantic import ValidationError
 
 from levit_search.configuration import Frozen
-from levit_search.data.decoding import Decoding, decoded, is_transparent, numbers, opened
+from levit_search.data.decoding import (
+    TURNS,
+    Decoding,
+    is_transparent,
+    numbers,
+    opened,
+    orientation,
+    with_8_bits,
+)
 from levit_search.data.sources import (
     DataConfig,
     FileSource,
+    Range,
     Source,
     SplitName,
     UnreadableError,
@@ -42,9 +51,8 @@ GROUNDS = (255, 0, 128)
 _THUMBNAIL = 64  # pixels a side at most, on which colours and hashes are found
 _COLOURED = 16  # of 255, between channels of one pixel
 _HIDDEN = 48  # of 255: a colour nearer to the ground than this is lost on it
-_VISIBLE = 128  # of 255: alpha from which a pixel belongs to what is shown
 _MIRRORED = 1500  # pictures on which mirroring is tried
-_VERSION = 1  # of the cache
+_VERSION = 2  # of the cache
 _SIZE = 24  # pixels a side, then
 _FOLDS = 5
 SPOKEN_S = 5.0
@@ -245,24 +253,26 @@ def _examined(source: Source, index: int) -> Facts:
 
 
 def facts_of(picture: Image.Image, digest: str) -> Facts:
+    """What a picture tells that was opened and not decoded yet."""
     import imagehash
 
     width, height = picture.size
-    orientation = _orientation(picture)
-    if orientation >= 5:
-        width, height = height, width
+    is_turned = orientation(picture) > 1
     if picture.format == "JPEG":
         picture.draft(None, (4 * _THUMBNAIL, 4 * _THUMBNAIL))  # decoded all the same, in less time
     picture.load()
+    turn = orientation(picture)
+    if turn >= 5:
+        width, height = height, width
+    is_animated = getattr(picture, "is_animated", False) is True
     values = numbers(picture)
-    mode = picture.mode if values is None or values.shape[-1] == 1 else f"16-bit {picture.mode}"
-    low = high = None
+    mode, low, high, is_float, extrema = picture.mode, None, None, False, ()
     if values is not None:
         low, high = _bounds(values)
-        how = Decoding("RGB", 128, (low, high or 1), (low, high or 1))
-        picture = decoded(picture, how._replace(integers=_wide(low, high), floats=_wide(low, high)))
-    extrema: tuple[int, ...] = ()
-    if picture.mode == "RGB" and values is None:
+        is_float = values.dtype.kind == "f"
+        picture = with_8_bits(values, Decoding("RGB", 128, *2 * [span(low, high, is_float)]))
+        mode = mode if mode[0] in "IF" else f"16-bit {picture.mode}"
+    elif mode == "RGB":
         extrema = tuple(value for pair in picture.getextrema() for value in pair)  # type: ignore[union-attr]
     hidden = None
     small = picture
@@ -275,6 +285,8 @@ def facts_of(picture: Image.Image, digest: str) -> Facts:
         flat.alpha_composite(small)
         small = flat
     small = _thumbnail(small.convert("RGB"))
+    if turn in TURNS:
+        small = small.transpose(TURNS[turn])
     pixels = np.asarray(small).astype(np.int16)
     tint = np.asarray(small.resize((3, 3), Image.Resampling.BOX))
     return Facts(
@@ -283,12 +295,12 @@ def facts_of(picture: Image.Image, digest: str) -> Facts:
         width,
         height,
         mode,
-        orientation > 1,
-        getattr(picture, "is_animated", False) is True,
+        is_turned,
+        is_animated,
         bool((pixels.max(axis=2) - pixels.min(axis=2)).max() > _COLOURED),
         low,
         high,
-        values is not None and values.dtype.kind == "f",
+        is_float,
         hidden,
         extrema,
         str(imagehash.phash(small)),
@@ -296,17 +308,18 @@ def facts_of(picture: Image.Image, digest: str) -> Facts:
     )
 
 
-def _wide(low: float, high: float) -> tuple[float, float]:
+def span(low: float | None, high: float | None, is_float: bool) -> Range:
+    """The values that become black and white where nearly all lie between ``low`` and ``high``.
+
+    From 0 to the largest number of as many bits where they use a quarter of that or more, and to 1
+    for fractions.
+    """
+    low, high = low or 0.0, high or 0.0
+    scales = [1.0] if is_float and high <= 1 else [2.0**bits - 1 for bits in range(8, 33)]
+    top = next((scale for scale in scales if high <= scale), high)
+    if low >= 0 and (low == high or high - low >= top / 4):
+        return 0.0, top
     return (low, high) if low < high else (low, low + 1)
-
-
-def _orientation(picture: Image.Image) -> int:
-    """As the EXIF data has it, 1 (upright) to 8."""
-    try:
-        found = picture.getexif().get(0x0112, 1)
-    except Exception:  # readers of damaged EXIF data raise what they like
-        return 1
-    return found if found in range(1, 9) else 1
 
 
 def _thumbnail(picture: Image.Image) -> Image.Image:
@@ -316,24 +329,37 @@ def _thumbnail(picture: Image.Image) -> Image.Image:
     return picture.reduce((min(factor, width), min(factor, height))) if factor > 1 else picture
 
 
-def _bounds(values: NDArray[Any]) -> tuple[float, float]:
-    """What lies between one value in a thousand and the rest, of those that are finite."""
-    flat = values[..., :3].ravel()
+def _bounds(values: NDArray[Any]) -> tuple[float | None, float | None]:
+    """What all but one value in a thousand lie between, of those that are finite and are shown."""
+    channels = values.shape[-1]
+    has_alpha = channels in (2, 4)
+    if has_alpha:
+        values = values[values[..., -1] > 0][..., : channels - 1]
+    flat = values.ravel()
     flat = flat[:: max(1, flat.size // 2**16)].astype(np.float64)
     flat = flat[np.isfinite(flat)]
     if not len(flat):
-        return 0.0, 0.0
-    low, high = np.percentile(flat, (0.1, 99.9))
-    return float(low), float(high)
+        return None, None
+    # Of values that are there: between two of them, one that is out of range would tell.
+    low = np.percentile(flat, 0.1, method="higher")
+    high = np.percentile(flat, 99.9, method="lower")
+    if has_alpha:  # a logo's colour is more than how it differs from the same logo's others
+        low = min(low, 0)
+    return float(min(low, high)), float(max(low, high))
 
 
 def _hidden(pixels: NDArray[np.uint8]) -> tuple[float, float, float] | None:
-    """Of what pixels [rows, columns, RGBA] show, the shares lost on white, black and grey."""
-    colours = pixels[pixels[..., 3] >= _VISIBLE][:, :3].astype(np.int16)
-    if not len(colours):
+    """Of what pixels [rows, columns, RGBA] show, the shares lost on white, black and grey.
+
+    A pixel counts by its alpha; None if none is to be seen.
+    """
+    alpha = pixels[..., 3].astype(np.int64)
+    if not alpha.any():
         return None
+    colours = pixels[..., :3].astype(np.int16)
     white, black, grey = (
-        float((np.abs(colours - ground).max(axis=1) < _HIDDEN).mean()) for ground in GROUNDS
+        float(alpha[np.abs(colours - ground).max(axis=-1) < _HIDDEN].sum() / alpha.sum())
+        for ground in GROUNDS
     )
     return white, black, grey
 

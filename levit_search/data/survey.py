@@ -28,6 +28,7 @@ from levit_search.data.facts import (
     Mirroring,
     content_digest,
     facts_of,
+    span,
 )
 from levit_search.data.sets import Digits, FashionMnist, Folder, PlugIn
 from levit_search.data.sources import (
@@ -415,13 +416,7 @@ def _range(seen: Sequence[Facts], is_float: bool) -> Range | None:
     few = 1.0 if len(found) >= 100 else 0.0
     low = float(np.percentile([f.low for f in found], few))
     high = float(np.percentile([f.high for f in found], 100 - few))
-    scales = [2.0**bits - 1 for bits in range(8, 33)]
-    if is_float and high <= 1:
-        scales = [1.0]
-    top = next((scale for scale in scales if high <= scale), high)
-    if low >= 0 and high - low >= top / 4:
-        return 0.0, top
-    return (low, high) if low < high else (low, low + 1)
+    return span(low, high, is_float)
 
 
 def _constant_channels(seen: Sequence[Facts]) -> tuple[int, ...]:
