@@ -57,13 +57,13 @@ def opened(content: bytes) -> Image.Image:
         raise ValueError("16 bits a colour, one colour after the other, which Pillow cannot read")
     for names in (_NATIVE, _PAIRS):
         if tiles := _tiles(picture, names):
-            picture.tile = tiles  # type: ignore[attr-defined]
+            picture.tile = tiles
             picture.info[_IS_PAIRS] = names is _PAIRS
     if tiles := _tiles(picture, _LOWER_BYTES):
         lower = Image.open(io.BytesIO(content), formats=formats())
-        lower.tile, picture.info[_LOWER] = tiles, lower  # type: ignore[attr-defined]
+        lower.tile, picture.info[_LOWER] = tiles, lower
         if tiles := _tiles(picture, _PREMULTIPLIED):
-            picture.tile, picture.info[_IS_PREMULTIPLIED] = tiles, True  # type: ignore[attr-defined]
+            picture.tile, picture.info[_IS_PREMULTIPLIED] = tiles, True
     return picture
 
 
@@ -91,7 +91,7 @@ def _tiles(picture: Image.Image, names: dict[str, str]) -> list[Any]:
         if other is None:
             return []
         told = (other, *rest) if isinstance(arguments, tuple) else other
-        changed.append(type(picture.tile[0])(codec, extents, offset, told))  # type: ignore[attr-defined]
+        changed.append(type(picture.tile[0])(codec, extents, offset, told))
     return changed
 
 
