@@ -10,7 +10,7 @@ from levit_search.search.speed import training_speed
 from levit_search.search.takeover import check_source
 from levit_search.space import Space, envelope_of
 from levit_search.study import Study, StudyConfig
-from levit_search.study.plan import DEFAULT_S, Facts, Plan, plan_of, views_for
+from levit_search.study.plan import DEFAULT_S, FEW_STEPS, Facts, Plan, plan_of, views_for
 
 
 def begin(
@@ -143,15 +143,17 @@ def _told(config: StudyConfig, plan: Plan) -> str:
     networks = f"about {plan.networks} networks in all"
     if config.inherits:
         networks = "weights that all networks share, then the front's own"
+    short = ["  These are few steps for fresh weights: more time (--time) helps, or fewer --trials"]
     return "\n".join(
-        (
+        [
             f"Plan for {_minutes(plan.budget_s)} and {plan.jobs} job(s), kept in study.yaml:",
             f"  {fitted:,} of {plan.images:,} images to fit on; training takes {middle:.3g} ms an "
             f"image ({low:.3g} and {high:.3g} for the smallest and the largest network)",
             f"  {train.epochs} epochs of {train.batch_size} images a step, {plan.steps:,} steps, "
             f"about {_minutes(plan.network_s)} a network{going_on}{', '.join(map(str, rungs))}",
             f"  {networks}; views: {', '.join(shown) or 'as they are'}",
-        )
+            *(short if plan.steps < FEW_STEPS else []),
+        ]
     )
 
 

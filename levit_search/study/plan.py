@@ -14,6 +14,8 @@ from levit_search.configuration import Frozen
 
 DEFAULT_S = 1200.0
 """The budget of a search that is given neither a time nor a number of trials."""
+FEW_STEPS = 600
+"""Those by which LeViTs from fresh weights began to tell letters apart."""
 
 # What LeViTs from fresh weights need, as measured on small sets of pictures (docs/training.md).
 _WANTED_VIEWS = 150_000  # in training on 768 images; grows with the fourth root of their number
@@ -28,7 +30,8 @@ _RUNG_STEPS = 400  # before that a rung would end them at chance
 # Networks, at least and times the jobs: that are begun in most cases, that are where the time is
 # very short, and from which on further time goes into longer training.
 _NETWORKS = ((6, 3), (3, 2), (40, 20))
-_SHORTEST, _LONGEST = 0.3, 3.0  # times the wanted training
+_LEAST_VIEWS = 45_000  # with fewer, a few networks are better than some more
+_LONGEST = 3.0  # times the wanted training, where there is time for it
 _WHOLE = 0.8  # of a session, which one network takes at most
 _FEWEST_PASSES = 4  # over the images; where there is no time for more, fewer images are fitted on
 _FEWEST_IMAGES = 1000  # to fit on, of sets that have them
@@ -92,13 +95,17 @@ def plan_of(given: Collection[str], facts: Facts, batch_size: int) -> Plan:
     chosen = views_for(facts.images, given)
     batch_size = min(chosen.get("train.batch_size", batch_size), facts.images)
     rung_share = _RUNG + (1 - _RUNG) / facts.reduction if facts.reduction else 1.0
-    network_s = _affordable_s(facts, rung_share)
-    images, epochs = _images_and_epochs(facts, network_s, "data.train_images" in given)
-    steps_an_epoch = max(1, images // min(batch_size, images))
-    rung = max(1, round(_RUNG * epochs))
-    has_rung = (
-        facts.reduction is not None and rung < epochs and rung * steps_an_epoch >= _RUNG_STEPS
-    )
+    while True:
+        images, epochs = _images_and_epochs(
+            facts, _affordable_s(facts, rung_share), "data.train_images" in given
+        )
+        steps_an_epoch = max(1, images // min(batch_size, images))
+        rung = max(1, round(_RUNG * epochs))
+        has_rung = rung < epochs and rung * steps_an_epoch >= _RUNG_STEPS
+        if has_rung or rung_share == 1.0:
+            break
+        rung_share = 1.0  # all are trained to the end
+    has_rung = has_rung and facts.reduction is not None
     chosen |= {
         "train.epochs": epochs,
         "train.warmup_epochs": round(_WARMUP * epochs, 2),
@@ -111,7 +118,7 @@ def plan_of(given: Collection[str], facts: Facts, batch_size: int) -> Plan:
     if images < facts.images:
         chosen["data.train_images"] = images
     network_s = _training_s(facts, images, epochs)
-    begun_s = network_s * (rung_share if has_rung else 1.0) + _PROBE_S
+    begun_s = network_s * rung_share + _PROBE_S
     return Plan(
         given=tuple(given),
         settings={key: value for key, value in chosen.items() if key not in given},
@@ -148,7 +155,8 @@ def _working_s(facts: Facts) -> float:
 def _affordable_s(facts: Facts, rung_share: float) -> float:
     """What a network that is trained to the end may take."""
     wanted = _WANTED_VIEWS * (facts.images / 768) ** 0.25
-    wanted_s = wanted / facts.images * _training_s(facts, facts.images, 1)
+    pass_s = _training_s(facts, facts.images, 1)
+    wanted_s = wanted / facts.images * pass_s
 
     def each_s(networks: int) -> float:
         """Where there are so many of them."""
@@ -158,7 +166,7 @@ def _affordable_s(facts: Facts, rung_share: float) -> float:
     if facts.trainings is not None:
         return min(each_s(facts.trainings), _LONGEST * wanted_s)
     few, fewest, many = (max(least, times * facts.jobs) for least, times in _NETWORKS)
-    if each_s(few) < wanted_s * _SHORTEST:
+    if each_s(few) < min(wanted, _LEAST_VIEWS) / facts.images * pass_s:
         return each_s(fewest)
     return min(each_s(few), max(wanted_s, min(each_s(many), _LONGEST * wanted_s)))
 
@@ -172,7 +180,7 @@ def _images_and_epochs(facts: Facts, network_s: float, are_given: bool) -> tuple
     images = facts.images
     passes = network_s / _training_s(facts, images, 1)
     if passes < _FEWEST_PASSES and not are_given:
-        fewest = min(images, max(_FEWEST_IMAGES, 20 * facts.num_classes))
+        fewest = min(images, max(_FEWEST_IMAGES, 5 * facts.num_classes))
         few = 1000 * network_s / (_FEWEST_PASSES * facts.mean_ms)
         images = min(images, max(fewest, _rounded(few - _EVALUATION * facts.val_images)))
         passes = network_s / _training_s(facts, images, 1)
