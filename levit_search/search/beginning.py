@@ -61,7 +61,8 @@ def _planned(
     Raises:
         InputError: the study was begun without a plan.
     """
-    if (folder / "study.yaml").is_file() and (before := Study.open(folder)).is_begun():
+    before = Study.existing(folder)
+    if before is not None and before.is_begun():
         plan, epochs = before.config.plan, before.config.train.epochs
         if plan is None and config.plan is not None and before.config.is_trained:
             raise InputError(

@@ -193,7 +193,7 @@ class StudyConfig(Frozen):
             _put(raw, key, value)
         return validated(StudyConfig, {**raw, "plan": plan.model_dump(mode="json")}, "plan")
 
-    def check_planned(self, command: str) -> None:
+    def check_planned(self) -> None:
         """Make sure that the number of epochs is known.
 
         Raises:
@@ -201,7 +201,7 @@ class StudyConfig(Frozen):
         """
         if self.plan is not None and not self.plan.is_made:
             raise InputError(
-                f"train.epochs: auto is planned by a search; {command} needs a number, such as "
+                "train.epochs: auto is planned by a search; here a number is needed, such as "
                 "--set train.epochs=20"
             )
 
