@@ -164,13 +164,12 @@ def test_a_search_by_plan_ends_after_20_minutes_unless_told_otherwise(
     assert bounded.plan is not None and bounded.plan.networks == 7
 
 
-def test_train_epochs_of_nonsense_is_refused_and_auto_is_named(
-    space_file: Callable[..., Path],
-) -> None:
-    for value in ("automatic", "Auto", 0, -3, 2.5, None, [1], "10"):
-        with pytest.raises(InputError, match=r"train\.epochs: .* or auto, not") as error:
+def test_train_epochs_of_nonsense_is_refused_in_one_line(space_file: Callable[..., Path]) -> None:
+    for value in ("automatic", "Auto", "10", "", 0, -3, 2.5, None, [1], {"a": 1}):
+        with pytest.raises(InputError, match=r"train\.epochs: ") as error:
             read_config(space_file(), {"train.epochs": value})
         assert "\n" not in str(error.value)
+        assert ("or auto, not" in str(error.value)) == isinstance(value, str)
 
 
 LONGER = {"search.trials": 5, "search.time_s": 3600.0}

@@ -319,7 +319,7 @@ def config_of(
     epochs = raw["train"].get("epochs", 1) if isinstance(raw.get("train"), Mapping) else 1
     if epochs == "auto":
         _leave_to_plan(raw, (changes or {}).keys())
-    elif type(epochs) is not int or epochs < 1:
+    elif isinstance(epochs, str):
         shown = shortened(epochs)
         raise InputError(
             f"{path}: train.epochs: expected a whole number from 1 on or auto, not {shown}"

@@ -154,7 +154,7 @@ def _working_s(facts: Facts) -> float:
 
 def _affordable_s(facts: Facts, rung_share: float) -> float:
     """What a network that is trained to the end may take."""
-    wanted = _WANTED_VIEWS * (facts.images / 768) ** 0.25
+    wanted = _WANTED_VIEWS * math.sqrt(math.sqrt(facts.images / 768))
     pass_s = _training_s(facts, facts.images, 1)
     wanted_s = wanted / facts.images * pass_s
 
