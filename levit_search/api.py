@@ -94,7 +94,7 @@ def evaluation(
     from levit_search.search.preparation import sample_of
     from levit_search.study import training_file
 
-    config.check_planned("an evaluation")
+    config.check_planned()
     sample = sample_of(checked_space(config))
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(out))

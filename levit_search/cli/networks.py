@@ -250,7 +250,7 @@ def training_config(data: str, given: dict[str, Any], settings: list[str] | None
     changes |= {k: v for k, v in given.items() if v is not None or k == "teacher"}
     changes |= parse_settings(settings or [])
     config = read_config(space_file(_SPACE_OF.get(data, "levit-fashion")), changes)
-    config.check_planned("training one network")
+    config.check_planned()
     return config
 
 

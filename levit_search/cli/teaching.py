@@ -88,7 +88,7 @@ def _configured(space: str, settings: list[str] | None) -> "tuple[StudyConfig, T
 
     path = space_file(space)
     config = read_config(path, parse_settings(settings or []))
-    config.check_planned("a teacher's answers")
+    config.check_planned()
     if config.teacher is None:
         raise InputError(f"{path}: has no teacher; --set teacher.name=NAME gives it one")
     if config.train.distillation == "none":

@@ -11,7 +11,7 @@ from levit_search.search.speed import training_speed
 from levit_search.search.takeover import check_source
 from levit_search.space import Space, envelope_of
 from levit_search.study import Study, StudyConfig
-from levit_search.study.plan import DEFAULT_S, Facts, Plan, plan_of, views_for
+from levit_search.study.plan import DEFAULT_S, FEW_STEPS, Facts, Plan, plan_of, views_for
 
 
 def begin(
@@ -72,7 +72,8 @@ def _planned(
     Raises:
         InputError: the study was begun without a plan.
     """
-    if (folder / "study.yaml").is_file() and (before := Study.open(folder)).is_begun():
+    before = Study.existing(folder)
+    if before is not None and before.is_begun():
         plan, epochs = before.config.plan, before.config.train.epochs
         if plan is None and config.plan is not None and before.config.is_trained:
             raise InputError(
@@ -117,8 +118,8 @@ def _newly_planned(
         images,
         found.images["val"],
         found.info.num_classes,
+        speed.flops,
         speed.image_ms,
-        speed.mean_ms,
         search.time_s or DEFAULT_S,
         config.engine.jobs,
         _trainings(config),
@@ -154,15 +155,17 @@ def _told(config: StudyConfig, plan: Plan) -> str:
     networks = f"about {plan.networks} networks in all"
     if config.inherits:
         networks = "weights that all networks share, then the front's own"
+    short = ["  These are few steps for fresh weights: more time (--time) helps, or fewer --trials"]
     return "\n".join(
-        (
+        [
             f"Plan for {_minutes(plan.budget_s)} and {plan.jobs} job(s), kept in study.yaml:",
             f"  {fitted:,} of {plan.images:,} images to fit on; training takes {middle:.3g} ms an "
             f"image ({low:.3g} and {high:.3g} for the smallest and the largest network)",
             f"  {train.epochs} epochs of {train.batch_size} images a step, {plan.steps:,} steps, "
             f"about {_minutes(plan.network_s)} a network{going_on}{', '.join(map(str, rungs))}",
             f"  {networks}; views: {', '.join(shown) or 'as they are'}",
-        )
+            *(short if plan.steps < FEW_STEPS else []),
+        ]
     )
 
 

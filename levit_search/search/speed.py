@@ -36,16 +36,18 @@ _LIMIT_S = 1800.0  # for anything that a process is waited for, such as a stream
 
 
 class TrainingSpeed(NamedTuple):
-    """What training a space's networks takes an image, with ``jobs`` of them at once."""
+    """What training takes an image, while all jobs train."""
 
+    flops: tuple[int, ...]
+    """Of networks that stand for the space, ascending."""
     image_ms: tuple[float, ...]
-    """With the one of the fewest FLOPs, one in the middle and the one of the most."""
-    mean_ms: float
-    """On average over the space."""
+    """With each of them."""
 
 
 def training_speed(config: StudyConfig, space: Space) -> TrainingSpeed:
     """Time training by the recipe of ``config``, teacher aside.
+
+    Networks of the fewest FLOPs, the median and the most are timed; for others it is in proportion.
 
     Raises:
         InputError: the data cannot be read, or the device is not there.
@@ -67,8 +69,8 @@ def training_speed(config: StudyConfig, space: Space) -> TrainingSpeed:
     # Jobs beyond the cores wait for each other.
     timed *= config.engine.jobs / jobs
     at = [flops[networks.index(network)] for network in chosen]
-    mean_ms = float(np.interp(flops, at, timed).mean())
-    return TrainingSpeed(tuple(timed.tolist()), mean_ms)
+    ascending = np.maximum.accumulate(timed)
+    return TrainingSpeed(tuple(flops), tuple(np.interp(flops, at, ascending).tolist()))
 
 
 def _drawn(space: Space) -> tuple[list[Architecture], list[int]]:

@@ -208,7 +208,7 @@ class StudyConfig(Frozen):
             _put(raw, key, value)
         return validated(StudyConfig, {**raw, "plan": plan.model_dump(mode="json")}, "plan")
 
-    def check_planned(self, command: str) -> None:
+    def check_planned(self) -> None:
         """Make sure that the number of epochs is known.
 
         Raises:
@@ -216,7 +216,7 @@ class StudyConfig(Frozen):
         """
         if self.plan is not None and not self.plan.is_made:
             raise InputError(
-                f"train.epochs: auto is planned by a search; {command} needs a number, such as "
+                "train.epochs: auto is planned by a search; here a number is needed, such as "
                 "--set train.epochs=20"
             )
 
@@ -353,7 +353,7 @@ def config_of(
     epochs = raw["train"].get("epochs", 1) if isinstance(raw.get("train"), Mapping) else 1
     if epochs == "auto":
         _leave_to_plan(raw, (changes or {}).keys())
-    elif type(epochs) is not int or epochs < 1:
+    elif isinstance(epochs, str):
         shown = shortened(epochs)
         raise InputError(
             f"{path}: train.epochs: expected a whole number from 1 on or auto, not {shown}"

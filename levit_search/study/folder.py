@@ -75,15 +75,7 @@ class Study:
                 was changed.
         """
         assert config.plan is None or config.plan.is_made, "what is kept is planned before"
-        study, before = cls(folder, config), None
-        if (folder / "study.yaml").exists():
-            before = cls.open(folder)
-        elif folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder}: is a file, not a study folder")
-        elif folder.is_dir() and Backup(folder).read().study is not None:
-            cls.open(folder)  # it tells what is missing
-        elif folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"{folder}: is not empty and no study; choose another --study")
+        study, before = cls(folder, config), cls.existing(folder)
         study._trials.place.check()
         starts_over = before is not None and study._starts_over(before)
         try:
@@ -167,6 +159,23 @@ class Study:
             reason = str(error).splitlines()[0]
             warnings.warn(f"{path}: is left out ({reason})", stacklevel=2)
             return None
+
+    @classmethod
+    def existing(cls, folder: Path) -> "Study | None":
+        """The study in a folder; None where a new one can be made.
+
+        Raises:
+            InputError: ``folder`` holds something else, or a study that cannot be read.
+        """
+        if (folder / "study.yaml").exists():
+            return cls.open(folder)
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file, not a study folder")
+        if folder.is_dir() and Backup(folder).read().study is not None:
+            return cls.open(folder)  # it tells what is missing
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"{folder}: is not empty and no study; choose another --study")
+        return None
 
     def is_begun(self) -> bool:
         """Whether anything was found by its settings: a trial, or weights that networks share.

@@ -5,7 +5,7 @@ figures of a study depend on its plan, and no longer on how fast the machine was
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
@@ -14,22 +14,26 @@ from levit_search.configuration import Frozen
 
 DEFAULT_S = 1200.0
 """The budget of a search that is given neither a time nor a number of trials."""
+FEW_STEPS = 600
+"""Those by which LeViTs from fresh weights began to tell letters apart."""
 
 # What LeViTs from fresh weights need, as measured on small sets of pictures (docs/training.md).
 _WANTED_VIEWS = 150_000  # in training on 768 images; grows with the fourth root of their number
-_FAST_LR = 2e-3  # where there are fewer; in long training it keeps networks at chance for longer
+_LEAST_VIEWS = 45_000  # with fewer, three networks are better than six
+_FAST_LR = 2e-3  # for fewer passes; in long training it keeps networks at chance for longer
+_AUGMENTED_PASSES = 70  # from which on the same images are learnt by heart, unless changed
 _MOST_EPOCHS = 1000
 _WARMUP = 0.05  # of the steps
-_AUGMENTED_PASSES = 70  # from which on the same images are learnt by heart, unless changed
 _RUNG = 0.4  # of the steps: networks know nothing for the first fifth or quarter
 _RUNG_STEPS = 400  # before that a rung would end them at chance
 
 # How a budget is shared out.
-# Networks, at least and times the jobs: that are begun in most cases, that are where the time is
-# very short, and from which on further time goes into longer training.
-_NETWORKS = ((6, 3), (3, 2), (40, 20))
-_SHORTEST, _LONGEST = 0.3, 3.0  # times the wanted training
+# Networks, at least and times the jobs: that are trained in most cases, that are where that would be
+# too short, from which on rungs are worth their errors, and further time goes into longer training.
+_NETWORKS = ((6, 3), (3, 2), (12, 6), (40, 20))
+_LONGEST = 3.0  # times the wanted training, where there is time for it
 _WHOLE = 0.8  # of a session, which one network takes at most
+_COSTLY = 0.4  # of a session, which the costliest network may take: others would not be reached
 _FEWEST_PASSES = 4  # over the images; where there is no time for more, fewer images are fitted on
 _FEWEST_IMAGES = 1000  # to fit on, of sets that have them
 _EVALUATION = 0.35  # an image of val costs so much of one for training: no way back
@@ -47,7 +51,7 @@ class Plan(Frozen):
     images: Annotated[int, Field(ge=0)] = 0
     """Of ``train``, before any bound on them was chosen."""
     image_ms: tuple[float, ...] = ()
-    """What one image takes in training, with the smallest, a middle and the largest network."""
+    """What an image takes in training, with networks of the fewest FLOPs, the median, the most."""
     budget_s: Annotated[float, Field(ge=0)] = 0.0
     jobs: Annotated[int, Field(ge=0)] = 0
     steps: Annotated[int, Field(ge=0)] = 0
@@ -69,10 +73,10 @@ class Facts(NamedTuple):
     """To fit on."""
     val_images: int
     num_classes: int
+    flops: tuple[int, ...]
+    """Of networks that stand for the space, ascending."""
     image_ms: tuple[float, ...]
-    """As in :class:`Plan`."""
-    mean_ms: float
-    """The same on average over the networks of the space."""
+    """What an image takes in training with each of them."""
     budget_s: float
     jobs: int
     trainings: int | None = None
@@ -84,43 +88,48 @@ class Facts(NamedTuple):
 def plan_of(given: Collection[str], facts: Facts, batch_size: int) -> Plan:
     """The plan for a set of images, a speed and a budget.
 
+    Networks that would take too much of a session are left out by a limit on FLOPs, as far as half
+    of the space stays.
+
     Args:
         given: dotted keys that are not to be chosen.
         facts: all that is known.
         batch_size: of the recipe, where that is given.
     """
-    chosen = views_for(facts.images, given)
-    batch_size = min(chosen.get("train.batch_size", batch_size), facts.images)
-    rung_share = _RUNG + (1 - _RUNG) / facts.reduction if facts.reduction else 1.0
-    network_s = _affordable_s(facts, rung_share)
-    images, epochs = _images_and_epochs(facts, network_s, "data.train_images" in given)
-    steps_an_epoch = max(1, images // min(batch_size, images))
-    rung = max(1, round(_RUNG * epochs))
-    has_rung = (
-        facts.reduction is not None and rung < epochs and rung * steps_an_epoch >= _RUNG_STEPS
+    count = len(facts.flops)
+    batch_size = min(
+        views_for(facts.images, given).get("train.batch_size", batch_size), facts.images
     )
-    chosen |= {
-        "train.epochs": epochs,
-        "train.warmup_epochs": round(_WARMUP * epochs, 2),
-        "train.rungs": [rung] if has_rung else [],
+    for kept in range(count, count // 2, -1):
+        schedule = _schedule(facts, facts.image_ms[:kept], given, batch_size)
+        costliest_s = schedule.network_s * facts.image_ms[kept - 1] / schedule.mean_ms
+        if costliest_s <= max(_COSTLY * facts.budget_s, 1.5 * schedule.network_s):
+            break
+    chosen = {
+        **views_for(facts.images, given),
+        "train.epochs": schedule.epochs,
+        "train.warmup_epochs": round(_WARMUP * schedule.epochs, 2),
+        "train.rungs": [] if schedule.rung is None else [schedule.rung],
     }
-    if epochs < _AUGMENTED_PASSES:  # few passes: to be learnt fast, and not by heart
+    if schedule.epochs < _AUGMENTED_PASSES:  # few passes: to be learnt fast, and not by heart
         chosen.pop("train.rand_augment", None)
         if "train.lr" in chosen:
             chosen["train.lr"] = max(chosen["train.lr"], _FAST_LR)
-    if images < facts.images:
-        chosen["data.train_images"] = images
-    network_s = _training_s(facts, images, epochs)
-    begun_s = network_s * (rung_share if has_rung else 1.0) + _PROBE_S
+    if schedule.images < facts.images:
+        chosen["data.train_images"] = schedule.images
+    if kept < count:
+        chosen["limits.flops"] = float(facts.flops[kept - 1])
+    begun_s = schedule.network_s * _share(facts, schedule.rung is not None) + _PROBE_S
+    ends = (0, count // 2, count - 1)
     return Plan(
         given=tuple(given),
         settings={key: value for key, value in chosen.items() if key not in given},
         images=facts.images,
-        image_ms=tuple(float(f"{ms:.3g}") for ms in facts.image_ms),
+        image_ms=tuple(float(f"{facts.image_ms[place]:.3g}") for place in ends),
         budget_s=facts.budget_s,
         jobs=facts.jobs,
-        steps=epochs * steps_an_epoch,
-        network_s=float(f"{network_s:.3g}"),
+        steps=schedule.epochs * max(1, schedule.images // min(batch_size, schedule.images)),
+        network_s=float(f"{schedule.network_s:.3g}"),
         networks=facts.trainings or max(facts.jobs, int(_working_s(facts) / begun_s)),
     )
 
@@ -139,44 +148,80 @@ def views_for(images: int, given: Collection[str]) -> dict[str, Any]:
     return {key: value for key, value in chosen.items() if key not in given}
 
 
+class _Schedule(NamedTuple):
+    """How a network is trained."""
+
+    images: int
+    epochs: int
+    rung: int | None
+    mean_ms: float
+    """What an image takes on average over the networks."""
+    network_s: float
+    """What a network takes on average that is trained to the end."""
+
+
+def _schedule(
+    facts: Facts, image_ms: Sequence[float], given: Collection[str], batch_size: int
+) -> _Schedule:
+    """How networks are trained whose images take ``image_ms``."""
+    mean_ms = sum(image_ms) / len(image_ms)
+
+    def training_s(images: int, epochs: int) -> float:
+        return epochs * (images + _EVALUATION * facts.val_images) * mean_ms / 1000
+
+    pass_s = training_s(facts.images, 1)
+    network_s, has_rung = _affordable(facts, pass_s)
+    images, passes = facts.images, network_s / pass_s
+    if passes < _FEWEST_PASSES and "data.train_images" not in given:
+        fewest = min(images, max(_FEWEST_IMAGES, 5 * facts.num_classes))
+        few = 1000 * network_s / (_FEWEST_PASSES * mean_ms) - _EVALUATION * facts.val_images
+        images = min(images, max(fewest, _rounded(few)))
+        passes = network_s / training_s(images, 1)
+    epochs = min(_MOST_EPOCHS, max(1, _rounded(passes)))
+    rung = max(1, round(_RUNG * epochs))
+    if rung == epochs or rung * (images // min(batch_size, images)) < _RUNG_STEPS:
+        has_rung = False
+    is_cut = has_rung and facts.reduction is not None
+    return _Schedule(images, epochs, rung if is_cut else None, mean_ms, training_s(images, epochs))
+
+
+def _affordable(facts: Facts, pass_s: float) -> tuple[float, bool]:
+    """What a network that is trained to the end may take, and whether rungs end others before.
+
+    Args:
+        facts: the budget.
+        pass_s: what one pass over all images takes.
+    """
+    wanted = _WANTED_VIEWS * math.sqrt(math.sqrt(facts.images / 768))
+    wanted_s, least_s = (views / facts.images * pass_s for views in (wanted, _LEAST_VIEWS))
+
+    def each_s(networks: int, has_rung: bool = False) -> float:
+        """Where there are so many of them."""
+        begun_s = max(0.0, _working_s(facts) / networks - _PROBE_S)
+        return min(begun_s / _share(facts, has_rung), _WHOLE * facts.budget_s)
+
+    few, fewest, some, many = (max(least, each * facts.jobs) for least, each in _NETWORKS)
+    if facts.trainings is not None:
+        has_rung = facts.trainings >= some
+        return min(each_s(facts.trainings, has_rung), _LONGEST * wanted_s), has_rung
+    if wanted_s <= each_s(some, True):
+        return max(wanted_s, min(each_s(many, True), _LONGEST * wanted_s)), True
+    if each_s(few) >= min(least_s, wanted_s):
+        return min(each_s(few), wanted_s), False
+    return min(each_s(fewest), wanted_s), False
+
+
+def _share(facts: Facts, has_rung: bool) -> float:
+    """The part of a whole training that a network takes on average."""
+    if not has_rung or facts.reduction is None:
+        return 1.0
+    return _RUNG + (1 - _RUNG) / facts.reduction
+
+
 def _working_s(facts: Facts) -> float:
     """The time of all jobs together, less what a session takes to begin."""
     jobs = min(facts.jobs, facts.trainings or facts.jobs)
     return jobs * max(facts.budget_s / 2, facts.budget_s - _START_S)
-
-
-def _affordable_s(facts: Facts, rung_share: float) -> float:
-    """What a network that is trained to the end may take."""
-    wanted = _WANTED_VIEWS * (facts.images / 768) ** 0.25
-    wanted_s = wanted / facts.images * _training_s(facts, facts.images, 1)
-
-    def each_s(networks: int) -> float:
-        """Where there are so many of them."""
-        begun_s = max(0.0, _working_s(facts) / networks - _PROBE_S)
-        return min(begun_s / rung_share, _WHOLE * facts.budget_s)
-
-    if facts.trainings is not None:
-        return min(each_s(facts.trainings), _LONGEST * wanted_s)
-    few, fewest, many = (max(least, times * facts.jobs) for least, times in _NETWORKS)
-    if each_s(few) < wanted_s * _SHORTEST:
-        return each_s(fewest)
-    return min(each_s(few), max(wanted_s, min(each_s(many), _LONGEST * wanted_s)))
-
-
-def _training_s(facts: Facts, images: int, epochs: int) -> float:
-    return epochs * (images + _EVALUATION * facts.val_images) * facts.mean_ms / 1000
-
-
-def _images_and_epochs(facts: Facts, network_s: float, are_given: bool) -> tuple[int, int]:
-    """How many images to fit on, and how often, within a time."""
-    images = facts.images
-    passes = network_s / _training_s(facts, images, 1)
-    if passes < _FEWEST_PASSES and not are_given:
-        fewest = min(images, max(_FEWEST_IMAGES, 20 * facts.num_classes))
-        few = 1000 * network_s / (_FEWEST_PASSES * facts.mean_ms)
-        images = min(images, max(fewest, _rounded(few - _EVALUATION * facts.val_images)))
-        passes = network_s / _training_s(facts, images, 1)
-    return images, min(_MOST_EPOCHS, max(1, _rounded(passes)))
 
 
 def _rounded(number: float) -> int:
