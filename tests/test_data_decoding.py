@@ -224,9 +224,10 @@ def test_12_bits_in_16_keep_their_levels_in_every_png(channels):
     colours = values[..., : 3 if channels > 2 else 1]
     content = png(values)
     assert (read(content, TWELVE_BITS) == colours >> 4).all()
-    assert facts(content).mode == {1: "I;16", 2: "16-bit LA", 3: "16-bit RGB", 4: "16-bit RGBA"}[
-        channels
-    ]
+    assert (
+        facts(content).mode
+        == {1: "I;16", 2: "16-bit LA", 3: "16-bit RGB", 4: "16-bit RGBA"}[channels]
+    )
 
 
 def test_planes_of_16_bits_are_refused_rather_than_read_wrong():
@@ -250,7 +251,11 @@ def test_numbers_are_scaled_from_their_range_whatever_their_type(kind, is_packed
 
 def test_whole_numbers_beyond_half_of_32_bits_are_positive():
     values = np.array([[[0], [2**31], [2**32 - 1]]], np.uint32)
-    assert read(tiff(values), RGB._replace(integers=(0, 2**32 - 1)))[0, :, 0].tolist() == [0, 128, 255]
+    assert read(tiff(values), RGB._replace(integers=(0, 2**32 - 1)))[0, :, 0].tolist() == [
+        0,
+        128,
+        255,
+    ]
 
 
 def test_negative_numbers_have_a_range_too():
@@ -266,7 +271,9 @@ def test_eight_bits_in_16_and_32_are_read_as_they_are():
     how = RGB._replace(integers=(0, 255), floats=(0, 255))
     for kind in ("u2", "i2", "i4", "f4"):
         assert (read(tiff(values.astype(kind)), how) == values).all()
-    assert (read(saved(Image.fromarray(values[..., 0].astype(np.uint8)), "PNG"), how) == values).all()
+    assert (
+        read(saved(Image.fromarray(values[..., 0].astype(np.uint8)), "PNG"), how) == values
+    ).all()
 
 
 def test_what_is_no_number_is_black_or_white():
