@@ -59,6 +59,7 @@ SPOKEN_S = 5.0
 """Between two words about how far it is."""
 
 Told = Callable[[str], None]
+_Stamp = tuple[int | str, int, int]
 
 
 class Mirroring(Frozen):
@@ -95,12 +96,14 @@ class Facts(NamedTuple):
     is_float: bool = False
     hidden: tuple[float, float, float] | None = None
     """Of pictures that are transparent somewhere, the share of what they show that would be lost
-    on white, black and grey."""
+    on white, black and grey; zeros where they show nothing."""
+    is_invisible: bool = False
+    """Whether it is transparent throughout."""
     extrema: tuple[int, ...] = ()
     """Lowest and highest value of each 8-bit channel."""
     phash: str = ""
     tint: str = ""
-    """Mean colours in a grid of 3x3, in hexadecimal digits."""
+    """Mean colours in a grid of 4x4, in hexadecimal digits."""
 
 
 class Looked(NamedTuple):
@@ -147,35 +150,32 @@ class FactTable:
         total = sum(len(source.labels) for source in self._sources.values())
         every = -(-total // LOOKED_AT)
         known, self._files = self._files, {}
-        places: list[tuple[SplitName, int, str, tuple[int, int]]] = []
+        places: list[tuple[SplitName, int]] = []
         for split, source in self._sources.items():
-            stamps = _stamps(source)
-            names = (f"{split} {source.name(index)}" for index in range(len(stamps)))
-            places += [(split, i, name, stamps[i]) for i, name in enumerate(names)]
+            by_class = np.argsort(source.labels, kind="stable")
+            places += [(split, index) for index in by_class.tolist()]
         new = []
-        for place in places[::every]:
-            kept = known.get(place[2])
-            if kept is not None and tuple(kept[:2]) == place[3]:
-                self._files[place[2]] = kept
+        for split, index in places[::every]:
+            source = self._sources[split]
+            key, stamp = f"{split} {source.name(index)}", _stamp(source, index)
+            kept = known.get(key)
+            if kept is not None and tuple(kept[:3]) == stamp:
+                self._files[key] = kept
             else:
-                new.append(place)
+                new.append((split, index, key, stamp))
         try:
             self._look_at(new, told)
         finally:
             if new or len(known) != len(self._files):
                 self._save()
-        for split, index, name, _ in places:
-            row = self._files.get(name)
-            source = self._sources[split]
-            facts = None if row is None else _from_row(row[2:])
-            label = int(source.labels[index])
-            self.looked.append(
-                Looked(split, label, source.name(index), source.where(index), facts, index)
-            )
+        for split, source in self._sources.items():
+            for index, label in enumerate(source.labels.tolist()):
+                name = source.name(index)
+                row = self._files.get(f"{split} {name}")
+                facts = None if row is None else _from_row(row[3:])
+                self.looked.append(Looked(split, label, name, source.where(index), facts, index))
 
-    def _look_at(
-        self, places: Sequence[tuple[SplitName, int, str, tuple[int, int]]], told: Told
-    ) -> None:
+    def _look_at(self, places: Sequence[tuple[SplitName, int, str, _Stamp]], told: Told) -> None:
         spoken = time.monotonic()
         # Pillow decodes and hashlib hashes without Python's lock.
         with no_bomb_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
@@ -214,12 +214,14 @@ class FactTable:
             write_atomically(self._path, packed)
 
 
-def _stamps(source: Source) -> list[tuple[int, int]]:
-    """What tells whether a picture is the same as the last time."""
+def _stamp(source: Source, index: int) -> _Stamp:
+    """What tells whether a picture is the same as the last time: of one in no file, its content."""
     if isinstance(source, FileSource):
-        return source.stamps()
-    sizes = source.sizes(np.arange(len(source.labels)))
-    return [(int(size), 0) for size in sizes]
+        return source.stamp(index)
+    try:
+        return content_digest(source.content(index)), 0, 0
+    except OSError:
+        return "missing", 0, 0
 
 
 def _from_row(row: Sequence[Any]) -> Facts:
@@ -274,13 +276,14 @@ def facts_of(picture: Image.Image, digest: str) -> Facts:
         mode = mode if mode[0] in "IF" else f"16-bit {picture.mode}"
     elif mode == "RGB":
         extrema = tuple(value for pair in picture.getextrema() for value in pair)  # type: ignore[union-attr]
-    hidden = None
+    hidden, is_invisible = None, False
     small = picture
     if is_transparent(picture):
         whole = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
-        is_shown = np.asarray(whole.getchannel("A").getextrema())[0] == 255
+        lowest, highest = whole.getchannel("A").getextrema()
+        is_invisible = highest == 0
         small = _thumbnail(whole)
-        hidden = None if is_shown else _hidden(np.asarray(small))
+        hidden = None if lowest == 255 else _hidden(np.asarray(small))
         flat = Image.new("RGBA", small.size, (128, 128, 128, 255))
         flat.alpha_composite(small)
         small = flat
@@ -288,7 +291,7 @@ def facts_of(picture: Image.Image, digest: str) -> Facts:
     if turn in TURNS:
         small = small.transpose(TURNS[turn])
     pixels = np.asarray(small).astype(np.int16)
-    tint = np.asarray(small.resize((3, 3), Image.Resampling.BOX))
+    tint = np.asarray(small.resize((4, 4), Image.Resampling.BOX))
     return Facts(
         digest,
         None,
@@ -302,6 +305,7 @@ def facts_of(picture: Image.Image, digest: str) -> Facts:
         high,
         is_float,
         hidden,
+        is_invisible,
         extrema,
         str(imagehash.phash(small)),
         tint.tobytes().hex(),
@@ -348,17 +352,14 @@ def _bounds(values: NDArray[Any]) -> tuple[float | None, float | None]:
     return float(min(low, high)), float(max(low, high))
 
 
-def _hidden(pixels: NDArray[np.uint8]) -> tuple[float, float, float] | None:
+def _hidden(pixels: NDArray[np.uint8]) -> tuple[float, float, float]:
     """Of what pixels [rows, columns, RGBA] show, the shares lost on white, black and grey.
 
-    A pixel counts by its alpha; None if none is to be seen.
+    A pixel counts by its alpha.
     """
-    alpha = pixels[..., 3].astype(np.int64)
-    if not alpha.any():
-        return None
-    colours = pixels[..., :3].astype(np.int16)
+    alpha, colours = pixels[..., 3].astype(np.int64), pixels[..., :3].astype(np.int16)
     white, black, grey = (
-        float(alpha[np.abs(colours - ground).max(axis=-1) < _HIDDEN].sum() / alpha.sum())
+        float(alpha[np.abs(colours - ground).max(axis=-1) < _HIDDEN].sum() / max(1, alpha.sum()))
         for ground in GROUNDS
     )
     return white, black, grey
@@ -384,8 +385,11 @@ def compare_mirrored(
     from sklearn.kernel_ridge import KernelRidge
     from sklearn.model_selection import StratifiedKFold
 
+    # Classes of fewer cannot be tried; the others can.
+    tried = (np.bincount(labels, minlength=len(names)) >= _FOLDS)[labels]
+    images, labels = images[tried], labels[tried]
     classes, sizes = len(names), np.bincount(labels, minlength=len(names))
-    if sizes.min() < _FOLDS:
+    if np.count_nonzero(sizes) < 2:
         return Mirroring(
             pictures=0, upright_percent=0, mirrored_percent=0, verdict="cannot be told"
         )
@@ -408,7 +412,7 @@ def compare_mirrored(
     # Of each class, the share of mirrored pictures that is taken for each other one.
     taken = np.zeros((classes, classes))
     np.add.at(taken, (labels[wrong[1]], guesses[1][wrong[1]]), 1)
-    taken /= sizes[:, None]
+    taken /= np.maximum(sizes, 1)[:, None]
     own, other = (int(place) for place in np.unravel_index(taken.argmax(), taken.shape))
     of_class = labels == own
     swapped = taken[own, other] >= 0.5 and more(

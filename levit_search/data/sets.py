@@ -15,6 +15,8 @@ from PIL import Image
 from levit_search import plugins
 from levit_search.data.decoding import formats
 from levit_search.data.sources import (
+    LARGEST,
+    SMALLEST,
     ArraySource,
     DataConfig,
     DataInfo,
@@ -159,7 +161,8 @@ class Folder:
 
     Attributes:
         left_out: how many files were passed over by :meth:`sources`, by their ending in small
-            letters: what Pillow reads as no picture.
+            letters: what Pillow reads as no picture. Others by what they are: links to nowhere or
+            to a folder around their class, and what lies beside the class folders.
 
     Raises:
         InputError: a folder is missing, there are fewer than two classes, or one is empty or
@@ -202,12 +205,18 @@ class Folder:
         unknown = sorted(set(self._folders(part)) - set(self._classes))
         if unknown:
             raise InputError(f"{folder}: class {unknown[0]!r} is not among those of train/")
+        for entry in folder.iterdir():
+            if not entry.name.startswith(".") and not entry.is_dir():
+                self.left_out["in no class" if entry.exists() else "broken link"] += 1
         names: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(self._classes):
+            before = self.left_out.copy()
             found = sorted(self._below(folder / name), key=lambda path: path.split("/"))
             if not found:
-                raise InputError(f"{folder / name}: no images in this class folder")
+                others = told_left_out(self.left_out - before)
+                told = f"; left out, no pictures: {others}" if others else ""
+                raise InputError(f"{folder / name}: no images in this class folder{told}")
             names += [f"{part}/{name}/{path}" for path in found]
             labels += [label] * len(found)
         return FileSource(self._root, names, np.array(labels, dtype=np.int64))
@@ -215,9 +224,14 @@ class Folder:
     def _below(self, folder: Path) -> Iterator[str]:
         """Paths of the images below a folder, relative to it."""
         endings = _endings()
-        seen: set[str] = set()  # folders by their real paths: a link may lead back up
+        own = os.path.realpath(folder)
+        seen: set[str] = set()  # folders by their real paths: links may lead to one twice
         for place, folders, files in os.walk(folder, followlinks=True):
-            if (real := os.path.realpath(place)) in seen:
+            real = os.path.realpath(place)
+            is_around = seen and os.path.commonpath((own, real)) == real
+            if is_around:
+                self.left_out["link to a folder around it"] += 1
+            if is_around or real in seen:
                 folders.clear()
                 continue
             seen.add(real)
@@ -225,12 +239,17 @@ class Folder:
             inside = os.path.relpath(place, folder).replace(os.sep, "/")
             before = "" if inside == "." else f"{inside}/"
             for name in sorted(files):
-                ending = Path(name).suffix.lower()
+                ending = os.path.splitext(name)[1].lower()
                 if not name.startswith(".") and ending in endings:
                     yield before + name
                 elif not name.startswith("."):
                     is_there = Path(place, name).exists()
                     self.left_out[ending if is_there else "broken link"] += 1
+
+
+def told_left_out(counts: Mapping[str, int]) -> str:
+    """How many files were passed over, of which kinds."""
+    return ", ".join(f"{count:,} {kind or 'without ending'}" for kind, count in counts.items())
 
 
 def _endings() -> frozenset[str]:
@@ -301,8 +320,8 @@ def _checked(plugin: Plugin, info: DataInfo) -> DataInfo:
         raise plugin.wrong("in_channels: expected 1 or 3", info.in_channels)
     if type(info.hflip) is not bool:
         raise plugin.wrong("hflip: expected True or False", info.hflip)
-    if type(info.image_size) is not int or not 4 <= info.image_size <= 4096:
-        raise plugin.wrong("image_size: expected 4 to 4096 pixels", info.image_size)
+    if type(info.image_size) is not int or not SMALLEST <= info.image_size <= LARGEST:
+        raise plugin.wrong(f"image_size: expected {SMALLEST} to {LARGEST} pixels", info.image_size)
     return info._replace(class_names=names)
 
 

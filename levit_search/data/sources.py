@@ -1,5 +1,6 @@
 """What a data set is: its configuration, its labelled pictures one at a time, and its splits."""
 
+import os
 import stat
 import warnings
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,7 @@ def _ground(given: Any) -> Any:
 
 Ground = Annotated[int, Field(strict=True, ge=0, le=255), BeforeValidator(_ground)]
 Range = tuple[float, float]
+SMALLEST, LARGEST = 4, 4096  # pixels a side that networks are made for
 
 
 class DataConfig(Frozen):
@@ -84,7 +86,7 @@ class DataConfig(Frozen):
 
     name: str = "digits"
     root: str | None = None
-    image_size: Annotated[int, Field(strict=True, ge=4, le=4096)] | None = None
+    image_size: Annotated[int, Field(strict=True, ge=SMALLEST, le=LARGEST)] | None = None
     val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     train_images: Count | None = None
     in_memory: bool | None = None
@@ -222,19 +224,20 @@ class FileSource:
     """Image files below ``root``, named by their paths relative to it."""
 
     def __init__(self, root: Path, names: list[str], labels: NDArray[np.int64]) -> None:
-        self._root, self._names, self.labels = root, names, labels
+        # As text: of many files, making paths takes longer than asking for their size.
+        self._root, self._names, self.labels = str(root), names, labels
 
     def name(self, index: int) -> str:
         return self._names[index]
 
     def where(self, index: int) -> str:
-        return str(self._root / self._names[index])
+        return os.path.join(self._root, self._names[index])
 
     def open(self, index: int) -> Image.Image:
         return opened(self.content(index))
 
     def content(self, index: int) -> bytes:
-        path = self._root / self._names[index]
+        path = Path(self.where(index))
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise OSError("not a regular file")
@@ -242,12 +245,19 @@ class FileSource:
             raise OSError(f"{found.st_size} bytes, more than {MOST_BYTES}")
         return path.read_bytes()
 
-    def stamps(self) -> list[tuple[int, int]]:
-        """Of each file its size in bytes and when it was changed, in nanoseconds; 0 if missing."""
-        return [_stamp(self._root / name) for name in self._names]
+    def stamp(self, index: int) -> tuple[int, int, int]:
+        """A file's size in bytes and when its content and its entry were changed; 0 if missing.
+
+        In nanoseconds. A program may set the first of the times back, but not the second.
+        """
+        try:
+            found = os.stat(self.where(index))
+        except OSError:
+            return 0, 0, 0
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.array([file_size(self._root / self._names[i]) for i in indices], dtype=np.int64)
+        return np.array([self.stamp(int(index))[0] for index in indices], dtype=np.int64)
 
 
 class DataSet(Protocol):
@@ -291,15 +301,10 @@ class DataSet(Protocol):
 
 def file_size(path: Path) -> int:
     """Bytes of a file, 0 where there is none."""
-    return _stamp(path)[0]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
     try:
-        found = path.stat()
+        return path.stat().st_size
     except OSError:
-        return 0, 0
-    return found.st_size, found.st_mtime_ns
+        return 0
 
 
 def decode(source: Source, index: int, how: Decoding) -> Image.Image:

@@ -15,6 +15,7 @@ from statistics import median_low
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from levit_search.configuration import Frozen
@@ -30,8 +31,10 @@ from levit_search.data.facts import (
     facts_of,
     span,
 )
-from levit_search.data.sets import Digits, FashionMnist, Folder, PlugIn
+from levit_search.data.sets import Digits, FashionMnist, Folder, PlugIn, told_left_out
 from levit_search.data.sources import (
+    LARGEST,
+    SMALLEST,
     ArraySource,
     DataConfig,
     DataInfo,
@@ -44,9 +47,12 @@ from levit_search.data.sources import (
 from levit_search.data.timm_sets import Rows, Stream, TorchSet, class_labels
 from levit_search.errors import InputError
 
-_LARGEST, _STEP = 224, 16  # of the size that suits a set
-_NEAR = 6  # of 255, between the tints of pictures of one perceptual hash
-_COMPARED = 1500  # pictures of one perceptual hash at most
+_MOST, _STEP = 224, 16  # pixels of the size that suits a set
+# Of pictures that were stored again in other ways: measured on JPEG and WebP of 80, and on scales
+# of 0.7 and 2. Flat drawings have hashes alike, and differ in more than one of their tints.
+_NEAR_BITS = 2  # that their perceptual hashes differ in at most
+_NEAR_TINT = 5  # of 255, between their tints at most
+_COMPARED = 100  # pictures at most of one part of the hash, those of like brightness
 _LISTED = 20  # unreadable pictures that are kept by name
 
 Told = Callable[[str], None]
@@ -92,6 +98,8 @@ class DataSurvey(Frozen):
     turned: int = 0
     animated: int = 0
     transparent: int = 0
+    invisible: int = 0
+    """Of the transparent ones, those that show nothing at all."""
     ground: int | None = None
     integer_range: Range | None = None
     float_range: Range | None = None
@@ -159,11 +167,15 @@ def describe(config: DataConfig) -> DataInfo:
             assert config.in_channels is not None and config.hflip is not None
             return DataInfo(config.in_channels, described, config.hflip, config.size)
         return survey(config).info
+    _check_channels(config, described)
+    return described if config.hflip is None else described._replace(hflip=config.hflip)
+
+
+def _check_channels(config: DataConfig, described: DataInfo) -> None:
     if config.in_channels not in (None, described.in_channels):
         raise InputError(
             f"data.in_channels: {config.in_channels}, but {config.name} has {described.in_channels}"
         )
-    return described if config.hflip is None else described._replace(hflip=config.hflip)
 
 
 def looked_at(config: DataConfig, told: Told = _silent) -> DataConfig:
@@ -265,6 +277,7 @@ def unreadable_of(config: DataConfig) -> dict[str, str]:
 
 def _known(config: DataConfig, data_set: DataSet, info: DataInfo) -> DataSurvey:
     """Of a set that describes itself the labels are counted, and equal arrays."""
+    _check_channels(config, info)
     looked = [
         Looked(
             split,
@@ -343,6 +356,7 @@ def _survey(
         turned=sum(facts.is_turned for facts in seen),
         animated=sum(facts.is_animated for facts in seen),
         transparent=len(hidden),
+        invisible=sum(facts.is_invisible for facts in seen),
         ground=found.ground,
         integer_range=found.integer_range,
         float_range=found.float_range,
@@ -385,7 +399,8 @@ def _check_classes(
 
 def _is_grey(facts: Facts) -> bool:
     """Whether a picture is stored in grey."""
-    return facts.mode.split(";")[0] in ("1", "L", "LA", "La", "I", "F")
+    kind = facts.mode.removeprefix("16-bit ").split(";")[0]
+    return kind in ("1", "L", "LA", "La", "I", "F")
 
 
 def _own_size(seen: Sequence[Facts]) -> int:
@@ -394,9 +409,9 @@ def _own_size(seen: Sequence[Facts]) -> int:
     sizes = {(facts.width, facts.height) for facts in seen}
     width, height = next(iter(sizes))
     if len(sizes) == 1 and width == height:
-        return width
-    side = min(median_low(min(facts.width, facts.height) for facts in seen), _LARGEST)
-    return side - side % _STEP if side >= _STEP else side
+        return min(max(width, SMALLEST), LARGEST)
+    side = min(median_low(min(facts.width, facts.height) for facts in seen), _MOST)
+    return side - side % _STEP if side >= _STEP else max(side, SMALLEST)
 
 
 def _ground(hidden: Sequence[tuple[float, float, float]]) -> int | None:
@@ -414,8 +429,8 @@ def _range(seen: Sequence[Facts], is_float: bool) -> Range | None:
         return None
     # Of many pictures a few may be out of range.
     few = 1.0 if len(found) >= 100 else 0.0
-    low = float(np.percentile([f.low for f in found], few))
-    high = float(np.percentile([f.high for f in found], 100 - few))
+    low = float(np.percentile([f.low for f in found], few, method="higher"))
+    high = float(np.percentile([f.high for f in found], 100 - few, method="lower"))
     return span(low, high, is_float)
 
 
@@ -439,12 +454,9 @@ def _fingerprint(readable: Iterable[Looked]) -> str:
 
 def _duplicates(readable: Sequence[Looked]) -> Duplicates:
     by_content: dict[str, list[Looked]] = {}
-    by_look: dict[str, list[Looked]] = {}
     for each in readable:
         if each.facts is not None:
             by_content.setdefault(each.facts.digest, []).append(each)
-            if each.facts.phash:
-                by_look.setdefault(each.facts.phash, []).append(each)
     found: Counter[str] = Counter()
     for alike in by_content.values():
         splits = Counter("train" if each.split == "train" else "test" for each in alike)
@@ -452,28 +464,56 @@ def _duplicates(readable: Sequence[Looked]) -> Duplicates:
         found["within_test"] += max(0, splits["test"] - 1)
         found["between"] += splits["test"] if splits["train"] else 0
         found["in_two_classes"] += len({each.label for each in alike}) > 1
-    for alike in by_look.values():
-        train = [each for each in alike if each.split == "train"]
-        found["near_within_train"] += _near(train[1:], train)
-        found["near_between"] += _near([each for each in alike if each.split != "train"], train)
-    return Duplicates(**found)
+    return Duplicates(**found, **_near(readable))
 
 
-def _near(some: Sequence[Looked], others: Sequence[Looked]) -> int:
-    """How many of ``some`` look like one of ``others``, all of one perceptual hash, and are not the
-    same file over again."""
-    if not some or not others:
-        return 0
-    known = {each.facts.digest: each.facts.tint for each in others[:_COMPARED] if each.facts}
-    tints = np.array([list(bytes.fromhex(tint)) for tint in known.values()], dtype=np.int64)
-    digests = list(known)
-    count = 0
-    for each in some:
-        assert each.facts is not None
-        tint = np.array(list(bytes.fromhex(each.facts.tint)), dtype=np.int64)
-        close = np.abs(tints - tint).mean(axis=1) <= _NEAR
-        count += any(digests[place] != each.facts.digest for place in np.flatnonzero(close))
-    return count
+def _near(readable: Sequence[Looked]) -> dict[str, int]:
+    """How many pictures of train nearly are an earlier one, and of the others one of train."""
+    # Each content once in train and once beside it.
+    seen = {
+        (each.split == "train", each.facts.digest): each.facts
+        for each in readable
+        if each.facts is not None and each.facts.phash
+    }
+    is_train = np.array([key[0] for key in seen], bool)
+    contents = np.unique([key[1] for key in seen], return_inverse=True)[1]
+    hashes = np.array([int(facts.phash, 16) for facts in seen.values()], np.uint64)
+    tints = np.array([list(bytes.fromhex(facts.tint)) for facts in seen.values()], np.int16)
+    near_train, near_others = set[int](), set[int]()
+    for some, others in _alike(hashes, tints):
+        is_other = contents[some] != contents[others]
+        both = is_other & is_train[some] & is_train[others]
+        near_train.update(np.maximum(some, others)[both].tolist())
+        for one, two in ((some, others), (others, some)):
+            near_others.update(one[is_other & ~is_train[one] & is_train[two]].tolist())
+    return {"near_within_train": len(near_train), "near_between": len(near_others)}
+
+
+def _alike(
+    hashes: NDArray[np.uint64], tints: NDArray[np.int16]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs of pictures that look alike, some of them more than once.
+
+    Args:
+        hashes: uint64 [N].
+        tints: [N, 48].
+    """
+    brightness = tints.sum(axis=1) if len(tints) else tints
+    for part in range(_NEAR_BITS + 1):  # two hashes are equal in one of them
+        keys = hashes >> np.uint64(22 * part) & np.uint64(2**22 - 1)
+        order = np.lexsort((brightness, keys))
+        keys = keys[order]
+        for step in range(1, min(_COMPARED, len(keys))):
+            places = np.flatnonzero(keys[step:] == keys[:-step])
+            if not len(places):
+                break
+            some, others = order[places], order[places + step]
+            bits = hashes[some] ^ hashes[others]
+            for _ in range(_NEAR_BITS):
+                bits &= bits - np.minimum(bits, np.uint64(1))  # without the lowest one that is set
+            some, others = some[bits == 0], others[bits == 0]
+            near = np.abs(tints[some] - tints[others]).max(axis=1, initial=0) <= _NEAR_TINT
+            yield some[near], others[near]
 
 
 def _of_stream(stream: Stream, class_names: tuple[str, ...], told: Told) -> list[Looked]:
@@ -529,10 +569,7 @@ def _lines(found: DataSurvey) -> Iterator[str]:
     yield _told_mirroring(found)
     yield _told_duplicates(found.duplicates)
     if found.left_out:
-        files = ", ".join(
-            f"{count:,} {ending or 'without ending'}" for ending, count in found.left_out.items()
-        )
-        yield f"left out, no pictures: {files}"
+        yield f"left out, no pictures: {told_left_out(found.left_out)}"
 
 
 def _told_unreadable(found: DataSurvey) -> str:
@@ -546,7 +583,8 @@ def _told_reading(found: DataSurvey) -> Iterator[str]:
     if found.transparent:
         grounds = {255: "white", 128: "grey", 0: "black"}
         ground = grounds.get(found.ground or 0, str(found.ground))
-        yield f"transparent: {found.transparent:,}, laid on {ground} (data.ground)"
+        nothing = f"; {found.invisible:,} of them show nothing" if found.invisible else ""
+        yield f"transparent: {found.transparent:,}, laid on {ground} (data.ground){nothing}"
     for kind, values in (("integer", found.integer_range), ("float", found.float_range)):
         if values is not None:
             low, high = values
