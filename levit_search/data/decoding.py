@@ -85,13 +85,14 @@ _NATIVE = {"libtiff I;16BS": "I;16NS", "libtiff I;32BS": "I;32NS", "libtiff F;32
 def _tiles(picture: Image.Image, names: dict[str, str]) -> list[Any]:
     """How an opened picture is decoded by other raw modes; nothing if ``names`` lacks its own."""
     changed = []
-    for codec, extents, offset, arguments in getattr(picture, "tile", ()):
+    tiles: list[Any] = list(getattr(picture, "tile", ()))
+    for codec, extents, offset, arguments in tiles:
         name, *rest = arguments if isinstance(arguments, tuple) else (arguments,)
         other = names.get(name) or names.get(f"{codec} {name}")
         if other is None:
             return []
         told = (other, *rest) if isinstance(arguments, tuple) else other
-        changed.append(type(picture.tile[0])(codec, extents, offset, told))
+        changed.append(type(tiles[0])(codec, extents, offset, told))
     return changed
 
 

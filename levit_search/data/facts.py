@@ -275,7 +275,7 @@ def facts_of(picture: Image.Image, digest: str) -> Facts:
         picture = with_8_bits(values, Decoding("RGB", 128, *2 * [span(low, high, is_float)]))
         mode = mode if mode[0] in "IF" else f"16-bit {picture.mode}"
     elif mode == "RGB":
-        extrema = tuple(value for pair in picture.getextrema() for value in pair)  # type: ignore[union-attr]
+        extrema = tuple(np.ravel(picture.getextrema()).tolist())
     hidden, is_invisible = None, False
     small = picture
     if is_transparent(picture):
