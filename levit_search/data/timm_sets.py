@@ -34,6 +34,7 @@ from levit_search.data.sources import (
 )
 from levit_search.errors import InputError, did_you_mean
 from levit_search.files import expanded, user_cache
+from levit_search.printable import readable_name
 
 _TRAIN = ("train", "training")
 _VAL = ("validation", "val", "valid", "eval", "evaluation", "dev")
@@ -169,7 +170,8 @@ def class_labels(values: Any, classes: tuple[str, ...], where: str) -> NDArray[n
 
 def named_classes(class_to_index: dict[str, int]) -> tuple[str, ...]:
     """Class names by their index."""
-    return tuple(str(name) for name in sorted(class_to_index, key=class_to_index.__getitem__))
+    names = sorted(class_to_index, key=class_to_index.__getitem__)
+    return tuple(readable_name(str(name)) for name in names)
 
 
 def numbered_classes(largest: int, where: str) -> tuple[str, ...]:
@@ -330,7 +332,8 @@ def _files(opened: Any, classes: tuple[str, ...], title: str) -> FileSource:
 def _classes(opened: Any) -> tuple[str, ...]:
     """Class names; of several names for one class, the first."""
     names = opened.all_categories if hasattr(opened, "index") else opened.classes
-    return tuple(name if isinstance(name, str) else name[0] for name in names)
+    firsts = (name if isinstance(name, str) else name[0] for name in names)
+    return tuple(readable_name(name) for name in firsts)
 
 
 class RowSource:
