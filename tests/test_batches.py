@@ -6,6 +6,8 @@ import multiprocessing.synchronize
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -656,3 +658,26 @@ def test_processes_that_read_end_with_what_they_read_for(folder):
     for process in processes:
         process.join(10)
         assert not process.is_alive()
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from levit_search.batches import open_batches
+from levit_search.data import DataConfig
+from levit_search.recipe import Recipe
+
+config = DataConfig(name="folder", root=sys.argv[1], image_size=16, in_memory=False)
+batches, recipe = open_batches(config), Recipe(batch_size=8, workers=3)
+views = batches.train(0, 0, recipe, torch.device("cpu"))
+next(views)
+list(batches.evaluation("val", 8, torch.device("cpu")))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_that_read_end_with_a_process_that_is_killed(folder):
+    # They have its standard output, which is read to the end.
+    command = [sys.executable, "-c", KILLED, str(folder)]
+    ended = subprocess.run(command, capture_output=True, timeout=100, check=False)
+    assert ended.returncode == -signal.SIGKILL

@@ -1,12 +1,12 @@
 """A data set on disk: decoded and cut image by image in other processes, finished on the device."""
 
-import itertools
 import math
 import multiprocessing
 import multiprocessing.connection
 import random
 import signal
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -205,6 +205,8 @@ class PictureLoader:
         self._threads = ThreadPoolExecutor(max(1, workers), "picture-loader")
         self._readers: list[_Reader] = []
         self._idle: SimpleQueue[_Reader] = SimpleQueue()
+        self.close = weakref.finalize(self, _end, self._readers, self._threads)
+        """Ends the processes at once; otherwise they end with this loader."""
         for _ in range(workers):
             self._readers.append(_Reader(self._make))
             self._idle.put(self._readers[-1])
@@ -225,12 +227,13 @@ class PictureLoader:
                 parts = [batch[first : first + rows] for first in range(0, len(batch), rows)]
                 asked.append([self._threads.submit(self._fetched, part) for part in parts])
                 if len(asked) > _BATCHES_AHEAD:
-                    yield [part.result() for part in asked.popleft()]
+                    yield [future.result() for future in asked.popleft()]
             while asked:
-                yield [part.result() for part in asked.popleft()]
+                yield [future.result() for future in asked.popleft()]
         finally:
-            for future in itertools.chain(*asked):
-                future.cancel()
+            for futures in asked:
+                for future in futures:
+                    future.cancel()
 
     def _fetched(self, part: list[ViewRequest]) -> MadeViews:
         reader = self._idle.get()
@@ -244,13 +247,11 @@ class PictureLoader:
         """Whether no process has ended."""
         return all(reader.process.is_alive() for reader in self._readers)
 
-    def close(self) -> None:
-        """End the processes at once."""
-        for reader in self._readers:
-            reader.process.kill()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
-    __del__ = close
+def _end(readers: "list[_Reader]", threads: ThreadPoolExecutor) -> None:
+    for reader in readers:
+        reader.process.kill()
+    threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _Reader:
@@ -258,15 +259,15 @@ class _Reader:
 
     def __init__(self, make: Callable[[list[ViewRequest]], MadeViews]) -> None:
         try:
-            self._connection, far_end = multiprocessing.Pipe()
-            self.process = multiprocessing.Process(target=_serve, args=(far_end, make), daemon=True)
+            self._connection, far_end = ends = multiprocessing.Pipe()
+            self.process = multiprocessing.Process(target=_serve, args=(*ends, make), daemon=True)
             self.process.start()
         except OSError as error:
             raise TrialError(
                 f"train.workers: a process that reads pictures cannot be started ({error}); "
                 "0 reads them in the process that trains"
             ) from error
-        far_end.close()  # now the process has the only one, and its end is that of the connection
+        far_end.close()  # each end is held by one process now, and goes with it
 
     def fetched(self, requests: list[ViewRequest]) -> MadeViews:
         """Have the process make views.
@@ -294,10 +295,12 @@ class _Reader:
 
 
 def _serve(
+    near_end: "multiprocessing.connection.Connection",
     connection: "multiprocessing.connection.Connection",
     make: Callable[[list[ViewRequest]], MadeViews],
 ) -> None:
     """The life of a process that makes views, until nobody is left who asks for some."""
+    near_end.close()  # a copy, with which we would wait for ourselves
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
