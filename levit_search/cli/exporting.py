@@ -113,9 +113,9 @@ def _print_export(written: "Export", network: str) -> None:
         found = written.parity.get(name.rstrip("/"))
         note = "" if found is None else f"logits within {found:.1e}" if found else "same logits"
         tell(f"  {name:22}{note}".rstrip())
-    found = written.as_json()
+    known = written.as_json()
     accuracies = [
-        f"{split} {accuracy_text(found[f'{split}_top1_percent'], found[f'{split}_images'])}"
+        f"{split} {accuracy_text(known[f'{split}_top1_percent'], known[f'{split}_images'])}"
         for split in ("val", "test")
     ]
     tell(f"top-1: {', '.join(accuracies)}")

@@ -277,8 +277,10 @@ class _Work:
             [each.as_json() for each in again],
             self.retrained.as_json() if self.retrained is not None else None,
             None if isinstance(timm, str) else timm["name"],
-            *(accuracies[split][1] for split in ("val", "test")),
-            *(list(wilson_percent(*accuracies[split])) for split in ("val", "test")),
+            accuracies["val"][1],
+            accuracies["test"][1],
+            list(wilson_percent(*accuracies["val"])),
+            list(wilson_percent(*accuracies["test"])),
             notice,
         ), again
 

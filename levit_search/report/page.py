@@ -179,7 +179,9 @@ def _texts(values: Mapping[str, float], names: Sequence[str]) -> dict[str, str]:
 
 
 def _accuracy(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return found and {**found, "interval": interval_text(found["low"], found["high"])}
+    if found is None:
+        return None
+    return {**found, "interval": interval_text(found["low"], found["high"])}
 
 
 def _ends(name: str, trials: Sequence[Mapping[str, Any]]) -> list[str]:
