@@ -292,9 +292,11 @@ def _advice(config: StudyConfig, data: Mapping[str, Any], is_small: bool) -> tup
     if train_images:
         steps = max(1, train_images // recipe.batch_size)  # of an epoch
         epochs = max(10 * recipe.epochs, math.ceil(_FEWEST_STEPS / steps))
+        longer = "more --time in another --study, which plans longer training"
+        if config.plan is None:
+            longer = f"--set train.epochs={epochs} with more --time, or a smaller train.batch_size"
         found.append(
-            f"longer training: each network had {recipe.epochs * steps:,} steps; --set "
-            f"train.epochs={epochs} with more --time, or a smaller train.batch_size"
+            f"longer training: each network had {recipe.epochs * steps:,} steps; {longer}"
         )
         bound = " (data.train_images keeps others out)" if config.data.train_images else ""
         each = f", {train_images / classes:,.0f} a class" if classes else ""

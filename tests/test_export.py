@@ -408,6 +408,7 @@ def test_accuracies_have_a_spread_at_their_ends_too() -> None:
         assert low <= percent <= high
 
 
+@pytest.mark.usefixtures("unread")
 def test_weights_no_better_than_guessing_are_said_to_be_so_at_the_top_of_the_card(
     study: Study, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

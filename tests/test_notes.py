@@ -96,6 +96,16 @@ def test_attributes_of_another_shape_are_refused_in_one_line(attributes: Any) ->
         check_attributes(attributes)
 
 
+def test_attributes_of_another_shape_end_a_search_before_it_begins(mine: Study) -> None:
+    storage, study_id = mine.open_storage()
+    storage.set_study_user_attr(study_id, "data", {"val_images": "many"})
+    told = r"study\.db: attributes of the study: data\.val_images: "
+    with pytest.raises(InputError, match=told):
+        mine.open_to_write(mine.config.space().distributions())
+    with pytest.raises(InputError, match=told):
+        mine.attributes()
+
+
 def test_what_was_measured_later_has_both_latencies() -> None:
     ms = {"latency_ms": 1.0}
     check_measured({"latency": ms, "values": ms}, ms, 3)

@@ -168,7 +168,7 @@ def _of_accuracy(percent: float | None, own: Accuracy | None, found: Accuracies 
         texts += [text, *filter(None, [beside.get(own.vs_best or "")])]
     if found is None or not found.seeds:
         texts.append("one training, its spread is not known (levit-search audit measures it)")
-        low, high = ends or (None, None)
+        low, high = (min(ends), max(ends)) if ends else (None, None)
         return _Spread(low, high, "; ".join(texts))
     vals, tests = found.val_percents(), found.test_percents()
     texts.append(f"other seeds: val {_several(vals)}, test {_several(tests)}")

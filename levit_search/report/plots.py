@@ -70,13 +70,11 @@ def front(document: Document, tab: Mapping[str, Any]) -> "Figure":
     axes.plot(*points(best), "o", color=BLUE, markersize=6, label="front")
     known = [trial for trial in best if trial["accuracy"] is not None]
     if known and up == "top1_percent":
-        across_values, up_values = points(known)
+        across_known, up_known = points(known)
         low, high = ([trial["accuracy"][end] for trial in known] for end in ("low", "high"))
-        reach = [np.subtract(up_values, low), np.subtract(high, up_values)]
-        style: dict[str, Any] = {"color": BLUE, "alpha": 0.6, "linewidth": 1}
-        axes.errorbar(
-            across_values, up_values, yerr=reach, fmt="none", label="95 % interval", **style
-        )
+        reach = [np.subtract(up_known, low), np.subtract(high, up_known)]
+        style: dict[str, Any] = {"fmt": "none", "color": BLUE, "alpha": 0.6, "linewidth": 1}
+        axes.errorbar(across_known, up_known, yerr=reach, label="95 % interval", **style)
     starts = [trial for trial in [*best, *others] if trial["is_start"]]
     ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "linestyle": ""}
     if starts:

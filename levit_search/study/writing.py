@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from levit_search.errors import InputError
 from levit_search.study.backup import Backup, Kept, lines_of, lost_rest, missing_lines, study_body
 from levit_search.study.config import StudyConfig
+from levit_search.study.notes import check_attributes
 from levit_search.study.storage import DamagedError
 from levit_search.study.trials import SETTINGS, Contents, Trials
 
@@ -46,6 +48,10 @@ def open_to_write(
                 contents = _finished(kept, storage, study_id, contents)
     with trials.place.errors():
         name = storage.get_study_name_from_id(study_id)
+    try:
+        check_attributes(contents.attributes)
+    except InputError as error:
+        raise InputError(f"{trials.place}: {error}") from None
     _bring_up_to_date(trials.backup, kept, contents, study_line(name, config, distributions))
     return Opened(storage, study_id, contents, trials.backup)
 
