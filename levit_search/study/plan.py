@@ -28,8 +28,8 @@ _RUNG = 0.4  # of the steps: networks know nothing for the first fifth or quarte
 _RUNG_STEPS = 400  # before that a rung would end them at chance
 
 # How a budget is shared out.
-# Networks, at least and times the jobs: how many are trained in most cases; where each would get too
-# little; from where on rungs pay; from where on further time goes into longer training.
+# Networks, at least and times the jobs: how many are trained in most cases; where each would get
+# too little; from where on rungs pay; from where on further time goes into longer training.
 _NETWORKS = ((6, 3), (3, 2), (12, 6), (40, 20))
 _LONGEST = 3.0  # times the wanted training, where there is time for it
 _WHOLE = 0.8  # of a session, which one network takes at most
