@@ -153,6 +153,8 @@ def _told(config: StudyConfig, plan: Plan) -> str:
     }
     shown = [name if value is True else f"{name} {value}" for name, value in views.items() if value]
     networks = f"about {plan.networks} networks in all"
+    if flops := plan.settings.get("limits.flops"):
+        networks += f" of up to {flops / 1e6:.3g} MFLOPs, others take too long"
     if config.inherits:
         networks = "weights that all networks share, then the front's own"
     short = ["  These are few steps for fresh weights: more time (--time) helps, or fewer --trials"]
