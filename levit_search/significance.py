@@ -295,9 +295,7 @@ def _advice(config: StudyConfig, data: Mapping[str, Any], is_small: bool) -> tup
         longer = "more --time in another --study, which plans longer training"
         if config.plan is None:
             longer = f"--set train.epochs={epochs} with more --time, or a smaller train.batch_size"
-        found.append(
-            f"longer training: each network had {recipe.epochs * steps:,} steps; {longer}"
-        )
+        found.append(f"longer training: each network had {recipe.epochs * steps:,} steps; {longer}")
         bound = " (data.train_images keeps others out)" if config.data.train_images else ""
         each = f", {train_images / classes:,.0f} a class" if classes else ""
         found.append(f"more pictures: {train_images:,} are trained on{each}{bound}")

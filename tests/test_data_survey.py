@@ -101,8 +101,10 @@ def test_grey_stored_as_rgb_is_said(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "channels"),
-    [("1", 1), ("L", 1), ("LA", 1), ("I;16", 1), ("F", 1), ("16-bit LA", 1), ("16-bit RGB", 3)]
-    + [("RGB", 3), ("RGBA", 3), ("P", 3), ("CMYK", 3)],
+    [
+        *(("1", 1), ("L", 1), ("LA", 1), ("I;16", 1), ("F", 1), ("16-bit LA", 1)),
+        *(("16-bit RGB", 3), ("RGB", 3), ("RGBA", 3), ("P", 3), ("CMYK", 3)),
+    ],
 )
 def test_channels_are_those_of_the_files(kind, channels, tmp_path):
     def make(name: str, number: int) -> File:
@@ -418,7 +420,7 @@ def test_unreadable_pictures_are_counted_told_and_left_out(content, in_memory, t
     splits = load(config_of(root, in_memory=in_memory), heard.append)
     assert sum(len(split.labels) for split in splits.values()) == 14
     assert len(heard) == 1 and "left out 2 images" in heard[0]
-    with pytest.raises(InputError, match="data.max_unreadable: more than 1 images"):
+    with pytest.raises(InputError, match=r"data\.max_unreadable: more than 1 images"):
         load(config_of(root, in_memory=in_memory, max_unreadable=1))
 
 
