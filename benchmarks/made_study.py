@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from levit_search.architecture import Architecture, load, parse
+from levit_search.architecture import Architecture, described, load
 from levit_search.cost import cost
 from levit_search.errors import InputError
 from levit_search.space import Space
@@ -71,7 +71,8 @@ class _Made:
         if number >= len(self._config.start):
             return None
         given = self._config.start[number]
-        return self._space.encode(load(given) if isinstance(given, str) else parse(given))
+        network = load(given) if isinstance(given, str) else described(given, self._space.sizes)
+        return self._space.encode(network)
 
     def _evaluated(self, network: Architecture) -> dict[str, Any]:
         epochs, chance = self._config.train.epochs, self._chance

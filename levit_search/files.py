@@ -44,6 +44,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         _flush_folder(path.parent)
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is anything at ``path``; what can be no path, as it is too long, names nothing."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write ``data`` as readable JSON, atomically."""
     write_atomically(path, json.dumps(data, indent=2) + "\n")

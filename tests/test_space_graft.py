@@ -303,11 +303,12 @@ def test_the_embedded_space_begins_with_the_papers_proportions() -> None:
         {**config.architecture, "image_size": 32, "in_channels": 1, "num_classes": 10},
         config.limits,
     )
-    for name, described in zip(architectures.GRAFTS, config.start, strict=True):
+    for name, given in zip(architectures.GRAFTS, config.start, strict=True):
+        assert isinstance(given, dict)
         small = architectures.fitted(
             architectures.published(name), image_size=32, in_channels=1, num_classes=10
         )
-        network = architectures.parse(described)
+        network = architectures.described(given, space.sizes)
         assert network == architectures.scaled(small, 0.25)
         assert space.encode(network) is not None
     space.check_feasible(200)

@@ -192,7 +192,8 @@ def space(
     from levit_search.study import parse_settings, read_config, space_file
 
     path = space_file(space)
-    config = _with_ends(read_config(path, parse_settings(settings or [])))
+    config = read_config(path, parse_settings(settings or []))
+    _say_if_assumed(config)
     compiled = config.space(str(path))
     survey = compiled.survey(sample)
     published = architecture.published_for(**compiled.sizes)
@@ -232,19 +233,16 @@ def space(
     tell(textwrap.fill(f"Published networks inside: {published}", 100, subsequent_indent="  "))
 
 
-def _with_ends(config: "StudyConfig") -> "StudyConfig":
-    """A configuration whose networks can be counted though its data is not here."""
+def _say_if_assumed(config: "StudyConfig") -> None:
+    """Say that the data is not here, where the figures depend on it."""
     from levit_search.data import describe
 
-    ends = {"in_channels": 3, "num_classes": 1000}
-    if ends.keys() <= config.architecture.keys():
-        return config
+    if {"in_channels", "num_classes"} <= config.architecture.keys():
+        return
     try:
         describe(config.data)
     except InputError as error:
         say(f"levit-search: {error}; shown for 3 channels and 1000 classes")
-        return config.model_copy(update={"architecture": {**ends, **config.architecture}})
-    return config
 
 
 def _together(names: list[str]) -> list[str]:

@@ -138,7 +138,8 @@ def _check_pretrained(config: TeacherConfig, num_classes: int) -> None:
     if known is not None and known.num_classes != num_classes:
         raise InputError(
             f"teacher {config.name}: its pretrained weights know {known.num_classes} classes, the "
-            f"data has {num_classes}; set weights to train or to a checkpoint made for the data"
+            f"data has {num_classes}; set weights to train or to a checkpoint made for the data, "
+            "or do without it by --set teacher=null"
         )
 
 

@@ -96,7 +96,7 @@ def data_of(study: Path, config: DataConfig) -> list[Finding]:
         breaks = "going on with the study, export and audit"
         folder, space = quote(str(study)), quote(str(study / "study.yaml"))
         mend = (
-            f"put it back, or name its place: levit-search export {folder} --data DIR (audit, too), "
+            f"put it back, or name its place: levit-search export {folder} --data DIR (or audit), "
             f"levit-search run {space} --study {folder} --set data.root=DIR"
         )
         return [fail("study", "data", str(error), breaks, mend)]

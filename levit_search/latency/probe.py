@@ -14,7 +14,7 @@ import numpy as np
 from levit_search import baseline
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline
-from levit_search.errors import InputError, TrialError
+from levit_search.errors import TrialError
 from levit_search.latency.answers import check_peak, check_round
 from levit_search.latency.cache import Cache, cache_key
 from levit_search.latency.channel import Channel

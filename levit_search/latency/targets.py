@@ -125,9 +125,7 @@ class CommandTarget(_Device):
     """Whatever Python a command of this machine starts: in a container, a chroot, an emulator."""
 
     kind: Literal["command"]
-    python: Annotated[
-        tuple[Name, ...], Field(min_length=1), AfterValidator(command_from_anywhere)
-    ]
+    python: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(command_from_anywhere)]
     """The command and its arguments, such as ``[docker, exec, -i, box, python3]``."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of that command, beside our own."""

@@ -87,7 +87,9 @@ def start_values(config: StudyConfig, space: Space, where: str) -> dict[str, dic
         try:
             network = _given_to_start(entry, space.sizes, f"{where}: start", index)
         except architectures.SizeError as error:
-            told = str(error).removeprefix(f"{where}: ")  # the same, and once, when it is asked again
+            told = str(error).removeprefix(
+                f"{where}: "
+            )  # the same, and once, when it is asked again
             warnings.warn(f"{told}; it is not tried first", stacklevel=1)
             continue
         values = space.encode(network)
@@ -117,7 +119,7 @@ def _given_to_start(
     for name, size in sizes.items():
         if entry.get(name, size) != size:
             raise InputError(
-                f"{where}.{index}.{name}: {entry[name]} differs from the data's {size}; left out, it "
-                "is the data's"
+                f"{where}.{index}.{name}: {entry[name]} differs from the data's {size}; leave it out "
+                "to have the data's"
             )
     return architectures.described(entry, sizes, f"{where}.{index}")

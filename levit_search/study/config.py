@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from levit_search.configuration import (
 from levit_search.data import DataConfig
 from levit_search.data.config import BUILT_IN
 from levit_search.errors import InputError, UnknownNameError, did_you_mean
+from levit_search.files import is_there
 from levit_search.latency.programs import check_programs
 from levit_search.latency.protocol import LatencyConfig
 from levit_search.latency.targets import read_targets, resolved
@@ -206,14 +208,20 @@ class StudyConfig(Frozen):
     def space(self, where: str = "space") -> Space:
         """The compiled space, with the sizes that the template leaves out taken from the data.
 
-        A template that states its channels and classes can be looked at without the data.
+        It can be looked at without the data: as one of images with 3 channels and of 1000 classes.
+        Whoever searches makes sure by :meth:`check_data` that the data is there.
 
         Raises:
-            InputError: the template is malformed, or the data needed and missing.
+            InputError: the template is malformed.
         """
-        sizes: dict[str, int] = {"image_size": self.data.size}
+        sizes: dict[str, int] = {
+            "image_size": self.data.size,
+            "in_channels": 3,
+            "num_classes": 1000,
+        }
         if not {"in_channels", "num_classes"} <= self.architecture.keys():
-            sizes |= self._data_sizes()
+            with suppress(InputError):
+                sizes |= self._data_sizes()
         return Space({**sizes, **self.architecture}, self.limits, where)
 
     def check_data(self, where: str = "space") -> None:
@@ -249,19 +257,19 @@ def space_file(text: str) -> Path:
     folder = packaged if packaged.is_dir() else package.parent / "spaces"
     embedded = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
     if text in embedded:
-        if os.path.isfile(text):
+        if Path(text).is_file():
             warnings.warn(
                 f"{text}: the embedded space is taken; the file of that name here is ./{text}",
                 stacklevel=2,
             )
         return embedded[text]
     path = Path(text)
-    if os.path.isdir(path):
+    if is_there(path) and path.is_dir():
         told = "is a folder, where a space file or the name of an embedded space is expected"
         if (path / "study.yaml").is_file():
             told = f"is a study's folder; its space file is {path / 'study.yaml'}"
         raise InputError(f"{text}: {told}")
-    if path.suffix in (".yaml", ".yml") or os.path.exists(path):
+    if path.suffix in (".yaml", ".yml") or is_there(path):
         return path
     raise UnknownNameError("space", text, embedded)
 
@@ -356,7 +364,7 @@ def located(
     if data.root is not None and "://" not in data.root:
         root = absolute(data.root, "data.root")
         # To a plug-in it may be something else than a path.
-        if data.name in BUILT_IN or "/" in data.name or os.path.exists(root):
+        if data.name in BUILT_IN or "/" in data.name or is_there(Path(root)):
             update["data"] = data.model_copy(update={"root": root})
     if train.donor_weights not in (None, "pretrained"):
         weights = absolute(train.donor_weights, "train.donor_weights")
@@ -372,13 +380,13 @@ def located(
 
 def _absolute(text: str, key: str, path: Path, changes: Mapping[str, Any]) -> Path:
     """The path that stands at ``key`` of the file ``path``, or in ``changes``."""
-    place = os.path.expanduser(text)
+    place = Path(os.path.expanduser(text))  # noqa: PTH111 (leaves a home that nobody has as it is)
     if not any(f"{key}.".startswith(f"{given}.") for given in changes):
-        beside = os.path.join(path.parent, place)
+        beside = path.parent / place
         # ``{name}`` in it stands for any name, to be filled in later.
-        if glob.glob(glob.escape(beside).replace("{name}", "*")):
+        if glob.glob(glob.escape(str(beside)).replace("{name}", "*")):  # noqa: PTH207 (from anywhere)
             place = beside
-    found = Path(place).absolute()
+    found = place.absolute()
     # A folder that the way leads out of again may be gone tomorrow.
     return Path(os.path.realpath(found)) if ".." in found.parts else found
 
@@ -401,7 +409,7 @@ def with_networks_read(
         if isinstance(entry, dict) or entry in architectures.published_names():
             return entry
         found = _absolute(entry, key, path, changes or {})
-        if not os.path.isfile(found) and found.suffix not in (".yaml", ".yml"):
+        if not is_there(found) and found.suffix not in (".yaml", ".yml"):
             raise UnknownNameError("architecture", entry, architectures.published_names())
         stated = read_yaml(found)
         if not {"image_size", "num_classes"} <= stated.keys():

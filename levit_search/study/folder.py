@@ -5,7 +5,6 @@ the search, which holds the folder's lock; everything else (tables, front, expor
 """
 
 import json
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,7 +17,7 @@ from levit_search.architecture import Architecture
 from levit_search.configuration import write_yaml
 from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
-from levit_search.files import write_atomically, write_json
+from levit_search.files import is_there, write_atomically, write_json
 from levit_search.study.address import masked
 from levit_search.study.backup import NAME as BACKUP
 from levit_search.study.backup import Backup, put_aside
@@ -107,7 +106,7 @@ class Study:
             return self
         if data.name == "digits":
             raise InputError(f"--data {root}: the study's data is digits, which lies in no folder")
-        if not root.is_dir():
+        if not is_there(root) or not root.is_dir():
             raise InputError(f"--data {root}: no such folder")
         moved = data.model_copy(update={"root": str(root.resolve())})
         return Study(self.folder, self.config.model_copy(update={"data": moved}))
@@ -123,7 +122,7 @@ class Study:
             yield
         except InputError as error:
             root = self.config.data.root
-            if root is None or os.path.exists(root):
+            if root is None or is_there(Path(root)):
                 raise
             told = f"{error}; if the data lies elsewhere now, name the place by --data DIR"
             raise InputError(told) from None
