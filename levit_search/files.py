@@ -45,7 +45,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is anything at ``path``; what can be no path, as it is too long, names nothing."""
+    """Whether there is anything at ``path``; what is too long for a path, or no text for one, names
+    nothing."""
     try:
         return path.exists()
     except (OSError, ValueError):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +11,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from levit_search import architecture
+from levit_search.cli import searching
 from levit_search.cost import cost
+from levit_search.errors import InputError
 from tests.conftest import ROOT, Cli, command
 from tests.networks import SMALL_REGNETY, tiny_space
 
@@ -176,6 +181,103 @@ def test_space_describes_a_space(cli: Cli, space_file: Callable[..., Path]) -> N
     assert found["costs"]["flops"]["max"] <= 130_000
 
 
+def test_a_space_whose_data_is_not_here_is_described_and_that_is_said(cli: Cli) -> None:
+    done = cli("space", "photos", "--sample", "20", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["samples"] == 20
+    assert "data.root: is required" in done.stderr
+    assert done.stderr.strip().endswith("shown for 3 channels and 1000 classes")
+    assert cli("space", "levit", "--sample", "20").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *(("90", 90), ("90s", 90), ("30m", 1800), ("2h30m", 9000), ("1.5h", 5400), ("0.5", 0.5)),
+        *(("1h30", 5400), ("1h5", 3900), ("2m30", 150), ("1h30m20", 5420), ("1h30s", 3630)),
+    ],
+)
+def test_a_time_is_read_as_people_write_it(text: str, seconds: float) -> None:
+    assert searching._seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "0", "0s", "-5", "h", "1h90", "2m90", "1.5h30", "1h1.5", "1 h", "1d", "1:30", "1m1h"),
+        *("inf", "nan", "1e3", "\N{ARABIC-INDIC DIGIT THREE}m", "9" * 400, f"{'9' * 400}h"),
+    ],
+)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="expected a time such as 90s, 30m or 2h30m"):
+        searching._seconds(text)
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of pictures that was made from elsewhere, with relative paths."""
+    folder = tmp_path_factory.mktemp("pictured")
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for label, name in enumerate(("dark", "light")):
+            place = folder / "set #1" / part / name
+            place.mkdir(parents=True)
+            for index in range(12):
+                pixels = rng.integers(128 * label, 128 * label + 128, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{index}.png")
+    space = tiny_space(data={"name": "folder", "image_size": 16}, search={"trials": 2})
+    (folder / "space.yaml").write_text(yaml.safe_dump(space))
+    done = subprocess.run(
+        command("run", "space.yaml", "--study", "study", "--set", "data.root=set #1"),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "study"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("front", "{}"),
+        ("report", "{}"),
+        ("export", "{}", "--out", "out"),
+        ("audit", "{}", "--seeds", "1"),
+        ("restore", "{}", "--force"),
+        ("show", "{}#0"),
+        ("count", "{}#0"),
+        ("run", "{}/study.yaml", "--study", "{}"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_command_on_a_study_does_not_depend_on_the_working_directory(
+    arguments: tuple[str, ...], pictured: Path, cli: Cli
+) -> None:
+    done = cli(*(argument.format(pictured) for argument in arguments))
+    assert done.returncode == 0, done.stderr
+
+
+def test_data_that_was_moved_is_named_anew(pictured: Path, cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(pictured, tmp_path / "s")
+    settings = (tmp_path / "s" / "study.yaml").read_text()
+    gone = settings.replace("set #1", "gone")
+    assert gone != settings
+    (tmp_path / "s" / "study.yaml").write_text(gone)
+    (tmp_path / "new").symlink_to(pictured.parent / "set #1")
+    for words in (["export", "s", "--no-probe", "--out", "out"], ["audit", "s", "--no-retrain"]):
+        done = cli(*words)
+        assert done.returncode == 2
+        assert done.stderr.strip().endswith("lies elsewhere now, name the place by --data DIR")
+        assert cli(*words, "--data", "new").returncode == 0
+    assert cli("report", "s", "--data", "new").returncode == 0
+    assert (tmp_path / "s" / "study.yaml").read_text() == gone, "these only read"
+    done = cli("run", "s/study.yaml", "--study", "s", "--set", "data.root=new")
+    assert done.returncode == 0, done.stderr
+    assert cli("export", "s", "--no-probe", "--out", "again").returncode == 0
+
+
 def test_the_published_networks_are_inside_the_imagenet_space(cli: Cli) -> None:
     found = json.loads(cli("space", "levit-imagenet", "--sample", "20", "--json").stdout)
     assert found["published"] == list(architecture.LEVITS)
@@ -229,6 +331,9 @@ def test_train_prints_the_contract_and_keeps_the_network(
         (["run", "levit", "--set", "objectives=[flops]"], "two or more different objectives"),
         (["run", "levit", "--set", "data.image_size=big"], "data.image_size"),
         (["run", "levit", "--time", "soon"], "90s, 30m or 2h30m"),
+        (["run", "levit", "--time", "1h90"], "--time 1h90: expected a time such as 90s, 30m"),
+        (["run", "levit", "--set", "start=[LeViT-128S]"], "made for 224 px, the data has 16"),
+        (["run", "x" * 3000], "unknown space"),
         (["count", "LeVit-256"], "did you mean 'LeViT-256'?"),
         (["count", "a#b"], "no such study folder"),
         (["front", "nowhere"], "no such study folder"),

@@ -1,13 +1,17 @@
 import math
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+from pydantic import Field
 
 from levit_search.configuration import (
     Amount,
     Count,
     Frozen,
     Ratio,
+    field_types,
+    parse_value,
     read_yaml,
     validated,
     write_yaml,
@@ -130,3 +134,66 @@ def test_what_is_written_is_read_back_in_order(tmp_path: Path) -> None:
     path.write_text(write_yaml(data), encoding="utf-8")
     assert read_yaml(path) == data
     assert list(read_yaml(path)) == list(data)
+
+
+class Written(Frozen):
+    root: str | None = None
+    label: Annotated[str, Field(min_length=1)] = "x"
+    count: Count = 1
+    network: str | dict[str, int] = "x"
+    option: int | str = 1
+    words: str | tuple[str, ...] = "x"
+    inner: tuple[Inner, ...] = ()
+    named: dict[str, Outer] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("/data/set #2", "#2", "2024", "007", "1e3", "0x10", "12:30", "yes", "on", "true", ".5"),
+        *("a: b", "[draft", "[1, 2]", "{a: 1}", "{a", "@work", "%TMP%", "*star", "&and", "!new"),
+        *("- x", "|", ">", "a\tb", "it's", "'quoted", "`tick`", "2024-01-01", "---", "a, b", "?"),
+    ],
+)
+@pytest.mark.parametrize("key", ["root", "label"])
+def test_a_text_is_taken_as_it_was_written(text: str, key: str) -> None:
+    types = field_types(Written, key)
+    assert parse_value(text, types, "--set") == text
+    assert parse_value(f"  {text} ", types, "--set") == text
+
+
+def test_null_and_a_text_in_quotes_mean_what_they_mean_in_yaml() -> None:
+    types = field_types(Written, "root")
+    assert [parse_value(text, types, "") for text in ("null", "~", "", " ")] == [None] * 4
+    assert parse_value("'/data/set #2'", types, "") == "/data/set #2"
+    assert parse_value('"null"', types, "") == "null"
+    assert parse_value('"a\\tb"  # why', types, "") == "a\tb"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("network", "{a: 1}", {"a": 1}),
+        ("network", "[1]", "[1]"),
+        ("network", "my net #2.yaml", "my net #2.yaml"),
+        ("network", "7", "7"),
+        ("option", "7", 7),
+        ("option", "7.5", "7.5"),
+        ("option", "true", "true"),
+        ("words", "[a, b]", ["a", "b"]),
+        ("words", "a b #c", "a b #c"),
+        ("count", "7 # why", 7),
+        ("inner.0.count", "7", 7),
+        ("named.x.budget", "7", 7),
+        ("unknown", "[1]", [1]),
+        ("count.deeper", "7", 7),
+    ],
+)
+def test_what_a_field_takes_beside_texts_is_read_as_yaml(key: str, text: str, value: Any) -> None:
+    found = parse_value(text, field_types(Written, key), "--set")
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_what_is_no_yaml_is_refused_where_no_text_is_taken() -> None:
+    with pytest.raises(InputError, match=r"^--set count=\[1: not valid YAML"):
+        parse_value("[1", field_types(Written, "count"), "--set count=[1")

@@ -27,6 +27,7 @@ from levit_search.doctor.checks import all_checks
 from levit_search.doctor.child import carried_out
 from levit_search.doctor.finding import ok
 from levit_search.doctor.of_study import study as looked_at
+from levit_search.doctor.surroundings import data_of
 from levit_search.model import build, save_weights
 from levit_search.study import Study, read_config
 from tests.conftest import ROOT, Cli
@@ -391,3 +392,13 @@ def test_a_folder_that_is_no_study_fails(tmp_path: Path) -> None:
     [found] = looked_at(tmp_path)
     assert (found.name, found.status) == ("settings", "fail")
     assert "is no study folder" in found.found
+
+
+def test_data_that_was_moved_is_told_with_the_ways_to_name_it(a_study: Study) -> None:
+    gone = a_study.config.data.model_copy(update={"name": "folder", "root": "/nowhere"})
+    (found,) = data_of(Path("my studies/1"), gone)
+    assert found.status == "fail" and "/nowhere has no folder train/" in found.found
+    assert found.mend is not None
+    assert "levit-search export 'my studies/1' --data DIR" in found.mend
+    command = "run 'my studies/1/study.yaml' --study 'my studies/1' --set data.root=DIR"
+    assert command in found.mend

@@ -1,5 +1,6 @@
 """The driver: limits, repeats, what is tried first, determinism, and going on where it was."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,9 +13,10 @@ from optuna.trial import TrialState
 from levit_search import architecture, table
 from levit_search.architecture import Architecture
 from levit_search.errors import BudgetError, InputError
-from levit_search.search import driver, search
+from levit_search.search import begin, driver, search
 from levit_search.search.engine import Event
 from levit_search.search.ledger import Ledger
+from levit_search.search.preparation import start_values
 from levit_search.study import Record, Study, read_config
 from tests.conftest import ROOT
 from tests.engines import (
@@ -108,6 +110,84 @@ def test_a_given_network_outside_the_space_is_wrong_input(
 ) -> None:
     with pytest.raises(InputError, match=r"start: LeViT-256 .* is not in the space"):
         run(space_file(start=["LeViT-256"]), tmp_path / "s")
+
+
+UNSIZED = {
+    "stem": {"kind": "conv", "layers": 2},
+    "stages": [{"depth": 1, "embed_dim": 16, "num_heads": 1, "key_dim": 8}],
+}
+
+
+def test_networks_to_start_with_take_from_the_data_what_they_leave_out(
+    stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    stage = {"depth": 1, "embed_dim": 8, "num_heads": 1, "key_dim": 8}
+    small = {**UNSIZED, "stages": [stage]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(small))
+    inline = {**UNSIZED, "stages": [{**stage, "embed_dim": 16}]}
+    run(space_file(start=["mine.yaml", inline]), tmp_path / "s", **{"data.image_size": 32})
+    sizes = {"image_size": 32, "in_channels": 1, "num_classes": 10}
+    assert stub.evaluated[:2] == [architecture.parse({**n, **sizes}).id for n in (small, inline)]
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"num_classes": 12}, r"start\.0\.num_classes: 12 differs from the data's 10"),
+        ({"in_channels": 3}, r"start\.0\.in_channels: 3 differs from the data's 1"),
+        ({"image_size": 32}, r"start\.0\.image_size: 32 differs from the data's 16"),
+        ({"stages": []}, r"start\.0: stages: "),
+    ],
+)
+def test_a_network_to_start_with_that_insists_on_other_data_is_wrong_input(
+    stated: dict[str, Any], told: str, space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = space_file(start=[{**UNSIZED, **stated}])
+    with pytest.raises(InputError, match=told):
+        begin(read_config(path), tmp_path / "s", [], where=str(path))
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_network_to_start_with_that_goes_with_other_sizes_is_left_out_and_told(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = space_file(start=[UNSIZED, {**UNSIZED, "stem": {"kind": "conv", "layers": 3}}])
+    config = read_config(path, {"data.image_size": 20})
+    with pytest.warns(UserWarning, match=r"^start\.1: image_size: 20 px is no multiple of .* 8;"):
+        found = start_values(config, config.space(), "space.yaml")
+    assert len(found) == 1
+
+
+def test_published_networks_are_tried_first_with_the_classes_of_the_data() -> None:
+    path = ROOT / "spaces" / "levit-imagenet.yaml"
+    changes: dict[str, Any] = {"architecture.num_classes": 8, "architecture.in_channels": 1}
+    config = read_config(path, changes)
+    found = start_values(config, config.space(), str(path))
+    sizes = {"image_size": 224, "in_channels": 1, "num_classes": 8}
+    assert list(found) == [
+        architecture.fitted(architecture.published(name), **sizes).id
+        for name in architecture.LEVITS
+    ]
+    smaller = read_config(path, {**changes, "data.image_size": 192})
+    assert start_values(smaller, smaller.space(), str(path)) == {}, "none was published for 192 px"
+
+
+@pytest.mark.parametrize("size", [16, 32, 48, 64, 96, 128, 224])
+@pytest.mark.parametrize("name", ["levit", "levit-fashion", "grafting", "photos"])
+def test_embedded_spaces_begin_at_any_size_and_number_of_classes(name: str, size: int) -> None:
+    changes = {"data.name": "digits", "data.image_size": size, "limits.flops": None}
+    config = read_config(ROOT / "spaces" / f"{name}.yaml", changes)
+    config.check_data()
+    for classes in (2, 1000):
+        architecture_section = {**config.architecture, "num_classes": classes}
+        sized = config.model_copy(update={"architecture": architecture_section})
+        space = sized.space()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # grafts of four stages do not go with all sizes
+            found = start_values(sized, space, name)
+        assert bool(found) == (name != "photos")
+        reference = sized.latency.reference_for(**space.sizes)
+        assert architecture.sizes_of(reference) == space.sizes
 
 
 def test_a_search_whose_first_trials_all_fail_gives_up(

@@ -6,9 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from levit_search.errors import InputError
+from levit_search.architecture import Architecture, sizes_of
+from levit_search.errors import InputError, UnknownNameError
+from levit_search.export.retraining import Retraining, config_for
 from levit_search.latency.worker import device_name
-from levit_search.study import Study, load_architecture, parse_settings, read_config
+from levit_search.study import (
+    Study,
+    StudyConfig,
+    config_of,
+    load_architecture,
+    parse_settings,
+    read_config,
+)
+from levit_search.study.config import space_file as found_space
+from levit_search.study.restoring import restore
+from tests.conftest import ROOT
+from tests.networks import tiny_description, tiny_space
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -134,3 +147,237 @@ def test_an_architecture_of_a_trial_that_is_not_there_is_wrong_input(
     Study.create(tmp_path / "s", read_config(space_file()), [])
     with pytest.raises(InputError, match=r"no finished trial '3' \(finished: none yet\)"):
         load_architecture(f"{tmp_path / 's'}#3")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("data.root=/data/set #2", "/data/set #2"),
+        ("data.root=2024", "2024"),
+        ("data.train_split=1", "1"),
+        ("name=7", "7"),
+        ("train.donor_weights=donors/{name} #1.pth", "donors/{name} #1.pth"),
+        ("teacher.weights=[best].pt", "[best].pt"),
+        ("supernet.weights=2024", "2024"),
+        ("storage=sqlite:////data/#1.db", "sqlite:////data/#1.db"),
+        ("engine.address=10:6379", "10:6379"),
+        ("latency.reference=true", "true"),
+        ("latency.target.host=1234", "1234"),
+        ("targets.pi.target.user=007", "007"),
+        ("start.0=1e3", "1e3"),
+        ("data.root=null", None),
+        ("storage=null", None),
+        ("data.train_images=2024", 2024),
+        ("start=[a, b]", ["a", "b"]),
+        ("architecture.num_stages={choices: [1, 2]}", {"choices": [1, 2]}),
+    ],
+)
+def test_a_key_that_takes_a_text_takes_it_as_it_is_written(setting: str, value: object) -> None:
+    assert parse_settings([setting]) == {setting.partition("=")[0]: value}
+
+
+def test_retraining_spells_its_settings_so_that_they_are_read_back() -> None:
+    changes = {"data.root": "/data/set #2", "data.train_split": "null", "train.lr": 0.1}
+    words = Retraining(3, changes=changes).options()
+    assert parse_settings(words[words.index("--set") + 1 :: 2]) == changes
+
+
+def test_an_embedded_space_is_known_by_its_name_in_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded = ROOT / "spaces" / "photos.yaml"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    assert found_space("photos") == embedded
+    (tmp_path / "photos").rmdir()
+    (tmp_path / "photos").write_text("name: mine\n")
+    with pytest.warns(UserWarning, match=r"the file of that name here is \./photos"):
+        assert found_space("photos") == embedded
+    assert found_space("./photos").samefile(tmp_path / "photos")
+
+
+def test_what_is_no_space_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pictures", "a.yaml"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(InputError, match=f"^{name}: is a folder, where a space file"):
+            found_space(name)
+    (tmp_path / "pictures" / "study.yaml").touch()
+    with pytest.raises(InputError, match=r"its space file is pictures/study\.yaml$"):
+        found_space("pictures")
+    with pytest.raises(UnknownNameError):
+        found_space("x" * 5000)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where files are named from; a folder ``spaces`` is in it, and the working directory."""
+    (tmp_path / "spaces").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def paths_of(config: StudyConfig) -> list[str | None]:
+    assert config.teacher is not None
+    weights = [config.train.donor_weights, config.teacher.weights, config.supernet.weights]
+    return [config.data.root, *weights]
+
+
+NAMES = {
+    "data.root": "pictures",
+    "train.donor_weights": "{name}.pth",
+    "teacher.weights": "teacher.pt",
+    "supernet.weights": "shared",
+}
+SIZED = {"data.name": "folder", "data.image_size": 16}
+
+
+def make(where: Path) -> None:
+    for name in NAMES.values():
+        (where / name.replace("{name}", "resnet18")).mkdir()
+
+
+def test_paths_given_by_hand_are_meant_from_the_working_directory(folder: Path) -> None:
+    space = tiny_space(teacher={"name": "resnet18"})
+    make(folder / "spaces")
+    config = config_of(space, folder / "spaces" / "tiny.yaml", {**SIZED, **NAMES})
+    assert paths_of(config) == [str(folder / name) for name in NAMES.values()]
+    sections = {"data": {**space["data"], "name": "folder", "root": "./pictures"}}  # type: ignore[dict-item]
+    config = config_of(space, folder / "spaces" / "tiny.yaml", sections)
+    assert config.data.root == str(folder / "pictures")
+
+
+def test_paths_in_a_file_are_looked_for_beside_it_first(folder: Path) -> None:
+    space = tiny_space(teacher={"name": "resnet18", "weights": "teacher.pt"})
+    space["data"] = {"name": "folder", "image_size": 16, "root": "pictures"}
+    space["train"]["donor_weights"] = "{name}.pth"  # type: ignore[index]
+    space["supernet"] = {"weights": "shared"}
+    path = Path("spaces/tiny.yaml")
+    assert paths_of(config_of(space, path)) == [str(folder / name) for name in NAMES.values()]
+    make(folder / "spaces")
+    make(folder)
+    beside = [str(folder / "spaces" / name) for name in NAMES.values()]
+    assert paths_of(config_of(space, path)) == beside
+
+
+@pytest.mark.parametrize(
+    ("root", "kept"),
+    [
+        ("/data/a b", "/data/a b"),
+        ("~nobody-of-that-name/x", "{}/~nobody-of-that-name/x"),
+        ("spaces/../pictures", "{}/pictures"),
+        ("https://host/shards", "https://host/shards"),
+        ("x" * 5000, "{}/" + "x" * 5000),
+    ],
+)
+def test_a_place_of_data_stays_what_it_is(root: str, kept: str, folder: Path) -> None:
+    config = config_of(tiny_space(), Path("tiny.yaml"), {**SIZED, "data.root": root})
+    assert config.data.root == kept.format(folder)
+
+
+def test_words_that_stand_in_place_of_a_path_stay(folder: Path) -> None:
+    make(folder)
+    changes = {"teacher.weights": "pretrained", "train.donor_weights": "pretrained"}
+    (folder / "pretrained").mkdir()
+    (folder / "train").mkdir()
+    config = config_of(tiny_space(), Path("tiny.yaml"), changes)
+    assert paths_of(config) == [None, "pretrained", "pretrained", "train"]
+
+
+def test_a_reference_in_a_file_is_read_into_the_study(folder: Path, tiny: Architecture) -> None:
+    (folder / "spaces" / "mine.yaml").write_text(tiny.to_yaml())
+    (folder / "other.yaml").write_text("stem: {kind: conv, layers: 2}\nstages: []\n")
+    space = tiny_space(
+        latency={"reference": "mine.yaml"}, targets={"pi": {"reference": "mine.yaml"}}
+    )
+    config = config_of(space, folder / "spaces" / "tiny.yaml", {"latency.reference": "other.yaml"})
+    assert config.latency.reference == {"stem": {"kind": "conv", "layers": 2}, "stages": []}
+    assert config.targets["pi"].reference_for(**sizes_of(tiny)) == tiny
+    with pytest.raises(InputError, match="did you mean 'LeViT-128S'"):
+        config_of(space, folder / "spaces" / "s.yaml", {"latency.reference": "LeVit-128S"})
+
+
+@pytest.fixture
+def moved(folder: Path) -> Study:
+    """A study with a trial, whose data was in ``before``."""
+    config = config_of(tiny_space(storage=None), Path("s"), {**SIZED, "data.root": "before"})
+    config = config.model_copy(
+        update={"architecture": {**config.architecture, "in_channels": 3, "num_classes": 2}}
+    )
+    study = Study.create(folder / "s", config, [])
+    study.storage().ask()
+    return study
+
+
+def test_data_may_be_named_anew_when_a_study_goes_on(moved: Study) -> None:
+    settings = {"data": moved.config.data.model_copy(update={"root": "/after"})}
+    again = Study.create(moved.folder, moved.config.model_copy(update=settings), [])
+    assert Study.open(moved.folder).config.data.root == "/after"
+    assert len(again.storage().trials) == 1
+    other = {"data": moved.config.data.model_copy(update={"val_share": 0.5})}
+    with pytest.raises(InputError, match=r"\(data\.val_share 0\.2 -> 0\.5\)"):
+        Study.create(moved.folder, moved.config.model_copy(update=other), [])
+
+
+def test_data_may_be_named_anew_in_the_studys_file(moved: Study, folder: Path) -> None:
+    path = moved.folder / "study.yaml"
+    path.write_text(path.read_text().replace(str(folder / "before"), "after"))
+    (moved.folder / "after").mkdir()
+    opened = Study.open(moved.folder)
+    assert opened.config.data.root == str(moved.folder / "after")
+    assert opened.records() == []
+    again = read_config(path)
+    assert len(Study.create(moved.folder, again, []).storage().trials) == 1
+
+
+def test_a_restored_study_has_its_data_where_it_was_last(moved: Study) -> None:
+    moved.open_to_write(moved.config.space().distributions())
+    settings = {"data": moved.config.data.model_copy(update={"root": "/after"})}
+    again = Study.create(moved.folder, moved.config.model_copy(update=settings), [])
+    again.open_to_write(moved.config.space().distributions())
+    for name in ("study.yaml", "study.db"):
+        (moved.folder / name).unlink()
+    restore(moved.folder, False, lambda count, of: None)
+    assert Study.open(moved.folder).config.data.root == "/after"
+
+
+def test_a_study_is_read_with_its_data_in_another_place(moved: Study, folder: Path) -> None:
+    before = contents(moved.folder)
+    (folder / "after").mkdir()
+    again = moved.with_data(Path("after"))
+    assert again.config.data.root == str(folder / "after")
+    assert again.records() == []
+    assert config_for(again, Retraining(1)).data.root == str(folder / "after")
+    assert contents(moved.folder) == before, "it is read only"
+    assert moved.with_data(None).config == moved.config
+    with pytest.raises(InputError, match=r"^--data nowhere: no such folder$"):
+        moved.with_data(Path("nowhere"))
+
+
+def test_data_that_lies_in_no_folder_is_not_named_anew(
+    tmp_path: Path,
+) -> None:
+    study = Study.create(tmp_path / "s", config_of(tiny_space(), Path("s")), [])
+    with pytest.raises(InputError, match="digits, which lies in no folder"):
+        study.with_data(tmp_path)
+
+
+def test_a_study_of_an_earlier_release_goes_on(folder: Path, tiny: Architecture) -> None:
+    """It has paths as they were given, and sizes with every description."""
+    (folder / "mine.yaml").write_text(tiny.to_yaml())
+    space = tiny_space(
+        storage=None,
+        start=[{k: v for k, v in tiny_description().items() if k not in sizes_of(tiny)}],
+        latency={"reference": "mine.yaml"},
+        teacher={"name": "resnet18", "weights": "teacher.pt"},
+    )
+    config = config_of(space, Path("tiny.yaml"))
+    assert config.teacher is not None
+    update = {
+        "start": (tiny_description(),),
+        "latency": config.latency.model_copy(update={"reference": "mine.yaml"}),
+        "teacher": config.teacher.model_copy(update={"weights": "teacher.pt"}),
+    }
+    study = Study.create(folder / "s", config.model_copy(update=update), [])
+    study.storage().ask()
+    assert len(Study.create(folder / "s", config, []).storage().trials) == 1

@@ -196,8 +196,8 @@ def space(
     _say_if_assumed(config)
     compiled = config.space(str(path))
     survey = compiled.survey(sample)
-    published = architecture.published_for(**compiled.sizes)
-    inside = [name for name, network in published.items() if compiled.encode(network) is not None]
+    known = architecture.published_for(**compiled.sizes)
+    inside = [name for name, network in known.items() if compiled.encode(network) is not None]
     slots = {slot.name: list(slot.values) for slot in compiled.slots}
     if as_json:
         print_json(

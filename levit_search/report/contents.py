@@ -145,8 +145,10 @@ def _start_ids(start: Sequence[str | dict[str, Any]], sample: Architecture) -> s
     found = set()
     for entry in start:
         with suppress(InputError):  # left out of the search, or no longer known
-            is_name = isinstance(entry, str)
-            network = published(entry) if is_name else described(entry, sizes_of(sample))
+            if isinstance(entry, str):
+                network: Architecture = published(entry)
+            else:
+                network = described(entry, sizes_of(sample))
             found.add(fitted(network, **sizes_of(sample)).id)
     return found
 

@@ -119,7 +119,7 @@ def _given_to_start(
     for name, size in sizes.items():
         if entry.get(name, size) != size:
             raise InputError(
-                f"{where}.{index}.{name}: {entry[name]} differs from the data's {size}; leave it out "
-                "to have the data's"
+                f"{where}.{index}.{name}: {entry[name]} differs from the data's {size}; left "
+                "out, it is the data's"
             )
     return architectures.described(entry, sizes, f"{where}.{index}")
