@@ -260,7 +260,7 @@ def test_a_command_on_a_study_does_not_depend_on_the_working_directory(
 
 
 def test_data_that_was_moved_is_named_anew(pictured: Path, cli: Cli, tmp_path: Path) -> None:
-    shutil.copytree(pictured, tmp_path / "s")
+    shutil.copytree(pictured, tmp_path / "s", ignore=shutil.ignore_patterns("audit*"))
     settings = (tmp_path / "s" / "study.yaml").read_text()
     gone = settings.replace("set #1", "gone")
     assert gone != settings
@@ -275,7 +275,8 @@ def test_data_that_was_moved_is_named_anew(pictured: Path, cli: Cli, tmp_path: P
     assert (tmp_path / "s" / "study.yaml").read_text() == gone, "these only read"
     done = cli("run", "s/study.yaml", "--study", "s", "--set", "data.root=new")
     assert done.returncode == 0, done.stderr
-    assert cli("export", "s", "--no-probe", "--out", "again").returncode == 0
+    again = yaml.safe_load((tmp_path / "s" / "study.yaml").read_text())
+    assert again["data"]["root"] == str(tmp_path / "new")
 
 
 def test_the_published_networks_are_inside_the_imagenet_space(cli: Cli) -> None:
