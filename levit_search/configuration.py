@@ -195,8 +195,10 @@ def parse_value(text: str, types: list[Any], where: str) -> Any:
         where: for messages.
 
     Raises:
-        InputError: it is no YAML, and the field takes no text.
+        InputError: it is no YAML, and the field takes no text; or it is not in UTF-8.
     """
+    if not is_utf8(text):
+        raise InputError(f"{where}: is not in UTF-8, as all that a study keeps has to be")
     if str not in types:
         return parse_yaml(text, where)
     word = text.strip()
@@ -211,6 +213,11 @@ def parse_value(text: str, types: list[Any], where: str) -> Any:
 
 
 _NULLS = ("", "~", "null", "Null", "NULL")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written; a path with other bytes in it cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _is_one_of(value: object, types: list[Any]) -> bool:

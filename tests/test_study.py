@@ -1,6 +1,7 @@
 """The study folder: what it accepts, what it refuses, and that it loses nothing."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -273,6 +274,21 @@ def test_paths_in_a_file_are_looked_for_beside_it_first(folder: Path) -> None:
 def test_a_place_of_data_stays_what_it_is(root: str, kept: str, folder: Path) -> None:
     config = config_of(tiny_space(), Path("tiny.yaml"), {**SIZED, "data.root": root})
     assert config.data.root == kept.format(folder)
+
+
+def test_a_path_that_no_file_can_hold_is_refused_or_stays_relative(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="is not in UTF-8"):
+        parse_settings(["data.root=/data/caf\udce9"])
+    place = os.path.join(os.fsencode(folder), b"caf\xe9")  # noqa: PTH118 (of bytes)
+    try:
+        os.makedirs(place)  # noqa: PTH103 (of bytes)
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    monkeypatch.chdir(os.fsdecode(place))
+    config = config_of(tiny_space(), Path("tiny.yaml"), {**SIZED, "data.root": "pictures"})
+    assert config.data.root == "pictures"
 
 
 def test_words_that_stand_in_place_of_a_path_stay(folder: Path) -> None:

@@ -18,6 +18,7 @@ from levit_search.configuration import (
     Count,
     Frozen,
     field_types,
+    is_utf8,
     parse_value,
     read_yaml,
     validated,
@@ -347,8 +348,8 @@ def located(
 ) -> StudyConfig:
     """The same with absolute paths to data, weights and studies.
 
-    What a file names is looked for beside it first, then in the working directory, and what is
-    given by hand in the working directory alone.
+    One that is not in UTF-8 stays as it was written. What a file names is looked for beside it
+    first, then in the working directory, and what is given by hand in the working directory alone.
 
     Args:
         config: as it was written.
@@ -357,7 +358,8 @@ def located(
     """
 
     def absolute(text: str, key: str) -> str:
-        return str(_absolute(text, key, path, changes or {}))
+        found = str(_absolute(text, key, path, changes or {}))
+        return found if is_utf8(found) else text  # no file can hold it, but we are near it now
 
     data, train, teacher, supernet = config.data, config.train, config.teacher, config.supernet
     update: dict[str, Any] = {}
