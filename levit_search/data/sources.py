@@ -101,6 +101,13 @@ class DataConfig(Frozen):
     hflip: bool | None = None
     fingerprint: str | None = None
 
+    @field_validator("integer_range", "float_range", mode="before")
+    @classmethod
+    def _check_pair(cls, given: Any) -> Any:
+        if given is not None and not (isinstance(given, list | tuple) and len(given) == 2):
+            raise ValueError(f"{given!r} is none; expected [value of black, value of white]")
+        return given
+
     @field_validator("integer_range", "float_range")
     @classmethod
     def _check_range(cls, values: Range | None) -> Range | None:
@@ -224,8 +231,8 @@ class FileSource:
     """Image files below ``root``, named by their paths relative to it."""
 
     def __init__(self, root: Path, names: list[str], labels: NDArray[np.int64]) -> None:
-        # As text: of many files, making paths takes longer than asking for their size.
-        self._root, self._names, self.labels = str(root), names, labels
+        # Text, since making paths of many takes longer than asking for their sizes.
+        self._root, self._names, self.labels = str(root).rstrip("/"), names, labels
 
     def name(self, index: int) -> str:
         return self._names[index]
@@ -251,7 +258,7 @@ class FileSource:
         In nanoseconds. A program may set the first of the times back, but not the second.
         """
         try:
-            found = os.stat(self.where(index))  # noqa: PTH116 (in half the time)
+            found = os.stat(self.where(index))  # noqa: PTH116
         except OSError:
             return 0, 0, 0
         return found.st_size, found.st_mtime_ns, found.st_ctime_ns
@@ -330,10 +337,13 @@ def unreadable() -> Iterator[None]:
 
 
 @contextmanager
-def no_bomb_warnings() -> Iterator[None]:
-    """Keep Pillow from warning of pictures of too many pixels, which are an error here."""
+def without_warnings() -> Iterator[None]:
+    """Keep Pillow's warnings of single files from the user; around threads, not within them.
+
+    What matters of them is an error too: a picture that is read all the same needs no word.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module=r"PIL\b")
         yield
 
 

@@ -478,7 +478,8 @@ def _near(readable: Sequence[Looked]) -> dict[str, int]:
     is_train = np.array([key[0] for key in seen], bool)
     contents = np.unique([key[1] for key in seen], return_inverse=True)[1]
     hashes = np.array([int(facts.phash, 16) for facts in seen.values()], np.uint64)
-    tints = np.array([list(bytes.fromhex(facts.tint)) for facts in seen.values()], np.int16)
+    tints = np.frombuffer(bytes.fromhex("".join(facts.tint for facts in seen.values())), np.uint8)
+    tints = tints.reshape(len(seen), -1).astype(np.int16) if seen else np.zeros((0, 1), np.int16)
     near_train, near_others = set[int](), set[int]()
     for some, others in _alike(hashes, tints):
         is_other = contents[some] != contents[others]
@@ -498,7 +499,7 @@ def _alike(
         hashes: uint64 [N].
         tints: [N, 48].
     """
-    brightness = tints.sum(axis=1) if len(tints) else tints
+    brightness = tints.sum(axis=1)
     for part in range(_NEAR_BITS + 1):  # two hashes are equal in one of them
         keys = hashes >> np.uint64(22 * part) & np.uint64(2**22 - 1)
         order = np.lexsort((brightness, keys))
@@ -547,10 +548,12 @@ def _lines(found: DataSurvey) -> Iterator[str]:
     for split, counts in found.counts.items():
         smallest, largest = int(np.argmin(counts)), int(np.argmax(counts))
         names = found.class_names
-        yield (
-            f"{split}: {sum(counts):,} pictures; {counts[smallest]:,} of {names[smallest]} to "
-            f"{counts[largest]:,} of {names[largest]} in a class"
+        spread = (
+            f"{counts[smallest]:,} of {names[smallest]} to {counts[largest]:,} of {names[largest]}"
+            if counts[smallest] < counts[largest]
+            else f"{counts[smallest]:,} of each class"
         )
+        yield f"{split}: {sum(counts):,} pictures; {spread}"
     channels = "grey, 1 channel" if found.in_channels == 1 else "colour, 3 channels"
     if not found.looked_at:
         yield f"{channels}, {found.image_size} px; mirroring {'on' if found.hflip else 'off'}"
@@ -601,11 +604,14 @@ def _told_reading(found: DataSurvey) -> Iterator[str]:
 def _told_mirroring(found: DataSurvey) -> str:
     state, tried = ("on" if found.hflip else "off"), found.mirroring
     if tried is None or not tried.pictures:
-        return f"mirroring: {state}; too few pictures of a class to try it (train.hflip changes it)"
+        why = "it is not tried on streams" if tried is None else "too few pictures to try it"
+        return f"mirroring: {state}; {why} (data.hflip changes it)"
     told = (
         f"of {tried.pictures:,} pictures a simple classifier knows {tried.upright_percent:.0f} % "
         f"as they are and {tried.mirrored_percent:.0f} % mirrored"
     )
+    if tried.verdict == "cannot be told":
+        told += ", which is no more than guessing (data.hflip changes it)"
     if tried.confused is not None:
         told += f" ({tried.confused[0]} is then taken for {tried.confused[1]})"
     return f"mirroring: {state}; {told}"
