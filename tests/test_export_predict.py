@@ -18,17 +18,19 @@ from PIL import Image
 from levit_search.architecture import parse
 from levit_search.batches import Batches, open_batches
 from levit_search.batches.on_disk import evaluation_view
-from levit_search.data import DataConfig
+from levit_search.data import DataConfig, looked_at
 from levit_search.data.decoding import Decoding
 from levit_search.data.loading import resized
 from levit_search.data.sets import Digits
 from levit_search.data.sources import FileSource, decode, squared
 from levit_search.export import predict
+from levit_search.export.checks import compared, sample_of
 from levit_search.export.onnx_file import write_onnx
 from levit_search.export.package import predict_source
 from levit_search.export.preprocess import preprocessing
 from levit_search.model import Model, build
 from tests.networks import tiny_description
+from tests.picture_files import exif, lying, png, saved, tiff, write
 from tests.random_networks import randomised
 
 Done = subprocess.CompletedProcess[str]
@@ -317,3 +319,109 @@ def test_without_a_package_it_says_what_to_install(predicts, folder, picture, tm
     done = predicts(folder, picture, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1 and not done.stdout
     assert "none; it needs: pip install numpy pillow onnxruntime" in done.stderr
+
+
+# Pictures as people have them, each with what the survey of their set finds.
+
+
+def lying_on_its_side(picture: Image.Image, **options: Any) -> bytes:
+    return saved(lying(picture, 6), exif=exif(6), **options)
+
+
+def logo_on_alpha() -> Image.Image:
+    picture = Image.new("RGBA", (40, 30), (255, 255, 255, 0))
+    x, y = RNG.integers(0, 20, 2).tolist()
+    picture.paste((255, 255, 255, 255), (x, y, x + 12, y + 8))
+    return picture
+
+
+def in_12_bits(channels: int) -> NDArray[np.uint16]:
+    values = RNG.integers(0, 4096, (30, 41, channels)).astype(np.uint16)
+    values[..., 3:] = np.where(values[..., :1] > 1000, 65535, 0)
+    return values
+
+
+def temperatures() -> NDArray[np.float32]:
+    values = RNG.normal(37, 1, (33, 29, 1)).astype(np.float32)
+    values[0, 0] = np.nan
+    return values
+
+
+KINDS: dict[str, Callable[[], bytes]] = {
+    "turned JPEG": lambda: lying_on_its_side(noise(50, 34), format="JPEG"),
+    "turned PNG": lambda: lying_on_its_side(noise(50, 34), format="PNG"),
+    "turned TIFF": lambda: lying_on_its_side(noise(50, 34), format="TIFF"),
+    "white logos": lambda: saved(logo_on_alpha(), "PNG"),
+    "grey with alpha": lambda: saved(noise(40, 31, "LA"), "PNG"),
+    "palette": lambda: saved(noise(40, 31).quantize(9), "PNG", transparency=b"\x00\x80\xff"),
+    "key": lambda: saved(noise(40, 31, "L"), "PNG", transparency=120),
+    "CMYK": lambda: saved(noise(40, 31, "CMYK"), "JPEG"),
+    "animated": lambda: saved(
+        noise(40, 31), "GIF", save_all=True, append_images=[noise(40, 31), noise(40, 31)]
+    ),
+    "12 bits of grey": lambda: png(in_12_bits(1)),
+    "12 bits of RGB": lambda: tiff(in_12_bits(3), photometric=2, is_packed=True),
+    "12 bits of RGBA": lambda: png(in_12_bits(4)),
+    "12 bits turned": lambda: tiff(in_12_bits(3), photometric=2, orientation=6),
+    "offset": lambda: tiff(RNG.integers(30000, 32000, (30, 41, 1)).astype(np.uint16), ">"),
+    "negative": lambda: tiff(RNG.integers(-900, 3000, (30, 41, 1)).astype(np.int16)),
+    "floats": lambda: tiff(temperatures(), ">", is_packed=True),
+    "one bit": lambda: saved(noise(40, 31, "1"), "PNG"),
+    "long": lambda: saved(noise(90, 21), "WEBP"),
+}
+
+
+def set_of(root: Path, make: Callable[[], bytes], count: int = 4) -> Path:
+    for part in ("train", "val"):
+        for name in ("frog", "newt"):
+            for number in range(count):
+                write(root / part / name / f"{number}.png", make())
+    return root
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_a_set_of_any_kind_is_prepared_to_the_pixel_as_evaluation_does(make, in_memory, tmp_path):
+    root = set_of(tmp_path / "set", make)
+    given = DataConfig(name="folder", root=str(root), image_size=24, in_memory=in_memory)
+    config = looked_at(given)
+    batches = open_batches(config)
+    document = preprocessing(config, batches)
+    document = json.loads(json.dumps(document))  # as it is kept in the network's file
+    how = predict.decoding_of(document)
+    assert how == config.decoding
+    mean, std = (255 * np.array(document[name], np.float32) for name in ("mean", "std"))
+    images, _ = next(batches.evaluation("test", 64, torch.device("cpu")))
+    expected = images.numpy().transpose(0, 2, 3, 1) * std + mean
+    assert np.ptp(expected) > 100, "something is to be seen"
+    for path, image in zip(sorted((root / "val").rglob("*.png")), expected, strict=True):
+        found = predict.prepared(predict.read_picture(str(path), how), document)
+        np.testing.assert_array_equal(found, np.rint(image), err_msg=path.name)
+
+
+def odd(mode: str) -> Callable[[], bytes]:
+    """Pictures of odd sizes, some turned, and transparent ones where there is colour."""
+    numbers = iter(range(10**6))
+
+    def make() -> bytes:
+        number = next(numbers)
+        size = [(331, 173), (97, 240), (301, 301), (64, 90)][number % 4]
+        if number % 4 == 1:
+            return lying_on_its_side(noise(*size, mode), format="JPEG")
+        return saved(noise(*size, "RGBA" if mode == "RGB" and number % 4 == 2 else mode), "PNG")
+
+    return make
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [96, 128, 160, 224, 300])
+def test_the_check_of_an_export_passes_with_pictures_read_from_disk(mode, size, tmp_path):
+    root = set_of(tmp_path / "set", odd(mode), count=6)
+    given = DataConfig(name="folder", root=str(root), image_size=size, in_memory=False)
+    config = looked_at(given)
+    batches = open_batches(config)
+    assert batches.info.in_channels == len(mode)
+    model = model_for(size, len(mode), 2)
+    out = exported(tmp_path / "out", model, preprocessing(config, batches))
+    found = compared(out, ["predict.py"], sample_of(model, batches), lambda _: None)
+    assert found["predict.py"] <= 1e-4

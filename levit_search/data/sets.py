@@ -239,7 +239,8 @@ class Folder:
             inside = os.path.relpath(place, folder).replace(os.sep, "/")
             before = "" if inside == "." else f"{inside}/"
             for name in sorted(files):
-                ending = os.path.splitext(name)[1].lower()
+                _, dot, letters = name.rpartition(".")
+                ending = dot + letters.lower() if dot else ""
                 if not name.startswith(".") and ending in endings:
                     yield before + name
                 elif not name.startswith("."):

@@ -223,14 +223,14 @@ class FileSource:
     """Image files below ``root``, named by their paths relative to it."""
 
     def __init__(self, root: Path, names: list[str], labels: NDArray[np.int64]) -> None:
-        # As text: of many files, making paths takes longer than asking for their size.
-        self._root, self._names, self.labels = str(root), names, labels
+        # Text, since making paths of many takes longer than asking for their sizes.
+        self._root, self._names, self.labels = str(root).rstrip("/"), names, labels
 
     def name(self, index: int) -> str:
         return self._names[index]
 
     def where(self, index: int) -> str:
-        return os.path.join(self._root, self._names[index])
+        return f"{self._root}/{self._names[index]}"
 
     def open(self, index: int) -> Image.Image:
         return opened(self.content(index))
@@ -250,7 +250,7 @@ class FileSource:
         In nanoseconds. A program may set the first of the times back, but not the second.
         """
         try:
-            found = os.stat(self.where(index))
+            found = os.stat(self.where(index))  # noqa: PTH116
         except OSError:
             return 0, 0, 0
         return found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -478,7 +478,8 @@ def _near(readable: Sequence[Looked]) -> dict[str, int]:
     is_train = np.array([key[0] for key in seen], bool)
     contents = np.unique([key[1] for key in seen], return_inverse=True)[1]
     hashes = np.array([int(facts.phash, 16) for facts in seen.values()], np.uint64)
-    tints = np.array([list(bytes.fromhex(facts.tint)) for facts in seen.values()], np.int16)
+    tints = np.frombuffer(bytes.fromhex("".join(facts.tint for facts in seen.values())), np.uint8)
+    tints = tints.reshape(len(seen), -1).astype(np.int16) if seen else np.zeros((0, 1), np.int16)
     near_train, near_others = set[int](), set[int]()
     for some, others in _alike(hashes, tints):
         is_other = contents[some] != contents[others]
@@ -498,7 +499,7 @@ def _alike(
         hashes: uint64 [N].
         tints: [N, 48].
     """
-    brightness = tints.sum(axis=1) if len(tints) else tints
+    brightness = tints.sum(axis=1)
     for part in range(_NEAR_BITS + 1):  # two hashes are equal in one of them
         keys = hashes >> np.uint64(22 * part) & np.uint64(2**22 - 1)
         order = np.lexsort((brightness, keys))
