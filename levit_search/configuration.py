@@ -125,7 +125,8 @@ def describe(error: ValidationError) -> str:
         message = "is required"
     elif first["type"] in ("literal_error", "union_tag_invalid"):
         context = first["ctx"]
-        known = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
+        expected = context.get("expected") or context["expected_tags"]
+        known = re.findall(r"'([^']*)'", expected) or re.split(r", | or ", expected)  # or numbers
         value = context.get("tag", first["input"])
         message = f"unknown value {_shortened(value)}; {did_you_mean(str(value), known)}"
     elif first["type"] not in ("unknown_key", "value_error", "custom"):

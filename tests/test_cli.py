@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from levit_search import architecture
@@ -345,3 +347,78 @@ def test_reproduce_refuses_bad_input_and_writes_nothing(
     assert message in done.stderr
     assert done.stdout == ""
     assert not list(tmp_path.glob("studies/*/results.json"))
+
+
+@pytest.fixture
+def flowers(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(2)
+    for part, count in (("train", 7), ("val", 2)):
+        for name in ("daisy", "tulip"):
+            folder = tmp_path / "flowers" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "flowers"
+
+
+def test_data_shows_what_is_in_a_folder(cli, flowers):
+    (flowers / "train" / "daisy" / "notes.txt").write_text("?")
+    (flowers / "train" / "daisy" / "0.png").write_bytes(b"?")
+    done = cli("data", "flowers")
+    assert done.returncode == 0 and not done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 10
+    assert lines[0].startswith(f"folder {flowers}: 2 classes, fingerprint ")
+    assert lines[1] == "train: 13 pictures; 6 of daisy to 7 of tulip"
+    assert lines[2] == "test: 4 pictures; 2 of each class"
+    assert (
+        f"unreadable: 1 (the first: {flowers}/train/daisy/0.png: not an image), left out"
+        in (lines[3])
+    )
+    assert "all 30x20; shown at 16 px" in lines[4]
+    assert lines[-1] == "left out, no pictures: 1 .txt"
+
+
+def test_data_takes_settings_and_gives_json(cli, flowers):
+    given = "--set", "data.in_channels=1", "--set", "data.image_size=24"
+    found = json.loads(cli("data", flowers, *given, "--json").stdout)
+    assert (found["in_channels"], found["image_size"], found["coloured"]) == (1, 24, 18)
+    assert found["counts"] == {"train": [7, 7], "test": [2, 2]}
+    assert json.loads(cli("data", flowers, "--json").stdout)["fingerprint"] == found["fingerprint"]
+
+
+def test_data_shows_a_set_by_its_name(cli):
+    done = cli("data", "digits")
+    assert done.returncode == 0
+    assert "train: 1,797 pictures" in done.stdout and "mirroring off" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["digit"], "unknown data set 'digit'"),
+        (["/nowhere/flowers"], "/nowhere/flowers: is no folder"),
+        (["flowers/train/daisy/0.png"], "is no folder; expected one of images"),
+        (["flowers/train"], "has no folder train/"),
+        (["flowers", "--set", "data.ground=blue"], "'blue' is none; expected white, grey, black"),
+        (["flowers", "--set", "data.integer_range=[5]"], "[5] is none; expected [value of black,"),
+        (["flowers", "--set", "data.float_range=[2,1]"], "expected [value of black, value of"),
+        (["flowers", "--set", "data.in_channels=2"], "unknown value 2; Known: 1, 3"),
+        (["flowers", "--set", "data.groun=1"], "unknown key 'groun'"),
+        (["flowers", "--set", "train.lr=1"], "--set train.lr: this command knows keys of data"),
+        (["digits", "--set", "data.in_channels=3"], "data.in_channels: 3, but digits has 1"),
+    ],
+)
+def test_data_tells_a_mistake_in_a_line(arguments, reason, cli, flowers):
+    done = cli("data", *arguments)
+    assert done.returncode == 2 and not done.stdout
+    assert reason in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_data_with_too_much_that_is_unreadable_is_shown_and_ends_with_2(cli, flowers):
+    for number in range(3):
+        (flowers / "train" / "tulip" / f"{number}.png").write_bytes(b"?")
+    done = cli("data", flowers, "--set", "data.max_unreadable=2")
+    assert done.returncode == 2 and "unreadable: 3" in done.stdout
+    assert "data.max_unreadable: more than 2 images" in done.stderr

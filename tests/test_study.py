@@ -4,10 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from levit_search.errors import InputError
 from levit_search.latency.worker import device_name
+from levit_search.search import begin
 from levit_search.study import Study, load_architecture, parse_settings, read_config
 
 
@@ -134,3 +137,134 @@ def test_an_architecture_of_a_trial_that_is_not_there_is_wrong_input(
     Study.create(tmp_path / "s", read_config(space_file()), [])
     with pytest.raises(InputError, match=r"no finished trial '3' \(finished: none yet\)"):
         load_architecture(f"{tmp_path / 's'}#3")
+
+
+# Studies of pictures, which may change or move between two sessions.
+
+RNG = np.random.default_rng(4)
+
+
+def add_picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    root = tmp_path / "pictures"
+    for part, count in (("train", 6), ("val", 2)):
+        for name in ("frog", "newt"):
+            for number in range(count):
+                add_picture(root / part / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def space(space_file: Callable[..., Path], pictures: Path) -> Path:
+    return space_file(data={"name": "folder", "root": str(pictures), "image_size": 16})
+
+
+def begun(space: Path, folder: Path, **options: bool) -> Study:
+    """A study with a trial."""
+    study = begin(read_config(space), folder, [], **options)
+    study.storage().ask()
+    return study
+
+
+def add_a_class(root: Path) -> None:
+    for part in ("train", "val"):
+        for number in range(2):
+            add_picture(root / part / "toad" / f"{number}.png")
+
+
+CHANGES = {
+    "one more": lambda root: add_picture(root / "train" / "frog" / "more.png"),
+    "one replaced": lambda root: add_picture(root / "val" / "newt" / "1.png"),
+    "one less": lambda root: (root / "train" / "frog" / "3.png").unlink(),
+    "one renamed": lambda root: (root / "train/frog/3.png").rename(root / "train/frog/x.png"),
+    "one in another class": lambda root: (root / "train/frog/3.png").rename(
+        root / "train/newt/x.png"
+    ),
+    "a class more": add_a_class,
+    "a broken one": lambda root: (root / "train" / "frog" / "3.png").write_bytes(b"?"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_study_whose_pictures_have_changed_is_refused(change, space, pictures, tmp_path):
+    study = begun(space, tmp_path / "s")
+    before = contents(study.folder)
+    change(pictures)
+    with pytest.raises(InputError, match=r"not those that it was made for .*--anew") as raised:
+        begin(read_config(space), study.folder, [])
+    message = str(raised.value)
+    assert (
+        "\n" not in message and str(pictures) in message and "16 pictures of 2 classes" in message
+    )
+    assert contents(study.folder) == before, "nothing was changed"
+
+
+def test_changed_pictures_end_the_command_with_2(space, pictures, tmp_path, cli):
+    begun(space, tmp_path / "s")
+    add_a_class(pictures)
+    done = cli("run", space, "--study", tmp_path / "s")
+    assert done.returncode == 2 and "not those that it was made for" in done.stderr
+    assert "Traceback" not in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("command", ["front", "report"])
+def test_a_study_whose_pictures_have_changed_can_still_be_looked_at(
+    command, space, pictures, tmp_path, cli
+):
+    begun(space, tmp_path / "s")
+    add_a_class(pictures)
+    done = cli(command, tmp_path / "s")
+    assert "Traceback" not in done.stderr and "not those that" not in done.stderr
+
+
+def test_a_study_that_is_begun_anew_is_kept_beside_the_new_one(space, pictures, tmp_path):
+    study = begun(space, tmp_path / "s")
+    kept = contents(study.folder)
+    for number in (1, 2):
+        add_picture(pictures / "train" / "frog" / f"more {number}.png")
+        again = begun(space, tmp_path / "s", anew=True)
+        assert len(again.storage().trials) == 1
+        found = again.survey()
+        assert found is not None and sum(found.counts["train"]) == 12 + number
+        assert (tmp_path / f"s.old-{number}" / "study.yaml").exists()
+    old = contents(tmp_path / "s.old-1")
+    assert {name: old.get(name) for name in kept} == kept
+    assert len(Study.open(tmp_path / "s.old-1").storage().trials) == 1
+
+
+def test_anew_without_a_study_is_a_new_one(space, tmp_path):
+    begun(space, tmp_path / "s", anew=True)
+    assert not (tmp_path / "s.old-1").exists()
+
+
+def test_a_folder_that_is_no_study_is_not_put_aside(space, tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="not empty and no study"):
+        begin(read_config(space), tmp_path / "s", [], anew=True)
+    assert contents(tmp_path / "s") == {"thesis.tex": b"years of work"}
+
+
+def test_pictures_that_were_moved_go_on_from_their_new_place(space, pictures, tmp_path):
+    study = begun(space, tmp_path / "s")
+    moved = pictures.rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="pictures"):
+        begin(read_config(space), study.folder, [])
+    config = read_config(space, {"data.root": str(moved)})
+    again = begin(config, study.folder, [])
+    assert again.config.data.root == str(moved)
+    assert again.config.data.fingerprint == study.config.data.fingerprint
+    assert len(again.storage().trials) == 1
+
+
+def test_what_was_found_in_the_pictures_is_kept_in_the_study(space, tmp_path):
+    study = begin(read_config(space), tmp_path / "s", [])
+    found = Study.open(study.folder).survey()
+    assert found is not None and found.counts == {"train": (6, 6), "test": (2, 2)}
+    kept = Study.open(study.folder).config.data
+    assert (kept.in_channels, kept.hflip, kept.fingerprint) == (3, True, found.fingerprint)

@@ -201,6 +201,8 @@ def data(
     from levit_search.study import parse_settings
 
     is_folder = Path(source).is_dir()
+    if not is_folder and (Path(source).exists() or Path(source).parent.is_absolute()):
+        raise InputError(f"{source}: is no folder; expected one of images, or a data set's name")
     given = (
         {"name": "folder", "root": str(Path(source).absolute())} if is_folder else {"name": source}
     )

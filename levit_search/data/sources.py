@@ -100,6 +100,13 @@ class DataConfig(Frozen):
     hflip: bool | None = None
     fingerprint: str | None = None
 
+    @field_validator("integer_range", "float_range", mode="before")
+    @classmethod
+    def _check_pair(cls, given: Any) -> Any:
+        if given is not None and not (isinstance(given, list | tuple) and len(given) == 2):
+            raise ValueError(f"{given!r} is none; expected [value of black, value of white]")
+        return given
+
     @field_validator("integer_range", "float_range")
     @classmethod
     def _check_range(cls, values: Range | None) -> Range | None:

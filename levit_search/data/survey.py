@@ -548,10 +548,12 @@ def _lines(found: DataSurvey) -> Iterator[str]:
     for split, counts in found.counts.items():
         smallest, largest = int(np.argmin(counts)), int(np.argmax(counts))
         names = found.class_names
-        yield (
-            f"{split}: {sum(counts):,} pictures; {counts[smallest]:,} of {names[smallest]} to "
-            f"{counts[largest]:,} of {names[largest]} in a class"
+        spread = (
+            f"{counts[smallest]:,} of {names[smallest]} to {counts[largest]:,} of {names[largest]}"
+            if counts[smallest] < counts[largest]
+            else f"{counts[smallest]:,} of each class"
         )
+        yield f"{split}: {sum(counts):,} pictures; {spread}"
     channels = "grey, 1 channel" if found.in_channels == 1 else "colour, 3 channels"
     if not found.looked_at:
         yield f"{channels}, {found.image_size} px; mirroring {'on' if found.hflip else 'off'}"
@@ -602,11 +604,14 @@ def _told_reading(found: DataSurvey) -> Iterator[str]:
 def _told_mirroring(found: DataSurvey) -> str:
     state, tried = ("on" if found.hflip else "off"), found.mirroring
     if tried is None or not tried.pictures:
-        return f"mirroring: {state}; too few pictures of a class to try it (train.hflip changes it)"
+        why = "it is not tried on streams" if tried is None else "too few pictures to try it"
+        return f"mirroring: {state}; {why} (data.hflip changes it)"
     told = (
         f"of {tried.pictures:,} pictures a simple classifier knows {tried.upright_percent:.0f} % "
         f"as they are and {tried.mirrored_percent:.0f} % mirrored"
     )
+    if tried.verdict == "cannot be told":
+        told += ", which is no more than guessing (data.hflip changes it)"
     if tried.confused is not None:
         told += f" ({tried.confused[0]} is then taken for {tried.confused[1]})"
     return f"mirroring: {state}; {told}"
