@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import struct
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -823,11 +824,15 @@ def test_a_set_that_is_known_says_its_channels(tmp_path):
     assert sum(found.counts["train"]) == 1797 and found.fingerprint
 
 
-def test_far_keys_of_exif_are_no_trouble(tmp_path):
+def test_damaged_exif_data_are_no_trouble_and_no_word(tmp_path):
     def make(name: str, number: int) -> File:
-        segment = b"Exif\0\0" + RNG.bytes(80)
+        segment = b"Exif\0\0" + (b"II*\0\xff\xff\xff\x7f" if number else RNG.bytes(80))
         jpeg = saved(noise(), "JPEG")
         return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
 
-    found = look(folder(tmp_path, make))
+    root = folder(tmp_path, make)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = look(root)
+        assert images(root).shape == (12, 3, 12, 12)
     assert not found.unreadable_count and not found.turned

@@ -39,6 +39,7 @@ from levit_search.data.sources import (
     decode,
     squared,
     unreadable,
+    without_warnings,
 )
 from levit_search.data.timm_sets import RowSource
 from levit_search.files import expanded, user_cache, write_atomically
@@ -177,7 +178,7 @@ class FactTable:
     def _look_at(self, places: Sequence[tuple[SplitName, int, str, _Stamp]], told: Told) -> None:
         spoken = time.monotonic()
         # Pillow decodes and hashlib hashes without Python's lock.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        with without_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             found = threads.map(lambda each: _examined(self._sources[each[0]], each[1]), places)
             for count, (place, facts) in enumerate(zip(places, found, strict=True), start=1):
                 self._files[place[2]] = [*place[3], *facts]
@@ -194,7 +195,8 @@ class FactTable:
         few = np.linspace(0, len(pictures) - 1, min(_MIRRORED, len(pictures))).astype(int)
         squares, labels = [], []
         for each in (pictures[place] for place in few.tolist()):
-            with suppress(UnreadableError):  # where it was not looked at
+            # One that was not looked at may be unreadable.
+            with without_warnings(), suppress(UnreadableError):
                 picture = decode(self._sources[each.split], each.place, how)
                 squares.append(squared(picture, _SIZE))
                 labels.append(each.label)

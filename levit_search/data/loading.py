@@ -26,6 +26,7 @@ from levit_search.data.sources import (
     decode,
     squared,
     stratified,
+    without_warnings,
 )
 from levit_search.data.survey import describe, looked_at, open_set, unreadable_of
 from levit_search.data.timm_sets import RowSource, Stream
@@ -265,7 +266,7 @@ def held(
 
     readable = np.ones(len(indices), bool)
     # Pillow decodes and scales without Python's lock.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    with without_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for position, reason in enumerate(threads.map(read, range(len(indices)))):
             if reason is not None:
                 readable[position] = False

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -333,6 +334,17 @@ def unreadable() -> Iterator[None]:
     except refusals() as error:
         reason = first_line(error)
         raise UnreadableError("not an image" if "cannot identify" in reason else reason) from None
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep Pillow's warnings of single files from the user; around threads, not within them.
+
+    What matters of them is an error too: a picture that is read all the same needs no word.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        yield
 
 
 def refusals() -> tuple[type[Exception], ...]:
