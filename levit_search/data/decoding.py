@@ -57,13 +57,13 @@ def opened(content: bytes) -> Image.Image:
         raise ValueError("16 bits a colour, one colour after the other, which Pillow cannot read")
     for names in (_NATIVE, _PAIRS):
         if tiles := _tiles(picture, names):
-            picture.tile = tiles  # type: ignore[attr-defined]
+            picture.tile = tiles
             picture.info[_IS_PAIRS] = names is _PAIRS
     if tiles := _tiles(picture, _LOWER_BYTES):
         lower = Image.open(io.BytesIO(content), formats=formats())
-        lower.tile, picture.info[_LOWER] = tiles, lower  # type: ignore[attr-defined]
+        lower.tile, picture.info[_LOWER] = tiles, lower
         if tiles := _tiles(picture, _PREMULTIPLIED):
-            picture.tile, picture.info[_IS_PREMULTIPLIED] = tiles, True  # type: ignore[attr-defined]
+            picture.tile, picture.info[_IS_PREMULTIPLIED] = tiles, True
     return picture
 
 
@@ -83,7 +83,7 @@ _NATIVE = {"libtiff I;16BS": "I;16NS", "libtiff I;32BS": "I;32NS", "libtiff F;32
 
 
 def _tiles(picture: Image.Image, names: dict[str, str]) -> list[Any]:
-    """How an opened picture is decoded by other raw modes; empty if its own are not in ``names``."""
+    """How an opened picture is decoded by other raw modes; empty if ``names`` has none for it."""
     changed = []
     for codec, extents, offset, arguments in getattr(picture, "tile", ()):
         name, *rest = arguments if isinstance(arguments, tuple) else (arguments,)

@@ -269,7 +269,8 @@ def facts_of(picture: Image.Image, digest: str) -> Facts:
         width, height = height, width
     is_animated = getattr(picture, "is_animated", False) is True
     values = numbers(picture)
-    mode, low, high, is_float, extrema = picture.mode, None, None, False, ()
+    mode, low, high, is_float = picture.mode, None, None, False
+    extrema: tuple[int, ...] = ()
     if values is not None:
         low, high = _bounds(values)
         is_float = values.dtype.kind == "f"
