@@ -83,7 +83,7 @@ _NATIVE = {"libtiff I;16BS": "I;16NS", "libtiff I;32BS": "I;32NS", "libtiff F;32
 
 
 def _tiles(picture: Image.Image, names: dict[str, str]) -> list[Any]:
-    """How an opened picture is decoded by other raw modes; empty if its own are not in ``names``."""
+    """How an opened picture is decoded by other raw modes; empty if ``names`` lacks its own."""
     changed = []
     tiles: list[Any] = list(getattr(picture, "tile", ()))
     for codec, extents, offset, arguments in tiles:

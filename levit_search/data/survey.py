@@ -478,8 +478,8 @@ def _near(readable: Sequence[Looked]) -> dict[str, int]:
     is_train = np.array([key[0] for key in seen], bool)
     contents = np.unique([key[1] for key in seen], return_inverse=True)[1]
     hashes = np.array([int(facts.phash, 16) for facts in seen.values()], np.uint64)
-    tints = np.frombuffer(bytes.fromhex("".join(facts.tint for facts in seen.values())), np.uint8)
-    tints = tints.reshape(len(seen), -1).astype(np.int16) if seen else np.zeros((0, 1), np.int16)
+    stored = np.frombuffer(bytes.fromhex("".join(facts.tint for facts in seen.values())), np.uint8)
+    tints = stored.reshape(len(seen), -1).astype(np.int16) if seen else np.zeros((0, 1), np.int16)
     near_train, near_others = set[int](), set[int]()
     for some, others in _alike(hashes, tints):
         is_other = contents[some] != contents[others]

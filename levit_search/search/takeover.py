@@ -159,7 +159,7 @@ def _known(study: Study) -> set[str]:
 def _meaning(study: Study) -> dict[str, Any]:
     """What each part of a trial's figures depends on, beside the network."""
     config = study.config
-    meaning: dict[str, Any] = {"data": config.data.model_dump(mode="json")}
+    meaning: dict[str, Any] = {"data": config.data.model_dump(mode="json", exclude={"root"})}
     if config.is_trained:
         teaching = config.teaching
         meaning["train"] = config.train.decisive()
