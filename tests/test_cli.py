@@ -227,7 +227,7 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for label, name in enumerate(("dark", "light")):
             place = folder / "set #1" / part / name
             place.mkdir(parents=True)
-            for index in range(12):
+            for index in range(40):
                 pixels = rng.integers(128 * label, 128 * label + 128, (16, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(place / f"{index}.png")
     space = tiny_space(data={"name": "folder", "image_size": 16}, search={"trials": 2})

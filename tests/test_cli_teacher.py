@@ -184,7 +184,7 @@ def test_a_disk_that_becomes_full_fails_the_command(
         (["train.distillation=none"], "train.distillation is none"),
         (["teacher.cache=false"], "teacher.cache: is false"),
         (["teacher.name=regnety_003"], "unknown teacher 'regnety_003'; did you mean"),
-        (["teacher.weights=nowhere.pt"], "no such file nowhere.pt"),
+        (["teacher.weights=nowhere.pt"], "nowhere.pt; expected train, pretrained or a checkpoint"),
         (["teacher.top1_percent=100"], "% on val, below the teacher.top1_percent of 100"),
         (["teacher.weights=pretrained"], "pretrained weights know 1000 classes, the data has 10"),
     ],

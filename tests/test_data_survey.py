@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
 from levit_search.configuration import validated
-from levit_search.data import Arrays, DataConfig, DataSurvey, check, load, looked_at, survey
+from levit_search.data import Arrays, DataConfig, DataSurvey, check, load, looked_at, survey_of
 from levit_search.data import facts as facts_module
 from levit_search.data.sources import FileSource
 from levit_search.errors import InputError
@@ -50,7 +50,7 @@ def config_of(root: Path, **changes: object) -> DataConfig:
 
 
 def look(root: Path, **changes: object) -> DataSurvey:
-    return survey(config_of(root, **changes))
+    return survey_of(config_of(root, **changes))
 
 
 def told(found: DataSurvey) -> str:
@@ -706,10 +706,10 @@ def test_one_pixel_changed_with_the_same_size_and_time_is_noticed(tmp_path):
 def test_changed_pictures_are_refused_with_both_fingerprints(tmp_path):
     root = folder(tmp_path, noises)
     config = looked_at(config_of(root))
-    check(survey(config), config)
+    check(survey_of(config), config)
     load(config)
     noise().save(root / "train/frog/000.png")
-    for ask in (lambda: check(survey(config), config), lambda: load(config)):
+    for ask in (lambda: check(survey_of(config), config), lambda: load(config)):
         with pytest.raises(InputError, match=f"not those that .*{config.fingerprint}"):
             ask()
 
@@ -818,8 +818,8 @@ def test_of_very_many_pictures_each_class_is_looked_at(tmp_path, monkeypatch, op
 
 def test_a_set_that_is_known_says_its_channels(tmp_path):
     with pytest.raises(InputError, match="in_channels: 3, but digits has 1"):
-        survey(DataConfig(name="digits", in_channels=3))
-    found = survey(DataConfig(name="digits"))
+        survey_of(DataConfig(name="digits", in_channels=3))
+    found = survey_of(DataConfig(name="digits"))
     assert (found.in_channels, found.hflip, found.looked_at) == (1, False, 0)
     assert sum(found.counts["train"]) == 1797 and found.fingerprint
 

@@ -195,7 +195,7 @@ def data(
 ) -> None:
     """Show what is in a data set and how it is read: pictures, classes, sizes, faults, copies."""
     from levit_search.configuration import validated
-    from levit_search.data import DataConfig, check, survey
+    from levit_search.data import DataConfig, check, survey_of
     from levit_search.study import parse_settings
 
     is_folder = Path(source).is_dir()
@@ -209,7 +209,7 @@ def data(
             raise InputError(f"--set {key}: this command knows keys of data alone")
         given[key.removeprefix("data.")] = value
     config = validated(DataConfig, given, "data")
-    found = survey(config, say)
+    found = survey_of(config, say)
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:

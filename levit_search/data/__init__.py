@@ -26,7 +26,7 @@ from levit_search.data.sources import (
     Source,
     SplitName,
 )
-from levit_search.data.survey import DataSurvey, check, describe, looked_at, survey
+from levit_search.data.survey import DataSurvey, check, describe, looked_at, survey_of
 
 __all__ = [
     "ArraySource",
@@ -49,5 +49,5 @@ __all__ = [
     "load_described",
     "looked_at",
     "outline",
-    "survey",
+    "survey_of",
 ]

@@ -294,7 +294,7 @@ class DataSet(Protocol):
         """Channels (1 or 3), at least two classes, whether mirrored images keep theirs, the size.
 
         The names of the classes alone where the rest is to be found by looking at the pictures,
-        see :func:`levit_search.data.survey.survey`. Needs no more than a look at the data, and no
+        see :func:`levit_search.data.survey_of`. Needs no more than a look at the data, and no
         torch: a search's driver asks too.
         """
 

@@ -155,8 +155,8 @@ def describe(config: DataConfig) -> DataInfo:
     """Channels, classes, symmetry and size of a data set.
 
     Sets that are known (digits, Fashion-MNIST, torchvision's small ones, plug-ins) describe
-    themselves. The pictures of others are looked at, see :func:`survey`, unless the configuration
-    says already what there is to find.
+    themselves. The pictures of others are looked at, see :func:`survey_of`, unless the
+    configuration says already what there is to find.
 
     Raises:
         InputError: the data is not there; the message says where it was looked for.
@@ -166,7 +166,7 @@ def describe(config: DataConfig) -> DataInfo:
         if config.is_looked_at:
             assert config.in_channels is not None and config.hflip is not None
             return DataInfo(config.in_channels, described, config.hflip, config.size)
-        return survey(config).info
+        return survey_of(config).info
     _check_channels(config, described)
     return described if config.hflip is None else described._replace(hflip=config.hflip)
 
@@ -194,7 +194,7 @@ def looked_at(config: DataConfig, told: Told = _silent) -> DataConfig:
     if isinstance(described, DataInfo):
         size = config.image_size or described.image_size
         return config.model_copy(update={"image_size": size})
-    found = survey(config, told)
+    found = survey_of(config, told)
     check(found, config)
     names = ("image_size", "in_channels", "hflip", "ground", "integer_range", "float_range")
     given = {name: getattr(config, name) for name in names}
@@ -228,7 +228,7 @@ def _check_fingerprint(config: DataConfig, found: str) -> None:
         )
 
 
-def survey(config: DataConfig, told: Told = _silent) -> DataSurvey:
+def survey_of(config: DataConfig, told: Told = _silent) -> DataSurvey:
     """Look at all pictures of a data set, of more than :data:`LOOKED_AT` at as many.
 
     Args:

@@ -41,6 +41,10 @@ def begin(
     """
     found = data.looked_at(config.data, say)
     config = config.model_copy(update={"data": found})
+    survey = None
+    if found.is_looked_at or found.name in ("digits", "fashion-mnist"):
+        survey = data.survey_of(found, say)
+        say("\n".join(survey.lines()))
     space = checked_space(config, where)
     folder = folder or Path("studies") / config.name
     if config.engine.kind == "ray" and config.engine.address is not None:
@@ -51,10 +55,8 @@ def begin(
     if take_from is not None:
         check_source(take_from, Study(folder, config))
     study = Study.create(folder, config, command)
-    if found.is_looked_at or found.name in ("digits", "fashion-mnist"):
-        survey = data.survey(found, say)
+    if survey is not None:
         study.keep_survey(survey)
-        say("\n".join(survey.lines()))
     if config.plan is not None:
         say(_told(config, config.plan))
     return study
