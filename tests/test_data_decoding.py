@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
 from levit_search.data.decoding import Decoding, decoded, opened, orientation
-from levit_search.data.facts import Facts, facts_of
+from levit_search.data.facts import PictureFacts, facts_of
 from tests.picture_files import TURNS, exif, lying, png, saved, tiff
 
 RGB, L = Decoding("RGB"), Decoding("L")
@@ -26,7 +26,7 @@ def read(content: bytes, how: Decoding = RGB) -> NDArray[np.uint8]:
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def facts(content: bytes) -> Facts:
+def facts(content: bytes) -> PictureFacts:
     return facts_of(opened(content), "")
 
 

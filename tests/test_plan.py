@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from levit_search.errors import InputError
 from levit_search.recipe import Recipe
 from levit_search.search import Summary, begin, beginning, books, driver, search
-from levit_search.search.speed import TrainingSpeed
+from levit_search.search.training_speed import TrainingSpeed
 from levit_search.study import Study, StudyConfig, read_config
-from levit_search.study.plan import Facts, plan_of
+from levit_search.study.plan import PlanInputs, plan_of
 from tests.conftest import Cli
 from tests.engines import Silent, StubEngine
 
@@ -31,10 +31,10 @@ def space_of(mean_ms: float) -> dict[str, Any]:
 
 
 @st.composite
-def facts(draw: st.DrawFn) -> Facts:
+def facts(draw: st.DrawFn) -> PlanInputs:
     images = draw(st.integers(4, 10**6))
     mean_ms = draw(st.floats(1e-3, 1e4))
-    return Facts(
+    return PlanInputs(
         images,
         val_images=draw(st.integers(1, 10**6)),
         num_classes=draw(st.integers(2, max(2, min(1000, images // 2)))),
@@ -49,7 +49,7 @@ def facts(draw: st.DrawFn) -> Facts:
 @settings(deadline=None, max_examples=300)
 @given(facts(), st.sets(st.sampled_from(KEYS)))
 def test_any_set_speed_and_budget_give_a_plan_that_can_be_trained(
-    known: Facts, given_keys: set[str]
+    known: PlanInputs, given_keys: set[str]
 ) -> None:
     plan = plan_of(sorted(given_keys), known, batch_size=64)
     assert not plan.settings.keys() & given_keys, "what is given is left alone"
@@ -61,7 +61,7 @@ def test_any_set_speed_and_budget_give_a_plan_that_can_be_trained(
     assert plan.networks >= 1 and plan.steps >= 1
 
 
-SLOW = Facts(768, 192, 16, **space_of(3.0), budget_s=900.0, jobs=2, reduction=3.0)
+SLOW = PlanInputs(768, 192, 16, **space_of(3.0), budget_s=900.0, jobs=2, reduction=3.0)
 
 
 def test_small_sets_get_many_passes_with_augmentation_and_large_ones_are_fitted_in_part() -> None:

@@ -76,7 +76,7 @@ class Mirroring(Frozen):
     """The class whose mirrored pictures suffer most, and what they are taken for."""
 
 
-class Facts(NamedTuple):
+class PictureFacts(NamedTuple):
     """What one picture tells; of an unreadable one ``digest`` and ``error`` alone."""
 
     digest: str
@@ -113,7 +113,7 @@ class Looked(NamedTuple):
     label: int
     name: str
     where: str
-    facts: Facts | None
+    facts: PictureFacts | None
     """None of one that was not looked at, of a very large set."""
     place: int = 0
     """In its source."""
@@ -225,8 +225,8 @@ def _stamp(source: Source, index: int) -> _Stamp:
         return "missing", 0, 0
 
 
-def _from_row(row: Sequence[Any]) -> Facts:
-    found = Facts(*row)
+def _from_row(row: Sequence[Any]) -> PictureFacts:
+    found = PictureFacts(*row)
     hidden = found.hidden
     return found._replace(
         hidden=None if hidden is None else (hidden[0], hidden[1], hidden[2]),
@@ -238,24 +238,24 @@ def content_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _examined(source: Source, index: int) -> Facts:
+def _examined(source: Source, index: int) -> PictureFacts:
     """What one picture of a source tells."""
     try:
         content = source.content(index)
     except FileNotFoundError:
-        return Facts("missing", "no such file")
+        return PictureFacts("missing", "no such file")
     except OSError as error:
-        return Facts("missing", str(error).splitlines()[0])
+        return PictureFacts("missing", str(error).splitlines()[0])
     digest = content_digest(content)
     try:
         with unreadable():
             is_stored = isinstance(source, FileSource | RowSource)
             return facts_of(opened(content) if is_stored else source.open(index), digest)
     except UnreadableError as error:
-        return Facts(digest, str(error))
+        return PictureFacts(digest, str(error))
 
 
-def facts_of(picture: Image.Image, digest: str) -> Facts:
+def facts_of(picture: Image.Image, digest: str) -> PictureFacts:
     """What a picture tells that was opened and not decoded yet."""
     import imagehash
 
@@ -293,7 +293,7 @@ def facts_of(picture: Image.Image, digest: str) -> Facts:
         small = small.transpose(TURNS[turn])
     pixels = np.asarray(small).astype(np.int16)
     tint = np.asarray(small.resize((4, 4), Image.Resampling.BOX))
-    return Facts(
+    return PictureFacts(
         digest,
         None,
         width,

@@ -23,10 +23,10 @@ from levit_search.data.facts import (
     GROUNDS,
     LOOKED_AT,
     SPOKEN_S,
-    Facts,
     FactTable,
     Looked,
     Mirroring,
+    PictureFacts,
     content_digest,
     facts_of,
     span,
@@ -284,7 +284,7 @@ def _known(config: DataConfig, data_set: DataSet, info: DataInfo) -> DataSurvey:
             int(label),
             source.name(index),
             source.where(index),
-            Facts(content_digest(source.content(index)))
+            PictureFacts(content_digest(source.content(index)))
             if isinstance(source, ArraySource)
             else None,
         )
@@ -397,13 +397,13 @@ def _check_classes(
             )
 
 
-def _is_grey(facts: Facts) -> bool:
+def _is_grey(facts: PictureFacts) -> bool:
     """Whether a picture is stored in grey."""
     kind = facts.mode.removeprefix("16-bit ").split(";")[0]
     return kind in ("1", "L", "LA", "La", "I", "F")
 
 
-def _own_size(seen: Sequence[Facts]) -> int:
+def _own_size(seen: Sequence[PictureFacts]) -> int:
     """Squares of one size keep it; of pictures of other sizes it is the median of their shorter
     sides, at most 224, down to a multiple of 16."""
     sizes = {(facts.width, facts.height) for facts in seen}
@@ -422,7 +422,7 @@ def _ground(hidden: Sequence[tuple[float, float, float]]) -> int | None:
     return GROUNDS[int(np.argmin(lost.round(2)))]
 
 
-def _range(seen: Sequence[Facts], is_float: bool) -> Range | None:
+def _range(seen: Sequence[PictureFacts], is_float: bool) -> Range | None:
     """The values of pictures of more than 8 bits that become black and white."""
     found = [f for f in seen if f.low is not None and f.high is not None and f.is_float == is_float]
     if not found:
@@ -434,7 +434,7 @@ def _range(seen: Sequence[Facts], is_float: bool) -> Range | None:
     return span(low, high, is_float)
 
 
-def _constant_channels(seen: Sequence[Facts]) -> tuple[int, ...]:
+def _constant_channels(seen: Sequence[PictureFacts]) -> tuple[int, ...]:
     """The channels, from 0, that are the same in all pictures."""
     extrema = np.array([facts.extrema for facts in seen if len(facts.extrema) == 6])
     if not len(extrema):
@@ -526,7 +526,7 @@ def _of_stream(stream: Stream, class_names: tuple[str, ...], told: Told) -> list
                 picture.load()
                 found = facts_of(picture, content_digest(picture.tobytes()))
         except UnreadableError as error:
-            found = Facts("unreadable", str(error))
+            found = PictureFacts("unreadable", str(error))
         splits.append(split)
         labels.append(label)
         facts.append(found)

@@ -203,7 +203,13 @@ def header_of(
     return Header(
         teacher=teacher,
         data=batches.data_id,
-        augmentation={**recipe.views(), "hflip": hflip, "image_size": image_size},
+        # The border of shifted views was black once; answers that were kept then are of others.
+        augmentation={
+            **recipe.views(),
+            "border": "edge",
+            "hflip": hflip,
+            "image_size": image_size,
+        },
         versions={
             "levit-search": __version__,
             "timm": timm.__version__,

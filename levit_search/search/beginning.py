@@ -7,11 +7,11 @@ from levit_search import data
 from levit_search.errors import InputError
 from levit_search.latency.ray_connection import knock
 from levit_search.search.preparation import start_values
-from levit_search.search.speed import training_speed
 from levit_search.search.takeover import check_source
+from levit_search.search.training_speed import training_speed
 from levit_search.space import Space, envelope_of
 from levit_search.study import Study, StudyConfig
-from levit_search.study.plan import DEFAULT_S, FEW_STEPS, Facts, Plan, plan_of, views_for
+from levit_search.study.plan import DEFAULT_S, FEW_STEPS, Plan, PlanInputs, plan_of, views_for
 
 
 def begin(
@@ -116,7 +116,7 @@ def _newly_planned(
     images, search = found.images["train"], config.search
     views = {"train.epochs": 1000, **views_for(images, given)}  # far more than are timed
     speed = training_speed(config.with_plan(Plan(given=given, settings=views)), space)
-    facts = Facts(
+    facts = PlanInputs(
         images,
         found.images["val"],
         found.info.num_classes,

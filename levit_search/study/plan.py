@@ -66,7 +66,7 @@ class Plan(Frozen):
         return bool(self.settings)
 
 
-class Facts(NamedTuple):
+class PlanInputs(NamedTuple):
     """What a plan is made from."""
 
     images: int
@@ -85,7 +85,7 @@ class Facts(NamedTuple):
     """About one in so many goes on from a rung; None where there are no rungs."""
 
 
-def plan_of(given: Collection[str], facts: Facts, batch_size: int) -> Plan:
+def plan_of(given: Collection[str], facts: PlanInputs, batch_size: int) -> Plan:
     """The plan for a set of images, a speed and a budget.
 
     Networks that would take too much of a session are left out by a limit on FLOPs, as far as half
@@ -161,7 +161,7 @@ class _Schedule(NamedTuple):
 
 
 def _schedule(
-    facts: Facts, image_ms: Sequence[float], given: Collection[str], batch_size: int
+    facts: PlanInputs, image_ms: Sequence[float], given: Collection[str], batch_size: int
 ) -> _Schedule:
     """How networks are trained whose images take ``image_ms``."""
     mean_ms = sum(image_ms) / len(image_ms)
@@ -185,7 +185,7 @@ def _schedule(
     return _Schedule(images, epochs, rung if is_cut else None, mean_ms, training_s(images, epochs))
 
 
-def _affordable(facts: Facts, pass_s: float) -> tuple[float, bool]:
+def _affordable(facts: PlanInputs, pass_s: float) -> tuple[float, bool]:
     """What a network that is trained to the end may take, and whether rungs end others before.
 
     Args:
@@ -211,14 +211,14 @@ def _affordable(facts: Facts, pass_s: float) -> tuple[float, bool]:
     return min(each_s(fewest), wanted_s), False
 
 
-def _share(facts: Facts, has_rung: bool) -> float:
+def _share(facts: PlanInputs, has_rung: bool) -> float:
     """The part of a whole training that a network takes on average."""
     if not has_rung or facts.reduction is None:
         return 1.0
     return _RUNG + (1 - _RUNG) / facts.reduction
 
 
-def _working_s(facts: Facts) -> float:
+def _working_s(facts: PlanInputs) -> float:
     """The time of all jobs together, less what a session takes to begin."""
     jobs = min(facts.jobs, facts.trainings or facts.jobs)
     return jobs * max(facts.budget_s / 2, facts.budget_s - _START_S)
