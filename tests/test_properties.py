@@ -270,7 +270,7 @@ def reached(*_: Any, **__: Any) -> NoReturn:
 
 
 def begun(config: StudyConfig, *others: Any) -> NoReturn:
-    config.space(others[-1]).survey(5)
+    config.space(others[3]).survey(5)  # the file, for messages
     reached()
 
 

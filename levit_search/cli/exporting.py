@@ -1,14 +1,14 @@
 """The command that hands a network over."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.options import Json, StudyFolder
+from levit_search.cli.options import DataFolder, Json, StudyFolder
 from levit_search.cli.printing import print_json, say, tell
 from levit_search.errors import InputError
+from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from levit_search.export import Export, Retraining
@@ -49,6 +49,7 @@ def export(
         bool, typer.Option("--probe/--no-probe", help="Time model.onnx again on the targets.")
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Write over what is in DIR.")] = False,
+    data: DataFolder = None,
     as_json: Json = False,
 ) -> None:
     """Write a chosen network as a folder that runs without this package.
@@ -62,14 +63,14 @@ def export(
     from levit_search.study import Study, parse_settings
 
     asked = _retraining(retrain, epochs, seeds, recipe, parse_settings(settings or []))
-    opened = Study.open(study)
+    opened = Study.open(study).with_data(data)
     record = exports.pick(opened, pick)
     network = record.architecture
     assert network is not None
     wishes = exports.Wishes(asked, tuple(also or ()), probe, force)
     folder = out or exports.default_folder(opened, record, wishes)
     try:
-        with StepProgress() as progress:
+        with opened.reading_data(), StepProgress() as progress:
             progress.begin("export", 1)
             progress.step(f"trial {record.trial}")
             written = exports.export(
@@ -113,9 +114,9 @@ def _print_export(written: "Export", network: str) -> None:
         found = written.parity.get(name.rstrip("/"))
         note = "" if found is None else f"logits within {found:.1e}" if found else "same logits"
         tell(f"  {name:22}{note}".rstrip())
-    known = written.as_json()
+    figures = written.as_json()
     accuracies = [
-        f"{split} {accuracy_text(known[f'{split}_top1_percent'], known[f'{split}_images'])}"
+        f"{split} {accuracy_text(figures[f'{split}_top1_percent'], figures[f'{split}_images'])}"
         for split in ("val", "test")
     ]
     tell(f"top-1: {', '.join(accuracies)}")
@@ -135,4 +136,4 @@ def _print_export(written: "Export", network: str) -> None:
             f"test by seed: {percents}; the weights are those of seed "
             f"{written.retrained['seed']}, the best on val"
         )
-    tell(f"Next: python {shlex.quote(str(Path(written.dir) / 'predict.py'))} IMAGE")
+    tell(f"Next: python {quoted(str(Path(written.dir) / 'predict.py'))} IMAGE")
