@@ -3,7 +3,7 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -113,8 +113,7 @@ class Pictures:
         This is for processes that read for another one, which counts by :meth:`report`.
         """
         unreadable: dict[str, str] = {}
-        alike = np.flatnonzero(self.labels == self.labels[index])
-        for other in np.roll(alike, -int(np.searchsorted(alike, index))):
+        for other in self._with_others_of_its_class(index):
             place = int(self._indices[other])
             try:
                 return decode(self._source, place, self.decoding), unreadable
@@ -123,6 +122,11 @@ class Pictures:
             if len(unreadable) > self._faults.limit:
                 break
         return None, unreadable
+
+    def _with_others_of_its_class(self, index: int) -> Iterator[int]:
+        yield index  # which nearly always is enough
+        alike = np.flatnonzero(self.labels == self.labels[index])
+        yield from np.roll(alike, -1 - int(np.searchsorted(alike, index)))[:-1].tolist()
 
     def report(self, unreadable: Mapping[str, str], was_replaced: bool) -> None:
         """Count unreadable pictures, each once, and warn of them.
