@@ -243,6 +243,7 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "study"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -264,6 +265,7 @@ def test_a_command_on_a_study_does_not_depend_on_the_working_directory(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_data_that_was_moved_is_named_anew(pictured: Path, cli: Cli, tmp_path: Path) -> None:
     shutil.copytree(pictured, tmp_path / "s", ignore=shutil.ignore_patterns("audit*"))
     settings = (tmp_path / "s" / "study.yaml").read_text()

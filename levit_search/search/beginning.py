@@ -42,11 +42,12 @@ def begin(
     found = data.looked_at(config.data, say)
     config = config.model_copy(update={"data": found})
     space = checked_space(config, where)
+    folder = folder or Path("studies") / config.name
+    Study.existing(folder)
     survey = None
     if found.is_looked_at or found.name in ("digits", "fashion-mnist"):
         survey = data.survey_of(found, say)
         say("\n".join(survey.lines()))
-    folder = folder or Path("studies") / config.name
     if config.engine.kind == "ray" and config.engine.address is not None:
         check_address(config.engine.address)
     if anew:
