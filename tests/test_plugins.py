@@ -629,6 +629,8 @@ def test_a_search_runs_on_plugged_in_data_with_a_plugged_in_teacher(
     path = space_file(
         data={"name": "numerals", "image_size": 16, "train_images": 256},
         teacher={"name": "small", "recipe": RECIPE.model_dump(mode="json")},
+        # Until it is better than guessing.
+        train={"epochs": 8, "batch_size": 32, "lr": 5.0e-3, "threads": 1, "device": "cpu"},
     )
     done = subprocess.run(
         command("run", path, "--study", "study", "--trials", 1, "--json"),
