@@ -222,7 +222,7 @@ def test_a_trial_without_memory_fails_and_the_next_one_goes_on(
     search.until(r"failed: ")
     resource.prlimit(worker, resource.RLIMIT_AS, (hard, hard))
     lost = []
-    # One step of training may leave all networks at chance: then the search, once done, ends with 1.
+    # One step of training may leave all networks at chance: then a search that is done ends with 1.
     if search.end() != 0 and "Report: " not in search.said():
         lost.append("the search ended")
     said = quoted(search.said(), "trial … failed: out of memory…")
