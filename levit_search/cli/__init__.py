@@ -68,12 +68,12 @@ def main() -> None:
     """Run the command in ``sys.argv``; exit 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     warnings.showwarning = _show_warning
     escape_what_streams_lack()
-    # Whoever ends us this way means what Ctrl-C means, only at once.
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, _interrupt)
     try:
+        # Whoever ends us this way means what Ctrl-C means, only at once.
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, _interrupt)
         _check_working_directory()
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
