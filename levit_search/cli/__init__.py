@@ -115,8 +115,16 @@ def _check_working_directory() -> None:
         raise InputError("the working directory is gone; change to another one") from None
 
 
+class _Ended(KeyboardInterrupt):
+    """Raised at a signal that asks for an end.
+
+    One that is a plain KeyboardInterrupt, and is raised while text is executed (as named tuples do
+    it when they are made), has Python end itself by SIGINT at its exit, though it was caught.
+    """
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+    raise _Ended
 
 
 def _deaf() -> int:
