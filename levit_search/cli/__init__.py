@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from types import FrameType
@@ -67,6 +68,7 @@ app.add_typer(teaching.teacher, name="teacher")
 def main() -> None:
     """Run the command in ``sys.argv``; exit 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     warnings.showwarning = _show_warning
+    sys.unraisablehook = _ignore_error
     escape_what_streams_lack()
     try:
         # Whoever ends us this way means what Ctrl-C means, only at once.
@@ -125,6 +127,18 @@ class _Ended(KeyboardInterrupt):
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise _Ended
+
+
+_ignore_any_error = sys.unraisablehook
+
+
+def _ignore_error(ignored: "sys.UnraisableHookArgs") -> None:
+    """Ask for the end again where Python ignored that, as it does within callbacks of its own."""
+    if isinstance(ignored.exc_value, _Ended):
+        # From another thread: raised here, it would be ignored like the first one.
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        _ignore_any_error(ignored)
 
 
 def _deaf() -> int:

@@ -26,7 +26,15 @@ from levit_search.data.sources import (
     Source,
     SplitName,
 )
-from levit_search.data.survey import DataSurvey, check, describe, looked_at, survey_of
+from levit_search.data.survey import (
+    DataSurvey,
+    check,
+    describe,
+    is_known,
+    looked_at,
+    settled,
+    survey_of,
+)
 
 __all__ = [
     "ArraySource",
@@ -45,9 +53,11 @@ __all__ = [
     "check",
     "describe",
     "fingerprint",
+    "is_known",
     "load",
     "load_described",
     "looked_at",
     "outline",
+    "settled",
     "survey_of",
 ]

@@ -9,7 +9,7 @@ file has the same size and time.
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from statistics import median_low
 from typing import Literal, get_args
@@ -27,6 +27,7 @@ from levit_search.data.facts import (
     Looked,
     Mirroring,
     PictureFacts,
+    Told,
     content_digest,
     facts_of,
     span,
@@ -54,8 +55,6 @@ _NEAR_BITS = 2  # that their perceptual hashes differ in at most
 _NEAR_TINT = 5  # of 255, between their tints at most
 _COMPARED = 100  # pictures at most of one part of the hash, those of like brightness
 _LISTED = 20  # unreadable pictures that are kept by name
-
-Told = Callable[[str], None]
 
 
 def _silent(text: str) -> None:
@@ -194,7 +193,24 @@ def looked_at(config: DataConfig, told: Told = _silent) -> DataConfig:
     if isinstance(described, DataInfo):
         size = config.image_size or described.image_size
         return config.model_copy(update={"image_size": size})
-    found = survey_of(config, told)
+    return settled(config, survey_of(config, told))
+
+
+def is_known(config: DataConfig) -> bool:
+    """Whether a data set describes itself, so that no picture has to be looked at.
+
+    Raises:
+        InputError: the data is not there.
+    """
+    return isinstance(open_set(config).describe(), DataInfo)
+
+
+def settled(config: DataConfig, found: DataSurvey) -> DataConfig:
+    """A configuration with what a survey found, where it says nothing itself.
+
+    Raises:
+        InputError: see :func:`check`.
+    """
     check(found, config)
     names = ("image_size", "in_channels", "hflip", "ground", "integer_range", "float_range")
     given = {name: getattr(config, name) for name in names}
@@ -259,7 +275,7 @@ def unreadable_of(config: DataConfig) -> dict[str, str]:
         InputError: the data is missing, or not the pictures of ``config.fingerprint``.
     """
     data_set = open_set(config)
-    if isinstance(data_set.describe(), DataInfo) or isinstance(data_set, Stream):
+    if isinstance(data_set, Stream) or isinstance(data_set.describe(), DataInfo):
         return {}
     table = FactTable(config, data_set.sources())
     table.fill(_silent)

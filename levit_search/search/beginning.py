@@ -39,14 +39,14 @@ def begin(
             was written.
         BudgetError: a plan was to be made, and training cannot be timed.
     """
-    found = data.looked_at(config.data, say)
+    survey = None if data.is_known(config.data) else data.survey_of(config.data, say)
+    found = data.looked_at(config.data) if survey is None else data.settled(config.data, survey)
     config = config.model_copy(update={"data": found})
     space = checked_space(config, where)
     folder = folder or Path("studies") / config.name
-    Study.existing(folder)
-    survey = None
-    if found.is_looked_at or found.name in ("digits", "fashion-mnist"):
-        survey = data.survey_of(found, say)
+    if Study.existing(folder) is None and found.name in ("digits", "fashion-mnist"):
+        survey = data.survey_of(found)
+    if survey is not None:
         say("\n".join(survey.lines()))
     if config.engine.kind == "ray" and config.engine.address is not None:
         check_address(config.engine.address)
