@@ -259,6 +259,7 @@ print(len(ls.front(study)), "on the front")
 """
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_guard_against_its_own_workers(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(

@@ -215,6 +215,7 @@ def test_count_by_layer_prints_a_tree_with_shares(cli: Cli) -> None:
     assert max(map(len, lines)) <= 100
 
 
+@pytest.mark.slow
 def test_probe_times_a_baseline(cli: Cli) -> None:
     code, out, _ = cli("probe", "timm/resnet18@32", "--seconds", "0.1", "--json")
     assert code == 0

@@ -676,6 +676,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_processes_that_read_end_with_a_process_that_is_killed(folder):
     # They have its standard output, which is read to the end.
     command = [sys.executable, "-c", KILLED, str(folder)]

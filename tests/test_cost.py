@@ -167,7 +167,7 @@ def test_published_networks_cost_what_running_them_takes(name: str) -> None:
 
 @pytest.mark.parametrize(
     "first",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n >= 200)) for n in range(0, 1000, 100)],
+    [pytest.param(n, marks=[pytest.mark.slow] * (n >= 100)) for n in range(0, 1000, 100)],
 )
 def test_random_networks_cost_what_their_modules_take(first: int) -> None:
     for seed in range(first, first + 100):
@@ -178,7 +178,10 @@ def test_random_networks_cost_what_their_modules_take(first: int) -> None:
         assert traced_flops(model, images) == found.flops, f"seed {seed}"
 
 
-@pytest.fixture(scope="module", params=range(60))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.slow] * (n >= 30)) for n in range(60)],
+)
 def network(request: pytest.FixtureRequest) -> Architecture:
     return random_network(request.param)
 

@@ -53,7 +53,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "compared", compared)
 
 
-@pytest.mark.parametrize("also", ["torch-export", "openvino"])
+@pytest.mark.parametrize("also", [pytest.param("torch-export", marks=pytest.mark.slow), "openvino"])
 def test_every_file_answers_like_the_trained_network_and_stands_in_the_card(
     also: str, study: Study, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

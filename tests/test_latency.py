@@ -470,6 +470,7 @@ def _hold_host(held: "multiprocessing.synchronize.Event", seconds: float) -> Non
         time.sleep(seconds)
 
 
+@pytest.mark.slow
 def test_training_pauses_while_a_probe_has_the_host() -> None:
     context = multiprocessing.get_context("spawn")
     held = context.Event()

@@ -190,6 +190,7 @@ def test_a_drawing_on_standard_output_is_utf_8_whatever_the_terminal_takes(
     assert told.startswith("<svg") and "\\u" not in told and not told.isascii()
 
 
+@pytest.mark.slow
 def test_an_export_answers_with_the_readable_names(study: Study, data: Path, cli: Cli) -> None:
     out = study.folder.parent / "out"
     done = cli("export", study.folder, "--pick", "accurate", "--no-probe", "--out", out, "--json")

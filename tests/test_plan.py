@@ -286,6 +286,7 @@ def test_commands_that_do_not_search_ask_for_a_number(cli: Cli, tmp_path: Path) 
     assert "train.epochs: auto is planned by a search" in found.stderr
 
 
+@pytest.mark.slow
 def test_training_is_timed_in_processes_of_its_own(
     space_file: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -393,6 +393,7 @@ def resolved_studies() -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 @examples(25)
 @given(st.data())
 def test_no_study_file_gives_a_traceback(data: st.DataObject) -> None:

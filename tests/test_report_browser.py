@@ -147,6 +147,7 @@ def trial(of: Opened, number: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_each_target_has_a_tab_that_draws_its_own_axis(desktop: Opened) -> None:
     tabs = desktop.page.locator("#front-tabs [role=tab]")
     assert tabs.all_inner_texts() == ["Latency", "Latency on pi", "FLOPs", "Parameters"]

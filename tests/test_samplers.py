@@ -89,7 +89,9 @@ def test_four_in_five_of_random_proposals_are_infeasible() -> None:
     assert 0.78 < share < 0.85
 
 
-@pytest.mark.parametrize("name", TESTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "tpe")) for name in ALL]
+)
 def test_late_proposals_are_feasible(name: SamplerName) -> None:
     """One in twenty at most; of the few that a Gaussian process has time for here, one."""
     steps = 26 if name == "gp" else 300

@@ -325,7 +325,9 @@ def test_a_run_in_two_sessions_proposes_what_one_session_does(
     assert finals(study) == whole
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", pytest.param("nsga3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "sampler", ["tpe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nsga2", "nsga3"))]
+)
 def test_many_generations_in_two_sessions_are_those_of_one(sampler: str, tmp_path: Path) -> None:
     """Also where what is expected of stopped parents has changed in between."""
     changes = {

@@ -266,6 +266,7 @@ def pictures(root: Path) -> None:
             Image.fromarray(pixels).save(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_what_accuracies_are_measured_on_changes_with_each_image_that_a_search_sees(
     in_memory: bool, tmp_path: Path

@@ -183,6 +183,7 @@ for number in range(10_000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_killed_writer_told_of_is_there_and_the_next_goes_on(
     kind: str, address: Address, make: Make

@@ -89,6 +89,7 @@ def test_lower_precision_is_close(ask: Ask, precision: str) -> None:
     assert logits != pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_networks_of_timm_keep_their_norms(ask: Ask) -> None:
     model, image_shape = fresh_network(RESNET, JOB["seed"])

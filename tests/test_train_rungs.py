@@ -121,7 +121,9 @@ def test_a_checkpoint_of_another_run_is_refused_or_replaced(digits, tmp_path):
     assert Checkpoint(path, "one").load() is not None
 
 
-@pytest.mark.parametrize("change", ["cut", "flip", "empty"])
+@pytest.mark.parametrize(
+    "change", ["cut", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flip", "empty"))]
+)
 def test_a_damaged_checkpoint_is_warned_of_and_not_used(change, digits, tmp_path):
     path = tmp_path / "training.pt"
     checkpoint = Checkpoint(path, "run")
