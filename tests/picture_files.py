@@ -69,17 +69,21 @@ def tiff(
     is_packed: bool = False,
     in_planes: bool = False,
     orientation: int | None = None,
+    no_data: str | None = None,
+    tells_kind: bool = True,
 ) -> bytes:
     """A TIFF of numbers [rows, columns, channels] of whatever type, in one strip or tile each.
 
     Args:
         values: the pixels.
         order: of bytes, ``<`` or ``>``.
-        photometric: 1 for black is zero, 2 for RGB.
+        photometric: 0 for white is zero, 1 for black is zero, 2 for RGB.
         extra: what the channel after the colours is: 0 anything, 1 or 2 alpha.
         is_packed: by Deflate.
         in_planes: one channel after the other.
         orientation: as EXIF has it.
+        no_data: the value that stands for none, as GDAL notes it.
+        tells_kind: whether the numbers are said to be whole or not, with or without a sign.
     """
     height, width, channels = values.shape
     values = values.astype(values.dtype.newbyteorder(order))
@@ -106,6 +110,10 @@ def tiff(
     }
     if orientation is not None:
         tags[274] = ("H", [orientation])
+    if no_data is not None:
+        tags[42113] = ("B", [*no_data.encode(), 0])
+    if not tells_kind:
+        del tags[339]
     if extra is not None:
         tags[338] = ("H", [extra])
     entries, beyond = b"", b""
@@ -116,7 +124,7 @@ def tiff(
             packed, where = b"", (packed, place + len(beyond))
             beyond += where[0]
             packed = struct.pack(f"{order}L", where[1])
-        entries += struct.pack(f"{order}HHL", tag, {"H": 3, "L": 4}[code], len(numbers))
+        entries += struct.pack(f"{order}HHL", tag, {"B": 2, "H": 3, "L": 4}[code], len(numbers))
         entries += packed.ljust(4, b"\0")
     start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}L", end)
     content = (start + b"".join(strips)).ljust(end, b"\0")

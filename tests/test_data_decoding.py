@@ -181,6 +181,26 @@ def test_grey_that_is_transparent_shows_the_ground(content, ground):
     assert is_seen_on_white(content)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_transparent_grey_of_few_bits_shows_the_ground(bits):
+    """Pillow leaves the key in the bits of the file, and gives the pixels eight."""
+    values = np.arange(64).reshape(8, 8) % 2**bits
+    key, white = 2**bits - 1, 255
+    pixels = read(packed_png(values, bits, key), RGB._replace(ground=77))[..., 0]
+    assert (pixels == np.where(values == key, 77, values * (white // key))).all()
+
+
+def packed_png(values: NDArray[Any], bits: int, key: int) -> bytes:
+    """A grey PNG of 8 columns and a few bits a pixel, in which one grey is transparent."""
+    texts = ["".join(f"{value:0{bits}b}" for value in row) for row in values]
+    rows = b"".join(b"\0" + int(text, 2).to_bytes(bits, "big") for text in texts)
+    whole = png(values[..., None], 8, {b"tRNS": struct.pack(">H", key)})
+    parts = [b"IHDR" + struct.pack(">IIBBBBB", 8, len(values), bits, 0, 0, 0, 0)]
+    parts += [b"tRNS" + struct.pack(">H", key), b"IDAT" + zlib.compress(rows), b"IEND"]
+    chunks = [struct.pack(">I", len(p) - 4) + p + struct.pack(">I", zlib.crc32(p)) for p in parts]
+    return whole[:8] + b"".join(chunks)
+
+
 def test_one_bit_with_a_key_shows_the_ground():
     content = saved(Image.new("1", (2, 1), 1), "PNG", transparency=1)
     assert read(content, L._replace(ground=40)).tolist() == [[[40], [40]]]
@@ -258,6 +278,42 @@ def test_whole_numbers_beyond_half_of_32_bits_are_positive():
     ]
 
 
+def test_whole_numbers_of_no_told_kind_have_no_sign():
+    values = np.array([[[0], [2**31], [2**32 - 1]]], np.uint32)
+    how = RGB._replace(integers=(0, 2**32 - 1))
+    assert read(tiff(values, tells_kind=False), how)[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["u1", "u2", "i2", "i4", "f4"])
+def test_where_white_is_zero_larger_numbers_are_darker(kind, order):
+    values = np.linspace(0, 120, 24).reshape(6, 4, 1).astype(kind)
+    content = tiff(values, order, photometric=0)
+    try:
+        found = facts(content)
+    except Image.UnidentifiedImageError:
+        pytest.skip("this Pillow reads no such file")
+    bounds = (found.low or 0, found.high or 0) if kind != "u1" else (0, 255)
+    pixels = read(content, RGB._replace(integers=bounds, floats=bounds))[..., 0].ravel()
+    assert (np.diff(pixels.astype(int)) <= 0).all() and pixels[0] == 255
+    assert pixels[-1] < (5 if kind != "u1" else 140)
+
+
+@pytest.mark.parametrize(("kind", "none"), [("f4", "-9999"), ("i4", "-9999"), ("u2", "65535")])
+def test_what_stands_for_no_data_is_transparent_and_does_not_tell_the_range(kind, none):
+    values = np.linspace(2, 38, 64).reshape(8, 8, 1)
+    values[3:5] = float(none)
+    content = tiff(values.astype(kind), no_data=f"{none} ")
+    assert (facts(content).low, facts(content).high) == (0, pytest.approx(38, abs=1))
+    assert facts(content).hidden is not None
+    how = RGB._replace(ground=100, integers=(0, 40), floats=(0, 40))
+    found = read(content, how)[..., 0]
+    assert (found[3:5] == 100).all()
+    assert found[0, 0] < 20 and found[-1, -1] > 230
+    for nonsense in ("none", ""):
+        assert facts(tiff(values.astype(kind), no_data=nonsense)).hidden is None
+
+
 def test_negative_numbers_have_a_range_too():
     values = np.array([[[-30000], [0], [30000]]], np.int16)
     how = RGB._replace(integers=(-30000, 30000))
@@ -327,6 +383,23 @@ def test_of_animations_and_pages_the_first_is_taken(format):
     content = saved(first, format, save_all=True, append_images=others, **options)
     assert (read(content) == [255, 0, 0]).all() and facts(content).is_animated
     assert not facts(saved(first, format, **options)).is_animated
+
+
+def test_an_animation_that_is_cut_off_has_a_first_frame():
+    content = saved(frames()[0], "GIF", save_all=True, append_images=frames()[1:])
+    first = read(content)
+    ends = [n for n in range(1, len(content)) if _is_read(content[:n])]
+    assert len(ends) > 10
+    for end in ends:
+        assert facts(content[:end]).error is None
+    assert (read(content[: ends[-1]]) == first).all()
+
+
+def _is_read(content: bytes) -> bool:
+    try:
+        return bool(read(content).size)
+    except Exception:
+        return False
 
 
 def test_pages_of_more_than_8_bits_are_counted_as_such():

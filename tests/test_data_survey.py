@@ -15,7 +15,16 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
 from levit_search.configuration import validated
-from levit_search.data import Arrays, DataConfig, DataSurvey, check, load, looked_at, survey_of
+from levit_search.data import (
+    Arrays,
+    DataConfig,
+    DataSurvey,
+    check,
+    decoding,
+    load,
+    looked_at,
+    survey_of,
+)
 from levit_search.data import facts as facts_module
 from levit_search.data.sources import FileSource
 from levit_search.errors import InputError
@@ -131,6 +140,17 @@ def test_a_channel_that_is_the_same_everywhere_is_said(channel, value, tmp_path)
     found = look(folder(tmp_path, make))
     assert found.constant_channels == (channel,)
     assert ["red", "green", "blue"][channel] in told(found)
+
+
+def test_a_channel_is_not_called_the_same_where_other_modes_show_it(tmp_path):
+    def make(name: str, number: int) -> File:
+        if number % 2:
+            return noise().convert("P")
+        pixels = np.array(noise())
+        pixels[..., 1:] = 0
+        return Image.fromarray(pixels)
+
+    assert look(folder(tmp_path, make)).constant_channels == ()
 
 
 # What is transparent
@@ -351,6 +371,9 @@ def test_links_in_a_circle_end_and_bring_no_other_classes(tmp_path):
     found = look(root)
     assert found.counts["train"] == (6, 6)
     assert found.left_out == {"link to a folder around it": 3}
+    (root / "train" / "toad").symlink_to(".")
+    with pytest.raises(InputError, match=r"train/toad: no images .* 1 link to a folder around it"):
+        look(root)
 
 
 def test_links_to_nowhere_are_told(tmp_path):
@@ -423,6 +446,46 @@ def test_unreadable_pictures_are_counted_told_and_left_out(content, in_memory, t
     assert len(heard) == 1 and "left out 2 images" in heard[0]
     with pytest.raises(InputError, match=r"data\.max_unreadable: more than 1 images"):
         load(config_of(root, in_memory=in_memory, max_unreadable=1))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_class_of_which_nothing_is_left_to_train_on_is_refused_by_name(in_memory, tmp_path):
+    root = folder(tmp_path, noises)
+    config = config_of(root, in_memory=in_memory)
+    trained, whole = load(config)["train"], sorted((root / "train" / "newt").iterdir())
+    assert np.bincount(trained.labels).tolist() == [4, 5]
+    kept = {path: path.read_bytes() for path in whole}
+    outcomes = []
+    for only in whole:
+        for path in whole:
+            path.write_bytes(kept[path] if path == only else b"no picture")
+        try:
+            splits = load(config, lambda text: None)
+        except InputError as error:
+            outcomes.append(str(error))
+        else:
+            assert np.bincount(splits["train"].labels).tolist() == [4, 1]
+    assert len(outcomes) == 1, "the one that is in val alone"
+    assert outcomes[0].startswith("data: class 'newt': none of its pictures that are trained on")
+
+
+@pytest.mark.parametrize("error", [OverflowError("too large"), IndexError("?"), EOFError()])
+def test_whatever_a_reader_of_pictures_raises_is_told_of_one_picture(error, tmp_path, monkeypatch):
+    def opened(content: bytes) -> Image.Image:
+        if content == b"damaged":
+            raise error
+        return decoding.opened(content)
+
+    root = folder(tmp_path, noises)
+    (root / "train/frog/000.png").write_bytes(b"damaged")
+    for module in ("facts", "sources"):
+        monkeypatch.setattr(f"levit_search.data.{module}.opened", opened)
+    found = look(root)
+    assert list(found.unreadable) == [str(root / "train/frog/000.png")]
+    monkeypatch.setattr("levit_search.data.facts.opened", lambda _: exec("raise MemoryError"))
+    (root / "train/frog/001.png").write_bytes(b"another")
+    with pytest.raises(MemoryError):
+        look(root)
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
@@ -754,10 +817,10 @@ def cache_files(tmp_path: Path) -> list[Path]:
     [
         b"",
         b"no gzip",
-        gzip.compress(b"no json"),
-        gzip.compress(b"[]"),
-        gzip.compress(b'{"version": 0}'),
-        gzip.compress(b"\xff\xfe"),
+        gzip.compress(b"no json", mtime=0),
+        gzip.compress(b"[]", mtime=0),
+        gzip.compress(b'{"version": 0}', mtime=0),
+        gzip.compress(b"\xff\xfe", mtime=0),
         "truncated",
         "flipped",
     ],
@@ -802,6 +865,11 @@ def test_names_that_are_no_text_are_kept_and_told(tmp_path):
     first = look(root)
     assert look(root) == first and first.unreadable_count == 1
     json.dumps(first.model_dump(mode="json")).encode()
+    assert [name.endswith(r"caf\xe9.png") for name in first.unreadable] == [True]
+    (root / "train/frog/001.png").rename(root / "train/frog/two\nlines.mpo")
+    (root / "train/frog/two\nlines.mpo").write_bytes(b"?")
+    assert all("lines.mpo" in line for line in look(root).lines() if "two" in line)
+    assert look(root).unreadable_count == 2
 
 
 def test_of_very_many_pictures_each_class_is_looked_at(tmp_path, monkeypatch, opens):

@@ -55,6 +55,7 @@ def opened(content: bytes) -> Image.Image:
         raise ValueError(f"{picture.width} x {picture.height} pixels, too long and thin")
     if _has_planes_of_16_bits(picture):
         raise ValueError("16 bits a colour, one colour after the other, which Pillow cannot read")
+    _scale_key(picture)
     for names in (_NATIVE, _PAIRS):
         if tiles := _tiles(picture, names):
             picture.tile = tiles
@@ -96,13 +97,24 @@ def _tiles(picture: Image.Image, names: dict[str, str]) -> list[Any]:
     return changed
 
 
+def _scale_key(picture: Image.Image) -> None:
+    """Give the transparent grey of a PNG of 2 or 4 bits in the 8 bits that Pillow decodes."""
+    scale = {"L;2": 85, "L;4": 17}
+    key = picture.info.get("transparency")
+    if picture.format == "PNG" and isinstance(key, int):
+        for tile in getattr(picture, "tile", ()):
+            picture.info["transparency"] = key * scale.get(str(tile[3]), 1)
+
+
 def _has_planes_of_16_bits(picture: Image.Image) -> bool:
     tags = getattr(picture, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, ())
     return tags.get(_PLANAR_CONFIGURATION) == 2 and len(bits) > 1 and max(bits) > 8
 
 
-_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 284, 339  # of TIFF
+# Of TIFF; the last is GDAL's own, the number that stands for no data.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 262, 284, 339
+_NO_DATA = 42113
 
 
 def formats() -> list[str]:
@@ -139,18 +151,39 @@ def numbers(picture: Image.Image) -> np.ndarray | None:
     """The values [rows, columns, channels] of a decoded picture of more than 8 bits, else None.
 
     One channel of whole or floating-point numbers, or three of uint16 for RGB; one more is alpha.
+    Larger ones are lighter. What stands for transparency, or for no data, is transparent.
     """
-    values = _of_16_bits(picture)
+    values, key = _of_16_bits(picture), picture.info.get("transparency")
     if values is None and picture.mode[0] in "IF":
         values = np.asarray(picture)[..., np.newaxis]
         tags = getattr(picture, "tag_v2", {})
-        if (tags.get(_BITS_PER_SAMPLE), tags.get(_SAMPLE_FORMAT)) == ((32,), (1,)):
+        bits, kind = tags.get(_BITS_PER_SAMPLE, ()), tags.get(_SAMPLE_FORMAT, (1,))
+        if (bits, kind) == ((32,), (1,)):
             values = values.view(np.uint32)
-    key = picture.info.get("transparency")
+        key = _no_data(tags) if key is None else key
+        if tags.get(_PHOTOMETRIC) == 0:  # white is zero
+            values, key = _inverted(values, key, bits)
     if values is None or key is None or values.shape[-1] not in (1, 3):
         return values
     is_shown = (values != np.array(key)).any(axis=-1, keepdims=True)
     return np.concatenate((values, np.where(is_shown, 65535, 0).astype(np.uint16)), axis=-1)
+
+
+def _no_data(tags: Any) -> float | None:
+    """The value that stands for no data, as GDAL notes it; None: there is none, or no number."""
+    try:
+        return float(str(tags[_NO_DATA]).strip("\0 "))
+    except (KeyError, ValueError):
+        return None
+
+
+def _inverted(
+    values: np.ndarray, key: float | None, bits: tuple[int, ...]
+) -> tuple[np.ndarray, float | None]:
+    """Values whose zero is white, with that of no data, so that larger ones are lighter."""
+    top = 2 ** bits[0] - 1 if values.dtype.kind == "u" and bits else 0
+    inverted = (top - values.astype(np.int64)) if values.dtype.kind != "f" else -values
+    return inverted.astype(values.dtype), None if key is None else top - key
 
 
 def _of_16_bits(picture: Image.Image) -> np.ndarray | None:

@@ -52,7 +52,7 @@ _THUMBNAIL = 64  # pixels a side at most, on which colours and hashes are found
 _COLOURED = 16  # of 255, between channels of one pixel
 _HIDDEN = 48  # of 255: a colour nearer to the ground than this is lost on it
 _MIRRORED = 1500  # pictures on which mirroring is tried
-_VERSION = 2  # of the cache
+_VERSION = 3  # of the cache
 _SIZE = 24  # pixels a side, then
 _FOLDS = 5
 SPOKEN_S = 5.0
@@ -267,8 +267,7 @@ def facts_of(picture: Image.Image, digest: str) -> PictureFacts:
     turn = orientation(picture)
     if turn >= 5:
         width, height = height, width
-    is_animated = getattr(picture, "is_animated", False) is True
-    values = numbers(picture)
+    values, is_animated = numbers(picture), _is_animated(picture)
     mode, low, high, is_float, extrema = picture.mode, None, None, False, ()
     if values is not None:
         low, high = _bounds(values)
@@ -311,6 +310,14 @@ def facts_of(picture: Image.Image, digest: str) -> PictureFacts:
         str(imagehash.phash(small)),
         tint.tobytes().hex(),
     )
+
+
+def _is_animated(picture: Image.Image) -> bool:
+    """Whether there is more than the frame that was decoded, be it damaged."""
+    try:
+        return getattr(picture, "is_animated", False) is True
+    except Exception:  # readers of damaged files raise what they like
+        return True
 
 
 def span(low: float | None, high: float | None, is_float: bool) -> Range:

@@ -205,19 +205,14 @@ def load_described(
     data_set = open_set(config)
     size = config.image_size or info.image_size
     faults = data_set.faults if isinstance(data_set, Stream) else Faults(config.max_unreadable)
-    parts = _parts(data_set.sources(), config, info)
+    parts = _parts(data_set.sources(), config, info, faults)
     how = config.model_copy(update={"in_channels": info.in_channels}).decoding
     splits: dict[SplitName, Split] = {}
-    known = unreadable_of(config)
     if _are_held(parts, info, size, config):
         for name, (source, indices) in parts.items():
             splits[name] = held(source, indices, how, size, faults)
     else:
         for name, (source, indices) in parts.items():
-            bad = [index for index in indices.tolist() if source.name(index) in known]
-            for index in bad:
-                faults.add(source.where(index), known[source.name(index)])
-            indices = indices[~np.isin(indices, bad)]
             splits[name] = Pictures(source, indices, how, faults)
     if len(faults):
         left_out = "1 image" if len(faults) == 1 else f"{len(faults)} images"
@@ -230,7 +225,7 @@ class Outline(NamedTuple):
 
     info: DataInfo
     images: dict[SplitName, int]
-    """Of each split, unreadable ones included."""
+    """Of each split."""
     are_held: bool
     """Whether they are held in memory."""
 
@@ -243,7 +238,8 @@ def outline(config: DataConfig) -> Outline:
     """
     config = looked_at(config)
     info = describe(config)
-    parts = _parts(open_set(config).sources(), config, info)
+    sources = open_set(config).sources()
+    parts = _parts(sources, config, info, Faults(config.max_unreadable))
     images = {name: len(indices) for name, (_, indices) in parts.items()}
     size = config.image_size or info.image_size
     return Outline(info, images, _are_held(parts, info, size, config))
@@ -262,9 +258,13 @@ Part = tuple[Source, NDArray[np.int64]]
 
 
 def _parts(
-    sources: Mapping[SplitName, Source], config: DataConfig, info: DataInfo
+    sources: Mapping[SplitName, Source], config: DataConfig, info: DataInfo, faults: Faults
 ) -> dict[SplitName, Part]:
-    """What is trained on, validated and tested; what a set does not bring is cut from ``train``."""
+    """What is trained on, validated and tested; what a set does not bring is cut from ``train``.
+
+    Pictures that cannot be read are cut like the others, so that these stay where they are, and
+    then counted in ``faults`` and left out.
+    """
     source = sources["train"]
     if "val" not in sources:
         _check_divisible(source.labels, info)
@@ -279,7 +279,11 @@ def _parts(
     else:
         train, taken = cut(source.labels, rest, config)
         val = source, taken
-    return {"train": (source, train), "val": val, "test": test}
+    parts: dict[SplitName, Part] = {"train": (source, train), "val": val, "test": test}
+    if known := unreadable_of(config):
+        parts = {name: _readable(*part, known, faults) for name, part in parts.items()}
+        _check_trained(source.labels[train], source.labels[parts["train"][1]], info)
+    return parts
 
 
 def _check_divisible(labels: NDArray[np.int64], info: DataInfo) -> None:
@@ -293,6 +297,24 @@ def _check_divisible(labels: NDArray[np.int64], info: DataInfo) -> None:
 
 def _whole(source: Source) -> Part:
     return source, np.arange(len(source.labels))
+
+
+def _readable(
+    source: Source, indices: NDArray[np.int64], known: Mapping[str, str], faults: Faults
+) -> Part:
+    bad = [index for index in indices.tolist() if source.name(index) in known]
+    for index in bad:
+        faults.add(source.where(index), known[source.name(index)])
+    return source, indices[~np.isin(indices, bad)]
+
+
+def _check_trained(listed: NDArray[np.int64], readable: NDArray[np.int64], info: DataInfo) -> None:
+    lost = np.setdiff1d(listed, readable)
+    if len(lost):
+        raise InputError(
+            f"data: class {info.class_names[lost[0]]!r}: none of its pictures that are trained on "
+            "can be read, and the others are for val; mend or remove those that cannot be read"
+        )
 
 
 def held(

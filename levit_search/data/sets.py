@@ -225,10 +225,11 @@ class Folder:
         """Paths of the images below a folder, relative to it."""
         endings = _endings()
         own = os.path.realpath(folder)
+        part = os.path.realpath(folder.parent)
         seen: set[str] = set()  # folders by their real paths: links may lead to one twice
         for place, folders, files in os.walk(folder, followlinks=True):
             real = os.path.realpath(place)
-            is_around = seen and os.path.commonpath((own, real)) == real
+            is_around = os.path.commonpath((own if seen else part, real)) == real
             if is_around:
                 self.left_out["link to a folder around it"] += 1
             if is_around or real in seen:
@@ -254,7 +255,8 @@ def told_left_out(counts: Mapping[str, int]) -> str:
 
 
 def _endings() -> frozenset[str]:
-    known, read = Image.registered_extensions(), formats()
+    known = Image.registered_extensions()
+    read = {*formats(), "MPO"}  # JPEGs with more pictures behind the first
     return frozenset(ending for ending, name in known.items() if name in read)
 
 

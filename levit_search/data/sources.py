@@ -195,7 +195,7 @@ class Source(Protocol):
         """The same for messages: with its place."""
 
     def open(self, index: int) -> Image.Image:
-        """The picture, not necessarily decoded yet; raises one of :func:`refusals`."""
+        """The picture, not necessarily decoded yet; raises what its reader does."""
 
     def content(self, index: int) -> bytes:
         """The image as it is stored, compressed or not; raises OSError where it is missing."""
@@ -331,7 +331,9 @@ def unreadable() -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UnreadableError("no such file") from None
-    except refusals() as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what readers of pictures raise at damaged ones has no end
         reason = first_line(error)
         raise UnreadableError("not an image" if "cannot identify" in reason else reason) from None
 
@@ -345,12 +347,6 @@ def without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")
         yield
-
-
-def refusals() -> tuple[type[Exception], ...]:
-    """What Pillow raises at something that is no picture, or too large a one."""
-    # RuntimeError is what AVIF and DDS files that are damaged give.
-    return OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError
 
 
 def first_line(error: BaseException) -> str:

@@ -47,6 +47,7 @@ from levit_search.data.sources import (
 )
 from levit_search.data.timm_sets import Rows, Stream, TorchSet, class_labels
 from levit_search.errors import InputError
+from levit_search.printable import readable_name
 
 _MOST, _STEP = 224, 16  # pixels of the size that suits a set
 # Of pictures that were stored again in other ways: measured on JPEG and WebP of 80, and on scales
@@ -377,7 +378,11 @@ def _survey(
         integer_range=found.integer_range,
         float_range=found.float_range,
         constant_channels=constant,
-        unreadable={each.where: each.facts.error or "" for each in broken[:_LISTED] if each.facts},
+        unreadable={
+            readable_name(each.where): each.facts.error or ""
+            for each in broken[:_LISTED]
+            if each.facts
+        },
         unreadable_count=len(broken),
         left_out=left_out,
         duplicates=_duplicates(readable),
@@ -452,9 +457,9 @@ def _range(seen: Sequence[PictureFacts], is_float: bool) -> Range | None:
 
 def _constant_channels(seen: Sequence[PictureFacts]) -> tuple[int, ...]:
     """The channels, from 0, that are the same in all pictures."""
-    extrema = np.array([facts.extrema for facts in seen if len(facts.extrema) == 6])
-    if not len(extrema):
+    if not all(facts.extrema for facts in seen):  # one of a mode that is not looked at so
         return ()
+    extrema = np.array([facts.extrema for facts in seen])
     low, high = extrema[:, 0::2].min(axis=0), extrema[:, 1::2].max(axis=0)
     return tuple(int(channel) for channel in np.flatnonzero(low == high))
 
