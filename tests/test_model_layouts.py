@@ -71,7 +71,16 @@ def loss_of(outputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     return (stacked * torch.linspace(0.5, 1.5, stacked.numel()).view_as(stacked)).square().mean()
 
 
-@pytest.mark.parametrize("name", ["LeViT-128S", "LeViT-128", "LeViT-192", "LeViT-256", "LeViT-384"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LeViT-128S",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("LeViT-128", "LeViT-192", "LeViT-256", "LeViT-384")
+        ),
+    ],
+)
 def test_published_networks_give_the_logits_of_timm_in_both_layouts(name: str) -> None:
     import timm
 

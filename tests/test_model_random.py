@@ -19,7 +19,10 @@ def layout_of(seed: int) -> Layout:
     return "maps" if seed // 2 % 2 else "tokens"
 
 
-@pytest.fixture(scope="module", params=SEEDS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.slow] * (n >= 12)) for n in SEEDS],
+)
 def model(request: pytest.FixtureRequest) -> Model:
     torch.manual_seed(request.param)
     return randomised(build(random_network(request.param), layout_of(request.param)))

@@ -364,6 +364,7 @@ def written(name: str, content: bytes) -> Path:
 # -------------------------------------------------------------------------------------- the files
 
 
+@pytest.mark.slow
 @examples(50)
 @given(texts(SPACES))
 def test_no_space_file_gives_a_traceback(content: bytes) -> None:

@@ -319,6 +319,7 @@ def test_a_process_killed_while_it_asks_keeps_nobody_waiting(tmp_path: Path) -> 
     assert is_same(store.fill(0, 0, lambda: answer_of(0, 0)), answer_of(0, 0))
 
 
+@pytest.mark.slow
 def test_processes_killed_while_they_write_leave_no_damage(tmp_path: Path) -> None:
     """Chunks of a megabyte, so that many a kill comes in the middle of one."""
     header = replace(HEADER, rows=4096, k=64, classes=1000, steps=400)

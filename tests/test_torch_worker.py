@@ -140,6 +140,7 @@ def test_the_device_names_torch_and_timm(torch_process: Channel) -> None:
     assert ("gpu" in torch_process.device) == torch.cuda.is_available()
 
 
+@pytest.mark.slow
 def test_each_network_is_compiled_once_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = []
 
