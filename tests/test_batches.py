@@ -592,6 +592,7 @@ def faulty_view(*_: object) -> Callable[[Image.Image], Tensor]:
     return view
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("view", "told"),
     [

@@ -301,6 +301,7 @@ def test_a_probe_starts_another_worker_after_one_was_killed(
     assert opened.measure(tiny).pairs > 0
 
 
+@pytest.mark.slow
 @needs_sshd
 @pytest.mark.parametrize(
     ("text", "reason"),

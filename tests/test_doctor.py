@@ -185,6 +185,7 @@ def test_no_password_is_told() -> None:
     assert "secret" not in json.dumps(found["x"].as_json())
 
 
+@pytest.mark.slow
 def test_a_torchvision_of_another_torch_is_told_with_what_needs_it(
     fake: Callable[[str, str], None],
 ) -> None:
@@ -207,6 +208,7 @@ def test_a_package_that_ends_the_process_is_told(fake: Callable[[str, str], None
     assert steps["rich"].needs == "plotly"
 
 
+@pytest.mark.slow
 def test_a_package_that_never_imports_is_given_up(fake: Callable[[str, str], None]) -> None:
     fake("plotly", "import time; time.sleep(600)\n")
     steps = carried_out(["json", "plotly"], 3)

@@ -50,6 +50,7 @@ def test_workers_are_deaf_to_ctrl_c_from_their_first_moment(study: Callable[...,
     assert signal.getsignal(signal.SIGINT) == answer
 
 
+@pytest.mark.slow
 def test_the_message_about_a_dead_worker_names_its_signal_and_its_own_log(
     study: Callable[..., Study],
 ) -> None:

@@ -99,6 +99,7 @@ def test_every_file_answers_like_the_trained_network_and_stands_in_the_card(
     assert not list(tmp_path.glob(".levit-search-*"))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_another_network_is_an_error_and_nothing_is_left(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -340,6 +340,7 @@ def test_the_page_can_be_walked_by_keyboard_alone(desktop: Opened) -> None:
     assert focused() == "network-title"
 
 
+@pytest.mark.slow
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(
     browser: "Browser", report: Path
 ) -> None:

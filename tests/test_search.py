@@ -238,6 +238,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, write: int, after: bool) -> None:
     monkeypatch.setattr(RDBStorage, "_create_new_trial", dying("_create_new_trial"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "after"),
     [

@@ -142,7 +142,13 @@ def unlike_fresh(elastic: Elastic) -> Elastic:
 # --- members
 
 
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (place > 3))
+        for place, name in enumerate(SPACES)
+    ],
+)
 def test_every_member_is_a_slice_that_stands_alone_with_the_same_logits(name, tmp_path):
     space = space_of(SPACES[name])
     envelope = envelope_of(space)

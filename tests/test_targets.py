@@ -406,6 +406,7 @@ def test_targets_here_tell_their_device_or_why_not() -> None:
     assert found["paper-gpu"].settings["batch_size"] == "largest"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_gpu")
 def test_reasons_are_one_line_without_the_targets_name() -> None:
     found = rows(
@@ -452,6 +453,7 @@ def test_names_that_differ_in_settings_alone_are_asked_once(
     assert len(asked) == 3  # cpu and paper-intel, paper-arm, one and two
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_gpu")
 def test_what_does_not_keep_to_the_limit_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck(Channel):

@@ -643,6 +643,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return study
 
 
+@pytest.mark.slow
 def test_a_strangers_study_steers_no_terminal(hostile: Study, cli: Cli) -> None:
     trial = next(each for each in hostile.records() if each.state == "failed")
     assert trial.reason == STEERING + MARKUP
