@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -45,12 +46,15 @@ def png(values: NDArray[Any], bits: int = 16, chunks: dict[bytes, bytes] | None 
 
     Args:
         values: grey, grey with alpha, RGB or RGBA.
-        bits: 8 or 16 of each.
+        bits: 16 or 8 of each, of grey also 4, 2 or 1.
         chunks: others, before the pixels, such as ``eXIf`` and ``tRNS``.
     """
     height, width, channels = values.shape
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = values.astype(">u2" if bits == 16 else "u1").reshape(height, -1)
+    if bits < 8:
+        unpacked = np.unpackbits(rows.astype(np.uint8)[..., None], axis=-1)[..., 8 - bits :]
+        rows = np.packbits(unpacked.reshape(height, -1), axis=-1)
     pixels = b"".join(b"\0" + row.tobytes() for row in rows)
     parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))]
     parts += [*(chunks or {}).items(), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]

@@ -188,7 +188,7 @@ def check_chain(network: Architecture, layout: Layout) -> None:
         torch.testing.assert_close(x, fold(whole)(images), rtol=1e-3, atol=1e-4)
 
 
-_FURTHER = (pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20, 2))
+_FURTHER = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20, 2)]
 
 
 # Convolutional, patch and ResNet stems in turn, then grafts.

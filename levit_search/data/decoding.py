@@ -160,7 +160,7 @@ def numbers(picture: Image.Image) -> np.ndarray | None:
         bits, kind = tags.get(_BITS_PER_SAMPLE, ()), tags.get(_SAMPLE_FORMAT, (1,))
         if (bits, kind) == ((32,), (1,)):
             values = values.view(np.uint32)
-        key = _no_data(tags) if key is None else key
+        key = no_data(picture) if key is None else key
         if tags.get(_PHOTOMETRIC) == 0:  # white is zero
             values, key = _inverted(values, key, bits)
     if values is None or key is None or values.shape[-1] not in (1, 3):
@@ -169,10 +169,10 @@ def numbers(picture: Image.Image) -> np.ndarray | None:
     return np.concatenate((values, np.where(is_shown, 65535, 0).astype(np.uint16)), axis=-1)
 
 
-def _no_data(tags: Any) -> float | None:
-    """The value that stands for no data, as GDAL notes it; None: there is none, or no number."""
+def no_data(picture: Image.Image) -> float | None:
+    """The value that stands for no data in a TIFF, as GDAL notes it; None: there is no number."""
     try:
-        return float(str(tags[_NO_DATA]).strip("\0 "))
+        return float(str(getattr(picture, "tag_v2", {})[_NO_DATA]).strip("\0 "))
     except (KeyError, ValueError):
         return None
 

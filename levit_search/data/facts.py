@@ -24,6 +24,7 @@ from levit_search.data.decoding import (
     TURNS,
     Decoding,
     is_transparent,
+    no_data,
     numbers,
     opened,
     orientation,
@@ -270,7 +271,7 @@ def facts_of(picture: Image.Image, digest: str) -> PictureFacts:
     values, is_animated = numbers(picture), _is_animated(picture)
     mode, low, high, is_float, extrema = picture.mode, None, None, False, ()
     if values is not None:
-        low, high = _bounds(values)
+        low, high = _bounds(values, is_drawn=no_data(picture) is None)
         is_float = values.dtype.kind == "f"
         picture = with_8_bits(values, Decoding("RGB", 128, *2 * [span(low, high, is_float)]))
         mode = mode if mode[0] in "IF" else f"16-bit {picture.mode}"
@@ -341,8 +342,13 @@ def _thumbnail(picture: Image.Image) -> Image.Image:
     return picture.reduce((min(factor, width), min(factor, height))) if factor > 1 else picture
 
 
-def _bounds(values: NDArray[Any]) -> tuple[float | None, float | None]:
-    """What all but one value in a thousand lie between, of those that are finite and are shown."""
+def _bounds(values: NDArray[Any], is_drawn: bool) -> tuple[float | None, float | None]:
+    """What all but one value in a thousand lie between, of those that are finite and are shown.
+
+    Args:
+        values: as :func:`numbers` gives them.
+        is_drawn: whether what is transparent was drawn so, and is no lack of data.
+    """
     channels = values.shape[-1]
     has_alpha = channels in (2, 4)
     if has_alpha:
@@ -355,7 +361,8 @@ def _bounds(values: NDArray[Any]) -> tuple[float | None, float | None]:
     # Of values that are there: between two of them, one that is out of range would tell.
     low = np.percentile(flat, 0.1, method="higher")
     high = np.percentile(flat, 99.9, method="lower")
-    if has_alpha:  # a logo's colour is more than how it differs from the same logo's others
+    # A logo's colour is more than how it differs from the same logo's others.
+    if has_alpha and is_drawn:
         low = min(low, 0)
     return float(min(low, high)), float(max(low, high))
 

@@ -205,7 +205,9 @@ def load_described(
     data_set = open_set(config)
     size = config.image_size or info.image_size
     faults = data_set.faults if isinstance(data_set, Stream) else Faults(config.max_unreadable)
-    parts = _parts(data_set.sources(), config, info, faults)
+    parts = _parts(data_set.sources(), config, info)
+    if known := unreadable_of(config):
+        parts = _readable(parts, known, faults, info)
     how = config.model_copy(update={"in_channels": info.in_channels}).decoding
     splits: dict[SplitName, Split] = {}
     if _are_held(parts, info, size, config):
@@ -225,7 +227,7 @@ class Outline(NamedTuple):
 
     info: DataInfo
     images: dict[SplitName, int]
-    """Of each split."""
+    """Of each split, unreadable ones included."""
     are_held: bool
     """Whether they are held in memory."""
 
@@ -238,8 +240,7 @@ def outline(config: DataConfig) -> Outline:
     """
     config = looked_at(config)
     info = describe(config)
-    sources = open_set(config).sources()
-    parts = _parts(sources, config, info, Faults(config.max_unreadable))
+    parts = _parts(open_set(config).sources(), config, info)
     images = {name: len(indices) for name, (_, indices) in parts.items()}
     size = config.image_size or info.image_size
     return Outline(info, images, _are_held(parts, info, size, config))
@@ -258,13 +259,9 @@ Part = tuple[Source, NDArray[np.int64]]
 
 
 def _parts(
-    sources: Mapping[SplitName, Source], config: DataConfig, info: DataInfo, faults: Faults
+    sources: Mapping[SplitName, Source], config: DataConfig, info: DataInfo
 ) -> dict[SplitName, Part]:
-    """What is trained on, validated and tested; what a set does not bring is cut from ``train``.
-
-    Pictures that cannot be read are cut like the others, so that these stay where they are, and
-    then counted in ``faults`` and left out.
-    """
+    """What is trained on, validated and tested; what a set does not bring is cut from ``train``."""
     source = sources["train"]
     if "val" not in sources:
         _check_divisible(source.labels, info)
@@ -279,11 +276,7 @@ def _parts(
     else:
         train, taken = cut(source.labels, rest, config)
         val = source, taken
-    parts: dict[SplitName, Part] = {"train": (source, train), "val": val, "test": test}
-    if known := unreadable_of(config):
-        parts = {name: _readable(*part, known, faults) for name, part in parts.items()}
-        _check_trained(source.labels[train], source.labels[parts["train"][1]], info)
-    return parts
+    return {"train": (source, train), "val": val, "test": test}
 
 
 def _check_divisible(labels: NDArray[np.int64], info: DataInfo) -> None:
@@ -300,21 +293,28 @@ def _whole(source: Source) -> Part:
 
 
 def _readable(
-    source: Source, indices: NDArray[np.int64], known: Mapping[str, str], faults: Faults
-) -> Part:
-    bad = [index for index in indices.tolist() if source.name(index) in known]
-    for index in bad:
-        faults.add(source.where(index), known[source.name(index)])
-    return source, indices[~np.isin(indices, bad)]
+    parts: Mapping[SplitName, Part], known: Mapping[str, str], faults: Faults, info: DataInfo
+) -> dict[SplitName, Part]:
+    """The parts without the pictures that are ``known`` to be unreadable; the others stay where
+    they are.
 
-
-def _check_trained(listed: NDArray[np.int64], readable: NDArray[np.int64], info: DataInfo) -> None:
-    lost = np.setdiff1d(listed, readable)
+    Raises:
+        InputError: they are more than ``faults`` allows, or all that is trained on of a class.
+    """
+    left: dict[SplitName, Part] = {}
+    for name, (source, indices) in parts.items():
+        bad = [index for index in indices.tolist() if source.name(index) in known]
+        for index in bad:
+            faults.add(source.where(index), known[source.name(index)])
+        left[name] = source, indices[~np.isin(indices, bad)]
+    before, after = (source.labels[which] for source, which in (parts["train"], left["train"]))
+    lost = np.setdiff1d(before, after)
     if len(lost):
         raise InputError(
             f"data: class {info.class_names[lost[0]]!r}: none of its pictures that are trained on "
             "can be read, and the others are for val; mend or remove those that cannot be read"
         )
+    return left
 
 
 def held(
