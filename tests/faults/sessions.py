@@ -19,6 +19,7 @@ from tests.networks import tiny_space
 
 _PATIENCE_S = 120.0
 _ENDED = re.compile(r"^\[[\d:]+\] trial (\d+)(?::| stopped| infeasible|.*failed)", re.MULTILINE)
+_RESTARTED = re.compile(r"trial (\d+) is started again")
 
 
 class Search:
@@ -111,6 +112,10 @@ class Session:
     def ended(self) -> list[int]:
         """The trials of which was told that they have ended."""
         return [int(number) for number in _ENDED.findall(self.said())]
+
+    def restarted(self) -> list[int]:
+        """The trials of which was told that they are started again."""
+        return [int(number) for number in _RESTARTED.findall(self.said())]
 
     def until(self, condition: Callable[[], object]) -> bool:
         """Wait for something; returns False where the process ended before."""
