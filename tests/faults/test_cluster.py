@@ -53,7 +53,8 @@ def test_nodes_that_die_cost_nothing_that_was_finished(
         assert session.until_ended(len(session.ended()) + 2), session.said()
         time.sleep(chance.uniform(0, 0.6))
         # A trial whose worker dies twice has failed, as documented: it is let end before.
-        assert session.until(lambda: set(session.restarted()) <= set(session.ended()))
+        has_ended = session.until(lambda: set(session.restarted()) <= set(session.ended()))
+        assert has_ended, session.said()
         cluster.remove_node(chance.choice(list(cluster.worker_nodes)), allow_graceful=False)
         cluster.add_node(num_cpus=1, **_STORE)
     assert session.until_ended(len(session.ended()) + 2), session.said()
