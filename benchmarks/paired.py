@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.stats import ttest_ind
 
-from levit_search.latency.protocol import bootstrap_interval
+from levit_search.latency.protocol import mean_interval
 
 
 def interleaved(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -28,10 +28,13 @@ def interleaved(variants: Mapping[str, Callable[[], float]], rounds: int) -> dic
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """The median of ``first / second`` over rounds, with its 95 % interval."""
-    found = np.array(first) / np.array(second)
-    interval = bootstrap_interval([np.array([each]) for each in found])
-    return {"median": float(np.median(found)), "ci95": list(interval), "rounds": len(found)}
+    """The mean of ``first / second`` over rounds, in logarithms, with its 95 % interval.
+
+    From eight rounds on the farthest ones are left out.
+    """
+    mean, half = mean_interval(np.log(np.array(first) / np.array(second)))
+    found, low, high = (float(each) for each in np.exp([mean, mean - half, mean + half]))
+    return {"ratio": found, "ci95": [low, high], "rounds": len(first)}
 
 
 def timed(step: Callable[[], Any], device: torch.device) -> float:

@@ -29,11 +29,11 @@ from typing import Any
 
 import numpy as np
 from job_pool import say
+from paired import ratio
 
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
 from levit_search.errors import InputError, TrialError
-from levit_search.latency.protocol import bootstrap_interval
 from levit_search.search.engine import Engine
 from levit_search.space import Space
 from levit_search.study import Study, StudyConfig, parse_settings, read_config
@@ -133,7 +133,7 @@ def sleep(
         {
             "workers": n,
             "trials_per_second": rates[n],
-            "of_linear": _ratio(rates[n], [n * rate for rate in alone]),
+            "of_linear": ratio(rates[n], [n * rate for rate in alone]),
             "of_ideal": float(np.median(rates[n])) * SLEEP_S / n,
         }
         for n in workers
@@ -152,8 +152,8 @@ def train(config: StudyConfig, networks: Sequence[Architecture], rounds: int) ->
             say(f"round {number + 1}: {kind} {jobs}, {rates[f'{kind} {jobs}'][-1]:.0f} trials/h")
     return {
         "trials_per_hour": rates,
-        "two_local_jobs_to_one": _ratio(rates["local 2"], rates["local 1"]),
-        "ray_to_local": _ratio(rates["ray 2"], rates["local 2"]),
+        "two_local_jobs_to_one": ratio(rates["local 2"], rates["local 1"]),
+        "ray_to_local": ratio(rates["ray 2"], rates["local 2"]),
     }
 
 
@@ -253,13 +253,6 @@ def drawn(space: Space, count: int, seed: int) -> list[Architecture]:
     return sorted(found.values(), key=lambda network: -cost(network).flops)
 
 
-def _ratio(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
-    """The median of ``first / second`` over rounds, with its 95 % interval."""
-    found = np.array(first) / np.array(second)
-    interval = bootstrap_interval([np.array([each]) for each in found])
-    return {"median": float(np.median(found)), "ci95": list(interval), "rounds": len(found)}
-
-
 def shown_sleep(rows: Sequence[dict[str, Any]]) -> list[str]:
     return ["workers  trials/s  of linear (95 %)     of ideal"] + [
         f"{row['workers']:7}  {np.median(row['trials_per_second']):8.3f}  "
@@ -280,7 +273,7 @@ def shown_train(found: dict[str, Any]) -> list[str]:
 
 def _spread(found: dict[str, Any]) -> str:
     low, high = found["ci95"]
-    return f"{found['median']:.3f} ({low:.3f}-{high:.3f})"
+    return f"{found['ratio']:.3f} ({low:.3f}-{high:.3f})"
 
 
 if __name__ == "__main__":

@@ -98,4 +98,4 @@ def shown_whole(found: Mapping[str, Any]) -> list[str]:
 
 def spread(found: Mapping[str, Any]) -> str:
     low, high = found["ci95"]
-    return f"{found['median']:.3f} ({low:.3f}-{high:.3f})"
+    return f"{found['ratio']:.3f} ({low:.3f}-{high:.3f})"

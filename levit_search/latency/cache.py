@@ -80,19 +80,23 @@ class Cache:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{key['network']}-{digest[:16]}.json"
 
-    def find(self, key: dict[str, Any], config: LatencyConfig) -> Samples | None:
-        """The samples kept under ``key``, if they are as good as ``config`` asks: their interval is
-        as narrow, or they had as much time.
+    def find(self, key: dict[str, Any], clock: str) -> Samples | None:
+        """The samples kept under ``key``.
 
         A damaged file is as good as none and leaves a warning; it will be written over.
+
+        Args:
+            key: what :func:`cache_key` made.
+            clock: the one that counts; samples without it are damaged.
         """
         path = self.path(key)
         try:
             kept = read_sealed(path)
             if kept["key"] != json.loads(json.dumps(key)):
                 raise DamagedError("it is that of another network or device")
-            samples, seconds = samples_from(kept["samples"]), kept["seconds"]
-            width = estimate(samples.rounds, config.clock).width_percent
+            samples = samples_from(kept["samples"])
+            estimate(samples.rounds, clock)
+            return samples
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -104,16 +108,14 @@ class Cache:
         except (ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError):
             _measured_again(path, "damaged (it holds no samples)")
             return None
-        good = width <= config.interval_percent or seconds >= config.seconds
-        return samples if good else None
 
-    def keep(self, key: dict[str, Any], samples: Samples, seconds: float) -> None:
-        """Keep ``samples``, for which there were ``seconds``, in place of earlier ones.
+    def keep(self, key: dict[str, Any], samples: Samples) -> None:
+        """Keep ``samples`` in place of earlier ones.
 
         Raises:
             TrialError: the folder cannot be written.
         """
-        content = {"key": key, "seconds": seconds, "samples": asdict(samples)}
+        content = {"key": key, "samples": asdict(samples)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path(key), json.dumps(sealed(content)) + "\n")

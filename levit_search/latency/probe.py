@@ -19,12 +19,14 @@ from levit_search.latency.answers import check_peak, check_round
 from levit_search.latency.cache import Cache, cache_key
 from levit_search.latency.channel import Channel
 from levit_search.latency.protocol import (
+    FEWEST_ROUNDS,
     TORCH_RUNTIMES,
     LatencyConfig,
     Measurement,
     Round,
     Samples,
     estimate,
+    is_settled,
     measurement,
 )
 from levit_search.latency.sharing import while_no_probe_runs
@@ -35,16 +37,8 @@ if TYPE_CHECKING:
 
 Network = Architecture | Baseline
 
-# With fewer rounds an interval over rounds says little.
-_FEWEST_ROUNDS = 4
 # A network's first run may compile it for so long, on a GPU in several ways.
 _COMPILING_S = 900.0
-# Outlier rounds are measured again for at most this share of the time.
-_AGAIN = 0.25
-
-# A network of less than 2 ms finds the caches full of the other one's data: its first run takes two
-# to five times as long as the fourth. So many runs of each of its turns are not timed.
-_UNTIMED_RUNS = 3
 # A round is started if it can be expected to end by then.
 _TIME_IS_UP = 1.02
 
@@ -223,7 +217,7 @@ class Probe:
         """
         names = [path.stem for path in candidates]
         task = _Task(", ".join(names), reference.stem, names, [reference, *candidates])
-        task.untimed_runs = _UNTIMED_RUNS if warm else 0
+        task.warm = warm
         task.device = self.connect()
         self._run([task], config, with_peak=False)
         for path in candidates:
@@ -289,8 +283,8 @@ class Probe:
                 names = f"{network.id}-{each}", f"{against.id}-{layout}"
                 task.keys.append(cache_key(self.config, task.device, *names))
             if not self._fresh:
-                known = [self._cache.find(key, self.config) for key in task.keys]
-                task.known = [samples for samples in known if samples is not None]
+                clock = self.config.clock
+                task.recall([self._cache.find(key, clock) for key in task.keys], self.config)
             if not task.is_known:
                 reference = self._entry(against, layout)
                 if isinstance(reference, Path):
@@ -352,7 +346,7 @@ class Probe:
                         do = "own_peak" if self.config.target.device == "cuda" else "peak"
                         task.peaks = [self._ask(do, [each])["bytes"] for each in task.entries[1:]]
                     seconds = config.seconds / config.rounds
-                    task.add(self._ask("round", task.entries, seconds, task.untimed_runs))
+                    task.add(self._ask("round", task.entries, seconds, task.warm))
                 except TrialError as error:
                     task.error = error
             todo = [task for task in todo if not task.is_done(config)]
@@ -362,7 +356,7 @@ class Probe:
         do: str,
         entries: "list[Path | dict[str, Any]]",
         seconds: float = 0.0,
-        untimed_runs: int = 0,
+        warm: bool = True,
     ) -> dict[str, Any]:
         """A job's answer; a worker that died before is started again."""
         self.connect()
@@ -372,7 +366,7 @@ class Probe:
             "do": do,
             "networks": [e if isinstance(e, dict) else channel.place(e) for e in entries],
             "seconds": seconds,
-            "untimed_runs": untimed_runs,
+            "warm": warm,
             "seed": 0,
             "device": target.device,
             **self.config.model_dump(include={"runtime", "threads", "precision", "batch_size"}),
@@ -396,7 +390,7 @@ class Probe:
                 outcomes.append(task.error)
                 continue
             if not task.is_known:
-                task.keep(self._cache, self.config.seconds)
+                task.keep(self._cache)
             same = [found[id(t)] for t in tasks if id(t) in found and t.reference == task.reference]
             settled_ms = self.settled_ms.get(task.reference)
             reference_ms = settled_ms or pooled_reference_ms(same, self.config.clock)
@@ -433,18 +427,24 @@ class _Task:
     entries: "list[Path | dict[str, Any]]" = field(default_factory=list)
     """The reference's, then one for each layout."""
     keys: list[dict[str, Any]] = field(default_factory=list)
-    known: list[Samples] = field(default_factory=list)
-    """From the cache, one for each layout, or incomplete."""
+    earlier: list[Samples] = field(default_factory=list)
+    """From the cache, one for each layout, or none; measuring goes on with them."""
+    is_known: bool = False
+    """Whether the earlier ones are enough."""
     rounds: list[Round] = field(default_factory=list)
     peaks: list[int | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     device: dict[str, Any] = field(default_factory=dict)
-    untimed_runs: int = _UNTIMED_RUNS
+    warm: bool = True
     error: TrialError | None = None
 
-    @property
-    def is_known(self) -> bool:
-        return len(self.known) == len(self.layouts)
+    def recall(self, found: list[Samples | None], config: LatencyConfig) -> None:
+        """Take what the cache holds; it is enough if it stopped since its interval was narrow."""
+        self.earlier = [samples for samples in found if samples is not None]
+        if len(self.earlier) < len(self.layouts):
+            self.earlier = []
+            return
+        self.is_known = self._is_settled(config)
 
     def add(self, answer: dict[str, Any]) -> None:
         names = ("cycles", "batch_sizes", "prepare_s", "timing_s")
@@ -461,37 +461,41 @@ class _Task:
         """Whether it failed, is known well enough, or has had its time."""
         if self.error is not None:
             return True
-        if len(self.rounds) < min(_FEWEST_ROUNDS, config.rounds):
+        if len(self.rounds) < FEWEST_ROUNDS:
             return False
-        numbers = range(1, len(self.entries))
-        found = [estimate([r.of(n) for r in self.rounds], config.clock) for n in numbers]
-        if all(each.width_percent <= config.interval_percent for each in found):
+        if self._is_settled(config):
             return True
-        outliers = {index for each in found for index in each.outliers}
-        again_s = min(
-            sum(self.rounds[index].timing_s for index in outliers), _AGAIN * config.seconds
-        )
         timing_s = sum(each.timing_s for each in self.rounds)
         a_round_s = timing_s / len(self.rounds)
-        return timing_s + a_round_s > _TIME_IS_UP * (config.seconds + again_s)
+        return timing_s + a_round_s > _TIME_IS_UP * config.seconds
+
+    def _is_settled(self, config: LatencyConfig) -> bool:
+        numbers = range(1, len(self.layouts) + 1)
+        wanted = config.clock, config.interval_percent
+        return all(is_settled(self._rounds_of(number), *wanted) for number in numbers)
+
+    def _rounds_of(self, number: int) -> list[Round]:
+        earlier = self.earlier[number - 1].rounds if self.earlier else []
+        return [*earlier, *(each.of(number) for each in self.rounds)]
 
     def samples(self, number: int) -> Samples:
-        """What was taken of the entry ``number``."""
+        """What was taken of the entry ``number``, now and earlier."""
+        if self.is_known:
+            return self.earlier[number - 1]
         return Samples(
-            rounds=[each.of(number) for each in self.rounds],
+            rounds=self._rounds_of(number),
             layout=self.layouts[number - 1],
             note=self.notes[number],
             peak_memory_bytes=self.peaks[number - 1] if self.peaks else None,
             device=self.device,
         )
 
-    def keep(self, cache: Cache, seconds: float) -> None:
+    def keep(self, cache: Cache) -> None:
         """Put what was taken into the cache, each layout under its own key."""
         for number, key in enumerate(self.keys, start=1):
-            cache.keep(key, self.samples(number), seconds)
+            cache.keep(key, self.samples(number))
 
     def fastest(self, config: LatencyConfig) -> Samples:
         """The samples of the layout with the lowest ratio."""
-        numbers = range(1, len(self.entries))
-        found = self.known if self.is_known else [self.samples(number) for number in numbers]
+        found = [self.samples(number) for number in range(1, len(self.layouts) + 1)]
         return min(found, key=lambda samples: estimate(samples.rounds, config.clock).ratio)

@@ -38,9 +38,9 @@ class LatencyConfig(Frozen):
     """How latency is measured, or predicted.
 
     Up to ``seconds`` of timing are spent on a network, in about ``rounds`` rounds with fresh
-    inference sessions, and a quarter more if some have to be taken again; measuring ends earlier,
-    after four rounds, once the 95 % interval is narrower than ``interval_percent`` of the ratio
-    (from end to end). ``reference`` is the network that
+    inference sessions (two at least); measuring ends earlier, after eight rounds, once the 95 %
+    interval stays narrower than ``interval_percent`` of the ratio (from end to end).
+    ``reference`` is the network that
     candidates are compared with, fitted to the images: a published name, a YAML file or a
     description. One about as fast as the candidates serves best.
 
@@ -68,7 +68,7 @@ class LatencyConfig(Frozen):
     threads: Count = 1
     batch_size: BatchSize = 1
     seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
-    rounds: Annotated[int, Field(strict=True, ge=1, le=100)] = 8
+    rounds: Annotated[int, Field(strict=True, ge=1, le=100)] = 12
     interval_percent: Annotated[float, Field(ge=0)] = 2.0
     layout: Literal["tokens", "maps", "fastest"] = "tokens"
     reference: str | dict[str, Any] = "LeViT-128S"
@@ -201,94 +201,129 @@ class Round:
         ratios: np.ndarray[Any, Any] = an_image[:, 1] / an_image[:, 0]
         return ratios
 
+    def log_ratio(self, clock: str) -> float:
+        """The logarithm of the first network's time an image in multiples of the reference's."""
+        ratios = self.ratios(clock)
+        return balanced_log_ratio(ratios, np.arange(len(ratios)) % 2 == 0)
+
+
+def balanced_log_ratio(
+    ratios: "np.ndarray[Any, Any]", reference_first: "np.ndarray[Any, Any]"
+) -> float:
+    """The logarithm of a ratio of times in which whoever runs second loses nothing by it.
+
+    Whatever runs second of a turn runs slower (its data have left the caches), so that the ratios
+    have two modes, one of each order. The medians of both orders are averaged, in logarithms: what
+    the order does to them cancels.
+
+    Args:
+        ratios: [turns] of the times of candidate and reference.
+        reference_first: bool [turns], whether the reference ran before the candidate.
+    """
+    orders = [ratios[reference_first], ratios[~reference_first]]
+    return float(np.mean([np.log(np.median(each)) for each in orders if len(each)]))
+
 
 @dataclass(frozen=True)
 class Estimate:
     """The ratio of a network's time to the reference's."""
 
     ratio: float
-    """The median over the pairs of all rounds that count."""
+    """The geometric mean of the rounds' ratios, of which the farthest are left out."""
     ci95: tuple[float, float]
-    outliers: tuple[int, ...]
-    """Rounds that do not count."""
 
     @property
     def width_percent(self) -> float:
         return 100 * (self.ci95[1] - self.ci95[0]) / self.ratio
 
 
-# A round is an outlier if its median is so many robust standard deviations, and at least so many
-# percent, away from the median of all rounds' medians; fewer rounds than this tell nothing.
-_OUTLIER_DEVIATIONS = 4.0
-_OUTLIER_PERCENT = 3.0
-_OUTLIER_ROUNDS = 4
+FEWEST_ROUNDS = 2
+"""With fewer there is no interval."""
+
+# From so many rounds on a tenth of them, one at least, is left out at either end.
+_TRIMMED_ROUNDS = 8
+_TRIMMED_SHARE = 0.1
+# Measuring ends once the interval was narrow after so many rounds in a row, and after so many at
+# least: at its first narrow moment an interval is narrow by luck, and covers the truth too rarely
+# (benchmarks/estimator.py tries it).
+_SETTLED_ROUNDS = 8
+_NARROW_IN_A_ROW = 3
+
+
+def trimmed(rounds: int) -> int:
+    """How many of so many rounds are left out at either end."""
+    return max(1, int(_TRIMMED_SHARE * rounds)) if rounds >= _TRIMMED_ROUNDS else 0
+
+
+def mean_interval(values: "np.ndarray[Any, Any]") -> tuple[float, float]:
+    """The trimmed mean of a few values and the half width of its 95 % interval.
+
+    Student's interval of the mean where nothing is trimmed, else that of the trimmed mean by its
+    winsorised deviation (Tukey and McLaughlin 1963).
+
+    Args:
+        values: [rounds], two at least.
+
+    Raises:
+        ValueError: they are fewer.
+    """
+    from scipy.special import stdtrit
+
+    count = len(values)
+    if count < FEWEST_ROUNDS:
+        raise ValueError(f"{count} rounds tell nothing of their spread; it takes {FEWEST_ROUNDS}")
+    ordered, out = np.sort(values), trimmed(count)
+    inner = ordered[out : count - out]
+    winsorised = np.clip(ordered, inner[0], inner[-1])
+    error = np.std(winsorised, ddof=1) / ((1 - 2 * out / count) * np.sqrt(count))
+    return float(np.mean(inner)), float(stdtrit(len(inner) - 1, 0.975) * error)
 
 
 def estimate(rounds: list[Round], clock: str) -> Estimate:
     """What ``rounds`` say of their first network beside the reference.
 
-    The interval is a bootstrap over rounds and over the pairs within them, since pairs of one round
-    share the luck of its sessions.
-    """
-    by_round = [each.ratios(clock) for each in rounds]
-    outliers = _outliers(np.array([np.median(ratios) for ratios in by_round]))
-    kept = [ratios for index, ratios in enumerate(by_round) if index not in outliers]
-    return Estimate(
-        float(np.median(np.concatenate(kept))), bootstrap_interval(kept), tuple(outliers)
-    )
-
-
-def _outliers(medians: "np.ndarray[Any, Any]") -> list[int]:
-    if len(medians) < _OUTLIER_ROUNDS:
-        return []
-    centre = np.median(medians)
-    away = np.abs(medians - centre)
-    spread = 1.4826 * np.median(away)  # of a normal distribution, its standard deviation
-    limit = max(_OUTLIER_DEVIATIONS * spread, _OUTLIER_PERCENT / 100 * centre)
-    return [int(index) for index in np.flatnonzero(away > limit)]
-
-
-def bootstrap_interval(
-    rounds: "list[np.ndarray[Any, Any]]", resamples: int = 500, seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % interval (low, high) of the median of ratios drawn in rounds.
-
-    Rounds are resampled, then the pairs of each. Few rounds spread too little in that way: by the
-    factor sqrt((R - 1) / R) for R of them (Davison and Hinkley 1997, section 3.8), which is made
-    good here.
+    A round counts as one value, whatever the number of its turns: all of these share the luck that
+    its inference sessions have with memory.
 
     Args:
-        rounds: ratios [pairs] of each round.
-        resamples: how many times to draw.
-        seed: of the draws.
+        rounds: two at least.
+        clock: the one that counts.
+
+    Raises:
+        ValueError: they are fewer.
     """
-    chance = np.random.default_rng(seed)
-    count = len(rounds)
-    medians = np.empty(resamples)
-    for index in range(resamples):
-        drawn = [rounds[chosen] for chosen in chance.integers(count, size=count)]
-        medians[index] = np.median(
-            np.concatenate(
-                [ratios[chance.integers(len(ratios), size=len(ratios))] for ratios in drawn]
-            )
-        )
-    if count > 1:
-        centre = np.median(np.concatenate(rounds))
-        medians = centre + (medians - centre) * np.sqrt(count / (count - 1))
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return float(low), float(high)
+    mean, half = mean_interval(np.array([each.log_ratio(clock) for each in rounds]))
+    low, high = np.exp([mean - half, mean + half])
+    return Estimate(float(np.exp(mean)), (float(low), float(high)))
+
+
+def is_settled(rounds: list[Round], clock: str, interval_percent: float) -> bool:
+    """Whether ``rounds`` say enough to end measuring: the interval stays narrow.
+
+    Args:
+        rounds: in the order in which they were taken.
+        clock: the one that counts.
+        interval_percent: how wide an interval may be, from end to end.
+    """
+    if len(rounds) < _SETTLED_ROUNDS:
+        return False
+    counts = range(len(rounds) - _NARROW_IN_A_ROW + 1, len(rounds) + 1)
+    return all(
+        estimate(rounds[:count], clock).width_percent <= interval_percent for count in counts
+    )
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One network's latency on one target.
 
-    ``ratio_to_reference`` is the median over the pairs and what to compare networks by;
+    ``ratio_to_reference`` is the mean over the rounds and what to compare networks by;
     ``latency_ms`` is that ratio times ``reference_ms``, on the clock that counts: ``clock``.
     ``cpu_ms``, ``wall_ms`` and on GPUs ``device_ms`` are the plain medians of the candidate's own
     timings, ``latency_median_ms`` and ``latency_p95_ms`` those of its single runs in wall time. All
-    times are for one run of ``batch_size`` images. ``peak_memory_mb`` (10^6 bytes) is that of a
-    process which runs this network alone, runtime included; on GPUs that of the device.
+    times are for one run of ``batch_size`` images. ``median_sd_percent`` and ``p95_sd_percent`` are
+    the standard errors of these two by their spread over rounds. ``peak_memory_mb`` (10^6 bytes) is
+    that of a process which runs this network alone, runtime included; on GPUs that of the device.
     """
 
     latency_ms: float
@@ -304,10 +339,11 @@ class Measurement:
     device_ms: float | None
     latency_median_ms: float
     latency_p95_ms: float
+    median_sd_percent: float
+    p95_sd_percent: float
     peak_memory_mb: float | None
     pairs: int
     rounds: int
-    outlier_rounds: int
     timing_seconds: float
     seconds: float
     """With the building of inference sessions."""
@@ -360,11 +396,11 @@ def measurement(
     """
     clock = config.clock
     found = estimate(samples.rounds, clock)
-    kept = [each for index, each in enumerate(samples.rounds) if index not in found.outliers]
-    reference_batch, batch_size = kept[0].batch_sizes
-    own = [cycle[1] for each in kept for cycle in each.cycles]
+    reference_batch, batch_size = samples.rounds[0].batch_sizes
+    own = [cycle[1] for each in samples.rounds for cycle in each.cycles]
     latency_ms = found.ratio * reference_ms * batch_size / reference_batch
-    singles = [timing["single"] for timing in own]
+    singles = [[cycle[1]["single"] for cycle in each.cycles] for each in samples.rounds]
+    all_singles = [single for each in singles for single in each]
     peak = samples.peak_memory_bytes
     return Measurement(
         latency_ms=latency_ms,
@@ -377,12 +413,13 @@ def measurement(
         cpu_ms=_median([timing["cpu"] for timing in own]),
         wall_ms=_median([timing["wall"] for timing in own]),
         device_ms=_median([timing["device"] for timing in own]) if clock == "device" else None,
-        latency_median_ms=_median(singles),
-        latency_p95_ms=float(np.percentile(singles, 95)),
+        latency_median_ms=_median(all_singles),
+        latency_p95_ms=float(np.percentile(all_singles, 95)),
+        median_sd_percent=_error_percent(singles, 50),
+        p95_sd_percent=_error_percent(singles, 95),
         peak_memory_mb=peak / 1e6 if peak is not None else None,
         pairs=len(own),
         rounds=len(samples.rounds),
-        outlier_rounds=len(found.outliers),
         timing_seconds=round(sum(each.timing_s for each in samples.rounds), 3),
         seconds=round(sum(each.timing_s + each.prepare_s for each in samples.rounds), 3),
         target=config.target.label,
@@ -408,3 +445,9 @@ def runtime_label(runtime: Runtime, samples: Samples) -> str:
 
 def _median(values: list[float]) -> float:
     return float(np.median(values))
+
+
+def _error_percent(by_round: list[list[float]], percentile: float) -> float:
+    """The standard error of a percentile of times, in percent, by its spread over rounds."""
+    logs = np.log([np.percentile(times, percentile) for times in by_round])
+    return 100 * float(np.std(logs, ddof=1) / np.sqrt(len(logs)))

@@ -6,9 +6,10 @@ It reads jobs from standard input, one JSON object a line, and writes one JSON l
 to measure and what the samples mean is for the one who asks. The end of its input ends it at once,
 so a worker never outlives whoever started it.
 
-Networks are run in turn (A B B A A B ...), since a neighbour that slows one down slows the others.
-Every ``round`` builds its inference sessions anew, since much of what one session reads is its own
-luck with memory.
+Networks are run in turn (A B B A A B B A ...), since a neighbour that slows one down slows the
+others, and as often in either order, since whoever runs second finds the caches full. Every
+``round`` builds its inference sessions anew, since much of what one session reads is its own luck
+with memory.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised when figures of an older protocol must not stand beside newer ones."""
 
 BATCH = "batch"
@@ -38,6 +39,11 @@ BATCH = "batch"
 # A timing shorter than this repeats the run, so that the clock and the loop do not weigh in.
 SHORTEST_TIMING_S = 0.002
 WARM_UP_S = 0.02
+# How often a network is run after the others to see which of its first runs are slower than by
+# _AS_FAST; no more than _MOST_UNTIMED of them are left out.
+_COLD_STARTS = 5
+_MOST_UNTIMED = 8
+_AS_FAST = 1.03
 _WAITING_EVERY_S = 5.0
 
 # How a piped worker is started: `python -c BOOTSTRAP`, then the length of this file and the file.
@@ -90,7 +96,7 @@ class OnnxRunner(Runner):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = job["threads"]
+        share_threads(onnxruntime, options, job["threads"])
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 3
@@ -105,6 +111,29 @@ class OnnxRunner(Runner):
 
     def run(self) -> Any:
         return self._session.run(None, self._feed)[0]
+
+
+_pool_threads: int | None = None
+
+
+def share_threads(onnxruntime: Any, options: Any, threads: int) -> None:
+    """Let a session compute with ``threads`` threads that do not get in other sessions' way.
+
+    A session's idle threads spin for a while before they sleep, on cores that the session in turn
+    needs. All sessions of this process therefore share one pool, which the first of them makes; a
+    release of ONNX Runtime without one, or another number of threads, stops the spinning instead.
+    """
+    global _pool_threads  # the runtime itself has it once a process
+    options.intra_op_num_threads = threads
+    if threads == 1:  # the calling one
+        return
+    if _pool_threads is None and hasattr(onnxruntime, "set_global_thread_pool_sizes"):
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+        _pool_threads = threads
+    if _pool_threads == threads:
+        options.use_per_session_threads = False
+    else:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
 
 
 class OpenVinoRunner(Runner):
@@ -234,14 +263,15 @@ class _Worker:
     def __init__(self, runtimes: dict[str, Any], folder: str) -> None:
         self._runtimes = runtimes
         self._folder = folder
+        self._untimed: dict[str, list[int]] = {}
 
     def answer(self, job: dict[str, Any]) -> dict[str, Any]:
         """The answer to one job.
 
         A job has ``runtime``, ``threads``, ``seed`` of the inputs, ``networks`` and further keys
         of the runtime. By its ``do`` it is a ``round`` that times the networks in turn for
-        ``seconds``, with the host to itself (those below 2 ms after ``untimed_runs`` in each
-        turn); ``logits`` of a network; or ``peak``, the memory of a
+        ``seconds``, with the host to itself (if ``warm``, those below 2 ms after untimed runs in
+        each turn); ``logits`` of a network; or ``peak``, the memory of a
         process of its own that runs a network once (``own_peak``: of this process).
         """
         for network in job["networks"]:
@@ -264,20 +294,33 @@ class _Worker:
         runners = [self._runner(job, network) for network in job["networks"]]
         prepared = time.perf_counter()
         repeats = [_warm_up(runner) for runner in runners]
-        untimed = job.get("untimed_runs", 0)
-        cycles = _time_in_turn(runners, repeats, untimed, prepared + job["seconds"])
+        start = time.perf_counter()
+        untimed = self._untimed_runs(job, runners, repeats)
+        choosing_s = time.perf_counter() - start
+        cycles = _time_in_turn(runners, repeats, untimed, prepared + choosing_s + job["seconds"])
         end = time.perf_counter()
         answer = {
             "event": "round",
             "cycles": cycles,
             "batch_sizes": [runner.batch_size for runner in runners],
             "notes": [runner.note for runner in runners],
-            "prepare_s": prepared - begun,
-            "timing_s": end - prepared,
+            "prepare_s": prepared - begun + choosing_s,
+            "timing_s": end - prepared - choosing_s,
         }
         del runners
         gc.collect()  # the next round's sessions shall not find these ones' memory in use
         return answer
+
+    def _untimed_runs(
+        self, job: dict[str, Any], runners: list[Runner], repeats: list[int]
+    ) -> list[int]:
+        """How many runs of each turn are not timed, measured once for the same networks."""
+        if not job.get("warm"):
+            return [0] * len(runners)
+        names = json.dumps(job["networks"], sort_keys=True)
+        if names not in self._untimed:
+            self._untimed[names] = _untimed(runners, repeats)
+        return self._untimed[names]
 
     def _runner(self, job: dict[str, Any], network: dict[str, Any]) -> Runner:
         runner: Runner = self._runtimes[job["runtime"]](job, network)
@@ -295,17 +338,37 @@ def _warm_up(runner: Runner) -> int:
     return max(1, math.ceil(SHORTEST_TIMING_S / each))
 
 
+def _untimed(runners: list[Runner], repeats: list[int]) -> list[int]:
+    """How many runs it takes until each network is as fast as it stays, after others have run.
+
+    A network that is timed over several runs finds the caches full of the others' data: its first
+    runs may take some times as long as the later ones. None for a network timed over one run.
+    """
+    found = []
+    for index, runner in enumerate(runners):
+        runs_ms = []
+        for _ in range(_COLD_STARTS if repeats[index] > 1 else 0):
+            for other in runners[:index] + runners[index + 1 :]:
+                other.run()
+            runs_ms.append([runner.timed(1)["wall"] for _ in range(2 * _MOST_UNTIMED)])
+        usual = [sorted(times)[len(times) // 2] for times in zip(*runs_ms)]
+        settled = sorted(usual[_MOST_UNTIMED:])[_MOST_UNTIMED // 2] if usual else 0.0
+        slow = [run for run, ms in enumerate(usual[:_MOST_UNTIMED]) if ms > _AS_FAST * settled]
+        found.append(slow[-1] + 1 if slow else 0)
+    return found
+
+
 def _time_in_turn(
-    runners: list[Runner], repeats: list[int], untimed: int, end: float
+    runners: list[Runner], repeats: list[int], untimed: list[int], end: float
 ) -> list[list[dict[str, float]]]:
-    """Timings [cycles][networks] in turn, every other cycle backwards, at least two cycles."""
+    """Timings [cycles][networks] in turn, every other cycle backwards, as many in either order."""
     cycles: list[list[dict[str, float]]] = []
-    both = list(zip(runners, repeats))
+    all_turns = list(zip(runners, repeats, untimed))
     gc.disable()
     try:
-        while len(cycles) < 2 or time.perf_counter() < end:
-            turn = both[::-1] if len(cycles) % 2 else both
-            timings = [_turn(runner, times, untimed) for runner, times in turn]
+        while len(cycles) < 2 or len(cycles) % 2 or time.perf_counter() < end:
+            turns = all_turns[::-1] if len(cycles) % 2 else all_turns
+            timings = [_turn(*each) for each in turns]
             cycles.append(timings[::-1] if len(cycles) % 2 else timings)
     finally:
         gc.enable()
@@ -313,10 +376,9 @@ def _time_in_turn(
 
 
 def _turn(runner: Runner, repeats: int, untimed: int) -> dict[str, float]:
-    """One timing; what is too short to be timed alone may be brought into the caches before."""
-    if repeats > 1:
-        for _ in range(untimed):
-            runner.run()
+    """One timing, after runs that bring the network into the caches."""
+    for _ in range(untimed):
+        runner.run()
     return runner.timed(repeats)
 
 

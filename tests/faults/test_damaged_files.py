@@ -29,7 +29,7 @@ from levit_search.latency import Probe
 from levit_search.latency.cache import Cache
 from levit_search.latency.forecast import Forecast
 from levit_search.latency.predictor import BlockTable, Calibration, Predictor
-from levit_search.latency.protocol import LatencyConfig, Round, Samples
+from levit_search.latency.protocol import Round, Samples
 from levit_search.model import build, load_weights, save_weights
 from levit_search.recipe import TeacherConfig
 from levit_search.reproduce.results import Results
@@ -61,8 +61,8 @@ def latency(folder: Path) -> Kind:
         [Round([timing] * 5, [1, 1], 0.1, 0.5)] * 4, "tokens", "", 10**7, {"cpu": "x"}
     )
     cache, key = Cache(folder), {"network": "a", "batch_size": 1}
-    cache.keep(key, samples, 2.0)
-    return Kind(cache.path(key), lambda: cache.find(key, LatencyConfig()))
+    cache.keep(key, samples)
+    return Kind(cache.path(key), lambda: cache.find(key, "cpu"))
 
 
 def block_table(folder: Path) -> Kind:
