@@ -70,3 +70,21 @@ def test_copied_trials_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [record.trial for record in records] == list(range(15))
     for record, copied in zip(records[:5], records[5:10], strict=True):
         assert (record.architecture, record.values) == (copied.architecture, copied.values)
+
+
+def test_the_regression_beside_a_supernet_never_saw_the_network_it_predicts() -> None:
+    from rank_study_shown import _left_out
+
+    features = {str(n): [float(n % 2), float(n % 5), float(n)] for n in range(12)}
+    truth = {name: 80 + a + 0.5 * b for name, (a, b, _) in features.items()}
+    assert _left_out(features, truth) == pytest.approx(truth), "what is linear it finds exactly"
+    other = {**truth, "3": 0.0}
+    assert _left_out(features, other)["3"] == pytest.approx(truth["3"])
+    assert _left_out(features, other)["4"] != pytest.approx(truth["4"])
+
+
+def test_the_table_of_the_supernet_s_ranking_is_that_of_its_figures() -> None:
+    from rank_study_shown import as_markdown, document_of
+
+    folder = ROOT / "studies" / "supernet"
+    assert as_markdown(document_of(folder)) == (folder / "table.md").read_text()
