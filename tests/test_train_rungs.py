@@ -176,7 +176,9 @@ def test_a_network_at_chance_is_given_up_at_the_first_rung(tmp_path, monkeypatch
     told: list[Epoch] = []
     checkpoint = Checkpoint(tmp_path / "training.pt", "run")
     for _ in range(2):  # what was given up is given up again
-        with pytest.raises(TrialError, match=r"after epoch 2 of 4 .*, that of guessing \(10.20 %\)"):
+        with pytest.raises(
+            TrialError, match=r"after epoch 2 of 4 .*, that of guessing \(10.20 %\)"
+        ):
             fit(Guesses(), many, recipe, 0, None, told.append, checkpoint)
     assert [epoch.epoch for epoch in told] == [1, 2]
     assert len(fit(Guesses(), many, PLAIN, 0).curve) == 4
