@@ -1,4 +1,4 @@
-"""What the accuracies of a search are worth, and how well latencies repeat.
+"""What the accuracies of a search are worth: guessing, and what is the same.
 
 The statistics of shares are those of :mod:`levit_search.proportion`.
 """
@@ -21,8 +21,6 @@ Kind = Literal["unknown", "guessing", "cost_alone", "better_than_guessing"]
 Standing = Literal["best", "same", "lower"]
 
 _FEWEST_STEPS = 2_000  # after fewer, a network at chance may yet learn
-# Standard deviations of whole measurements, minutes apart, and from where on a network is large.
-_REPEATS_LARGE, _REPEATS_SMALL, _LARGE_MS = 0.012, 0.02, 1.0
 
 
 class Accuracy(NamedTuple):
@@ -93,14 +91,6 @@ class Verdict:
 
 
 UNJUDGED = Verdict("unknown")
-
-
-def repeat_sd(latency_ms: float) -> float:
-    """How well a latency repeats, as the relative standard deviation of one measurement.
-
-    An interval within one measurement may be narrower, but tells nothing of the next one.
-    """
-    return _REPEATS_LARGE if latency_ms >= _LARGE_MS else _REPEATS_SMALL
 
 
 def judged(

@@ -19,7 +19,7 @@ from levit_search.proportion import (
     told_apart,
     wilson_percent,
 )
-from levit_search.significance import Verdict, judged, repeat_sd
+from levit_search.significance import Verdict, judged
 from levit_search.study import Record, StudyConfig
 from tests.networks import tiny_description, tiny_space
 
@@ -60,10 +60,6 @@ def record(trial: int, percent: float | None, **changes: Any) -> Record:
 def judge(config: StudyConfig, *percents: float, **changes: Any) -> Verdict:
     records = [record(trial, percent) for trial, percent in enumerate(percents)]
     return judged(records, {"data": {**DATA, **changes}}, config)
-
-
-def test_large_networks_repeat_better_than_small_ones() -> None:
-    assert repeat_sd(0.2) == 0.02 > repeat_sd(1.0) == repeat_sd(40.0) == 0.012
 
 
 def test_a_search_at_chance_is_told_first_of_all_with_what_to_try(config: StudyConfig) -> None:
