@@ -343,11 +343,11 @@ def simulated(
     found_sd, freedom = pooled_sd(percents[:, members].T.tolist())
     assert found_sd is not None
     everyone = np.ones(networks, dtype=bool)
-    known = accuracy_draws(means, counts, costs[:, None], found_sd, freedom, everyone, 200, chance)
+    known = accuracy_draws(means, counts, costs[:, None], found_sd, freedom, everyone, 100, chance)
     alone = means + found_sd / np.sqrt(counts) * chance.normal(size=known.shape)
     points, nothing = np.stack([1 - means / 100, costs], axis=1), np.zeros((networks, 2))
     names = ("top1_percent", "flops")
-    found = [chances(points, nothing, names, chance, drawn, 200) for drawn in (known, alone)]
+    found = [chances(points, nothing, names, chance, drawn, 100) for drawn in (known, alone)]
     belongs = non_dominated(np.stack([-truth, costs], axis=1))
     return belongs[members], found[0][members], found[1][members]
 
@@ -355,15 +355,14 @@ def simulated(
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("networks", [8, 15, 30, 60])
 def test_chances_of_members_are_how_often_they_truly_belong(networks: int, shape: str) -> None:
-    """With their own seeds alone and a ceiling, 0.74 was said of 15 networks, 0.83 was true; of 60
-    0.55 and 0.67."""
+    """By their own seeds alone, as of few networks before, they were too low: of 30 below a ceiling
+    0.65 and 0.77 in truth, of 60 0.51 and 0.70."""
     chance = np.random.default_rng(0)
-    studies = [simulated(chance, networks, 0.6, shape) for _ in range(60)]
+    studies = [simulated(chance, networks, 0.6, shape) for _ in range(150)]
     belongs, known, _ = (np.concatenate(each) for each in zip(*studies, strict=True))
-    print(networks, shape, known.mean(), belongs.mean(), _.mean())
-    assert known.mean() == pytest.approx(belongs.mean(), abs=0.06)
+    assert known.mean() == pytest.approx(belongs.mean(), abs=0.05)
     likely = known > 0.8
-    assert belongs[likely].mean() == pytest.approx(known[likely].mean(), abs=0.06)
+    assert belongs[likely].mean() == pytest.approx(known[likely].mean(), abs=0.05)
 
 
 def test_what_other_networks_are_like_makes_chances_truer() -> None:
@@ -407,12 +406,6 @@ def test_two_networks_whose_seeds_agree_are_taken_at_their_word() -> None:
     assert drawn.mean(axis=0) == pytest.approx(means, abs=0.1)
     same = accuracy_draws(means, np.array([3, 3]), np.zeros((2, 1)), 0.0, 4, both, 10, chance)
     assert same == pytest.approx(np.tile(means, (10, 1)))
-    assert (
-        accuracy_draws(
-            means[[0, 0]], *[np.array([3, 3]), np.zeros((2, 1)), 0.0, 4, both, 10, chance]
-        )
-        == 80
-    ).all()
 
 
 def measured(val: float, test: float) -> dict[str, Any]:
