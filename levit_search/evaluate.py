@@ -17,8 +17,8 @@ from levit_search.latency.forecast import Forecast
 from levit_search.latency.sharing import on_cores
 from levit_search.model import Model, save_weights
 from levit_search.pareto import PROBED
+from levit_search.proportion import guess_percent
 from levit_search.recipe import TeacherConfig
-from levit_search.significance import guess_percent
 from levit_search.study import StudyConfig, training_file
 from levit_search.supernet import Supernet, SupernetEpoch, obtain_supernet
 from levit_search.train import (

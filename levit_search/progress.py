@@ -166,12 +166,12 @@ def _step(text: str, fraction: float | None, detail: str = "") -> RenderableType
 
 def _outcome(record: Record, study: Study) -> str:
     if record.is_stopped:
-        accuracy = table.figure("top1_percent", record.rungs[-1]["top1_percent"])
-        return f"trial {record.trial} {record.reason}: top1_percent {accuracy}{_shape(record)}"
+        accuracy = table.named_figure("top1_percent", record.rungs[-1]["top1_percent"])
+        return f"trial {record.trial} {record.reason}: {accuracy}{_shape(record)}"
     if record.state != "complete":
         return f"trial {record.trial} {record.state}: {record.reason}"
     figures = ", ".join(
-        f"{name} {table.figure(name, record.values[name])}" for name in study.config.objectives
+        table.named_figure(name, record.values[name]) for name in study.config.objectives
     )
     return f"trial {record.trial}: {figures}{_shape(record)}"
 

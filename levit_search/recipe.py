@@ -70,8 +70,8 @@ class Recipe(Frozen):
     ``temperature`` (``soft``) as targets of the second head.
 
     A checkpoint is kept at the epochs in ``rungs``, as far as they are before the last, and a
-    network whose accuracy is that of chance at the first of them, after a thousand steps at
-    least, is given up.
+    network whose accuracy is surely that of guessing at the first of them, after a thousand steps
+    at least, is given up.
 
     ``precision: auto`` is fp32 on a CPU; on a GPU it is bf16 or fp16, whichever that has.
     ``threads`` is fixed here and not taken from the machine, since sums in another order give

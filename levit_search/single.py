@@ -13,8 +13,8 @@ from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import InputError, kept_by_checkpoint
 from levit_search.files import write_atomically
 from levit_search.model import Model, save_weights
+from levit_search.proportion import wilson_percent
 from levit_search.sealed import write_sealed
-from levit_search.significance import wilson_percent
 from levit_search.study import StudyConfig
 from levit_search.train import Checkpoint, Epoch, top1_percent, train_network, training_id
 

@@ -34,7 +34,8 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "params": ("params M", "{:.3g}"),
     "activations": ("activations M", "{:.3g}"),
 }
-_PER_MILLION = ("flops", "params", "activations")
+# What is told in millions, and the word for it.
+_PER_MILLION = {"flops": "FLOPs", "params": "params", "activations": "activations"}
 
 KNOWN = tuple(_COLUMNS)
 """The figures that have a column, those of a probe without their target."""
@@ -81,6 +82,13 @@ def figure(name: str, value: float | None) -> str:
         return ""
     _, form = _COLUMNS[figure_and_target(name)[0]]
     return form.format(in_unit(name, value))
+
+
+def named_figure(name: str, value: float) -> str:
+    """A figure with its name and unit, for a line of text: ``latency_ms 1.5``, ``12.3 M FLOPs``."""
+    text = figure(name, value)
+    word = _PER_MILLION.get(name)
+    return f"{name} {text}" if word is None else f"{text} M {word}"
 
 
 def in_unit(name: str, value: float) -> float:

@@ -383,6 +383,44 @@ def test_a_device_that_goes_away_does_not_use_up_the_budget(
     assert len(Failing.last.tried) == 12
 
 
+@pytest.mark.parametrize(
+    ("budget", "tried", "message"),
+    [(200, 10, "10 trials in a row failed"), (4, 4, "all 4 networks failed")],
+)
+def test_a_session_that_begins_with_failures_ends_after_ten_or_its_budget(
+    budget: int,
+    tried: int,
+    message: str,
+    space_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(driver, "make_engine", Failing)
+    monkeypatch.setattr(Failing, "works", 0)
+    with pytest.raises(BudgetError, match=f"{message}, the last with: no space left on device"):
+        run(space_file(), tmp_path / "s", **{"search.trials": budget})
+    assert len(Failing.last.tried) == tried
+
+
+def test_nine_failures_at_the_start_do_not_end_a_session(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailsAtFirst(CurveEngine):
+        failures = 0
+
+        def submit(self, trial: int, network: Architecture) -> None:
+            if type(self).failures == 9:
+                super().submit(trial, network)
+                return
+            type(self).failures += 1
+            self._running[trial] = network, []
+            self._events.append(Event("failed", trial, "it is too large"))
+
+    monkeypatch.setattr(driver, "make_engine", FailsAtFirst)
+    summary, _ = run(space_file(), tmp_path / "s", **{"search.trials": 20})
+    assert (summary.trials["failed"], summary.trials["evaluated"]) == (9, 20)
+
+
 def test_a_network_that_failed_twice_is_not_tried_again(
     space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

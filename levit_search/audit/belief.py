@@ -1,10 +1,13 @@
 """What is to be believed of accuracies that were measured with a few seeds each.
 
 The best of many networks with one seed each are the lucky ones among the good. What the others of
-the study are like tells how lucky: the spread of true accuracies about what costs explain is
-estimated from all of them (Efron 2010, Large-Scale Inference, chapter 1; the estimate is Kiefer and
-Wolfowitz's by expectation maximisation, ended early to stay smooth), and each network's own seeds
-are then held against it.
+the study are like tells how lucky, by one hierarchical normal model for any number of networks
+(Gelman et al. 2013, Bayesian Data Analysis, chapters 5 and 15): true accuracies lie about a smooth
+trend in the costs with a standard deviation between networks, measured ones about the true ones
+with that of seeds. Neither deviation is taken as known: that of seeds is as uncertain as its
+replicates leave it, and that between networks is integrated over a uniform prior, so that of a few
+networks little is concluded and of many what they show. All seeds of all networks are taken
+together; how networks were chosen for further seeds then does not matter.
 """
 
 import numpy as np
@@ -14,18 +17,17 @@ from levit_search.pareto import Points
 
 Floats = NDArray[np.float64]
 
-# Chosen by simulated searches; see tests/test_audit.py.
-_FEWEST = 30  # networks; of fewer nothing is estimated
-_STEPS = 10
-_GRID = 60
+_SEEDS = 12  # quantiles of the standard deviation of seeds
+_BETWEEN = 40  # values of that between networks
+_WIDEST = 2.0  # of them, in spreads of all accuracies
 
 
 def accuracy_draws(
-    first: Floats,
     means: Floats,
     counts: NDArray[np.int_],
     costs: Points,
     sd: float,
+    freedom: int,
     wanted: NDArray[np.bool_],
     draws: int,
     chance: np.random.Generator,
@@ -33,11 +35,12 @@ def accuracy_draws(
     """What the accuracies over all seeds may be.
 
     Args:
-        first: of all networks of a study with the search's seed, [networks].
-        means: over their seeds, [networks].
+        means: over the seeds of all networks of a study, [networks].
         counts: of these seeds, [networks].
-        costs: minimised, [networks, costs]; accuracies are taken as linear in them but for a rest.
+        costs: minimised, [networks, costs]; accuracies are taken as quadratic in them but for a
+            rest.
         sd: of one seed, in the unit of the accuracies.
+        freedom: its degrees of freedom.
         wanted: which networks to draw for, a mask [networks].
         draws: how many.
         chance: where randomness comes from.
@@ -45,36 +48,43 @@ def accuracy_draws(
     Returns:
         [draws, wanted networks], independent.
     """
-    error = sd / np.sqrt(counts[wanted])
-    if len(first) < _FEWEST or sd == 0:
-        # Nothing is known but the seeds themselves.
-        return means[wanted] + error * chance.standard_normal((draws, int(wanted.sum())))
-    columns = np.column_stack([np.ones(len(first)), costs])
-    trend: Floats = columns @ np.linalg.lstsq(columns, first, rcond=None)[0]
-    grid, weights = _spread(first - trend, sd)
-    shares = _likelihood((means - trend)[wanted], grid, error) * weights
-    cumulated = (shares / shares.sum(axis=1, keepdims=True)).cumsum(axis=1)
-    width = grid[1] - grid[0]
-    drawn = np.empty((draws, len(cumulated)))
-    for column, each in enumerate(cumulated):
-        places = np.searchsorted(each, chance.random(draws)).clip(0, _GRID - 1)
-        drawn[:, column] = grid[places] + width * (chance.random(draws) - 0.5)
-    return drawn + trend[wanted]
+    from scipy.stats import chi2
+
+    away = means - means.mean()
+    scale = max(float(away.std()), sd)
+    if scale == 0:
+        return np.tile(means[wanted], (draws, 1))
+    columns = _columns(costs)
+    # By cell of a grid of both deviations, [cells], and by network, [cells, networks].
+    shares = (np.arange(_SEEDS) + 0.5) / _SEEDS
+    seeds = np.repeat(sd * np.sqrt(freedom / chi2.ppf(shares, freedom)), _BETWEEN)
+    between = np.tile(_WIDEST * scale * (np.arange(_BETWEEN) + 0.5) / _BETWEEN, _SEEDS)
+    errors = seeds[:, None] ** 2 / counts
+    weights = 1 / (between[:, None] ** 2 + errors)
+    # Each term of the trend is normal around 0 with the spread of all accuracies, the mean is free.
+    free = np.diag([0.0] + [scale**-2] * (columns.shape[1] - 1))
+    precision = np.einsum("gn,na,nb->gab", weights, columns, columns) + free
+    covariance = np.linalg.inv(precision)
+    trend = np.einsum("gab,gn,nb,n->ga", covariance, weights, columns, away, optimize=True)
+    fit = np.einsum("ga,gab,gb->g", trend, precision, trend)
+    likelihood = 0.5 * (
+        np.log(weights).sum(axis=1) - np.linalg.slogdet(precision)[1] - weights @ away**2 + fit
+    )
+    belief = np.exp(likelihood - likelihood.max())
+    cells = chance.choice(len(belief), draws, p=belief / belief.sum())
+    roots = np.linalg.cholesky(covariance)[cells]
+    terms = trend[cells] + np.einsum("dab,db->da", roots, chance.standard_normal(roots.shape[:2]))
+    expected = terms @ columns[wanted].T
+    pull = errors[cells][:, wanted] * weights[cells][:, wanted]  # to the trend
+    left = np.sqrt(pull) * between[cells][:, None]
+    noise = left * chance.standard_normal(expected.shape)
+    drawn: Floats = means.mean() + pull * expected + (1 - pull) * away[wanted] + noise
+    return drawn
 
 
-def _spread(rests: Floats, sd: float) -> tuple[Floats, Floats]:
-    """The distribution that noise of ``sd`` made ``rests`` of: values and their weights."""
-    grid = np.linspace(rests.min(), rests.max(), _GRID)
-    likelihood = _likelihood(rests, grid, np.full(len(rests), sd))
-    weights = np.full(_GRID, 1 / _GRID)
-    for _ in range(_STEPS):
-        shares = likelihood * weights
-        weights = (shares / shares.sum(axis=1, keepdims=True)).mean(axis=0)
-    return grid, weights
-
-
-def _likelihood(rests: Floats, grid: Floats, errors: Floats) -> Floats:
-    """Of each rest if it were each value of the grid, up to a factor of its own."""
-    away = ((rests[:, None] - grid) / errors[:, None]) ** 2
-    nearest = away.min(axis=1, keepdims=True)  # a mean may lie outside of what one seed reached
-    return np.asarray(np.exp(-0.5 * (away - nearest)))
+def _columns(costs: Points) -> Floats:
+    """The terms of a trend, [networks, terms]: the mean, costs and their squares, of spread 1."""
+    spread = costs.std(axis=0)
+    scaled = (costs - costs.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    squares = scaled**2 - (spread > 0)
+    return np.column_stack([np.ones(len(costs)), scaled, squares])

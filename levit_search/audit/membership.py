@@ -11,11 +11,13 @@ from levit_search import table
 from levit_search.audit.belief import accuracy_draws
 from levit_search.audit.kept import Accuracies
 from levit_search.audit.noise import (
+    BEYOND_DOUBT,
     DRAWS,
     binomial_error_percent,
     chances,
     could_belong,
     pooled_sd,
+    reach,
     spreads,
 )
 from levit_search.pareto import (
@@ -98,7 +100,7 @@ def front_figures(
     """
     members = [each for each in found if each.is_member]
     sd, freedom = pooled_sd([each.val_percents for each in members])
-    chance = _chances(found, objectives, sd, errors_percent, seed)
+    chance = _chances(found, objectives, sd, freedom, errors_percent, seed)
     rows = [
         {**_row(each, objectives), "chance": float(p)}
         for each, p in zip(found, chance, strict=True)
@@ -126,6 +128,7 @@ def _chances(
     found: Sequence[Candidate],
     objectives: Sequence[Objective],
     sd: float | None,
+    freedom: int,
     errors_percent: Sequence[float],
     seed: int,
 ) -> NDArray[np.float64]:
@@ -133,18 +136,20 @@ def _chances(
     counts = np.array([max(1, len(each.val_percents)) for each in found])
     points = minimised([each.values(_mean(each.val_percents)) for each in found], objectives)
     records = [each.record for each in found]
-    spread = spreads(records, (sd or 0.0) / np.sqrt(counts), objectives, errors_percent)
+    # How wide accuracies scatter matters here for who is left out alone.
+    sd_doubt = sd * reach(BEYOND_DOUBT, freedom) / BEYOND_DOUBT if sd is not None else 0.0
+    spread = spreads(records, sd_doubt / np.sqrt(counts), objectives, errors_percent)
     doubtful = could_belong(points, spread, np.array([each.is_member for each in found]))
     random = np.random.default_rng(seed)
     drawn = None
     if sd is not None:
         percents = [each.val_percents for each in found]
         drawn = accuracy_draws(
-            np.array([each[0] for each in percents]),
             np.array([np.mean(each) for each in percents]),
             counts,
             points[:, [not is_maximised(name) for name in objectives]],
             sd,
+            freedom,
             doubtful,
             DRAWS,
             random,

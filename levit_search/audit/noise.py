@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from levit_search.latency.repeats import repeat_sd
 from levit_search.pareto import (
-    PROBED,
+    Figure,
     Objective,
     Points,
     figure_and_target,
@@ -22,15 +23,17 @@ from levit_search.study import Record
 
 DRAWS = 4000
 
-# Two passes over the same networks, minutes apart, differ by 1.1 % in the median (README, "How well
-# it repeats"), which is so much of a standard deviation of each. An interval within one pass may be
-# narrower, but tells nothing of the next pass.
-REPEATS_WITHIN = 0.011 / (0.6745 * math.sqrt(2))
 # What predictions are off by where none of the study's was measured: 2.5 % in the mean (README).
 _PREDICTED_WITHIN = 0.025 * math.sqrt(math.pi / 2)
+# Single runs' own times are what the machine does in these seconds, which no reference cancels:
+# which figure of a measurement tells their spread over its rounds, in percent, and the least it is.
+_PLAIN_TIMES: dict[Figure, tuple[str, float]] = {
+    "latency_median_ms": ("median_sd_percent", 0.10),
+    "latency_p95_ms": ("p95_sd_percent", 0.20),
+}
 
-_NOT_TIMES = ("peak_memory_mb",)
-_BEYOND_DOUBT = 3.0  # standard deviations
+BEYOND_DOUBT = 3.0  # standard deviations
+_Z95 = 1.96
 
 
 def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float | None, int]:
@@ -49,28 +52,52 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float | None, int]:
     return math.sqrt(squares / freedom), freedom
 
 
-def latency_sd(
-    record: Record, target: str | None = None, errors_percent: Sequence[float] = ()
-) -> float:
-    """The relative standard deviation of a network's measured or predicted latency.
+def reach(deviations: float, freedom: int) -> float:
+    """How many estimated standard deviations leave out what so many known ones do (Student).
 
     Args:
-        record: with its ``evaluation``; the half-width of a ratio's 95 % interval is 1.96 of it.
-        target: a further one, or None for the study's own.
+        deviations: of a normal distribution.
+        freedom: degrees of freedom of the estimate.
+    """
+    from scipy.stats import norm, t
+
+    return float(t.isf(norm.sf(deviations), freedom))
+
+
+def latency_sd(
+    record: Record, objective: Objective = "latency_ms", errors_percent: Sequence[float] = ()
+) -> float:
+    """The relative standard deviation of a network's measured or predicted time.
+
+    It is no less than measurements minutes apart differ by: an interval within one may be narrower,
+    but tells nothing of the next. That of few replicates is as wide as Student's quantiles ask for.
+
+    Args:
+        record: with its ``evaluation``.
+        objective: a time, of the study's own target or a further one.
         errors_percent: those of the study's predictions that were measured later.
     """
+    figure, target = figure_and_target(objective)
     evaluation = record.evaluation
     latency = evaluation.get("latency") if target is None else evaluation["targets"][target]
     latency = latency or {}
+    if figure in _PLAIN_TIMES:
+        name, least = _PLAIN_TIMES[figure]
+        percent = latency.get(name)  # measurements of earlier releases have none
+        if percent is None or latency.get("rounds", 0) < 2:
+            return least
+        return max(least, float(percent) / 100 * reach(_Z95, latency["rounds"] - 1) / _Z95)
+    least = repeat_sd(record.values[objective])
     if latency.get("method") == "predicted":
         if len(errors_percent) > 1:
             ratios = np.log1p(np.array(errors_percent) / 100)
-            return max(REPEATS_WITHIN, float(np.sqrt(np.mean(ratios**2))))
-        return _PREDICTED_WITHIN
+            wide = reach(_Z95, len(ratios)) / _Z95
+            return max(least, wide * float(np.sqrt(np.mean(ratios**2))))
+        return max(least, _PREDICTED_WITHIN)
     if "ratio_ci95" not in latency:
-        return REPEATS_WITHIN
+        return least
     low, high = latency["ratio_ci95"]
-    return max(REPEATS_WITHIN, math.log(high / low) / (2 * 1.96))
+    return max(least, math.log(high / low) / (2 * _Z95))
 
 
 def spreads(
@@ -88,20 +115,18 @@ def spreads(
         if is_maximised(name):
             columns[:, column] = np.array(accuracy_sds_percent) / 100
         elif _is_time(name):
-            _, target = figure_and_target(name)
-            relative = [latency_sd(record, target, errors_percent) for record in records]
+            relative = [latency_sd(record, name, errors_percent) for record in records]
             columns[:, column] = np.array(relative) / math.log(10)
     return columns
 
 
 def _is_time(name: Objective) -> bool:
-    figure, _ = figure_and_target(name)
-    return figure in PROBED and figure not in _NOT_TIMES
+    return figure_and_target(name)[0] in ("latency_ms", *_PLAIN_TIMES)
 
 
 def could_belong(points: Points, sds: Points, members: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """A mask of the members and of others that no member dominates beyond doubt, [points]."""
-    best, worst = points - _BEYOND_DOUBT * sds, points + _BEYOND_DOUBT * sds
+    best, worst = points - BEYOND_DOUBT * sds, points + BEYOND_DOUBT * sds
     doubtful = members.copy()
     for index in np.flatnonzero(~members):
         no_worse = (worst[members] <= best[index]).all(axis=1)
@@ -121,7 +146,7 @@ def chances(
     """Each point's chance to be non-dominated among all, if each is known as well as it is.
 
     A true value is normal around the known one, except for accuracies that are given. A network's
-    times on one target are off together, and different networks independently.
+    median and 95th percentile on one target are off together, and all else independently.
 
     Args:
         points: [points, objectives], means over what was measured.
@@ -134,15 +159,16 @@ def chances(
     Returns:
         Chances from 0 to 1, [points].
     """
-    times: dict[str | None, list[int]] = {}
+    runs: dict[str | None, list[int]] = {}
     for column, name in enumerate(objectives):
-        if _is_time(name):
-            times.setdefault(figure_and_target(name)[1], []).append(column)
+        figure, target = figure_and_target(name)
+        if figure in _PLAIN_TIMES:
+            runs.setdefault(target, []).append(column)
     accuracy = [column for column, name in enumerate(objectives) if is_maximised(name)]
     wins = np.zeros(len(points))
     for index in range(draws):
         noise = chance.standard_normal(points.shape)
-        for columns in times.values():
+        for columns in runs.values():
             noise[:, columns] = noise[:, columns[:1]]
         drawn = points + sds * noise
         if accuracies_percent is not None:

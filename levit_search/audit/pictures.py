@@ -3,6 +3,7 @@
 import io
 from typing import TYPE_CHECKING, Any
 
+from levit_search.audit.noise import reach
 from levit_search.palette import BLUE, GREEN, GREY, ORANGE
 from levit_search.pareto import is_maximised
 from levit_search.table import heading, in_unit
@@ -79,22 +80,30 @@ def _front(axes: "Axes", document: dict[str, Any]) -> None:
                 label=label,
             )
     if is_maximised(up):
-        _bars(axes, document["front"], across, "val", ORANGE, "val, mean of seeds")
-        _bars(axes, document["front"], across, "test", GREEN, "test, search's weights")
+        freedom = document["noise"]["degrees_of_freedom"]
+        seeds = reach(1.96, freedom) if freedom else 0.0
+        _bars(axes, document["front"], across, "val", seeds, ORANGE, "val, mean of seeds")
+        _bars(axes, document["front"], across, "test", 1.96, GREEN, "test, search's weights")
     if axes.lines:
         axes.legend(frameon=False, fontsize=8)
 
 
 def _bars(
-    axes: "Axes", rows: list[dict[str, Any]], across: str, split: str, color: str, label: str
+    axes: "Axes",
+    rows: list[dict[str, Any]],
+    across: str,
+    split: str,
+    errors: float,
+    color: str,
+    label: str,
 ) -> None:
-    """Accuracies with their 95 % intervals."""
+    """Accuracies with their 95 % intervals, which are so many standard errors wide."""
     known = [row for row in rows if row.get(split) and row[split]["standard_error"] is not None]
     if known:
         axes.errorbar(
             [in_unit(across, row["values"][across]) for row in known],
             [row[split]["mean" if split == "val" else "search"] for row in known],
-            yerr=[1.96 * row[split]["standard_error"] for row in known],
+            yerr=[errors * row[split]["standard_error"] for row in known],
             linestyle="",
             marker="s" if split == "val" else "^",
             markersize=4,

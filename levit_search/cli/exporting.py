@@ -107,7 +107,7 @@ def _retraining(
 
 
 def _print_export(written: "Export", network: str) -> None:
-    from levit_search.significance import accuracy_text
+    from levit_search.proportion import accuracy_text
 
     tell(f"{network} written to {written.dir}:")
     for name in written.files:

@@ -294,7 +294,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one network, its stem fitted to the images, with the data set's default recipe."""
-    from levit_search.significance import accuracy_text
+    from levit_search.proportion import accuracy_text
     from levit_search.single import train_single
     from levit_search.study import load_architecture
 

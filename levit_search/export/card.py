@@ -13,7 +13,8 @@ from levit_search.environment import environment
 from levit_search.export.probing import Again, latencies
 from levit_search.export.retraining import Retrained, Retraining
 from levit_search.printable import printable, quoted
-from levit_search.significance import Accuracy, interval_text, wilson_percent
+from levit_search.proportion import interval_text, wilson_percent
+from levit_search.significance import Accuracy
 from levit_search.study import Record, Study, StudyConfig
 
 _KINDS = {"levit": "LeViT", "graft": "graft (ResNet stages, then ViT layers)"}

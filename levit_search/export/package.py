@@ -21,14 +21,13 @@ from levit_search.export.retraining import (
     retrained,
 )
 from levit_search.files import named_in_utf_8, write_atomically
-from levit_search.significance import (
-    Verdict,
+from levit_search.proportion import (
     accuracy_text,
     guess_percent,
     is_better_than_guessing,
-    judged,
     wilson_percent,
 )
+from levit_search.significance import Verdict, judged
 from levit_search.study import Record, Study, StudyConfig
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from levit_search.errors import InputError, LevitSearchError
 from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, is_maximised
 from levit_search.printable import quoted
+from levit_search.proportion import interval_text
 from levit_search.report.choices import FEWEST
 from levit_search.report.contents import contents
 from levit_search.report.tabs import TITLES
-from levit_search.significance import interval_text
 from levit_search.study import Study
 
 _BROWSER = Path(__file__).with_name("browser")

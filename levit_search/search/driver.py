@@ -33,9 +33,8 @@ from levit_search.study import Study, training_file
 # So many networks in a row that turned out to be over a limit only when they were probed mean that
 # the limit cannot be kept.
 _TOO_SLOW = 20
-# So many failures without a single success are no bad luck of single candidates.
-_FAILURES_AT_START = 3
-# So many in a row mean that the device, the disk or the like is gone.
+# So many in a row mean that the device, the disk or the like is gone. Fewer may be bad luck of
+# single candidates, at the start too, where the largest published networks are tried.
 _FAILURES = 10
 _MOST_TRIES = 2  # of a network that fails
 _REFRESH_S = 0.25
@@ -394,12 +393,14 @@ class _Driver:
 
     def _check_failures(self, text: str) -> None:
         self._failures += 1
-        works = self._books.tally.spent > self._books.tally.states["failed"]
-        if self._failures >= (_FAILURES if works else _FAILURES_AT_START):
+        if self._failures >= _FAILURES:
             raise BudgetError(
                 f"{self._failures} trials in a row failed, the last with: {text}; the same command "
                 "goes on"
             )
+        tally, is_last = self._books.tally, not (self._running or self._left_over)
+        if is_last and self._is_enough() and tally.spent == tally.states["failed"]:
+            raise BudgetError(f"all {tally.spent} networks failed, the last with: {text}")
 
     def _end(self, candidate: Candidate) -> None:
         """A candidate's evaluation is noted."""

@@ -5,10 +5,12 @@ it (the stopping form of Li et al. 2020, *A System for Massively Parallel Hyperp
 nobody waits for a bracket to fill. Accuracy at the rung stands beside the costs, which are known by
 then, so that a slow network goes on only if it is accurate for its latency.
 
-The order is that of non-dominated fronts. About one in ``reduction`` goes on: a candidate does if
-its whole front belongs to the best share, and where the share ends within its front, while there is
-room for one more of it. (On recorded curves, ordering such a front by crowding ended the newcomers
-in its middle, and letting all of it pass saved less.)
+The order is that of multi-objective ASHA (Schmucker et al. 2021, *Multi-objective Asynchronous
+Successive Halving*, arXiv 2106.12639): by non-dominated fronts, and within a front by an epsilon
+net, the most accurate first, then each time the one that is farthest from all before it. A
+candidate goes on if it is among the best ``1 / reduction`` of those that came so far. Who went on
+before does not count, so that a good candidate that comes late goes on, too: in random order one in
+``reduction`` goes on, and more where later ones are better.
 """
 
 import bisect
@@ -50,6 +52,7 @@ class Rungs:
     ) -> None:
         self.epochs = tuple(epochs)
         self._reduction, self._objectives = reduction, tuple(objectives)
+        self._accuracy = self._objectives.index(_ACCURACY)
         self._rungs = {epoch: _Rung() for epoch in self.epochs}
         self._final: dict[str, float] = {}
         self._levels = [*(rung.accuracy for rung in self._rungs.values()), self._final]
@@ -68,11 +71,9 @@ class Rungs:
             return rung.went_on[list(rung.accuracy).index(network)]
         points = [*rung.points[1 - _LATEST :], minimised([values], self._objectives)[0]]
         ranks = non_dominated_ranks(np.array(points))
-        share = math.ceil(len(points) / self._reduction)
-        better, beside = ranks < ranks[-1], (ranks == ranks[-1])[:-1]
-        room = share - int(better.sum())
-        gone = int(np.array(rung.went_on[1 - _LATEST :], dtype=bool)[beside].sum())
-        goes_on = gone < room
+        beside = np.array(points)[ranks == ranks[-1]]
+        room = math.ceil(len(points) / self._reduction) - int((ranks < ranks[-1]).sum())
+        goes_on = _is_among_first(room, beside, self._accuracy)
         self.enter(epoch, network, values, goes_on)
         return goes_on
 
@@ -112,6 +113,29 @@ class Rungs:
     def expected(self, epoch: int, top1_percent: float) -> float:
         """The accuracy in percent that a candidate stopped at a rung would have had in the end."""
         return min(100.0, top1_percent + sum(self.gains()[self.epochs.index(epoch) :]))
+
+
+def _is_among_first(count: int, front: Points, first: int) -> bool:
+    """Whether the last point of a front is among the first ``count`` by the order of its epsilon
+    net, in which each is the farthest from those before it.
+
+    Args:
+        count: of those that there is room for.
+        front: [points, objectives], smaller is better; distances are in shares of its extent.
+        first: the objective whose best point comes first.
+    """
+    if count >= len(front):
+        return True
+    low, high = front.min(axis=0), front.max(axis=0)
+    scaled = (front - low) / np.where(high > low, high - low, 1.0)
+    chosen = int(np.lexsort([*front.T, front[:, first]])[0])
+    away = np.full(len(front), np.inf)
+    for _ in range(count):
+        if chosen == len(front) - 1:
+            return True
+        away = np.minimum(away, np.linalg.norm(scaled - scaled[chosen], axis=1))
+        chosen = int(np.argmax(away))
+    return False
 
 
 def _rounded_median(gains: list[float]) -> float:

@@ -55,7 +55,7 @@ class SearchConfig(Frozen):
     and networks are drawn at random.
 
     At each epoch of ``train.rungs`` about one in ``reduction`` of the candidates that came so far
-    goes on, by non-dominated order of their accuracy there and the other objectives. Null trains
+    goes on, by fronts of their accuracy there and the other objectives. Null trains
     all of them to the end.
     """
 

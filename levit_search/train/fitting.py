@@ -17,6 +17,7 @@ from levit_search.donors import load_donor_weights
 from levit_search.errors import TrialError
 from levit_search.latency.sharing import between_probes
 from levit_search.model import Model, build
+from levit_search.proportion import guess_percent, most_guessed
 from levit_search.recipe import Recipe
 from levit_search.train.checkpoint import Checkpoint
 from levit_search.train.lesson import Alone, Lesson, Views
@@ -26,7 +27,7 @@ from levit_search.train.optimization import Optimization, device_of
 from levit_search.train.outcome import Decide, Epoch, Report, Told, Training, always, silent
 
 _CHECKPOINT_S = 60.0  # between two checkpoints where there is no rung
-_FEWEST_STEPS = 1000  # after fewer, a network at chance may yet learn (letters: 700 of 32 images)
+_FEWEST_STEPS = 1000  # after fewer, one that guesses may yet learn (letters: 700 of 32 images)
 _SPOKEN_S = 5.0  # between two reports within an epoch
 _WATCHED_STEPS = 32  # between two looks at the loss; each makes a GPU wait
 
@@ -104,7 +105,7 @@ def fit(
 
     Raises:
         TrialError: the loss or the answers became no finite numbers, the accuracy at the first rung
-            is that of chance, or memory is too small for half a batch.
+            is surely that of guessing, or memory is too small for half a batch.
         InputError: the device does not exist or has no such precision, or the checkpoint is that of
             another run.
     """
@@ -260,19 +261,18 @@ class _Run:
         return total
 
     def check_chance(self) -> None:
-        """Give up a network that knows nothing at the first rung."""
+        """Give up a network that surely knows nothing at the first rung."""
         telling = [rung for rung in self._recipe.rungs if rung * self._steps >= _FEWEST_STEPS]
         first = min(telling, default=self._recipe.epochs)
         if first >= self._recipe.epochs or len(self.curve) != first:
             return
-        point = self.curve[-1]
-        chance = 1 / self._batches.info.num_classes
-        # Two standard deviations of what guessing gives on as many images.
-        spread = 2 * math.sqrt(chance * (1 - chance) / self._batches.size("val"))
-        if point.val_top1_percent <= 100 * (chance + spread):
+        point, images = self.curve[-1], self._batches.size("val")
+        guess = guess_percent(self._batches.labels("val"))
+        most = most_guessed(images, guess)
+        if most is not None and round(point.val_top1_percent * images / 100) <= most:
             raise TrialError(
                 f"after epoch {point.epoch} of {self._recipe.epochs} the accuracy on val is "
-                f"{point.val_top1_percent:.2f} %, that of chance ({100 * chance:.2f} %)"
+                f"{point.val_top1_percent:.2f} %, that of guessing ({guess:.2f} %)"
             )
 
     def is_rung(self, point: Epoch) -> bool:
