@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from levit_search.errors import InputError
-from levit_search.pareto import hypervolume, minimised, non_dominated
+from levit_search.pareto import hypervolume, minimised, non_dominated, reference_values
 
 Floats = NDArray[np.float64]
 Values = Mapping[str, float]
@@ -24,7 +24,8 @@ Values = Mapping[str, float]
 
 RUNGS = (1, 3)
 _RESAMPLES = 1000
-_MARGIN = 0.1  # of the range beyond the worst, to the corner that hypervolumes are taken from
+_GUESS_PERCENT = 10.0  # of ten classes of equal size
+_OBJECTIVES = ("top1_percent", "flops")
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,7 @@ def front_worth(predicted: Values, truth: Values, flops: Values) -> dict[str, fl
     """What a front by (``predicted``, FLOPs) is worth once its members are trained to the end.
 
     ``hypervolume_share`` is what its members' true accuracies hold of the true front's hypervolume,
-    over the error and the logarithm of FLOPs, from a corner a tenth of the range beyond the worst.
+    as a study of all networks has it (docs/search.md#hypervolume).
     ``recall`` is the share of the true front's members in it, ``regret_points`` the mean over the
     true front's members of how much less accurate its best member of no more FLOPs is.
     """
@@ -304,8 +305,11 @@ def front_worth(predicted: Values, truth: Values, flops: Values) -> dict[str, fl
     found = front(np.array([predicted[n] for n in networks]), prices)
     true = front(accuracies, prices)
     rows = [{"top1_percent": a, "flops": f} for a, f in zip(accuracies, prices, strict=True)]
-    points = minimised(rows, ("top1_percent", "flops"))
-    corner = points.max(axis=0) + _MARGIN * np.ptp(points, axis=0)
+    points = minimised(rows, _OBJECTIVES)
+    worst = {"flops": max(flops.values())}
+    (reference,) = minimised(
+        [reference_values(_OBJECTIVES, {}, {}, _GUESS_PERCENT, worst)], _OBJECTIVES
+    )
     regrets = [
         accuracies[i] - accuracies[found & (prices <= prices[i])].max()
         for i in np.flatnonzero(true)
@@ -314,7 +318,8 @@ def front_worth(predicted: Values, truth: Values, flops: Values) -> dict[str, fl
         "networks": len(networks),
         "members": int(found.sum()),
         "true_members": int(true.sum()),
-        "hypervolume_share": hypervolume(points[found], corner) / hypervolume(points[true], corner),
+        "hypervolume_share": hypervolume(points[found], reference)
+        / hypervolume(points[true], reference),
         "recall": float((found & true).sum() / true.sum()),
         "regret_points": float(np.mean(regrets)),
         "worst_regret_points": float(np.max(regrets)),

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from levit_search.architecture import Architecture, described, load
 from levit_search.cost import cost
 from levit_search.errors import InputError
+from levit_search.search.preparation import reference_of
 from levit_search.space import Space
 from levit_search.study import Study, StudyConfig
 
@@ -30,6 +31,7 @@ _DATA = {
     "mirrored": False,
 }
 _RUNG = 1  # epoch
+_WORST_MS = 10.0
 
 
 class _Made:
@@ -177,6 +179,8 @@ def make(folder: Path, config: StudyConfig, trials: int, seed: int = 0) -> Study
         seed: of everything that is drawn.
     """
     study = Study.create(folder, config, sys.argv)
+    worst = dict.fromkeys(config.referred, _WORST_MS)
+    study.keep_reference(reference_of(config, config.space(), {"data": _DATA, "worst": worst}))
     storage, study_id = study.open_storage()
     made = _Made(config, seed)
     for number in range(trials):

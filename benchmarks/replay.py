@@ -5,6 +5,7 @@ of six factors, trained for nine epochs with one seed.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from fidelity import read_curves
@@ -12,7 +13,9 @@ from short_schedule import FACTORS, FOLDER, SPACE, subspace
 
 from levit_search.architecture import Architecture
 from levit_search.configuration import validated
+from levit_search.pareto import Points, minimised
 from levit_search.search.engine import Event
+from levit_search.search.preparation import reference_of
 from levit_search.space import Limits, Space
 from levit_search.study import Study, StudyConfig, read_config
 
@@ -109,9 +112,15 @@ def table_config(epochs: int, search: dict[str, Any]) -> TableConfig:
         "objectives": OBJECTIVES,
         "storage": "journal",
         "search": search,
-        "hypervolume_reference": {"top1_percent": 0.0, "flops": 1e11},
     }
     return validated(TableConfig, given, "the table")
+
+
+@cache
+def reference() -> Points:
+    """What the hypervolumes of all studies over the table are measured from, minimised."""
+    config = table_config(1, {})
+    return minimised([reference_of(config, config.space(), {})], OBJECTIVES).reshape(-1)
 
 
 class ReplayEngine:

@@ -7,9 +7,8 @@ that every proposal has its answer and a search takes seconds. The strategies ar
 random, TPE and NSGA-II samplers with their defaults, which train each proposal to the end, repeats
 as well, since they do not notice them; and levit-search as ``run`` does it, with its driver,
 storage and rungs. All have the same seeds. Objectives are the accuracy after nine epochs and FLOPs;
-a front is worth the hypervolume that it dominates, as a share of that of all 96 networks, up to a
-corner a tenth of the range beyond the worst of them. The whole budget trains half of the networks
-in full.
+a front is worth its hypervolume as the search itself states it (docs/search.md#hypervolume), as a
+share of that of all 96 networks. The whole budget trains half of the networks in full.
 """
 
 import argparse
@@ -18,23 +17,22 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from replay import OBJECTIVES, ReplayEngine, Table, table_config
+from replay import OBJECTIVES, ReplayEngine, Table, reference, table_config
 
 from levit_search.environment import environment
 from levit_search.files import write_json
-from levit_search.pareto import hypervolume, minimised
+from levit_search.pareto import Points, hypervolume, minimised
 from levit_search.search import search
 from levit_search.study import Record, Study
 
 SHARES = (0.10, 0.20, 0.33, 0.50, 1.00)
-_MARGIN = 0.1
 _MOST_PROPOSALS = 300
 
 Trail = list[tuple[int, str]]
@@ -138,13 +136,12 @@ class Worth:
     """Hypervolume of sets of networks, as a share of the hypervolume of all."""
 
     table: Table
+    reference: Points = field(default_factory=reference)
 
     def __call__(self, networks: Sequence[str]) -> float:
         everything = minimised([self.table.final(name) for name in self.table.curves], OBJECTIVES)
-        low, high = everything.min(axis=0), everything.max(axis=0)
-        corner = high + _MARGIN * (high - low)
         points = minimised([self.table.final(name) for name in networks], OBJECTIVES)
-        return hypervolume(points, corner) / hypervolume(everything, corner)
+        return hypervolume(points, self.reference) / hypervolume(everything, self.reference)
 
 
 def steps(name: str, seed: int, budget: int) -> list[tuple[int, float]]:

@@ -35,17 +35,7 @@ PROBED: tuple[Figure, ...] = (
 )
 """Those that a probe measures."""
 
-# Beyond what any candidate is worth considering for, so that hypervolumes of studies compare.
-FIXED_REFERENCE: dict[Figure, float] = {
-    "top1_percent": 0.0,
-    "latency_ms": 1e3,
-    "latency_median_ms": 1e3,
-    "latency_p95_ms": 1e3,
-    "peak_memory_mb": 1e5,
-    "flops": 1e11,
-    "params": 1e9,
-    "activations": 1e9,
-}
+_BEYOND = 1.1  # of the worst: a network that is no better in anything is worth nothing
 
 Points = NDArray[np.float64]
 
@@ -69,6 +59,38 @@ def minimised(rows: Sequence[Mapping[str, float]], objectives: Sequence[Objectiv
         given = points[:, column]
         points[:, column] = 1 - given / 100 if is_maximised(name) else np.log10(given)
     return points
+
+
+def reference_values(
+    objectives: Sequence[Objective],
+    given: Mapping[Objective, float],
+    limits: Mapping[str, float | None],
+    guess_percent: float,
+    worst: Mapping[Objective, float],
+) -> dict[Objective, float]:
+    """The reference of a study, from which hypervolumes and the knee are measured.
+
+    It is what a study has without a search: of each objective the value that is ``given``, else the
+    limit, else for an accuracy that of guessing and for a cost a tenth beyond the ``worst``.
+
+    Args:
+        objectives: of the study.
+        given: by the user, by objective.
+        limits: upper bounds by figure, None where there is none; they are on no further target.
+        guess_percent: the accuracy of always answering the largest class.
+        worst: by cost, the largest of a fixed sample of the study's feasible networks, or what was
+            measured of the one of them with the most FLOPs.
+    """
+
+    def value(objective: Objective) -> float:
+        limit = limits.get(objective)
+        if objective in given:
+            return given[objective]
+        if limit is not None:
+            return limit
+        return guess_percent if is_maximised(objective) else _BEYOND * worst[objective]
+
+    return {objective: float(value(objective)) for objective in objectives}
 
 
 def non_dominated(points: Points) -> NDArray[np.bool_]:
@@ -140,7 +162,7 @@ def hypervolume(points: Points, reference: NDArray[np.float64]) -> float:
 
     Args:
         points: [points, objectives], smaller is better; those beyond ``reference`` count nothing.
-        reference: [objectives].
+        reference: [objectives]; see :func:`reference_values`.
     """
     inside = points[(points < reference).all(axis=1)]
     if len(inside) == 0:
@@ -159,12 +181,18 @@ def hypervolume(points: Points, reference: NDArray[np.float64]) -> float:
     return float(volume)
 
 
-def knee(points: Points) -> int:
-    """The index of the point that is closest to the best of everything.
+def knee(points: Points, reference: Points) -> int:
+    """The index of the point with the largest product of gains below ``reference``.
 
-    Objectives are scaled to the range that the points span; the knee has the smallest distance to
-    the corner where each objective has its best value.
+    This is Nash's solution of a bargain between the objectives ("The Bargaining Problem",
+    Econometrica 18, 1950), who get the reference where they do not agree. Units do not matter to
+    it, nor which other points there are: one that joins is the knee itself, or moves nothing.
+    Where no point is below the reference in all objectives, it is the one that is beyond it least.
+
+    Args:
+        points: [points, objectives], smaller is better.
+        reference: [objectives]; see :func:`reference_values`.
     """
-    low, high = points.min(axis=0), points.max(axis=0)
-    scaled = (points - low) / np.where(high > low, high - low, 1.0)
-    return int(np.argmin(np.linalg.norm(scaled, axis=1)))
+    gains = reference - points
+    worth = np.where((gains > 0).all(axis=1), gains.prod(axis=1), gains.min(axis=1))
+    return int(np.argmax(worth))

@@ -40,6 +40,10 @@ class Silent:
     def tick(self) -> None: ...
 
 
+WORST = 100.0
+"""What the costliest network has of every figure of a probe, whatever its unit."""
+
+
 class StubEngine:
     """Answers at once with figures made from the network alone; remembers what it was asked."""
 
@@ -51,6 +55,7 @@ class StubEngine:
     def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
         self.evaluated = type(self).evaluated = []
         prepared = {"settled_ms": {}, "device": {}, "data": self.data, "teacher": {}}
+        prepared["worst"] = dict.fromkeys(study.config.referred, WORST)
         self._events = [Event("done", None, content=prepared)]
         self._busy = True
 
@@ -137,6 +142,7 @@ class CurveEngine:
         self._epochs, self._rungs = study.config.train.epochs, study.config.rung_epochs
         self._jobs = study.config.engine.jobs
         prepared = {"settled_ms": {}, "device": {}, "teacher": {}}
+        prepared["worst"] = dict.fromkeys(study.config.referred, WORST)
         self._events = [Event("done", None, content=prepared)]
         self._is_prepared = False
         self._running: dict[int, tuple[Architecture, list[int]]] = {}

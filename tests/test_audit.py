@@ -24,7 +24,8 @@ from tests.networks import tiny_description
 
 EPOCHS = 4
 OBJECTIVES: tuple[Objective, ...] = ("top1_percent", "latency_ms")
-REFERENCE = minimised([{"top1_percent": 0.0, "latency_ms": 1e3}], OBJECTIVES)[0]
+REFERENCE_VALUES = {"top1_percent": 0.0, "latency_ms": 1e3}
+REFERENCE = minimised([REFERENCE_VALUES], OBJECTIVES)[0]
 
 
 def record(
@@ -546,6 +547,7 @@ def study(
     records, networks = search
     changes = {"objectives": list(OBJECTIVES), "train.epochs": EPOCHS}
     opened = Study.create(tmp_path / "s", read_config(space_file(), changes), ["test"])
+    opened.keep_reference(REFERENCE_VALUES)
     monkeypatch.setattr(Study, "records", lambda self: records)
     kept = Kept(opened.folder)
     kept.networks = networks

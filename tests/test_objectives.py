@@ -14,7 +14,8 @@ from levit_search import export, table
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError, TrialError
 from levit_search.evaluate import Evaluator
-from levit_search.latency import LatencyConfig
+from levit_search.latency import LatencyConfig, Probe
+from levit_search.pareto import PROBED
 from levit_search.search import search
 from levit_search.study import Record, Study, StudyConfig, parse_settings, read_config
 from tests.conftest import Cli
@@ -147,17 +148,19 @@ def test_other_targets_may_be_measured_where_latency_is_predicted(space_file: Sp
     assert list(config.also_measured) == ["four"]
 
 
-def test_each_objective_has_a_reference_for_the_hypervolume(space_file: SpaceFile) -> None:
-    objectives = ["top1_percent", "latency_ms", "latency_ms@phone", "peak_memory_mb@phone"]
-    path = space_file(
-        targets=PHONE, objectives=objectives, hypervolume_reference={"latency_ms@phone": 50}
-    )
-    assert read_config(path).hypervolume_reference == {
-        "top1_percent": 0.0,
-        "latency_ms": 1e3,
-        "latency_ms@phone": 50,
-        "peak_memory_mb@phone": 1e5,
-    }
+def test_what_neither_the_user_nor_a_limit_says_of_a_reference_is_to_be_measured(
+    space_file: SpaceFile,
+) -> None:
+    names = ["latency_ms", "latency_ms@phone", "peak_memory_mb@phone"]
+    sections: dict[str, Any] = {"targets": PHONE, "objectives": ["top1_percent", *names]}
+    config = read_config(space_file(**sections))
+    assert config.referred == tuple(names) and config.reference is None
+    sections["limits"] = {"latency_ms": 5}
+    config = read_config(space_file(**sections, hypervolume_reference={"latency_ms@phone": 50}))
+    assert config.referred == ("peak_memory_mb@phone",)
+    assert config.hypervolume_reference == {"latency_ms@phone": 50}
+    with pytest.raises(InputError, match=r"latency_ms@phone: expected a number above 0"):
+        read_config(space_file(**sections, hypervolume_reference={"latency_ms@phone": 0}))
 
 
 def record(trial: int, network: Architecture, **values: float) -> Record:
@@ -233,6 +236,9 @@ def test_a_candidate_is_measured_on_every_target_that_an_objective_names(
     assert found.latency["samples_file"] != found.targets["four"]["samples_file"]
     assert json.loads(json.dumps(found.as_json()))["targets"]["four"]["threads"] == 1
 
+    assert prepared["worst"].keys() == set(config.objectives)
+    assert all(value > 0 for value in prepared["worst"].values())
+
     main, other = prepared["settled_ms"]
     assert other == f"four:{main}"
     assert prepared["devices"]["four"]["cpu"] == prepared["device"]["cpu"]
@@ -248,6 +254,33 @@ def test_a_candidate_is_measured_on_every_target_that_an_objective_names(
     assert again.latency is not None
     assert again.latency["reference_ms"] == 2.0
     assert again.targets["four"]["reference_ms"] == 32.0
+
+
+def test_a_costliest_network_that_cannot_be_measured_leaves_it_to_the_next(
+    space_file: SpaceFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_config(space_file(**two_targets()))
+    costs = {network.id: found.flops for network, found in config.space().sample()}
+    ranked = sorted(costs.values(), reverse=True)
+    asked: list[tuple[int, str]] = []
+    broken = 1
+
+    def measured(
+        self: Evaluator, probe: Probe, network: Architecture, values: dict[str, float], at: str = ""
+    ) -> None:
+        asked.append((costs[network.id], at))
+        if len({flops for flops, _ in asked}) <= broken:
+            raise TrialError("the device is too small")
+        values.update({f"{name}{at}": float(costs[network.id]) for name in PROBED})
+
+    monkeypatch.setattr(Evaluator, "_measured", measured)
+    found = Evaluator(config, tmp_path, {}).worst(silent)
+    assert asked == [(ranked[0], ""), (ranked[1], ""), (ranked[1], "@four")]
+    assert found == dict.fromkeys(config.objectives, float(ranked[1]))
+    broken, asked[:] = 9, []
+    with pytest.raises(TrialError, match="too small"):
+        Evaluator(config, tmp_path, {}).worst(silent)
+    assert [flops for flops, _ in asked] == ranked[:3]
 
 
 def test_a_network_over_the_limit_is_measured_nowhere_else(

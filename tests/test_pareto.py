@@ -1,4 +1,5 @@
 import tracemalloc
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -11,6 +12,7 @@ from levit_search.pareto import (
     minimised,
     non_dominated,
     non_dominated_ranks,
+    reference_values,
 )
 
 
@@ -132,18 +134,85 @@ def test_points_beyond_the_reference_count_nothing() -> None:
     assert hypervolume(beyond, reference) == 0.0
 
 
+def test_a_reference_is_what_is_given_or_a_limit_or_a_tenth_beyond_the_worst() -> None:
+    objectives = ("top1_percent", "latency_ms", "latency_ms@phone", "flops", "params")
+    found = reference_values(
+        objectives,
+        {"params": 5e6},
+        {"latency_ms": 4.0, "flops": None, "params": 7e6},
+        guess_percent=12.5,
+        worst={"latency_ms": 1.0, "latency_ms@phone": 30.0, "flops": 2e8, "params": 1e6},
+    )
+    expected = {"top1_percent": 12.5, "latency_ms": 4.0, "latency_ms@phone": 33.0}
+    assert found == pytest.approx({**expected, "flops": 2.2e8, "params": 5e6})
+
+
+# The front of 80.1, 78.4, 75.8 and 71 %, the reference at guessing one of ten.
+ROWS = ((80.1, 4.0), (78.4, 1.0), (75.8, 0.95), (71.0, 0.94))
+USELESS = (12.0, 0.3)
+NETWORKS, REFERENCE_ROW = (*ROWS, USELESS), (10.0, 5.0)
+
+
+def as_points(rows: Sequence[tuple[float, float]]) -> Points:
+    named = [{"top1_percent": percent, "latency_ms": ms} for percent, ms in rows]
+    return minimised(named, ("top1_percent", "latency_ms"))
+
+
+def knee_by_ranges(points: Points) -> int:
+    """As it was: closest to the best of everything, on axes of the range that the points span."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    return int(np.argmin(np.linalg.norm((points - low) / (high - low), axis=1)))
+
+
+def test_a_useless_cheap_network_does_not_move_the_knee() -> None:
+    (reference,) = as_points([REFERENCE_ROW])
+    assert NETWORKS[knee_by_ranges(as_points(ROWS))][0] == 78.4
+    assert NETWORKS[knee_by_ranges(as_points(NETWORKS))][0] == 75.8
+    assert NETWORKS[knee(as_points(ROWS), reference)][0] == 78.4
+    assert NETWORKS[knee(as_points(NETWORKS), reference)][0] == 78.4
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_who_joins_a_front_is_the_knee_or_does_not_move_it(objectives: int) -> None:
+    """Dominated ones, extreme ones, and any others; on axes of ranges it often moves."""
+    reference, moved, by_ranges = np.ones(objectives), 0, 0
+    for seed in range(300):
+        chance = np.random.default_rng(seed)
+        points = chance.random((12, objectives)) ** 2
+        points = points[non_dominated(points)]
+        extreme = chance.random(objectives)
+        extreme[seed % objectives] *= 0.01
+        for newcomer in (extreme, points[0] + 0.1, chance.random(objectives) * 1.2):
+            more = np.concatenate([points, newcomer[None]])
+            before, after = knee(points, reference), knee(more, reference)
+            assert after in (before, len(points))
+            moved += after == len(points)
+            if len(points) > 1:
+                by_ranges += knee_by_ranges(more) not in (knee_by_ranges(points), len(points))
+    assert moved > 10 and by_ranges > 50
+
+
 @pytest.mark.parametrize("unit", [(1, 1), (1e6, 1), (1, 1e6)])
-def test_the_knee_is_where_the_front_bends_in_any_unit(unit: tuple[float, float]) -> None:
+def test_the_knee_has_the_largest_product_of_gains_in_any_unit(unit: tuple[float, float]) -> None:
     cost = np.array([1.0, 2.0, 3.0, 5.0, 9.0])
-    points = np.stack([cost, 9 / cost], axis=1)  # 1, 9 is an end; 3, 3 bends
-    assert knee(points * unit) == 2
-    assert knee(points * unit - 100.0) == 2
+    points, reference = np.stack([cost, 9 / cost], axis=1), np.array([10.0, 10.0])
+    assert np.argmax((10 - cost) * (10 - 9 / cost)) == 2
+    assert knee(points * unit, reference * unit) == 2
+    assert knee(points * unit - 100.0, reference * unit - 100.0) == 2
 
 
 def test_an_objective_that_is_the_same_for_all_does_not_move_the_knee() -> None:
     points = np.array([[0.0, 4.0, 5.0], [1.0, 1.0, 5.0], [4.0, 0.0, 5.0]])
-    assert knee(points) == 1
-    assert knee(points[:1]) == 0
+    for last in (5.1, 50.0):
+        assert knee(points, np.array([5.0, 5.0, last])) == 1
+        assert knee(points[:1], np.array([5.0, 5.0, last])) == 0
+
+
+def test_where_nothing_is_below_the_reference_the_knee_is_beyond_it_least() -> None:
+    points = np.array([[0.0, 4.0], [1.0, 1.5], [4.0, 0.0]])
+    assert knee(points, np.array([1.0, 1.0])) == 1
+    assert knee(points, np.array([2.0, 2.0])) == 1
+    assert knee(points, np.array([-1.0, 9.0])) == 0
 
 
 def test_better_is_smaller_in_every_objective() -> None:

@@ -14,13 +14,18 @@ from optuna.trial import TrialState
 from levit_search import architecture, table
 from levit_search.architecture import Architecture
 from levit_search.errors import BudgetError, InputError
+from levit_search.export import pick
+from levit_search.report.contents import contents
+from levit_search.report.plots import plots
 from levit_search.search import begin, driver, search
 from levit_search.search.engine import Event
 from levit_search.search.ledger import Ledger
 from levit_search.search.preparation import start_values
 from levit_search.study import Record, Study, read_config
+from levit_search.study.restoring import restore
 from tests.conftest import ROOT
 from tests.engines import (
+    WORST,
     CurveEngine,
     FailingEngine,
     HereEngine,
@@ -760,3 +765,100 @@ def test_a_training_whose_result_could_not_be_noted_is_not_trained_again(
     assert len(trained) == 2
     assert [record.state for record in study.records()] == ["complete"]
     assert not list(study.checkpoints.glob("*.training.pt"))
+
+
+def reference_kept(folder: Path) -> dict[str, float]:
+    kept: dict[str, float] = yaml.safe_load((folder / "study.yaml").read_text())["reference_point"]
+    return kept
+
+
+def test_the_reference_is_the_space_s_own_and_never_changes(
+    stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = space_file(objectives=["top1_percent", "latency_ms", "flops"])
+    summary, study = run(path, tmp_path / "s", **{"search.trials": 3})
+    kept = reference_kept(study.folder)
+    most = max(found.flops for _, found in study.config.space().sample())
+    expected = {"top1_percent": 10.0, "latency_ms": 1.1 * WORST, "flops": 1.1 * most}
+    assert kept == pytest.approx(expected)
+    assert summary.hypervolume > 0
+
+    class Slower(StubEngine):
+        data: ClassVar[dict[str, Any]] = {"guess_percent": 40.0}
+
+    config = read_config(path, {"search.trials": 6})
+    again = Study.create(study.folder, config, ["test"])
+    later = search(again, Silent(), engine=Slower)
+    assert reference_kept(study.folder) == kept
+    assert later.hypervolume >= summary.hypervolume
+
+
+def test_a_reference_of_the_user_s_and_a_limit_go_before_what_was_found(
+    stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    given = {"hypervolume_reference": {"top1_percent": 20}, "limits": {"flops": 150_000}}
+    path = space_file(objectives=["top1_percent", "flops"], **given)
+    _, study = run(path, tmp_path / "s", **{"search.trials": 2})
+    assert reference_kept(study.folder) == {"top1_percent": 20.0, "flops": 150_000.0}
+
+
+def test_guessing_is_answering_the_largest_class_where_that_is_known(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    class Uneven(StubEngine):
+        data: ClassVar[dict[str, Any]] = {"guess_percent": 40.0}
+
+    study = Study.create(tmp_path / "s", read_config(space_file()), ["test"])
+    search(study, Silent(), engine=Uneven)
+    assert reference_kept(study.folder)["top1_percent"] == 40.0
+
+
+def of_an_earlier_release(folder: Path) -> None:
+    """Write settings as they were, with one reference for all studies, in file and storage."""
+    earlier = {"top1_percent": 0.0, "latency_ms": 1000.0}
+    path = folder / "study.yaml"
+    settings = yaml.safe_load(path.read_text())
+    del settings["reference_point"]
+    path.write_text(yaml.safe_dump({**settings, "hypervolume_reference": earlier}))
+    storage, study_id = Study.open(folder).open_storage()
+    kept = storage.get_study_user_attrs(study_id)["settings"]
+    del kept["reference_point"]
+    kept["hypervolume_reference"] = earlier
+    storage.set_study_user_attr(study_id, "settings", kept)
+    backup = folder / "backup.jsonl"
+    backup.unlink()
+
+
+def test_a_study_of_an_earlier_release_gets_its_reference_at_the_next_run(
+    stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = space_file()
+    before, study = run(path, tmp_path / "s", **{"search.trials": 3})
+    kept = reference_kept(study.folder)
+    of_an_earlier_release(study.folder)
+    opened = Study.open(study.folder)
+    assert opened.config.hypervolume_reference == {} and opened.config.reference is None
+    assert [r.trial for r in opened.records()] == [r.trial for r in study.records()]
+    with pytest.raises(InputError, match=r"no reference for hypervolume and knee yet; `levit"):
+        pick(opened, "knee")
+    assert pick(opened, "accurate").trial == pick(study, "accurate").trial
+    found = contents(opened)
+    assert found["summary"]["hypervolume"] is None
+    assert "hypervolume" not in dict(plots(found))
+    assert all("knee" not in why for d in found["details"].values() for why in d["picked_as"])
+
+    for given in (path, study.folder / "study.yaml"):  # nothing is left to evaluate
+        after, study = run(given, tmp_path / "s", **{"search.trials": 3})
+        assert after.hypervolume == before.hypervolume
+        assert reference_kept(study.folder) == kept
+    assert stub.evaluated == []
+
+
+def test_a_backup_has_the_reference_too(
+    stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    _, study = run(space_file(), tmp_path / "s", **{"search.trials": 2})
+    kept = reference_kept(study.folder)
+    (study.folder / "study.yaml").unlink()
+    restore(study.folder, False, lambda text: None)
+    assert reference_kept(study.folder) == kept

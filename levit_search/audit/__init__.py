@@ -49,8 +49,8 @@ def audit(study: Study, seeds: int, jobs: int, display: Display) -> dict[str, An
         What ``audit.json`` holds; see the README.
 
     Raises:
-        InputError: no trial is complete, another audit of the study is at work, the data is
-            missing, or the folder cannot be written.
+        InputError: no trial is complete, the study has no reference yet, another audit of it is at
+            work, the data is missing, or the folder cannot be written.
     """
     kept = Kept(study.folder)
     records = study.records()
@@ -60,6 +60,7 @@ def audit(study: Study, seeds: int, jobs: int, display: Display) -> dict[str, An
             f"{study.folder}: {len(records)} finished trials, none complete: there is no front to "
             "audit yet; `levit-search run` goes on with the search"
         )
+    study.reference()  # where there is none, that is said before anything is trained
     with kept.lock():
         failed = _measure(study, front, kept, seeds, jobs, display)
         document = _document(study, records, kept, failed)
@@ -122,7 +123,7 @@ def _document(
 ) -> dict[str, Any]:
     config = study.config
     objectives, epochs = config.objectives, config.train.epochs
-    reference = figures.reference_point(config.hypervolume_reference, objectives)
+    reference = study.reference()
     supernet = study.attributes().get("supernet", {})
     before_s = supernet.get("seconds", 0.0)
     path = figures.trajectory(records, objectives, reference, before_s)

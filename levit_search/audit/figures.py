@@ -65,7 +65,8 @@ class Trajectory:
 
     trials: tuple[int, ...]
     """Their numbers."""
-    hypervolumes: tuple[float, ...]
+    hypervolumes: tuple[float, ...] | None
+    """None where the study has no reference yet."""
     epochs: tuple[int, ...]
     """Trained so far."""
     worker_hours: tuple[float, ...]
@@ -77,7 +78,7 @@ class Trajectory:
         """One of them, as JSON."""
         return {
             "trials": index + 1,
-            "hypervolume": self.hypervolumes[index],
+            "hypervolume": self.hypervolumes[index] if self.hypervolumes is not None else None,
             "epochs": self.epochs[index],
             "worker_hours": round(self.worker_hours[index], 6),
             "hours": round(self.hours[index], 6) if self.hours is not None else None,
@@ -85,7 +86,7 @@ class Trajectory:
 
     def steps(self) -> list[dict[str, Any]]:
         """The points at which the hypervolume changed, and the last."""
-        volumes = (0.0, *self.hypervolumes)
+        volumes = (0.0, *(self.hypervolumes or [0.0] * len(self.trials)))
         last = len(self.trials) - 1
         return [
             self.point(index)
@@ -103,7 +104,7 @@ class Trajectory:
 def trajectory(
     records: Sequence[Record],
     objectives: Sequence[Objective],
-    reference: NDArray[np.float64],
+    reference: NDArray[np.float64] | None,
     before_s: float = 0.0,
 ) -> Trajectory:
     """How a search went.
@@ -111,7 +112,7 @@ def trajectory(
     Args:
         records: of all finished trials.
         objectives: of the study.
-        reference: [objectives], minimised, that volumes are measured against.
+        reference: [objectives], minimised, that volumes are measured from, if there is one.
         before_s: what a worker had spent before the first trial.
     """
     ended = sorted(records, key=_when)
@@ -119,7 +120,7 @@ def trajectory(
     volumes, front = [], np.empty((0, len(objectives)))
     volume = 0.0
     for record in ended:
-        if record.is_evaluated:
+        if record.is_evaluated and reference is not None:
             point = minimised([record.values], objectives)
             if not (front <= point).all(axis=1).any():
                 kept = front[~(point <= front).all(axis=1)]
@@ -128,7 +129,7 @@ def trajectory(
         volumes.append(volume)
     return Trajectory(
         tuple(record.trial for record in ended),
-        tuple(volumes),
+        tuple(volumes) if reference is not None else None,
         tuple(np.cumsum([epochs_of(record) for record in ended], dtype=int).tolist()),
         tuple(((before_s + np.cumsum(spent_s)) / 3600).tolist()),
         _busy_hours(ended, spent_s),
@@ -318,11 +319,3 @@ def inheritance(records: Sequence[Record], supernet: Mapping[str, Any]) -> dict[
         "tau": tau if np.isfinite(tau) else None,
         "supernet_seconds": supernet.get("seconds"),
     }
-
-
-def reference_point(
-    given: dict[Objective, float], objectives: Sequence[Objective]
-) -> NDArray[np.float64]:
-    """A study's reference of hypervolumes as a minimised point [objectives]."""
-    row: dict[str, float] = {name: given[name] for name in objectives}
-    return minimised([row], objectives).reshape(-1)

@@ -24,7 +24,8 @@ def pick(study: Study, choice: str) -> Record:
             network within it that is best in the first objective without a bound.
 
     Raises:
-        InputError: the choice is none of these, or nothing satisfies it.
+        InputError: the choice is none of these, or nothing satisfies it, or the knee is asked for
+            of a study without a reference (:meth:`levit_search.study.Study.reference`).
     """
     if choice.startswith("trial="):
         record = find_record(study, choice.removeprefix("trial=").strip())
@@ -37,7 +38,8 @@ def pick(study: Study, choice: str) -> Record:
         raise InputError(f"{study.folder}: no finished trial to pick from yet")
     match choice:
         case "knee":
-            return front[knee(minimised([record.values for record in front], objectives))]
+            points = minimised([record.values for record in front], objectives)
+            return front[knee(points, study.reference())]
         case "accurate":
             _needs(study, "top1_percent", choice)
             return max(front, key=lambda record: record.values["top1_percent"])

@@ -65,10 +65,11 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         ``rungs`` is [[epoch, top-1 %, goes on]] and ``choices`` has for each of ``slots`` the place
         of its value there, None where it means nothing. ``trajectory`` has the points at which the
         hypervolume changed, column by column: ``trials``, ``epochs``, ``hours`` (None where they
-        are not known), ``worker_hours`` and ``hypervolume``. ``importance`` is ``{objective: {slot:
-        share}}``, ``prediction`` [[predicted ms, measured ms, trial]], ``failures`` a list of
-        ``{outcome, reason, count, trials}``, ``published`` the paper's ``{name, values}`` where the
-        study has ImageNet's 1000 classes. ``chosen`` are the trials shown in detail, the knee
+        are not known), ``worker_hours`` and ``hypervolume``, which is None, as in the ``summary``,
+        where the study has no reference yet; then there is no knee either. ``importance`` is
+        ``{objective: {slot: share}}``, ``prediction`` [[predicted ms, measured ms, trial]],
+        ``failures`` a list of ``{outcome, reason, count, trials}``, ``published`` the paper's
+        ``{name, values}`` where the study has ImageNet's 1000 classes. ``chosen`` are the trials shown in detail, the knee
         first, and ``details`` says of each what :func:`levit_search.report.details.details` does.
 
     Raises:
@@ -100,7 +101,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
     accuracies = audited(study)
     by_outcome = [(record, figures.outcome(record, config.train.epochs)) for record in records]
     on_front = {record.trial for record in front}
-    reference = figures.reference_point(config.hypervolume_reference, objectives)
+    reference = study.reference() if config.reference is not None else None
     path = figures.trajectory(records, objectives, reference)
     return {
         "study": config.name,
@@ -190,7 +191,7 @@ def _summary(
         "trials": len(records),
         "counts": {name: counts[name] for name in get_args(figures.Outcome)},
         "front": len(front),
-        "hypervolume": path.hypervolumes[-1],
+        "hypervolume": path.hypervolumes[-1] if path.hypervolumes is not None else None,
         "hours": path.hours[-1] if path.hours is not None else None,
         "worker_hours": path.worker_hours[-1],
         "epochs": path.epochs[-1],

@@ -38,18 +38,20 @@ def chosen(
         InputError: a pick is none.
     """
     objectives = study.config.objectives
-    middle = front[knee(minimised([record.values for record in front], objectives))]
     found: dict[int, tuple[Record, list[str]]] = {}
 
     def take(record: Record, why: str) -> None:
         found.setdefault(record.trial, (record, []))[1].append(why)
 
-    take(middle, "knee of the front")
+    if study.config.reference is not None:
+        points = minimised([record.values for record in front], objectives)
+        take(front[knee(points, study.reference())], "knee of the front")
+    middle = next(iter(found), None)
     for choice in picked:
         take(_picked(study, records, choice), f"--pick {choice}")
     step = max(1, -(-len(front) // _MOST_OF_FRONT))
     for record in front[::step]:
-        if record is not middle:
+        if record.trial != middle:
             take(record, "front")
     for record in records:
         network = record.architecture

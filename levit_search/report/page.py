@@ -159,7 +159,7 @@ def _for_people(study: Study, document: Mapping[str, Any]) -> dict[str, Any]:
         "importance_fewest": FEWEST,
         "reference_point": ", ".join(
             f"{table.heading(name)} {table.figure(name, value)}"
-            for name, value in study.config.hypervolume_reference.items()
+            for name, value in (study.config.reference or {}).items()
         ),
         "search_text": _search_text(study),
         "training_text": _training_text(study),

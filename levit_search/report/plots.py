@@ -36,7 +36,8 @@ def plots(document: Document) -> "Iterator[tuple[str, Figure]]":
     for tab in document["tabs"]:
         figure, target = figure_and_target(tab["figure"])
         yield f"front-{figure}" + (f"-on-{target}" if target else ""), front(document, tab)
-    yield "hypervolume", hypervolume(document)
+    if document["summary"]["hypervolume"] is not None:
+        yield "hypervolume", hypervolume(document)
     if any(trial["curve"] for trial in document["trials"]):
         yield "learning-curves", learning_curves(document)
     if document["importance"]:
@@ -79,7 +80,9 @@ def front(document: Document, tab: Mapping[str, Any]) -> "Figure":
     ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "linestyle": ""}
     if starts:
         axes.plot(*points(starts), marker="s", color=GREEN, label="tried first", **ring)
-    knee = [trial for trial in [*best, *others] if trial["trial"] == document["chosen"][0]]
+    first = document["chosen"][0]
+    is_knee = "knee of the front" in document["details"][str(first)]["picked_as"]
+    knee = [trial for trial in [*best, *others] if is_knee and trial["trial"] == first]
     if knee:
         axes.plot(*points(knee), marker="D", color=ORANGE, label="knee", **ring)
     for trial in [*best, *others]:

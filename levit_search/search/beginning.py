@@ -200,7 +200,7 @@ def checked_space(config: StudyConfig, where: str = "space") -> Space:
     """
     config.check_data(where)
     space = config.space(where)
-    space.check_feasible()
+    space.sample(1)
     if config.inherits:
         envelope_of(space, where)
     start_values(config, space, where)

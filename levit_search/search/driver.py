@@ -19,6 +19,7 @@ from levit_search.search.outcome import Display, Summary, front_volume
 from levit_search.search.preparation import (
     check_data,
     check_devices,
+    reference_of,
     remember,
     sample_of,
     start_values,
@@ -124,6 +125,7 @@ class _Driver:
                 engine.close()
             raise
         is_done = self._is_enough() and not self._left_over and self._source is None
+        is_done &= self._study.config.reference is not None  # of an earlier release's study
         if is_done and not self._verification.left(self._books.tally):
             if engine is not None:
                 engine.close()
@@ -211,6 +213,9 @@ class _Driver:
         check_devices(self._study, self._books.attributes, event.content)
         check_data(self._study, self._books.attributes, event.content)
         remember(self._books.ledger, event.content)
+        if self._study.config.reference is None:
+            found = reference_of(self._config, self._space, event.content)
+            self._books.ledger.keep_reference(found)
 
     def _loop(self, engine: Engine) -> str:
         """Begin and handle evaluations until there are no more; returns why there are none."""

@@ -18,9 +18,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from levit_search.errors import GOES_ON, BudgetError
+from levit_search.pareto import Objective
 from levit_search.study import Study
 from levit_search.study.backup import trial_body
 from levit_search.study.database import Database, NumberTakenError
+from levit_search.study.writing import study_line
 
 _SOMEBODY_ELSE = "{}: another search writes to the same storage, perhaps from a copy of the folder"
 
@@ -156,6 +158,16 @@ class Ledger:
         self._log({"attribute": key, "value": value})
         self._written(partial(self._storage.set_study_user_attr, self._study_id, key, value))
         self.attributes[key] = value
+
+    def keep_reference(self, values: Mapping[Objective, float]) -> None:
+        """Keep what hypervolumes are measured from with the study's settings."""
+        try:
+            self._study.keep_reference(values)
+        except OSError as error:
+            path = self._study.folder / "study.yaml"
+            raise _RefusedError(f"{path}: {error.strerror or error}") from None
+        name = self._written(partial(self._storage.get_study_name_from_id, self._study_id))
+        self._log(study_line(name, self._study.config, self._distributions))
 
     def _create(self, trial: FrozenTrial) -> int:
         if isinstance(self._storage, Database):

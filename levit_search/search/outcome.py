@@ -52,7 +52,6 @@ class Display(Protocol):
 
 
 def front_volume(front: list[Record], study: Study) -> float:
-    """The hypervolume of a front against the reference point kept with the study."""
-    objectives = study.config.objectives
-    reference = minimised([study.config.hypervolume_reference], objectives)[0]
-    return hypervolume(minimised([record.values for record in front], objectives), reference)
+    """The hypervolume of a front from the reference that is kept with the study."""
+    points = minimised([record.values for record in front], study.config.objectives)
+    return hypervolume(points, study.reference())

@@ -8,8 +8,10 @@ import numpy as np
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
+from levit_search.cost import Cost
 from levit_search.errors import InputError
 from levit_search.latency.cache import fingerprint
+from levit_search.pareto import Objective, reference_values
 from levit_search.search.ledger import Ledger
 from levit_search.space import Space
 from levit_search.study import Study, StudyConfig
@@ -93,6 +95,32 @@ def remember(ledger: Ledger, prepared: Mapping[str, Any]) -> None:
     for key in PREPARED:
         if prepared.get(key):
             ledger.set_attribute(key, prepared[key])
+
+
+def reference_of(
+    config: StudyConfig, space: Space, prepared: Mapping[str, Any]
+) -> dict[Objective, float]:
+    """The reference of a study's hypervolumes and knee.
+
+    Args:
+        config: of the study.
+        space: made from it; the worst costs are those of :meth:`levit_search.space.Space.sample`.
+        prepared: ``worst`` are the figures that were measured for it, by objective;
+            ``guess_percent`` of ``data`` the accuracy of guessing, of equally large classes where
+            nothing says more.
+    """
+    costs = [found for _, found in space.sample()]
+    worst = {name: float(max(getattr(each, name) for each in costs)) for name in Cost._fields}
+    guess_percent = (prepared.get("data") or {}).get(
+        "guess_percent", 100 / space.sizes["num_classes"]
+    )
+    return reference_values(
+        config.objectives,
+        config.hypervolume_reference,
+        config.limits.model_dump(),
+        guess_percent,
+        {**worst, **prepared.get("worst", {})},
+    )
 
 
 def start_values(config: StudyConfig, space: Space, where: str) -> dict[str, dict[str, Any]]:

@@ -121,8 +121,9 @@ class TensorBoard:
         """The search as a whole, as it stands."""
         front = self._tally.front
         names = get_args(Outcome)
+        is_known = self._study.config.reference is not None  # not yet in the first session
         return {
-            "front/hypervolume": self._hypervolume(front),
+            **({"front/hypervolume": self._hypervolume(front)} if is_known else {}),
             "front/networks": len(front),
             **{f"best/{name}": _best(name, front) for name in self._objectives if front},
             **{f"trials/{name.replace(' ', '_')}": self._outcomes[name] for name in names},

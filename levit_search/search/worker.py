@@ -39,7 +39,8 @@ class Evaluates(Protocol):
     """
 
     def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
-        """Get what all evaluations need; returns ``settled_ms``, ``device``, ``data`` and so on."""
+        """Get what all evaluations need; returns ``settled_ms``, ``device``, ``data`` and so on,
+        and ``worst``, what the configuration has ``referred``, unless it has a ``reference``."""
 
     def evaluate(self, network: Architecture, progress: Progress, decide: Decide) -> Any:
         """Evaluate a network; what it returns has a method ``as_json``."""

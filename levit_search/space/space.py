@@ -205,33 +205,40 @@ class Space:
             if isinstance(found, str):
                 reasons[found] += 1
             else:
-                costs.append(found)
+                costs.append(found[1])
         return Survey(samples, len(costs), dict(reasons.most_common()), costs)
 
-    def check_feasible(self, samples: int = 2000) -> None:
-        """Make sure that the space is worth searching.
+    def sample(self, count: int = 256, draws: int = 2000) -> list[tuple[Architecture, Cost]]:
+        """The feasible networks among the first ``draws`` of seed 0, ``count`` at most.
+
+        They are the same whenever they are asked for, and may hold one network several times.
 
         Raises:
-            InputError: none of ``samples`` random networks is valid and within the limits; the
-                message gives the reason met most.
+            InputError: none is valid and within the limits; the message gives the reason met most.
         """
+        networks: list[tuple[Architecture, Cost]] = []
         reasons: Counter[str] = Counter()
-        for found in self._judged(samples, 0):
-            if not isinstance(found, str):
-                return
-            reasons[found] += 1
-        reason, count = reasons.most_common(1)[0]
+        for found in self._judged(draws, 0):
+            if isinstance(found, str):
+                reasons[found] += 1
+                continue
+            networks.append(found)
+            if len(networks) == count:
+                break
+        if networks:
+            return networks
+        reason, met = reasons.most_common(1)[0]
         raise InputError(
-            f"{self._where}: none of {samples} random networks is feasible; {count} of them: "
-            f"{reason}"
+            f"{self._where}: none of {draws} random networks is feasible; {met} of them: {reason}"
         )
 
-    def _judged(self, samples: int, seed: int) -> Iterator[Cost | str]:
-        """What random networks cost, or why they are not feasible."""
+    def _judged(self, draws: int, seed: int) -> Iterator[tuple[Architecture, Cost] | str]:
+        """Random networks with what they cost, or why they are not feasible."""
         chance = np.random.default_rng(seed)
-        for _ in range(samples):
+        for _ in range(draws):
             try:
-                found = cost(self.draw(chance))
+                network = self.draw(chance)
+                found = cost(network)
             except InputError as error:
                 yield str(error).removeprefix("architecture: ")
                 continue
@@ -239,7 +246,7 @@ class Space:
             if over:
                 yield f"{over[0]} over the limit of {getattr(self.limits, over[0]):,.0f}"
             else:
-                yield found
+                yield network, found
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import copy
 import glob
+import math
 import os
 import re
 import warnings
@@ -32,11 +33,11 @@ from levit_search.latency.programs import check_programs
 from levit_search.latency.protocol import LatencyConfig
 from levit_search.latency.targets import read_targets, resolved
 from levit_search.pareto import (
-    FIXED_REFERENCE,
     OBJECTIVES,
     PROBED,
     Objective,
     figure_and_target,
+    is_maximised,
 )
 from levit_search.recipe import Recipe, SupernetConfig, TeacherConfig
 from levit_search.space import Limits, Space
@@ -128,6 +129,9 @@ class StudyConfig(Frozen):
     Their image size, channels and classes are the data's; a description that states them insists.
     """
     hypervolume_reference: dict[Objective, float] = Field(default_factory=dict)
+    """Values of the user's choice in the reference of hypervolumes."""
+    reference_point: dict[Objective, float] = Field(default_factory=dict)
+    """The whole reference, as a search found it before its first trial; never in a space file."""
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -160,6 +164,9 @@ class StudyConfig(Frozen):
     def _check_names(self) -> "StudyConfig":
         _check_objectives("objectives", self.objectives, self.targets)
         _check_objectives("hypervolume_reference", self.hypervolume_reference, self.targets)
+        for name, value in self.hypervolume_reference.items():
+            if not is_maximised(name) and not 0 < value < math.inf:
+                raise ValueError(f"hypervolume_reference: {name}: expected a number above 0")
         return self
 
     @model_validator(mode="after")
@@ -192,6 +199,28 @@ class StudyConfig(Frozen):
         """The further targets on which candidates are probed, by name."""
         named = {figure_and_target(name)[1] for name in self.objectives}
         return {name: section for name, section in self.targets.items() if name in named}
+
+    @property
+    def reference(self) -> dict[Objective, float] | None:
+        """What hypervolumes and the knee are measured from, by objective; None if that is not known
+        yet. See :func:`levit_search.pareto.reference_values`."""
+        known = {**self.reference_point, **self.hypervolume_reference}
+        if not known.keys() >= set(self.objectives):
+            return None
+        return {name: known[name] for name in self.objectives}
+
+    @property
+    def referred(self) -> tuple[Objective, ...]:
+        """The objectives whose value in the reference is to be measured: neither the user nor a
+        limit says it."""
+        limits = self.limits.model_dump(exclude_none=True)
+        return tuple(
+            name
+            for name in self.objectives
+            if figure_and_target(name)[0] in PROBED
+            and name not in limits
+            and name not in self.hypervolume_reference
+        )
 
     @property
     def is_trained(self) -> bool:
@@ -313,7 +342,10 @@ def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyCo
         InputError: the file cannot be read or says something wrong, or it would have something
             started or joined here that only the user may name.
     """
-    config = config_of(read_yaml(path), path, changes)
+    raw = read_yaml(path)
+    if path.name == "study.yaml":
+        raw = up_to_date(raw)
+    config = config_of(raw, path, changes)
     sections = {f"targets.{name}": section for name, section in config.targets.items()}
     check_programs({"latency": config.latency, **sections}, str(path), changes)
     _check_cluster(config.engine.address, str(path), changes or {})
@@ -332,6 +364,36 @@ def _check_cluster(address: str | None, where: str, changes: Mapping[str, Any]) 
     )
 
 
+# What earlier releases measured hypervolumes from in every study, and wrote into its file.
+_EARLIER_REFERENCE: dict[str, float] = {
+    "top1_percent": 0.0,
+    "latency_ms": 1e3,
+    "latency_median_ms": 1e3,
+    "latency_p95_ms": 1e3,
+    "peak_memory_mb": 1e5,
+    "flops": 1e11,
+    "params": 1e9,
+    "activations": 1e9,
+}
+
+
+def up_to_date(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's settings as this release writes them.
+
+    Those of earlier ones have the same reference of hypervolumes in every study, which nobody
+    chose; it is left out, and the next search finds the study's own.
+    """
+    given = settings.get("hypervolume_reference")
+    if "reference_point" in settings or not isinstance(given, Mapping):
+        return dict(settings)
+    chosen = {
+        name: value
+        for name, value in given.items()
+        if value != _EARLIER_REFERENCE.get(figure_and_target(str(name))[0])
+    }
+    return {**settings, "hypervolume_reference": chosen}
+
+
 def config_of(
     given: Mapping[str, Any], path: Path, changes: Mapping[str, Any] | None = None
 ) -> StudyConfig:
@@ -346,6 +408,7 @@ def config_of(
         InputError: something is wrong.
     """
     raw = copy.deepcopy(dict(given))
+    raw.pop("reference_point", None)  # of a study's file; another study finds its own
     for section, key in _SHORT_FORMS.items():
         if isinstance(raw.get(section), str):
             raw[section] = {key: raw[section]}
@@ -365,11 +428,7 @@ def config_of(
         raw["targets"] = _resolved_targets(raw["targets"], path)
     config = located(validated(StudyConfig, raw, str(path)), path, changes)
     config = with_networks_read(config, path, changes)
-    reference = {
-        name: config.hypervolume_reference.get(name, FIXED_REFERENCE[figure_and_target(name)[0]])
-        for name in config.objectives
-    }
-    update: dict[str, Any] = {"hypervolume_reference": reference}
+    update: dict[str, Any] = {}
     if config.data.image_size is None:
         size = datasets.describe(config.data).image_size
         update["data"] = config.data.model_copy(update={"image_size": size})

@@ -18,6 +18,7 @@ from levit_search.data import DataSurvey
 from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
 from levit_search.files import is_there, write_atomically, write_json
+from levit_search.pareto import Objective, Points, minimised
 from levit_search.printable import quoted
 from levit_search.sealed import read_sealed, write_sealed
 from levit_search.study.address import masked
@@ -83,8 +84,9 @@ class Study:
             with study.lock():
                 if before is not None and starts_over:
                     before._trials.forget()
-                text = write_yaml(config.model_dump(mode="json"))
-                write_atomically(folder / "study.yaml", text)
+                elif before is not None:
+                    study._refer_to(before.config.reference_point)
+                study._write_settings()
                 study._note_environment(command)
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
@@ -143,6 +145,39 @@ class Study:
             except OSError as error:
                 told = error.strerror or error
                 raise InputError(f"{folder}: cannot be renamed to {aside} ({told})") from None
+
+    def keep_reference(self, values: Mapping[Objective, float]) -> None:
+        """Write what hypervolumes and the knee are measured from into ``study.yaml``, once and for
+        all.
+
+        Args:
+            values: by objective, see :func:`levit_search.pareto.reference_values`.
+        """
+        assert self.config.reference is None, "a reference that is kept never changes"
+        self._refer_to(values)
+        self._write_settings()
+
+    def reference(self) -> Points:
+        """What hypervolumes and the knee are measured from, as a minimised point [objectives].
+
+        Raises:
+            InputError: no search has found it yet; one of an earlier release did not look for it.
+        """
+        values, objectives = self.config.reference, self.config.objectives
+        if values is None:
+            here = quoted(str(self.folder))
+            raise InputError(
+                f"{self.folder}: has no reference for hypervolume and knee yet; `levit-search run "
+                f"{quoted(str(self.folder / 'study.yaml'))} --study {here}` finds it"
+            )
+        return minimised([values], objectives).reshape(-1)
+
+    def _refer_to(self, values: Mapping[Objective, float]) -> None:
+        self.config = self.config.model_copy(update={"reference_point": dict(values)})
+
+    def _write_settings(self) -> None:
+        text = write_yaml(self.config.model_dump(mode="json"))
+        write_atomically(self.folder / "study.yaml", text)
 
     def keep_survey(self, survey: DataSurvey) -> None:
         """Write what was found in the data into the folder."""

@@ -9,7 +9,7 @@ from typing import Any
 from levit_search.architecture import SIZES
 from levit_search.configuration import read_yaml, validated
 from levit_search.errors import InputError
-from levit_search.study.config import StudyConfig, located, with_networks_read
+from levit_search.study.config import StudyConfig, located, up_to_date, with_networks_read
 from levit_search.study.storage import DamagedError
 
 VERSION = 1
@@ -43,7 +43,7 @@ def read_settings(path: Path) -> StudyConfig:
         told = f"version {version!r} is not {VERSION}" if "version" in raw else "has no version"
         raise DamagedError(f"{path}: {told}, as in every study folder")
     try:
-        return located(validated(StudyConfig, raw, str(path)), path)
+        return located(validated(StudyConfig, up_to_date(raw), str(path)), path)
     except InputError as error:
         raise DamagedError(str(error)) from None
 
@@ -51,14 +51,16 @@ def read_settings(path: Path) -> StudyConfig:
 def comparable(config: StudyConfig) -> dict[str, Any]:
     """All settings that the trials of one study have to share.
 
-    Left out are the budgets, what carries evaluations out, where data and trials are kept, and the
-    sizes that networks to try first and references have from the data in any case.
+    Left out are the budgets, what carries evaluations out, where data and trials are kept, what the
+    search found as the reference of hypervolumes, and the sizes that networks to try first and
+    references have from the data in any case.
     """
     # Earlier releases kept paths as they were given, seen from the working directory.
     config = located(config, Path())
     with suppress(InputError):
         config = with_networks_read(config, Path())
-    settings = config.model_dump(
+    # Empty, and not left out: by that settings of this release are told from earlier ones.
+    settings = config.model_copy(update={"reference_point": {}}).model_dump(
         mode="json",
         exclude={
             "data": {"root"},

@@ -3,7 +3,7 @@
 import json
 import secrets
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from levit_search.files import write_json
 from levit_search.pareto import is_maximised
 from levit_search.printable import quoted
 from levit_search.study.backup import NAME, Backup, Kept, lost_trials
-from levit_search.study.config import StudyConfig
+from levit_search.study.config import StudyConfig, up_to_date
 from levit_search.study.settings import comparable, differences
 from levit_search.study.storage import DamagedError, Place
 
@@ -299,7 +299,8 @@ class Trials:
     def _differences(self, settings: object, where: str) -> str:
         """Between what was written down and the configuration; see :func:`differences`."""
         try:
-            before = validated(StudyConfig, settings, where)
+            given = up_to_date(settings) if isinstance(settings, Mapping) else settings
+            before = validated(StudyConfig, given, where)
         except InputError as error:
             return str(error)
         return differences(comparable(before), comparable(self._config))

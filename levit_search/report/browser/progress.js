@@ -25,8 +25,14 @@ function progressPicture() {
 }
 
 function startProgress() {
+  if (study.summary.hypervolume === null) {
+    at("progress-tabs").remove();
+    at("progress-picture").remove();
+    at("progress-note").textContent = "This study has no reference for hypervolumes yet, nor a knee: the next levit-search run finds it.";
+    return;
+  }
   const select = tabs(at("progress-tabs"), at("progress-panel"), SPENT.map(([, name]) => name), (index) => { spentTab = index; picture("progress-picture", progressPicture); });
-  at("progress-note").textContent = `What the front dominates, of accuracy as a share and costs on a decimal log scale, against ${study.reference_point}; larger is better. `
+  at("progress-note").textContent = `What the front dominates, of accuracy as a share and costs on a decimal log scale, from ${study.reference_point}; larger is better. `
     + "The first networks bring most of it: where they do, the axis begins after a twentieth of the search.";
   select(0);
 }

@@ -26,7 +26,7 @@ function startSummary() {
   const { counts, front, trials } = study.summary;
   const parts = Object.entries(counts).filter(([, count]) => count).map(([name, count]) => `${count} ${name}`);
   const spent = study.summary.hours !== null ? `${study.summary.hours.toPrecision(3)} hours` : `${study.summary.worker_hours.toPrecision(3)} worker hours`;
-  at("summary").textContent = `${trials} trials (${parts.join(", ")}) in ${spent}; ${front} ${front === 1 ? "network" : "networks"} on the front, hypervolume ${study.summary.hypervolume.toFixed(4)}. Made ${study.made.slice(0, 16).replace("T", " ")} UTC.`;
+  at("summary").textContent = `${trials} trials (${parts.join(", ")}) in ${spent}; ${front} ${front === 1 ? "network" : "networks"} on the front${study.summary.hypervolume === null ? "" : `, hypervolume ${study.summary.hypervolume.toFixed(4)}`}. Made ${study.made.slice(0, 16).replace("T", " ")} UTC.`;
   at("folder").textContent = study.folder;
 }
 
