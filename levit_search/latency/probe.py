@@ -135,7 +135,10 @@ class Probe:
         return found
 
     def measure_all(
-        self, networks: Sequence[Network], reference: Network | None = None
+        self,
+        networks: Sequence[Network],
+        reference: Network | None = None,
+        fresh: bool = False,
     ) -> list[Measurement | TrialError]:
         """Time networks with fresh weights against a reference.
 
@@ -146,6 +149,7 @@ class Probe:
             networks: in the layout that the configuration names, where they are ours.
             reference: what to compare with, in the same layout; by default the configuration's,
                 fitted to each network's images and always in the layout of tokens.
+            fresh: measure again what the cache holds, as a probe that is ``fresh`` always does.
 
         Returns:
             For each network its measurement, or why it has none.
@@ -158,7 +162,7 @@ class Probe:
             self._report(f"preparing {network.id}", index / len(networks))
             against = reference or self._reference(network)
             layout = "tokens" if reference is None else self._layouts(against)[0]
-            tasks.append(self._task(network, self._layouts(network), against, layout))
+            tasks.append(self._task(network, self._layouts(network), against, layout, fresh))
         self._run([task for task in tasks if task.error is None and not task.is_known])
         for task in tasks:
             self._forget(task.entries[1:])  # large files; the references' are needed again
@@ -279,7 +283,12 @@ class Probe:
         return ["tokens", "maps"] if layout == "fastest" else [layout]
 
     def _task(
-        self, network: Network, layouts: "list[Layout]", against: Network, layout: "Layout"
+        self,
+        network: Network,
+        layouts: "list[Layout]",
+        against: Network,
+        layout: "Layout",
+        fresh: bool = False,
     ) -> "_Task":
         """A network's task, with what the cache knows of it or with its graphs written."""
         task = _Task(network.id, against.id, list(layouts))
@@ -288,7 +297,7 @@ class Probe:
             for each in layouts:
                 names = f"{network.id}-{each}", f"{against.id}-{layout}"
                 task.keys.append(cache_key(self.config, task.device, *names))
-            if not self._fresh:
+            if not (self._fresh or fresh):
                 known = [self._cache.find(key, self.config) for key in task.keys]
                 task.known = [samples for samples in known if samples is not None]
             if not task.is_known:

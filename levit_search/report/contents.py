@@ -47,12 +47,12 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
             also be one that was not trained to its end.
 
     Returns:
-        ``{study, folder, made, objectives, up, verdict, summary, tabs, trials, trajectory,
-        importance, slots, prediction, failures, published, chosen, details, environment, data,
-        settings}``.
+        ``{study, folder, made, objectives, up, verdict, summary, latency_legend, tabs, trials,
+        trajectory, importance, slots, prediction, failures, published, chosen, details,
+        environment, data, settings}``.
 
         ``verdict`` is what :class:`levit_search.significance.Verdict` says of the accuracies, and
-        its ``legend``.
+        its ``legend``; ``latency_legend`` is that of latencies which were measured again.
         ``up`` is the figure that is drawn upwards: accuracy where there is one. ``tabs`` has one
         cost each that it is drawn against, ``{figure, title, unit, scale, log, objective, front,
         reference, device, runtime}``: the figure divided by ``scale`` is in ``unit``, ``front`` are
@@ -110,6 +110,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         "up": upwards(objectives),
         "verdict": {**verdict.as_json(), "legend": verdict.legend()},
         "summary": _summary(study, by_outcome, front, path),
+        "latency_legend": table.latency_legend(front),
         "tabs": tabs(study, records, attributes, references),
         "trials": [
             {

@@ -150,8 +150,10 @@ class Books:
         known: Record,
     ) -> None:
         """Write a proposal whose network was evaluated in another trial."""
-        evaluation = {k: value for k, value in known.evaluation.items() if k != "verified"}
-        notes |= {"reused_from": known.trial, "evaluation": {**evaluation, "seconds": 0.0}}
+        notes |= {
+            "reused_from": known.trial,
+            "evaluation": {**known.own_evaluation, "seconds": 0.0},
+        }
         if known.rungs:
             notes["rungs"] = list(known.rungs)
         if known.state == "complete":

@@ -13,7 +13,7 @@ from levit_search.sealed import DamagedError, check_weights, read_bounded
 from levit_search.search.ledger import Ledger
 from levit_search.search.preparation import check_data, check_devices
 from levit_search.space import Space
-from levit_search.study import MEASURED, Record, Study, differences
+from levit_search.study import MEASURED, REMEASURED, Record, Study, differences
 
 
 def check_source(folder: Path, study: Study) -> Study:
@@ -72,7 +72,7 @@ def taken_over(source: Study, study: Study, space: Space, ledger: Ledger) -> Non
     check_devices(study, attributes, ledger.attributes)
     check_data(source, attributes, ledger.attributes)
     for key in attributes:
-        if key.startswith(MEASURED) and key not in ledger.attributes:
+        if key.startswith((MEASURED, REMEASURED)) and key not in ledger.attributes:
             ledger.set_attribute(key, attributes[key])
     present: set[str | None] = {
         trial.user_attrs.get("architecture_id") for trial in ledger.trials()
@@ -98,7 +98,7 @@ def _enter(
         "architecture": network.model_dump(mode="json"),
         "architecture_id": network.id,
         "cost": {name: record.values[name] for name in ("params", "flops", "activations")},
-        "evaluation": record.evaluation,
+        "evaluation": record.own_evaluation,
         "taken_from": f"{source.folder}#{record.trial}",
     }
     epochs = study.config.rung_epochs

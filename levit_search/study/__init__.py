@@ -13,6 +13,7 @@ from levit_search.study.config import (
 from levit_search.study.folder import Study, find_record, load_architecture, training_file
 from levit_search.study.record import (
     MEASURED,
+    REMEASURED,
     Record,
     State,
     compared,
@@ -24,6 +25,7 @@ from levit_search.study.settings import differences
 
 __all__ = [
     "MEASURED",
+    "REMEASURED",
     "EngineConfig",
     "Record",
     "SamplerName",

@@ -10,10 +10,11 @@ from functools import cache
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from levit_search.configuration import describe
 from levit_search.errors import InputError
+from levit_search.pareto import PROBED, figure_and_target
 
 _OPEN = ConfigDict(extra="allow", strict=True)
 
@@ -105,6 +106,21 @@ class _Measured(TypedDict, total=False):
 
 
 @with_config(_OPEN)
+class _InPairs(TypedDict):
+    latency_ms: _Positive
+    ratio_ci95: Annotated[list[_Positive], Field(min_length=2, max_length=2)]
+
+
+@with_config(_OPEN)
+class _Remeasured(TypedDict):
+    protocol: _Number
+    values: dict[str, _Positive]
+    latency: NotRequired[_InPairs | None]
+    targets: NotRequired[dict[str, _InPairs]]
+    finished: str
+
+
+@with_config(_OPEN)
 class _Teacher(TypedDict, total=False):
     name: str
     id: str
@@ -164,6 +180,21 @@ def check_measured(found: object, latency: object, trial: int) -> None:
         _check(_Predicted, found.get("latency"), f"trial {trial}: measured.latency")
         _check(_Predicted, found.get("values"), f"trial {trial}: measured.values")
         _check(_Predicted, latency, f"trial {trial}: evaluation.latency")
+
+
+def check_remeasured(found: object, known: Mapping[str, float], trial: int) -> None:
+    """The same for what was measured of a trial's network again, whose values are ``known``."""
+    where = f"trial {trial}: remeasured"
+    _check(_Remeasured, found, where)
+    assert isinstance(found, Mapping)
+    for name in found["values"]:
+        figure, target = figure_and_target(name)
+        latency = found.get("latency") if target is None else found.get("targets", {}).get(target)
+        if figure not in PROBED or name not in known or latency is None:
+            raise InputError(
+                f"{where}: values.{name[:80]!r}: no latency of this network has it; this is not "
+                "what a search writes there"
+            )
 
 
 def check_attributes(attributes: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError
-from levit_search.study.notes import check_measured
+from levit_search.latency.repeats import repeats_percent
+from levit_search.study.notes import check_measured, check_remeasured
 
 if TYPE_CHECKING:
     import optuna
@@ -57,12 +58,23 @@ class Record:
     @property
     def estimates(self) -> dict[str, float]:
         """Its values as the search knew them: an inherited accuracy and a predicted latency stand
-        in the place of what was found when it was verified."""
+        in the place of what was found when it was verified, and what was measured first in the
+        place of what was measured again."""
         values = dict(self.values)
+        values.update(self.evaluation.get("searched", {}).get("values", {}))
         for name, estimate in ESTIMATES.items():
             if estimate in values:
                 values[name] = values[estimate]
         return values
+
+    @property
+    def own_evaluation(self) -> dict[str, Any]:
+        """Its evaluation without the notes of what was found later, and with the latencies from
+        before these were measured again: what another trial of the network may have."""
+        later = ("verified", "searched")
+        evaluation = {key: each for key, each in self.evaluation.items() if key not in later}
+        before = self.evaluation.get("searched", {})
+        return evaluation | {key: before[key] for key in before if key != "values"}
 
     @property
     def is_stopped(self) -> bool:
@@ -123,12 +135,18 @@ def check_complete(record: Record, objectives: Sequence[str]) -> None:
         raise InputError(f"trial {record.trial}: is complete, and has no {missing[0]}")
 
 
-MEASURED = "measured:"  # and a network's id: an attribute of the study
+# With a network's id each is an attribute of the study.
+MEASURED = "measured:"
+REMEASURED = "remeasured:"
 
 
 def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float | None) -> Record:
-    """A record whose latency was predicted, or whose accuracy was inherited, with what was found
-    later in its place.
+    """A record with what was found of its network later, in the place of what it says itself.
+
+    That is what a predicted latency and an inherited accuracy turned out to be, and latencies
+    measured again at the search's end. These keep the search's own beside them, as
+    ``latency_search_ms``, and have ``latency_ms_repeats_percent``, which
+    :func:`levit_search.latency.repeats.repeats_percent` explains.
 
     Optuna's finished trials cannot be changed, so what was found stands with the study.
 
@@ -136,8 +154,12 @@ def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float
         record: as the trial has it; one that has it already stays as it is.
         attributes: the study's.
         limit_ms: of the latency; a network that turns out to be over it is no longer complete, and
-            one that could not be measured or trained has failed.
+            one that was to be verified and could not be has failed.
     """
+    return _remeasured(_verified(record, attributes, limit_ms), attributes, limit_ms)
+
+
+def _verified(record: Record, attributes: Mapping[str, Any], limit_ms: float | None) -> Record:
     network = record.architecture
     found = attributes.get(f"{MEASURED}{network.id}") if network is not None else None
     if found is None or record.state != "complete" or "verified" in record.evaluation:
@@ -160,7 +182,42 @@ def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float
         values["prediction_error_percent"] = error
     if found.get("training") is not None:
         evaluation["training"] = found["training"]
-    if limit_ms is not None and values.get("latency_ms", 0.0) > limit_ms:
-        reason = f"latency_ms {values['latency_ms']:.3g} over the limit of {limit_ms:g}"
-        return replace(record, state="pruned", reason=reason, values=values, evaluation=evaluation)
-    return replace(record, values=values, evaluation=evaluation)
+    return _within(limit_ms, replace(record, values=values, evaluation=evaluation))
+
+
+def _remeasured(record: Record, attributes: Mapping[str, Any], limit_ms: float | None) -> Record:
+    network = record.architecture
+    found = attributes.get(f"{REMEASURED}{network.id}") if network is not None else None
+    if found is None or record.state != "complete":
+        return record
+    check_remeasured(found, record.values, record.trial)
+    known = record.evaluation
+    before = known.get("searched") or {
+        "values": {name: record.values[name] for name in found["values"]},
+        "latency": known.get("latency"),
+        "targets": known.get("targets", {}),
+    }
+    targets = found.get("targets", {})
+    evaluation = {**known, "searched": before, "targets": {**before["targets"], **targets}}
+    values = {**record.values, **found["values"]}
+    latency = found.get("latency")
+    if latency is not None:
+        predicted = (before["latency"] or {}).get("predicted")
+        evaluation["latency"] = {**latency, "predicted": predicted} if predicted else latency
+    for suffix, each in [("", latency), *((f"@{name}", each) for name, each in targets.items())]:
+        if f"latency_ms{suffix}" in found["values"]:
+            values[f"latency_search_ms{suffix}"] = before["values"][f"latency_ms{suffix}"]
+            values[f"latency_ms_repeats_percent{suffix}"] = repeats_percent(each)
+    if "prediction_error_percent" in values:
+        error = 100 * (values["latency_predicted_ms"] / values["latency_ms"] - 1)
+        values["prediction_error_percent"] = error
+    return _within(limit_ms, replace(record, values=values, evaluation=evaluation))
+
+
+def _within(limit_ms: float | None, record: Record) -> Record:
+    """A complete record; pruned where its latency is over the limit."""
+    latency_ms = record.values.get("latency_ms", 0.0)
+    if limit_ms is None or latency_ms <= limit_ms:
+        return record
+    reason = f"latency_ms {latency_ms:.3g} over the limit of {limit_ms:g}"
+    return replace(record, state="pruned", reason=reason)
