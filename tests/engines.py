@@ -222,6 +222,7 @@ def remeasured(ms: float, half_percent: float = 1.0) -> dict[str, Any]:
     """What an engine tells of a network that was measured again, beside a reference of 1 ms."""
     interval = [ms * (1 - half_percent / 100), ms * (1 + half_percent / 100)]
     latency = {"latency_ms": ms, "ratio_to_reference": ms, "ratio_ci95": interval}
+    latency |= {"pairs": 60, "rounds": 8, "converged": True}
     return {"values": {"latency_ms": ms}, "latency": latency, "targets": {}}
 
 
