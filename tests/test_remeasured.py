@@ -251,7 +251,7 @@ def test_a_full_disk_ends_the_search(
             self._events.append(Event("failed", trial, "OSError", content=content))
 
     study = Study.create(tmp_path / "s", read_config(space_file(**MEASURED)), ["test"])
-    with pytest.raises(BudgetError, match="^latency: No space left on device; what was finished"):
+    with pytest.raises(BudgetError, match=r"^latency: No space left on device; what was finished"):
         search(study, Silent(), engine=Full)
 
 
