@@ -22,6 +22,7 @@ from levit_search.search.engine import Event
 from levit_search.search.verification import near_rivals
 from levit_search.study import REMEASURED, Record, Study, backup, read_config, with_measured
 from levit_search.study.notes import check_remeasured
+from levit_search.study.restoring import restore
 from tests.conftest import Cli
 from tests.engines import PredictingEngine, Silent, StubEngine, remeasured, run
 from tests.networks import tiny_description
@@ -374,10 +375,24 @@ def test_what_was_predicted_and_verified_is_taken_over_as_verified(
     _, source = run(path, tmp_path / "a", **{"search.trials": 12})
     study = Study.create(tmp_path / "b", read_config(path, {"search.trials": 1}), ["test"])
     search(study, Silent(), source.folder)
-    ours = {id_of(r): r.values["latency_ms"] for r in study.records()}
-    for record in front_of(source):
+    ours = {id_of(r): r.values for r in study.records()}
+    verified = [record for record in source.records() if "verified" in record.evaluation]
+    assert any("latency_search_ms" not in record.values for record in verified)
+    for record in verified:
         assert record.architecture is not None
-        assert ours[id_of(record)] == PredictingEngine.true_ms(record.architecture)
+        assert ours[id_of(record)]["latency_ms"] == PredictingEngine.true_ms(record.architecture)
+        assert ours[id_of(record)] == record.values
+
+
+def test_a_restored_study_has_what_was_measured_again(
+    lucky: type[LuckyEngine], space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    _, study = run(space_file(**MEASURED), tmp_path / "s", **{"search.trials": 12})
+    before = [record.values for record in study.records()]
+    (study.folder / "study.journal").unlink()
+    restore(study.folder, False, lambda *_: None)
+    assert [record.values for record in study.records()] == before
+    assert all("latency_search_ms" in record.values for record in front_of(study))
 
 
 def test_tables_show_both_latencies_and_say_what_they_are(
