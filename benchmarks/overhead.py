@@ -16,7 +16,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,9 @@ class StubEngine:
 
     def verify(self, trial: int, network: Architecture) -> None:
         raise AssertionError("nothing here is predicted")
+
+    def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+        raise AssertionError("nothing here is measured")
 
     def events(self, patience_s: float) -> list[Event]:
         events, self._events = self._events, []

@@ -4,7 +4,7 @@ The curves are those of ``studies/short-schedule``, made by ``short_schedule.py`
 of six factors, trained for nine epochs with one seed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -151,6 +151,9 @@ class ReplayEngine:
 
     def verify(self, trial: int, network: Architecture) -> None:
         raise AssertionError("nothing here is predicted")
+
+    def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+        raise AssertionError("nothing here is measured")
 
     def events(self, patience_s: float) -> list[Event]:
         del patience_s

@@ -1,7 +1,7 @@
 """One architecture to one evaluation, in the order cheap to dear: latency first, then training."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +12,7 @@ from levit_search.data import SplitName
 from levit_search.distill import TeacherAnswers, obtain_teacher
 from levit_search.errors import InputError, TrialError, refused_by_disk
 from levit_search.files import remove_unfinished, user_cache, write_atomically
-from levit_search.latency import LatencyConfig, Probe
+from levit_search.latency import LatencyConfig, Measurement, Probe
 from levit_search.latency.forecast import Forecast
 from levit_search.latency.sharing import on_cores
 from levit_search.model import Model, save_weights
@@ -67,6 +67,22 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Remeasurement:
+    """Networks measured together: of each what was found, or why it could not be measured."""
+
+    results: list[Evaluation | TrialError]
+
+    def as_json(self) -> dict[str, Any]:
+        """``{results}``, each as of :class:`Evaluation` or ``{failed}``."""
+        return {
+            "results": [
+                {"failed": str(each)} if isinstance(each, TrialError) else each.as_json()
+                for each in self.results
+            ]
+        }
 
 
 class Evaluator:
@@ -335,6 +351,58 @@ class Evaluator:
             training = result.as_json()
         return Evaluation(values, latency, training, round(time.perf_counter() - start, 3))
 
+    @out_of_memory_as_trial_error()
+    def remeasure(self, networks: Sequence[Architecture], progress: Progress) -> Remeasurement:
+        """Measure networks anew and together, on every target on which the search measured them.
+
+        Their rounds alternate in one session of each target's worker, so that all of them have the
+        same minutes; nothing comes from the cache.
+
+        Args:
+            networks: that were evaluated.
+            progress: told what is being done.
+
+        Returns:
+            In their order.
+
+        Raises:
+            TrialError: none could be measured.
+        """
+        start = time.perf_counter()
+        values: list[dict[str, float]] = [{} for _ in networks]
+        latency: list[dict[str, Any] | None] = [None] * len(networks)
+        targets: list[dict[str, dict[str, Any]]] = [{} for _ in networks]
+        errors: dict[int, TrialError] = {}
+        probes: list[tuple[str | None, Probe]] = list(self._others.items())
+        if self._config.is_measured:
+            probes.insert(0, (None, self._probe))
+        for name, probe in probes:
+            on = "" if name is None else f" on {name}"
+            progress(f"measuring {len(networks)} networks together{on}", None)
+            suffix = "" if name is None else f"@{name}"
+            for place, found in enumerate(probe.measure_all(networks, fresh=True)):
+                try:
+                    if isinstance(found, TrialError):
+                        raise found
+                    kept = self._kept(found, values[place], suffix, "-remeasured")
+                except TrialError as error:
+                    errors[place] = error
+                    continue
+                if name is None:
+                    latency[place] = kept
+                else:
+                    targets[place][name] = kept
+        if len(errors) == len(networks):
+            raise errors[0]
+        seconds = round(time.perf_counter() - start, 3)
+        return Remeasurement(
+            [
+                errors.get(place)
+                or Evaluation(values[place], latency[place], None, seconds, targets[place])
+                for place in range(len(networks))
+            ]
+        )
+
     def _calibrated(self, progress: Progress) -> Forecast:
         config = self._config
         progress("calibrating the latency predictor", None)
@@ -357,9 +425,14 @@ class Evaluator:
     def _measured(
         self, probe: Probe, network: Architecture, values: dict[str, float], suffix: str = ""
     ) -> dict[str, Any]:
-        """Probe a network, note the objectives, whose names end in ``suffix``, and keep the raw
-        samples with the study."""
-        found = probe.measure(network)
+        """Probe a network; see :meth:`_kept`."""
+        return self._kept(probe.measure(network), values, suffix)
+
+    def _kept(
+        self, found: Measurement, values: dict[str, float], suffix: str, mark: str = ""
+    ) -> dict[str, Any]:
+        """Note the objectives, whose names end in ``suffix``, and keep the raw samples with the
+        study, in a file whose name ends in ``mark``."""
         for figure in PROBED:
             value, name = getattr(found, figure), f"{figure}{suffix}"
             if value is not None:
@@ -370,8 +443,9 @@ class Evaluator:
         source = Path(found.samples_file)
         folder = self._folder / "latency"
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / source.name, source.read_bytes())
-        return replace(found, samples_file=f"latency/{source.name}").as_json()
+        name = f"{source.stem}{mark}{source.suffix}"
+        write_atomically(folder / name, source.read_bytes())
+        return replace(found, samples_file=f"latency/{name}").as_json()
 
     def _train(
         self, network: Architecture, values: dict[str, float], progress: Progress, decide: Decide

@@ -27,6 +27,8 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "latency_ms": ("latency ms", "{:.4g}"),
     "latency_predicted_ms": ("predicted ms", "{:.4g}"),
     "prediction_error_percent": ("error %", "{:+.1f}"),
+    "latency_ms_repeats_percent": ("± %", "{:.1f}"),
+    "latency_search_ms": ("in search ms", "{:.4g}"),
     "latency_median_ms": ("median ms", "{:.4g}"),
     "latency_p95_ms": ("p95 ms", "{:.4g}"),
     "peak_memory_mb": ("memory MB", "{:.4g}"),
@@ -54,9 +56,10 @@ def front(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Re
 
 
 def as_json(record: Record, verdict: Verdict = UNJUDGED) -> dict[str, Any]:
-    """A record of the front: ``{trial, id, top1_percent, latency_ms, flops, params,
-    top1_percent_ci95, val_images, vs_best, architecture}``, and ``latency_ms@NAME`` and so forth
-    where it was measured on further targets; what was not measured is null.
+    """A record of the front: ``{trial, id, top1_percent, latency_ms, latency_ms_repeats_percent,
+    latency_search_ms, flops, params, top1_percent_ci95, val_images, vs_best, architecture}``, and
+    ``latency_ms@NAME`` and so forth where it was measured on further targets; what was not measured
+    is null.
 
     Args:
         record: with a network.
@@ -108,14 +111,33 @@ def heading(name: str) -> str:
     return head if target is None else f"{head} @{target}"
 
 
+_REMEASURED = ("latency_ms_repeats_percent", "latency_search_ms")
 _ESTIMATED = ("top1_inherited_percent", "latency_predicted_ms", "prediction_error_percent")
 
 
 def _shown(records: Sequence[Record], objectives: Sequence[Objective]) -> list[str]:
-    """The objectives first, then what was estimated and the costs worth seeing beside them."""
+    """The objectives first, a latency with how well it repeats and what the search had measured
+    beside it, then what was estimated and the costs worth seeing beside them."""
+    shown: list[str] = []
+    for name in objectives:
+        figure, target = figure_and_target(name)
+        suffix = "" if target is None else f"@{target}"
+        beside = [f"{each}{suffix}" for each in _REMEASURED] if figure == "latency_ms" else []
+        shown += [name, *(each for each in beside if any(each in r.values for r in records))]
     estimated = [name for name in _ESTIMATED if any(name in r.values for r in records)]
     costs = [name for name in ("flops", "params") if name not in objectives]
-    return [*objectives, *estimated, *costs]
+    return [*shown, *estimated, *costs]
+
+
+def latency_legend(records: Sequence[Record]) -> str:
+    """What the columns beside latencies mean that were measured again; empty where none was."""
+    if not any(figure_and_target(name)[0] in _REMEASURED for r in records for name in r.values):
+        return ""
+    return (
+        "latency ms: the front and near rivals were measured again at the search's end, together. "
+        "± %: another measurement is expected within so much of it, in 95 % of cases. in search "
+        "ms: what the search itself had measured."
+    )
 
 
 def _rows(

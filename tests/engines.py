@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -79,6 +80,14 @@ class StubEngine:
     def verify(self, trial: int, network: Architecture) -> None:
         raise AssertionError("nothing here is predicted")
 
+    def remeasured_ms(self, network: Architecture) -> float:
+        return self.latency_ms
+
+    def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+        self._busy = True
+        results = [remeasured(self.remeasured_ms(network)) for network in networks]
+        self._events.append(Event("done", trial, content={"results": results}))
+
     def events(self, patience_s: float) -> list[Event]:
         events, self._events = self._events, []
         self._busy = self._busy and not events
@@ -109,18 +118,21 @@ class HereEngine:
         return not self._busy
 
     def submit(self, trial: int, network: Architecture) -> None:
-        self._start("evaluate", trial, network)
+        self._start("evaluate", trial, [network])
 
     def answer(self, trial: int, goes_on: bool) -> None:
         self._answers.put(goes_on)
 
     def verify(self, trial: int, network: Architecture) -> None:
-        self._start("verify", trial, network)
+        self._start("verify", trial, [network])
 
-    def _start(self, do: str, trial: int, network: Architecture) -> None:
+    def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+        self._start("remeasure", trial, networks)
+
+    def _start(self, do: str, trial: int, networks: Sequence[Architecture]) -> None:
         assert not self._busy
         self._busy = True
-        step = (do, trial, network.model_dump(mode="json"))
+        step = (do, trial, [each.model_dump(mode="json") for each in networks])
         threading.Thread(target=self._steps.take, args=step, daemon=True).start()
 
     def events(self, patience_s: float) -> list[Event]:
@@ -170,6 +182,9 @@ class CurveEngine:
     def verify(self, trial: int, network: Architecture) -> None:
         raise AssertionError("nothing here is predicted")
 
+    def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+        raise AssertionError("nothing here is measured")
+
     def events(self, patience_s: float) -> list[Event]:
         self._is_prepared = True
         events, self._events = self._events[:1], self._events[1:]
@@ -209,6 +224,14 @@ class CurveEngine:
         self._events.append(Event("done", trial, content=content))
 
 
+def remeasured(ms: float, half_percent: float = 1.0) -> dict[str, Any]:
+    """What an engine tells of a network that was measured again, beside a reference of 1 ms."""
+    interval = [ms * (1 - half_percent / 100), ms * (1 + half_percent / 100)]
+    latency = {"latency_ms": ms, "ratio_to_reference": ms, "ratio_ci95": interval}
+    latency |= {"pairs": 60, "rounds": 8, "converged": True}
+    return {"values": {"latency_ms": ms}, "latency": latency, "targets": {}}
+
+
 class FailingEngine(StubEngine):
     def submit(self, trial: int, network: Architecture) -> None:
         self._busy = True
@@ -231,6 +254,9 @@ class PredictingEngine(StubEngine):
     @classmethod
     def predicted_ms(cls, network: Architecture) -> float:
         return cls.true_ms(network) * (2 / 3 if int(network.id[8], 16) % 2 else 4 / 3)
+
+    def remeasured_ms(self, network: Architecture) -> float:
+        return self.true_ms(network)
 
     def submit(self, trial: int, network: Architecture) -> None:
         super().submit(trial, network)

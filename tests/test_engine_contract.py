@@ -146,6 +146,19 @@ def test_what_was_predicted_is_measured(shared: Watched, trial: int) -> None:
     assert not shared.of(trial, "rung")
 
 
+def test_networks_are_measured_again_together_by_one_worker(shared: Watched, trial: int) -> None:
+    shared.until(shared.engine.has_room)
+    networks = [network(embed_dim=16 + 2 * number) for number in range(3)]
+    shared.engine.remeasure(trial, networks)
+    results = shared.until_told(trial, "done").content["results"]
+    assert [each["id"] for each in results] == [each.id for each in networks]
+    assert len({each["pid"] for each in results}) == 1
+    assert [event.text for event in shared.of(trial, "progress")] == ["measuring together"]
+    shared.until(shared.engine.has_room)
+    shared.engine.remeasure(trial + 1, [network(), network(FAILS)])
+    assert shared.until_told(trial + 1, "done", "failed").text == "no luck today"
+
+
 @pytest.mark.parametrize(
     ("fate", "reason"), [(FAILS, "no luck today"), (BREAKS, "ZeroDivisionError: by chance")]
 )

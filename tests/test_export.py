@@ -320,6 +320,19 @@ def test_latencies_agree_within_their_intervals_or_six_percent() -> None:
     assert not _again((1.07, 1.06, 1.08), (1.0, 0.99, 1.01)).agrees
 
 
+def test_a_latency_is_told_to_be_outside_of_what_the_front_had_made_expect() -> None:
+    within = replace(_again((1.0, 0.99, 1.01), (1.03, 1.02, 1.04)), repeats_percent=3.3)
+    assert within.is_expected and within.compared() == "+3.0 % of the front's, within its ±3.3 %"
+    outside = replace(_again((1.0, 0.99, 1.01), (0.96, 0.95, 0.97)), repeats_percent=3.3)
+    assert outside.compared() == "-4.0 % of the front's, outside its ±3.3 %"
+    assert outside.is_expected is False and outside.agrees
+    assert outside.as_json()["is_expected"] is False
+    wide = replace(_again((1.0, 0.99, 1.01), (1.07, 1.06, 1.08)), repeats_percent=8.0)
+    assert wide.agrees, "what is expected agrees"
+    once = _again((1.0, 0.99, 1.01), (1.07, 1.06, 1.08))
+    assert once.is_expected is None and once.compared() == "+7.0 % of the search's"
+
+
 @pytest.mark.usefixtures("unread")
 def test_a_graph_that_is_slower_is_measured_twice_and_then_an_error(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

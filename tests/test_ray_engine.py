@@ -274,7 +274,7 @@ def test_an_engine_leaves_the_cluster_that_it_joined(nodes: Nodes, tmp_path: Pat
 @pytest.mark.slow
 def test_the_work_of_the_dead_comes_first_and_once_more() -> None:
     desk = Desk({}, 2)
-    first, second = Task("evaluate", 0, {}), Task("evaluate", 1, {})
+    first, second = Task("evaluate", 0, []), Task("evaluate", 1, [])
     desk.give(first)
     desk.ready("a", is_new=True)
     assert not desk.has_room()  # for it is as good as taken

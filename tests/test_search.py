@@ -572,7 +572,7 @@ def test_a_search_by_prediction_measures_all_of_its_front(
         assert record.values["prediction_error_percent"] == pytest.approx(error)
         assert record.evaluation["latency"]["predicted"]["latency_ms"] == predicted
     text = table.markdown(front, study.config.objectives)
-    assert "| latency ms | predicted ms | error % |" in text
+    assert "| latency ms | ± % | in search ms | predicted ms | error % |" in text
     # Going on finds nothing left to do.
     again, _ = run(space_file(**BY_PREDICTION), tmp_path / "s", **{"search.trials": 12})
     assert again.stopped_because == "the budget was used up before"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from levit_search.latency.repeats import repeat_sd
+from levit_search.latency.protocol import repeat_sd
 from levit_search.pareto import (
     Figure,
     Objective,

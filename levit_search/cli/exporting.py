@@ -124,12 +124,8 @@ def _print_export(written: "Export", network: str) -> None:
         if again["now"] is None:
             tell(f"{again['figure']}: not measured again ({again['reason']})")
             continue
-        compared = (
-            f"{again['difference_percent']:+.1f} % of the search's"
-            if again["difference_percent"] is not None
-            else f"not compared: {again['reason']}"
-        )
-        tell(f"{again['figure']} of {again['timed']}: {again['now']['latency_ms']:.4g}, {compared}")
+        now = f"{again['now']['latency_ms']:.4g}, {again['compared']}"
+        tell(f"{again['figure']} of {again['timed']}: {now}")
     if written.retrained is not None and len(written.retrained["seeds"]) > 1:
         percents = ", ".join(f"{each:.2f}" for each in written.retrained["test_top1_percent"])
         tell(

@@ -150,7 +150,7 @@ def _print_front(
         tell(line)
     title = f"Pareto front of {study}: {len(best)} network{'' if len(best) == 1 else 's'}"
     print_table(table.terminal(best, objectives, title, verdict))
-    if legend := verdict.legend():
+    for legend in filter(None, [verdict.legend(), table.latency_legend(best)]):
         tell(textwrap.fill(legend, 100))
 
 

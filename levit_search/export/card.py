@@ -144,7 +144,7 @@ def _figures(facts: Facts) -> list[Row]:
         reference = section.reference
         if not isinstance(reference, str):
             reference = section.reference_for(**sizes_of(facts.network)).summary()
-        rows += _latency(f"latency{on}", found, reference)
+        rows += _latency(f"latency{on}", found, reference, _repeats(facts.record, name))
     rows += [_again(again) for again in facts.again]
     for name, _, found in known:
         if found.get("peak_memory_mb"):
@@ -197,7 +197,19 @@ def _accuracies(facts: Facts) -> list[Row]:
     return rows
 
 
-def _latency(head: str, found: Mapping[str, Any], reference: str) -> list[Row]:
+def _repeats(record: Record, target: str | None) -> str:
+    """What a latency that was measured again is worth, and what it was before."""
+    suffix = "" if target is None else f"@{target}"
+    percent = record.values.get(f"latency_ms_repeats_percent{suffix}")
+    if percent is None:
+        return ""
+    return (
+        f"; another measurement within ±{percent:.1f} % (95 %); "
+        f"{record.values[f'latency_search_ms{suffix}']:.4g} ms in the search"
+    )
+
+
+def _latency(head: str, found: Mapping[str, Any], reference: str, repeats: str) -> list[Row]:
     if found.get("method") == "predicted":
         spread = f"{found['low_ms']:.4g} to {found['high_ms']:.4g} ms (95 %)"
         return [(f"{head}, predicted", f"{found['latency_ms']:.4g} ms", spread, "not measured")]
@@ -207,7 +219,7 @@ def _latency(head: str, found: Mapping[str, Any], reference: str) -> list[Row]:
             head,
             f"{found['latency_ms']:.4g} ms ({found['ratio_to_reference']:.4f} x "
             f"{code(reference)} fitted to these images)",
-            f"{low:.4f} to {high:.4f} x (95 %)",
+            f"{low:.4f} to {high:.4f} x (95 %){repeats}",
             _conditions(found),
         )
     ]
@@ -229,12 +241,9 @@ def _again(again: Again) -> Row:
         return (head, "not measured", "", text(again.reason or ""))
     low, high = again.now["ratio_ci95"]
     how = _conditions(again.now)
-    difference = again.difference_percent
-    if difference is None:
-        how += f"; not compared: {text(again.reason or '')}"
-    else:
-        verdict = "agrees with the search's" if again.agrees else "DOES NOT AGREE with the search's"
-        how += f"; {difference:+.1f} %, {verdict}"
+    how += f"; {text(again.compared())}"
+    if again.difference_percent is not None:
+        how += ", agrees" if again.agrees else ", DOES NOT AGREE"
     value = f"{again.now['latency_ms']:.4g} ms ({again.now['ratio_to_reference']:.4f} x)"
     return (head, value, f"{low:.4f} to {high:.4f} x (95 %)", how)
 

@@ -207,9 +207,7 @@ def _check_wishes(wishes: Wishes) -> None:
 def _check_latencies(out: Path, again: "Sequence[Again]") -> None:
     apart = [each for each in again if not each.agrees]
     if apart:
-        told = "; ".join(
-            f"{each.figure} {each.difference_percent:+.1f} % of the search's" for each in apart
-        )
+        told = "; ".join(f"{each.figure} {each.compared()}" for each in apart)
         raise LevitSearchError(
             f"{out}: the network is written and its logits agree, but model.onnx is not as fast as "
             f"the study says ({told}); README.md has both figures. On a busy machine export again."

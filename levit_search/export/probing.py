@@ -34,6 +34,8 @@ class Again:
     """Why it could not be measured, or cannot be compared."""
     timed: str = "model.onnx"
     """What was timed; with the runtimes of torch it is the network itself."""
+    repeats_percent: float | None = None
+    """Within what another measurement was expected; None where the front was measured once."""
 
     @property
     def difference_percent(self) -> float | None:
@@ -47,15 +49,39 @@ class Again:
     def agrees(self) -> bool:
         """Whether both intervals meet, or the figures are close. True where nothing can be said."""
         difference = self.difference_percent
-        if difference is None:
+        if difference is None or self.is_expected:
             return True
         assert self.now is not None
         (low, high), (low_now, high_now) = self.before["ratio_ci95"], self.now["ratio_ci95"]
         return abs(difference) <= AGREES_PERCENT or (low <= high_now and low_now <= high)
 
+    @property
+    def is_expected(self) -> bool | None:
+        """Whether it lies within ``repeats_percent``; None where that cannot be said."""
+        if self.difference_percent is None or self.repeats_percent is None:
+            return None
+        return abs(self.difference_percent) <= self.repeats_percent
+
+    def compared(self) -> str:
+        """What it is beside the study's figure, in words."""
+        if self.difference_percent is None:
+            return f"not compared: {self.reason}"
+        if self.repeats_percent is None:
+            return f"{self.difference_percent:+.1f} % of the search's"
+        where = "within" if self.is_expected else "outside"
+        return (
+            f"{self.difference_percent:+.1f} % of the front's, {where} its "
+            f"±{self.repeats_percent:.1f} %"
+        )
+
     def as_json(self) -> dict[str, Any]:
-        found = asdict(self)
-        return {**found, "difference_percent": self.difference_percent, "agrees": self.agrees}
+        return {
+            **asdict(self),
+            "difference_percent": self.difference_percent,
+            "agrees": self.agrees,
+            "is_expected": self.is_expected,
+            "compared": self.compared(),
+        }
 
 
 def probed_again(
@@ -79,12 +105,7 @@ def probed_again(
     settled_ms = study.attributes().get("settled_ms", {})
     return [
         _again(
-            "latency_ms" if name is None else f"latency_ms@{name}",
-            section,
-            before,
-            settled_on(name, settled_ms),
-            exported,
-            told,
+            _Figure.of(record, name, before), section, settled_on(name, settled_ms), exported, told
         )
         for name, section, before in latencies(study.config, record)
     ]
@@ -104,6 +125,20 @@ def latencies(
     return [(name, section, known) for name, section, known in (*found, *others) if known]
 
 
+class _Figure(NamedTuple):
+    """A latency of the study."""
+
+    name: str
+    before: dict[str, Any]
+    repeats_percent: float | None
+
+    @classmethod
+    def of(cls, record: Record, target: str | None, before: dict[str, Any]) -> "_Figure":
+        suffix = "" if target is None else f"@{target}"
+        repeats_percent = record.values.get(f"latency_ms_repeats_percent{suffix}")
+        return cls(f"latency_ms{suffix}", before, repeats_percent)
+
+
 class _Exported(NamedTuple):
     network: Architecture
     graph: Path
@@ -111,19 +146,19 @@ class _Exported(NamedTuple):
 
 
 def _again(
-    figure: str,
+    figure: _Figure,
     config: LatencyConfig,
-    before: dict[str, Any],
     settled_ms: dict[str, float],
     exported: "_Exported",
     told: Callable[[str], None],
 ) -> Again:
+    name, before, repeats_percent = figure
     if before.get("method") == "predicted":
-        return Again(figure, before, None, "it was predicted, not measured")
+        return Again(name, before, None, "it was predicted, not measured")
     try:
         check_programs({"latency": config}, "study.yaml")
     except InputError as error:
-        return Again(figure, before, None, str(error))
+        return Again(name, before, None, str(error))
     timed, layout = exported.graph.name, exported.layout
     if config.runtime in TORCH_RUNTIMES:
         timed, layout = "the network in torch", before.get("layout", layout)
@@ -138,9 +173,10 @@ def _again(
                 else:
                     measured = probe.measure_graph(exported.graph, exported.network)
         except TrialError as error:
-            return found or Again(figure, before, None, str(error), timed)
+            return found or Again(name, before, None, str(error), timed)
         now = measured.as_json()
-        found = Again(figure, before, now, _incomparable(before, now, layout), timed)
+        reason = _incomparable(before, now, layout)
+        found = Again(name, before, now, reason, timed, repeats_percent)
         if found.agrees:
             return found
     assert found is not None

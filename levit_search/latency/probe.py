@@ -9,8 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from levit_search import baseline
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline
@@ -28,6 +26,7 @@ from levit_search.latency.protocol import (
     estimate,
     is_settled,
     measurement,
+    pooled_reference_ms,
 )
 from levit_search.latency.sharing import while_no_probe_runs
 from levit_search.latency.targets import CommandTarget
@@ -44,12 +43,6 @@ _TIME_IS_UP = 1.02
 
 # (what is being done, which part of it is done)
 Report = Callable[[str, float], None]
-
-
-def pooled_reference_ms(samples: Sequence[Samples], clock: str) -> float:
-    """The reference's milliseconds a run over all that was measured against it."""
-    runs = [cycle[0][clock] for each in samples for r in each.rounds for cycle in r.cycles]
-    return float(np.median(runs))
 
 
 def _silent(text: str, fraction: float) -> None:
@@ -129,7 +122,10 @@ class Probe:
         return found
 
     def measure_all(
-        self, networks: Sequence[Network], reference: Network | None = None
+        self,
+        networks: Sequence[Network],
+        reference: Network | None = None,
+        fresh: bool = False,
     ) -> list[Measurement | TrialError]:
         """Time networks with fresh weights against a reference.
 
@@ -140,6 +136,7 @@ class Probe:
             networks: in the layout that the configuration names, where they are ours.
             reference: what to compare with, in the same layout; by default the configuration's,
                 fitted to each network's images and always in the layout of tokens.
+            fresh: measure again what the cache holds, as a probe that is ``fresh`` always does.
 
         Returns:
             For each network its measurement, or why it has none.
@@ -152,7 +149,7 @@ class Probe:
             self._report(f"preparing {network.id}", index / len(networks))
             against = reference or self._reference(network)
             layout = "tokens" if reference is None else self._layouts(against)[0]
-            tasks.append(self._task(network, self._layouts(network), against, layout))
+            tasks.append(self._task(network, self._layouts(network), against, layout, fresh))
         self._run([task for task in tasks if task.error is None and not task.is_known])
         for task in tasks:
             self._forget(task.entries[1:])  # large files; the references' are needed again
@@ -273,7 +270,12 @@ class Probe:
         return ["tokens", "maps"] if layout == "fastest" else [layout]
 
     def _task(
-        self, network: Network, layouts: "list[Layout]", against: Network, layout: "Layout"
+        self,
+        network: Network,
+        layouts: "list[Layout]",
+        against: Network,
+        layout: "Layout",
+        fresh: bool = False,
     ) -> "_Task":
         """A network's task, with what the cache knows of it or with its graphs written."""
         task = _Task(network.id, against.id, list(layouts))
@@ -282,7 +284,7 @@ class Probe:
             for each in layouts:
                 names = f"{network.id}-{each}", f"{against.id}-{layout}"
                 task.keys.append(cache_key(self.config, task.device, *names))
-            if not self._fresh:
+            if not (self._fresh or fresh):
                 clock = self.config.clock
                 task.recall([self._cache.find(key, clock) for key in task.keys], self.config)
             if not task.is_known:

@@ -1,6 +1,7 @@
 """What a probe is asked, and what its raw samples say."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -333,6 +334,8 @@ class Measurement:
     converged: bool
     """Whether the interval became as narrow as was asked before the time was up."""
     reference_ms: float
+    own_reference_ms: float
+    """What the reference took beside this network; far from ``reference_ms`` on a busy machine."""
     clock: str
     cpu_ms: float
     wall_ms: float
@@ -377,6 +380,12 @@ class Samples:
     device: dict[str, Any]
 
 
+def pooled_reference_ms(samples: Sequence[Samples], clock: str) -> float:
+    """The reference's milliseconds a run over all that was measured against it."""
+    runs = [cycle[0][clock] for each in samples for r in each.rounds for cycle in r.cycles]
+    return float(np.median(runs))
+
+
 def measurement(
     config: LatencyConfig,
     samples: Samples,
@@ -397,6 +406,7 @@ def measurement(
     clock = config.clock
     found = estimate(samples.rounds, clock)
     reference_batch, batch_size = samples.rounds[0].batch_sizes
+    own_reference_ms = pooled_reference_ms([samples], clock)
     own = [cycle[1] for each in samples.rounds for cycle in each.cycles]
     latency_ms = found.ratio * reference_ms * batch_size / reference_batch
     singles = [[cycle[1]["single"] for cycle in each.cycles] for each in samples.rounds]
@@ -409,6 +419,7 @@ def measurement(
         ratio_ci95=found.ci95,
         converged=found.width_percent <= config.interval_percent,
         reference_ms=reference_ms,
+        own_reference_ms=own_reference_ms,
         clock=clock,
         cpu_ms=_median([timing["cpu"] for timing in own]),
         wall_ms=_median([timing["wall"] for timing in own]),
@@ -451,3 +462,31 @@ def _error_percent(by_round: list[list[float]], percentile: float) -> float:
     """The standard error of a percentile of times, in percent, by its spread over rounds."""
     logs = np.log([np.percentile(times, percentile) for times in by_round])
     return 100 * float(np.std(logs, ddof=1) / np.sqrt(len(logs)))
+
+
+# The standard deviation of a ratio between passes, as a share (docs/device.md): of networks of 1 ms
+# or more, measured at 224 px, and of smaller ones. An interval tells nothing of the next session,
+# which lies otherwise in memory and has other minutes.
+_REPEATS_LARGE = 0.012
+_REPEATS_SMALL = 0.02
+_LARGE_MS = 1.0
+_Z95 = 1.96
+
+
+def repeat_sd(latency_ms: float) -> float:
+    """The least standard deviation between passes of a network's latency, as a share of it."""
+    return _REPEATS_LARGE if latency_ms >= _LARGE_MS else _REPEATS_SMALL
+
+
+def repeats_percent(latency: Mapping[str, Any]) -> float:
+    """Within how many percent another measurement of a network is expected in 95 % of cases.
+
+    It is that of a difference of two measurements, each as uncertain as its 95 % interval says and
+    at least as passes repeat.
+
+    Args:
+        latency: with ``latency_ms``, and with ``ratio_ci95`` where it was measured in pairs.
+    """
+    low, high = latency.get("ratio_ci95") or (1.0, 1.0)
+    half = (high - low) / (high + low)  # relative to the middle
+    return 100 * math.sqrt(2) * max(half, _Z95 * repeat_sd(latency["latency_ms"]))

@@ -47,12 +47,12 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
             also be one that was not trained to its end.
 
     Returns:
-        ``{study, folder, made, objectives, up, verdict, summary, tabs, trials, trajectory,
-        importance, slots, prediction, failures, published, chosen, details, environment, data,
-        settings}``.
+        ``{study, folder, made, objectives, up, verdict, summary, latency_legend, tabs, trials,
+        trajectory, importance, slots, prediction, failures, published, chosen, details,
+        environment, data, settings}``.
 
         ``verdict`` is what :class:`levit_search.significance.Verdict` says of the accuracies, and
-        its ``legend``.
+        its ``legend``; ``latency_legend`` is that of latencies which were measured again.
         ``up`` is the figure that is drawn upwards: accuracy where there is one. ``tabs`` has one
         cost each that it is drawn against, ``{figure, title, unit, scale, log, objective, front,
         reference, device, runtime}``: the figure divided by ``scale`` is in ``unit``, ``front`` are
@@ -69,8 +69,9 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         where the study has no reference yet; then there is no knee either. ``importance`` is
         ``{objective: {slot: share}}``, ``prediction`` [[predicted ms, measured ms, trial]],
         ``failures`` a list of ``{outcome, reason, count, trials}``, ``published`` the paper's
-        ``{name, values}`` where the study has ImageNet's 1000 classes. ``chosen`` are the trials shown in detail, the knee
-        first, and ``details`` says of each what :func:`levit_search.report.details.details` does.
+        ``{name, values}`` where the study has ImageNet's 1000 classes. ``chosen`` are the trials
+        shown in detail, the knee first, and ``details`` says of each what
+        :func:`levit_search.report.details.details` does.
 
     Raises:
         InputError: no trial is complete, a pick is none, or the study cannot be read.
@@ -111,6 +112,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         "up": upwards(objectives),
         "verdict": {**verdict.as_json(), "legend": verdict.legend()},
         "summary": _summary(study, by_outcome, front, path),
+        "latency_legend": table.latency_legend(front),
         "tabs": tabs(study, records, attributes, references),
         "trials": [
             {

@@ -129,7 +129,13 @@ def _for_people(study: Study, document: Mapping[str, Any]) -> dict[str, Any]:
     tabs = [tab["figure"] for tab in document["tabs"]]
     trials = document["trials"]
     predicted = ["latency_predicted_ms", "prediction_error_percent"]
-    columns = list(dict.fromkeys([up, *objectives, *tabs, *predicted]))
+    again = [
+        f"{each}@{target}" if target is not None else each
+        for figure, target in map(figure_and_target, tabs)
+        for each in ("latency_ms_repeats_percent", "latency_search_ms")
+        if figure == "latency_ms"
+    ]
+    columns = list(dict.fromkeys([up, *objectives, *tabs, *predicted, *again]))
     columns = [name for name in columns if any(name in trial["values"] for trial in trials)]
     known = {name for trial in trials for name in trial["values"]}
     known = {name for name in known if figure_and_target(name)[0] in table.KNOWN}

@@ -14,6 +14,8 @@ TITLES: dict[str, tuple[str, str]] = {
     "latency_ms": ("Latency", "ms"),
     "latency_predicted_ms": ("Predicted latency", "ms"),
     "prediction_error_percent": ("Prediction error", "%"),
+    "latency_ms_repeats_percent": ("Repeats within ±", "%"),
+    "latency_search_ms": ("Latency in the search", "ms"),
     "latency_median_ms": ("Median latency", "ms"),
     "latency_p95_ms": ("95th percentile of latency", "ms"),
     "peak_memory_mb": ("Peak memory", "MB"),

@@ -1,6 +1,7 @@
 """The ask/tell loop: proposals, limits, repeats, rungs, evaluations, and going on after a kill."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,12 @@ class _Driver:
         if is_done and not self._verification.left(self._books.tally):
             if engine is not None:
                 engine.close()
+            if self._verification.left_again(self._books.tally):
+                self._measure_again()
             self._books.write_tables()
-            return self._summary("the budget was used up before")
+            return self._summary(
+                _INTERRUPTED if self._is_asked_to_stop() else "the budget was used up before"
+            )
         engine = engine or self._started_engine()
         try:
             self._prepare(engine)
@@ -148,6 +153,20 @@ class _Driver:
         engine.close()
         self._books.write_tables()
         return self._summary(_INTERRUPTED if self._is_asked_to_stop() else because)
+
+    def _measure_again(self) -> None:
+        """Measure again what is on the front of a search that has ended; where nothing can be
+        measured any more, such as on another device, it stays as it is, with a warning."""
+        with contextlib.ExitStack() as stack:
+            try:
+                engine = stack.enter_context(contextlib.closing(self._started_engine()))
+                self._prepare(engine)
+            except LevitSearchError as error:
+                warnings.warn(f"the front is not measured again: {error}", stacklevel=2)
+                return
+            self._books.tally = self._verification.run(
+                engine, self._books.tally, self._display, self._is_asked_to_stop
+            )
 
     def _is_surely_begun(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether something is left to evaluate, as far as that can be told at a glance."""

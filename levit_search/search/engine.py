@@ -1,6 +1,7 @@
 """What carries evaluations out: the interface that the driver knows, and how one is made."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -23,7 +24,8 @@ class Event:
     fraction: float | None = None
     content: dict[str, Any] = field(default_factory=dict)
     """Of a rung ``epoch`` and the ``values`` known there. When done, an evaluation (also of what
-    was only measured), or what :meth:`levit_search.evaluate.Evaluator.prepare` returned. Of a
+    was only measured), what :class:`levit_search.evaluate.Remeasurement` is as JSON, or what
+    :meth:`levit_search.evaluate.Evaluator.prepare` returned. Of a
     failure ``wrong_input``, whether the user can mend it, and ``refused_by_disk``, what a disk
     refused, if that is why."""
 
@@ -50,6 +52,12 @@ class Engine(Protocol):
 
     def verify(self, trial: int, network: Architecture) -> None:
         """Start measuring a network whose latency was predicted. Only while :meth:`has_room`."""
+
+    def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+        """Start measuring networks anew and together, by one worker. Only while :meth:`has_room`.
+
+        ``trial`` is what its events go by, such as that of the first network.
+        """
 
     def has_room(self) -> bool:
         """Whether another trial can start now."""

@@ -26,9 +26,9 @@ _RETURN_S = 10.0
 class Task:
     """One piece of work."""
 
-    do: Literal["evaluate", "verify"]
+    do: Literal["evaluate", "verify", "remeasure"]
     trial: int
-    network: dict[str, Any]
+    networks: list[dict[str, Any]]
     deaths: int = 0
 
 

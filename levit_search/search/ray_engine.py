@@ -7,6 +7,7 @@ system that they share. A trial whose worker or node dies goes on from its check
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
@@ -77,10 +78,14 @@ class RayEngine:
         return self._desk.has_room()
 
     def submit(self, trial: int, network: Architecture) -> None:
-        self._desk.give(Task("evaluate", trial, network.model_dump(mode="json")))
+        self._desk.give(Task("evaluate", trial, [network.model_dump(mode="json")]))
 
     def verify(self, trial: int, network: Architecture) -> None:
-        self._desk.give(Task("verify", trial, network.model_dump(mode="json")))
+        self._desk.give(Task("verify", trial, [network.model_dump(mode="json")]))
+
+    def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+        described = [each.model_dump(mode="json") for each in networks]
+        self._desk.give(Task("remeasure", trial, described))
 
     def answer(self, trial: int, goes_on: bool) -> None:
         self._desk.answer(trial, goes_on)

@@ -140,7 +140,7 @@ class Work(tune.Trainable):
                 work = self._words.get()
                 if work is None:
                     return
-                steps.take(work["do"], work["trial"], work["network"])
+                steps.take(work["do"], work["trial"], work["networks"])
 
     def _made(self, settled_ms: dict[str, float]) -> Evaluates:
         order, folder = self.order, Path(self.order.folder)

@@ -1,12 +1,19 @@
-"""The end of a search by estimates: what its front holds gets figures of its own.
+"""The end of a search: what its front holds gets figures of its own, and latencies a second look.
 
 Where latencies are predicted, the front is measured until nothing on it is predicted only. Where
 accuracies are inherited from a supernet, the front by estimates and the networks that come closest
 to it are trained, and measured too if their latency was predicted.
+
+A front of measured latencies is a selection of lucky minutes: of two networks that are as fast, the
+one comes onto it that was measured too fast. So its members, and rivals that miss it by no more
+than the noise of their latencies, are measured anew and together, and the front is what these
+figures say. What comes onto it then is measured, too, until nothing on it was measured once only.
 """
 
+import math
 import statistics
-from collections.abc import Callable, Collection
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -14,20 +21,40 @@ import numpy as np
 
 from levit_search import table
 from levit_search.errors import GOES_ON, BudgetError
-from levit_search.pareto import Objective, is_maximised, minimised, non_dominated
+from levit_search.latency.protocol import repeats_percent
+from levit_search.latency.worker import PROTOCOL
+from levit_search.pareto import (
+    PROBED,
+    Objective,
+    Points,
+    figure_and_target,
+    is_maximised,
+    minimised,
+    non_dominated,
+)
 from levit_search.search.engine import Engine, Event, pass_on_warnings
 from levit_search.search.ledger import Ledger
 from levit_search.search.outcome import Display
 from levit_search.search.tally import Tally
-from levit_search.study import MEASURED, Record, Study, training_file, with_measured
+from levit_search.study import (
+    MEASURED,
+    REMEASURED,
+    Record,
+    Study,
+    compared,
+    training_file,
+    with_measured,
+)
 
 # Where so many in a row cannot be verified it is not their fault.
 _FAILURES = 3
 _REFRESH_S = 0.25
+# Beside the front so many networks are measured again at most, those that miss it by the least.
+_RIVALS = 8
 
 
 class Verification:
-    """Verifies until nothing that the front needs is estimated only.
+    """Verifies until nothing that the front needs is estimated, or measured once, only.
 
     Args:
         study: which one.
@@ -42,6 +69,8 @@ class Verification:
         self._works = False
         self._seconds: list[float] = []
         """What each took that was verified in this session."""
+        self._unmeasured: set[str] = set()
+        """What could not be measured again in this session."""
 
     def lay_over(self, tally: Tally) -> Tally:
         """A tally with what was found in the place of estimates."""
@@ -66,18 +95,115 @@ class Verification:
             wanted = []
         return [record for record in wanted if _key(record) not in self._ledger.attributes]
 
+    def left_again(self, tally: Tally) -> list[Record]:
+        """Records to be measured again, together.
+
+        These are members of the front and near rivals of which this was not done by today's
+        protocol. There are none where it was done to each member: rivals alone are no reason.
+        """
+        config = self._config
+        if not config.is_measured and not config.also_measured:
+            return []
+        front = table.front(tally.records, config.objectives)
+        if not any(map(self._is_unrepeated, front)):
+            return []
+        rivals = near_rivals(tally.records, config.objectives, _RIVALS)
+        return [record for record in [*front, *rivals] if self._is_unrepeated(record)]
+
     def run(
         self, engine: Engine, tally: Tally, display: Display, is_asked_to_stop: Callable[[], bool]
     ) -> Tally:
-        """Verify until nothing is left, or somebody asks to stop.
+        """Verify and measure again until nothing is left, or somebody asks to stop.
 
-        Once asked, what runs goes on to its next rung or its end. A network that fails leaves the
-        front once others have been verified; where several fail in a row they stay for the next
-        session.
+        Once asked, what is verified goes on to its next rung or its end, and what is measured again
+        ends at once. A network that cannot be verified leaves the front once others have been;
+        where several fail in a row they stay for the next session. One that cannot be measured
+        again keeps the search's figures, with a warning, until the next session.
 
         Raises:
-            BudgetError: nothing can be verified.
+            BudgetError: nothing can be verified, or a disk refuses.
         """
+        while True:
+            tally = self._verified(engine, tally, display, is_asked_to_stop)
+            records = self.left_again(tally)
+            if not records or is_asked_to_stop():
+                return tally
+            tally = self._measured_again(engine, records, tally, display, is_asked_to_stop)
+
+    def _measured_again(
+        self,
+        engine: Engine,
+        records: list[Record],
+        tally: Tally,
+        display: Display,
+        is_asked_to_stop: Callable[[], bool],
+    ) -> Tally:
+        """The tally with ``records`` measured again; as it was if somebody asks to stop."""
+        networks = [record.architecture for record in records if record.architecture is not None]
+        trial, is_begun = records[0].trial, False
+        display.preparing(
+            f"{_networks(len(records))} of the front and near to it: measured again", None
+        )
+        while not is_asked_to_stop():
+            if not is_begun and engine.has_room():
+                engine.remeasure(trial, networks)
+                is_begun = True
+            for event in pass_on_warnings(engine.events(_REFRESH_S)):
+                if event.kind == "failed" and event.trial in (None, trial):
+                    if refusal := event.content.get("refused_by_disk"):
+                        raise BudgetError(f"{refusal}; {GOES_ON}")
+                    self._leave(records, event.text)
+                    return tally
+                if event.trial != trial:
+                    continue
+                if event.kind == "done":
+                    return self._noted(records, event.content["results"], tally, display)
+                display.preparing(event.text, event.fraction)
+            display.tick()
+        return tally
+
+    def _noted(
+        self,
+        records: list[Record],
+        results: list[dict[str, Any]],
+        tally: Tally,
+        display: Display,
+    ) -> Tally:
+        """Keep what was measured again, and say what became of the front."""
+        finished = datetime.now().isoformat(timespec="seconds")
+        for record, result in zip(records, results, strict=True):
+            if "failed" in result:
+                self._leave([record], result["failed"])
+                continue
+            found = {name: result[name] for name in ("values", "latency", "targets")}
+            found |= {"protocol": PROTOCOL, "finished": finished}
+            self._ledger.set_attribute(_key(record, REMEASURED), found)
+        before = {record.trial for record in tally.front}
+        tally = self.lay_over(tally)
+        after = {record.trial for record in tally.front}
+        lost, won = len(before - after), len(after - before)
+        display.preparing(f"measured again: {lost} left the front, {won} came onto it", None)
+        return tally
+
+    def _leave(self, records: list[Record], reason: str) -> None:
+        """Leave records with the search's figures for this session."""
+        self._unmeasured |= {_key(record, REMEASURED) for record in records}
+        trials = ", ".join(str(record.trial) for record in records)
+        warnings.warn(
+            f"not measured again: {_networks(len(records))} of the front and near to it (trial "
+            f"{trials}): {reason}; the search's own figures stay, and the same command tries again",
+            stacklevel=2,
+        )
+
+    def _is_unrepeated(self, record: Record) -> bool:
+        key = _key(record, REMEASURED)
+        found = self._ledger.attributes.get(key, {})
+        return key not in self._unmeasured and found.get("protocol") != PROTOCOL
+
+    def _verified(
+        self, engine: Engine, tally: Tally, display: Display, is_asked_to_stop: Callable[[], bool]
+    ) -> Tally:
+        """The tally without estimates on its front, as far as nobody asks to stop."""
         if count := len(self.left(tally)):
             display.preparing(self._announced(count), None)
         while True:
@@ -157,10 +283,9 @@ class Verification:
         return tally
 
     def _announced(self, count: int) -> str:
-        networks = "1 network" if count == 1 else f"{count} networks"
         if self._config.inherits:
-            return f"{networks} of the front and near to it: trained alone"
-        return f"{networks} of the front: measured"
+            return f"{_networks(count)} of the front and near to it: trained alone"
+        return f"{_networks(count)} of the front: measured"
 
     def _left_s(self, tally: Tally) -> float | None:
         """The time that the rest will take, where it is known which networks that will be."""
@@ -216,6 +341,75 @@ def worth_verifying(
     return [known[place] for place in chosen]
 
 
-def _key(record: Record) -> str:
+def near_rivals(
+    records: Collection[Record], objectives: tuple[Objective, ...], most: int
+) -> list[Record]:
+    """The networks that miss the front by no more than the noise of their latencies.
+
+    A network misses the front by the least part of each of its latencies' noise by which all of
+    them have to be lower for no member to dominate it. The noise of a latency is what
+    :func:`levit_search.latency.protocol.repeats_percent` says of it.
+
+    Args:
+        records: in any states.
+        objectives: of the study.
+        most: how many.
+
+    Returns:
+        The nearest first; none without a latency among the objectives, and none whose latency was
+        predicted only.
+    """
+    times = [column for column, name in enumerate(objectives) if _is_time(name)]
+    known = compared(list(records))
+    if not times or not known:
+        return []
+    points = minimised([record.values for record in known], objectives)
+    on_front = non_dominated(points)
+    found = []
+    for place in np.flatnonzero(~on_front):
+        record = known[place]
+        if (record.evaluation.get("latency") or {}).get("method") == "predicted":
+            continue
+        noise = np.array([_noise(record, objectives[column]) for column in times])
+        missed = _missed(points[place], points[on_front], times, noise)
+        if missed <= 1:
+            found.append((missed, record))
+    return [record for _, record in sorted(found, key=lambda each: each[0])[:most]]
+
+
+def _missed(point: Points, front: Points, times: list[int], noise: Points) -> float:
+    """By which part of its ``noise`` a dominated ``point`` misses the front.
+
+    Args:
+        point: [objectives], minimised.
+        front: [points, objectives].
+        times: the columns that have noise.
+        noise: of each of ``times``.
+    """
+    dominating = front[(front <= point).all(axis=1)]
+    needed = (point[times] - dominating[:, times]) / noise
+    return float(needed.min(axis=1).max())
+
+
+def _noise(record: Record, name: Objective) -> float:
+    """The noise of a latency as a minimised number."""
+    _, target = figure_and_target(name)
+    found: Mapping[str, Any] | None = record.evaluation.get("latency")
+    if target is not None:
+        found = record.evaluation.get("targets", {}).get(target)
+    found = found if found and "latency_ms" in found else {"latency_ms": record.values[name]}
+    return math.log10(1 + repeats_percent(found) / 100)
+
+
+def _is_time(name: Objective) -> bool:
+    figure, _ = figure_and_target(name)
+    return figure in PROBED and figure != "peak_memory_mb"
+
+
+def _networks(count: int) -> str:
+    return "1 network" if count == 1 else f"{count} networks"
+
+
+def _key(record: Record, kind: str = MEASURED) -> str:
     assert record.architecture is not None
-    return f"{MEASURED}{record.architecture.id}"
+    return f"{kind}{record.architecture.id}"

@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -49,6 +49,9 @@ class Evaluates(Protocol):
         """Measure or train a network of which that was predicted or inherited; what it returns
         has ``as_json``."""
 
+    def remeasure(self, networks: Sequence[Architecture], progress: Progress) -> Any:
+        """Measure networks anew and together; what it returns has ``as_json``."""
+
     def close(self) -> None:
         """Let go of everything."""
 
@@ -75,13 +78,17 @@ class Steps:
         network = architectures.parse(sample)
         return self._attempt(None, lambda told: self._evaluator.prepare(network, told))
 
-    def take(self, do: str, trial: int, described: dict[str, Any]) -> None:
-        """``evaluate`` or ``verify`` a network."""
+    def take(self, do: str, trial: int, described: Sequence[dict[str, Any]]) -> None:
+        """``evaluate`` or ``verify`` one network, or ``remeasure`` several."""
 
         def step(told: Progress) -> dict[str, Any]:
-            network = architectures.parse(described)
-            work = self._evaluator.verify if do == "verify" else self._evaluator.evaluate
-            found = work(network, told, decide)
+            networks = [architectures.parse(each) for each in described]
+            if do == "remeasure":
+                found = self._evaluator.remeasure(networks, told)
+            else:
+                (network,) = networks
+                work = self._evaluator.verify if do == "verify" else self._evaluator.evaluate
+                found = work(network, told, decide)
             content: dict[str, Any] = found.as_json()
             return content
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -79,10 +79,13 @@ class LocalEngine:
         return self._free() is not None
 
     def submit(self, trial: int, network: Architecture) -> None:
-        self._give("evaluate", trial, network)
+        self._give("evaluate", trial, [network])
 
     def verify(self, trial: int, network: Architecture) -> None:
-        self._give("verify", trial, network)
+        self._give("verify", trial, [network])
+
+    def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+        self._give("remeasure", trial, networks)
 
     def answer(self, trial: int, goes_on: bool) -> None:
         for worker in self._workers:  # none has it where its worker died since it asked
@@ -112,10 +115,10 @@ class LocalEngine:
     def _free(self) -> "_Worker | None":
         return next((each for each in self._workers if each.is_free), None)
 
-    def _give(self, do: str, trial: int, network: Architecture) -> None:
+    def _give(self, do: str, trial: int, networks: Sequence[Architecture]) -> None:
         worker = self._free()
         assert worker is not None
-        worker.task = _Task(do, trial, network.model_dump(mode="json"))
+        worker.task = _Task(do, trial, [each.model_dump(mode="json") for each in networks])
         worker.begin()
 
     def _started(self, number: int) -> "_Worker":
@@ -180,7 +183,7 @@ class _Task:
 
     do: str
     trial: int
-    network: dict[str, Any]
+    networks: list[dict[str, Any]]
     deaths: int = 0
     """Of workers that were at it."""
 
@@ -225,7 +228,7 @@ class _Worker:
     def begin(self) -> None:
         """Tell a prepared worker of its task, if it has one."""
         if self.task is not None:
-            self.send((self.task.do, self.task.trial, self.task.network))
+            self.send((self.task.do, self.task.trial, self.task.networks))
 
     def prepare(self, sample: dict[str, Any], settled_ms: dict[str, float]) -> None:
         self.is_preparing = True

@@ -108,7 +108,11 @@ class _Measured(TypedDict, total=False):
 @with_config(_OPEN)
 class _InPairs(TypedDict):
     latency_ms: _Positive
+    ratio_to_reference: _Positive
     ratio_ci95: Annotated[list[_Positive], Field(min_length=2, max_length=2)]
+    rounds: _Number
+    pairs: _Number
+    converged: bool
 
 
 @with_config(_OPEN)

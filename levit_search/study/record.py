@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError
-from levit_search.latency.repeats import repeats_percent
+from levit_search.latency.protocol import repeats_percent
 from levit_search.study.notes import check_measured, check_remeasured
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float
     That is what a predicted latency and an inherited accuracy turned out to be, and latencies
     measured again at the search's end. These keep the search's own beside them, as
     ``latency_search_ms``, and have ``latency_ms_repeats_percent``, which
-    :func:`levit_search.latency.repeats.repeats_percent` explains.
+    :func:`levit_search.latency.protocol.repeats_percent` explains.
 
     Optuna's finished trials cannot be changed, so what was found stands with the study.
 

@@ -101,7 +101,7 @@ function drawFront() {
   const reference = tab.reference
     ? `Reference: ${tab.reference.name}, ${tab.reference.text} ms${tab.reference.trial === null ? " (its accuracy is not known here)" : `, trial ${tab.reference.trial}`}.` : "";
   const objective = tab.objective ? "" : "Not an objective of this search: the front marked is that of its objectives, the line what is best at each cost here.";
-  at("front-note").textContent = [beside && `Measured on ${beside}.`, reference, objective, up === "top1_percent" && study.verdict.legend].filter(Boolean).join(" ");
+  at("front-note").textContent = [beside && `Measured on ${beside}.`, reference, objective, up === "top1_percent" && study.verdict.legend, tab.figure.startsWith("latency_ms") && study.latency_legend].filter(Boolean).join(" ");
   at("front-picture").setAttribute("aria-label", `${study.up_title} against ${tab.title}, ${tab.front.length} networks are best at their cost`);
   walked = -1;
   picture("front-picture", frontPicture, true);
