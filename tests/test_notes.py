@@ -38,6 +38,7 @@ ODD_NOTES: dict[str, tuple[str, Any, str]] = {
     "infinite": ("evaluation", {"values": {"flops": 1e999}}, r"evaluation\.values\.flops: "),
     "latency": ("evaluation", {"latency": "none"}, r"evaluation\.latency: "),
     "interval": ("evaluation", {"latency": {"ratio_ci95": [0, 1]}}, r"ratio_ci95\.0: "),
+    "spread": ("evaluation", {"latency": {"p95_sd_percent": -1}}, r"latency\.p95_sd_percent: "),
     "targets": ("evaluation", {"targets": {"pi": 3}}, r"evaluation\.targets\.pi: "),
     "curve": ("evaluation", {"training": {"curve": [{"epoch": 1}]}}, r"val_top1_percent: is req"),
     "architecture": ("architecture", 7, "architecture: input should be a valid dictionary, not 7"),

@@ -20,6 +20,7 @@ _OPEN = ConfigDict(extra="allow", strict=True)
 
 _Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
 _Positive = Annotated[_Finite, Field(gt=0)]
+_Spread = Annotated[_Finite, Field(ge=0)]
 _Number = Annotated[int, Field(ge=0, le=2**63)]
 
 
@@ -48,6 +49,8 @@ class _Latency(TypedDict, total=False):
     high_ms: _Finite
     ratio_to_reference: _Positive
     ratio_ci95: Annotated[list[_Positive], Field(min_length=2, max_length=2)]
+    median_sd_percent: _Spread | None
+    p95_sd_percent: _Spread | None
     rounds: _Number
     pairs: _Number
     converged: bool
