@@ -69,8 +69,9 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         where the study has no reference yet; then there is no knee either. ``importance`` is
         ``{objective: {slot: share}}``, ``prediction`` [[predicted ms, measured ms, trial]],
         ``failures`` a list of ``{outcome, reason, count, trials}``, ``published`` the paper's
-        ``{name, values}`` where the study has ImageNet's 1000 classes. ``chosen`` are the trials shown in detail, the knee
-        first, and ``details`` says of each what :func:`levit_search.report.details.details` does.
+        ``{name, values}`` where the study has ImageNet's 1000 classes. ``chosen`` are the trials
+        shown in detail, the knee first, and ``details`` says of each what
+        :func:`levit_search.report.details.details` does.
 
     Raises:
         InputError: no trial is complete, a pick is none, or the study cannot be read.
