@@ -1,6 +1,7 @@
 """One architecture to one evaluation, in the order cheap to dear: latency first, then training."""
 
 import time
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -205,7 +206,8 @@ class Evaluator:
             except TrialError as error:
                 if network is costliest[-1]:
                     raise
-                progress(f"{network.summary()} cannot be measured ({error})", None)
+                told = f"{network.summary()}, the costliest network, cannot be measured ({error})"
+                warnings.warn(f"{told}; the next one is", stacklevel=2)
             else:
                 break
         return {name: values[name] for name in wanted}

@@ -274,11 +274,12 @@ def test_a_costliest_network_that_cannot_be_measured_leaves_it_to_the_next(
         values.update({f"{name}{at}": float(costs[network.id]) for name in PROBED})
 
     monkeypatch.setattr(Evaluator, "_measured", measured)
-    found = Evaluator(config, tmp_path, {}).worst(silent)
+    with pytest.warns(UserWarning, match="cannot be measured .the device is too small.; the next"):
+        found = Evaluator(config, tmp_path, {}).worst(silent)
     assert asked == [(ranked[0], ""), (ranked[1], ""), (ranked[1], "@four")]
     assert found == dict.fromkeys(config.objectives, float(ranked[1]))
     broken, asked[:] = 9, []
-    with pytest.raises(TrialError, match="too small"):
+    with pytest.raises(TrialError, match="too small"), pytest.warns(UserWarning, match="too small"):
         Evaluator(config, tmp_path, {}).worst(silent)
     assert [flops for flops, _ in asked] == ranked[:3]
 

@@ -283,7 +283,7 @@ def test_a_search_goes_on_with_the_next_candidate(
 ) -> None:
     plan = tmp_path / "plan.txt"
     faults = ["die", "cpu=NaN", "hang", "drown", "exit"]
-    moods = ["sound"] * 4  # the reference, and a first network
+    moods = ["sound"] * 6  # the reference, the costliest network, and a first one
     for fault in faults:
         moods += ["sound", fault]
     plan.write_text("\n".join([*moods, "sound"]))
