@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.numpy import save_file
 
-from levit_search.errors import InputError, UnknownNameError
+from levit_search.errors import BudgetError, InputError, UnknownNameError
 from levit_search.report import static
 from levit_search.report.contents import contents
 from levit_search.report.panels import Document, log_ticks, plot
@@ -226,7 +226,9 @@ def test_wrong_input_is_told(study: Study, tmp_path: Path) -> None:
 def test_a_study_without_a_complete_trial_is_told(
     space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    study = studied(space_file(), tmp_path / "s", FailingEngine, **{"search.trials": 1})
+    with pytest.raises(BudgetError, match="all 1 networks failed"):
+        studied(space_file(), tmp_path / "s", FailingEngine, **{"search.trials": 1})
+    study = Study.open(tmp_path / "s")
     with pytest.raises(InputError, match="none complete"):
         write_pictures(study, "svg")
     assert not (study.folder / "pictures").exists()
