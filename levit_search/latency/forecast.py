@@ -22,9 +22,9 @@ from levit_search.sealed import DamagedError, read_sealed, write_sealed
 from levit_search.space import Space
 
 # Blocks are timed together, a few at once; half of a second each makes some dozens of pairs. An
-# error of one is a small part of a network's sum, so fewer rounds do than for a whole network.
+# error of one is a small part of a network's sum, but a disturbed round must not move it.
 _BLOCK_S = 0.5
-_BLOCK_ROUNDS = 4
+_BLOCK_ROUNDS = 10
 _FEWEST_TIMED = 2
 
 

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 Network = Architecture | Baseline
 
+# Fewer rounds have an interval of no use, where the time is up after two: Student's quantile of two
+# is 12.7. Of earlier ones, no more than the latest are gone on with.
+_FEWEST_ROUNDS = 4
+_MOST_ROUNDS = 48
 # A network's first run may compile it for so long, on a GPU in several ways.
 _COMPILING_S = 900.0
 # A round is started if it can be expected to end by then.
@@ -144,16 +148,22 @@ class Probe:
         Raises:
             InputError: the reference does not fit the images.
         """
-        tasks = []
+        by_network = []
         for index, network in enumerate(networks):
             self._report(f"preparing {network.id}", index / len(networks))
             against = reference or self._reference(network)
-            layout = "tokens" if reference is None else self._layouts(against)[0]
-            tasks.append(self._task(network, self._layouts(network), against, layout, fresh))
+            against_layout = "tokens" if reference is None else self._layouts(against)[0]
+            by_network.append(
+                [
+                    self._task(network, layout, against, against_layout, fresh)
+                    for layout in self._layouts(network)
+                ]
+            )
+        tasks = [task for several in by_network for task in several]
         self._run([task for task in tasks if task.error is None and not task.is_known])
         for task in tasks:
             self._forget(task.entries[1:])  # large files; the references' are needed again
-        return self._outcomes(tasks)
+        return self._outcomes(by_network)
 
     def measure_graph(self, path: Path, network: Network) -> Measurement:
         """Time an exported ONNX file as :meth:`measure` times a network; never from the cache.
@@ -246,10 +256,10 @@ class Probe:
             InputError: the reference does not fit the images.
         """
         reference = self._reference(network)
-        task = self._task(reference, ["tokens"], reference, "tokens")
+        task = self._task(reference, "tokens", reference, "tokens")
         if task.error is None and not task.is_known:
             self._run([task])
-        (found,) = self._outcomes([task])
+        (found,) = self._outcomes([[task]])
         if isinstance(found, TrialError):
             raise found
         self.settled_ms[reference.id] = found.reference_ms
@@ -272,26 +282,25 @@ class Probe:
     def _task(
         self,
         network: Network,
-        layouts: "list[Layout]",
-        against: Network,
         layout: "Layout",
+        against: Network,
+        against_layout: "Layout",
         fresh: bool = False,
     ) -> "_Task":
         """A network's task, with what the cache knows of it or with its graphs written."""
-        task = _Task(network.id, against.id, list(layouts))
+        task = _Task(network.id, against.id, [layout])
         try:
             task.device = self.connect()
-            for each in layouts:
-                names = f"{network.id}-{each}", f"{against.id}-{layout}"
-                task.keys.append(cache_key(self.config, task.device, *names))
+            names = f"{network.id}-{layout}", f"{against.id}-{against_layout}"
+            task.key = cache_key(self.config, task.device, *names)
             if not (self._fresh or fresh):
-                clock = self.config.clock
-                task.recall([self._cache.find(key, clock) for key in task.keys], self.config)
+                task.earlier = self._cache.find(task.key, self.config.clock)
+                task.is_known = task.is_settled(self.config)
             if not task.is_known:
-                reference = self._entry(against, layout)
+                reference = self._entry(against, against_layout)
                 if isinstance(reference, Path):
                     self._references.add(reference)
-                task.entries = [reference, *(self._entry(network, each) for each in layouts)]
+                task.entries = [reference, self._entry(network, layout)]
         except TrialError as error:
             task.error = error
         return task
@@ -383,23 +392,28 @@ class Probe:
             )
         return channel.ask(job, seconds + compiling_s, check)
 
-    def _outcomes(self, tasks: "list[_Task]") -> list[Measurement | TrialError]:
-        """Measurements on one scale: networks with one reference share its milliseconds."""
-        found = {id(task): task.fastest(self.config) for task in tasks if task.error is None}
-        outcomes: list[Measurement | TrialError] = []
-        for task in tasks:
-            if task.error is not None:
-                outcomes.append(task.error)
-                continue
+    def _outcomes(self, by_network: "list[list[_Task]]") -> list[Measurement | TrialError]:
+        """Measurements on one scale: networks with one reference share its milliseconds.
+
+        Of a network's tasks, one for each layout, the one with the lowest ratio counts.
+        """
+        clock = self.config.clock
+        sound = [t for tasks in by_network for t in tasks if t.error is None]
+        for task in sound:
             if not task.is_known:
-                task.keep(self._cache)
-            same = [found[id(t)] for t in tasks if id(t) in found and t.reference == task.reference]
-            settled_ms = self.settled_ms.get(task.reference)
-            reference_ms = settled_ms or pooled_reference_ms(same, self.config.clock)
-            best = found[id(task)]
-            file = self._cache.path(task.keys[task.layouts.index(best.layout)])
+                self._cache.keep(task.key, task.samples(1))
+        outcomes: list[Measurement | TrialError] = []
+        for tasks in by_network:
+            if errors := [task.error for task in tasks if task.error is not None]:
+                outcomes.append(errors[0])
+                continue
+            best = min(tasks, key=lambda task: estimate(task.samples(1).rounds, clock).ratio)
+            same = [task.samples(1) for task in sound if task.reference == best.reference]
+            settled_ms = self.settled_ms.get(best.reference)
+            reference_ms = settled_ms or pooled_reference_ms(same, clock)
+            file = str(self._cache.path(best.key))
             outcomes.append(
-                measurement(self.config, best, reference_ms, str(file), cached=task.is_known)
+                measurement(self.config, best.samples(1), reference_ms, file, best.is_known)
             )
         return outcomes
 
@@ -421,16 +435,16 @@ class Probe:
 
 @dataclass
 class _Task:
-    """One network being measured, in one layout or more, against its reference."""
+    """Graphs that are timed in turn with a reference: a network in a layout, or blocks."""
 
     name: str
     reference: str
     layouts: list[str]
     entries: "list[Path | dict[str, Any]]" = field(default_factory=list)
-    """The reference's, then one for each layout."""
-    keys: list[dict[str, Any]] = field(default_factory=list)
-    earlier: list[Samples] = field(default_factory=list)
-    """From the cache, one for each layout, or none; measuring goes on with them."""
+    """The reference's, then one for each of ``layouts``."""
+    key: dict[str, Any] = field(default_factory=dict)
+    earlier: Samples | None = None
+    """From the cache, of a network; measuring goes on with them."""
     is_known: bool = False
     """Whether the earlier ones are enough."""
     rounds: list[Round] = field(default_factory=list)
@@ -440,18 +454,14 @@ class _Task:
     warm: bool = True
     error: TrialError | None = None
 
-    def recall(self, found: list[Samples | None], config: LatencyConfig) -> None:
-        """Take what the cache holds; it is enough if it stopped since its interval was narrow."""
-        self.earlier = [samples for samples in found if samples is not None]
-        if len(self.earlier) < len(self.layouts):
-            self.earlier = []
-            return
-        self.is_known = self._is_settled(config)
-
     def add(self, answer: dict[str, Any]) -> None:
         names = ("cycles", "batch_sizes", "prepare_s", "timing_s")
         self.rounds.append(Round(**{name: answer[name] for name in names}))
         self.notes = answer["notes"]
+        if self.earlier is not None:
+            then = [self.earlier.note, *self.earlier.rounds[-1].batch_sizes]
+            if then != [self.notes[1], *self.rounds[-1].batch_sizes]:  # the GPU was fuller then
+                self.earlier = None
 
     def share(self, config: LatencyConfig) -> float:
         """Which part of the time it may take is gone."""
@@ -463,27 +473,29 @@ class _Task:
         """Whether it failed, is known well enough, or has had its time."""
         if self.error is not None:
             return True
-        if len(self.rounds) < FEWEST_ROUNDS:
+        if len(self.rounds) < min(_FEWEST_ROUNDS, max(FEWEST_ROUNDS, config.rounds)):
             return False
-        if self._is_settled(config):
+        if self.is_settled(config):
             return True
         timing_s = sum(each.timing_s for each in self.rounds)
         a_round_s = timing_s / len(self.rounds)
         return timing_s + a_round_s > _TIME_IS_UP * config.seconds
 
-    def _is_settled(self, config: LatencyConfig) -> bool:
+    def is_settled(self, config: LatencyConfig) -> bool:
+        """Whether what is known of all is narrow enough to end measuring."""
         numbers = range(1, len(self.layouts) + 1)
         wanted = config.clock, config.interval_percent
         return all(is_settled(self._rounds_of(number), *wanted) for number in numbers)
 
     def _rounds_of(self, number: int) -> list[Round]:
-        earlier = self.earlier[number - 1].rounds if self.earlier else []
-        return [*earlier, *(each.of(number) for each in self.rounds)]
+        earlier = self.earlier.rounds if self.earlier is not None else []
+        return [*earlier, *(each.of(number) for each in self.rounds)][-_MOST_ROUNDS:]
 
     def samples(self, number: int) -> Samples:
         """What was taken of the entry ``number``, now and earlier."""
         if self.is_known:
-            return self.earlier[number - 1]
+            assert self.earlier is not None
+            return self.earlier
         return Samples(
             rounds=self._rounds_of(number),
             layout=self.layouts[number - 1],
@@ -491,13 +503,3 @@ class _Task:
             peak_memory_bytes=self.peaks[number - 1] if self.peaks else None,
             device=self.device,
         )
-
-    def keep(self, cache: Cache) -> None:
-        """Put what was taken into the cache, each layout under its own key."""
-        for number, key in enumerate(self.keys, start=1):
-            cache.keep(key, self.samples(number))
-
-    def fastest(self, config: LatencyConfig) -> Samples:
-        """The samples of the layout with the lowest ratio."""
-        found = [self.samples(number) for number in range(1, len(self.layouts) + 1)]
-        return min(found, key=lambda samples: estimate(samples.rounds, config.clock).ratio)

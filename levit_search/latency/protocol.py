@@ -318,7 +318,8 @@ def is_settled(rounds: list[Round], clock: str, interval_percent: float) -> bool
 class Measurement:
     """One network's latency on one target.
 
-    ``ratio_to_reference`` is the mean over the rounds and what to compare networks by;
+    ``ratio_to_reference`` is the mean over the rounds and what to compare networks by; its 95 %
+    interval covers what other sessions would show (:func:`repeat_sd`);
     ``latency_ms`` is that ratio times ``reference_ms``, on the clock that counts: ``clock``.
     ``cpu_ms``, ``wall_ms`` and on GPUs ``device_ms`` are the plain medians of the candidate's own
     timings, ``latency_median_ms`` and ``latency_p95_ms`` those of its single runs in wall time. All
@@ -332,7 +333,7 @@ class Measurement:
     ratio_to_reference: float
     ratio_ci95: tuple[float, float]
     converged: bool
-    """Whether the interval became as narrow as was asked before the time was up."""
+    """Whether the interval within this session became as narrow as was asked."""
     reference_ms: float
     own_reference_ms: float
     """What the reference took beside this network; far from ``reference_ms`` on a busy machine."""
@@ -405,18 +406,22 @@ def measurement(
     """
     clock = config.clock
     found = estimate(samples.rounds, clock)
+    ratio = found.ratio
     reference_batch, batch_size = samples.rounds[0].batch_sizes
     own_reference_ms = pooled_reference_ms([samples], clock)
     own = [cycle[1] for each in samples.rounds for cycle in each.cycles]
-    latency_ms = found.ratio * reference_ms * batch_size / reference_batch
+    latency_ms = ratio * reference_ms * batch_size / reference_batch
+    away = math.log(own_reference_ms / reference_ms)
+    within = math.log(found.ci95[1] / ratio)
+    half = math.hypot(within, _Z95 * repeat_sd(latency_ms, away))
     singles = [[cycle[1]["single"] for cycle in each.cycles] for each in samples.rounds]
     all_singles = [single for each in singles for single in each]
     peak = samples.peak_memory_bytes
     return Measurement(
         latency_ms=latency_ms,
         throughput_ips=1000 * batch_size / latency_ms,
-        ratio_to_reference=found.ratio,
-        ratio_ci95=found.ci95,
+        ratio_to_reference=ratio,
+        ratio_ci95=(ratio * math.exp(-half), ratio * math.exp(half)),
         converged=found.width_percent <= config.interval_percent,
         reference_ms=reference_ms,
         own_reference_ms=own_reference_ms,
@@ -464,25 +469,34 @@ def _error_percent(by_round: list[list[float]], percentile: float) -> float:
     return 100 * float(np.std(logs, ddof=1) / np.sqrt(len(logs)))
 
 
-# The standard deviation of a ratio between passes, as a share (docs/device.md): of networks of 1 ms
-# or more, measured at 224 px, and of smaller ones. An interval tells nothing of the next session,
-# which lies otherwise in memory and has other minutes.
-_REPEATS_LARGE = 0.012
-_REPEATS_SMALL = 0.02
+# What sessions share that lie minutes apart, as a standard deviation of a ratio: where memory lies,
+# and the state of the machine (benchmarks/latency.py). Rounds of one session do not show it.
+_REPEATS_LARGE, _REPEATS_SMALL = 0.005, 0.01
 _LARGE_MS = 1.0
+# Where something slows the reference down, ratios of short networks move by this share of it.
+_DISTURBED = 0.13
 _Z95 = 1.96
 
 
-def repeat_sd(latency_ms: float) -> float:
-    """The least standard deviation between passes of a network's latency, as a share of it."""
-    return _REPEATS_LARGE if latency_ms >= _LARGE_MS else _REPEATS_SMALL
+def repeat_sd(latency_ms: float, away: float = 0.0) -> float:
+    """What a network's latency differs by from one session to the next beyond what rounds show.
+
+    Args:
+        latency_ms: of the network.
+        away: how far the reference was from its settled figure in this session, as a logarithm.
+
+    Returns:
+        A standard deviation, as a share of the latency.
+    """
+    if latency_ms >= _LARGE_MS:
+        return _REPEATS_LARGE
+    return math.hypot(_REPEATS_SMALL, _DISTURBED * away)
 
 
 def repeats_percent(latency: Mapping[str, Any]) -> float:
     """Within how many percent another measurement of a network is expected in 95 % of cases.
 
-    It is that of a difference of two measurements, each as uncertain as its 95 % interval says and
-    at least as passes repeat.
+    It is that of a difference of two measurements, each as uncertain as its 95 % interval says.
 
     Args:
         latency: with ``latency_ms``, and with ``ratio_ci95`` where it was measured in pairs.

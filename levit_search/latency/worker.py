@@ -263,7 +263,7 @@ class _Worker:
     def __init__(self, runtimes: dict[str, Any], folder: str) -> None:
         self._runtimes = runtimes
         self._folder = folder
-        self._untimed: dict[str, list[int]] = {}
+        self._plans: dict[str, tuple[list[int], list[int]]] = {}
 
     def answer(self, job: dict[str, Any]) -> dict[str, Any]:
         """The answer to one job.
@@ -293,9 +293,9 @@ class _Worker:
         begun = time.perf_counter()
         runners = [self._runner(job, network) for network in job["networks"]]
         prepared = time.perf_counter()
-        repeats = [_warm_up(runner) for runner in runners]
+        warm = [_warm_up(runner) for runner in runners]
         start = time.perf_counter()
-        untimed = self._untimed_runs(job, runners, repeats)
+        repeats, untimed = self._plan(job, runners, warm)
         choosing_s = time.perf_counter() - start
         cycles = _time_in_turn(runners, repeats, untimed, prepared + choosing_s + job["seconds"])
         end = time.perf_counter()
@@ -311,16 +311,16 @@ class _Worker:
         gc.collect()  # the next round's sessions shall not find these ones' memory in use
         return answer
 
-    def _untimed_runs(
+    def _plan(
         self, job: dict[str, Any], runners: list[Runner], repeats: list[int]
-    ) -> list[int]:
-        """How many runs of each turn are not timed, measured once for the same networks."""
-        if not job.get("warm"):
-            return [0] * len(runners)
-        names = json.dumps(job["networks"], sort_keys=True)
-        if names not in self._untimed:
-            self._untimed[names] = _untimed(runners, repeats)
-        return self._untimed[names]
+    ) -> tuple[list[int], list[int]]:
+        """How many runs of each network make a timing, and how many before it do not count; once
+        for all rounds of the same networks, so that these are alike."""
+        names = json.dumps([job.get("warm"), job["networks"]], sort_keys=True)
+        if names not in self._plans:
+            untimed = _untimed(runners, repeats) if job.get("warm") else [0] * len(runners)
+            self._plans[names] = repeats, untimed
+        return self._plans[names]
 
     def _runner(self, job: dict[str, Any], network: dict[str, Any]) -> Runner:
         runner: Runner = self._runtimes[job["runtime"]](job, network)
@@ -350,7 +350,8 @@ def _untimed(runners: list[Runner], repeats: list[int]) -> list[int]:
         for _ in range(_COLD_STARTS if repeats[index] > 1 else 0):
             for other in runners[:index] + runners[index + 1 :]:
                 other.run()
-            runs_ms.append([runner.timed(1)["wall"] for _ in range(2 * _MOST_UNTIMED)])
+            timings = [runner.timed(1) for _ in range(2 * _MOST_UNTIMED)]
+            runs_ms.append([each.get("device", each["wall"]) for each in timings])
         usual = [sorted(times)[len(times) // 2] for times in zip(*runs_ms)]
         settled = sorted(usual[_MOST_UNTIMED:])[_MOST_UNTIMED // 2] if usual else 0.0
         slow = [run for run, ms in enumerate(usual[:_MOST_UNTIMED]) if ms > _AS_FAST * settled]
@@ -361,15 +362,21 @@ def _untimed(runners: list[Runner], repeats: list[int]) -> list[int]:
 def _time_in_turn(
     runners: list[Runner], repeats: list[int], untimed: list[int], end: float
 ) -> list[list[dict[str, float]]]:
-    """Timings [cycles][networks] in turn, every other cycle backwards, as many in either order."""
+    """Timings [cycles][networks] in turn, every other cycle backwards, as many in either order.
+
+    Of more than two networks another one begins each time, so that each follows itself as often.
+    """
     cycles: list[list[dict[str, float]]] = []
-    all_turns = list(zip(runners, repeats, untimed))
+    count = len(runners)
     gc.disable()
     try:
         while len(cycles) < 2 or len(cycles) % 2 or time.perf_counter() < end:
-            turns = all_turns[::-1] if len(cycles) % 2 else all_turns
-            timings = [_turn(*each) for each in turns]
-            cycles.append(timings[::-1] if len(cycles) % 2 else timings)
+            first = len(cycles) // 2 % count if count > 2 else 0
+            order = [(first + place) % count for place in range(count)]
+            timings: list[dict[str, float]] = [{}] * count
+            for index in order[::-1] if len(cycles) % 2 else order:
+                timings[index] = _turn(runners[index], repeats[index], untimed[index])
+            cycles.append(timings)
     finally:
         gc.enable()
     return cycles
