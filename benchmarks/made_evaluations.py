@@ -15,7 +15,6 @@ from levit_search.architecture import Architecture
 from levit_search.cost import cost
 from levit_search.study import StudyConfig
 
-_WORST_MS = 10.0
 _DEVICE = {
     "machine": "x86_64",
     "cpu": "Made-up CPU",
@@ -62,13 +61,12 @@ class MadeEvaluator:
         cores: frozenset[int] | None = None,
     ) -> None:
         self._epochs, self._rungs = config.train.epochs, config.rung_epochs
-        self._worst = dict.fromkeys(config.referred, _WORST_MS)
         self._settled_ms = settled_ms or {"0123456789ab": 1.0}
 
     def prepare(self, sample: Architecture, progress: Callable[..., None]) -> dict[str, Any]:
         progress("getting ready", None)
-        known = {"settled_ms": self._settled_ms, "worst": self._worst}
-        return {**known, "device": _DEVICE, "devices": {}, "teacher": {}}
+        known = {"settled_ms": self._settled_ms, "device": _DEVICE}
+        return {**known, "devices": {}, "teacher": {}}
 
     def evaluate(
         self, network: Architecture, progress: Callable[..., None], decide: Callable[..., bool]

@@ -180,7 +180,7 @@ def make(folder: Path, config: StudyConfig, trials: int, seed: int = 0) -> Study
     """
     study = Study.create(folder, config, sys.argv)
     worst = dict.fromkeys(config.referred, _WORST_MS)
-    study.keep_reference(reference_of(config, config.space(), {"data": _DATA, "worst": worst}))
+    study.keep_reference(reference_of(config, config.space(), _DATA, worst))
     storage, study_id = study.open_storage()
     made = _Made(config, seed)
     for number in range(trials):

@@ -120,7 +120,7 @@ def table_config(epochs: int, search: dict[str, Any]) -> TableConfig:
 def reference() -> Points:
     """What the hypervolumes of all studies over the table are measured from, minimised."""
     config = table_config(1, {})
-    return minimised([reference_of(config, config.space(), {})], OBJECTIVES).reshape(-1)
+    return minimised([reference_of(config, config.space(), {}, {})], OBJECTIVES).reshape(-1)
 
 
 class ReplayEngine:

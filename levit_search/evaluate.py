@@ -1,9 +1,9 @@
 """One architecture to one evaluation, in the order cheap to dear: latency first, then training."""
 
 import time
-import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +17,7 @@ from levit_search.latency import LatencyConfig, Measurement, Probe
 from levit_search.latency.forecast import Forecast
 from levit_search.latency.sharing import on_cores
 from levit_search.model import Model, save_weights
-from levit_search.pareto import PROBED, figure_and_target
+from levit_search.pareto import PROBED
 from levit_search.proportion import guess_percent
 from levit_search.recipe import TeacherConfig
 from levit_search.study import StudyConfig, training_file
@@ -38,9 +38,6 @@ Progress = Callable[[str, float | None], None]
 
 Decide = Callable[[int, dict[str, float]], bool]
 """Whether a candidate goes on after an epoch at which its values are these."""
-
-
-_COSTLIEST = 3  # networks that are tried as the costliest
 
 
 def goes_on(epoch: int, values: dict[str, float]) -> bool:
@@ -130,7 +127,6 @@ class Evaluator:
 
         Returns:
             ``settled_ms``, the reference's latency by id, on further targets by ``TARGET:ID``;
-            ``worst``, by objective, what hypervolumes are measured from (:meth:`worst`);
             ``device``, what it was measured on; ``devices``, further ones by target; ``data``, what
             accuracies are measured on (:func:`described_data`); ``teacher`` and ``supernet``, their
             cards. Absent steps give empty values.
@@ -172,60 +168,12 @@ class Evaluator:
             settled_ms |= {f"{name}:{id}": ms for id, ms in probe.settled_ms.items()}
         return {
             "settled_ms": settled_ms,
-            "worst": self.worst(progress) if config.reference is None else {},
             "device": device,
             "devices": devices,
             "data": data,
             "teacher": card,
             "supernet": shared,
         }
-
-    def worst(self, progress: Progress) -> dict[str, float]:
-        """Measure the costliest network of the space's sample, that with the most FLOPs.
-
-        One that cannot be measured leaves it to the next.
-
-        Returns:
-            The objectives that ``StudyConfig.referred`` names, by name.
-
-        Raises:
-            TrialError: nor can the next ones.
-        """
-        config = self._config
-        wanted = config.referred
-        if not wanted:
-            return {}
-        sample = {network.id: (network, found.flops) for network, found in config.space().sample()}
-        descending = sorted(sample.values(), key=lambda each: each[1], reverse=True)
-        costliest = [network for network, _ in descending[:_COSTLIEST]]
-        targets = list(dict.fromkeys(figure_and_target(name)[1] for name in wanted))
-        for network in costliest:
-            progress("measuring the costliest network of the space", None)
-            try:
-                values = self._probed(network, targets, progress)
-            except TrialError as error:
-                if network is costliest[-1]:
-                    raise
-                told = f"{network.summary()}, the costliest network, cannot be measured ({error})"
-                warnings.warn(f"{told}; the next one is", stacklevel=2)
-            else:
-                break
-        return {name: values[name] for name in wanted}
-
-    @out_of_memory_as_trial_error()
-    def _probed(
-        self, network: Architecture, targets: Collection[str | None], progress: Progress
-    ) -> dict[str, float]:
-        """The figures of a network on further targets, and on the main one for None."""
-        values: dict[str, float] = {}
-        for target in targets:
-            if target is not None:
-                self._measured(self._others[target], network, values, f"@{target}")
-            elif self._forecast is not None:
-                self._predicted(self._forecast, network, values, progress)
-            else:
-                self._measured(self._probe, network, values)
-        return values
 
     def _connected(self, name: str, progress: Progress) -> dict[str, Any]:
         """The device of a further target."""
@@ -382,6 +330,7 @@ class Evaluator:
             on = "" if name is None else f" on {name}"
             progress(f"measuring {len(networks)} networks together{on}", None)
             suffix = "" if name is None else f"@{name}"
+            probe.report = partial(_told_on, progress, on)
             for place, found in enumerate(probe.measure_all(networks, fresh=True)):
                 try:
                     if isinstance(found, TrialError):
@@ -560,3 +509,9 @@ def _refuse_emulated(device: dict[str, Any], config: LatencyConfig, section: str
             f"{section}.target: {config.target.label} is emulated, and its timings are no "
             f"objective ({section}.allow_emulated: true takes them all the same)"
         )
+
+
+def _told_on(progress: Progress, on: str, text: str, fraction: float) -> None:
+    """What a probe of a target does, as far as it measures."""
+    if text.startswith("measuring"):
+        progress(f"{text}{on}", fraction)

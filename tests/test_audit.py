@@ -18,6 +18,7 @@ from levit_search.audit.kept import Accuracies, Kept
 from levit_search.audit.membership import candidates, front_figures
 from levit_search.audit.noise import chances, could_belong, latency_sd, pooled_sd, reach
 from levit_search.errors import InputError
+from levit_search.latency.protocol import repeat_sd
 from levit_search.pareto import Objective, hypervolume, minimised, non_dominated
 from levit_search.study import Record, Study, read_config
 from tests.networks import tiny_description
@@ -231,8 +232,8 @@ def probed(objective: str = "latency_ms", ms: float = 1.0, **latency: Any) -> fl
 
 def test_a_latency_is_known_as_well_as_its_interval_says_but_no_better_than_probes_repeat() -> None:
     assert probed(ratio_ci95=[0.9, 1.1]) == pytest.approx(math.log(1.1 / 0.9) / 3.92)
-    assert probed(ratio_ci95=[0.999, 1.001]) == probed(ms=40.0) == 0.012
-    assert probed(ms=0.2, ratio_ci95=[0.999, 1.001]) == 0.02, "small networks repeat worse"
+    assert probed(ratio_ci95=[0.999, 1.001]) == probed(ms=40.0) == repeat_sd(40.0)
+    assert probed(ms=0.2, ratio_ci95=[0.999, 1.001]) == repeat_sd(0.2) > repeat_sd(40.0)
     far = {"latency": {}, "targets": {"phone": {"ratio_ci95": [0.8, 1.2]}}}
     on_phone = record(0, 80.0, evaluation=far)
     on_phone.values["latency_ms@phone"] = 1.0
@@ -302,7 +303,7 @@ def test_costs_in_closed_form_have_no_noise() -> None:
     names: tuple[Objective, ...] = ("top1_percent", "flops", "latency_ms", "peak_memory_mb")
     sds = noise.spreads([record(0, 80.0)], [0.5], names)
     assert sds[0, 0] == 0.005 and sds[0, 1] == 0 and sds[0, 3] == 0
-    assert sds[0, 2] == pytest.approx(0.012 / math.log(10))
+    assert sds[0, 2] == pytest.approx(repeat_sd(1.0) / math.log(10))
 
 
 def test_who_is_left_out_has_hardly_a_chance() -> None:
@@ -511,7 +512,7 @@ def test_a_search_by_the_clock_alone_has_chances_and_no_accuracies() -> None:
     found = front_figures(candidates(records, names, {}), names, reference)
     assert [row["trial"] for row in found["front"]] == [1, 0]
     assert found["front"][1]["chance"] == 1
-    assert found["front"][0]["chance"] == pytest.approx(0.62, abs=0.05)
+    assert found["front"][0]["chance"] == pytest.approx(0.76, abs=0.05)
     assert "val" not in found["front"][0]
 
 

@@ -1,6 +1,7 @@
 """The paired protocol on this machine, and what happens when its worker misbehaves."""
 
 import importlib
+import itertools
 import json
 import multiprocessing
 import multiprocessing.synchronize
@@ -33,6 +34,7 @@ from levit_search.latency.protocol import (
     is_settled,
     mean_interval,
     measurement,
+    repeat_sd,
 )
 from levit_search.latency.sharing import between_probes
 from levit_search.model import LevitModel, export_onnx, fold
@@ -187,6 +189,22 @@ def test_ratios_are_by_image_where_batches_differ() -> None:
     assert found.throughput_ips == pytest.approx(1000.0)
 
 
+def test_an_interval_covers_what_other_sessions_would_show() -> None:
+    def half_percent(ratio: float, settled_ms: float) -> float:
+        found = measurement(LatencyConfig(), made_samples([[ratio] * 4] * 8), settled_ms)
+        assert found.converged, "within this session all rounds agree"
+        low, high = found.ratio_ci95
+        assert low * high == pytest.approx(found.ratio_to_reference**2)
+        return 50 * float(np.log(high / low))
+
+    assert half_percent(2.0, 2.0) == pytest.approx(196 * repeat_sd(4.0))
+    assert half_percent(0.1, 2.0) == pytest.approx(196 * repeat_sd(0.2))
+    assert half_percent(0.1, 2.0) > half_percent(2.0, 2.0), "small networks repeat worse"
+    # The reference took twice its settled time.
+    assert half_percent(0.1, 1.0) == pytest.approx(196 * repeat_sd(0.1, np.log(2)))
+    assert half_percent(0.1, 1.0) > 5 * half_percent(0.1, 2.0)
+
+
 def test_a_round_with_bad_luck_weighs_little_and_one_round_tells_nothing() -> None:
     chance = np.random.default_rng(0)
     usual = [list(chance.normal(2.0, 0.02, size=10)) for _ in range(11)]
@@ -257,6 +275,7 @@ class Scripted:
         self._noise, self._timing_s = noise, timing_s
         self._chance = np.random.default_rng(0)
         self.asked: list[str] = []
+        self.slower = ""
         self.failing: set[int] = set()
 
     def __call__(
@@ -268,6 +287,8 @@ class Scripted:
         if len(self.asked) in self.failing:
             raise TrialError("no luck")
         factors = [1.0] + [2.0 + index for index in range(len(entries) - 1)]
+        if self.slower and str(entries[-1]).endswith(self.slower):
+            factors[-1] *= 1.5
         cycles = []
         for _ in range(10):
             times = [f * self._chance.lognormal(0, self._noise) for f in factors]
@@ -331,6 +352,21 @@ def test_what_did_not_converge_is_measured_on_and_what_did_is_not(
     assert again.rounds == settled.rounds
 
 
+def test_samples_of_another_batch_size_are_not_gone_on_with(
+    scripted: Callable[..., tuple[Probe, Scripted]], tiny: Architecture
+) -> None:
+    noisy, _ = scripted(0.1)
+    first = noisy.measure(tiny)
+    noisy, answers = scripted(0.1)
+    answer = answers.__call__
+    halved = lambda *asked: {**answer(*asked), "batch_sizes": [1, 2]}  # noqa: E731
+    noisy._ask = lambda do, *rest: (  # type: ignore[method-assign]
+        halved(do, *rest) if do == "round" else answer(do, *rest)
+    )
+    second = noisy.measure(tiny)
+    assert second.batch_size == 2 and second.rounds <= first.rounds
+
+
 def test_rounds_of_networks_alternate(
     scripted: Callable[..., tuple[Probe, Scripted]], tiny: Architecture
 ) -> None:
@@ -359,9 +395,11 @@ def test_a_network_that_fails_leaves_the_others_alone(
 def test_the_faster_layout_is_taken_and_named(
     scripted: Callable[..., tuple[Probe, Scripted]], tiny: Architecture
 ) -> None:
-    probe, _ = scripted(0.01, layout="fastest")  # whatever comes second takes longer here
+    probe, answers = scripted(0.01, layout="fastest")
+    probe._graph = lambda network, layout: Path(layout)  # type: ignore[method-assign]
+    answers.slower = "tokens"
     found = probe.measure(tiny)
-    assert found.layout == "tokens"
+    assert found.layout == "maps"
     assert found.ratio_to_reference == pytest.approx(2.0, rel=0.05)
     assert {path.name.split("-")[1] for path in Cache().folder.iterdir()} == {"tokens", "maps"}
 
@@ -611,6 +649,28 @@ class Clockwork(worker.Runner):
 def test_as_many_runs_are_untimed_as_are_slow(cold: int, untimed: int) -> None:
     both = [Clockwork(0.1, cold), Clockwork(5.0, 3)]
     assert worker._untimed(both, [20, 1]) == [untimed, 0], "a long one is timed by single runs"
+
+
+def test_of_several_networks_each_follows_itself_as_often() -> None:
+    order: list[int] = []
+
+    class Noting(worker.Runner):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def timed(self, repeats: int) -> dict[str, float]:
+            order.append(self.number)
+            return {"wall": float(self.number)}
+
+    runners: list[worker.Runner] = [Noting(number) for number in range(3)]
+    ticks = iter(range(100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.time, "perf_counter", lambda: next(ticks))
+        cycles = worker._time_in_turn(runners, [1] * 3, [0] * 3, 14)
+    assert len(cycles) % 6 == 0
+    assert all([timing["wall"] for timing in cycle] == [0, 1, 2] for cycle in cycles)
+    twice = [a for a, b in itertools.pairwise(order) if a == b]
+    assert twice.count(0) == twice.count(1) == twice.count(2) > 0
 
 
 def test_networks_run_first_as_often_as_last() -> None:

@@ -2,7 +2,7 @@
 
 import csv
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +13,9 @@ from optuna.trial import TrialState
 
 from levit_search import architecture, table
 from levit_search.architecture import Architecture
+from levit_search.cost import cost
 from levit_search.errors import BudgetError, InputError
 from levit_search.export import pick
-from levit_search.report.contents import contents
-from levit_search.report.plots import plots
 from levit_search.search import begin, driver, search
 from levit_search.search.engine import Event
 from levit_search.search.ledger import Ledger
@@ -829,29 +828,60 @@ def of_an_earlier_release(folder: Path) -> None:
     backup.unlink()
 
 
-def test_a_study_of_an_earlier_release_gets_its_reference_at_the_next_run(
+def test_a_study_of_an_earlier_release_keeps_its_reference(
     stub: type[StubEngine], space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    path = space_file()
-    before, study = run(path, tmp_path / "s", **{"search.trials": 3})
-    kept = reference_kept(study.folder)
+    path = space_file(objectives=["top1_percent", "latency_ms"])
+    _, study = run(path, tmp_path / "s", **{"search.trials": 3})
     of_an_earlier_release(study.folder)
+    stub.evaluated.clear()
     opened = Study.open(study.folder)
-    assert opened.config.hypervolume_reference == {} and opened.config.reference is None
+    kept = {"top1_percent": 0.0, "latency_ms": 1000.0}
+    assert opened.config.hypervolume_reference == {} and opened.config.reference == kept
     assert [r.trial for r in opened.records()] == [r.trial for r in study.records()]
-    with pytest.raises(InputError, match=r"no reference for hypervolume and knee yet; `levit"):
-        pick(opened, "knee")
-    assert pick(opened, "accurate").trial == pick(study, "accurate").trial
-    found = contents(opened)
-    assert found["summary"]["hypervolume"] is None
-    assert "hypervolume" not in dict(plots(found))
-    assert all("knee" not in why for d in found["details"].values() for why in d["picked_as"])
-
+    assert pick(opened, "knee").trial in {record.trial for record in study.records()}
     for given in (path, study.folder / "study.yaml"):  # nothing is left to evaluate
         after, study = run(given, tmp_path / "s", **{"search.trials": 3})
-        assert after.hypervolume == before.hypervolume
-        assert reference_kept(study.folder) == kept
+        assert study.config.reference == kept
+        assert after.hypervolume > 1, "decades of latency below a second"
     assert stub.evaluated == []
+
+
+def test_a_study_that_never_ran_has_no_hypervolume_and_no_knee(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    study = Study.create(tmp_path / "s", read_config(space_file()), ["test"])
+    with pytest.raises(InputError, match=r"no reference for hypervolume and knee yet; `levit"):
+        study.reference()
+
+
+@pytest.mark.filterwarnings("ignore:.*of the costliest, cannot be measured. the device is too")
+@pytest.mark.parametrize("failing", [2, 9])
+def test_a_costliest_network_that_cannot_be_measured_leaves_it_to_smaller_ones(
+    space_file: Callable[..., Path], tmp_path: Path, failing: int
+) -> None:
+    class Small(StubEngine):
+        asked: ClassVar[list[int]] = []
+
+        def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+            super().remeasure(trial, networks)
+            if trial < 0:
+                self.asked.append(cost(networks[0]).flops)
+                if len(self.asked) <= failing:
+                    self._events[-1] = Event("failed", trial, "the device is too small")
+
+    study = Study.create(
+        tmp_path / "s", read_config(space_file(objectives=["top1_percent", "latency_ms"])), ["test"]
+    )
+    if failing == 2:
+        search(study, Silent(), engine=Small)
+    else:
+        with pytest.raises(BudgetError, match="no network of the space can be measured"):
+            search(study, Silent(), engine=Small)
+    assert Small.asked == sorted(set(Small.asked), reverse=True)
+    if failing == 2:
+        assert len(Small.asked) == 3
+        assert reference_kept(study.folder)["latency_ms"] == pytest.approx(1.1 * WORST)
 
 
 def test_a_backup_has_the_reference_too(

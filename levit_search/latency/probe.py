@@ -79,7 +79,7 @@ class Probe:
         self.settled_ms = dict(settled_ms or {})
         self._cache = cache or Cache()
         self._fresh = fresh
-        self._report = report
+        self.report = report
         self._folder = tempfile.TemporaryDirectory(prefix="levit-search-probe-")
         self._channel: Channel | None = None
         self._references: set[Path] = set()
@@ -108,7 +108,7 @@ class Probe:
                 self.config.target,
                 self.config.runtime,
                 self.config.huge_pages,
-                lambda: self._report("waiting for another probe or training on that host", 0.0),
+                lambda: self.report("waiting for another probe or training on that host", 0.0),
                 patience_s=self.config.patience_s,
             )
         return self._channel.device
@@ -150,7 +150,7 @@ class Probe:
         """
         by_network = []
         for index, network in enumerate(networks):
-            self._report(f"preparing {network.id}", index / len(networks))
+            self.report(f"preparing {network.id}", index / len(networks))
             against = reference or self._reference(network)
             against_layout = "tokens" if reference is None else self._layouts(against)[0]
             by_network.append(
@@ -350,7 +350,7 @@ class Probe:
         while todo:
             for task in todo:
                 done = sum(each.share(config) for each in tasks) / len(tasks)
-                self._report(f"measuring {task.name}", done)
+                self.report(f"measuring {task.name}", done)
                 try:
                     if with_peak and not task.peaks:
                         # A GPU tells the memory of each network; a CPU that of a process.

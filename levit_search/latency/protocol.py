@@ -477,6 +477,10 @@ _LARGE_MS = 1.0
 _DISTURBED = 0.13
 _Z95 = 1.96
 
+PLAIN_TIME_SDS = {"latency_median_ms": 0.10, "latency_p95_ms": 0.20}
+"""What these times, which no reference steadies, differ by at least from session to session, as a
+share."""
+
 
 def repeat_sd(latency_ms: float, away: float = 0.0) -> float:
     """What a network's latency differs by from one session to the next beyond what rounds show.

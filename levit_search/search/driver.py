@@ -20,6 +20,7 @@ from levit_search.search.outcome import Display, Summary, front_volume
 from levit_search.search.preparation import (
     check_data,
     check_devices,
+    costliest,
     reference_of,
     remember,
     sample_of,
@@ -40,6 +41,7 @@ _TOO_SLOW = 20
 _FAILURES = 10
 _MOST_TRIES = 2  # of a network that fails
 _REFRESH_S = 0.25
+_NO_TRIAL = -1  # what is measured for the study itself
 _INTERRUPTED = "you interrupted it"
 
 MakeEngine = Callable[[Study, Architecture, dict[str, float]], Engine]
@@ -112,7 +114,7 @@ class _Driver:
         self._left_over: list[Candidate] = []
         self._verification = Verification(study, self._books.ledger)
         self._too_slow = self._failures = 0
-        self._is_exhausted = False
+        self._is_exhausted = self._is_prepared = False
 
     def run(self) -> Summary:
         trials = self._books.ledger.trials()
@@ -126,22 +128,25 @@ class _Driver:
                 engine.close()
             raise
         is_done = self._is_enough() and not self._left_over and self._source is None
-        is_done &= self._study.config.reference is not None  # of an earlier release's study
         if is_done and not self._verification.left(self._books.tally):
             if engine is not None:
                 engine.close()
             if self._verification.left_again(self._books.tally):
                 self._measure_again()
             self._books.write_tables()
+            self._check_all_failed()
             return self._summary(
                 _INTERRUPTED if self._is_asked_to_stop() else "the budget was used up before"
             )
         engine = engine or self._started_engine()
         try:
             self._prepare(engine)
+            if self._study.config.reference is None:
+                self._keep_reference(engine)
             if self._source is not None:
                 self._take_over(self._source)
             because = self._loop(engine)
+            self._check_all_failed()
             self._books.tally = self._verification.run(
                 engine, self._books.tally, self._display, self._is_asked_to_stop
             )
@@ -216,9 +221,48 @@ class _Driver:
             self._left_over.append(left_over)
 
     def _prepare(self, engine: Engine) -> None:
-        while not engine.has_room():
+        while not (self._is_prepared and engine.has_room()):
             self._handle_all(engine, _REFRESH_S)
             if self._is_asked_to_stop():  # what is being prepared keeps checkpoints of its own
+                raise KeyboardInterrupt
+
+    def _keep_reference(self, engine: Engine) -> None:
+        """Find what hypervolumes are measured from, and keep it with the study."""
+        measured = self._costliest_figures(engine) if self._config.referred else {}
+        data = self._books.attributes.get("data") or {}
+        found = reference_of(self._config, self._space, data, measured)
+        self._books.ledger.keep_reference(found)
+
+    def _costliest_figures(self, engine: Engine) -> dict[str, float]:
+        """What the configuration has ``referred``, measured of the costliest network that runs.
+
+        Raises:
+            BudgetError: none of them does.
+        """
+        for network in costliest(self._space):
+            self._display.preparing("measuring the costliest network of the space", None)
+            engine.remeasure(_NO_TRIAL, [network])
+            told = self._answer(engine)
+            if told.kind == "done":
+                values = told.content["results"][0]["values"]
+                return {name: values[name] for name in self._config.referred}
+            warnings.warn(
+                f"{network.summary()}, of the costliest, cannot be measured: {told.text}",
+                stacklevel=2,
+            )
+        raise BudgetError(f"no network of the space can be measured, the last: {told.text}")
+
+    def _answer(self, engine: Engine) -> Event:
+        """What comes of what was measured for no trial."""
+        while True:
+            for event in pass_on_warnings(engine.events(_REFRESH_S)):
+                self._handle(engine, event)
+                if event.trial == _NO_TRIAL and event.kind in ("done", "failed"):
+                    if refusal := event.content.get("refused_by_disk"):
+                        raise BudgetError(f"{refusal}; {GOES_ON}")
+                    return event
+            self._display.tick()
+            if self._is_asked_to_stop():
                 raise KeyboardInterrupt
 
     def _unprepared(self, event: Event) -> LevitSearchError:
@@ -232,9 +276,7 @@ class _Driver:
         check_devices(self._study, self._books.attributes, event.content)
         check_data(self._study, self._books.attributes, event.content)
         remember(self._books.ledger, event.content)
-        if self._study.config.reference is None:
-            found = reference_of(self._config, self._space, event.content)
-            self._books.ledger.keep_reference(found)
+        self._is_prepared = True
 
     def _loop(self, engine: Engine) -> str:
         """Begin and handle evaluations until there are no more; returns why there are none."""
@@ -422,9 +464,18 @@ class _Driver:
                 f"{self._failures} trials in a row failed, the last with: {text}; the same command "
                 "goes on"
             )
-        tally, is_last = self._books.tally, not (self._running or self._left_over)
-        if is_last and self._is_enough() and tally.spent == tally.states["failed"]:
-            raise BudgetError(f"all {tally.spent} networks failed, the last with: {text}")
+
+    def _check_all_failed(self) -> None:
+        """Make sure that something came of a search that is at its end.
+
+        Raises:
+            BudgetError: every network failed.
+        """
+        tally = self._books.tally
+        if tally.spent and tally.spent == tally.states["failed"] and not self._is_asked_to_stop():
+            failed = [record.reason for record in tally.records if record.state == "failed"]
+            count = "the only network" if tally.spent == 1 else f"all {tally.spent} networks"
+            raise BudgetError(f"{count} failed, the last with: {failed[-1]}")
 
     def _end(self, candidate: Candidate) -> None:
         """A candidate's evaluation is noted."""

@@ -97,29 +97,42 @@ def remember(ledger: Ledger, prepared: Mapping[str, Any]) -> None:
             ledger.set_attribute(key, prepared[key])
 
 
+def costliest(space: Space) -> list[Architecture]:
+    """Networks whose probed figures may stand in the reference of hypervolumes.
+
+    Returns:
+        Of :meth:`levit_search.space.Space.sample` that with the most FLOPs, then, for a device on
+        which that does not run, those with fewer than three quarters, a half and a quarter of the
+        others', and that with the fewest.
+    """
+    sample = sorted(space.sample(), key=lambda each: each[1].flops, reverse=True)
+    places = [round(share * (len(sample) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)]
+    return [sample[place][0] for place in dict.fromkeys(places)]
+
+
 def reference_of(
-    config: StudyConfig, space: Space, prepared: Mapping[str, Any]
+    config: StudyConfig,
+    space: Space,
+    data: Mapping[str, Any],
+    measured: Mapping[Objective, float],
 ) -> dict[Objective, float]:
     """The reference of a study's hypervolumes and knee.
 
     Args:
         config: of the study.
         space: made from it; the worst costs are those of :meth:`levit_search.space.Space.sample`.
-        prepared: ``worst`` are the figures that were measured for it, by objective;
-            ``guess_percent`` of ``data`` the accuracy of guessing, of equally large classes where
+        data: ``guess_percent`` is the accuracy of guessing; that of equally large classes where
             nothing says more.
+        measured: of one of the :func:`costliest`, what the configuration has ``referred``.
     """
     costs = [found for _, found in space.sample()]
     worst = {name: float(max(getattr(each, name) for each in costs)) for name in Cost._fields}
-    guess_percent = (prepared.get("data") or {}).get(
-        "guess_percent", 100 / space.sizes["num_classes"]
-    )
     return reference_values(
         config.objectives,
         config.hypervolume_reference,
         config.limits.model_dump(),
-        guess_percent,
-        {**worst, **prepared.get("worst", {})},
+        data.get("guess_percent", 100 / space.sizes["num_classes"]),
+        {**worst, **measured},
     )
 
 

@@ -71,9 +71,6 @@ def taken_over(source: Study, study: Study, space: Space, ledger: Ledger) -> Non
     attributes = source.attributes()
     check_devices(study, attributes, ledger.attributes)
     check_data(source, attributes, ledger.attributes)
-    for key in attributes:
-        if key.startswith((MEASURED, REMEASURED)) and key not in ledger.attributes:
-            ledger.set_attribute(key, attributes[key])
     present: set[str | None] = {
         trial.user_attrs.get("architecture_id") for trial in ledger.trials()
     }
@@ -84,6 +81,9 @@ def taken_over(source: Study, study: Study, space: Space, ledger: Ledger) -> Non
         values = space.encode(network)
         if values is None or not _keeps_limits(record, space):
             continue
+        for key in (f"{kind}{network.id}" for kind in (MEASURED, REMEASURED)):
+            if key in attributes and key not in ledger.attributes:
+                ledger.set_attribute(key, attributes[key])
         _enter(record, source, study, ledger, space.encoded(values))
         present.add(network.id)
 
@@ -106,7 +106,7 @@ def _enter(
         notes["rungs"] = rungs
     excess = {"valid": 0.0}
     if record.state == "complete":
-        objectives = [record.values[name] for name in study.config.objectives]
+        objectives = [record.estimates[name] for name in study.config.objectives]
         ledger.add(TrialState.COMPLETE, objectives, params, notes, excess, {})
     else:
         notes["reason"] = record.reason
@@ -128,7 +128,7 @@ def _copy_weights(weights: Path, study: Study) -> None:
 
 def _rung(record: Record, rung: dict[str, Any], study: Study) -> dict[str, Any]:
     """A rung that a candidate came to, with the objectives of this study."""
-    known = {**record.values, "top1_percent": rung["top1_percent"]}
+    known = {**record.estimates, "top1_percent": rung["top1_percent"]}
     return {**rung, "values": {name: known[name] for name in study.config.objectives}}
 
 

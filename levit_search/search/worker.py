@@ -39,8 +39,7 @@ class Evaluates(Protocol):
     """
 
     def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
-        """Get what all evaluations need; returns ``settled_ms``, ``device``, ``data`` and so on,
-        and ``worst``, what the configuration has ``referred``, unless it has a ``reference``."""
+        """Get what all evaluations need; returns ``settled_ms``, ``device``, ``data`` and so on."""
 
     def evaluate(self, network: Architecture, progress: Progress, decide: Decide) -> Any:
         """Evaluate a network; what it returns has a method ``as_json``."""

@@ -164,9 +164,12 @@ class StudyConfig(Frozen):
     def _check_names(self) -> "StudyConfig":
         _check_objectives("objectives", self.objectives, self.targets)
         _check_objectives("hypervolume_reference", self.hypervolume_reference, self.targets)
-        for name, value in self.hypervolume_reference.items():
-            if not is_maximised(name) and not 0 < value < math.inf:
-                raise ValueError(f"hypervolume_reference: {name}: expected a number above 0")
+        for key in ("hypervolume_reference", "reference_point"):
+            for name, value in getattr(self, key).items():
+                if is_maximised(name) and not 0 <= value <= 100:
+                    raise ValueError(f"{key}: {name}: expected percent, not {value:g}")
+                if not is_maximised(name) and not 0 < value < math.inf:
+                    raise ValueError(f"{key}: {name}: expected a number above 0, not {value:g}")
         return self
 
     @model_validator(mode="after")
@@ -381,7 +384,7 @@ def up_to_date(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A study's settings as this release writes them.
 
     Those of earlier ones have the same reference of hypervolumes in every study, which nobody
-    chose; it is left out, and the next search finds the study's own.
+    chose; such a study keeps it.
     """
     given = settings.get("hypervolume_reference")
     if "reference_point" in settings or not isinstance(given, Mapping):
@@ -391,7 +394,7 @@ def up_to_date(settings: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in given.items()
         if value != _EARLIER_REFERENCE.get(figure_and_target(str(name))[0])
     }
-    return {**settings, "hypervolume_reference": chosen}
+    return {**settings, "hypervolume_reference": chosen, "reference_point": dict(given)}
 
 
 def config_of(
