@@ -96,7 +96,10 @@ def front_figures(
         seed: of the draws.
 
     Returns:
-        ``{noise, front, near_misses, moves, test}``; see the README.
+        ``noise`` of seeds; ``front``, members with their values, accuracies and chances;
+        ``near_misses``, others with a chance, the best of ``near_misses_in_all``; ``moves``, what
+        the front becomes by means over seeds; ``test``, the front on the test split. Of the last
+        two either is None where nothing was trained or measured for it.
     """
     members = [each for each in found if each.is_member]
     sd, freedom = pooled_sd([each.val_percents for each in members])

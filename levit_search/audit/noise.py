@@ -23,7 +23,7 @@ from levit_search.study import Record
 
 DRAWS = 4000
 
-# What predictions are off by where none of the study's was measured: 2.5 % in the mean (README).
+# What predictions are off by where none of the study's was measured: 2.5 % in the mean (docs/device.md).
 _PREDICTED_WITHIN = 0.025 * math.sqrt(math.pi / 2)
 # Single runs' own times are what the machine does in these seconds, which no reference cancels:
 # which figure of a measurement tells their spread over its rounds, in percent, and the least it is.
