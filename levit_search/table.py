@@ -120,8 +120,8 @@ _ESTIMATED = ("top1_inherited_percent", "latency_predicted_ms", "prediction_erro
 
 
 def _shown(records: Sequence[Record], objectives: Sequence[Objective]) -> list[str]:
-    """The objectives first, a latency with :data:`REMEASURED` beside it, then what was estimated and
-    the costs worth seeing beside them."""
+    """The objectives first, a latency with :data:`REMEASURED` beside it, then what was estimated
+    and the costs worth seeing beside them."""
     shown: list[str] = []
     for name in objectives:
         figure, target = figure_and_target(name)
