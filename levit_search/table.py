@@ -112,7 +112,7 @@ def heading(name: str) -> str:
     return head if target is None else f"{head} @{target}"
 
 
-REMEASURED = ("latency_ms_repeats_percent", "latency_search_ms")
+BESIDE_LATENCY = ("latency_ms_repeats_percent", "latency_search_ms")
 """What stands beside a latency that was measured again: how well it repeats, and what the search
 had measured."""
 
@@ -120,12 +120,12 @@ _ESTIMATED = ("top1_inherited_percent", "latency_predicted_ms", "prediction_erro
 
 
 def _shown(records: Sequence[Record], objectives: Sequence[Objective]) -> list[str]:
-    """The objectives first, a latency with :data:`REMEASURED` beside it, then what was estimated
-    and the costs worth seeing beside them."""
+    """The objectives first, a latency with :data:`BESIDE_LATENCY`, then what was estimated and the
+    costs worth seeing beside them."""
     shown: list[str] = []
     for name in objectives:
         figure, target = figure_and_target(name)
-        again = [on_target(each, target) for each in REMEASURED]
+        again = [on_target(each, target) for each in BESIDE_LATENCY]
         beside = again if figure == "latency_ms" else []
         shown += [name, *(each for each in beside if any(each in r.values for r in records))]
     estimated = [name for name in _ESTIMATED if any(name in r.values for r in records)]
@@ -135,7 +135,8 @@ def _shown(records: Sequence[Record], objectives: Sequence[Objective]) -> list[s
 
 def latency_legend(records: Sequence[Record], objectives: Sequence[Objective]) -> str:
     """What the columns beside latencies mean that were measured again; empty without them."""
-    if not any(figure_and_target(name)[0] in REMEASURED for name in _shown(records, objectives)):
+    shown = _shown(records, objectives)
+    if not any(figure_and_target(name)[0] in BESIDE_LATENCY for name in shown):
         return ""
     return (
         "latency ms: the front and near rivals were measured again at the search's end, together. "

@@ -196,7 +196,7 @@ def test_an_infeasible_space_is_refused_for_its_most_frequent_reason() -> None:
 
 
 def test_a_space_with_a_feasible_network_is_accepted() -> None:
-    smallest = min(found.params for found in Space(TINY, NO_LIMITS).survey(200).costs)
+    smallest = min(found.params for found in Space(TINY, NO_LIMITS).survey(2000).costs)
     Space(TINY, Limits(params=smallest)).sample()
     with pytest.raises(InputError, match="params over the limit"):
         Space(TINY, Limits(params=smallest - 1)).sample()

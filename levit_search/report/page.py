@@ -132,7 +132,7 @@ def _for_people(study: Study, document: Mapping[str, Any]) -> dict[str, Any]:
     again = [
         on_target(each, target)
         for figure, target in map(figure_and_target, tabs)
-        for each in table.REMEASURED
+        for each in table.BESIDE_LATENCY
         if figure == "latency_ms"
     ]
     columns = list(dict.fromkeys([up, *objectives, *tabs, *predicted, *again]))
