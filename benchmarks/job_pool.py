@@ -1,9 +1,10 @@
-"""Jobs for worker processes that are kept, and results that are gone on with.
+"""Networks to work on, jobs for worker processes that are kept, and results that are gone on with.
 
 Workers are kept since importing torch and timm is dear.
 """
 
 import argparse
+import contextlib
 import math
 import multiprocessing
 import os
@@ -14,7 +15,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
+from levit_search.architecture import Architecture
+from levit_search.cost import cost
 from levit_search.errors import InputError, TrialError
+from levit_search.space import Space
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -31,6 +37,17 @@ def add_options(parser: argparse.ArgumentParser, space: Path, folder: Path) -> N
     parser.add_argument("--jobs", type=int, default=2, help="worker processes of one thread each")
     parser.add_argument("--minutes", type=float, help="start no training after that time")
     parser.add_argument("--json", action="store_true")
+
+
+def drawn(space: Space, count: int, rng: np.random.Generator) -> list[Architecture]:
+    """Different networks within the space's limits, in the order in which they were drawn."""
+    found: dict[str, Architecture] = {}
+    while len(found) < count:
+        with contextlib.suppress(InputError):
+            network = space.draw(rng)
+            if all(excess <= 0 for excess in space.limits.excess(cost(network)).values()):
+                found[network.id] = network
+    return list(found.values())
 
 
 def carried_out(

@@ -36,20 +36,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from job_pool import drawn, say
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
 from levit_search.architecture import Architecture, parse, published
 from levit_search.cost import cost
 from levit_search.environment import environment
-from levit_search.errors import InputError, TrialError
+from levit_search.errors import TrialError
 from levit_search.files import write_json
 from levit_search.latency import LatencyConfig, Measurement, Probe
 from levit_search.latency.cache import Cache
 from levit_search.latency.forecast import Forecast
 from levit_search.latency.protocol import repeats_percent
 from levit_search.model import build, export_onnx
-from levit_search.space import Space
 from levit_search.study import StudyConfig, read_config
 
 SPACES = Path(__file__).parents[1] / "spaces"
@@ -204,7 +204,7 @@ class Bench:
 
         def measured() -> list[Any]:
             count = POOL_PER_NETWORK * self.networks
-            several = drawn(_small().space(), 20 * count, SEED)  # few of them are quick
+            several = drawn(_small().space(), 20 * count, _seeded())  # few are quick
             networks = spread([(each, cost(each).flops) for each in several], count, 1, np.inf)
             config = _small().latency.model_copy(update={"seconds": 0.4})
             with self.probe(config) as probe:
@@ -236,16 +236,8 @@ def _large() -> StudyConfig:
     return read_config(SPACES / "levit-imagenet.yaml")
 
 
-def drawn(space: Space, count: int, seed: int) -> list[Architecture]:
-    """Different networks within the space's limits."""
-    chance = np.random.default_rng(seed)
-    found: dict[str, Architecture] = {}
-    while len(found) < count:
-        with contextlib.suppress(InputError):
-            network = space.draw(chance)
-            if all(value <= 0 for value in space.limits.excess(cost(network)).values()):
-                found[network.id] = network
-    return list(found.values())
+def _seeded() -> np.random.Generator:
+    return np.random.default_rng(SEED)
 
 
 def spread(
@@ -276,10 +268,6 @@ def sound(found: Sequence[Measurement | TrialError]) -> list[Measurement]:
     return list(found)  # type: ignore[arg-type]
 
 
-def say(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
-
-
 def rounded(value: Any) -> Any:
     """Five digits of every figure."""
     if isinstance(value, float):
@@ -296,14 +284,14 @@ _BURSTS = """
 import os, random, sys, time
 os.sched_setaffinity(0, {int(sys.argv[1])})
 import numpy
-chance, parent = random.Random(int(sys.argv[1])), os.getppid()
+rng, parent = random.Random(int(sys.argv[1])), os.getppid()
 square = numpy.random.default_rng(0).random((1500, 1500))
 print("ready", flush=True)
 while os.getppid() == parent:
-    end = time.perf_counter() + chance.expovariate(1 / 0.5)
+    end = time.perf_counter() + rng.expovariate(1 / 0.5)
     while time.perf_counter() < end:
         square @ square
-    time.sleep(chance.expovariate(1 / 0.25))
+    time.sleep(rng.expovariate(1 / 0.25))
 """
 
 
@@ -360,7 +348,7 @@ def large(bench: Bench) -> dict[str, Any]:
     """Passes over networks of 224 px, which are measured together."""
     # The whole time is used, so that every network of every pass has the same.
     config = LatencyConfig(seconds=2.0, interval_percent=0)
-    networks = drawn(_large().space(), bench.networks, SEED)
+    networks = drawn(_large().space(), bench.networks, _seeded())
 
     def together(number: int) -> list[Measurement]:
         with bench.probe(config) as probe:
@@ -613,8 +601,8 @@ def front(bench: Bench) -> dict[str, Any]:
     pool, settled_ms = bench.pool(), bench.settled_ms()
 
     def one(number: int) -> list[dict[str, float]]:
-        chance = np.random.default_rng(number)
-        several = [pool[index] for index in chance.choice(len(pool), len(pool) // 2, replace=False)]
+        rng = np.random.default_rng(number)
+        several = [pool[index] for index in rng.choice(len(pool), len(pool) // 2, replace=False)]
         members = spread(several, min(MEMBERS, len(several)), *SMALL_MS)
         with bench.probe(config, settled_ms) as probe:
             together = sound(probe.measure_all(members))
@@ -716,7 +704,7 @@ def predict(bench: Bench) -> dict[str, Any]:
 
 def _predicted(config: LatencyConfig, folder: Path) -> dict[str, Any]:
     space = _large().space()
-    tested = drawn(space, TESTED, SEED + 1)
+    tested = drawn(space, TESTED, np.random.default_rng(SEED + 1))
     cache = Cache(folder / "predicting")
     report = told_now_and_then()
     with Probe(config, cache=cache, report=report) as probe:

@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from job_pool import Progress, add_options, carried_out, refuse_others, say
+from job_pool import Progress, add_options, carried_out, drawn, refuse_others, say
 from rank_study_shown import as_markdown, document_of, draw, rows_of
 from short_schedule import ROOT, SPACE, Setup, fill_once, opened
 
 from levit_search.architecture import Architecture, Levit
 from levit_search.cost import cost
 from levit_search.environment import environment
-from levit_search.errors import InputError, LevitSearchError, TrialError
+from levit_search.errors import LevitSearchError, TrialError
 from levit_search.files import write_atomically, write_json
 from levit_search.recipe import Recipe, SupernetConfig
 from levit_search.space import Envelope, Extremes
@@ -100,22 +100,15 @@ def setup_of(config: StudyConfig, train_images: int) -> Setup:
 def chosen_networks(config: StudyConfig, count: int) -> list[Architecture]:
     """Random networks within the limits, as many from each quarter by FLOPs and there spread over
     params, in a shuffled order, so that the first ones are a fair sample."""
-    space, chance = config.space(), np.random.default_rng(0)
-    drawn: dict[str, Architecture] = {}
-    while len(drawn) < _DRAWN:
-        try:
-            network = space.draw(chance)
-        except InputError:
-            continue
-        if all(excess <= 0 for excess in space.limits.excess(cost(network)).values()):
-            drawn[network.id] = network
-    by_flops = sorted(drawn.values(), key=lambda network: cost(network).flops)
+    rng = np.random.default_rng(0)
+    networks = drawn(config.space(), _DRAWN, rng)
+    by_flops = sorted(networks, key=lambda network: cost(network).flops)
     found: list[Architecture] = []
     for quarter in np.array_split(np.arange(len(by_flops)), 4):
         by_params = sorted((by_flops[i] for i in quarter), key=lambda each: cost(each).params)
         wanted = count // 4
         found += [by_params[(2 * i + 1) * len(by_params) // (2 * wanted)] for i in range(wanted)]
-    return [found[index] for index in chance.permutation(len(found))]
+    return [found[index] for index in rng.permutation(len(found))]
 
 
 class Job(NamedTuple):

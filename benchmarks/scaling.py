@@ -28,14 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from job_pool import say
+from job_pool import drawn, say
 from paired import ratio
+from training_shown import spread
 
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
-from levit_search.errors import InputError, TrialError
+from levit_search.errors import TrialError
 from levit_search.search.engine import Engine
-from levit_search.space import Space
 from levit_search.study import Study, StudyConfig, parse_settings, read_config
 
 NODES = 4
@@ -106,7 +106,8 @@ def main() -> None:
         document["sleep"] = sleep(config, options.workers, options.each, options.rounds)
         print("\n".join(shown_sleep(document["sleep"])))
     if "train" in parts:
-        networks = drawn(config.space(), options.networks, options.seed)
+        networks = drawn(config.space(), options.networks, np.random.default_rng(options.seed))
+        networks.sort(key=lambda network: cost(network).flops, reverse=True)
         document["train"] = train(config, networks, options.rounds)
         print("\n".join(shown_train(document["train"])))
     if options.json is not None:
@@ -118,7 +119,7 @@ def sleep(
 ) -> list[dict[str, Any]]:
     """Trials a second of each number of workers, and their share of a straight line."""
     seconds: dict[int, list[float]] = {count: [] for count in workers}
-    network = drawn(config.space(), 1, 0)[0]
+    network = drawn(config.space(), 1, np.random.default_rng(0))[0]
     with _cluster():
         for number in range(rounds):
             for count in workers if number % 2 == 0 else reversed(workers):
@@ -241,22 +242,10 @@ def _cluster() -> Iterator[None]:
         cluster.shutdown()
 
 
-def drawn(space: Space, count: int, seed: int) -> list[Architecture]:
-    """Different networks within the space's limits, the largest first."""
-    chance = np.random.default_rng(seed)
-    found: dict[str, Architecture] = {}
-    while len(found) < count:
-        with contextlib.suppress(InputError):
-            network = space.draw(chance)
-            if all(value <= 0 for value in space.limits.excess(cost(network)).values()):
-                found[network.id] = network
-    return sorted(found.values(), key=lambda network: -cost(network).flops)
-
-
 def shown_sleep(rows: Sequence[dict[str, Any]]) -> list[str]:
     return ["workers  trials/s  of linear (95 %)     of ideal"] + [
         f"{row['workers']:7}  {np.median(row['trials_per_second']):8.3f}  "
-        f"{_spread(row['of_linear'])}  {row['of_ideal']:8.3f}"
+        f"{spread(row['of_linear'])}  {row['of_ideal']:8.3f}"
         for row in rows
     ]
 
@@ -266,14 +255,9 @@ def shown_train(found: dict[str, Any]) -> list[str]:
     lines += [
         f"{name:12}  {np.median(rates):11.0f}" for name, rates in found["trials_per_hour"].items()
     ]
-    lines.append(f"two local jobs to one  {_spread(found['two_local_jobs_to_one'])}")
-    lines.append(f"ray to local           {_spread(found['ray_to_local'])}")
+    lines.append(f"two local jobs to one  {spread(found['two_local_jobs_to_one'])}")
+    lines.append(f"ray to local           {spread(found['ray_to_local'])}")
     return lines
-
-
-def _spread(found: dict[str, Any]) -> str:
-    low, high = found["ci95"]
-    return f"{found['ratio']:.3f} ({low:.3f}-{high:.3f})"
 
 
 if __name__ == "__main__":

@@ -119,7 +119,8 @@ def run(
     progress: bool = True,
     tensorboard: bool = False,
 ) -> "Study":
-    """Search a space until its budget is used up; in the folder of a study, go on with it.
+    """Search a space until its budget is used up, then measure its front again; in the folder of a
+    study, go on with it.
 
         study = ls.run(ls.read_space("levit", {"search.trials": 10}), "studies/mine")
         study = ls.run(ls.read_space("levit", {"search.trials": 30}), "studies/mine")  # 20 more
@@ -140,7 +141,7 @@ def run(
     Raises:
         InputError: something in the configuration or the folder is wrong, another search is at
             work on the study, or TensorBoard is asked for and not installed.
-        BudgetError: nothing could be evaluated at all.
+        BudgetError: ten networks in a row, or all, failed, or nothing could be evaluated at all.
     """
     from levit_search.progress import SearchProgress
     from levit_search.report import report_of_run
@@ -252,7 +253,8 @@ def pick(study: "Study", choice: str) -> "Record":
     ``latency_ms<=5``, the most accurate network within that bound.
 
     Raises:
-        InputError: the choice is none of these, or nothing satisfies it.
+        InputError: the choice is none of these, nothing satisfies it, or the knee is asked for of a
+            study without a reference.
     """
     from levit_search.export import pick as picked
 

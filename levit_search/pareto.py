@@ -46,6 +46,11 @@ def figure_and_target(objective: Objective) -> tuple[Figure, str | None]:
     return cast(Figure, figure), target if separator else None
 
 
+def on_target(figure: str, target: str | None) -> Objective:
+    """The name of a figure as measured on a further target, or with None on the study's own."""
+    return figure if target is None else f"{figure}@{target}"
+
+
 def is_maximised(objective: Objective) -> bool:
     """Accuracy is better when higher; every cost when lower."""
     return objective == "top1_percent"

@@ -18,7 +18,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-_FALSE_ALARM = 0.01  # share of searches at chance that are taken for better than guessing
+_FALSE_ALARM = 0.01  # share of searches that guess and are taken for better than guessing
 _GIVEN_UP = 0.01  # share of networks that have learnt a little and are taken for guessing
 _LITTLE = 1.5  # times the odds of guessing: 60 % of two classes, 14 % of ten
 _DOUBT = 0.05  # what the intervals and the comparisons leave out
@@ -118,7 +118,7 @@ def is_better_than_guessing(
     return needed is not None and round(percent * images / 100) >= needed
 
 
-def told_apart(better_percent: float, worse_percent: float, images: int, networks: int = 2) -> bool:
+def told_apart(better_percent: float, worse_percent: float, images: int, networks: int) -> bool:
     """Whether two accuracies on the same images differ by more than noise, at 95 %.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from levit_search.proportion import (
     accuracy_text,
     interval_text,
+    is_better_than_guessing,
     needed_right,
     told_apart,
     wilson_percent,
@@ -20,7 +21,7 @@ from levit_search.study import Record, StudyConfig, compared
 Kind = Literal["unknown", "guessing", "cost_alone", "better_than_guessing"]
 Standing = Literal["best", "same", "lower"]
 
-_FEWEST_STEPS = 2_000  # after fewer, a network at chance may yet learn
+_FEWEST_STEPS = 2_000  # after fewer, a network that guesses may yet learn
 
 
 class Accuracy(NamedTuple):
@@ -133,7 +134,7 @@ def judged(
     needed = needed_right(images, guess, networks)
     needed_percent = None if needed is None else 100 * needed / images
     found = (networks, len(percents), guess, needed_percent, best, by_trial)
-    if needed is None or round(best.percent * images / 100) < needed:
+    if not is_better_than_guessing(best.percent, images, guess, networks):
         text = _guessing(best, networks, guess, needed_percent)
         return Verdict("guessing", text, _advice(config, data, needed is None), *found)
     if len(percents) > 1 and not any(by_trial[trial].vs_best == "lower" for trial in percents):
@@ -168,9 +169,9 @@ def _tried(records: Sequence[Record]) -> int:
 def _guessing(best: Accuracy, networks: int, guess: float, needed_percent: float | None) -> str:
     count = "1 network" if networks == 1 else f"{networks:,} networks"
     told = (
-        f"{needed_percent:.2f} % would show more than chance (99 %, one-sided)"
+        f"{needed_percent:.2f} % would show more than guessing (99 %, one-sided)"
         if needed_percent is not None
-        else "not even 100 % would show more than chance"
+        else "not even 100 % would show more than guessing"
     )
     return (
         f"No network is better than guessing, as far as {best.images:,} images of val tell: the "

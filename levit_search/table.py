@@ -13,6 +13,7 @@ from levit_search.pareto import (
     is_maximised,
     minimised,
     non_dominated,
+    on_target,
 )
 from levit_search.significance import UNJUDGED, Verdict, judged
 from levit_search.study import Record, Study, compared
@@ -111,27 +112,31 @@ def heading(name: str) -> str:
     return head if target is None else f"{head} @{target}"
 
 
-_REMEASURED = ("latency_ms_repeats_percent", "latency_search_ms")
+BESIDE_LATENCY = ("latency_ms_repeats_percent", "latency_search_ms")
+"""What stands beside a latency that was measured again: how well it repeats, and what the search
+had measured."""
+
 _ESTIMATED = ("top1_inherited_percent", "latency_predicted_ms", "prediction_error_percent")
 
 
 def _shown(records: Sequence[Record], objectives: Sequence[Objective]) -> list[str]:
-    """The objectives first, a latency with how well it repeats and what the search had measured
-    beside it, then what was estimated and the costs worth seeing beside them."""
+    """The objectives first, a latency with :data:`BESIDE_LATENCY`, then what was estimated and the
+    costs worth seeing beside them."""
     shown: list[str] = []
     for name in objectives:
         figure, target = figure_and_target(name)
-        suffix = "" if target is None else f"@{target}"
-        beside = [f"{each}{suffix}" for each in _REMEASURED] if figure == "latency_ms" else []
+        again = [on_target(each, target) for each in BESIDE_LATENCY]
+        beside = again if figure == "latency_ms" else []
         shown += [name, *(each for each in beside if any(each in r.values for r in records))]
     estimated = [name for name in _ESTIMATED if any(name in r.values for r in records)]
     costs = [name for name in ("flops", "params") if name not in objectives]
     return [*shown, *estimated, *costs]
 
 
-def latency_legend(records: Sequence[Record]) -> str:
-    """What the columns beside latencies mean that were measured again; empty where none was."""
-    if not any(figure_and_target(name)[0] in _REMEASURED for r in records for name in r.values):
+def latency_legend(records: Sequence[Record], objectives: Sequence[Objective]) -> str:
+    """What the columns beside latencies mean that were measured again; empty without them."""
+    shown = _shown(records, objectives)
+    if not any(figure_and_target(name)[0] in BESIDE_LATENCY for name in shown):
         return ""
     return (
         "latency ms: the front and near rivals were measured again at the search's end, together. "

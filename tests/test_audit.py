@@ -16,7 +16,7 @@ from levit_search.audit import audit, figures, noise, pictures, render
 from levit_search.audit.belief import accuracy_draws
 from levit_search.audit.kept import Accuracies, Kept
 from levit_search.audit.membership import candidates, front_figures
-from levit_search.audit.noise import chances, could_belong, latency_sd, pooled_sd, reach
+from levit_search.audit.noise import chances, could_belong, latency_sd, pooled_sd, student_factor
 from levit_search.errors import InputError
 from levit_search.latency.protocol import repeat_sd
 from levit_search.pareto import Objective, hypervolume, minimised, non_dominated
@@ -233,7 +233,8 @@ def probed(objective: str = "latency_ms", ms: float = 1.0, **latency: Any) -> fl
 def test_a_latency_is_known_as_well_as_its_interval_says_but_no_better_than_probes_repeat() -> None:
     assert probed(ratio_ci95=[0.9, 1.1]) == pytest.approx(math.log(1.1 / 0.9) / 3.92)
     assert probed(ratio_ci95=[0.999, 1.001]) == probed(ms=40.0) == repeat_sd(40.0)
-    assert probed(ms=0.2, ratio_ci95=[0.999, 1.001]) == repeat_sd(0.2) > repeat_sd(40.0)
+    assert probed(ms=0.2, ratio_ci95=[0.999, 1.001]) == repeat_sd(0.2)
+    assert repeat_sd(0.2) > repeat_sd(40.0), "small networks repeat worse"
     far = {"latency": {}, "targets": {"phone": {"ratio_ci95": [0.8, 1.2]}}}
     on_phone = record(0, 80.0, evaluation=far)
     on_phone.values["latency_ms@phone"] = 1.0
@@ -262,12 +263,13 @@ def test_plain_times_have_the_spread_of_their_own_rounds() -> None:
 
 
 def test_estimated_deviations_reach_as_far_as_student_says() -> None:
-    assert reach(1.96, 4) == pytest.approx(stats.t.ppf(0.975, 4), rel=1e-3)
-    assert reach(1.96, 100_000) == pytest.approx(1.96, rel=1e-3)
+    assert 1.96 * student_factor(4) == pytest.approx(stats.t.ppf(0.975, 4), rel=1e-3)
+    assert student_factor(100_000) == pytest.approx(1.0, rel=1e-3)
+    assert student_factor(4, 3.0) == pytest.approx(stats.t.isf(stats.norm.sf(3), 4) / 3)
     rng = np.random.default_rng(0)
     drawn = rng.normal(size=(20_000, 3))
     away = np.abs(drawn.mean(axis=1)) / (drawn.std(axis=1, ddof=1) / math.sqrt(3))
-    assert (away > reach(1.96, 2)).mean() == pytest.approx(0.05, abs=0.005)
+    assert (away > 1.96 * student_factor(2)).mean() == pytest.approx(0.05, abs=0.005)
     assert (away > 1.96).mean() > 0.15, "the normal one leaves out too much"
 
 

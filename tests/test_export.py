@@ -445,7 +445,7 @@ def test_weights_no_better_than_guessing_are_said_to_be_so_at_the_top_of_the_car
 
 
 @pytest.mark.usefixtures("unread")
-def test_the_search_being_at_chance_is_said_of_its_weights_and_not_of_those_trained_again(
+def test_that_the_search_guesses_is_said_of_its_weights_and_not_of_those_trained_again(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(package, "guess_percent", lambda _: 0.5)

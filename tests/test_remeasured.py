@@ -170,7 +170,7 @@ def test_a_finished_study_of_an_earlier_release_is_measured_again_by_the_next_ru
     assert on_front(study) == front_by_search(study)
     assert all("latency_search_ms" not in record.values for record in study.records())
     assert "± %" not in table.markdown(front_of(study), OBJECTIVES)
-    assert table.latency_legend(front_of(study)) == ""
+    assert table.latency_legend(front_of(study), OBJECTIVES) == ""
     summary, study = run(path, tmp_path / "s", **{"search.trials": 12})
     assert lucky.evaluated == []
     assert all("latency_search_ms" in record.values for record in front_of(study))
@@ -348,7 +348,8 @@ def test_latencies_of_further_targets_are_measured_again_too() -> None:
     assert again.estimates["latency_p95_ms@pi"] == 11.0
     heads = table.markdown([again], ("top1_percent", "latency_ms@pi")).splitlines()[0]
     assert "| latency ms @pi | ± % @pi | in search ms @pi |" in heads
-    assert table.latency_legend([again])
+    assert table.latency_legend([again], ("top1_percent", "latency_ms@pi"))
+    assert table.latency_legend([again], ("top1_percent", "flops")) == "", "it has no such columns"
     near = replace(record, trial=1, values={**values, "latency_ms@pi": 10.1})
     objectives = ("top1_percent", "latency_ms@pi")
     assert near_rivals([record, near], objectives, 8) == [near]

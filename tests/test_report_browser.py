@@ -188,7 +188,7 @@ def test_each_accuracy_in_the_table_has_its_interval(desktop: Opened) -> None:
     assert set(desktop.cells("vs best")) >= {"best", "same", ""}
 
 
-def test_a_search_at_chance_says_so_at_the_top(browser: "Browser", tmp_path: Path) -> None:
+def test_a_search_that_guesses_says_so_at_the_top(browser: "Browser", tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         import made_study

@@ -306,6 +306,25 @@ def test_other_settings_make_another_run_and_lose_nothing(tmp_path: Path) -> Non
     assert again.runs[1].settings == {"epochs": 300}
 
 
+@pytest.mark.parametrize(
+    ("protocol", "estimate"),
+    [
+        ({}, "median of pairs"),
+        ({"protocol": 2}, "median of pairs"),
+        ({"protocol": 3}, "mean of the rounds"),
+    ],
+)
+def test_speeds_are_told_by_what_their_protocol_takes(
+    tmp_path: Path, protocol: dict[str, int], estimate: str
+) -> None:
+    given = {"cpu": "a CPU", "runtime": "onnxruntime", "layout": "tokens"}
+    settings = {**given, "threads": 1, "batch_size": 16, **protocol}
+    results = Results(tmp_path, "variants")
+    results.finish(results.begin("speed", settings, {}, keep=False))
+    notes = "\n".join(render.notes(published_table("variants"), results))
+    assert f"; {estimate} with its 95 % interval;" in notes
+
+
 def test_a_finished_timing_stays_until_it_is_measured_again(tmp_path: Path) -> None:
     results = Results(tmp_path, "variants")
     first = results.begin("speed", {"batch_size": 1}, {}, keep=False)

@@ -62,7 +62,7 @@ def judge(config: StudyConfig, *percents: float, **changes: Any) -> Verdict:
     return judged(records, {"data": {**DATA, **changes}}, config)
 
 
-def test_a_search_at_chance_is_told_first_of_all_with_what_to_try(config: StudyConfig) -> None:
+def test_a_search_that_guesses_is_told_first_of_all_with_what_to_try(config: StudyConfig) -> None:
     found = judge(config, 9.0, 12.5, 10.0)
     assert found.kind == "guessing"
     needed = needed_right(IMAGES, 10.0, 3)

@@ -191,15 +191,15 @@ def test_an_infeasible_space_is_refused_for_its_most_frequent_reason() -> None:
     assert seldom[0].startswith("stages.0.key_dim: 5 does not divide the width 16")
     assert often[1] + seldom[1] == 200
     assert 120 < often[1] < 180
-    with pytest.raises(InputError, match=r"none of 100 .*feasible.*params over the limit"):
-        Space(template, Limits(params=1000)).sample(draws=100)
+    with pytest.raises(InputError, match=r"none of 2000 .*feasible.*params over the limit"):
+        Space(template, Limits(params=1000)).sample()
 
 
 def test_a_space_with_a_feasible_network_is_accepted() -> None:
-    smallest = min(found.params for found in Space(TINY, NO_LIMITS).survey(200).costs)
-    Space(TINY, Limits(params=smallest)).sample(draws=200)
+    smallest = min(found.params for found in Space(TINY, NO_LIMITS).survey(2000).costs)
+    Space(TINY, Limits(params=smallest)).sample()
     with pytest.raises(InputError, match="params over the limit"):
-        Space(TINY, Limits(params=smallest - 1)).sample(draws=200)
+        Space(TINY, Limits(params=smallest - 1)).sample()
 
 
 def test_parameters_say_what_was_encoded_in_them() -> None:

@@ -164,12 +164,12 @@ class Guesses(nn.Module):
         return always * self.scale
 
 
-def test_a_network_at_chance_may_yet_learn_before_a_thousand_steps(digits):
+def test_a_network_that_guesses_may_yet_learn_before_a_thousand_steps(digits):
     recipe = PLAIN.model_copy(update={"rungs": (1, 2, 3), "batch_size": 8})  # 60 steps an epoch
     assert len(fit(Guesses(), digits, recipe, 0).curve) == 4
 
 
-def test_a_network_at_chance_is_given_up_at_the_first_rung(tmp_path, monkeypatch):
+def test_a_network_that_guesses_is_given_up_at_the_first_rung(tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "_FEWEST_STEPS", 80)
     many = open_batches(DataConfig(image_size=16, val_share=0.75))  # 1,078 images of val
     recipe = PLAIN.model_copy(update={"rungs": (1, 2, 3), "batch_size": 8})  # 44 steps an epoch

@@ -46,7 +46,10 @@ def audit(study: Study, seeds: int, jobs: int, display: Display) -> dict[str, An
         display: told what goes on.
 
     Returns:
-        What ``audit.json`` holds; see the README.
+        What ``audit.json`` holds: ``study``, ``finished``, ``objectives``, ``trials``, ``search``
+        (``{milestones, trajectory, shares, rungs, prediction, inheritance}``), all of
+        :func:`levit_search.audit.membership.front_figures`, ``failed`` trainings, and ``networks``,
+        their accuracies by id.
 
     Raises:
         InputError: no trial is complete, the study has no reference yet, another audit of it is at

@@ -30,7 +30,7 @@ def accuracy_draws(
     freedom: int,
     wanted: NDArray[np.bool_],
     draws: int,
-    chance: np.random.Generator,
+    rng: np.random.Generator,
 ) -> Floats:
     """What the accuracies over all seeds may be.
 
@@ -43,7 +43,7 @@ def accuracy_draws(
         freedom: its degrees of freedom.
         wanted: which networks to draw for, a mask [networks].
         draws: how many.
-        chance: where randomness comes from.
+        rng: where randomness comes from.
 
     Returns:
         [draws, wanted networks], independent.
@@ -71,13 +71,13 @@ def accuracy_draws(
         np.log(weights).sum(axis=1) - np.linalg.slogdet(precision)[1] - weights @ away**2 + fit
     )
     belief = np.exp(likelihood - likelihood.max())
-    cells = chance.choice(len(belief), draws, p=belief / belief.sum())
+    cells = rng.choice(len(belief), draws, p=belief / belief.sum())
     roots = np.linalg.cholesky(covariance)[cells]
-    terms = trend[cells] + np.einsum("dab,db->da", roots, chance.standard_normal(roots.shape[:2]))
+    terms = trend[cells] + np.einsum("dab,db->da", roots, rng.standard_normal(roots.shape[:2]))
     expected = terms @ columns[wanted].T
     pull = errors[cells][:, wanted] * weights[cells][:, wanted]  # to the trend
     left = np.sqrt(pull) * between[cells][:, None]
-    noise = left * chance.standard_normal(expected.shape)
+    noise = left * rng.standard_normal(expected.shape)
     drawn: Floats = means.mean() + pull * expected + (1 - pull) * away[wanted] + noise
     return drawn
 

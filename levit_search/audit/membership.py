@@ -17,8 +17,8 @@ from levit_search.audit.noise import (
     chances,
     could_belong,
     pooled_sd,
-    reach,
     spreads,
+    student_factor,
 )
 from levit_search.pareto import (
     Objective,
@@ -96,7 +96,10 @@ def front_figures(
         seed: of the draws.
 
     Returns:
-        ``{noise, front, near_misses, moves, test}``; see the README.
+        ``noise`` of seeds; ``front``, members with their values, accuracies and chances;
+        ``near_misses``, others with a chance, the best of ``near_misses_in_all``; ``moves``, what
+        the front becomes by means over seeds; ``test``, the front on the test split. Of the last
+        two either is None where nothing was trained or measured for it.
     """
     members = [each for each in found if each.is_member]
     sd, freedom = pooled_sd([each.val_percents for each in members])
@@ -137,7 +140,7 @@ def _chances(
     points = minimised([each.values(_mean(each.val_percents)) for each in found], objectives)
     records = [each.record for each in found]
     # How wide accuracies scatter matters here for who is left out alone.
-    sd_doubt = sd * reach(BEYOND_DOUBT, freedom) / BEYOND_DOUBT if sd is not None else 0.0
+    sd_doubt = sd * student_factor(freedom, BEYOND_DOUBT) if sd is not None else 0.0
     spread = spreads(records, sd_doubt / np.sqrt(counts), objectives, errors_percent)
     doubtful = could_belong(points, spread, np.array([each.is_member for each in found]))
     random = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from levit_search.latency.protocol import repeat_sd
+from levit_search.latency.protocol import PLAIN_TIME_SDS, repeat_sd
 from levit_search.pareto import (
     Figure,
     Objective,
@@ -23,13 +23,14 @@ from levit_search.study import Record
 
 DRAWS = 4000
 
-# What predictions are off by where none of the study's was measured: 2.5 % in the mean (README).
+# What predictions are off by where none of the study's was measured: 2.5 % in the mean
+# (docs/device.md).
 _PREDICTED_WITHIN = 0.025 * math.sqrt(math.pi / 2)
 # Single runs' own times are what the machine does in these seconds, which no reference cancels:
 # which figure of a measurement tells their spread over its rounds, in percent, and the least it is.
 _PLAIN_TIMES: dict[Figure, tuple[str, float]] = {
-    "latency_median_ms": ("median_sd_percent", 0.10),
-    "latency_p95_ms": ("p95_sd_percent", 0.20),
+    "latency_median_ms": ("median_sd_percent", PLAIN_TIME_SDS["latency_median_ms"]),
+    "latency_p95_ms": ("p95_sd_percent", PLAIN_TIME_SDS["latency_p95_ms"]),
 }
 
 BEYOND_DOUBT = 3.0  # standard deviations
@@ -52,16 +53,16 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float | None, int]:
     return math.sqrt(squares / freedom), freedom
 
 
-def reach(deviations: float, freedom: int) -> float:
-    """How many estimated standard deviations leave out what so many known ones do (Student).
+def student_factor(freedom: int, deviations: float = _Z95) -> float:
+    """How many times as many estimated standard deviations leave out what known ones do (Student).
 
     Args:
-        deviations: of a normal distribution.
         freedom: degrees of freedom of the estimate.
+        deviations: how many known ones; by default those that leave out 5 %.
     """
     from scipy.stats import norm, t
 
-    return float(t.isf(norm.sf(deviations), freedom))
+    return float(t.isf(norm.sf(deviations), freedom) / deviations)
 
 
 def latency_sd(
@@ -69,8 +70,9 @@ def latency_sd(
 ) -> float:
     """The relative standard deviation of a network's measured or predicted time.
 
-    It is no less than measurements minutes apart differ by: an interval within one may be narrower,
-    but tells nothing of the next. That of few replicates is as wide as Student's quantiles ask for.
+    It is no less than measurements minutes apart differ by: an interval of an earlier release may
+    be narrower, but tells nothing of the next. That of few replicates is as wide as Student's
+    quantiles ask for.
 
     Args:
         record: with its ``evaluation``.
@@ -86,12 +88,12 @@ def latency_sd(
         percent = latency.get(name)  # measurements of earlier releases have none
         if percent is None or latency.get("rounds", 0) < 2:
             return least
-        return max(least, float(percent) / 100 * reach(_Z95, latency["rounds"] - 1) / _Z95)
+        return max(least, float(percent) / 100 * student_factor(latency["rounds"] - 1))
     least = repeat_sd(record.values[objective])
     if latency.get("method") == "predicted":
         if len(errors_percent) > 1:
             ratios = np.log1p(np.array(errors_percent) / 100)
-            wide = reach(_Z95, len(ratios)) / _Z95
+            wide = student_factor(len(ratios))
             return max(least, wide * float(np.sqrt(np.mean(ratios**2))))
         return max(least, _PREDICTED_WITHIN)
     if "ratio_ci95" not in latency:
@@ -139,7 +141,7 @@ def chances(
     points: Points,
     sds: Points,
     objectives: Sequence[Objective],
-    chance: np.random.Generator,
+    rng: np.random.Generator,
     accuracies_percent: NDArray[np.float64] | None = None,
     draws: int = DRAWS,
 ) -> NDArray[np.float64]:
@@ -152,7 +154,7 @@ def chances(
         points: [points, objectives], means over what was measured.
         sds: of these means.
         objectives: by column.
-        chance: where randomness comes from.
+        rng: where randomness comes from.
         accuracies_percent: what true accuracies may be, [draws, points].
         draws: how many.
 
@@ -167,7 +169,7 @@ def chances(
     accuracy = [column for column, name in enumerate(objectives) if is_maximised(name)]
     wins = np.zeros(len(points))
     for index in range(draws):
-        noise = chance.standard_normal(points.shape)
+        noise = rng.standard_normal(points.shape)
         for columns in runs.values():
             noise[:, columns] = noise[:, columns[:1]]
         drawn = points + sds * noise

@@ -3,7 +3,7 @@
 import io
 from typing import TYPE_CHECKING, Any
 
-from levit_search.audit.noise import reach
+from levit_search.audit.noise import student_factor
 from levit_search.palette import BLUE, GREEN, GREY, ORANGE
 from levit_search.pareto import is_maximised
 from levit_search.table import heading, in_unit
@@ -81,7 +81,7 @@ def _front(axes: "Axes", document: dict[str, Any]) -> None:
             )
     if is_maximised(up):
         freedom = document["noise"]["degrees_of_freedom"]
-        seeds = reach(1.96, freedom) if freedom else 0.0
+        seeds = 1.96 * student_factor(freedom) if freedom else 0.0
         _bars(axes, document["front"], across, "val", seeds, ORANGE, "val, mean of seeds")
         _bars(axes, document["front"], across, "test", 1.96, GREEN, "test, search's weights")
     if axes.lines:

@@ -225,8 +225,8 @@ def _print_measurements(rows: list[dict[str, Any]], config: "LatencyConfig") -> 
     )
     if not all(row["converged"] for row in rows):
         tell(
-            f"* the time was up before the interval was narrower than {config.interval_percent:g} "
-            "% of the ratio; --seconds gives more"
+            f"* the interval within this session is still wider than {config.interval_percent:g} % "
+            "of the ratio; --seconds gives more"
         )
     if any(row["emulated"] for row in rows):
         tell("An emulator ran these: the times say nothing of the device that it plays.")

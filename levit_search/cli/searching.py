@@ -150,7 +150,7 @@ def _print_front(
         tell(line)
     title = f"Pareto front of {study}: {len(best)} network{'' if len(best) == 1 else 's'}"
     print_table(table.terminal(best, objectives, title, verdict))
-    for legend in filter(None, [verdict.legend(), table.latency_legend(best)]):
+    for legend in filter(None, [verdict.legend(), table.latency_legend(best, objectives)]):
         tell(textwrap.fill(legend, 100))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from levit_search.architecture import Architecture, sizes_of
 from levit_search.data import DataConfig
 from levit_search.environment import environment
-from levit_search.export.probing import Again, latencies
+from levit_search.export.probing import Again, Known, latencies
 from levit_search.export.retraining import Retrained, Retraining
 from levit_search.printable import printable, quoted
 from levit_search.proportion import interval_text, wilson_percent
@@ -139,18 +139,16 @@ Row = tuple[str, str, str, str]
 def _figures(facts: Facts) -> list[Row]:
     rows = _accuracies(facts)
     known = latencies(facts.study.config, facts.record)
-    for name, section, found in known:
-        on = "" if name is None else f" on {text(name)}"
-        reference = section.reference
+    for each in known:
+        reference = each.config.reference
         if not isinstance(reference, str):
-            reference = section.reference_for(**sizes_of(facts.network)).summary()
-        rows += _latency(f"latency{on}", found, reference, _repeats(facts.record, name))
+            reference = each.config.reference_for(**sizes_of(facts.network)).summary()
+        rows += _latency(each, reference)
     rows += [_again(again) for again in facts.again]
-    for name, _, found in known:
-        if found.get("peak_memory_mb"):
-            on = "" if name is None else f" on {text(name)}"
-            peak = f"{found['peak_memory_mb']:.4g} MB"
-            rows.append((f"peak memory{on}", peak, "", "of the probe's process"))
+    for each in known:
+        if each.found.get("peak_memory_mb"):
+            peak = f"{each.found['peak_memory_mb']:.4g} MB"
+            rows.append((f"peak memory{_on(each)}", peak, "", "of the probe's process"))
     values = facts.record.values
     rows += [
         ("FLOPs", f"{values['flops']:,.0f}", "exact", "closed form"),
@@ -197,19 +195,17 @@ def _accuracies(facts: Facts) -> list[Row]:
     return rows
 
 
-def _repeats(record: Record, target: str | None) -> str:
-    """What a latency that was measured again is worth, and what it was before."""
-    suffix = "" if target is None else f"@{target}"
-    percent = record.values.get(f"latency_ms_repeats_percent{suffix}")
-    if percent is None:
-        return ""
-    return (
-        f"; another measurement within ±{percent:.1f} % (95 %); "
-        f"{record.values[f'latency_search_ms{suffix}']:.4g} ms in the search"
-    )
+def _on(known: Known) -> str:
+    return "" if known.target is None else f" on {text(known.target)}"
 
 
-def _latency(head: str, found: Mapping[str, Any], reference: str, repeats: str) -> list[Row]:
+def _latency(known: Known, reference: str) -> list[Row]:
+    head, found, repeats = f"latency{_on(known)}", known.found, ""
+    if known.repeats_percent is not None:
+        repeats = (
+            f"; another measurement within ±{known.repeats_percent:.1f} % (95 %); "
+            f"{known.search_ms:.4g} ms in the search"
+        )
     if found.get("method") == "predicted":
         spread = f"{found['low_ms']:.4g} to {found['high_ms']:.4g} ms (95 %)"
         return [(f"{head}, predicted", f"{found['latency_ms']:.4g} ms", spread, "not measured")]

@@ -11,6 +11,7 @@ from levit_search.evaluate import settled_on
 from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.programs import check_programs
 from levit_search.latency.protocol import TORCH_RUNTIMES
+from levit_search.pareto import on_target
 from levit_search.study import Record, Study, StudyConfig
 
 if TYPE_CHECKING:
@@ -104,39 +105,45 @@ def probed_again(
     exported = _Exported(record.architecture, graph, graph_layout(study, record))
     settled_ms = study.attributes().get("settled_ms", {})
     return [
-        _again(
-            _Figure.of(record, name, before), section, settled_on(name, settled_ms), exported, told
-        )
-        for name, section, before in latencies(study.config, record)
+        _again(known, settled_on(known.target, settled_ms), exported, told)
+        for known in latencies(study.config, record)
     ]
 
 
-def latencies(
-    config: StudyConfig, record: Record
-) -> list[tuple[str | None, LatencyConfig, dict[str, Any]]]:
-    """What a study knows of a network's latency: target (None for ``latency``), section, figures.
+class Known(NamedTuple):
+    """What a study knows of a network's latency on one target."""
+
+    target: str | None
+    """None is that of ``latency``."""
+    config: LatencyConfig
+    found: dict[str, Any]
+    """See :class:`levit_search.latency.Measurement`."""
+    repeats_percent: float | None
+    """Within what another measurement is expected; None where it was measured once."""
+    search_ms: float | None
+    """What the search had measured; None where it was measured once."""
+
+
+def latencies(config: StudyConfig, record: Record) -> list[Known]:
+    """What a study knows of a network's latency, by target.
 
     A trial that was taken over has those of its own study, too, whose sections are not known here.
     """
-    evaluation = record.evaluation
+    evaluation, values = record.evaluation, record.values
     found = [(None, config.latency, evaluation.get("latency"))] if config.is_measured else []
     targets = evaluation.get("targets", {})
     others = [(name, each, targets.get(name)) for name, each in config.also_measured.items()]
-    return [(name, section, known) for name, section, known in (*found, *others) if known]
-
-
-class _Figure(NamedTuple):
-    """A latency of the study."""
-
-    name: str
-    before: dict[str, Any]
-    repeats_percent: float | None
-
-    @classmethod
-    def of(cls, record: Record, target: str | None, before: dict[str, Any]) -> "_Figure":
-        suffix = "" if target is None else f"@{target}"
-        repeats_percent = record.values.get(f"latency_ms_repeats_percent{suffix}")
-        return cls(f"latency_ms{suffix}", before, repeats_percent)
+    return [
+        Known(
+            name,
+            section,
+            known,
+            values.get(on_target("latency_ms_repeats_percent", name)),
+            values.get(on_target("latency_search_ms", name)),
+        )
+        for name, section, known in (*found, *others)
+        if known
+    ]
 
 
 class _Exported(NamedTuple):
@@ -146,13 +153,12 @@ class _Exported(NamedTuple):
 
 
 def _again(
-    figure: _Figure,
-    config: LatencyConfig,
+    known: Known,
     settled_ms: dict[str, float],
     exported: "_Exported",
     told: Callable[[str], None],
 ) -> Again:
-    name, before, repeats_percent = figure
+    name, config, before = on_target("latency_ms", known.target), known.config, known.found
     if before.get("method") == "predicted":
         return Again(name, before, None, "it was predicted, not measured")
     try:
@@ -176,7 +182,7 @@ def _again(
             return found or Again(name, before, None, str(error), timed)
         now = measured.as_json()
         reason = _incomparable(before, now, layout)
-        found = Again(name, before, now, reason, timed, repeats_percent)
+        found = Again(name, before, now, reason, timed, known.repeats_percent)
         if found.agrees:
             return found
     assert found is not None

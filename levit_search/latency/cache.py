@@ -1,4 +1,4 @@
-"""Samples kept by what they depend on, so that no network is measured twice on one device."""
+"""Samples kept by what they depend on; measuring goes on with them until they settle."""
 
 import hashlib
 import json

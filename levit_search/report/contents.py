@@ -104,6 +104,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
     on_front = {record.trial for record in front}
     reference = study.reference() if config.reference is not None else None
     path = figures.trajectory(records, objectives, reference)
+    costs = tabs(study, records, attributes, references)
     return {
         "study": config.name,
         "folder": str(study.folder),
@@ -112,8 +113,8 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         "up": upwards(objectives),
         "verdict": {**verdict.as_json(), "legend": verdict.legend()},
         "summary": _summary(study, by_outcome, front, path),
-        "latency_legend": table.latency_legend(front),
-        "tabs": tabs(study, records, attributes, references),
+        "latency_legend": table.latency_legend(front, [tab["figure"] for tab in costs]),
+        "tabs": costs,
         "trials": [
             {
                 **_trial(record, outcome, names, choices),

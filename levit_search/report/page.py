@@ -19,7 +19,7 @@ from levit_search.architecture import Architecture, parse
 from levit_search.configuration import write_yaml
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.files import write_atomically
-from levit_search.pareto import figure_and_target, is_maximised
+from levit_search.pareto import figure_and_target, is_maximised, on_target
 from levit_search.printable import quoted
 from levit_search.proportion import interval_text
 from levit_search.report.choices import FEWEST
@@ -130,9 +130,9 @@ def _for_people(study: Study, document: Mapping[str, Any]) -> dict[str, Any]:
     trials = document["trials"]
     predicted = ["latency_predicted_ms", "prediction_error_percent"]
     again = [
-        f"{each}@{target}" if target is not None else each
+        on_target(each, target)
         for figure, target in map(figure_and_target, tabs)
-        for each in ("latency_ms_repeats_percent", "latency_search_ms")
+        for each in table.BESIDE_LATENCY
         if figure == "latency_ms"
     ]
     columns = list(dict.fromkeys([up, *objectives, *tabs, *predicted, *again]))

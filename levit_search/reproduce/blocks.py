@@ -30,7 +30,7 @@ def fill_blocks(
 ) -> None:
     """Time the components that ``run`` lacks, in microseconds a run.
 
-    ``levit_to_deit`` is the median of the pairs with its interval. The layer norm has no
+    ``levit_to_deit`` is the mean of the rounds with its interval. The layer norm has no
     counterpart in LeViT; it is timed against the whole layer of DeiT-Tiny, which ``total`` is.
 
     Args:

@@ -302,11 +302,12 @@ def _speed_notes(table: Table, run: Run) -> list[str]:
     device = s.get("gpu") or s["cpu"]
     version = [s[name] for name in ("onnxruntime", "openvino", "torch") if name in s]
     runtime = " ".join([s["runtime"], *version])
+    # Protocol 3 of latency has other figures than those before; results of the first name none.
+    estimate = "mean of the rounds" if s.get("protocol", 1) >= 3 else "median of pairs"
     lines = [
         f"- Speed: {device}, {runtime}, {s.get('precision', 'fp32')}, "
         f"{s['threads']} thread(s), batch {s['batch_size']}, batch norms folded, {s['layout']} "
-        f"layout; {against}; median of pairs "
-        f"with its 95 % interval; measured {_when(run)}."
+        f"layout; {against}; {estimate} with its 95 % interval; measured {_when(run)}."
     ]
     if table.name == "blocks":
         lines.append(

@@ -39,8 +39,8 @@ def fill_speed(
     """Time the rows that ``run`` lacks.
 
     A row that cannot be timed says why under ``failed``, and the others follow.
-    ``speed_ratio`` is images a second relative to the table's first row, from the median of the
-    pairs, with its 95 % interval. ``latency_ms`` of a run of ``batch_size`` images and
+    ``speed_ratio`` is images a second relative to the table's first row, the mean of the
+    rounds, with its 95 % interval. ``latency_ms`` of a run of ``batch_size`` images and
     ``throughput_ips`` are that ratio times the first row's own figure, so that a machine whose
     speed changes meanwhile does not change the order; the other times are raw.
 

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     import optuna
 
 
+_DRAWS = 2000  # among which a sample's networks are looked for
+
+
 class Limits(Frozen):
     """Upper bounds that a network must keep; amounts may be written as ``300M`` or ``1.2G``."""
 
@@ -208,8 +211,8 @@ class Space:
                 costs.append(found[1])
         return Survey(samples, len(costs), dict(reasons.most_common()), costs)
 
-    def sample(self, count: int = 256, draws: int = 2000) -> list[tuple[Architecture, Cost]]:
-        """The feasible networks among the first ``draws`` of seed 0, ``count`` at most.
+    def sample(self, count: int = 256) -> list[tuple[Architecture, Cost]]:
+        """The feasible networks among the first 2 000 draws of seed 0, ``count`` at most.
 
         They are the same whenever they are asked for, and may hold one network several times.
 
@@ -218,7 +221,7 @@ class Space:
         """
         networks: list[tuple[Architecture, Cost]] = []
         reasons: Counter[str] = Counter()
-        for found in self._judged(draws, 0):
+        for found in self._judged(_DRAWS, 0):
             if isinstance(found, str):
                 reasons[found] += 1
                 continue
@@ -229,7 +232,7 @@ class Space:
             return networks
         reason, met = reasons.most_common(1)[0]
         raise InputError(
-            f"{self._where}: none of {draws} random networks is feasible; {met} of them: {reason}"
+            f"{self._where}: none of {_DRAWS} random networks is feasible; {met} of them: {reason}"
         )
 
     def _judged(self, draws: int, seed: int) -> Iterator[tuple[Architecture, Cost] | str]:

@@ -20,12 +20,12 @@ FEW_STEPS = 600
 # What LeViTs from fresh weights need, as measured on small sets of pictures (docs/training.md).
 _WANTED_VIEWS = 150_000  # in training on 768 images; grows with the fourth root of their number
 _LEAST_VIEWS = 60_000  # with fewer, three networks are better than six
-_FAST_LR = 2e-3  # for fewer passes; in long training it keeps networks at chance for longer
+_FAST_LR = 2e-3  # for fewer passes; in long training it keeps networks guessing for longer
 _AUGMENTED_PASSES = 70  # from which on the same images are learnt by heart, unless changed
 _MOST_EPOCHS = 1000
 _WARMUP = 0.05  # of the steps
 _RUNG = 0.4  # of the steps: networks know nothing for the first fifth or quarter
-_RUNG_STEPS = 400  # before that a rung would end them at chance
+_RUNG_STEPS = 400  # before that a rung would end them while they guess
 
 # How a budget is shared out.
 # Networks, at least and times the jobs: how many are trained in most cases; where each would get

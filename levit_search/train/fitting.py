@@ -112,13 +112,13 @@ def fit(
     torch.set_num_threads(recipe.threads)
     run = _Run(model, batches, recipe, seed, teacher, checkpoint, lesson)
     last = min(until or recipe.epochs, recipe.epochs)
-    run.check_chance()  # of a run that was given up before
+    run.check_guessing()  # of a run that was given up before
     goes_on = run.was_let_go_on(decide)
     with _as_trial_errors(run):
         while goes_on and len(run.curve) < last:
             run.train_epoch(len(run.curve) + 1 == last, told)
             report(run.curve[-1])
-            run.check_chance()
+            run.check_guessing()
             goes_on = not run.is_rung(run.curve[-1]) or decide(run.curve[-1])
     run.keep_weights()
     return run.training()
@@ -260,7 +260,7 @@ class _Run:
             total = total + self._lesson.learn(views, self._optimization, len(part) / len(images))
         return total
 
-    def check_chance(self) -> None:
+    def check_guessing(self) -> None:
         """Give up a network that surely knows nothing at the first rung."""
         telling = [rung for rung in self._recipe.rungs if rung * self._steps >= _FEWEST_STEPS]
         first = min(telling, default=self._recipe.epochs)

@@ -222,7 +222,7 @@ def test_a_trial_without_memory_fails_and_the_next_one_goes_on(
     search.until(r"failed: ")
     resource.prlimit(worker, resource.RLIMIT_AS, (hard, hard))
     lost = []
-    # One step of training may leave all networks at chance: then a search that is done ends with 1.
+    # One step of training may leave all networks guessing: then a search that is done ends with 1.
     code = search.end()
     if code != 0 and not (code == 1 and "Report: " in search.said()):
         lost.append("the search ended")
