@@ -40,16 +40,6 @@ class Made:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class MadeAgain:
-    """As :class:`levit_search.evaluate.Remeasurement`."""
-
-    results: list[Made]
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 class MadeEvaluator:
     """Accuracy and latency follow from what a network costs, with luck that follows from its id."""
 
@@ -107,15 +97,12 @@ class MadeEvaluator:
 
     def remeasure(
         self, networks: Sequence[Architecture], progress: Callable[..., None]
-    ) -> MadeAgain:
+    ) -> list[Made]:
         progress("measuring", None)
         found = [(network, _latencies(network)) for network in networks]
-        return MadeAgain(
-            [
-                Made(each, _probed(network, each["latency_ms"]), {}, 1.7, {})
-                for network, each in found
-            ]
-        )
+        return [
+            Made(each, _probed(network, each["latency_ms"]), {}, 1.7, {}) for network, each in found
+        ]
 
     def close(self) -> None: ...
 

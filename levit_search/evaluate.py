@@ -67,22 +67,6 @@ class Evaluation:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Remeasurement:
-    """Networks measured together: of each what was found, or why it could not be measured."""
-
-    results: list[Evaluation | TrialError]
-
-    def as_json(self) -> dict[str, Any]:
-        """``{results}``, each as of :class:`Evaluation` or ``{failed}``."""
-        return {
-            "results": [
-                {"failed": str(each)} if isinstance(each, TrialError) else each.as_json()
-                for each in self.results
-            ]
-        }
-
-
 class Evaluator:
     """Evaluates one network after another with everything that they share kept at hand.
 
@@ -302,7 +286,7 @@ class Evaluator:
         return Evaluation(values, latency, training, round(time.perf_counter() - start, 3))
 
     @out_of_memory_as_trial_error()
-    def remeasure(self, networks: Sequence[Architecture], progress: Progress) -> Remeasurement:
+    def remeasure(self, networks: Sequence[Architecture], progress: Progress) -> list[Evaluation | TrialError]:
         """Measure networks anew and together, on every target on which the search measured them.
 
         Their rounds alternate in one session of each target's worker, so that all of them have the
@@ -313,7 +297,7 @@ class Evaluator:
             progress: told what is being done.
 
         Returns:
-            In their order.
+            In their order; of one that could not be measured why.
 
         Raises:
             TrialError: none could be measured.
@@ -346,13 +330,11 @@ class Evaluator:
         if len(errors) == len(networks):
             raise errors[0]
         seconds = round(time.perf_counter() - start, 3)
-        return Remeasurement(
-            [
-                errors.get(place)
-                or Evaluation(values[place], latency[place], None, seconds, targets[place])
-                for place in range(len(networks))
-            ]
-        )
+        return [
+            errors.get(place)
+            or Evaluation(values[place], latency[place], None, seconds, targets[place])
+            for place in range(len(networks))
+        ]
 
     def _calibrated(self, progress: Progress) -> Forecast:
         config = self._config

@@ -63,10 +63,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Again:
-    results: list[dict[str, Any]]
+    id: str
+    worker: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"id": self.id, **self.worker}
 
 
 class Stub:
@@ -113,11 +114,11 @@ class Stub:
         progress("measuring", None)
         return Found({"latency_ms": 7.0}, self._worker)
 
-    def remeasure(self, networks: Sequence[Architecture], progress: Callable[..., None]) -> Again:
+    def remeasure(self, networks: Sequence[Architecture], progress: Callable[..., None]) -> list[Again]:
         progress("measuring together", None)
         if any(network.drop_path == FAILS for network in networks):
             raise TrialError("no luck\ntoday")
-        return Again([{"id": network.id, **self._worker} for network in networks])
+        return [Again(network.id, self._worker) for network in networks]
 
     def close(self) -> None: ...
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.configuration import validated
-from levit_search.errors import InputError, LevitSearchError, refused_by_disk
+from levit_search.errors import InputError, LevitSearchError, TrialError, refused_by_disk
 from levit_search.latency.sharing import while_no_probe_runs
 from levit_search.printable import escape_what_streams_lack
 from levit_search.search.engine import Event
@@ -48,8 +48,9 @@ class Evaluates(Protocol):
         """Measure or train a network of which that was predicted or inherited; what it returns
         has ``as_json``."""
 
-    def remeasure(self, networks: Sequence[Architecture], progress: Progress) -> Any:
-        """Measure networks anew and together; what it returns has ``as_json``."""
+    def remeasure(self, networks: Sequence[Architecture], progress: Progress) -> Sequence[Any]:
+        """Measure networks anew and together; returns for each what has ``as_json``, or the
+        TrialError that kept it from being measured."""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -83,12 +84,16 @@ class Steps:
         def step(told: Progress) -> dict[str, Any]:
             networks = [architectures.parse(each) for each in described]
             if do == "remeasure":
-                found = self._evaluator.remeasure(networks, told)
-            else:
-                (network,) = networks
-                work = self._evaluator.verify if do == "verify" else self._evaluator.evaluate
-                found = work(network, told, decide)
-            content: dict[str, Any] = found.as_json()
+                results = self._evaluator.remeasure(networks, told)
+                return {
+                    "results": [
+                        {"failed": str(each)} if isinstance(each, TrialError) else each.as_json()
+                        for each in results
+                    ]
+                }
+            (network,) = networks
+            work = self._evaluator.verify if do == "verify" else self._evaluator.evaluate
+            content: dict[str, Any] = work(network, told, decide).as_json()
             return content
 
         def decide(epoch: int, values: dict[str, float]) -> bool:

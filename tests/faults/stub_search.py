@@ -65,7 +65,7 @@ class Evaluator:
     def verify(self, network: Architecture, progress: Any, decide: Any = None) -> Found:
         raise AssertionError("nothing here is predicted")
 
-    def remeasure(self, networks: Any, progress: Any) -> Found:
+    def remeasure(self, networks: Any, progress: Any) -> list[Found]:
         raise AssertionError("nothing here is measured")
 
     def close(self) -> None: ...
