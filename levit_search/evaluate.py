@@ -286,7 +286,9 @@ class Evaluator:
         return Evaluation(values, latency, training, round(time.perf_counter() - start, 3))
 
     @out_of_memory_as_trial_error()
-    def remeasure(self, networks: Sequence[Architecture], progress: Progress) -> list[Evaluation | TrialError]:
+    def remeasure(
+        self, networks: Sequence[Architecture], progress: Progress
+    ) -> list[Evaluation | TrialError]:
         """Measure networks anew and together, on every target on which the search measured them.
 
         Their rounds alternate in one session of each target's worker, so that all of them have the
@@ -314,8 +316,9 @@ class Evaluator:
             on = "" if name is None else f" on {name}"
             progress(f"measuring {len(networks)} networks together{on}", None)
             suffix = "" if name is None else f"@{name}"
-            probe.report = partial(_told_on, progress, on)
-            for place, found in enumerate(probe.measure_all(networks, fresh=True)):
+            with probe.reporting(partial(_told_on, progress, on)):
+                measured = probe.measure_all(networks, fresh=True)
+            for place, found in enumerate(measured):
                 try:
                     if isinstance(found, TrialError):
                         raise found

@@ -114,7 +114,9 @@ class Stub:
         progress("measuring", None)
         return Found({"latency_ms": 7.0}, self._worker)
 
-    def remeasure(self, networks: Sequence[Architecture], progress: Callable[..., None]) -> list[Again]:
+    def remeasure(
+        self, networks: Sequence[Architecture], progress: Callable[..., None]
+    ) -> list[Again]:
         progress("measuring together", None)
         if any(network.drop_path == FAILS for network in networks):
             raise TrialError("no luck\ntoday")

@@ -855,6 +855,33 @@ def test_a_study_that_never_ran_has_no_hypervolume_and_no_knee(
         study.reference()
 
 
+def test_a_costliest_network_that_kills_its_worker_leaves_it_to_smaller_ones_too(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    class Dying(StubEngine):
+        dead = 0
+
+        def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+            assert self.has_room(), "the next worker has to prepare first"
+            super().remeasure(trial, networks)
+            if trial < 0 and not self.dead:
+                self._events[-1] = Event("failed", trial, "the worker process ended with SIGKILL")
+                self.dead = 3
+
+        def events(self, patience_s: float) -> list[Event]:
+            events = super().events(patience_s)
+            if self.dead > 1:
+                self.dead -= 1
+                self._busy = True
+            return events
+
+    config = read_config(space_file(objectives=["top1_percent", "latency_ms"]))
+    study = Study.create(tmp_path / "s", config, ["test"])
+    with pytest.warns(UserWarning, match="of the costliest, cannot be measured: the worker process"):
+        search(study, Silent(), engine=Dying)
+    assert reference_kept(study.folder)["latency_ms"] == pytest.approx(1.1 * WORST)
+
+
 @pytest.mark.filterwarnings("ignore:.*of the costliest, cannot be measured. the device is too")
 @pytest.mark.parametrize("failing", [2, 9])
 def test_a_costliest_network_that_cannot_be_measured_leaves_it_to_smaller_ones(

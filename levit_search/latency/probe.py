@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -79,7 +80,7 @@ class Probe:
         self.settled_ms = dict(settled_ms or {})
         self._cache = cache or Cache()
         self._fresh = fresh
-        self.report = report
+        self._report = report
         self._folder = tempfile.TemporaryDirectory(prefix="levit-search-probe-")
         self._channel: Channel | None = None
         self._references: set[Path] = set()
@@ -108,10 +109,19 @@ class Probe:
                 self.config.target,
                 self.config.runtime,
                 self.config.huge_pages,
-                lambda: self.report("waiting for another probe or training on that host", 0.0),
+                lambda: self._report("waiting for another probe or training on that host", 0.0),
                 patience_s=self.config.patience_s,
             )
         return self._channel.device
+
+    @contextmanager
+    def reporting(self, report: Report) -> Iterator[None]:
+        """Tell ``report`` what is being measured, in place of whoever is told usually."""
+        usual, self._report = self._report, report
+        try:
+            yield
+        finally:
+            self._report = usual
 
     def measure(self, network: Network, reference: Network | None = None) -> Measurement:
         """Time one network; see :meth:`measure_all`.
@@ -150,7 +160,7 @@ class Probe:
         """
         by_network = []
         for index, network in enumerate(networks):
-            self.report(f"preparing {network.id}", index / len(networks))
+            self._report(f"preparing {network.id}", index / len(networks))
             against = reference or self._reference(network)
             against_layout = "tokens" if reference is None else self._layouts(against)[0]
             by_network.append(
@@ -350,7 +360,7 @@ class Probe:
         while todo:
             for task in todo:
                 done = sum(each.share(config) for each in tasks) / len(tasks)
-                self.report(f"measuring {task.name}", done)
+                self._report(f"measuring {task.name}", done)
                 try:
                     if with_peak and not task.peaks:
                         # A GPU tells the memory of each network; a CPU that of a process.
@@ -489,7 +499,8 @@ class _Task:
 
     def _rounds_of(self, number: int) -> list[Round]:
         earlier = self.earlier.rounds if self.earlier is not None else []
-        return [*earlier, *(each.of(number) for each in self.rounds)][-_MOST_ROUNDS:]
+        out = max(0, len(earlier) + len(self.rounds) - _MOST_ROUNDS)
+        return [*earlier[out:], *(each.of(number) for each in self.rounds)]
 
     def samples(self, number: int) -> Samples:
         """What was taken of the entry ``number``, now and earlier."""

@@ -203,7 +203,10 @@ class Round:
         return ratios
 
     def log_ratio(self, clock: str) -> float:
-        """The logarithm of the first network's time an image in multiples of the reference's."""
+        """The logarithm of the first network's time an image in multiples of the reference's.
+
+        Every other cycle runs backwards; in the others the reference is first, of two networks.
+        """
         ratios = self.ratios(clock)
         return balanced_log_ratio(ratios, np.arange(len(ratios)) % 2 == 0)
 

@@ -14,7 +14,7 @@ from levit_search.donors import check_donor_weights
 from levit_search.errors import GOES_ON, BudgetError, InputError, LevitSearchError
 from levit_search.files import remove_unfinished
 from levit_search.search.books import Books, Candidate, notes_of
-from levit_search.search.engine import Engine, Event, make_engine, pass_on_warnings
+from levit_search.search.engine import NO_TRIAL, Engine, Event, make_engine, pass_on_warnings
 from levit_search.search.memory import collected_later
 from levit_search.search.outcome import Display, Summary, front_volume
 from levit_search.search.preparation import (
@@ -41,7 +41,6 @@ _TOO_SLOW = 20
 _FAILURES = 10
 _MOST_TRIES = 2  # of a network that fails
 _REFRESH_S = 0.25
-_NO_TRIAL = -1  # what is measured for the study itself
 _INTERRUPTED = "you interrupted it"
 
 MakeEngine = Callable[[Study, Architecture, dict[str, float]], Engine]
@@ -240,8 +239,9 @@ class _Driver:
             BudgetError: none of them does.
         """
         for network in costliest(self._space):
+            self._prepare(engine)  # a worker that the one before has killed starts anew
             self._display.preparing("measuring the costliest network of the space", None)
-            engine.remeasure(_NO_TRIAL, [network])
+            engine.remeasure(NO_TRIAL, [network])
             told = self._answer(engine)
             if told.kind == "done":
                 values = told.content["results"][0]["values"]
@@ -254,16 +254,18 @@ class _Driver:
 
     def _answer(self, engine: Engine) -> Event:
         """What comes of what was measured for no trial."""
-        while True:
+        answers: list[Event] = []
+        while not answers:
             for event in pass_on_warnings(engine.events(_REFRESH_S)):
                 self._handle(engine, event)
-                if event.trial == _NO_TRIAL and event.kind in ("done", "failed"):
-                    if refusal := event.content.get("refused_by_disk"):
-                        raise BudgetError(f"{refusal}; {GOES_ON}")
-                    return event
+                if event.trial == NO_TRIAL and event.kind in ("done", "failed"):
+                    answers.append(event)
             self._display.tick()
             if self._is_asked_to_stop():
                 raise KeyboardInterrupt
+        if refusal := answers[0].content.get("refused_by_disk"):
+            raise BudgetError(f"{refusal}; {GOES_ON}")
+        return answers[0]
 
     def _unprepared(self, event: Event) -> LevitSearchError:
         """Why nothing can be evaluated, or nothing any more."""
@@ -275,6 +277,9 @@ class _Driver:
     def _prepared(self, event: Event) -> None:
         check_devices(self._study, self._books.attributes, event.content)
         check_data(self._study, self._books.attributes, event.content)
+        if self._source is not None:
+            check_devices(self._study, self._source.attributes(), event.content)
+            check_data(self._source, self._source.attributes(), event.content)
         remember(self._books.ledger, event.content)
         self._is_prepared = True
 

@@ -9,6 +9,9 @@ from levit_search.architecture import Architecture
 from levit_search.files import user_cache
 from levit_search.study import Study
 
+NO_TRIAL = -1
+"""In the place of a trial's number: what is measured for the study itself."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -24,10 +27,16 @@ class Event:
     fraction: float | None = None
     content: dict[str, Any] = field(default_factory=dict)
     """Of a rung ``epoch`` and the ``values`` known there. When done, an evaluation (also of what
-    was only measured), what :class:`levit_search.evaluate.Remeasurement` is as JSON, or what
-    :meth:`levit_search.evaluate.Evaluator.prepare` returned. Of a
-    failure ``wrong_input``, whether the user can mend it, and ``refused_by_disk``, what a disk
+    was only measured), ``results`` with an evaluation or ``{failed}`` for each of
+    several networks, or what :meth:`levit_search.evaluate.Evaluator.prepare` returned. Of a failure
+    ``wrong_input``, whether the user can mend it, and ``refused_by_disk``, what a disk
     refused, if that is why."""
+
+
+def restarted(trial: int, reason: str) -> Event:
+    """What is told where work begins again."""
+    what = "measuring the costliest network" if trial == NO_TRIAL else f"trial {trial}"
+    return Event("progress", None, f"{what} is started again: {reason}")
 
 
 def pass_on_warnings(events: list[Event]) -> list[Event]:

@@ -105,9 +105,10 @@ def costliest(space: Space) -> list[Architecture]:
         which that does not run, those with fewer than three quarters, a half and a quarter of the
         others', and that with the fewest.
     """
-    sample = sorted(space.sample(), key=lambda each: each[1].flops, reverse=True)
-    places = [round(share * (len(sample) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)]
-    return [sample[place][0] for place in dict.fromkeys(places)]
+    sample = {network.id: (network, found.flops) for network, found in space.sample()}
+    descending = sorted(sample.values(), key=lambda each: each[1], reverse=True)
+    places = [round(share * (len(descending) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)]
+    return [descending[place][0] for place in dict.fromkeys(places)]
 
 
 def reference_of(

@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from levit_search.search.engine import Event
+from levit_search.search.engine import Event, restarted
 
 _MOST_DEATHS = 2  # of workers at one piece of work
 _MOST_IN_A_ROW = 3  # of workers that had none yet
@@ -166,8 +166,7 @@ class Desk:
             task.deaths += 1
             if task.deaths < _MOST_DEATHS:
                 self._tasks.appendleft(task)
-                text = f"trial {task.trial} is started again: {reason}"
-                self._put(Event("progress", None, text))
+                self._put(restarted(task.trial, reason))
             else:
                 self._put(Event("failed", task.trial, reason))
 

@@ -73,6 +73,8 @@ class Verification:
         """What each took that was verified in this session."""
         self._unmeasured: set[str] = set()
         """What could not be measured again in this session."""
+        self._lost: str | None = None
+        """Why nothing can be measured any more."""
 
     def lay_over(self, tally: Tally) -> Tally:
         """A tally with what was found in the place of estimates."""
@@ -127,10 +129,15 @@ class Verification:
         """
         while True:
             tally = self._verified(engine, tally, display, is_asked_to_stop)
-            records = self.left_again(tally)[:_TOGETHER]
+            records = self.left_again(tally)
             if not records or is_asked_to_stop():
                 return tally
-            tally = self._measured_again(engine, records, tally, display, is_asked_to_stop)
+            for start in range(0, len(records), _TOGETHER):
+                some = records[start : start + _TOGETHER]
+                if self._lost is not None:
+                    self._leave(some, self._lost)
+                    continue
+                tally = self._measured_again(engine, some, tally, display, is_asked_to_stop)
 
     def _measured_again(
         self,
@@ -151,11 +158,10 @@ class Verification:
                 engine.remeasure(trial, networks)
                 is_begun = True
             for event in pass_on_warnings(engine.events(_REFRESH_S)):
-                if event.trial is None and is_begun:
-                    continue  # another worker's
                 if event.kind == "failed" and event.trial in (None, trial):
                     if refusal := event.content.get("refused_by_disk"):
                         raise BudgetError(f"{refusal}; {GOES_ON}")
+                    self._lost = event.text if event.trial is None else None
                     self._leave(records, event.text)
                     return tally
                 if event.trial != trial:

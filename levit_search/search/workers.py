@@ -15,7 +15,7 @@ from typing import Any
 
 from levit_search.architecture import Architecture
 from levit_search.latency.process_pipe import exit_name
-from levit_search.search.engine import Event
+from levit_search.search.engine import Event, restarted
 from levit_search.search.worker import EVALUATOR, serve
 from levit_search.study import Study
 
@@ -174,7 +174,7 @@ class LocalEngine:
         if task.deaths == _MOST_TRIES:
             return [Event("failed", task.trial, text)]
         successor.task = task
-        return [Event("progress", None, f"trial {task.trial} is started again: {text}")]
+        return [restarted(task.trial, text)]
 
 
 @dataclass
