@@ -234,7 +234,6 @@ def test_a_latency_is_known_as_well_as_its_interval_says_but_no_better_than_prob
     assert probed(ratio_ci95=[0.9, 1.1]) == pytest.approx(math.log(1.1 / 0.9) / 3.92)
     assert probed(ratio_ci95=[0.999, 1.001]) == probed(ms=40.0) == repeat_sd(40.0)
     assert probed(ms=0.2, ratio_ci95=[0.999, 1.001]) == repeat_sd(0.2)
-    assert repeat_sd(0.2) > repeat_sd(40.0), "small networks repeat worse"
     far = {"latency": {}, "targets": {"phone": {"ratio_ci95": [0.8, 1.2]}}}
     on_phone = record(0, 80.0, evaluation=far)
     on_phone.values["latency_ms@phone"] = 1.0
@@ -514,7 +513,7 @@ def test_a_search_by_the_clock_alone_has_chances_and_no_accuracies() -> None:
     found = front_figures(candidates(records, names, {}), names, reference)
     assert [row["trial"] for row in found["front"]] == [1, 0]
     assert found["front"][1]["chance"] == 1
-    assert found["front"][0]["chance"] == pytest.approx(0.76, abs=0.05)
+    assert found["front"][0]["chance"] == pytest.approx(0.64, abs=0.05)
     assert "val" not in found["front"][0]
 
 

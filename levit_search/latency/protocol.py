@@ -474,10 +474,10 @@ def _error_percent(by_round: list[list[float]], percentile: float) -> float:
 
 # What sessions share that lie minutes apart, as a standard deviation of a ratio: where memory lies,
 # and the state of the machine (benchmarks/latency.py). Rounds of one session do not show it.
-_REPEATS_LARGE, _REPEATS_SMALL = 0.005, 0.01
-_LARGE_MS = 1.0
+_REPEATS = 0.01
 # Where something slows the reference down, ratios of short networks move by this share of it.
 _DISTURBED = 0.13
+_SHORT_MS = 1.0
 _Z95 = 1.96
 
 PLAIN_TIME_SDS = {"latency_median_ms": 0.10, "latency_p95_ms": 0.20}
@@ -495,9 +495,7 @@ def repeat_sd(latency_ms: float, away: float = 0.0) -> float:
     Returns:
         A standard deviation, as a share of the latency.
     """
-    if latency_ms >= _LARGE_MS:
-        return _REPEATS_LARGE
-    return math.hypot(_REPEATS_SMALL, _DISTURBED * away)
+    return math.hypot(_REPEATS, _DISTURBED * away if latency_ms < _SHORT_MS else 0.0)
 
 
 def repeats_percent(latency: Mapping[str, Any]) -> float:
