@@ -44,10 +44,6 @@ WARM_UP_S = 0.02
 _COLD_STARTS = 5
 _MOST_UNTIMED = 8
 _AS_FAST = 1.03
-# Both for networks that are timed by single runs; still longer ones are not tried, since it would
-# take seconds, and what they find in the caches is a small part of them.
-_OF_LONG_ONES = 3, 2
-_TOO_LONG_MS = 20.0
 _WAITING_EVERY_S = 5.0
 
 # How a piped worker is started: `python -c BOOTSTRAP`, then the length of this file and the file.
@@ -274,8 +270,8 @@ class _Worker:
 
         A job has ``runtime``, ``threads``, ``seed`` of the inputs, ``networks`` and further keys
         of the runtime. By its ``do`` it is a ``round`` that times the networks in turn for
-        ``seconds``, with the host to itself (if ``warm``, after untimed runs in each turn, as many
-        as each network needs); ``logits`` of a network; or ``peak``, the memory of a
+        ``seconds``, with the host to itself (if ``warm``, those below 2 ms after untimed runs in
+        each turn); ``logits`` of a network; or ``peak``, the memory of a
         process of its own that runs a network once (``own_peak``: of this process).
         """
         for network in job["networks"]:
@@ -345,24 +341,21 @@ def _warm_up(runner: Runner) -> int:
 def _untimed(runners: list[Runner], repeats: list[int]) -> list[int]:
     """How many runs it takes until each network is as fast as it stays, after others have run.
 
-    A network finds the caches full of the others' data: its first runs may take some times as long
-    as the later ones.
+    A network that is timed over several runs finds the caches full of the others' data: its first
+    runs may take some times as long as the later ones. None for a network timed over one run: by
+    how much its first is slower is too near to noise, and sessions would choose differently.
     """
     found = []
     for index, runner in enumerate(runners):
-        starts, most = (_COLD_STARTS, _MOST_UNTIMED) if repeats[index] > 1 else _OF_LONG_ONES
-        runner.run()
-        if runner.timed(1)["wall"] > _TOO_LONG_MS:
-            starts = 0
         runs_ms = []
-        for _ in range(starts):
+        for _ in range(_COLD_STARTS if repeats[index] > 1 else 0):
             for other in runners[:index] + runners[index + 1 :]:
                 other.run()
-            timings = [runner.timed(1) for _ in range(2 * most)]
+            timings = [runner.timed(1) for _ in range(2 * _MOST_UNTIMED)]
             runs_ms.append([each.get("device", each["wall"]) for each in timings])
         usual = [sorted(times)[len(times) // 2] for times in zip(*runs_ms)]
-        settled = sorted(usual[most:])[most // 2] if usual else 0.0
-        slow = [run for run, ms in enumerate(usual[:most]) if ms > _AS_FAST * settled]
+        settled = sorted(usual[_MOST_UNTIMED:])[_MOST_UNTIMED // 2] if usual else 0.0
+        slow = [run for run, ms in enumerate(usual[:_MOST_UNTIMED]) if ms > _AS_FAST * settled]
         found.append(slow[-1] + 1 if slow else 0)
     return found
 
