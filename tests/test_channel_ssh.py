@@ -136,7 +136,8 @@ def test_a_network_is_measured_over_ssh_without_the_package_there(
     assert found.device["malloc_huge_pages"]
     assert found.latency_ms > 0 and found.pairs >= 4
     assert found.peak_memory_mb is not None and found.peak_memory_mb > 10
-    assert not found.cached and opened.measure(tiny).cached
+    assert not found.cached
+    assert opened.measure(tiny).rounds > found.rounds, "what has not settled is measured on"
 
     graph = tmp_path / "model.onnx"
     export_onnx(build(tiny), graph, batch_size=None)
