@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -314,9 +313,14 @@ class Evaluator:
             probes.insert(0, (None, self._probe))
         for name, probe in probes:
             on = "" if name is None else f" on {name}"
-            progress(f"measuring {len(networks)} networks together{on}", None)
+            text = f"measuring {len(networks)} networks together{on}"
+            progress(text, None)
             suffix = "" if name is None else f"@{name}"
-            with probe.reporting(partial(_told_on, progress, on)):
+
+            def report(_: str, fraction: float, text: str = text) -> None:
+                progress(text, fraction)
+
+            with probe.reporting(report):
                 measured = probe.measure_all(networks, fresh=True)
             for place, found in enumerate(measured):
                 try:
@@ -494,9 +498,3 @@ def _refuse_emulated(device: dict[str, Any], config: LatencyConfig, section: str
             f"{section}.target: {config.target.label} is emulated, and its timings are no "
             f"objective ({section}.allow_emulated: true takes them all the same)"
         )
-
-
-def _told_on(progress: Progress, on: str, text: str, fraction: float) -> None:
-    """What a probe of a target does, as far as it measures."""
-    if text.startswith("measuring"):
-        progress(f"{text}{on}", fraction)

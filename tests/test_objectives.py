@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -278,8 +279,7 @@ def test_networks_are_measured_again_together_on_every_target(
     finally:
         evaluator.close()
     both = ["measuring 3 networks together", "measuring 3 networks together on four"]
-    assert [text for text in told if "together" in text] == both
-    assert f"measuring {wider.id} on four" in told, "network by network"
+    assert [text for text, _ in itertools.groupby(told)] == both
     assert isinstance(found[1], TrialError) and str(found[1]) == "no such operator"
     again, other = (each.as_json() for each in found if not isinstance(each, TrialError))
     for each in (again, other):
