@@ -90,8 +90,8 @@ FIRST = {
     'device={"runtimes": [1]}': "not an answer (it tells nothing of its runtimes)",
     'device={"runtimes": {"onnxruntime": 1}}': "not an answer (it tells nothing of its runtimes)",
     'device={"runtimes": {}, "machine": 3}': "not an answer (its machine is no text)",
-    "protocol=1": "its worker speaks protocol 1, not 2",
-    "protocol=[]": "its worker speaks protocol [], not 2",
+    "protocol=1": "its worker speaks protocol 1, not 3",
+    "protocol=[]": "its worker speaks protocol [], not 3",
     "no event": "not an answer: '{}' (nothing else may print there)",
     "die": "the worker ended with SIGSEGV (no message)",
 }
@@ -178,7 +178,7 @@ def test_a_probe_that_lies_is_not_believed_and_replaced(
     kept = {path.name.partition("-")[0] for path in (worker.plan.parent / "samples").iterdir()}
     if len(kept) != 2:
         lost.append("a lie is in the cache")
-    twice = worker.measured("sound", "answer twice")
+    twice = worker.measured("sound", "sound", "answer twice")  # its last job
     after = worker.measured("sound")
     assert isinstance(twice, Measurement) and isinstance(after, TrialError)
     said = [worker.measured("sound", mood) for mood in ("cpu=NaN", "list")]
@@ -283,7 +283,8 @@ def test_a_search_goes_on_with_the_next_candidate(
 ) -> None:
     plan = tmp_path / "plan.txt"
     faults = ["die", "cpu=NaN", "hang", "drown", "exit"]
-    moods = ["sound"] * 6  # the reference, the costliest network, and a first one
+    # The reference, the costliest network and a first one: memory and two rounds of each.
+    moods = ["sound"] * 9
     for fault in faults:
         moods += ["sound", fault]
     plan.write_text("\n".join([*moods, "sound"]))
