@@ -293,6 +293,10 @@ def is_as_begun(kept: Kept, trial: "FrozenTrial") -> bool:
     wanted = {part: dict(body[part]) for part in _MERGED} | {"started": body["started"]}
     if pending is not None and pending.trial == trial.number:
         _undo(wanted["user_attrs"], stored["user_attrs"], pending)
+    for key, value in wanted["user_attrs"].items():  # a backup that was cut off has fewer rungs
+        known = stored["user_attrs"].get(key)
+        if isinstance(value, list) and isinstance(known, list) and known[: len(value)] == value:
+            wanted["user_attrs"][key] = known
     return _agrees(wanted, stored)
 
 
