@@ -51,6 +51,12 @@ def on_target(figure: str, target: str | None) -> Objective:
     return figure if target is None else f"{figure}@{target}"
 
 
+def is_time(objective: Objective) -> bool:
+    """Whether it is a latency, as a probe measures it on whichever target."""
+    figure, _ = figure_and_target(objective)
+    return figure in PROBED and figure != "peak_memory_mb"
+
+
 def is_maximised(objective: Objective) -> bool:
     """Accuracy is better when higher; every cost when lower."""
     return objective == "top1_percent"

@@ -17,6 +17,7 @@ from levit_search.pareto import (
     Points,
     figure_and_target,
     is_maximised,
+    is_time,
     non_dominated,
 )
 from levit_search.study import Record
@@ -116,14 +117,10 @@ def spreads(
     for column, name in enumerate(objectives):
         if is_maximised(name):
             columns[:, column] = np.array(accuracy_sds_percent) / 100
-        elif _is_time(name):
+        elif is_time(name):
             relative = [latency_sd(record, name, errors_percent) for record in records]
             columns[:, column] = np.array(relative) / math.log(10)
     return columns
-
-
-def _is_time(name: Objective) -> bool:
-    return figure_and_target(name)[0] in ("latency_ms", *_PLAIN_TIMES)
 
 
 def could_belong(points: Points, sds: Points, members: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -254,11 +254,6 @@ _SETTLED_ROUNDS = 8
 _NARROW_IN_A_ROW = 3
 
 
-def trimmed(rounds: int) -> int:
-    """How many of so many rounds are left out at either end."""
-    return max(1, int(_TRIMMED_SHARE * rounds)) if rounds >= _TRIMMED_ROUNDS else 0
-
-
 def mean_interval(values: "np.ndarray[Any, Any]") -> tuple[float, float]:
     """The trimmed mean of a few values and the half width of its 95 % interval.
 
@@ -276,7 +271,8 @@ def mean_interval(values: "np.ndarray[Any, Any]") -> tuple[float, float]:
     count = len(values)
     if count < FEWEST_ROUNDS:
         raise ValueError(f"{count} rounds tell nothing of their spread; it takes {FEWEST_ROUNDS}")
-    ordered, out = np.sort(values), trimmed(count)
+    ordered = np.sort(values)
+    out = max(1, int(_TRIMMED_SHARE * count)) if count >= _TRIMMED_ROUNDS else 0
     inner = ordered[out : count - out]
     winsorised = np.clip(ordered, inner[0], inner[-1])
     error = np.std(winsorised, ddof=1) / ((1 - 2 * out / count) * np.sqrt(count))

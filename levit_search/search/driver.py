@@ -27,7 +27,7 @@ from levit_search.search.preparation import (
     start_values,
 )
 from levit_search.search.samplers import Proposer, Standing
-from levit_search.search.takeover import check_source, taken_over
+from levit_search.search.takeover import check_fits, check_source, taken_over
 from levit_search.search.verification import Verification
 from levit_search.significance import judged
 from levit_search.space import Space
@@ -278,8 +278,7 @@ class _Driver:
         check_devices(self._study, self._books.attributes, event.content)
         check_data(self._study, self._books.attributes, event.content)
         if self._source is not None:
-            check_devices(self._study, self._source.attributes(), event.content)
-            check_data(self._source, self._source.attributes(), event.content)
+            check_fits(self._source, self._study, event.content)
         remember(self._books.ledger, event.content)
         self._is_prepared = True
 

@@ -52,6 +52,23 @@ def check_source(folder: Path, study: Study) -> Study:
     return source
 
 
+def check_fits(source: Study, study: Study, prepared: Mapping[str, Any]) -> None:
+    """Make sure that figures of another study may stand beside those of this one.
+
+    Args:
+        source: the other study.
+        study: this one.
+        prepared: what its evaluations need, as this session found it.
+
+    Raises:
+        InputError: latencies there were measured on another device than they are here, or
+            accuracies on other images.
+    """
+    attributes = source.attributes()
+    check_devices(study, attributes, prepared)
+    check_data(source, attributes, prepared)
+
+
 def taken_over(source: Study, study: Study, space: Space, ledger: Ledger) -> None:
     """Enter the finished trials of another study that are networks of ``space``.
 
@@ -59,18 +76,12 @@ def taken_over(source: Study, study: Study, space: Space, ledger: Ledger) -> Non
     does what is here already. Weights are copied.
 
     Args:
-        source: the other study, see :func:`check_source`.
+        source: the other study, see :func:`check_source` and :func:`check_fits`.
         study: where to.
         space: of that study.
         ledger: of that study, which is prepared.
-
-    Raises:
-        InputError: latencies there were measured on another device than they are here, or
-            accuracies on other images. Nothing was entered.
     """
     attributes = source.attributes()
-    check_devices(study, attributes, ledger.attributes)
-    check_data(source, attributes, ledger.attributes)
     present: set[str | None] = {
         trial.user_attrs.get("architecture_id") for trial in ledger.trials()
     }

@@ -24,11 +24,11 @@ from levit_search.errors import GOES_ON, BudgetError
 from levit_search.latency.protocol import PLAIN_TIME_SDS, repeats_percent
 from levit_search.latency.worker import PROTOCOL
 from levit_search.pareto import (
-    PROBED,
     Objective,
     Points,
     figure_and_target,
     is_maximised,
+    is_time,
     minimised,
     non_dominated,
 )
@@ -369,7 +369,7 @@ def near_rivals(
         The nearest first; none without a latency among the objectives, and none whose latency was
         predicted only.
     """
-    times = [column for column, name in enumerate(objectives) if _is_time(name)]
+    times = [column for column, name in enumerate(objectives) if is_time(name)]
     known = compared(list(records))
     if not times or not known:
         return []
@@ -411,11 +411,6 @@ def _noise(record: Record, name: Objective) -> float:
         found = record.evaluation.get("targets", {}).get(target)
     found = found if found and "latency_ms" in found else {"latency_ms": record.values[name]}
     return math.log10(1 + repeats_percent(found) / 100)
-
-
-def _is_time(name: Objective) -> bool:
-    figure, _ = figure_and_target(name)
-    return figure in PROBED and figure != "peak_memory_mb"
 
 
 def _networks(count: int) -> str:
