@@ -25,6 +25,7 @@ def random_levit(seed: int) -> Levit:
     """Seeds go round the stems."""
     chance = random.Random(seed)
     kind = STEMS[seed % len(STEMS)]
+    scale = 1.0
     if kind == "conv":
         layer_count = chance.randint(1, 4)
         stem: dict[str, Any] = {"kind": kind, "layers": layer_count}
@@ -40,7 +41,11 @@ def random_levit(seed: int) -> Levit:
             else {"layers": chance.randint(2, 1 + 5 * unit)}
         )
         stride = 32  # as much as any cut may have
+        scale = random.Random(f"scale {seed}").choice([1, 0.5, 0.25, 0.3])
+        stem["width_scale"] = scale
     image_size = chance.choice([size for size in range(32, 65) if size % stride == 0][:4])
+    if kind in RESNETS and image_size == 32:  # with larger ones tokens would be thousands
+        stem["stem"] = random.Random(f"stem {seed}").choice(["imagenet", "small"])
     grid = image_size // stride
     stages: list[dict[str, Any]] = []
     shrinks: list[dict[str, Any]] = []
@@ -52,7 +57,8 @@ def random_levit(seed: int) -> Levit:
             grid = -(-grid // shrinks[-1]["stride"])
         width, depth = chance.randint(8, 40), chance.choice([1, 1, 1, 2])
         if index == 0 and "layers" in stem and kind != "conv" and chance.random() < 0.3:
-            width = chance.choice([64, 128])  # needs no projection where the cut has it too
+            # Needs no projection where the cut has it too.
+            width = int(chance.choice([64, 128]) * scale)
         stages.append(_random_block(chance) | {"embed_dim": width, "depth": depth})
     network = architectures.parse(
         {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Donor, Graft, Levit, ResNetStem, Trunk, parse, published
@@ -383,12 +384,61 @@ def test_only_a_cut_inside_a_block_of_the_right_width_goes_without_a_projection(
     assert network.stem.stride == 8
 
 
+def resnet_levit(**stem: Any) -> Levit:
+    network = parse(changed({"stem": {"kind": "resnet18", "stages": 1, **stem}}, LEVIT))
+    assert isinstance(network, Levit)
+    return network
+
+
+def test_a_resnet_stem_of_its_own_width_keeps_the_id_it_had_before_widths_were_told() -> None:
+    network = resnet_levit()
+    assert network.stem.model_dump() == {"kind": "resnet18", "stages": 1, "layers": None}
+    assert network.id == "2efc1826ad73"
+    assert resnet_levit(stem="imagenet", width_scale=1.0) == network
+    assert resnet_levit(stem="imagenet", width_scale=1.0).id == network.id
+
+
+def test_a_resnet_stem_has_the_width_and_the_first_convolution_that_it_is_given() -> None:
+    narrow, small = resnet_levit(width_scale=0.25), resnet_levit(stem="small")
+    assert len({network.id for network in (resnet_levit(), narrow, small)}) == 3
+    for network in (narrow, small):
+        assert parse(network.model_dump(mode="json")) == network
+        assert parse(yaml.safe_load(network.to_yaml())) == network
+    assert isinstance(narrow.stem, ResNetStem) and isinstance(small.stem, ResNetStem)
+    assert narrow.stem.cut(3).channels == 16 and small.stem.cut(3).channels == 64
+    assert (narrow.stem.stride, small.stem.stride) == (4, 1)
+    assert (narrow.grids, small.grids) == ((16,), (64,))
+
+
+@pytest.mark.parametrize(
+    ("stem", "summary"),
+    [
+        ({"stages": 2}, "resnet18 to stage 2, 128  d1  h2  k8"),
+        ({"stages": 1, "width_scale": 0.25}, "resnet18 x0.25 to stage 1, 128  d1  h2  k8"),
+        ({"layers": 8}, "resnet18 to layer 8, 128  d1  h2  k8"),
+    ],
+)
+def test_a_summary_of_a_levit_names_its_resnet(stem: dict[str, Any], summary: str) -> None:
+    assert parse(changed({"stem": {"kind": "resnet18", **stem}}, LEVIT)).summary() == summary
+
+
+def test_a_resnet_stem_is_scaled_with_the_stages_and_still_needs_no_projection() -> None:
+    network = parse(LEVIT)
+    scaled = architectures.scaled(network, 0.25)
+    assert isinstance(scaled, Levit) and isinstance(scaled.stem, ResNetStem)
+    assert scaled.stem.width_scale == 0.25
+    assert not scaled.stem.is_projected(scaled.stages[0].embed_dim)
+    assert architectures.scaled(scaled, 4).model_dump()["stem"] == network.model_dump()["stem"]
+
+
 RESNET_STEMS: dict[str, tuple[dict[str, Any], str]] = {
     "both": ({"stages": 1, "layers": 8}, "stem: give either stages or layers"),
     "neither": ({}, "stem: give either stages or layers"),
     "too many": ({"layers": 18}, "stem: layers: resnet18 has 17 convolutions, not 18"),
     "the first alone": ({"layers": 1}, "stem.layers: ...2, not 1"),
     "no whole number": ({"layers": 5.0}, "stem.layers: ...not 5.0"),
+    "no width": ({"stages": 1, "width_scale": 0}, "stem.width_scale: ...not 0"),
+    "no such stem": ({"stages": 1, "stem": "tiny"}, "stem.stem: unknown value 'tiny'"),
     "unknown key beside a whole stage": ({"layers": 5, "width": 3}, "stem: unknown key 'width'"),
 }
 

@@ -239,6 +239,11 @@ def test_random_networks_reach_every_kind_of_layer() -> None:
         and not network.stem.is_projected(network.stages[0].embed_dim)
     ]
     assert unprojected
+    stems = [n.stem for n in levits if n.stem.kind.startswith("resnet")]
+    assert {(stem.stem, stem.width_scale < 1) for stem in stems} == {
+        (stem, narrow) for stem in ("imagenet", "small") for narrow in (True, False)
+    }
+    assert any(network.stem.width_scale < 1 for network in unprojected)
     assert {len(network.stages) for network in levits} == {1, 2, 3, 4}
     assert {shrink.stride for network in levits for shrink in network.shrinks} == {2, 3}
     assert any(grid % 2 for network in levits for grid in network.grids[:-1] if grid > 1)

@@ -73,10 +73,17 @@ GRAFT = {
 RESNET = {**GRAFT, "donor": {**GRAFT["donor"], "stages": 4}, "trunk": {"depth": 0}, "grid": None}
 
 
-def under_resnet(kind: str, layers: int, width: int, **changes: object) -> dict[str, Any]:
-    stem = {"kind": kind, "layers": layers}
+def under_resnet(
+    kind: str,
+    layers: int,
+    width: int,
+    stem: str = "imagenet",
+    width_scale: float = 1,
+    **changes: object,
+) -> dict[str, Any]:
+    of_resnet = {"kind": kind, "layers": layers, "stem": stem, "width_scale": width_scale}
     stages = [{"depth": 1, "embed_dim": width, **BLOCK}]
-    return {**ONE_STAGE, "image_size": 32, "stem": stem, "stages": stages, **changes}
+    return {**ONE_STAGE, "image_size": 32, "stem": of_resnet, "stages": stages, **changes}
 
 
 CORNERS: dict[str, dict[str, Any]] = {
@@ -98,6 +105,10 @@ CORNERS: dict[str, dict[str, Any]] = {
     "a bottleneck cut open": under_resnet("resnet50", 12, 128, norm="layer"),
     "a bottleneck cut open and projected": under_resnet("resnet26", 12, 24, norm="layer"),
     "a resnet without shortcuts": under_resnet("resnet18", 5, 16),
+    "a narrow resnet": under_resnet("resnet18", 9, 24, width_scale=0.25),
+    "a narrow resnet cut open on the small stem": under_resnet(
+        "resnet26", 11, 32, stem="small", width_scale=0.25, image_size=16
+    ),
     "vit": VIT,
     "vit without distillation": {**VIT, "distillation": False, "drop_path": 0.2},
     "vit of pixels": {**VIT, "image_size": 8, "grid": 8},
@@ -249,6 +260,8 @@ def test_the_sample_reaches_every_kind_of_network() -> None:
     stems = [network.stem for network in levits if isinstance(network.stem, ResNetStem)]
     assert {stem.kind for stem in stems} == {"resnet18", "resnet26", "resnet34", "resnet50"}
     assert {stem.cut(1).inside_block for stem in stems} == {True, False}
+    scaled_stems = {(stem.stem, stem.width_scale < 1) for stem in stems}
+    assert scaled_stems >= {("imagenet", False), ("imagenet", True), ("small", True)}
     kinds = {(bool(network.donor), bool(network.trunk)) for network in grafts}
     assert kinds == {(True, True), (True, False), (False, True)}
     assert {len(network.stages) for network in levits} == {1, 2, 3, 4}

@@ -97,6 +97,31 @@ def test_a_resnet_stem_takes_weights_up_to_its_cut(
     assert_loaded(model.stem.resnet, weights)
 
 
+def under_stem(**stem: object) -> Model:
+    stage = {"depth": 1, "embed_dim": 16, "num_heads": 2, "key_dim": 8}
+    stem = {"kind": SOURCE, "stages": 2, **stem}
+    return build(parse({"image_size": 32, "num_classes": 5, "stem": stem, "stages": [stage]}))
+
+
+def test_a_resnet_stem_on_the_small_stem_keeps_its_first_convolution(
+    weights: dict[str, Tensor],
+) -> None:
+    model = under_stem(stem="small")
+    assert load_donor(model, weights) == ["conv1.weight"]
+    assert_loaded(model.stem.resnet, weights, "conv1.weight")
+
+
+def test_a_narrow_resnet_stem_takes_weights_of_its_width_alone(weights: dict[str, Tensor]) -> None:
+    model = under_stem(width_scale=0.25)
+    with pytest.raises(InputError, match="donor resnet18: pretrained weights have width_scale 1"):
+        load_donor(model, None)
+    with pytest.raises(InputError, match=r"^donor weights: layer1.0.conv1.weight has shape"):
+        load_donor(model, weights)
+    narrow = timm.create_model(SOURCE, channels=(16, 32, 64, 128)).state_dict()
+    assert load_donor(model, narrow) == []
+    assert_loaded(model.stem.resnet, narrow)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("width", [128, 24], ids=["as it is", "projected"])
 @pytest.mark.parametrize(

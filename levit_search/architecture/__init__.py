@@ -167,8 +167,8 @@ def scaled(architecture: Architecture, width_scale: float) -> Architecture:
     """The same network with its widths multiplied and rounded down, and its heads with them.
 
     Key dimensions stay as they are in a LeViT, whose heads are rounded to the nearest count; in a
-    graft's trunk the heads still split the width. A donor's stages are scaled, its stem and a
-    LeViT's ResNet stem are not.
+    graft's trunk the heads still split the width. Of a donor and of a LeViT's ResNet stem the
+    stages are scaled, the first convolution is not.
 
     Raises:
         InputError: the scale is not above 0 and at most 1000, as all ratios are.
@@ -194,6 +194,8 @@ def scaled(architecture: Architecture, width_scale: float) -> Architecture:
     else:
         if isinstance(architecture.stem, ConvStem):
             data["stem"]["channels"] = [times(n) for n in architecture.stem.channels]
+        elif isinstance(architecture.stem, ResNetStem):
+            data["stem"]["width_scale"] = architecture.stem.width_scale * width_scale
         for block in [*data["stages"], *data["shrinks"]]:
             block["num_heads"] = max(1, round(block["num_heads"] * width_scale))
         for stage in data["stages"]:

@@ -142,8 +142,8 @@ class Graft(Network):
         """The network in a few words: ``resnet50 to stage 2, 6 x 384 h6``."""
         parts = []
         if self.donor is not None:
-            scale = "" if self.donor.width_scale == 1 else f" x{self.donor.width_scale:g}"
-            parts.append(f"{self.donor.name}{scale} to stage {self.donor.stages}")
+            name = resnet.scaled_name(self.donor.name, self.donor.width_scale)
+            parts.append(f"{name} to stage {self.donor.stages}")
         if self.trunk is not None:
             parts.append(f"{self.trunk.depth} x {self.trunk.embed_dim} h{self.trunk.num_heads}")
         return ", ".join(parts)

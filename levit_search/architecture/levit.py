@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeGuard, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from levit_search.architecture import resnet
 from levit_search.architecture.network import Activation, AttentionActivation, DropPath, Network
-from levit_search.architecture.resnet import Cut, ResNetName
+from levit_search.architecture.resnet import Cut, ResNetName, ResNetStemKind
 from levit_search.configuration import Count, Frozen, Ratio
 
 
@@ -43,11 +43,17 @@ class ResNetStem(Frozen):
 
     A 1x1 convolution to the trunk's width follows, unless the ResNet is cut inside a block and has
     that width already (the paper's first ten layers of a ResNet-18 under LeViT-256).
+
+    ``stem: small`` is one 3x3 convolution of stride 1 without max-pooling, for images of 32 to
+    64 px. ``width_scale`` multiplies the channels of the stages; the ResNet's own stem keeps its
+    64. Both are left out of a dump where they are the defaults, so that networks keep their ids.
     """
 
     kind: ResNetName
     stages: Annotated[int, Field(strict=True, ge=1, le=4)] | None = None
     layers: Annotated[int, Field(strict=True, ge=2)] | None = None
+    stem: ResNetStemKind = "imagenet"
+    width_scale: Ratio = 1
 
     @model_validator(mode="before")
     @classmethod
@@ -71,10 +77,19 @@ class ResNetStem(Frozen):
             raise ValueError(f"layers: {self.kind} has {most} convolutions, not {self.layers}")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dump: dict[str, Any] = handler(self)
+        return {
+            key: value
+            for key, value in dump.items()
+            if key not in ("stem", "width_scale") or value != type(self).model_fields[key].default
+        }
+
     def cut(self, in_channels: int) -> Cut:
         """The convolutions that are kept."""
         layers = self.layers or resnet.layers_until(self.kind, self.stages or 0)
-        return resnet.cut(self.kind, layers, in_channels)
+        return resnet.cut(self.kind, layers, in_channels, self.stem, self.width_scale)
 
     def is_projected(self, width: int) -> bool:
         """Whether a 1x1 convolution to ``width`` channels follows."""
@@ -84,6 +99,11 @@ class ResNetStem(Frozen):
     @property
     def stride(self) -> int:
         return self.cut(1).stride
+
+    def summary(self) -> str:
+        """The stem in a few words: ``resnet18 x0.5 to stage 1``, or ``to layer 8``."""
+        end = f"layer {self.layers}" if self.stages is None else f"stage {self.stages}"
+        return f"{resnet.scaled_name(self.kind, self.width_scale)} to {end}"
 
 
 Stem = Annotated[ConvStem | PatchStem | ResNetStem, Field(discriminator="kind")]
@@ -205,12 +225,16 @@ class Levit(Network):
         return tuple(grids)
 
     def summary(self) -> str:
-        """The network in a few words: ``64-96-128  d2-3-4  h4-6-8  k16-16-16``."""
+        """The network in a few words: ``64-96-128  d2-3-4  h4-6-8  k16-16-16``.
+
+        A ResNet stem stands before them: ``resnet18 x0.5 to stage 1, 64-96 ...``.
+        """
 
         def row(name: str) -> str:
             return "-".join(str(getattr(stage, name)) for stage in self.stages)
 
-        return f"{row('embed_dim')}  d{row('depth')}  h{row('num_heads')}  k{row('key_dim')}"
+        rows = f"{row('embed_dim')}  d{row('depth')}  h{row('num_heads')}  k{row('key_dim')}"
+        return f"{self.stem.summary()}, {rows}" if isinstance(self.stem, ResNetStem) else rows
 
 
 def _with_derived_values(data: Mapping[str, Any]) -> dict[str, Any]:

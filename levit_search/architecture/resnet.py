@@ -64,6 +64,11 @@ def stage_channels(stage: int, width_scale: float = 1) -> int:
     return max(1, int(64 * 2 ** (stage - 1) * width_scale))
 
 
+def scaled_name(name: str, width_scale: float) -> str:
+    """A ResNet with its width in words: ``resnet18 x0.5``, or its name alone at its own width."""
+    return name if width_scale == 1 else f"{name} x{width_scale:g}"
+
+
 @lru_cache(maxsize=1024)
 def cut(
     name: str,

@@ -298,7 +298,7 @@ def _stem_parts(network: Levit, flags: set[str]) -> list[str]:
     layers = part(blocks.CONV_NORM if "batch" in flags else blocks.NAMED_CONV, flags)
     if isinstance(stem, ResNetStem):
         cut, is_projected = stem.cut(network.in_channels), stem.is_projected(width)
-        resnet = resnet_parts(stem.kind, cut, size, activate_last=is_projected)
+        resnet = resnet_parts(stem.kind, cut, size, stem.width_scale, is_projected)
         if not is_projected:
             title = "The head of a ResNet, which has the first stage's width."
             modules, steps = ["self.resnet = ResNet()"], ["return self.resnet(images)"]

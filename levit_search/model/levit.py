@@ -163,7 +163,9 @@ class ResNetPatches(nn.Module):
         width = architecture.stages[0].embed_dim
         cut = stem.cut(channels)
         is_projected = stem.is_projected(width)
-        self.resnet = ResNetHead(stem.kind, cut, channels, activate_last=is_projected)
+        self.resnet = ResNetHead(
+            stem.kind, cut, channels, stem.stem, stem.width_scale, activate_last=is_projected
+        )
         self.projection: nn.Module = (
             ConvNorm(cut.channels, width, 1, 1, 0, architecture.norm == "batch")
             if is_projected

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from levit_search.architecture import Graft
+from levit_search.architecture import Graft, ResNetStem
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
 from levit_search.inflation import check_not_inflated
@@ -104,7 +104,9 @@ def _donor(model: Model) -> tuple[ResNetHead, str, bool, bool]:
         if isinstance(head, ResNetHead) and donor is not None:
             return head, donor.name, donor.stem == "small", donor.width_scale != 1
     elif isinstance(head := getattr(model.stem, "resnet", None), ResNetHead):
-        return head, network.stem.kind, False, False
+        stem = network.stem
+        assert isinstance(stem, ResNetStem)
+        return head, stem.kind, stem.stem == "small", stem.width_scale != 1
     raise InputError(f"{network.summary()}: has no ResNet to load a donor's weights into")
 
 
