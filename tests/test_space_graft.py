@@ -111,6 +111,14 @@ def test_no_stages_are_no_donor_and_no_layers_no_trunk() -> None:
     assert isinstance(resnet, Graft) and resnet.trunk is None and resnet.grid is None
 
 
+def test_no_stages_and_no_layers_are_choices_as_others_are() -> None:
+    space = Space(GRAFTS, NO_LIMITS)
+    deit = space.chosen(space.decode({"donor.stages": 0, "trunk.depth": 2}))
+    resnet = space.chosen(space.decode({"donor.stages": 1, "trunk.depth": 0}))
+    assert deit is not None and deit["donor.stages"] == 0 and "donor.name" not in deit
+    assert resnet is not None and resnet["trunk.depth"] == 0 and "trunk.embed_dim" not in resnet
+
+
 def test_slots_without_a_meaning_change_nothing_even_if_they_do_not_fit() -> None:
     space = Space(GRAFTS, NO_LIMITS)
     resnet = {"donor.stages": 3, "trunk.depth": 0}
@@ -224,7 +232,7 @@ def test_parameters_say_what_was_encoded_in_them() -> None:
 
 
 REFUSED: dict[str, tuple[str, Any, str]] = {
-    "family varies": ("family", {"choices": ["graft", "levit"]}, r"family: .*one family"),
+    "keys of the other": ("family", {"choices": ["graft", "levit"]}, r"stages: a list of stages"),
     "family unknown": ("family", "graff", r"family: .*'graff'; did you mean 'graft'"),
     "donor": ("donor.name", {"choices": ["resnet18", "resnet19"]}, r"donor\.name: .*'resnet19'"),
     "stages": ("donor.stages", {"range": [0, 5]}, r"donor\.stages: .*not 5"),

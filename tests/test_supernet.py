@@ -97,6 +97,28 @@ SPACES = {
     "a ResNet": template(
         stem={"kind": "resnet18", "stages": 1}, image_size=32, num_stages={"choices": [1, 2]}
     ),
+    "stems of several kinds": template(
+        stem={
+            "kind": {"choices": ["conv", "patch", "resnet18"]},
+            "layers": {"choices": [1, 2]},
+            "patch_size": 4,
+            "stages": 1,
+            "stem": {"choices": ["imagenet", "small"]},
+            "width_scale": {"choices": [0.25, 0.5]},
+        },
+    ),
+    "stems chosen as a whole": template(
+        stem={
+            "choices": [
+                {"kind": "conv", "layers": 2, "channels": [4]},
+                {"kind": "conv", "layers": 2},
+                {"kind": "resnet18", "layers": 5, "width_scale": 0.25},
+                {"kind": "patch", "patch_size": 4},
+            ]
+        },
+        num_stages=2,
+        shrinks=[{}, {}],
+    ),
     "channels by hand": template(
         stem={
             "kind": "conv",
@@ -336,14 +358,6 @@ def test_the_largest_keeps_the_limits_and_a_stem_that_cannot_is_left_out():
         ({"activation": {"choices": ["gelu", "hardswish"]}}, "architecture.activation"),
         ({"image_size": {"choices": [16, 32]}}, "architecture.image_size"),
         ({"distillation": {"choices": [True, False]}}, "architecture.distillation"),
-        (
-            {
-                "stem": {
-                    "choices": [{"kind": "conv", "layers": 2}, {"kind": "patch", "patch_size": 4}]
-                }
-            },
-            "architecture.stem.kind",
-        ),
         ({"shrinks": [{"stride": {"choices": [2, 3]}}, {}]}, "architecture.shrinks.0.stride"),
     ],
 )
@@ -355,6 +369,32 @@ def test_what_weights_cannot_be_shared_over_is_named(changes, key):
 def test_position_embeddings_need_one_number_of_tokens():
     with pytest.raises(InputError, match="stem: varies the number of tokens"):
         envelope_of(space_of(template(position="embedding")))
+
+
+def test_stems_are_named_by_all_but_their_widths_in_the_supernet():
+    assert envelope_of(space_of(SPACES["stems of several kinds"])).networks.keys() == {
+        "conv1",
+        "conv2",
+        "patch4",
+        *("resnet18-stages1-x0_25", "resnet18-stages1-x0_5"),
+        *("resnet18-stages1-small-x0_25", "resnet18-stages1-small-x0_5"),
+    }
+
+
+def test_a_resnet_cut_inside_a_block_shares_no_weights_beside_other_stems():
+    stems = {"kind": {"choices": ["conv", "resnet18"]}, "layers": 2}
+    with pytest.raises(InputError, match="cut it after a block"):
+        envelope_of(space_of(template(stem=stems)))
+
+
+def test_a_space_with_grafts_beside_levits_has_no_supernet():
+    grafts = {
+        "family": {"choices": ["levit", "graft"]},
+        "donor": {"name": "resnet18", "stages": 1, "stem": "small"},
+        "trunk": {"depth": {"choices": [0, 1]}},
+    }
+    with pytest.raises(InputError, match="of the family levit, not grafts"):
+        envelope_of(space_of(template(**grafts)))
 
 
 def test_grafts_share_no_weights(root):

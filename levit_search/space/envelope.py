@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,8 +19,10 @@ from levit_search.architecture import (
     Stage,
     parse,
 )
+from levit_search.configuration import validated
 from levit_search.cost import cost
 from levit_search.errors import InputError
+from levit_search.space.slots import ABSENT, at, options
 from levit_search.space.space import Space
 
 _FIXED = (
@@ -33,7 +35,6 @@ _FIXED = (
     "attention_activation",
     "distillation",
     "drop_path",
-    "stem.kind",
 )
 """What all networks that share weights have in common."""
 
@@ -43,7 +44,8 @@ class Envelope:
     """The bounds of a space's networks, as networks that hold all of them.
 
     There is one for each stem of the space, since convolutions in another number or with another
-    kernel share nothing; what follows the stem is the same in all but for the tokens.
+    kernel and the blocks of ResNets share nothing; what follows the stem is the same in all but
+    for the tokens.
     """
 
     networks: dict[str, Levit]
@@ -67,7 +69,7 @@ class Envelope:
         if not isinstance(network, Levit) or len(network.stages) not in self.num_stages:
             return False
         bound = self.networks.get(stem_name(network))
-        if bound is None or any(_value(network, key) != _value(bound, key) for key in _FIXED):
+        if bound is None or any(getattr(network, key) != getattr(bound, key) for key in _FIXED):
             return False
         count = len(network.stages)
         own, most = _widths(network), _widths(bound, count)
@@ -99,13 +101,13 @@ def envelope_of(space: Space, where: str = "space") -> Envelope:
     Raises:
         InputError: it holds grafts, or varies what weights cannot be shared over; the key is named.
     """
-    if space.family != "levit":
+    if space.families != ("levit",):
         raise InputError(f"{where}: a supernet holds networks of the family levit, not grafts")
     found = {key: _distinct(space.possible(key)) for key in _FIXED}
     for key, values in found.items():
         if len(values) > 1:
             raise _unshared(where, key, values)
-    fixed = {key: values[0] for key, values in found.items() if values and "." not in key}
+    fixed = {key: values[0] for key, values in found.items() if values}
     total = len(space.possible("stages")[0])
     stages = [_stage(space, index) for index in range(total)]
     shrinks = [_shrink(space, index, stages) for index in range(total - 1)]
@@ -168,8 +170,13 @@ def stem_name(network: Levit) -> str:
         return f"conv{len(stem.channels)}"
     if isinstance(stem, PatchStem):
         return f"patch{stem.patch_size}"
-    cut = f"stages{stem.stages}" if stem.stages is not None else f"layers{stem.layers}"
-    return f"{stem.kind}-{cut}"
+    parts: list[str] = [stem.kind]
+    parts.append(f"stages{stem.stages}" if stem.stages is not None else f"layers{stem.layers}")
+    if stem.stem != "imagenet":
+        parts.append(stem.stem)
+    if stem.width_scale != 1:
+        parts.append(f"x{stem.width_scale}".replace(".", "_"))  # no name of a module has a dot
+    return "-".join(parts)
 
 
 class Extremes(NamedTuple):
@@ -277,10 +284,6 @@ def _worth(space: Space, stem: str, values: dict[str, Any]) -> tuple[int, int] |
     return (found.flops, found.params) if stem_name(network) == stem else None
 
 
-def _value(network: Levit, key: str) -> Any:
-    return network.stem.kind if key == "stem.kind" else getattr(network, key)
-
-
 def _distinct(values: list[Any]) -> list[Any]:
     return list({json.dumps(value): value for value in values}.values())
 
@@ -326,35 +329,47 @@ def _shrink(space: Space, index: int, stages: list[dict[str, Any]]) -> dict[str,
 
 def _stems(space: Space, width: int, where: str) -> list[dict[str, Any]]:
     """All stems of the space at their widest."""
-    kind = (space.possible("stem.kind") or ["conv"])[0]
-    if kind == "patch":
-        sizes = sorted(set(space.possible("stem.patch_size")))
-        return [{"kind": kind, "patch_size": size} for size in sizes]
-    if kind != "conv":
-        stems = [
-            {"kind": kind, name: count}
-            for name in ("stages", "layers")
-            for count in sorted(set(space.possible(f"stem.{name}")))
-        ]
-        if any(ResNetStem.model_validate(stem).cut(1).inside_block for stem in stems):
-            raise InputError(
-                f"{where}: architecture.stem: a ResNet that is cut inside a block may end with the "
-                "width of the first stage or not, and weights cannot be shared over that; cut it "
-                "after a block"
-            )
-        return stems
-    given = space.possible("stem.channels")
-    counts = set(space.possible("stem.layers")) or {len(channels) for channels in given}
-    return [
-        {"kind": kind, "channels": [*_leading_channels(space, count, width), width]}
-        for count in sorted(counts)
+    stems: list[dict[str, Any]] = []
+    for given in space.possible("stem"):  # one with slots in it, or each that may be chosen
+        for kind in options(at(given, "kind")) or ("conv",):
+            if kind == "conv":
+                lists = options(at(given, "channels"))
+                for count in options(at(given, "layers")) or sorted({len(c) for c in lists}):
+                    leading = _leading_channels(space, count, width)
+                    stems.append({"kind": kind, "channels": [*leading, width]})
+            elif kind == "patch":
+                sizes = options(at(given, "patch_size"))
+                stems += [{"kind": kind, "patch_size": size} for size in sizes]
+            else:
+                stems += _resnets(kind, given, where)
+    return stems
+
+
+def _resnets(kind: str, given: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """All stems of a ResNet that a part of a template describes."""
+    names = ["stages" if "stages" in given else "layers", "stem", "width_scale"]
+    values = {name: options(given[name]) for name in names if name in given}
+    stems = [
+        {"kind": kind, **dict(zip(values, choice, strict=True))}
+        for choice in itertools.product(*values.values())
     ]
+    place = f"{where}: architecture.stem"
+    if any(validated(ResNetStem, stem, place).cut(1).inside_block for stem in stems):
+        raise InputError(
+            f"{where}: architecture.stem: a ResNet that is cut inside a block may end with the "
+            "width of the first stage or not, and weights cannot be shared over that; cut it "
+            "after a block"
+        )
+    return stems
 
 
 def _leading_channels(space: Space, layers: int, width: int) -> list[int]:
     """The widest that all but the last convolution of a stem may be."""
+    # Without channels of its own a stem halves the width, see ``Levit``.
+    halves = any(at(stem, "channels") is ABSENT for stem in space.possible("stem"))
     found = []
     for place in range(layers - 1):
         stated = space.possible(f"stem.channels.{place}")
-        found.append(max(stated) if stated else max(1, width // 2 ** (layers - 1 - place)))
+        derived = [max(1, width // 2 ** (layers - 1 - place))] if halves or not stated else []
+        found.append(max(stated + derived))
     return found

@@ -1,29 +1,33 @@
 """What a space has to know of each family beyond the fields of its models."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from pydantic.fields import FieldInfo
 
-from levit_search.architecture import ConvStem, Donor, Graft, Levit, ResNetStem
+from levit_search import architecture as architectures
+from levit_search.architecture import ConvStem, Donor, Graft, Levit, PatchStem, ResNetStem
 from levit_search.architecture import resnet as resnets
 from levit_search.configuration import Count
 from levit_search.errors import InputError
 from levit_search.space.slots import Slot, at, options
 
 _COUNT: Any = Count
+_STEM_KIND: Any = Literal[("conv", "patch", *get_args(resnets.ResNetName))]
+_FAMILY: Any = Literal["levit", "graft"]
 
 
 class Family(Protocol):
     """A family as one compiled template uses it; slots that others make meaningless are ignored."""
 
-    model: type[Levit] | type[Graft]
+    models: tuple[type[Levit] | type[Graft], ...]
+    """Of its networks; several where the template is of several families."""
 
     extra_fields: Mapping[str, FieldInfo]
-    """What a template may say and a network does not, by path."""
+    """What a template may say beside what a network does, or in its place, by path."""
 
     controls: tuple[str, ...]
-    """Paths of the counts that decide whether other slots are used."""
+    """Paths of the counts and names that decide whether other slots are used."""
 
     def check(self, where: str) -> None:
         """Refuse what is wrong with the template as a whole.
@@ -33,7 +37,7 @@ class Family(Protocol):
         """
 
     def is_used(self, path: str, counts: Mapping[str, Any]) -> bool:
-        """Whether a slot means anything, given the ``controls`` that the template has."""
+        """Whether a slot means anything, given the values of the ``controls`` in the template."""
 
     def described(self, data: dict[str, Any]) -> dict[str, Any]:
         """A filled template as the description of a network, without what is not used."""
@@ -46,19 +50,30 @@ class Family(Protocol):
 
 
 class LevitFamily:
-    """Stages beyond ``num_stages``, and the shrinking blocks before them, are ignored."""
+    """Stages beyond ``num_stages``, and the shrinking blocks before them, are ignored.
 
-    model: type[Levit] | type[Graft] = Levit
+    Where ``stem.kind`` varies, so are the keys of a stem that the kind does not take; ``layers``
+    are those of a ResNet, too, unless the template gives ``stages``.
+    """
+
+    models: tuple[type[Levit] | type[Graft], ...] = (Levit,)
     extra_fields: Mapping[str, FieldInfo] = {
         "num_stages": FieldInfo(annotation=_COUNT),
+        "stem.kind": FieldInfo(annotation=_STEM_KIND),
         "stem.layers": FieldInfo(annotation=_COUNT),
     }
-    controls: tuple[str, ...] = ("num_stages",)
+    controls: tuple[str, ...] = ("num_stages", "stem.kind")
 
     def __init__(self, skeleton: dict[str, Any]) -> None:
         self._skeleton = skeleton
+        kind = at(skeleton, "stem.kind")
+        self._stem_kinds = kind.values if isinstance(kind, Slot) else ()
 
     def check(self, where: str) -> None:
+        self._check_stages(where)
+        self._check_stem(f"{where}.stem")
+
+    def _check_stages(self, where: str) -> None:
         stages, shrinks = self._skeleton.get("stages"), self._skeleton.get("shrinks")
         if not isinstance(stages, list) or not stages:
             raise InputError(f"{where}.stages: a list of stages is required")
@@ -80,8 +95,39 @@ class LevitFamily:
                     f"{where}.num_stages: {value} stages, but only {len(stages)} are described"
                 )
 
+    def _check_stem(self, where: str) -> None:
+        """That of a stem whose kind varies each kind has its keys, and each key its kind."""
+        if not self._stem_kinds:
+            return
+        taken = {kind: self._stem_keys(kind) for kind in self._stem_kinds}
+        given: Mapping[str, Any] = self._skeleton["stem"]
+        for key in given:
+            if not any(key in keys for keys in taken.values()):
+                is_for_stages = key == "layers" and "stages" in given
+                hint = "; ResNets are cut by stages or by layers, not by both" * is_for_stages
+                raise InputError(
+                    f"{where}.{key}: is taken by none of the kinds {', '.join(taken)}{hint}"
+                )
+        for kind, keys in taken.items():
+            needed = keys & {"channels", "layers", "patch_size", "stages"}
+            if not needed & given.keys():
+                raise InputError(
+                    f"{where}: {' or '.join(sorted(needed))} is required for the kind {kind}"
+                )
+
+    def _stem_keys(self, kind: str) -> set[str]:
+        """What a stem of a kind takes."""
+        if kind == "conv":
+            return {*ConvStem.model_fields, "layers"}
+        if kind == "patch":
+            return {*PatchStem.model_fields}
+        unused = {"layers"} if "stages" in self._skeleton["stem"] else {"stages"}
+        return {*ResNetStem.model_fields} - unused
+
     def is_used(self, path: str, counts: Mapping[str, Any]) -> bool:
         head, *rest = path.split(".")
+        if head == "stem" and rest and self._stem_kinds:
+            return rest[0] in self._stem_keys(counts["stem.kind"])
         if head not in ("stages", "shrinks") or not rest or "num_stages" not in counts:
             return True
         return bool(int(rest[0]) < counts["num_stages"] - (head == "shrinks"))
@@ -91,6 +137,9 @@ class LevitFamily:
         data["stages"] = data["stages"][:count]
         if isinstance(data.get("shrinks"), list):
             data["shrinks"] = data["shrinks"][: count - 1]
+        if self._stem_kinds:
+            taken = self._stem_keys(data["stem"]["kind"])
+            data["stem"] = {key: value for key, value in data["stem"].items() if key in taken}
         return data
 
     def spelt(self, network: Levit) -> dict[str, Any]:
@@ -99,8 +148,10 @@ class LevitFamily:
         stem = network.stem
         if isinstance(stem, ConvStem):
             data["stem"]["layers"] = len(stem.channels)
-        elif isinstance(stem, ResNetStem) and stem.stages is not None:
-            data["stem"]["layers"] = resnets.layers_until(stem.kind, stem.stages)
+        elif isinstance(stem, ResNetStem):
+            data["stem"] |= {"stem": stem.stem, "width_scale": stem.width_scale}
+            if stem.stages is not None:
+                data["stem"]["layers"] = resnets.layers_until(stem.kind, stem.stages)
         return data
 
     def donors(self) -> set[str]:
@@ -115,7 +166,7 @@ class GraftFamily:
     One exception: where the template gives no grid, a donor's stem decides it even without stages.
     """
 
-    model: type[Levit] | type[Graft] = Graft
+    models: tuple[type[Levit] | type[Graft], ...] = (Graft,)
     extra_fields: Mapping[str, FieldInfo] = {}
     controls: tuple[str, ...] = ("donor.stages", "trunk.depth")
 
@@ -132,6 +183,8 @@ class GraftFamily:
                 raise InputError(f"{where}.{part}.{count}: is required (0 for no {part})")
 
     def is_used(self, path: str, counts: Mapping[str, Any]) -> bool:
+        if path in self.controls:  # none at all is a choice as well
+            return True
         has_donor = counts.get("donor.stages") != 0
         has_trunk = counts.get("trunk.depth") != 0
         head, _, rest = path.partition(".")
@@ -164,7 +217,59 @@ class GraftFamily:
         return names
 
 
-FAMILIES: Mapping[str, Callable[[dict[str, Any]], Family]] = {
+class BothFamilies:
+    """The keys of LeViTs and grafts side by side; those of the other family are ignored."""
+
+    models: tuple[type[Levit] | type[Graft], ...] = (Levit, Graft)
+    extra_fields: Mapping[str, FieldInfo] = {
+        "family": FieldInfo(annotation=_FAMILY),
+        **LevitFamily.extra_fields,
+        **GraftFamily.extra_fields,
+    }
+    controls: tuple[str, ...] = ("family", *LevitFamily.controls, *GraftFamily.controls)
+
+    def __init__(self, skeleton: dict[str, Any]) -> None:
+        self._families: dict[str, Family] = {
+            name: family(skeleton) for name, family in _FAMILIES.items()
+        }
+
+    def check(self, where: str) -> None:
+        for family in self._families.values():
+            family.check(where)
+
+    def is_used(self, path: str, counts: Mapping[str, Any]) -> bool:
+        family = self._families[counts["family"]]
+        return _is_key_of(family, path) and family.is_used(path, counts)
+
+    def described(self, data: dict[str, Any]) -> dict[str, Any]:
+        family = self._families[data["family"]]
+        return family.described({key: v for key, v in data.items() if _is_key_of(family, key)})
+
+    def spelt(self, network: Levit | Graft) -> dict[str, Any]:
+        return self._families[network.family].spelt(network)
+
+    def donors(self) -> set[str]:
+        return set().union(*(family.donors() for family in self._families.values()))
+
+
+def _is_key_of(family: Family, path: str) -> bool:
+    head = path.partition(".")[0]
+    return head in family.extra_fields or any(head in m.model_fields for m in family.models)
+
+
+_FAMILIES: Mapping[str, Callable[[dict[str, Any]], Family]] = {
     "levit": LevitFamily,
     "graft": GraftFamily,
 }
+
+
+def family_for(skeleton: dict[str, Any], where: str) -> Family:
+    """What a space has to know of the family that a compiled template names, or of both.
+
+    Raises:
+        InputError: there is no such family.
+    """
+    names = options(skeleton.get("family", "levit"))
+    for name in names:
+        architectures.family_of({"family": name}, where)
+    return BothFamilies(skeleton) if len(names) > 1 else _FAMILIES[names[0]](skeleton)

@@ -1,6 +1,6 @@
 """The leaves of a template against the models of its family, each value by itself."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -13,7 +13,7 @@ from levit_search.space.slots import joined, leaves, options
 
 def check_values(
     skeleton: Mapping[str, Any],
-    model: type[BaseModel],
+    models: Sequence[type[BaseModel]],
     extra_fields: Mapping[str, FieldInfo],
     where: str,
 ) -> None:
@@ -21,15 +21,15 @@ def check_values(
 
     Args:
         skeleton: a compiled template.
-        model: of the family.
-        extra_fields: what templates may say beside the model's fields, by path.
+        models: of the families that the template describes, each key a field of one of them.
+        extra_fields: what templates may say beside the models' fields or in their place, by path.
         where: for messages.
 
     Raises:
         InputError: naming the place, and the nearest spelling or the value.
     """
     for path, leaf in leaves(skeleton):
-        field = _field(path, model, extra_fields, where)
+        field = _field(path, models, extra_fields, where)
         if field is None:
             continue
         field_type: Any = Annotated[field.annotation, field]
@@ -42,12 +42,15 @@ def check_values(
 
 
 def _field(
-    path: str, model: type[BaseModel], extra_fields: Mapping[str, FieldInfo], where: str
+    path: str,
+    models: Sequence[type[BaseModel]],
+    extra_fields: Mapping[str, FieldInfo],
+    where: str,
 ) -> FieldInfo | None:
     """The field that a leaf fills; None where only whole models can judge."""
-    models, place = [model], ""
+    place = ""
     field: FieldInfo | None = None
-    is_one_of_many = False
+    is_judged = True
     for part in path.split("."):
         if part.isdigit():  # an element of a list, which the field types as a whole
             place, field = joined(place, part), None
@@ -58,7 +61,7 @@ def _field(
             for name, info in extra_fields.items()
             if name.startswith(inside) and "." not in name.removeprefix(inside)
         }
-        fields = extra | {name: info for m in models for name, info in m.model_fields.items()}
+        fields = {name: info for m in models for name, info in m.model_fields.items()} | extra
         if models and part not in fields:
             hint = did_you_mean(part, fields)
             raise InputError(
@@ -66,9 +69,11 @@ def _field(
             )
         field = fields.get(part)
         place = joined(place, part)
+        own = [m.model_fields[part] for m in models if part in m.model_fields]
+        if part not in extra and any(info.annotation != own[0].annotation for info in own):
+            is_judged = False
         models = [*_models(field.annotation)] if field else []
-        is_one_of_many = is_one_of_many or len(models) > 1
-    return None if is_one_of_many else field
+    return field if is_judged and len(models) < 2 else None
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

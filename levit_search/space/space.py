@@ -5,7 +5,8 @@
 
 Every choice is a slot with a name of its own (``stages.0.depth``). Slots never depend on each
 other, since samplers model what all trials have in common: a slot of a stage that ``num_stages``
-leaves out, or of a trunk without layers, is there, and ignored when decoding.
+leaves out, of a trunk without layers, or of another family or kind of stem is there, and ignored
+when decoding.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from levit_search.architecture import Architecture
 from levit_search.configuration import Amount, Frozen
 from levit_search.cost import Cost, cost
 from levit_search.errors import InputError
-from levit_search.space.families import FAMILIES, Family
+from levit_search.space.families import family_for
 from levit_search.space.fields import check_values
 from levit_search.space.slots import (
     ABSENT,
@@ -88,23 +89,16 @@ class Space:
     def __init__(self, template: Mapping[str, Any], limits: Limits, where: str = "space") -> None:
         self.limits = limits
         self._where = f"{where}: architecture"
-        if not isinstance(template.get("family", ""), str):
-            raise InputError(
-                f"{self._where}.family: cannot vary; a space holds networks of one family "
-                f"({' or '.join(FAMILIES)})"
-            )
-        model = architectures.family_of(template, self._where)
         self._skeleton: dict[str, Any] = compiled(template, self._where)
-        self._family: Family = FAMILIES[model.model_fields["family"].default](self._skeleton)
-        check_values(self._skeleton, model, self._family.extra_fields, self._where)
+        self._family = family_for(self._skeleton, self._where)
+        check_values(self._skeleton, self._family.models, self._family.extra_fields, self._where)
         self._family.check(self._where)
         self.slots = tuple(leaf for _, leaf in leaves(self._skeleton) if isinstance(leaf, Slot))
 
     @property
-    def family(self) -> str:
-        """``levit`` or ``graft``."""
-        name: str = self._family.model.model_fields["family"].default
-        return name
+    def families(self) -> tuple[str, ...]:
+        """``levit``, ``graft`` or both."""
+        return tuple(model.model_fields["family"].default for model in self._family.models)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -128,7 +122,7 @@ class Space:
 
         Ignored slots get their first value.
         """
-        if not isinstance(network, self._family.model):
+        if not isinstance(network, self._family.models):
             return None
         data = self._family.spelt(network)
         counts = {path: at(data, path) for path in self._family.controls}
@@ -185,6 +179,9 @@ class Space:
         total = 0
         for choice in itertools.product(*controls.values()):
             counts = dict(zip(controls, choice, strict=True))
+            ignored = [path for path in controls if not self._family.is_used(path, counts)]
+            if any(counts[path] != controls[path][0] for path in ignored):
+                continue
             total += prod(len(s.values) for s in others if self._family.is_used(s.name, counts))
         return total
 
