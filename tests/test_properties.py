@@ -561,7 +561,7 @@ def test_a_configuration_comes_back_from_its_study(document: Mapping[str, Any]) 
 
 @st.composite
 def templates(draw: st.DrawFn) -> dict[str, Any]:
-    """A space of either family whose choices may or may not go together."""
+    """A space of one family or both, whose choices may or may not go together."""
 
     def some(*numbers: Any) -> Any:
         few = draw(st.lists(st.sampled_from(numbers), min_size=1, max_size=3, unique=True))
@@ -577,27 +577,33 @@ def templates(draw: st.DrawFn) -> dict[str, Any]:
 
     size = draw(st.sampled_from([16, 24, 32, 33]))
     ends = {"image_size": size, "in_channels": 1, "num_classes": draw(st.sampled_from([2, 10]))}
-    if draw(st.integers(0, 3)) == 0:
-        return {
-            "family": "graft",
-            **ends,
-            "donor": {"name": "resnet18", "stages": some(0, 1, 2), "stem": "small"},
-            "grid": some(4, 8, 5),
-            "trunk": {
-                "depth": some(0, 1, 2),
-                "embed_dim": some(12, 16),
-                "num_heads": some(1, 2, 3),
-            },
-        }
+    family = draw(st.sampled_from(["levit", "levit", "graft", {"choices": ["levit", "graft"]}]))
+    grafts = {
+        "donor": {"name": "resnet18", "stages": some(0, 1, 2), "stem": "small"},
+        "grid": some(4, 8, 5),
+        "trunk": {"depth": some(0, 1, 2), "embed_dim": some(12, 16), "num_heads": some(1, 2, 3)},
+    }
+    if family == "graft":
+        return {"family": family, **ends, **grafts}
     count = draw(st.integers(1, 3))
     template: dict[str, Any] = {
+        "family": family,
         **ends,
+        **(grafts if family != "levit" else {}),
         "stem": draw(
             st.sampled_from(
                 [
                     {"kind": "conv", "layers": 2},
                     {"kind": "patch", "patch_size": 4},
                     {"kind": "conv"},
+                    {
+                        "kind": {"choices": ["conv", "patch", "resnet18"]},
+                        "layers": some(1, 2),
+                        "patch_size": some(4, 5, 8),
+                        "stages": some(1, 2),
+                        "width_scale": some(0.25, 0.3, 1),
+                    },
+                    {"kind": {"choices": ["conv", "resnet26"]}, "layers": some(2, 3, 12)},
                 ]
             )
         ),

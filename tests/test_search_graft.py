@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from levit_search import architecture, export, table
-from levit_search.architecture import Graft
+from levit_search.architecture import Graft, Levit
 from levit_search.errors import InputError
 from levit_search.model import save_weights
+from levit_search.report import write_report
+from levit_search.report.choices import Choices
 from levit_search.search import driver, search
 from levit_search.study import Study, read_config
 from tests.conftest import ROOT
@@ -66,6 +68,44 @@ def test_grafts_are_searched_shown_and_exported(
     assert written.parity_max_abs_diff <= 1e-4
     assert architecture.load(str(tmp_path / "best" / "architecture.yaml")) == picked.architecture
     assert "A graft" in (tmp_path / "best" / "README.md").read_text()
+
+
+BESIDE_LEVITS: dict[str, Any] = {
+    "family": {"choices": ["levit", "graft"]},
+    "stem": {
+        "kind": {"choices": ["conv", "resnet18"]},
+        "layers": 2,
+        "stages": 1,
+        "stem": "small",
+        "width_scale": 0.25,
+    },
+    "stages": [{"depth": 1, "embed_dim": {"choices": [8, 12]}, "num_heads": 1, "key_dim": 4}],
+    **{key: value for key, value in GRAFTS.items() if key != "family"},
+}
+
+
+def test_levits_and_grafts_are_searched_and_reported_side_by_side(
+    study: Callable[..., Study],
+) -> None:
+    changes = {"architecture": BESIDE_LEVITS, "search.trials": 12, "search.sampler": "random"}
+    opened = study(**changes)
+    summary = search(opened, Silent())
+    assert summary.trials["complete"] - summary.trials["reused"] == 12
+    networks = {r.architecture.id: r.architecture for r in opened.records() if r.architecture}
+    stems = {n.stem.kind for n in networks.values() if isinstance(n, Levit)}
+    assert stems == {"conv", "resnet18"}
+    grafts = [n for n in networks.values() if isinstance(n, Graft)]
+    assert grafts and any(n.trunk is None for n in grafts)
+    choices = Choices(opened.config, grafts[0])
+    assert {"family", "stem.kind", "donor.stages", "trunk.depth"} <= choices.slots.keys()
+    for network in networks.values():
+        places = choices.places(network)
+        assert places is not None
+        told = dict(zip(choices.slots, places, strict=True))
+        assert (told["stem.kind"] is None) == isinstance(network, Graft)
+        assert (told["donor.stages"] is None) == isinstance(network, Levit)
+    page = write_report(opened).read_text("utf-8")
+    assert all(record.architecture.summary() in page for record in summary.front)
 
 
 def test_a_donors_file_that_does_not_fit_fails_its_candidates_alone(

@@ -234,7 +234,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "stages and layers": (
         {"stem.kind": {"choices": ["patch", "resnet18"]}},
-        r"architecture\.stem\.layers: is taken by none .*; ResNets are cut by stages or by layers",
+        r"architecture\.stem\.layers: is taken by none .* a ResNet that is cut by stages is not by",
     ),
     "no layers": (
         {"stem.layers": None},
@@ -247,6 +247,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no cut": (
         {"stem.stages": None, "stem.layers": None, "stem.channels": [16]},
         r"architecture\.stem: layers is required for the kind resnet18",
+    ),
+    "channels": (
+        {"stem.channels": {"choices": [[8, 0], [8, 16]]}},
+        r"architecture\.stem\.channels: 1: .*not 0",
     ),
     "width": (
         {"stem.width_scale": {"choices": [0, 1]}},

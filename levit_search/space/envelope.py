@@ -102,7 +102,10 @@ def envelope_of(space: Space, where: str = "space") -> Envelope:
         InputError: it holds grafts, or varies what weights cannot be shared over; the key is named.
     """
     if space.families != ("levit",):
-        raise InputError(f"{where}: a supernet holds networks of the family levit, not grafts")
+        raise InputError(
+            f"{where}: architecture.family: a supernet holds networks of the family levit, not "
+            "grafts; search with accuracy: trained, or without grafts"
+        )
     found = {key: _distinct(space.possible(key)) for key in _FIXED}
     for key, values in found.items():
         if len(values) > 1:
@@ -347,7 +350,8 @@ def _stems(space: Space, width: int, where: str) -> list[dict[str, Any]]:
 
 def _resnets(kind: str, given: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """All stems of a ResNet that a part of a template describes."""
-    names = ["stages" if "stages" in given else "layers", "stem", "width_scale"]
+    cut = "layers" if given.get("stages") is None else "stages"
+    names = [cut, "stem", "width_scale"]
     values = {name: options(given[name]) for name in names if name in given}
     stems = [
         {"kind": kind, **dict(zip(values, choice, strict=True))}

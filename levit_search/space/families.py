@@ -13,6 +13,7 @@ from levit_search.errors import InputError
 from levit_search.space.slots import Slot, at, options
 
 _COUNT: Any = Count
+_LEADING_CHANNELS: Any = tuple[Count, ...] | None
 _STEM_KIND: Any = Literal[("conv", "patch", *get_args(resnets.ResNetName))]
 _FAMILY: Any = Literal["levit", "graft"]
 
@@ -61,6 +62,7 @@ class LevitFamily:
         "num_stages": FieldInfo(annotation=_COUNT),
         "stem.kind": FieldInfo(annotation=_STEM_KIND),
         "stem.layers": FieldInfo(annotation=_COUNT),
+        "stem.channels": FieldInfo(annotation=_LEADING_CHANNELS),
     }
     controls: tuple[str, ...] = ("num_stages", "stem.kind")
 
@@ -103,8 +105,9 @@ class LevitFamily:
         given: Mapping[str, Any] = self._skeleton["stem"]
         for key in given:
             if not any(key in keys for keys in taken.values()):
-                is_for_stages = key == "layers" and "stages" in given
-                hint = "; ResNets are cut by stages or by layers, not by both" * is_for_stages
+                hint = (
+                    "; a ResNet that is cut by stages is not by layers" if key == "layers" else ""
+                )
                 raise InputError(
                     f"{where}.{key}: is taken by none of the kinds {', '.join(taken)}{hint}"
                 )
@@ -121,8 +124,8 @@ class LevitFamily:
             return {*ConvStem.model_fields, "layers"}
         if kind == "patch":
             return {*PatchStem.model_fields}
-        unused = {"layers"} if "stages" in self._skeleton["stem"] else {"stages"}
-        return {*ResNetStem.model_fields} - unused
+        is_cut_by_layers = self._skeleton["stem"].get("stages") is None
+        return {*ResNetStem.model_fields} - {"stages" if is_cut_by_layers else "layers"}
 
     def is_used(self, path: str, counts: Mapping[str, Any]) -> bool:
         head, *rest = path.split(".")
