@@ -27,8 +27,8 @@ from levit_search.train import (
     Training,
     always,
     fit,
-    fresh_network,
     out_of_memory_as_trial_error,
+    started_network,
     training_id,
 )
 
@@ -427,8 +427,9 @@ class Evaluator:
                 if is_tuned:
                     assert self._supernet is not None
                     model: Model = self._supernet.extracted(_levit(network))
+                    start = None
                 else:
-                    model = fresh_network(network, recipe, seed)
+                    model, start = started_network(network, recipe, seed)
                 result = fit(
                     model,
                     self._batches,
@@ -449,7 +450,7 @@ class Evaluator:
             save_weights(model, weights)
         else:
             weights.unlink(missing_ok=True)
-        return result
+        return replace(result, started_from=start)
 
 
 def described_data(batches: Batches, config: StudyConfig) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """What a training run is told: the student's recipe and the teacher's. No torch here."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic import SerializerFunctionWrapHandler as Serializer
 
 from levit_search.configuration import Count, Frozen
 
@@ -51,6 +53,15 @@ _VIEWS = (
 )
 
 
+_TIMM_NAME = re.compile(r"(timm/)?(levit_|deit3?_|resnet\d)\w*(\.\w+)?")
+_FILE = re.compile(r".*\.(safetensors|pth|pt|bin|ckpt|tar|yaml|yml)")
+
+
+def is_timm_name(weights: str) -> bool:
+    """Whether a text is a LeViT, DeiT or ResNet of timm's; ``./NAME`` is a file in any case."""
+    return bool(_TIMM_NAME.fullmatch(weights)) and not _FILE.fullmatch(weights)
+
+
 class Recipe(Frozen):
     """AdamW with linear warm-up and cosine decay, after Touvron et al. 2021 and the LeViT paper.
 
@@ -76,6 +87,11 @@ class Recipe(Frozen):
     ``precision: auto`` is fp32 on a CPU; on a GPU it is bf16 or fp16, whichever that has.
     ``threads`` is fixed here and not taken from the machine, since sums in another order give
     other accuracies. ``workers`` read images of sets that are not in memory.
+
+    ``weights`` are what networks start from, as far as they are a part of it: ``fresh``, a file of
+    a LeViT's, DeiT's or ResNet's weights, the folder of an export or of ``train --out``, a study
+    (its most accurate network) or ``STUDY#TRIAL``, or timm's name of a pretrained one; see
+    :mod:`levit_search.model.transfer`.
 
     ``donor_weights`` are what a graft's donor, or a LeViT's ResNet stem, starts from: null (fresh
     weights), ``pretrained`` (timm's, for unscaled donors) or a file of timm's ResNet; ``{name}`` in
@@ -114,6 +130,7 @@ class Recipe(Frozen):
     workers: Annotated[int, Field(strict=True, ge=0, le=256)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     donor_weights: Annotated[str, Field(min_length=1)] | None = None
+    weights: Annotated[str, Field(min_length=1)] = "fresh"
 
     @model_validator(mode="before")
     @classmethod
@@ -149,6 +166,14 @@ class Recipe(Frozen):
         if list(rungs) != sorted(set(rungs)):
             raise ValueError(f"{list(rungs)} must ascend")
         return rungs
+
+    @model_serializer(mode="wrap")
+    def _without_fresh(self, serialized: Serializer) -> dict[str, Any]:
+        """Leave out fresh weights, which were all there was: earlier recipes keep their ids."""
+        found: dict[str, Any] = serialized(self)
+        if found.get("weights") == "fresh":
+            del found["weights"]
+        return found
 
     @staticmethod
     def stated(section: Mapping[str, Any]) -> set[str]:
@@ -287,4 +312,6 @@ class TeacherConfig(Frozen):
     def _check_recipe(self) -> "TeacherConfig":
         if self.recipe.donor_weights is not None:
             raise ValueError("recipe.donor_weights: a teacher has no donor; see weights")
+        if self.recipe.weights != "fresh":
+            raise ValueError("recipe.weights: a teacher's are told by teacher.weights")
         return self

@@ -207,10 +207,10 @@ def _advice(config: StudyConfig, data: Mapping[str, Any], is_small: bool) -> tup
         found.append(f"more pictures: {train_images:,} are trained on{each}{bound}")
     else:
         found.append(f"longer training: --set train.epochs={10 * recipe.epochs} with more --time")
-    if recipe.donor_weights is None:
+    if recipe.donor_weights is None and recipe.weights == "fresh":
         found.append(
-            "weights to start from: train.donor_weights, for ResNet stems and grafts "
-            "(docs/search.md)"
+            "weights to start from: train.weights, or train.donor_weights for ResNet stems and "
+            "grafts (docs/training.md)"
         )
     if data.get("mirrored"):
         found.append("no mirroring, where left and right differ: --set train.hflip=false")

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,18 @@ from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import InputError, kept_by_checkpoint
 from levit_search.files import write_atomically
 from levit_search.model import Model, save_weights
+from levit_search.pretrained import check_weights_fit
 from levit_search.proportion import wilson_percent
 from levit_search.sealed import write_sealed
 from levit_search.study import StudyConfig
-from levit_search.train import Checkpoint, Epoch, top1_percent, train_network, training_id
+from levit_search.train import (
+    Checkpoint,
+    Epoch,
+    fit,
+    started_network,
+    top1_percent,
+    training_id,
+)
 
 _CHECKPOINT = "training.pt"
 
@@ -47,8 +56,9 @@ def train_single(
         ``test_top1_percent_ci95`` are the binomial intervals.
 
     Raises:
-        InputError: data, teacher or donor weights are missing or unfit, ``out`` holds something
-            else or cannot be written, or stopping was asked for without a folder to go on from.
+        InputError: data, teacher or weights to start from are missing or unfit, ``out`` holds
+            something else or cannot be written, or stopping was asked for without a folder to go on
+            from.
         TrialError: the training failed, or what came of it could not be written.
     """
     _check_out(out, until)
@@ -61,6 +71,7 @@ def train_single(
     )
     donor = donor_of(network)
     check_donor_weights(config.train.donor_weights, [donor] if donor else [])
+    check_weights_fit(config.train, [network])
     seed = config.search.seed
     teacher = _teacher(config, batches, say) if network.distillation else None
     run = training_id(
@@ -68,8 +79,11 @@ def train_single(
     )
     checkpoint = Checkpoint(out / _CHECKPOINT, run, is_required=True) if out is not None else None
     report = _told(network.id, config.train.epochs, say)
-    model, training = train_network(
-        network,
+    model, start = started_network(network, config.train, seed)
+    if start is not None:
+        say(f"{network.id}: starts with {start}")
+    training = fit(
+        model,
         batches,
         config.train,
         seed,
@@ -79,6 +93,7 @@ def train_single(
         until,
         _within(network.id, say),
     )
+    training = replace(training, started_from=start)
     result = {
         "id": network.id,
         "data": config.data.name,

@@ -280,6 +280,14 @@ def train(
             metavar="EPOCH", min=1, help="Stop here; the same command without it goes on."
         ),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Start from these: a file, the folder of an export or of --out, STUDY or "
+            "STUDY#TRIAL, or timm's name of a LeViT, DeiT or ResNet [default: fresh].",
+        ),
+    ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(help="A timm network with the recipe short, or none [default: the file's]."),
@@ -302,6 +310,7 @@ def train(
     given: dict[str, Any] = {
         "train": {"recipe": recipe} if recipe is not None else None,
         "train.epochs": epochs,
+        "train.weights": weights,
         "data.image_size": image_size,
         "search.seed": seed,
     }

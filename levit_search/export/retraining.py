@@ -74,8 +74,11 @@ def config_for(study: Study, asked: Retraining) -> StudyConfig:
         if asked.recipe not in get_args(RecipeName):
             allowed = " or ".join(get_args(RecipeName))
             raise InputError(f"--recipe {asked.recipe}: expected {allowed}")
-        # What says where it runs, and with which donor, stays.
-        kept = ("threads", "workers", "precision", "channels_last", "compile", "donor_weights")
+        # What says where it runs, and what it starts from, stays.
+        kept = (
+            *("threads", "workers", "precision", "channels_last", "compile"),
+            *("donor_weights", "weights"),
+        )
         train = {key: value for key, value in given["train"].items() if key in kept}
         given["train"] = {"recipe": asked.recipe, **train}
     changes |= dict(asked.changes or {})

@@ -24,7 +24,9 @@ from levit_search.sealed import (
 )
 
 
-def load_weights(model: Model, weights: Mapping[str, Any] | Path) -> Naming:
+def load_weights(
+    model: Model, weights: Mapping[str, Any] | Path, where: str | None = None
+) -> Naming:
     """Load weights in any of the three namings into ``model``, in place.
 
     Args:
@@ -32,6 +34,7 @@ def load_weights(model: Model, weights: Mapping[str, Any] | Path) -> Naming:
         weights: a state dict, or the path of a ``.safetensors`` or torch checkpoint file (read
             with ``weights_only``); a state dict may stand under the key ``model``. Weights of 1x1
             convolutions are taken for linear layers.
+        where: what messages call them; None for the path.
 
     Returns:
         The naming that was recognised.
@@ -40,8 +43,8 @@ def load_weights(model: Model, weights: Mapping[str, Any] | Path) -> Naming:
         InputError: the file cannot be read or is damaged, a tensor is missing or unexpected, or its
             shape is not the network's; the message names the tensor and both shapes.
     """
-    where = str(weights) if isinstance(weights, Path) else "weights"
-    state = _state(weights, where)
+    where = where or (str(weights) if isinstance(weights, Path) else "weights")
+    state = state_dict_of(weights, where)
     naming = _recognise(state, model)
     ours = state if naming == "ours" else _renamed(state, model, naming, where)
     expected = model.state_dict()
@@ -57,7 +60,7 @@ def load_exactly(module: nn.Module, path: Path) -> None:
         InputError: as :func:`load_weights`.
     """
     where = str(path)
-    state, expected = _state(path, where), module.state_dict()
+    state, expected = state_dict_of(path, where), module.state_dict()
     _check_names(expected, state, where)
     module.load_state_dict(_matched(expected, state, where))
 
@@ -85,7 +88,7 @@ def load_donor(model: Model, weights: Mapping[str, Any] | Path | None) -> list[s
         where, state = f"timm's pretrained {kind}", _pretrained(kind, head.conv1.in_channels)
     else:
         where = str(weights) if isinstance(weights, Path) else "donor weights"
-        state = _state(weights, where)
+        state = state_dict_of(weights, where)
     left_out = ["conv1.weight"] if is_small else []
     expected = {name: t for name, t in head.state_dict().items() if name not in left_out}
     given = {name: tensor for name, tensor in state.items() if name in expected}
@@ -167,7 +170,12 @@ def _read(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _state(weights: Mapping[str, Any] | Path, where: str) -> Mapping[str, Tensor]:
+def state_dict_of(weights: Mapping[str, Any] | Path, where: str) -> Mapping[str, Tensor]:
+    """The tensors by name of a state dict or of a file of one, which may stand under ``model``.
+
+    Raises:
+        InputError: the file cannot be read or is damaged, or holds something else.
+    """
     state: Mapping[str, Any] = _read(weights) if isinstance(weights, Path) else weights
     state = state.get("model", state)
     if not isinstance(state, Mapping) or not all(

@@ -13,6 +13,7 @@ from levit_search.data import DataInfo, describe
 from levit_search.distill import shared_teacher
 from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import TrialError
+from levit_search.pretrained import check_weights_fit
 from levit_search.reproduce.paper import Row, Table
 from levit_search.reproduce.results import Figures, Run, Step, Told
 from levit_search.study import StudyConfig
@@ -74,6 +75,8 @@ def fill_accuracy(
     networks = {row.name: row_network(row, table, config, info, width_scale) for row in table.built}
     donors = [donor_of(n) for n in networks.values() if n and not isinstance(n, Baseline)]
     check_donor_weights(config.train.donor_weights, [donor for donor in donors if donor])
+    built = [n for n in networks.values() if n and not isinstance(n, Baseline)]
+    check_weights_fit(config.train, built)
     batches = open_batches(config.data)
     teacher = _teacher(config, batches, told) if has_teacher(table) else None
     for name, network in networks.items():

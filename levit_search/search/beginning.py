@@ -6,6 +6,7 @@ from pathlib import Path
 from levit_search import data
 from levit_search.errors import InputError
 from levit_search.latency.ray_connection import knock
+from levit_search.pretrained import check_weights_fit, pinned
 from levit_search.search.preparation import start_values
 from levit_search.search.takeover import check_source
 from levit_search.search.training_speed import training_speed
@@ -41,7 +42,8 @@ def begin(
     """
     survey = None if data.is_known(config.data) else data.survey_of(config.data, say)
     found = data.looked_at(config.data) if survey is None else data.settled(config.data, survey)
-    config = config.model_copy(update={"data": found})
+    train = config.train.model_copy(update={"weights": _pinned(config, folder)})
+    config = config.model_copy(update={"data": found, "train": train})
     space = checked_space(config, where)
     folder = folder or Path("studies") / config.name
     if Study.existing(folder) is None and found.name in ("digits", "fashion-mnist"):
@@ -61,6 +63,16 @@ def begin(
     if config.plan is not None:
         say(_told(config, config.plan))
     return study
+
+
+def _pinned(config: StudyConfig, folder: Path | None) -> str:
+    """The weights to start from, with the trial where they are a study's: the one that the search
+    began with, where it goes on."""
+    before = Study.existing(folder or Path("studies") / config.name)
+    earlier = before.config.train.weights if before is not None and before.is_begun() else ""
+    if earlier.rpartition("#")[0] == config.train.weights:
+        return earlier
+    return pinned(config.train.weights)
 
 
 def _planned(
@@ -196,12 +208,15 @@ def checked_space(config: StudyConfig, where: str = "space") -> Space:
     Raises:
         InputError: the data is missing or has other sizes, the template is malformed, no network of
             the space keeps its limits, its networks cannot share weights as they are to, or those
-            to try first are none of them.
+            to try first are none of them, or none can start from the weights that it is to.
     """
     config.check_data(where)
     space = config.space(where)
     space.sample(1)
     if config.inherits:
         envelope_of(space, where)
-    start_values(config, space, where)
+    starts = start_values(config, space, where)
+    if config.is_trained and config.train.weights != "fresh":
+        first = [space.decode(values) for values in starts.values()]
+        check_weights_fit(config.train, [*first, *(each for each, _ in space.sample())])
     return space

@@ -39,7 +39,7 @@ from levit_search.pareto import (
     figure_and_target,
     is_maximised,
 )
-from levit_search.recipe import Recipe, SupernetConfig, TeacherConfig
+from levit_search.recipe import Recipe, SupernetConfig, TeacherConfig, is_timm_name
 from levit_search.space import Limits, Space
 from levit_search.study.plan import Plan
 from levit_search.study.storage import StorageUrl
@@ -415,11 +415,13 @@ def config_of(
     for section, key in _SHORT_FORMS.items():
         if isinstance(raw.get(section), str):
             raw[section] = {key: raw[section]}
-    for key, value in (changes or {}).items():
+    changes = {_LONG_FORMS.get(key, key): value for key, value in (changes or {}).items()}
+    _move_weights(raw, path)
+    for key, value in changes.items():
         _put(raw, key, value)
     epochs = raw["train"].get("epochs", 1) if isinstance(raw.get("train"), Mapping) else 1
     if epochs == "auto":
-        _leave_to_plan(raw, (changes or {}).keys())
+        _leave_to_plan(raw, changes.keys())
     elif isinstance(epochs, str):
         shown = shortened(epochs)
         raise InputError(
@@ -467,7 +469,10 @@ def located(
             update["data"] = data.model_copy(update={"root": root})
     if train.donor_weights not in (None, "pretrained"):
         weights = absolute(train.donor_weights, "train.donor_weights")
-        update["train"] = train.model_copy(update={"donor_weights": weights})
+        train = train.model_copy(update={"donor_weights": weights})
+    if train.weights != "fresh" and not is_timm_name(train.weights):
+        train = train.model_copy(update={"weights": absolute(train.weights, "train.weights")})
+    update["train"] = train
     if teacher is not None and teacher.weights not in ("train", "pretrained"):
         weights = absolute(teacher.weights, "teacher.weights")
         update["teacher"] = teacher.model_copy(update={"weights": weights})
@@ -485,6 +490,9 @@ def _absolute(text: str, key: str, path: Path, changes: Mapping[str, Any]) -> Pa
         # ``{name}`` in it stands for any name, to be filled in later.
         if glob.glob(glob.escape(str(beside)).replace("{name}", "*")):  # noqa: PTH207 (from anywhere)
             place = beside
+    folder, separator, number = text.rpartition("#")
+    if separator and not is_there(place) and number.isdigit():  # a trial of a study
+        return Path(f"{_absolute(folder, key, path, changes)}#{number}")
     found = place.absolute()
     # A folder that the way leads out of again may be gone tomorrow.
     return Path(os.path.realpath(found)) if ".." in found.parts else found
@@ -560,6 +568,24 @@ def _leave_to_plan(raw: dict[str, Any], changed: Collection[str]) -> None:
 _SHORT_FORMS = {"engine": "kind", "latency": "method"}
 
 
+# Keys that stand at the top for one of a section.
+_LONG_FORMS = {"weights": "train.weights"}
+
+
+def _move_weights(raw: dict[str, Any], path: Path) -> None:
+    """Put ``weights`` of a file where it belongs, into ``train``."""
+    if "weights" not in raw:
+        return
+    weights, train = raw.pop("weights"), raw.setdefault("train", {})
+    if not isinstance(train, dict):
+        return  # which is refused where it stands
+    if train.setdefault("weights", weights) != weights:
+        raise InputError(
+            f"{path}: weights: {shortened(weights)} and train.weights: "
+            f"{shortened(train['weights'])} are the same setting; leave one out"
+        )
+
+
 def _section(written: Any) -> Any:
     """A further target's section in full; a text is its target alone."""
     return {"target": written} if isinstance(written, str) else written
@@ -631,6 +657,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         key, separator, value = text.partition("=")
         if not separator or not key.strip():
             raise InputError(f"--set {text}: expected key=value, such as train.epochs=5")
-        types = field_types(StudyConfig, key.strip())
-        changes[key.strip()] = parse_value(value, types, f"--set {text}")
+        key = _LONG_FORMS.get(key.strip(), key.strip())
+        types = field_types(StudyConfig, key)
+        changes[key] = parse_value(value, types, f"--set {text}")
     return changes

@@ -14,6 +14,7 @@ from levit_search.architecture import Architecture
 from levit_search.errors import InputError, TrialError
 from levit_search.files import write_atomically
 from levit_search.inflation import check_not_inflated
+from levit_search.pretrained import weights_digest
 from levit_search.recipe import Recipe
 from levit_search.sealed import DamagedError, read_bounded
 
@@ -26,8 +27,13 @@ def training_id(
     """An identity of everything that a run of training depends on, donors' weights by their path.
 
     Two runs of one identity on one kind of device give the same figures, bit by bit.
+
+    Raises:
+        InputError: the recipe's weights are not to be had.
     """
     made_of = [network.id, recipe.decisive(), seed, data_id, teacher_id]
+    if recipe.weights != "fresh":
+        made_of.append(weights_digest(recipe.weights))
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from levit_search.donors import load_donor_weights
 from levit_search.errors import TrialError
 from levit_search.latency.sharing import between_probes
 from levit_search.model import Model, build
+from levit_search.pretrained import start_from
 from levit_search.proportion import guess_percent, most_guessed
 from levit_search.recipe import Recipe
 from levit_search.train.checkpoint import Checkpoint
@@ -49,23 +50,32 @@ def train_network(
     told: Told = silent,
     decide: Decide = always,
 ) -> tuple[Model, Training]:
-    """Build ``network`` with the weights of ``seed`` and its donor's, and fit it; see :func:`fit`.
+    """Build ``network`` with the weights it starts from, and fit it; see :func:`started_network`
+    and :func:`fit`.
 
     A network with one head has nothing to learn from a teacher, which is then not asked.
     """
-    model = fresh_network(network, recipe, seed)
+    model, start = started_network(network, recipe, seed)
     answers = teacher if network.distillation else None
-    return model, fit(
-        model, batches, recipe, seed, answers, report, checkpoint, until, told, decide
-    )
+    training = fit(model, batches, recipe, seed, answers, report, checkpoint, until, told, decide)
+    return model, replace(training, started_from=start)
 
 
-def fresh_network(network: Architecture, recipe: Recipe, seed: int) -> Model:
-    """A network as training begins with it: with the weights of ``seed`` and its donor's."""
+def started_network(network: Architecture, recipe: Recipe, seed: int) -> tuple[Model, str | None]:
+    """A network as training begins with it: with the weights of ``seed``, over them what fits of
+    the recipe's ``weights``, and its donor's.
+
+    Returns:
+        The network, and what came over or why it starts fresh; None where that is what is wanted.
+
+    Raises:
+        InputError: the weights are not to be had.
+    """
     seed_torch(seed, 3)
     model = build(network)
+    start = start_from(model, recipe.weights)
     load_donor_weights(model, recipe.donor_weights)
-    return model
+    return model, start
 
 
 def fit(
@@ -133,7 +143,7 @@ def step_seconds(network: Architecture, batches: Batches, recipe: Recipe) -> Ite
         InputError, TrialError: as :func:`fit`.
     """
     torch.set_num_threads(recipe.threads)
-    run = _Run(fresh_network(network, recipe, 0), batches, recipe, 0, None, None, None)
+    run = _Run(started_network(network, recipe, 0)[0], batches, recipe, 0, None, None, None)
     with _as_trial_errors(run):
         yield from run.timed_steps()
 

@@ -31,9 +31,14 @@ class Training:
     precision: str = "fp32"
     batch_parts: int = 1
     """2 where a batch did not fit into memory and was worked on in two halves."""
+    started_from: str | None = None
+    """What came over of the recipe's weights, or why nothing did; None for fresh ones."""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        if self.started_from is None:
+            del found["started_from"]
+        return found
 
 
 Report = Callable[[Epoch], None]

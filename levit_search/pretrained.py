@@ -1,0 +1,225 @@
+"""Trained weights that networks start from, as a recipe names them."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from levit_search.architecture import Architecture
+from levit_search.errors import InputError, UnknownNameError
+from levit_search.files import expanded, is_there
+from levit_search.recipe import Recipe, is_timm_name
+
+if TYPE_CHECKING:
+    from levit_search.model import Model
+    from levit_search.model.source import Source
+    from levit_search.study import Record
+
+_ALLOWED = (
+    "expected fresh, a file of weights, the folder of an export or of train --out, a study or "
+    "STUDY#TRIAL, or timm's name of a LeViT, DeiT or ResNet"
+)
+
+
+def start_from(model: "Model", weights: str) -> str | None:
+    """Put what fits of trained weights into a freshly initialised network, in place.
+
+    Args:
+        model: the network.
+        weights: the recipe's ``weights``.
+
+    Returns:
+        What came over, or why nothing did and the network starts fresh, in one line; None where
+        fresh weights are wanted.
+
+    Raises:
+        InputError: the weights are not to be had.
+    """
+    if weights == "fresh":
+        return None
+    from levit_search.model.transfer import misfit, transfer
+
+    source = source_of(weights)
+    reason = misfit(source, model.architecture)
+    return f"fresh ({reason})" if reason is not None else transfer(source, model).told()
+
+
+def check_weights_fit(
+    recipe: Recipe, networks: Iterable[Architecture], most: int | None = None
+) -> None:
+    """Make sure that trained weights are there and that a network can start from them.
+
+    Args:
+        recipe: whose ``weights`` they are.
+        networks: one of these has to fit.
+        most: how many of them are looked at; None for all.
+
+    Raises:
+        InputError: the weights are not to be had, or fit none of the networks; the message is about
+            the first of them.
+    """
+    if recipe.weights == "fresh":
+        return
+    from levit_search.model.transfer import misfit
+
+    source, first = source_of(recipe.weights), None
+    for count, network in enumerate(networks, start=1):
+        reason = misfit(source, network)
+        if reason is None:
+            return
+        first = first or reason
+        if count == most:
+            break
+    if first is not None:
+        raise InputError(f"train.weights: {first}")
+
+
+def source_of(weights: str) -> "Source":
+    """The trained weights that a text stands for; those that were asked for last stay in memory.
+
+    Args:
+        weights: a file, a folder with ``model.safetensors``, a study or ``STUDY#TRIAL``, or a name
+            of timm's. Of a study the most accurate network is taken.
+
+    Raises:
+        InputError: there is no such thing, it is damaged, or it holds no weights of a LeViT, DeiT
+            or ResNet.
+    """
+    if is_timm_name(weights):
+        return _of_timm(weights.removeprefix("timm/"))
+    path, network = _found(weights)
+    return _read(path, network, _stamp(path))
+
+
+def pinned(weights: str) -> str:
+    """A study's folder with the trial whose weights are taken now; anything else as it is.
+
+    Raises:
+        InputError: the study has no trained weights.
+    """
+    if weights == "fresh" or is_timm_name(weights) or not _is_study(expanded(weights)):
+        return weights
+    return f"{weights}#{_best(expanded(weights)).trial}"
+
+
+def weights_digest(weights: str) -> str:
+    """A SHA-256 over the content of trained weights, or over what a name of timm's stands for.
+
+    Raises:
+        InputError: they are not to be had.
+    """
+    if is_timm_name(weights):
+        return hashlib.sha256(json.dumps(_timm_source(weights)).encode()).hexdigest()
+    path, network = _found(weights)
+    return f"{_digest(path, _stamp(path))}{network.id if network is not None else ''}"
+
+
+Stamp = tuple[int, int]
+"""Another one once a file has changed."""
+
+
+def _stamp(path: Path) -> Stamp:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, stamp: Stamp) -> str:
+    del stamp
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, network: Architecture | None, stamp: Stamp) -> "Source":
+    from levit_search.model.source import source_of as read
+    from levit_search.model.weights import state_dict_of
+
+    del stamp
+    return read(state_dict_of(path, str(path)), str(path), network)
+
+
+def _found(weights: str) -> tuple[Path, Architecture | None]:
+    """The file that a text stands for, and whose weights it holds where that is written down."""
+    path = expanded(weights)
+    if not is_there(path):
+        folder, separator, number = weights.rpartition("#")
+        if not separator or not _is_study(expanded(folder)):
+            raise InputError(f"{weights}: there is no such thing; {_ALLOWED}")
+        return _of_trial(expanded(folder), number)
+    if _is_study(path):
+        record = _best(path)
+        return _of_trial(path, str(record.trial))
+    from levit_search.model.source import weights_file
+
+    return weights_file(path)
+
+
+def _is_study(path: Path) -> bool:
+    return is_there(path / "study.yaml")
+
+
+@lru_cache(maxsize=8)  # a storage takes a while to read, and a finished trial stays what it is
+def _of_trial(folder: Path, number: str) -> tuple[Path, Architecture | None]:
+    from levit_search.export.picking import weights_of
+    from levit_search.study import Study, find_record
+
+    study = Study.open(folder)
+    record = find_record(study, number)
+    return weights_of(study, record), record.architecture
+
+
+def _best(folder: Path) -> "Record":
+    """The most accurate trial of a study whose weights are there."""
+    from levit_search.study import Study
+
+    study = Study.open(folder)
+    found = [
+        record
+        for record in study.records()
+        if record.architecture is not None
+        and "top1_percent" in record.values
+        and study.weights(record.architecture.id).is_file()
+    ]
+    if not found:
+        raise InputError(f"{folder}: no trial of this study has trained weights; {_ALLOWED}")
+    return max(found, key=lambda record: record.values["top1_percent"])
+
+
+def _timm_source(weights: str) -> dict[str, str | None]:
+    """Which weights a name of timm's stands for.
+
+    Raises:
+        InputError: timm has none, or no such network.
+    """
+    import timm
+
+    name = weights.removeprefix("timm/")
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a network of timm's with a tag that is none
+        known = None
+    if known is None or not known.has_weights:
+        all_names = timm.list_pretrained(["levit_*", "deit*", "resnet*"])
+        raise UnknownNameError("weights of timm's", name, all_names)
+    return {part: getattr(known, part) for part in ("architecture", "tag", "hf_hub_id", "url")}
+
+
+@lru_cache(maxsize=2)
+def _of_timm(name: str) -> "Source":
+    import timm
+
+    from levit_search.model.source import source_of as read
+
+    _timm_source(name)
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # the hub's client raises kinds of its own
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise InputError(
+            f"timm's {name}: not to be had ({reason}); where there is no network, give the file "
+            "of its weights"
+        ) from error
+    return read(model.state_dict(), name)
