@@ -27,8 +27,8 @@ from levit_search.train import (
     Training,
     always,
     fit,
+    fresh_network,
     out_of_memory_as_trial_error,
-    started_network,
     training_id,
 )
 
@@ -427,9 +427,8 @@ class Evaluator:
                 if is_tuned:
                     assert self._supernet is not None
                     model: Model = self._supernet.extracted(_levit(network))
-                    start = None
                 else:
-                    model, start = started_network(network, recipe, seed)
+                    model = fresh_network(network, recipe, seed)
                 result = fit(
                     model,
                     self._batches,
@@ -450,7 +449,7 @@ class Evaluator:
             save_weights(model, weights)
         else:
             weights.unlink(missing_ok=True)
-        return replace(result, started_from=start)
+        return result
 
 
 def described_data(batches: Batches, config: StudyConfig) -> dict[str, Any]:

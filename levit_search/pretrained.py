@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -31,19 +32,23 @@ def start_from(model: "Model", weights: str) -> str | None:
         weights: the recipe's ``weights``.
 
     Returns:
-        What came over, or why nothing did and the network starts fresh, in one line; None where
-        fresh weights are wanted.
+        What came over in one line; None where fresh weights are wanted. A network that nothing fits
+        starts fresh, with the reason here and in a warning.
 
     Raises:
         InputError: the weights are not to be had.
     """
     if weights == "fresh":
         return None
-    from levit_search.model.transfer import misfit, transfer
+    from levit_search.model import misfit, transfer
 
-    source = source_of(weights)
+    source = find_source(weights)
     reason = misfit(source, model.architecture)
-    return f"fresh ({reason})" if reason is not None else transfer(source, model).told()
+    if reason is None:
+        return transfer(source, model).told()
+    told = f"fresh weights ({reason})"
+    warnings.warn(f"{model.architecture.summary()}: starts with {told}", stacklevel=2)
+    return told
 
 
 def check_weights_fit(
@@ -62,9 +67,9 @@ def check_weights_fit(
     """
     if recipe.weights == "fresh":
         return
-    from levit_search.model.transfer import misfit
+    from levit_search.model import misfit
 
-    source, first = source_of(recipe.weights), None
+    source, first = find_source(recipe.weights), None
     for count, network in enumerate(networks, start=1):
         reason = misfit(source, network)
         if reason is None:
@@ -76,7 +81,7 @@ def check_weights_fit(
         raise InputError(f"train.weights: {first}")
 
 
-def source_of(weights: str) -> "Source":
+def find_source(weights: str) -> "Source":
     """The trained weights that a text stands for; those that were asked for last stay in memory.
 
     Args:
@@ -134,11 +139,11 @@ def _digest(path: Path, stamp: Stamp) -> str:
 
 @lru_cache(maxsize=2)
 def _read(path: Path, network: Architecture | None, stamp: Stamp) -> "Source":
-    from levit_search.model.source import source_of as read
+    from levit_search.model.source import source_of
     from levit_search.model.weights import state_dict_of
 
     del stamp
-    return read(state_dict_of(path, str(path)), str(path), network)
+    return source_of(state_dict_of(path, str(path)), str(path), network)
 
 
 def _found(weights: str) -> tuple[Path, Architecture | None]:
@@ -211,7 +216,7 @@ def _timm_source(weights: str) -> dict[str, str | None]:
 def _of_timm(name: str) -> "Source":
     import timm
 
-    from levit_search.model.source import source_of as read
+    from levit_search.model.source import source_of
 
     _timm_source(name)
     try:
@@ -222,4 +227,4 @@ def _of_timm(name: str) -> "Source":
             f"timm's {name}: not to be had ({reason}); where there is no network, give the file "
             "of its weights"
         ) from error
-    return read(model.state_dict(), name)
+    return source_of(model.state_dict(), name)

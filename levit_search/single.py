@@ -3,7 +3,6 @@
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from levit_search.train import (
     Checkpoint,
     Epoch,
     fit,
-    started_network,
+    fresh_network,
     top1_percent,
     training_id,
 )
@@ -79,9 +78,9 @@ def train_single(
     )
     checkpoint = Checkpoint(out / _CHECKPOINT, run, is_required=True) if out is not None else None
     report = _told(network.id, config.train.epochs, say)
-    model, start = started_network(network, config.train, seed)
-    if start is not None:
-        say(f"{network.id}: starts with {start}")
+    model = fresh_network(network, config.train, seed)
+    if model.started_from is not None:
+        say(f"{network.id}: starts with {model.started_from}")
     training = fit(
         model,
         batches,
@@ -93,7 +92,6 @@ def train_single(
         until,
         _within(network.id, say),
     )
-    training = replace(training, started_from=start)
     result = {
         "id": network.id,
         "data": config.data.name,

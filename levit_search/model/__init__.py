@@ -7,6 +7,8 @@ from levit_search.model.folding import fold
 from levit_search.model.graft import GraftModel
 from levit_search.model.levit import LevitModel
 from levit_search.model.onnx_graph import export_onnx, write_graph
+from levit_search.model.source import Source
+from levit_search.model.transfer import Transfer, misfit, ordered, transfer
 from levit_search.model.weights import (
     load_donor,
     load_exactly,
@@ -21,14 +23,19 @@ __all__ = [
     "Layout",
     "LevitModel",
     "Model",
+    "Source",
+    "Transfer",
     "build",
     "export_onnx",
     "fold",
     "load_donor",
     "load_exactly",
     "load_weights",
+    "misfit",
+    "ordered",
     "save_weights",
     "set_layout",
     "to_timm",
+    "transfer",
     "write_graph",
 ]

@@ -19,6 +19,9 @@ class GraftModel(nn.Module):
     head) while training and the mean of both otherwise (Touvron et al. 2021, section 4).
     """
 
+    started_from: str | None = None
+    """What came over of trained weights before training, for people to read."""
+
     def __init__(self, architecture: Graft) -> None:
         super().__init__()
         self.architecture = architecture

@@ -25,6 +25,9 @@ class LevitModel(LaidOut, nn.Module):
     head) while training and the mean of both otherwise (Graham et al., section 4.3).
     """
 
+    started_from: str | None = None
+    """What came over of trained weights before training, for people to read."""
+
     def __init__(self, architecture: Levit) -> None:
         super().__init__()
         self.architecture = architecture

@@ -12,33 +12,30 @@ Shapes are named as in ``blocks``. An axis of a tensor has a label (``width.0``,
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, Literal, cast
+from functools import cached_property
+from typing import cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from levit_search.architecture import Architecture, ConvStem, Graft, Levit, ResNetStem
-from levit_search.architecture.levit import Shrink, Stage
 from levit_search.errors import InputError
-from levit_search.model.build import Model, build
+from levit_search.model.axes import (
+    JOINED,
+    Axes,
+    axes_of,
+    blocks_of,
+    grids_of,
+    label_sizes,
+    shows,
+    size_of,
+    widths_of,
+)
+from levit_search.model.build import Model
+from levit_search.model.importance import Order, importance
 from levit_search.model.source import Source
-
-Order = Literal["leading", "scale", "activation"]
-"""What comes first where a network is narrower than its source.
-
-``scale``: channels by the scale that batch norm gives them (without batch norm by the norm of their
-weights), times the norm of the weights that read them. ``activation``: by the mean square that
-activations have on images, times the same. ``leading``: those that stand first, as in weights that
-were trained for all networks of a space; nothing is made up for then, and of attention biases the
-leading offsets are taken.
-"""
-
-Axes = tuple[str | None, ...]
-"""The label of each axis of a tensor; None for one that is not cut."""
 
 
 @dataclass
@@ -51,6 +48,8 @@ class Transfer:
     total: int = 0
     cut: set[str] = field(default_factory=set)
     """Labels of axes of which a part was taken."""
+    changed: list[str] = field(default_factory=list)
+    """What else the network does in another way than its source."""
     resized: list[str] = field(default_factory=list)
     """Tensors that were interpolated, summed or repeated."""
     fresh: list[str] = field(default_factory=list)
@@ -66,6 +65,7 @@ class Transfer:
             parts.append(f"{_listed(_layers(self.resized))} fitted to other images")
         if self.fresh:
             parts.append(f"{_listed(_layers(self.fresh))} fresh")
+        parts += self.changed
         return "; ".join(parts)
 
 
@@ -91,16 +91,15 @@ def transfer(
     reason = pair.misfit(source.name)
     if reason is not None:
         raise InputError(reason)
-    cut = pair.cut()
-    ranks = _ranks(source, order, images) if cut else {}
-    selected = _selected(pair.before_sizes, pair.after_sizes, ranks)
-    result = Transfer(source.name, cut=cut)
+    result = Transfer(source.name, cut=pair.cut(), changed=pair.changed())
+    ranks = importance(source, order, images) if result.cut else {}
+    selected = _selected(pair.before_sizes, pair.after_sizes, ranks) if pair.blocks_fit else {}
     placed: dict[str, Tensor] = {}
     for name, own in model.state_dict().items():
         result.total += own.numel()
         found = source.state.get(pair.source_name(name)) if pair.goes_together(name) else None
         if found is not None:
-            whole = _cut(found, _axes(pair.after).get(name, ()), selected)
+            whole = _cut(found, axes_of(pair.after).get(name, ()), selected)
             found = pair.fitted(name, whole, own, order)
             if found.shape == own.shape:
                 result.taken += own.numel()
@@ -125,8 +124,8 @@ def ordered(source: Source, order: Order = "scale", images: Tensor | None = None
         order: what is important.
         images: as for :func:`transfer`.
     """
-    sizes, axes = _sizes(source.architecture), _axes(source.architecture)
-    selected = _selected(sizes, sizes, _ranks(source, order, images), is_whole=True)
+    sizes, axes = label_sizes(source.architecture), axes_of(source.architecture)
+    selected = _selected(sizes, sizes, importance(source, order, images), is_whole=True)
     state = {name: _cut(each, axes.get(name, ()), selected) for name, each in source.state.items()}
     return Source(source.architecture, state, source.name)
 
@@ -144,7 +143,7 @@ class _Pair:
 
     def __init__(self, before: Architecture, after: Architecture) -> None:
         self.before, self.after = before, after
-        self.before_sizes, self.after_sizes = _sizes(before), _sizes(after)
+        self.before_sizes, self.after_sizes = label_sizes(before), label_sizes(after)
         resnets = _resnet_of(before), _resnet_of(after)
         self._share_resnet = resnets[0] is not None and resnets[0][:2] == (resnets[1] or ())[:2]
         self._share_resnet_stem = resnets[0] == resnets[1]
@@ -155,7 +154,7 @@ class _Pair:
 
     def _blocks_misfit(self, where: str = "") -> str | None:
         before, after = self.before, self.after
-        if type(before) is not type(after) or not _blocks(before) or not _blocks(after):
+        if type(before) is not type(after) or not blocks_of(before) or not blocks_of(after):
             return (
                 f"{where}: holds {_family(before)}, of which {_family(after)} has no part; "
                 f"{_possible(before)}"
@@ -168,8 +167,8 @@ class _Pair:
         for label, size in self.after_sizes.items():
             if label.startswith("stem.") or size <= self.before_sizes.get(label, size):
                 continue
-            name, axes = next(each for each in _axes(after).items() if _shows(*each, label))
-            shapes = [[_size(a, sizes) for a in axes[:2]] for sizes in self._both_sizes]
+            name, axes = next(each for each in axes_of(after).items() if shows(*each, label))
+            shapes = [[size_of(a, sizes) for a in axes[:2]] for sizes in self._both_sizes]
             return (
                 f"{where}: {name} has shape {shapes[0]}, the network's has {shapes[1]}, where "
                 f"{_words(label)} may be no more than the source's "
@@ -177,16 +176,31 @@ class _Pair:
             )
         return None
 
+    @cached_property
+    def blocks_fit(self) -> bool:
+        """Whether anything comes over but a ResNet."""
+        return self._blocks_misfit() is None
+
     @property
     def _both_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
         return self.before_sizes, self.after_sizes
 
     def cut(self) -> set[str]:
         """Labels of which the network has less than its source."""
-        if self._blocks_misfit() is not None:
-            return set()
-        before = self.before_sizes
+        before = self.before_sizes if self.blocks_fit else {}
         return {label for label, size in self.after_sizes.items() if size < before.get(label, 0)}
+
+    def changed(self) -> list[str]:
+        """Activations that differ, which no weights make up for."""
+        if not self.blocks_fit:
+            return []
+        pairs = [
+            (key, getattr(self.before, key), getattr(self.after, key))
+            for key in ("activation", "attention_activation")
+        ]
+        return [
+            f"{key} {after} in place of {before}" for key, before, after in pairs if before != after
+        ]
 
     def source_name(self, name: str) -> str:
         """What a tensor of the network is called in the source."""
@@ -219,8 +233,8 @@ class _Pair:
                 return False
             if isinstance(before, Graft) and isinstance(after, Graft) and after.trunk is None:
                 return before.trunk is None and before.donor == after.donor
-            return self._blocks_misfit() is None and len(_widths(before)) == len(_widths(after))
-        if self._blocks_misfit() is not None:
+            return self.blocks_fit and len(widths_of(before)) == len(widths_of(after))
+        if not self.blocks_fit:
             return False
         if isinstance(before, Levit) and isinstance(after, Levit) and name.startswith("stem."):
             return self._stem_goes_together(before, after, name)
@@ -251,10 +265,12 @@ class _Pair:
         last = name.rpartition(".")[2]
         if last == "attention_bias":
             block = name.partition(".attention.")[0]
-            grids = [_grids(each)[_blocks(each)[block][1]] for each in (self.before, self.after)]
+            grids = [
+                grids_of(each)[blocks_of(each)[block][1]] for each in (self.before, self.after)
+            ]
             return by_offset(found, grids[0], grids[1], by_share=order != "leading")
         if last == "position_embedding":
-            grids = [_grids(each)[0] for each in (self.before, self.after)]
+            grids = [grids_of(each)[0] for each in (self.before, self.after)]
             return _positions(found, own, grids[0], grids[1])
         if own.ndim == 4 and own.shape != found.shape:
             return _for_images(found, own)
@@ -346,139 +362,6 @@ def _for_images(found: Tensor, own: Tensor) -> Tensor:
     return found
 
 
-# What there is in a network, by label.
-
-
-@lru_cache(maxsize=64)
-def _blocks(network: Architecture) -> dict[str, tuple[Stage | Shrink, int, int]]:
-    """Each pair of an attention and an MLP block by name, with the stages that it reads and writes;
-    a trunk is one stage."""
-    if isinstance(network, Graft):
-        stage = network.trunk_stage
-        if stage is None:
-            return {}
-        return {f"trunk.blocks.{index}": (stage, 0, 0) for index in range(stage.depth)}
-    found: dict[str, tuple[Stage | Shrink, int, int]] = {}
-    for s, stage in enumerate(network.stages):
-        if s:
-            found[f"shrinks.{s - 1}"] = (network.shrinks[s - 1], s - 1, s)
-        found |= {f"stages.{s}.blocks.{index}": (stage, s, s) for index in range(stage.depth)}
-    return found
-
-
-def _widths(network: Architecture) -> list[int]:
-    if isinstance(network, Graft):
-        return [network.trunk.embed_dim] if network.trunk is not None else []
-    return [stage.embed_dim for stage in network.stages]
-
-
-def _grids(network: Architecture) -> list[tuple[int, int]]:
-    """Rows and columns of tokens in each stage."""
-    if isinstance(network, Graft):
-        return [(network.grid, network.grid)] if network.grid is not None else []
-    return [(grid, grid) for grid in network.grids]
-
-
-@lru_cache(maxsize=64)
-def _sizes(network: Architecture) -> dict[str, int]:
-    """The number of channels or heads behind each label; stems count from their last layer."""
-    widths = _widths(network)
-    found = {f"width.{index}": width for index, width in enumerate(widths)}
-    if isinstance(network, Levit) and isinstance(network.stem, ConvStem):
-        channels = network.stem.channels[::-1]
-        found |= {f"stem.{index}": size for index, size in enumerate(channels) if index}
-    for name, (block, _, after) in _blocks(network).items():
-        found[f"{name}.heads"] = block.num_heads
-        found[f"{name}.key"] = block.key_dim
-        found[f"{name}.value"] = int(block.attn_ratio * block.key_dim)
-        found[f"{name}.hidden"] = int(widths[after] * block.mlp_ratio)
-    return found
-
-
-# Labels of axes along which heads are joined, by the parts that a head has there.
-_JOINED = {
-    "qkv": ("key", "key", "value"),
-    "kv": ("key", "value"),
-    "q": ("key",),
-    "v": ("value",),
-}
-
-
-@lru_cache(maxsize=64)
-def _axes(network: Architecture) -> dict[str, Axes]:
-    """The labels of all tensors that have any, by name."""
-    found: dict[str, Axes] = {}
-
-    def layer(name: str, rows: str | None, columns: str | None) -> None:
-        """A linear layer or convolution and its batch norm, or its bias."""
-        for part in ("linear", "conv"):
-            found[f"{name}.{part}.weight"] = (rows, columns, None, None)
-            found[f"{name}.{part}.bias"] = (rows,)
-        norm(name, rows)
-
-    def norm(name: str, channels: str | None) -> None:
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            found[f"{name}.norm.{part}"] = (channels,)
-
-    for name, (block, before, after) in _blocks(network).items():
-        attention, mlp = f"{name}.attention", f"{name}.mlp"
-        read, written = f"width.{before}", f"width.{after}"
-        found[f"{attention}.core.attention_bias"] = (f"{name}.heads", None)
-        norm(attention, read)
-        norm(mlp, written)
-        if isinstance(block, Shrink):
-            layer(f"{attention}.key_value", f"{name}.kv", read)
-            layer(f"{attention}.query", f"{name}.q", read)
-        else:
-            layer(f"{attention}.qkv", f"{name}.qkv", read)
-        layer(f"{attention}.projection", written, f"{name}.v")
-        layer(f"{mlp}.expand", f"{name}.hidden", written)
-        layer(f"{mlp}.contract", written, f"{name}.hidden")
-    if isinstance(network, Graft):
-        if network.trunk is not None:
-            layer("trunk.projection", "width.0", None)
-            norm("trunk", "width.0")
-            for token in ("class_token", "distillation_token", "position_embedding"):
-                found[f"trunk.{token}"] = (None, None, "width.0")
-            for head in ("head", "head_dist"):
-                found[f"{head}.weight"] = (None, "width.0")
-        return found
-    found["position_embedding"] = (None, None, "width.0")
-    if isinstance(network.stem, ConvStem):
-        layers = len(network.stem.channels)
-        labels = [None, *(f"stem.{index}" for index in range(layers - 1, 0, -1)), "width.0"]
-        for index in range(layers):
-            layer(f"stem.convs.{index}", labels[index + 1], labels[index])
-    else:
-        layer("stem.convs.0", "width.0", None)
-        layer("stem.projection", "width.0", None)
-    for head in ("head", "head_dist"):
-        last = f"width.{len(network.stages) - 1}"
-        norm(head, last)
-        found[f"{head}.linear.weight"] = (None, last)
-    return found
-
-
-def _size(label: str | None, sizes: Mapping[str, int]) -> int:
-    """Of a tensor's axis."""
-    assert label is not None
-    if label in sizes:
-        return sizes[label]
-    block, _, joined = label.rpartition(".")
-    return sizes[f"{block}.heads"] * sum(sizes[f"{block}.{part}"] for part in _JOINED[joined])
-
-
-def _shows(name: str, axes: Axes, label: str) -> bool:
-    """Whether a tensor is a weight whose shape depends on what is behind a label."""
-    if not name.endswith("linear.weight") or None in axes[:2]:
-        return False
-    block, _, part = label.rpartition(".")
-    joined = [
-        f"{block}.{each}" for each, parts in _JOINED.items() if part in parts or part == "heads"
-    ]
-    return label in axes or any(each in axes for each in joined)
-
-
 def _selected(
     before: Mapping[str, int],
     after: Mapping[str, int],
@@ -502,7 +385,7 @@ def _selected(
         found[label] = _chosen(rank, (len(heads), most), size, is_whole)
     for block in {label.rpartition(".")[0] for label in found if label.endswith(".heads")}:
         heads = found[f"{block}.heads"]
-        for joined, parts in _JOINED.items():
+        for joined, parts in JOINED.items():
             starts = [
                 sum(before[f"{block}.{each}"] for each in parts[:i]) for i in range(len(parts) + 1)
             ]
@@ -532,202 +415,21 @@ def _cut(tensor: Tensor, axes: Axes, selected: Mapping[str, Tensor]) -> Tensor:
     return tensor
 
 
-# What is important in a source.
-
-
-def _ranks(source: Source, order: Order, images: Tensor | None) -> dict[str, Tensor]:
-    """How important the channels and heads behind each label are: the mean square that is written
-    there times the square of what it is read with.
-
-    Keys, values and hidden channels are ranked by their block, keys and values [H, K] by head.
-    """
-    if order == "leading":
-        return {}
-    if order == "scale":
-        return _ranks_by_scale(source)
-    if images is None:
-        raise InputError("weights: ordering by activations needs images")
-    return _ranked(source, _measured(source, images))
-
-
-@lru_cache(maxsize=2)  # a search asks for them with each candidate
-def _ranks_by_scale(source: Source) -> dict[str, Tensor]:
-    return _ranked(source, _by_scale(source))
-
-
-def _ranked(source: Source, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """See :func:`_ranks`; ``written`` are mean squares by label."""
-    network, state = source.architecture, source.state
-    sizes = _sizes(network)
-    found: dict[str, Tensor] = {}
-    read = {label: torch.zeros(size) for label, size in sizes.items() if label.startswith("width.")}
-    for name, (block, before, after) in _blocks(network).items():
-        heads = block.num_heads
-        values = written[f"{name}.v"] * _gains(state, f"{name}.attention.projection")
-        found[f"{name}.value"] = values.unflatten(0, (heads, -1))
-        found[f"{name}.heads"] = found[f"{name}.value"].sum(dim=1)
-        found[f"{name}.key"] = written[f"{name}.query"] * written[f"{name}.key"]
-        found[f"{name}.hidden"] = written[f"{name}.hidden"] * _gains(state, f"{name}.mlp.contract")
-        layers = ("key_value", "query") if isinstance(block, Shrink) else ("qkv",)
-        for layer in layers:
-            gains = _gains(state, f"{name}.attention.{layer}", f"{name}.attention.norm")
-            read[f"width.{before}"] += gains
-        read[f"width.{after}"] += _gains(state, f"{name}.mlp.expand", f"{name}.mlp.norm")
-    last = f"width.{len(_widths(network)) - 1}"
-    if isinstance(network, Levit):
-        read[last] += _gains(state, "head", "head.norm")
-    elif last in read:
-        read[last] += state["head.weight"].square().sum(dim=0) * state["trunk.norm.weight"] ** 2
-    found |= {label: written[label] * gains for label, gains in read.items()}
-    for label, layer in _stem_readers(network).items():
-        found[label] = written[label] * _gains(state, layer)
-    return found
-
-
-def _stem_readers(network: Architecture) -> dict[str, str]:
-    """By label of a stem's channels, the convolution that reads them."""
-    if not isinstance(network, Levit) or not isinstance(network.stem, ConvStem):
-        return {}
-    layers = len(network.stem.channels)
-    return {f"stem.{index}": f"stem.convs.{layers - index}" for index in range(1, layers)}
-
-
-def _gains(state: Mapping[str, Tensor], layer: str, norm: str | None = None) -> Tensor:
-    """The squared norm of what each channel is read with, batch norm after the layer included.
-
-    Args:
-        state: with the layer.
-        layer: its name.
-        norm: one before the layer, where there is one.
-    """
-    weight = next(
-        state[name] for p in ("linear", "conv") if (name := f"{layer}.{p}.weight") in state
-    )
-    by_row = weight.flatten(2).square().sum(dim=2) if weight.ndim > 2 else weight.square()
-    variance = state.get(f"{layer}.norm.running_var")
-    if norm == f"{layer}.norm":  # a classifier's own norm comes before it
-        variance = None
-    if variance is not None:
-        scale = state[f"{layer}.norm.weight"].square() / (variance + _EPSILON)
-        by_row = by_row * scale[:, None]
-    gains = by_row.sum(dim=0)
-    if norm is not None and f"{norm}.weight" in state:
-        gains = gains * state[f"{norm}.weight"].square()
-        before = state.get(f"{norm}.running_var")
-        gains = gains if before is None else gains / (before + _EPSILON)
-    return gains
-
-
-_EPSILON = 1e-5  # of torch's batch norm
-
-
-def _by_scale(source: Source) -> dict[str, Tensor]:
-    """The mean squares that batch norm's scale and shift give, or the weights' norms without it."""
-    network, state = source.architecture, source.state
-
-    def squares(layer: str) -> Tensor:
-        scale, shift = state.get(f"{layer}.norm.weight"), state.get(f"{layer}.norm.bias")
-        if scale is None:
-            for part in ("linear", "conv"):
-                if (weight := state.get(f"{layer}.{part}.weight")) is not None:
-                    scale, shift = weight.flatten(1).norm(dim=1), state[f"{layer}.{part}.bias"]
-        if scale is None or shift is None:  # the stem ends with a ResNet's own layers
-            return torch.zeros(())
-        return scale.square() + shift.square()
-
-    sizes = _sizes(network)
-    found = {label: torch.zeros(n) for label, n in sizes.items() if label.startswith("width.")}
-    stem = "stem.convs.0"
-    if isinstance(network, Graft):
-        stem = "trunk.projection"
-    elif isinstance(network.stem, ConvStem):
-        stem = f"stem.convs.{len(network.stem.channels) - 1}"
-    elif isinstance(network.stem, ResNetStem):
-        stem = "stem.projection"
-    if found:
-        found["width.0"] += squares(stem)
-    for name, (block, _, after) in _blocks(network).items():
-        attention, heads, key = f"{name}.attention", block.num_heads, block.key_dim
-        found[f"width.{after}"] += squares(f"{attention}.projection")
-        found[f"width.{after}"] += squares(f"{name}.mlp.contract")
-        found[f"{name}.hidden"] = squares(f"{name}.mlp.expand")
-        if isinstance(block, Shrink):
-            found[f"{name}.query"] = squares(f"{attention}.query").unflatten(0, (heads, -1))
-            rest = squares(f"{attention}.key_value").unflatten(0, (heads, -1))
-        else:
-            joined = squares(f"{attention}.qkv").unflatten(0, (heads, -1))
-            found[f"{name}.query"], rest = joined[:, :key], joined[:, key:]
-        found[f"{name}.key"], values = rest[:, :key], rest[:, key:]
-        found[f"{name}.v"] = values.flatten()
-    for label, reader in _stem_readers(network).items():
-        index = int(reader.rpartition(".")[2])
-        found[label] = squares(f"stem.convs.{index - 1}")
-    return found
-
-
-def _measured(source: Source, images: Tensor) -> dict[str, Tensor]:
-    """The mean squares of activations on images, which are brought to the source's size."""
-    network = source.architecture
-    with torch.random.fork_rng(devices=[]):
-        model = build(network)
-    model.load_state_dict(source.state)
-    model.eval()
-    found: dict[str, Tensor] = {}
-
-    def hook(name: str, take: Callable[[Tensor], dict[str, Tensor]]) -> None:
-        def measured(_: nn.Module, __: Any, output: Tensor) -> None:
-            for label, square in take(output).items():
-                found[label] = found.get(label, torch.zeros(())) + square
-
-        model.get_submodule(name).register_forward_hook(measured)
-
-    def by_channel(label: str) -> Callable[[Tensor], dict[str, Tensor]]:
-        def take(x: Tensor) -> dict[str, Tensor]:
-            axes = (0, 2, 3) if x.ndim == 4 else (0, 1)
-            return {label: x.square().mean(dim=axes)}
-
-        return take
-
-    def by_head(name: str, heads: int, key: int, parts: Iterable[str]) -> Callable[..., Any]:
-        def take(x_btc: Tensor) -> dict[str, Tensor]:
-            squares = x_btc.square().mean(dim=(0, 1)).unflatten(0, (heads, -1))
-            return {
-                f"{name}.{part}": squares[:, i * key : (i + 1) * key]
-                for i, part in enumerate(parts)
-            }
-
-        return take
-
-    for name, (block, _, after) in _blocks(network).items():
-        attention, heads, key = f"{name}.attention", block.num_heads, block.key_dim
-        hook(name, by_channel(f"width.{after}"))
-        hook(f"{name}.mlp.activation", by_channel(f"{name}.hidden"))
-        hook(f"{attention}.activation", by_channel(f"{name}.v"))
-        if isinstance(block, Shrink):
-            hook(f"{attention}.query", by_head(name, heads, key, ["query"]))
-            hook(f"{attention}.key_value", by_head(name, heads, key, ["key"]))
-        else:
-            hook(f"{attention}.qkv", by_head(name, heads, key, ["query", "key"]))
-    for label, reader in _stem_readers(network).items():
-        index = int(reader.rpartition(".")[2])
-        hook(f"stem.convs.{index - 1}", by_channel(label))
-    if images.shape[1] != network.in_channels:
-        images = images.mean(dim=1, keepdim=True).expand(-1, network.in_channels, -1, -1)
-    size = (network.image_size, network.image_size)
-    model(F.interpolate(images.float().cpu(), size, mode="bilinear", antialias=True))
-    return found
-
-
 # Words.
 
 
-def _resnet_of(network: Architecture) -> tuple[str, float, str] | None:
-    """The ResNet that a network begins with: its name, width and stem."""
+def _resnet_of(network: Architecture) -> tuple[str, int, int] | None:
+    """The ResNet that a network begins with: its name, the width of its first block and the kernel
+    of its first convolution."""
     if isinstance(network, Graft):
-        donor = network.donor
-        return (donor.name, donor.width_scale, donor.stem) if donor is not None else None
-    stem = network.stem
-    return (stem.kind, 1, "imagenet") if isinstance(stem, ResNetStem) else None
+        if network.donor is None:
+            return None
+        name, cut = network.donor.name, network.donor.cut(network.in_channels)
+    elif isinstance(network.stem, ResNetStem):
+        name, cut = network.stem.kind, network.stem.cut(network.in_channels)
+    else:
+        return None
+    return name, cut.convolutions[1].outputs, cut.convolutions[0].kernel
 
 
 def _resnet_prefix(network: Architecture) -> str:
@@ -749,7 +451,7 @@ def _possible(network: Architecture) -> str:
     """Which networks can start from one."""
     resnet = _resnet_of(network)
     begins = f"a network that begins with a {resnet[0]}" if resnet is not None else ""
-    if not _blocks(network):
+    if not blocks_of(network):
         return f"possible is {begins}"
     if isinstance(network, Graft):
         assert network.trunk is not None

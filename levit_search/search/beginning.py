@@ -214,7 +214,8 @@ def checked_space(config: StudyConfig, where: str = "space") -> Space:
     space = config.space(where)
     space.sample(1)
     if config.inherits:
-        envelope_of(space, where)
+        for network in envelope_of(space, where).networks.values():
+            check_weights_fit(config.train, [network])
     starts = start_values(config, space, where)
     if config.is_trained and config.train.weights != "fresh":
         first = [space.decode(values) for values in starts.values()]

@@ -21,7 +21,9 @@ from levit_search.distill import TeacherAnswers
 from levit_search.donors import load_donor_weights
 from levit_search.errors import InputError, kept_by_checkpoint
 from levit_search.files import expanded, write_atomically
-from levit_search.model import LevitModel, load_exactly, save_weights
+from levit_search.model import LevitModel, load_exactly, ordered, save_weights, transfer
+from levit_search.pretrained import find_source
+from levit_search.recipe import Recipe
 from levit_search.sealed import DamagedError, read_sealed, write_sealed
 from levit_search.space import Envelope, Space, envelope_of, extremes_of, stem_name
 from levit_search.study import StudyConfig, differences
@@ -99,7 +101,7 @@ def obtain_supernet(
     recipe, seed = config.supernet.recipe(config.train), config.search.seed
     inheritance = Inheritance(batches, recipe, config.supernet, seed, device_of(recipe))
     seed_torch(seed, 3)
-    elastic = Elastic(envelope, lambda model: load_donor_weights(model, recipe.donor_weights))
+    elastic = Elastic(envelope, lambda model: _begin(model, recipe))
     elastic.to(device_of(recipe))
     made_of = identity(config, envelope, batches)
     folder = supernet_folder(study)
@@ -139,6 +141,18 @@ def obtain_supernet(
     _keep(folder, elastic, card)
     checkpoint.remove()
     return Supernet(elastic, inheritance, card)
+
+
+def _begin(model: LevitModel, recipe: Recipe) -> None:
+    """Put what a recipe's weights have into a network that shared weights are made of, the most
+    important channels and heads first, and its donor's weights.
+
+    Raises:
+        InputError: they fit nothing, or are not to be had.
+    """
+    if recipe.weights != "fresh":
+        transfer(ordered(find_source(recipe.weights)), model)
+    load_donor_weights(model, recipe.donor_weights)
 
 
 def identity(config: StudyConfig, envelope: Envelope, batches: Batches) -> dict[str, Any]:

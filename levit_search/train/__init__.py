@@ -4,8 +4,8 @@ from levit_search.train.accuracy import top1_percent
 from levit_search.train.checkpoint import Checkpoint, training_id
 from levit_search.train.fitting import (
     fit,
+    fresh_network,
     seed_torch,
-    started_network,
     step_seconds,
     train_network,
 )
@@ -29,10 +29,10 @@ __all__ = [
     "always",
     "device_of",
     "fit",
+    "fresh_network",
     "out_of_memory_as_trial_error",
     "seed_torch",
     "silent",
-    "started_network",
     "step_seconds",
     "top1_percent",
     "train_network",

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -50,32 +50,29 @@ def train_network(
     told: Told = silent,
     decide: Decide = always,
 ) -> tuple[Model, Training]:
-    """Build ``network`` with the weights it starts from, and fit it; see :func:`started_network`
-    and :func:`fit`.
+    """Build ``network`` with the weights that it starts from, and fit it; see :func:`fit`.
 
     A network with one head has nothing to learn from a teacher, which is then not asked.
     """
-    model, start = started_network(network, recipe, seed)
+    model = fresh_network(network, recipe, seed)
     answers = teacher if network.distillation else None
-    training = fit(model, batches, recipe, seed, answers, report, checkpoint, until, told, decide)
-    return model, replace(training, started_from=start)
+    return model, fit(
+        model, batches, recipe, seed, answers, report, checkpoint, until, told, decide
+    )
 
 
-def started_network(network: Architecture, recipe: Recipe, seed: int) -> tuple[Model, str | None]:
+def fresh_network(network: Architecture, recipe: Recipe, seed: int) -> Model:
     """A network as training begins with it: with the weights of ``seed``, over them what fits of
-    the recipe's ``weights``, and its donor's.
-
-    Returns:
-        The network, and what came over or why it starts fresh; None where that is what is wanted.
+    the recipe's ``weights``, and its donor's. Its ``started_from`` says what came over.
 
     Raises:
         InputError: the weights are not to be had.
     """
     seed_torch(seed, 3)
     model = build(network)
-    start = start_from(model, recipe.weights)
+    model.started_from = start_from(model, recipe.weights)
     load_donor_weights(model, recipe.donor_weights)
-    return model, start
+    return model
 
 
 def fit(
@@ -143,7 +140,7 @@ def step_seconds(network: Architecture, batches: Batches, recipe: Recipe) -> Ite
         InputError, TrialError: as :func:`fit`.
     """
     torch.set_num_threads(recipe.threads)
-    run = _Run(started_network(network, recipe, 0)[0], batches, recipe, 0, None, None, None)
+    run = _Run(fresh_network(network, recipe, 0), batches, recipe, 0, None, None, None)
     with _as_trial_errors(run):
         yield from run.timed_steps()
 
@@ -313,6 +310,7 @@ class _Run:
             tuple(self.curve),
             self._optimization.precision,
             self.parts,
+            getattr(self._model, "started_from", None),
         )
 
 
