@@ -62,9 +62,10 @@ class Transfer:
             kinds = sorted({_kind(label) for label in self.cut})
             parts.append(f"a part of its {_listed(kinds)}")
         if self.resized:
-            parts.append(f"{_listed(_layers(self.resized))} fitted to other images")
+            layers = ["attention biases" if _is_bias(n) else _layer(n) for n in self.resized]
+            parts.append(f"{_listed(layers)} fitted to other images")
         if self.fresh:
-            parts.append(f"{_listed(_layers(self.fresh))} fresh")
+            parts.append(f"{_listed(map(_layer, self.fresh))} fresh")
         parts += self.changed
         return "; ".join(parts)
 
@@ -262,14 +263,13 @@ class _Pair:
     def fitted(self, name: str, found: Tensor, own: Tensor, order: Order) -> Tensor:
         """A tensor that was cut, on the network's grid and for its images; the same where nothing
         changes."""
-        last = name.rpartition(".")[2]
-        if last == "attention_bias":
+        if _is_bias(name):
             block = name.partition(".attention.")[0]
             grids = [
                 grids_of(each)[blocks_of(each)[block][1]] for each in (self.before, self.after)
             ]
             return by_offset(found, grids[0], grids[1], by_share=order != "leading")
-        if last == "position_embedding":
+        if name.endswith("position_embedding"):
             grids = [grids_of(each)[0] for each in (self.before, self.after)]
             return _positions(found, own, grids[0], grids[1])
         if own.ndim == 4 and own.shape != found.shape:
@@ -282,13 +282,17 @@ class _Pair:
         """Queries of fewer channels, at a scale that keeps the sum over those that are left:
         attention divides by sqrt(K), which is less then."""
         block, _, rest = name.partition(".attention.")
-        own, most = (sizes[f"{block}.key"] for sizes in self._both_sizes)
+        most, own = (sizes[f"{block}.key"] for sizes in self._both_sizes)
         is_last = rest.split(".")[1] == ("norm" if self.after.norm == "batch" else "linear")
         if own == most or not is_last or name.endswith(("running_mean", "running_var")):
             return found
         by_head = found.unflatten(0, (self.after_sizes[f"{block}.heads"], -1)).clone()
         by_head[:, :own] *= math.sqrt(own / most)
         return cast(Tensor, by_head.flatten(0, 1))
+
+
+def _is_bias(name: str) -> bool:
+    return name.endswith("attention_bias")
 
 
 def _is_query(name: str) -> bool:
@@ -484,17 +488,15 @@ _LAYER = re.compile(
 )
 
 
-def _layers(names: Iterable[str]) -> list[str]:
-    """The layers or blocks that tensors are of, each once."""
-    found: dict[str, None] = {}
-    for name in names:
-        match = _LAYER.match(name)
-        assert match is not None
-        found["attention biases" if name.endswith("attention_bias") else match[0]] = None
-    return list(found)
+def _layer(name: str) -> str:
+    """The layer or block that a tensor is of."""
+    match = _LAYER.match(name)
+    assert match is not None
+    return match[0]
 
 
-def _listed(words: list[str]) -> str:
-    most = 6
+def _listed(given: Iterable[str]) -> str:
+    """Words in their order, each once, and not too many of them."""
+    words, most = list(dict.fromkeys(given)), 6
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more
