@@ -47,7 +47,7 @@ def _ranks_by_scale(source: Source) -> dict[str, Tensor]:
 
 
 def _ranked(source: Source, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """See :func:`_ranks`; ``written`` are mean squares by label."""
+    """See :func:`importance`; ``written`` are mean squares by label."""
     network, state = source.architecture, source.state
     sizes = label_sizes(network)
     found: dict[str, Tensor] = {}
