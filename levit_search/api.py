@@ -95,6 +95,8 @@ def evaluation(
     from levit_search.study import training_file
 
     config.check_planned()
+    if config.teaching is not None:
+        config.teaching.check_decided()
     sample = sample_of(checked_space(config))
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(out))

@@ -181,6 +181,7 @@ class Evaluator:
             self._config.search.seed,
             report,
             lambda text: progress(text, None),
+            lambda done: progress("computing the teacher's features", done),
         )
         return card
 
@@ -206,7 +207,11 @@ class Evaluator:
 
     @out_of_memory_as_trial_error()
     def evaluate(
-        self, network: Architecture, progress: Progress, decide: Decide = goes_on
+        self,
+        network: Architecture,
+        progress: Progress,
+        decide: Decide = goes_on,
+        taught: bool = True,
     ) -> Evaluation:
         """Probe and train one network; its weights are written before this returns.
 
@@ -216,6 +221,7 @@ class Evaluator:
             decide: asked at each rung before the last epoch where ``search.reduction`` is given,
                 and again about those before the checkpoint. A network that is stopped leaves
                 neither weights nor a checkpoint.
+            taught: whether it learns from the teacher, where there is one.
 
         Raises:
             TrialError: the probe or the training failed.
@@ -243,7 +249,7 @@ class Evaluator:
                 inherited = self._supernet.top1_percent(_levit(network))
             values["top1_percent"] = values["top1_inherited_percent"] = inherited
         elif config.is_trained and not too_slow:
-            result = self._train(network, values, progress, decide)
+            result = self._train(network, values, progress, decide, taught)
             training = result.as_json()
             if len(result.curve) == config.train.epochs:
                 values["top1_percent"] = result.val_top1_percent
@@ -279,7 +285,7 @@ class Evaluator:
         limit = self._config.limits.latency_ms
         too_slow = limit is not None and values.get("latency_ms", 0.0) > limit
         if self._supernet is not None and not too_slow:
-            result = self._train(network, values, progress, decide)
+            result = self._train(network, values, progress, decide, True)
             values["top1_percent"] = result.val_top1_percent
             training = result.as_json()
         return Evaluation(values, latency, training, round(time.perf_counter() - start, 3))
@@ -388,7 +394,12 @@ class Evaluator:
         return replace(found, samples_file=f"latency/{name}").as_json()
 
     def _train(
-        self, network: Architecture, values: dict[str, float], progress: Progress, decide: Decide
+        self,
+        network: Architecture,
+        values: dict[str, float],
+        progress: Progress,
+        decide: Decide,
+        taught: bool,
     ) -> Training:
         """Train a network of which ``values`` are known, to the end or to where it is stopped.
 
@@ -416,7 +427,7 @@ class Evaluator:
         told(0.0)
         folder = self._folder / "checkpoints"
         folder.mkdir(exist_ok=True)
-        teacher = self._teacher if network.distillation else None
+        teacher = self._teacher if network.distillation and taught else None
         teacher_id = teacher.id if teacher is not None else None
         run = training_id(network, recipe, seed, self._batches.data_id, teacher_id)
         if is_tuned:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_serializer, model_validator
 from pydantic import SerializerFunctionWrapHandler as Serializer
 
 from levit_search.configuration import Count, Frozen
+from levit_search.errors import InputError
 
 RecipeName = Literal["short", "levit"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -286,6 +287,13 @@ def rand_augment(policy: str | None) -> RandAugment | None:
     return RandAugment(**fields)
 
 
+# What ``teacher: auto`` is, unless the file says otherwise.
+_AUTO_TEACHER = "tf_efficientnet_lite0"
+
+# What trained weights are finetuned by, unless the file says otherwise.
+_FINETUNE: dict[str, Any] = {"epochs": 10, "batch_size": 32, "lr": 3e-4, "warmup_epochs": 1.0}
+
+
 class TeacherConfig(Frozen):
     """The network whose answers the distillation head learns.
 
@@ -296,6 +304,17 @@ class TeacherConfig(Frozen):
     candidates are shown. A teacher trained here must reach
     ``top1_percent`` on ``val``, where that is given.
 
+    ``adapt`` makes trained weights, ``pretrained`` ones or a file of timm's network, fit the data's
+    classes and channels. ``head`` puts a new classifier behind the network's features and fits it
+    by ``epochs`` passes over the training images, the first plain, the others augmented as
+    ``recipe`` says (null: as many as make 20 000 views, 1 to 10). ``all`` then finetunes the whole
+    network by ``recipe``, whose epochs ``epochs`` stands for. Views are enlarged to ``image_size``
+    pixels (null: what the network was trained at) and have the colours that it was trained with.
+
+    ``auto`` leaves to a search whether its candidates are taught: those it begins with are not, and
+    the teacher is kept for the others if it is better than all of these by more than the noise.
+    ``teacher: auto`` alone is timm's EfficientNet-Lite0, pretrained, with a new head.
+
     Its answers are kept and replayed for every candidate (``cache``); of its probabilities the
     ``top_k`` largest, and the first alone for hard distillation.
     """
@@ -303,10 +322,53 @@ class TeacherConfig(Frozen):
     name: str = "regnety_002"
     options: dict[str, int | float | bool | str] = Field(default_factory=dict)
     weights: str = "train"
+    adapt: Literal["none", "head", "all"] = "none"
+    epochs: Count | None = None
+    image_size: Annotated[int, Field(strict=True, ge=8, le=4096)] | None = None
+    auto: bool = False
     top1_percent: Annotated[float, Field(gt=0, le=100)] | None = None
     recipe: Recipe = Recipe()
     cache: bool = True
     top_k: Annotated[int, Field(strict=True, ge=1, le=65535)] = 16
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        if given == "auto":
+            given = {"auto": True}
+        if not isinstance(given, Mapping):
+            return given
+        found = dict(given)
+        if found.get("auto") is True:
+            found = {"name": _AUTO_TEACHER, "weights": "pretrained", **found}
+            if found["weights"] != "train":
+                found.setdefault("adapt", "head")
+        recipe = found.get("recipe", {})
+        if found.get("adapt") == "all" and isinstance(recipe, Mapping):
+            named = {"epochs": found["epochs"]} if found.get("epochs") is not None else {}
+            found["recipe"] = {**_FINETUNE, **named, **recipe}
+        return found
+
+    @model_validator(mode="after")
+    def _check_adapt(self) -> "TeacherConfig":
+        if self.adapt == "none":
+            for key in ("epochs", "image_size"):
+                if getattr(self, key) is not None:
+                    raise ValueError(
+                        f"{key}: is that of an adapted teacher (adapt: head or all); without, it "
+                        "is taught recipe.epochs and shown what candidates are shown"
+                    )
+        elif self.weights == "train":
+            raise ValueError(
+                f"adapt: {self.adapt} begins with trained weights; set weights to pretrained or to "
+                "a file, not to train"
+            )
+        if self.adapt == "all" and self.epochs not in (None, self.recipe.epochs):
+            raise ValueError(
+                f"epochs: {self.epochs} differs from the {self.recipe.epochs} of recipe.epochs, "
+                "which it stands for; leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_recipe(self) -> "TeacherConfig":
@@ -315,3 +377,32 @@ class TeacherConfig(Frozen):
         if self.recipe.weights != "fresh":
             raise ValueError("recipe.weights: a teacher's are told by teacher.weights")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Serializer) -> dict[str, Any]:
+        """What is not asked for is left out of what earlier releases wrote in the same way, and
+        made ids of."""
+        found: dict[str, Any] = dump(self)
+        later = ("adapt", "epochs", "image_size", "auto")
+        return {
+            key: value
+            for key, value in found.items()
+            if key not in later or value != type(self).model_fields[key].default
+        }
+
+    def check_decided(self) -> None:
+        """Make sure that it is known whether networks are taught.
+
+        Raises:
+            InputError: that is left to a search.
+        """
+        if self.auto:
+            raise InputError(
+                "teacher.auto: only a search can tell whether the teacher is better than its first "
+                "candidates; here say --set teacher.auto=false, or --set teacher=null"
+            )
+
+    @property
+    def is_made_here(self) -> bool:
+        """Whether its weights come from a training or a fit of ours, and are kept with its card."""
+        return self.weights == "train" or self.adapt != "none"

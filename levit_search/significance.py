@@ -21,6 +21,7 @@ from levit_search.study import Record, StudyConfig, compared
 Kind = Literal["unknown", "guessing", "cost_alone", "better_than_guessing"]
 Standing = Literal["best", "same", "lower"]
 
+_UNTAUGHT = 3  # networks that are trained without the teacher before it is judged
 _FEWEST_STEPS = 2_000  # after fewer, a network that guesses may yet learn
 
 
@@ -140,6 +141,49 @@ def judged(
     if len(percents) > 1 and not any(by_trial[trial].vs_best == "lower" for trial in percents):
         return Verdict("cost_alone", _cost_alone(percents, images), (), *found)
     return Verdict("better_than_guessing", "", (), *found)
+
+
+def teacher_choice(
+    records: Sequence[Record], attributes: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Whether candidates are taught from now on, where ``teacher: auto`` leaves that to a search.
+
+    The first three networks are trained without the teacher. It is kept if its accuracy on val is
+    higher than that of the best of them by more than the noise of so many images, at 95 % and
+    allowing for how many it is compared with.
+
+    Args:
+        records: the study's finished trials.
+        attributes: of the study, which is prepared: with its teacher and its data.
+
+    Returns:
+        ``{kept, teacher_percent, best_percent, best_trial, networks, val_images, text}``; None as
+        long as fewer than three have ended, by themselves or at a rung, or none by itself.
+    """
+    untaught = [record for record in records if not record.taught and record.reused_from is None]
+    ended = [record for record in untaught if record.is_candidate or record.is_stopped]
+    whole = [record for record in ended if record.is_candidate]
+    if len(ended) < _UNTAUGHT or not whole:
+        return None
+    best = max(whole, key=lambda record: (record.values["top1_percent"], -record.trial))
+    teacher, images = attributes["teacher"], attributes["data"]["val_images"]
+    reached, percent = teacher["val_top1_percent"], best.values["top1_percent"]
+    kept = told_apart(reached, percent, images, len(ended) + 1)
+    what = "is kept: it is better by more" if kept else "is left out: it is not better by more"
+    text = (
+        f"the teacher {teacher['name']} {what} than the noise of {images:,} images of val, with "
+        f"{reached:.2f} % to the {percent:.2f} % of trial {best.trial}, the best of "
+        f"{len(ended)} networks trained without it"
+    )
+    return {
+        "kept": kept,
+        "teacher_percent": reached,
+        "best_percent": percent,
+        "best_trial": best.trial,
+        "networks": len(ended),
+        "val_images": images,
+        "text": text,
+    }
 
 
 _UNKNOWN = (

@@ -141,7 +141,10 @@ def _teacher(
     if teacher is None:
         return None
     report = _told(f"teacher {teacher.name}", teacher.recipe.epochs, say)
-    return shared_teacher(teacher, config.data, batches, config.train, config.search.seed, report)
+    told = _within(f"features of the teacher {teacher.name}", say)
+    return shared_teacher(
+        teacher, config.data, batches, config.train, config.search.seed, report, told=told
+    )
 
 
 def _within(what: str, say: Callable[[str], None]) -> Callable[[float], None]:

@@ -88,7 +88,7 @@ def _measure(
             assert network is not None
             known = kept.networks.setdefault(network.id, Accuracies())
             if known.stored is None if seed is None else seed not in known.seeds:
-                todo.append(Job(record.trial, network, seed))
+                todo.append(Job(record.trial, network, seed, record.taught))
     failed = []
     ended = 0
     display.begin("audit", len(todo))

@@ -109,7 +109,9 @@ class Examiner:
         with on_cores(self._cores):
             return self._examined(model.to(device_of(self._config.train)), 0.0)
 
-    def evaluate(self, network: Architecture, progress: Progress, decide: Decide) -> Examination:
+    def evaluate(
+        self, network: Architecture, progress: Progress, decide: Decide, taught: bool = True
+    ) -> Examination:
         """Train a network from the start, or from where an audit was interrupted, and examine it.
 
         No rung ends the training.
@@ -119,7 +121,7 @@ class Examiner:
         """
         del decide
         recipe, seed = self._config.train, self._config.search.seed
-        teacher = self._teacher if network.distillation else None
+        teacher = self._teacher if network.distillation and taught else None
         teacher_id = teacher.id if teacher is not None else None
         run = training_id(network, recipe, seed, self._batches.data_id, teacher_id)
         path = self._folder / "audit" / f"{network.id}.{seed}.training.pt"

@@ -29,6 +29,8 @@ class Job:
     trial: int
     network: Architecture
     seed: int | None
+    taught: bool = True
+    """Whether it learns from the study's teacher, as in the search."""
 
 
 Found = dict[str, Any] | TrialError
@@ -81,8 +83,10 @@ def _with_seed(
                 # An engine knows jobs by number; one trial may have two here.
                 number = len(waiting)
                 running[number] = job, 0.0
-                start = engine.verify if job.seed is None else engine.submit
-                start(number, job.network)
+                if job.seed is None:
+                    engine.verify(number, job.network)
+                else:
+                    engine.submit(number, job.network, job.taught)
             for event in pass_on_warnings(engine.events(_LOOKS_S)):
                 if event.trial is None:
                     _check(event)

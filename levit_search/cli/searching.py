@@ -136,6 +136,7 @@ def _summary_json(summary: "Summary") -> dict[str, Any]:
         "seconds": round(summary.seconds, 3),
         "hypervolume": summary.hypervolume,
         "verdict": summary.verdict.as_json(),
+        "teacher_choice": summary.teacher_choice,
         "front": [as_json(record, summary.verdict) for record in summary.front],
     }
 
@@ -177,6 +178,9 @@ def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> No
     }
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     study = quoted(summary.study)
+    if summary.teacher_choice is not None:
+        text = summary.teacher_choice["text"]
+        tell("\n" + textwrap.fill(f"{text[0].upper()}{text[1:]}.", 100))
     tell(f"\n{counts} in {summary.seconds:.0f} s; stopped because {summary.stopped_because}.")
     tell(f"Hypervolume {summary.hypervolume:.4f}. Files: {summary.study}/trials.csv, front.csv,")
     report = "report.html, " if page is not None else ""

@@ -53,7 +53,8 @@ def fill(
             shown.step(chosen.name)
             report = _reported(shown, chosen.recipe.epochs)
             answers, card = obtain_teacher(
-                chosen, config.data, batches, recipe, None, seed, report, say
+                *(chosen, config.data, batches, recipe, None, seed, report, say),
+                told=lambda done: shown.told("features", done),
             )
             store = answers.store(seed)
             assert store is not None
@@ -152,9 +153,14 @@ def _told(card: dict[str, Any]) -> str:
     how = {"train": "trained here", "pretrained": "pretrained"}.get(
         card["weights"], f"from {Path(card['weights']).name}"
     )
+    enlarged = ""
+    if "adapt" in card:
+        what = "a new head" if card["adapt"] == "head" else "a new head, all of it finetuned"
+        how += f" with {what}"
+        enlarged = f", shown to it at {card['image_size']} px"
     lines = (
         f"Teacher {card['name']} ({card['id']}), {how}, {card['params']:,} parameters: "
         f"{card['val_top1_percent']:.2f} % on val of {card['data']['name']} at "
-        f"{card['data']['image_size']} px."
+        f"{card['data']['image_size']} px{enlarged}."
     )
     return textwrap.fill(lines, 100, break_long_words=False, break_on_hyphens=False)

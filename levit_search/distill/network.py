@@ -1,5 +1,6 @@
 """A teacher's network and its weights, out of timm, a plug-in, a file or the hub."""
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from levit_search.batches import Batches
 from levit_search.data import DataInfo
 from levit_search.distill import plugged
+from levit_search.distill.adapting import Adapted
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.inflation import check_not_inflated
 from levit_search.plugins import Plugin
@@ -27,11 +29,17 @@ _NOT_OPTIONS = (
 def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
     """The teacher's network for the data's channels and classes, with its first weights.
 
+    One that is to be adapted has a head of zeros, and the weights it begins with are not loaded;
+    :func:`load_first_weights` does that.
+
     Raises:
-        InputError: there is no such network, it has no such options, or its pretrained weights are
-            out of reach or know other classes.
+        InputError: there is no such network, it has no such options, its pretrained weights are
+            out of reach or know other classes, or it has no classifier that another one could take
+            the place of.
     """
     plugin = find_plugin(config)
+    if config.adapt != "none":
+        return _create_adapted(config, batches)
     if plugin is not None:
         info = batches.info
         model = plugged.create_plugged(
@@ -45,44 +53,232 @@ def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
 
 
 def _create_timm(config: TeacherConfig, batches: Batches) -> nn.Module:
-    if config.weights == "pretrained":
+    is_pretrained = config.weights == "pretrained"
+    if is_pretrained:
         _check_pretrained(config, batches.info.num_classes)
+    return _timm_model(config, is_pretrained, batches.info.num_classes, batches.info.in_channels)
+
+
+def _timm_model(
+    config: TeacherConfig, is_pretrained: bool, num_classes: int, in_channels: int
+) -> nn.Module:
+    """A network of timm's; with 0 classes it ends in its features."""
     taken = [name for name in config.options if name in _NOT_OPTIONS]
     if taken:
         raise InputError(f"teacher.options.{taken[0]}: is not the network's to set; see weights")
     try:
         model = timm.create_model(
             config.name,
-            pretrained=config.weights == "pretrained",
-            num_classes=batches.info.num_classes,
-            in_chans=batches.info.in_channels,
+            pretrained=is_pretrained,
+            num_classes=num_classes,
+            in_chans=in_channels,
             **config.options,
         )
     except Exception as error:  # timm's builders and the hub's client each raise their own kinds
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise InputError(f"teacher {config.name}: cannot be built ({reason})") from error
+        cure = (
+            "; if the hub is out of reach, set teacher.weights to a file of them"
+            if is_pretrained
+            else ""
+        )
+        raise InputError(f"teacher {config.name}: cannot be built ({reason}){cure}") from error
     assert isinstance(model, nn.Module)
     return model
 
 
 def _show_as_trained(model: nn.Module, batches: Batches) -> None:
     """Have views of the data normalised as those were that a pretrained network has learnt from."""
-    known: Any = model.pretrained_cfg
-    mean, std = (
-        # The first layer of a network for colours that is shown grey is the sum over its channels.
-        values if len(values) == len(batches.mean) else [sum(values) / len(values)]
-        for values in (known["mean"], known["std"])
-    )
-    pairs = zip(batches.mean, batches.std, mean, std, strict=True)
-    scale, shift = torch.tensor(
-        [(here / 255 / s, (center / 255 - m) / s) for center, here, m, s in pairs]
-    ).T[:, None, :, None, None]
+    scale, shift = _colors(model.pretrained_cfg, batches)
 
     def normalized(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         images = inputs[0]
         return (images * scale.to(images.device) + shift.to(images.device),)
 
     model.register_forward_pre_hook(normalized)
+
+
+def _colors(known: Any, batches: Batches) -> tuple[Tensor, Tensor]:
+    """What views, normalised as candidates are shown them, are multiplied by and what is added, to
+    have them as a pretrained network knows them: [C, 1, 1] each.
+
+    ``known`` has the ``mean`` and ``std`` of what it has learnt from, with values up to 1.
+    """
+    mean, std = (
+        # The first layer of a network for colours that is shown grey is the sum over its channels.
+        values
+        if len(values) == len(batches.mean)
+        else [sum(values) / len(values)] * len(batches.mean)
+        for values in (known["mean"], known["std"])
+    )
+    pairs = zip(batches.mean, batches.std, mean, std, strict=True)
+    scale, shift = torch.tensor(
+        [(here / 255 / s, (center / 255 - m) / s) for center, here, m, s in pairs]
+    ).T[:, :, None, None]
+    return scale, shift
+
+
+def shown_size(config: TeacherConfig, image_size: int) -> int:
+    """The side in pixels of what a teacher is shown where candidates are shown ``image_size``.
+
+    Raises:
+        InputError: there is no such network.
+    """
+    if config.adapt == "none":
+        return image_size
+    return config.image_size or _own_size(config)
+
+
+def _own_size(config: TeacherConfig) -> int:
+    """The side in pixels of what a network of timm's was trained on."""
+    given = config.options.get("img_size")
+    if isinstance(given, int):
+        return given
+    known = timm.get_pretrained_cfg(_checked_timm(config))
+    return int(known.input_size[-1])
+
+
+def _checked_timm(config: TeacherConfig) -> str:
+    """The name of a network that can be adapted.
+
+    Raises:
+        InputError: it is none of timm's.
+    """
+    if find_plugin(config) is not None:
+        raise InputError(
+            f"teacher.adapt: {config.adapt} is for timm's networks; {config.name} is a plug-in's, "
+            "which can be trained (weights: train) or bring weights for the data's classes"
+        )
+    try:
+        known = timm.get_pretrained_cfg(config.name)
+    except RuntimeError:  # a tag that is none
+        raise UnknownNameError("teacher", config.name, timm.list_pretrained()) from None
+    if known is None or known.input_size is None:
+        raise InputError(
+            f"teacher {config.name}: timm does not say what size of images it was made for; choose "
+            "another one"
+        )
+    return config.name
+
+
+def _create_adapted(config: TeacherConfig, batches: Batches) -> Adapted:
+    """A network of timm's of the size it is shown, with a head of zeros for the data's classes."""
+    size, own = shown_size(config, batches.image_size), _own_size(config)
+    network = _timm_model(config, False, 0, batches.info.in_channels)
+    where = f"teacher {config.name}"
+    if size != own:
+        _resize(network, size, own, where)
+    try:
+        with torch.no_grad():
+            features = network.eval()(torch.zeros(1, batches.info.in_channels, size, size))
+    except Exception as error:  # each of timm's networks raises its own kind
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"{where}: does not take images of {size} px ({reason}); its own size is {own}: leave "
+            "teacher.image_size out, or choose another network"
+        ) from error
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(
+            f"{where}: has no classifier that another one could take the place of: without it, it "
+            f"gives {shape} for one image, not features [1, D]; choose another network"
+        )
+    colors = _colors(network.pretrained_cfg, batches)
+    return Adapted(network, size, colors, features.shape[1], batches.info.num_classes)
+
+
+def _resize(network: nn.Module, size: int, own: int, where: str) -> None:
+    """Make a network for images of ``own`` pixels one for ``size``, its position embeddings or
+    biases interpolated where it has such."""
+    known: Any = network.pretrained_cfg
+    is_fixed = bool(known.get("fixed_input_size")) or hasattr(network, "set_input_size")
+    if not is_fixed:
+        return
+    told = f"{where}: takes images of {own} px; leave teacher.image_size, now {size}, out"
+    if not hasattr(network, "set_input_size"):
+        raise InputError(f"{told}, or choose another network")
+    resize: Any = network.set_input_size
+    try:
+        resize(img_size=(size, size))
+    except Exception as error:  # each of timm's networks raises its own kind
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{told}, or choose another size ({reason})") from error
+
+
+def load_first_weights(
+    model: Adapted, config: TeacherConfig, batches: Batches, path: Path | None
+) -> str:
+    """Put the weights that a network is adapted from into it, all but its classifier's.
+
+    Args:
+        model: as :func:`create_teacher` gives it.
+        config: of the teacher.
+        batches: what candidates are trained on.
+        path: of the file with the weights; None: timm's pretrained ones.
+
+    Returns:
+        A SHA-256 of them.
+
+    Raises:
+        InputError: they are out of reach, or do not fit; the message names the tensor.
+    """
+    size, own = shown_size(config, batches.image_size), _own_size(config)
+    source = _timm_model(config, path is None, 0, batches.info.in_channels)
+    where = f"teacher {config.name}"
+    if path is not None:
+        _load_but_classifier(source, path, where)
+    digest = weights_digest(source) if path is None else file_digest(path)
+    if size != own:
+        _resize(source, size, own, where)
+    model.network.load_state_dict(source.state_dict())
+    return digest
+
+
+def _names(network: nn.Module, kind: str) -> tuple[str, ...]:
+    """What timm says of a network's ``classifier`` or ``first_conv``: the modules' names."""
+    described: Any = getattr(network, "pretrained_cfg", None) or {}
+    names = described.get(kind) or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _load_but_classifier(network: nn.Module, path: Path, where: str) -> None:
+    """Load a file of a whole network, for whichever classes, into one that ends in features."""
+    state = _read_state(path, where)
+    wanted = network.state_dict()
+    for name in _names(network, "first_conv"):
+        weight = state.get(f"{name}.weight")
+        own = wanted.get(f"{name}.weight")
+        if isinstance(weight, Tensor) and own is not None and weight.shape[1] != own.shape[1]:
+            with contextlib.suppress(NotImplementedError):  # the shapes are told below
+                state[f"{name}.weight"] = timm.models.adapt_input_conv(own.shape[1], weight)
+    for name, own in wanted.items():
+        if name.endswith("num_batches_tracked"):  # files of old releases of torch lack them
+            state.setdefault(name, own)
+    own_head = {name.split(".")[0] for name in _names(network, "classifier")}
+    left_over = [n for n in state if n not in wanted and n.split(".")[0] not in own_head]
+    _check_tensors(wanted, state, f"{where}: {path}")
+    if left_over:
+        raise InputError(
+            f"{where}: {path}: has {left_over[0]} {_shape(state[left_over[0]])}, and the network "
+            "has no such tensor; expected the weights of this network, teacher.options included"
+        )
+    network.load_state_dict({name: state[name] for name in wanted})
+
+
+def _check_tensors(wanted: dict[str, Tensor], state: dict[str, Any], where: str) -> None:
+    """Name the first tensor of a network that a file lacks, or has in another shape."""
+    for name, own in wanted.items():
+        found = state.get(name)
+        if isinstance(found, Tensor) and found.shape == own.shape:
+            continue
+        told = "lacks" if found is None else f"has {_shape(found)} as"
+        raise InputError(
+            f"{where}: {told} {name}, which is {_shape(own)} in the network; expected the weights "
+            "of this network, teacher.options included"
+        )
+
+
+def _shape(found: Any) -> str:
+    return str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__
 
 
 def find_plugin(config: TeacherConfig) -> Plugin | None:
@@ -108,7 +304,12 @@ def identity(config: TeacherConfig) -> dict[str, Any]:
     """
     plugin = find_plugin(config)
     brought = {} if plugin is None else {"plugin": plugin.identity()}
-    return {"name": config.name, "options": config.options, **brought}
+    adapted = (
+        {}
+        if config.adapt == "none"
+        else {"adapt": config.adapt, "image_size": shown_size(config, 0)}
+    )
+    return {"name": config.name, "options": config.options, **brought, **adapted}
 
 
 def pretrained_source(config: TeacherConfig) -> dict[str, str | None]:
@@ -138,8 +339,9 @@ def _check_pretrained(config: TeacherConfig, num_classes: int) -> None:
     if known is not None and known.num_classes != num_classes:
         raise InputError(
             f"teacher {config.name}: its pretrained weights know {known.num_classes} classes, the "
-            f"data has {num_classes}; set weights to train or to a checkpoint made for the data, "
-            "or do without it by --set teacher=null"
+            f"data has {num_classes}; give it a new head by teacher.adapt (head or all), set "
+            "weights to train or to a checkpoint made for the data, or do without it by --set "
+            "teacher=null"
         )
 
 
@@ -172,28 +374,39 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
     Raises:
         InputError: the file holds something else, or weights for other classes or channels.
     """
+    where = f"teacher {name}"
+    state = _read_state(path, where)
+    try:
+        _check_sizes(model, state, f"{where}: {path}")
+        model.load_state_dict(state)
+    except InputError:
+        raise
+    except Exception as error:  # torch raises its own kinds
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{where}: {path} does not fit ({reason})") from error
+
+
+def _read_state(path: Path, where: str) -> dict[str, Any]:
+    """What a file of torch or safetensors holds, tensors and nothing else."""
     try:
         check_not_inflated(path)
         state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
-        _check_sizes(model, state, f"teacher {name}: {path}")
-        model.load_state_dict(state)
+        return {**state}
     except InputError:
         raise
     except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"teacher {name}: {path} does not fit ({reason})") from error
+        raise InputError(f"{where}: {path} does not fit ({reason})") from error
 
 
 def _check_sizes(model: nn.Module, state: dict[str, Any], where: str) -> None:
     """Name what most often differs; anything else is told by torch."""
     wanted = model.state_dict()
-    described: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     for kind, axis, message in (
         ("classifier", 0, "knows {} classes, the data has {}"),
         ("first_conv", 1, "is for images of {} channels, the data has {}"),
     ):
-        names = described.get(kind) or ()
-        for name in (names,) if isinstance(names, str) else names:
+        for name in _names(model, kind):
             found, own = state.get(f"{name}.weight"), wanted.get(f"{name}.weight")
             if not isinstance(found, Tensor) or own is None or found.ndim != own.ndim:
                 continue

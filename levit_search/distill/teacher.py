@@ -21,6 +21,7 @@ from torch import nn
 from levit_search import __version__
 from levit_search.batches import Batches
 from levit_search.data import DataConfig
+from levit_search.distill.adapting import Adapted, fit_head, forget_features
 from levit_search.distill.answers import TeacherAnswers, header_of
 from levit_search.distill.disk import check_room
 from levit_search.distill.network import (
@@ -28,6 +29,7 @@ from levit_search.distill.network import (
     create_teacher,
     file_digest,
     identity,
+    load_first_weights,
     load_weights,
     pretrained_source,
     weights_digest,
@@ -39,6 +41,8 @@ from levit_search.sealed import DamagedError, read_sealed, write_sealed
 from levit_search.train import (
     Checkpoint,
     Report,
+    Told,
+    Training,
     device_of,
     fit,
     seed_torch,
@@ -64,10 +68,13 @@ def obtain_teacher(
     seed: int,
     report: Report = silent,
     say: Say = _warn,
+    told: Told = silent,
 ) -> tuple[TeacherAnswers, dict[str, Any]]:
-    """The teacher's answers and its card; it is trained now if need be, by one process for all.
+    """The teacher's answers and its card; it is trained or adapted now if need be, by one process
+    for all.
 
-    A trained teacher is kept in ``folder`` and in the user's cache, by everything that made it.
+    A teacher that is made here is kept in ``folder`` and in the user's cache, by everything that
+    made it.
 
     Args:
         config: which network and which weights.
@@ -78,11 +85,14 @@ def obtain_teacher(
         seed: of the teacher's weights and training, and of the views that it will be asked about.
         report: called after each epoch of its training.
         say: told where another process is waited for.
+        told: called now and then with the part that is done of computing features.
 
     Returns:
         The answers, and ``{id, name, options, weights, params, sha256, data, val_top1_percent,
         required_top1_percent, seconds, ...}``; one that was trained tells its ``recipe``, ``seed``
-        and ``curve`` too.
+        and ``curve`` too. One that was adapted tells ``adapt``, the ``image_size`` that views are
+        enlarged to, ``adapted_from`` (the SHA-256 of the weights it began with) and ``head``, what
+        :func:`levit_search.distill.adapting.fit_head` returned with ``val_top1_percent``.
 
     Raises:
         InputError: the network or its weights are not to be had, do not fit the data or are not
@@ -102,14 +112,14 @@ def obtain_teacher(
             with _alone(key, config.name, say):
                 card = _cached(key, config)  # made by whom we have waited for
                 if card is None:
-                    card = _made(key, config, data, batches, seed, needed, report)
+                    card = _made(key, config, data, batches, seed, needed, report, told)
     _check_accuracy(config, card)
-    told = {**card, "weights": config.weights, "required_top1_percent": config.top1_percent}
+    card = {**card, "weights": config.weights, "required_top1_percent": config.top1_percent}
     place = cache
     if folder is not None:
         place = folder
-        _keep(folder, cache, key, told)
-    path = place / f"{key}.pt" if config.weights == "train" else _file(config)
+        _keep(folder, cache, key, card)
+    path = place / f"{key}.pt" if config.is_made_here else _file(config)
     sha256 = card["sha256"]
     answers = TeacherAnswers(
         card["id"],
@@ -120,7 +130,7 @@ def obtain_teacher(
         recipe,
     )
     answers.store(seed)
-    return answers, told
+    return answers, card
 
 
 def shared_teacher(
@@ -131,9 +141,15 @@ def shared_teacher(
     seed: int,
     report: Report = silent,
     say: Say = _warn,
+    told: Told = silent,
 ) -> TeacherAnswers:
-    """The teacher outside of a study: :func:`obtain_teacher`, kept in the user's cache alone."""
-    answers, _ = obtain_teacher(config, data, batches, recipe, None, seed, report, say)
+    """The teacher outside of a study: :func:`obtain_teacher`, kept in the user's cache alone.
+
+    Raises:
+        InputError, TrialError: as there; or it is left to a search whether it teaches.
+    """
+    config.check_decided()
+    answers, _ = obtain_teacher(config, data, batches, recipe, None, seed, report, say, told)
     return answers
 
 
@@ -165,10 +181,12 @@ def _key(config: TeacherConfig, batches: Batches, seed: int) -> str:
         made_of["sha256"] = _checkpoint_digest(path)
     elif config.weights == "pretrained":
         made_of["pretrained"] = pretrained_source(config)
-    else:
+    if config.is_made_here:
         made_of["version"] = __version__
         made_of["recipe"] = config.recipe.decisive()
         made_of["seed"] = seed
+    if config.adapt != "none":
+        made_of["epochs"] = config.epochs
     return f"{config.name}-{_digest(made_of)}"
 
 
@@ -206,7 +224,7 @@ def _kept(place: Path, key: str, config: TeacherConfig) -> dict[str, Any] | None
         raise InputError(
             f"{path}: damaged ({error}); remove it to have the teacher made again"
         ) from None
-    if config.weights == "train" and (
+    if config.is_made_here and (
         not weights.is_file() or _checkpoint_digest(weights) != card["sha256"]
     ):
         raise InputError(
@@ -260,13 +278,17 @@ def _made(
     seed: int,
     needed_bytes: int,
     report: Report,
+    told: Told,
 ) -> dict[str, Any]:
-    """Train the teacher, or measure the one that is given, and keep it in the user's cache.
+    """Train or adapt the teacher, or measure the one that is given, and keep it in the user's
+    cache.
 
     ``needed_bytes`` for its answers must be free before anything long begins.
     """
     start = time.perf_counter()
-    if config.weights == "train":
+    if config.adapt != "none":
+        sha256, facts = _adapted(key, config, batches, seed, needed_bytes, report, told)
+    elif config.weights == "train":
         sha256, facts = _trained(key, config, data, batches, seed, needed_bytes, report)
     else:
         sha256, facts = _measured(config, data, batches, needed_bytes)
@@ -303,25 +325,79 @@ def _trained(
     seed_torch(seed, 4)
     model = create_teacher(config, batches)
     check_size(model, config, batches.info, data.size)
-    size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    check_room(_cache(), size + needed_bytes)
-    checkpoint = Checkpoint(_cache() / f"{key}.training.pt", key)
-    try:
-        training = fit(model, batches, config.recipe, seed, report=report, checkpoint=checkpoint)
-    except TrialError as error:
-        raise TrialError(f"teacher {config.name}: {error} (teacher.recipe)") from error
-    buffer = io.BytesIO()
-    torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, buffer)
-    raw = buffer.getvalue()
-    _write(_cache() / f"{key}.pt", raw)
-    checkpoint.remove()
+    check_room(_cache(), _bytes(model) + needed_bytes)
+    training = _fitted(key, model, config, batches, seed, report)
     facts = {
         "recipe": config.recipe.model_dump(mode="json"),
         "seed": seed,
         "params": _params(model),
         **training.as_json(),
     }
-    return hashlib.sha256(raw).hexdigest(), facts
+    return _write_weights(key, model), facts
+
+
+def _fitted(
+    key: str,
+    model: nn.Module,
+    config: TeacherConfig,
+    batches: Batches,
+    seed: int,
+    report: Report,
+) -> Training:
+    """Train by the teacher's recipe, from the checkpoint of an interrupted training on."""
+    checkpoint = Checkpoint(_cache() / f"{key}.training.pt", key)
+    try:
+        return fit(model, batches, config.recipe, seed, report=report, checkpoint=checkpoint)
+    except TrialError as error:
+        raise TrialError(f"teacher {config.name}: {error} (teacher.recipe)") from error
+
+
+def _write_weights(key: str, model: nn.Module) -> str:
+    """Keep a network's weights in the user's cache, in the place of what was kept meanwhile.
+
+    Returns:
+        The SHA-256 of the file.
+    """
+    buffer = io.BytesIO()
+    torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, buffer)
+    raw = buffer.getvalue()
+    _write(_cache() / f"{key}.pt", raw)
+    (_cache() / f"{key}.training.pt").unlink(missing_ok=True)
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _adapted(
+    key: str,
+    config: TeacherConfig,
+    batches: Batches,
+    seed: int,
+    needed_bytes: int,
+    report: Report,
+    told: Told,
+) -> tuple[str, dict[str, Any]]:
+    seed_torch(seed, 4)
+    model = create_teacher(config, batches)
+    assert isinstance(model, Adapted)
+    check_room(_cache(), _bytes(model) + needed_bytes)
+    adapted_from = load_first_weights(model, config, batches, _file(config))
+    folder = _cache() / f"{key}.features"
+    head = fit_head(model, config, batches, seed, folder, told)
+    head["val_top1_percent"] = _val_top1_percent(model, config, batches)
+    facts: dict[str, Any] = {
+        "recipe": config.recipe.model_dump(mode="json"),
+        "seed": seed,
+        "params": _params(model),
+        "adapted_from": adapted_from,
+        "head": head,
+        "val_top1_percent": head["val_top1_percent"],
+    }
+    if config.weights == "pretrained":
+        facts["pretrained"] = pretrained_source(config)
+    if config.adapt == "all":
+        facts |= _fitted(key, model, config, batches, seed, report).as_json()
+    sha256 = _write_weights(key, model)
+    forget_features(folder)
+    return sha256, facts
 
 
 def _measured(
@@ -336,13 +412,21 @@ def _measured(
     else:
         sha256, facts = weights_digest(model), {"pretrained": pretrained_source(config)}
     model.to(device_of(config.recipe))
+    accuracy = _val_top1_percent(model, config, batches)
+    return sha256, {**facts, "params": _params(model), "val_top1_percent": accuracy}
+
+
+def _val_top1_percent(model: nn.Module, config: TeacherConfig, batches: Batches) -> float:
     try:
-        accuracy = top1_percent(model, batches, "val")
+        return top1_percent(model, batches, "val")
     except TrialError:
         raise InputError(
             f"teacher {config.name}: its answers are no finite numbers; choose another one"
         ) from None
-    return sha256, {**facts, "params": _params(model), "val_top1_percent": accuracy}
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def _params(model: nn.Module) -> int:
@@ -357,6 +441,8 @@ def _check_accuracy(config: TeacherConfig, card: dict[str, Any]) -> None:
     if config.weights == "train":
         epochs = config.recipe.epochs
         cure = f"train it longer (teacher.recipe.epochs, now {epochs}), {cure}"
+    elif config.adapt == "head":
+        cure = f"adapt all of it (teacher.adapt), {cure}"
     raise InputError(
         f"teacher {config.name}: reached {reached:.2f} % on val, below the teacher.top1_percent of "
         f"{required:g}; {cure} or ask for less"
@@ -369,7 +455,7 @@ def _keep(folder: Path, cache: Path, key: str, card: dict[str, Any]) -> None:
     if path.exists() and read_sealed(path) == json.loads(json.dumps(card)):
         return
     _write(path.parent, None)
-    if card["weights"] == "train" and not path.exists():
+    if (card["weights"] == "train" or "adapt" in card) and not path.exists():
         _write(weights, (cache / weights.name).read_bytes())
     _write(path, card)
 

@@ -69,6 +69,10 @@ def config_for(study: Study, asked: Retraining) -> StudyConfig:
     from levit_search.study import config_of
 
     given = study.config.model_dump(mode="json")
+    if study.config.teacher is not None and study.config.teacher.auto:
+        choice = study.attributes().get("teacher_choice")
+        is_kept = choice is not None and choice["kept"]
+        given["teacher"] = {**given["teacher"], "auto": False} if is_kept else None
     changes: dict[str, Any] = {"data.train_images": None, "train.rungs": []}
     if asked.recipe is not None:
         if asked.recipe not in get_args(RecipeName):

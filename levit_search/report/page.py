@@ -168,7 +168,7 @@ def _for_people(study: Study, document: Mapping[str, Any]) -> dict[str, Any]:
             for name, value in (study.config.reference or {}).items()
         ),
         "search_text": _search_text(study),
-        "training_text": _training_text(study),
+        "training_text": _training_text(study, study.attributes().get("teacher_choice")),
         "settings": None,  # as a text instead
         "settings_text": write_yaml(document["settings"]),
     }
@@ -271,7 +271,7 @@ def _search_text(study: Study) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _training_text(study: Study) -> str | None:
+def _training_text(study: Study, choice: Mapping[str, Any] | None) -> str | None:
     config = study.config
     if not config.is_trained:
         return None
@@ -282,4 +282,7 @@ def _training_text(study: Study) -> str | None:
         parts.append(f"rung{'s' if len(config.rung_epochs) > 1 else ''} after epoch {epochs}")
     if teacher is not None:
         parts.append(f"{recipe.distillation} distillation from {teacher.name}")
+        if teacher.auto:
+            undecided = "whether that helps was left to the search, which has not decided yet"
+            parts.append(choice["text"] if choice is not None else undecided)
     return ", ".join(parts)

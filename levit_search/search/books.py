@@ -156,6 +156,8 @@ class Books:
         }
         if known.rungs:
             notes["rungs"] = list(known.rungs)
+        if not known.taught:
+            notes["taught"] = False
         if known.state == "complete":
             values = self._objective_values(notes)
             self._add(TrialState.COMPLETE, number, params, notes, excess, values)

@@ -29,7 +29,7 @@ from levit_search.search.preparation import (
 from levit_search.search.samplers import Proposer, Standing
 from levit_search.search.takeover import check_fits, check_source, taken_over
 from levit_search.search.verification import Verification
-from levit_search.significance import judged
+from levit_search.significance import judged, teacher_choice
 from levit_search.space import Space
 from levit_search.study import Study, training_file
 
@@ -402,6 +402,8 @@ class _Driver:
             notes |= {"reused_from": twin, "reason": f"trial {twin} is evaluating this network"}
             self._books.turn_down(number, params, notes, excess)
         else:
+            if not self._teaches():
+                notes["taught"] = False
             candidate = Candidate(number, network, notes, excess)
             self._books.submit(candidate, params)
             self._submit(engine, candidate)
@@ -424,9 +426,27 @@ class _Driver:
         running = [*self._running.values(), *self._left_over]
         return next((each.number for each in running if each.network.id == network.id), None)
 
+    def _teaches(self) -> bool:
+        """Whether a network that begins now learns from the teacher, where there is one; decided
+        once, after the first networks."""
+        teaching = self._config.teaching
+        if teaching is None or not teaching.auto:
+            return True
+        choice = self._books.attributes.get("teacher_choice")
+        if choice is None:
+            choice = teacher_choice(self._books.tally.records, self._books.attributes)
+            if choice is None:
+                return False
+            self._books.ledger.set_attribute("teacher_choice", choice)
+            self._display.preparing(choice["text"], None)
+        return bool(choice["kept"])
+
     def _submit(self, engine: Engine, candidate: Candidate) -> None:
         self._running[candidate.number] = candidate
-        engine.submit(candidate.number, candidate.network)
+        if candidate.notes.get("taught", True):
+            engine.submit(candidate.number, candidate.network)
+        else:
+            engine.submit(candidate.number, candidate.network, taught=False)
         self._display.started(candidate.number, candidate.network)
 
     def _handle(self, engine: Engine, event: Event) -> None:
@@ -508,4 +528,5 @@ class _Driver:
             stopped_because=because,
             is_interrupted=because == _INTERRUPTED,
             verdict=judged(tally.records, self._books.attributes, self._config),
+            teacher_choice=self._books.attributes.get("teacher_choice"),
         )

@@ -50,10 +50,11 @@ def pass_on_warnings(events: list[Event]) -> list[Event]:
 class Engine(Protocol):
     """Evaluates networks somewhere; a trial that fails is an event, never an exception."""
 
-    def submit(self, trial: int, network: Architecture) -> None:
+    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
         """Start an evaluation, or go on with it from its checkpoint. Only while :meth:`has_room`.
 
-        At each rung there is an event, and the trial waits for :meth:`answer`.
+        At each rung there is an event, and the trial waits for :meth:`answer`. A network that is
+        not ``taught`` is trained without the study's teacher.
         """
 
     def answer(self, trial: int, goes_on: bool) -> None:

@@ -1,7 +1,8 @@
 """What a search tells while it runs, and how it ended."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from levit_search.architecture import Architecture
 from levit_search.pareto import hypervolume, minimised
@@ -27,6 +28,8 @@ class Summary:
     """Whether it was asked to stop before its budget was used up."""
     verdict: Verdict = UNJUDGED
     """What the accuracies are worth."""
+    teacher_choice: Mapping[str, Any] | None = None
+    """What ``teacher: auto`` came to, see :func:`levit_search.significance.teacher_choice`."""
 
 
 class Display(Protocol):

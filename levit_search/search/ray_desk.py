@@ -22,11 +22,14 @@ _MOST_IN_A_ROW = 3  # of workers that had none yet
 _RETURN_S = 10.0
 
 
+Do = Literal["evaluate", "evaluate_untaught", "verify", "remeasure"]
+
+
 @dataclass
 class Task:
     """One piece of work."""
 
-    do: Literal["evaluate", "verify", "remeasure"]
+    do: Do
     trial: int
     networks: list[dict[str, Any]]
     deaths: int = 0

@@ -16,7 +16,7 @@ from levit_search.architecture import Architecture
 from levit_search.latency.ray_connection import first_line, knock
 from levit_search.search import ray_nodes, ray_tune
 from levit_search.search.engine import Event
-from levit_search.search.ray_desk import Desk, Task
+from levit_search.search.ray_desk import Desk, Do, Task
 from levit_search.search.ray_nodes import Seat
 from levit_search.search.ray_worker import Order
 from levit_search.search.worker import EVALUATOR
@@ -77,8 +77,9 @@ class RayEngine:
     def has_room(self) -> bool:
         return self._desk.has_room()
 
-    def submit(self, trial: int, network: Architecture) -> None:
-        self._desk.give(Task("evaluate", trial, [network.model_dump(mode="json")]))
+    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
+        do: Do = "evaluate" if taught else "evaluate_untaught"
+        self._desk.give(Task(do, trial, [network.model_dump(mode="json")]))
 
     def verify(self, trial: int, network: Architecture) -> None:
         self._desk.give(Task("verify", trial, [network.model_dump(mode="json")]))

@@ -112,6 +112,8 @@ def _enter(
         "evaluation": record.own_evaluation,
         "taken_from": f"{source.folder}#{record.trial}",
     }
+    if not record.taught:
+        notes["taught"] = False
     epochs = study.config.rung_epochs
     if rungs := [_rung(record, rung, study) for rung in record.rungs if rung["epoch"] in epochs]:
         notes["rungs"] = rungs

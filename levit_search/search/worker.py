@@ -41,8 +41,11 @@ class Evaluates(Protocol):
     def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
         """Get what all evaluations need; returns ``settled_ms``, ``device``, ``data`` and so on."""
 
-    def evaluate(self, network: Architecture, progress: Progress, decide: Decide) -> Any:
-        """Evaluate a network; what it returns has a method ``as_json``."""
+    def evaluate(
+        self, network: Architecture, progress: Progress, decide: Decide, taught: bool = True
+    ) -> Any:
+        """Evaluate a network; what it returns has a method ``as_json``. One that is not ``taught``
+        is trained without the teacher."""
 
     def verify(self, network: Architecture, progress: Progress, decide: Decide) -> Any:
         """Measure or train a network of which that was predicted or inherited; what it returns
@@ -79,7 +82,8 @@ class Steps:
         return self._attempt(None, lambda told: self._evaluator.prepare(network, told))
 
     def take(self, do: str, trial: int, described: Sequence[dict[str, Any]]) -> None:
-        """``evaluate`` or ``verify`` one network, or ``remeasure`` several."""
+        """``evaluate`` one network, with its teacher or ``evaluate_untaught``, ``verify`` one, or
+        ``remeasure`` several."""
 
         def step(told: Progress) -> dict[str, Any]:
             networks = [architectures.parse(each) for each in described]
@@ -92,8 +96,12 @@ class Steps:
                     ]
                 }
             (network,) = networks
-            work = self._evaluator.verify if do == "verify" else self._evaluator.evaluate
-            content: dict[str, Any] = work(network, told, decide).as_json()
+            if do == "evaluate_untaught":
+                found = self._evaluator.evaluate(network, told, decide, taught=False)
+            else:
+                work = self._evaluator.verify if do == "verify" else self._evaluator.evaluate
+                found = work(network, told, decide)
+            content: dict[str, Any] = found.as_json()
             return content
 
         def decide(epoch: int, values: dict[str, float]) -> bool:

@@ -78,8 +78,8 @@ class LocalEngine:
     def has_room(self) -> bool:
         return self._free() is not None
 
-    def submit(self, trial: int, network: Architecture) -> None:
-        self._give("evaluate", trial, [network])
+    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
+        self._give("evaluate" if taught else "evaluate_untaught", trial, [network])
 
     def verify(self, trial: int, network: Architecture) -> None:
         self._give("verify", trial, [network])

@@ -187,6 +187,19 @@ class StudyConfig(Frozen):
             raise ValueError("accuracy: supernet needs top1_percent among the objectives")
         return self
 
+    @model_validator(mode="after")
+    def _check_auto(self) -> "StudyConfig":
+        if (
+            self.teacher is not None
+            and self.teacher.auto
+            and (self.inherits or not self.is_trained)
+        ):
+            raise ValueError(
+                "teacher.auto: is decided by candidates that are trained, which needs accuracy: "
+                "trained and top1_percent among the objectives"
+            )
+        return self
+
     @property
     def inherits(self) -> bool:
         """Whether candidates' accuracies are those of weights that they inherit."""
@@ -412,13 +425,12 @@ def config_of(
     """
     raw = copy.deepcopy(dict(given))
     raw.pop("reference_point", None)  # of a study's file; another study finds its own
-    for section, key in _SHORT_FORMS.items():
-        if isinstance(raw.get(section), str):
-            raw[section] = {key: raw[section]}
+    _expand_short_forms(raw)
     changes = {_LONG_FORMS.get(key, key): value for key, value in (changes or {}).items()}
     _move_weights(raw, path)
     for key, value in changes.items():
         _put(raw, key, value)
+        _expand_short_forms(raw)
     epochs = raw["train"].get("epochs", 1) if isinstance(raw.get("train"), Mapping) else 1
     if epochs == "auto":
         _leave_to_plan(raw, changes.keys())
@@ -584,6 +596,14 @@ def _move_weights(raw: dict[str, Any], path: Path) -> None:
             f"{path}: weights: {shortened(weights)} and train.weights: "
             f"{shortened(train['weights'])} are the same setting; leave one out"
         )
+
+
+def _expand_short_forms(raw: dict[str, Any]) -> None:
+    for section, key in _SHORT_FORMS.items():
+        if isinstance(raw.get(section), str):
+            raw[section] = {key: raw[section]}
+    if raw.get("teacher") == "auto":
+        raw["teacher"] = {"auto": True}
 
 
 def _section(written: Any) -> Any:

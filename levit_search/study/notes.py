@@ -96,6 +96,7 @@ class _Trial(TypedDict, total=False):
     reason: str | None
     reused_from: _Number | None
     taken_from: str | None
+    taught: bool
 
 
 @with_config(_OPEN)
@@ -135,6 +136,12 @@ class _Teacher(TypedDict, total=False):
 
 
 @with_config(_OPEN)
+class _TeacherChoice(TypedDict):
+    kept: bool
+    text: str
+
+
+@with_config(_OPEN)
 class _Supernet(TypedDict, total=False):
     params: _Number
     epochs: _Number
@@ -163,6 +170,7 @@ class _Attributes(TypedDict, total=False):
     device: _Device
     devices: dict[str, _Device]
     teacher: _Teacher
+    teacher_choice: _TeacherChoice
     supernet: _Supernet
     data: _Data
 

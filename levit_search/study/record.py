@@ -39,6 +39,8 @@ class Record:
     """The study and trial that evaluated it, where that is another one."""
     finished: str | None = None
     """When it ended, in local time by ISO 8601."""
+    taught: bool = True
+    """False where the search has a teacher, and trained this network without it."""
 
     @property
     def is_evaluated(self) -> bool:
@@ -119,6 +121,7 @@ def record_from_notes(
         rungs=tuple(notes.get("rungs", ())),
         taken_from=notes.get("taken_from"),
         finished=finished,
+        taught=notes.get("taught", True),
     )
 
 

@@ -1,0 +1,310 @@
+"""Trained networks made to fit the data: a new head on their features, then all their weights.
+
+Shapes: N views of the training images, B of a batch, C channels, S pixels a side, D features.
+"""
+
+import io
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from levit_search.batches import Batches, generator
+from levit_search.batches.batch import ordered
+from levit_search.distill.disk import check_room
+from levit_search.errors import InputError
+from levit_search.files import write_atomically
+from levit_search.latency.sharing import between_probes
+from levit_search.recipe import Recipe, TeacherConfig
+from levit_search.train import Told, device_of, silent
+
+_ENOUGH_VIEWS = 20_000
+_PASSES = (1, 10)
+_ROWS = 32  # of a batch; what is left over of a pass by whole ones is left out
+_CHUNK_STEPS = 32  # batches that are lost at most where computing features is interrupted
+_HELD_OUT = 0.2
+_DECAYS = tuple(10 ** (power / 2) for power in range(2, -13, -1))  # from 10 to 1e-6
+_MOST_STEPS = 200
+_LOGITS_AT_ONCE = 2**24
+
+
+class Adapted(nn.Module):
+    """A network without its classifier, shown what it knows, under a linear head for other classes.
+
+    Args:
+        network: images [B, C, S', S'] of ``size`` S', normalised as it was trained, to features.
+        size: what views are enlarged to, in pixels.
+        colors: what pixels are multiplied by and what is added, [C, 1, 1] each, to have a view that
+            is normalised as candidates are shown it as ``network`` is.
+        num_features: D.
+        num_classes: of the data.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        size: int,
+        colors: tuple[Tensor, Tensor],
+        num_features: int,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.network, self._size = network, size
+        self.head = nn.Linear(num_features, num_classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self._scale: Tensor
+        self._shift: Tensor
+        for name, values in zip(("_scale", "_shift"), colors, strict=True):
+            self.register_buffer(name, values, persistent=False)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, D] of views [B, C, S, S]."""
+        images = images * self._scale + self._shift
+        if images.shape[-1] != self._size:
+            size = (self._size, self._size)
+            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        found: Tensor = self.network(images)
+        return found
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, num_classes] of views [B, C, S, S]."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+def passes_of(config: TeacherConfig, images: int) -> int:
+    """How often each of so many training images is shown to have a head fitted."""
+    if config.adapt == "head" and config.epochs is not None:
+        return config.epochs
+    return int(np.clip(-(-_ENOUGH_VIEWS // images), *_PASSES))
+
+
+def fit_head(
+    model: Adapted,
+    config: TeacherConfig,
+    batches: Batches,
+    seed: int,
+    folder: Path,
+    told: Told = silent,
+) -> dict[str, Any]:
+    """Fit the head of ``model`` by L2-regularised multinomial logistic regression on its features.
+
+    Features are computed once for each view. The penalty is the one by which a head that was fitted
+    on four fifths of the training images has the lowest cross entropy on the others; the head is
+    then fitted on all.
+
+    Args:
+        model: on the CPU; its head is changed, its network is not.
+        config: of the teacher.
+        batches: the data, of which ``train`` alone is looked at.
+        seed: of the views, and of the images that are held out.
+        folder: where features are kept until the end, so that an interrupted call goes on.
+        told: called now and then with the part that is done.
+
+    Returns:
+        ``{passes, views, features, held_out_images, held_out_top1_percent, weight_decay}``.
+
+    Raises:
+        InputError: there is no room for the features, or they are no finite numbers.
+    """
+    passes = passes_of(config, batches.size("train"))
+    recipe = config.recipe.model_copy(
+        update={"batch_size": _ROWS, "mixup": 0.0, "cutmix": 0.0, "repeated_augmentation": 1}
+    )
+    torch.set_num_threads(recipe.threads)
+    device = device_of(recipe)
+    found = _features(model.to(device).eval(), batches, recipe, seed, passes, folder, told)
+    features, labels, images = found
+    if not torch.isfinite(features).all():
+        raise InputError(
+            f"teacher {config.name}: its features are no finite numbers; choose another one"
+        )
+    # One scale for all keeps their proportions, and gives penalties the same meaning everywhere.
+    features, center = features.float(), features.float().mean(0)
+    scale = (features - center).square().mean().sqrt().clamp_min(1e-12)
+    features = ((features - center) / scale).to(device)
+    labels = labels.to(device)
+    is_held_out = _held_out(batches, seed)[images].to(device)
+    plain = torch.arange(len(labels), device=device) < len(labels) // passes
+    fitting, judging = ~is_held_out, is_held_out & plain
+    best: tuple[float, float, float] | None = None
+    weights = torch.zeros(batches.info.num_classes, features.shape[1] + 1, device=device)
+    regression = _Regression(features[fitting], labels[fitting])
+    shown, shown_labels = features[judging], labels[judging]
+    for decay in _DECAYS if len(shown) else ():
+        weights = regression.minimum(weights, decay)
+        logits = shown @ weights[:, :-1].T + weights[:, -1]
+        loss = float(F.cross_entropy(logits, shown_labels))
+        right = float((logits.argmax(1) == shown_labels).float().mean())
+        if best is None or loss < best[0]:
+            best = loss, decay, 100 * right
+        elif loss > 1.2 * best[0]:  # the path goes from strong penalties to weak ones
+            break
+    decay = best[1] if best is not None else _DECAYS[len(_DECAYS) // 2]
+    weights = _Regression(features, labels).minimum(torch.zeros_like(weights), decay)
+    with torch.no_grad():
+        model.head.weight.copy_(weights[:, :-1] / scale)
+        model.head.bias.copy_(weights[:, -1] - model.head.weight @ center.to(device))
+    return {
+        "passes": passes,
+        "views": len(labels),
+        "features": features.shape[1],
+        "held_out_images": len(shown),
+        "held_out_top1_percent": best[2] if best is not None else None,
+        "weight_decay": decay,
+    }
+
+
+def forget_features(folder: Path) -> None:
+    """Remove the features that :func:`fit_head` kept."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Features(NamedTuple):
+    features: Tensor
+    """float16 [N, D], on the CPU; the views of the first pass come first."""
+    labels: Tensor
+    """int64 [N]."""
+    images: Tensor
+    """int64 [N], indices of ``train``."""
+
+
+def _features(
+    model: Adapted,
+    batches: Batches,
+    recipe: Recipe,
+    seed: int,
+    passes: int,
+    folder: Path,
+    told: Told,
+) -> _Features:
+    """The features of so many passes over the training images, kept in ``folder`` chunk by chunk.
+
+    The first pass is plain, the others are augmented as ``recipe`` says.
+    """
+    plain = recipe.model_copy(
+        update={
+            "crop": "none",
+            "hflip": False,
+            "color_jitter": 0.0,
+            "rand_augment": None,
+            "random_erasing": 0.0,
+        }
+    )
+    steps = batches.steps(recipe)
+    check_room(folder, 2 * passes * steps * batches.batch_size(recipe) * model.head.in_features)
+    parts: list[Tensor] = []
+    images: list[Tensor] = []
+    for number in range(passes):
+        shown = recipe if number else plain
+        images.append(ordered(batches.size("train"), shown, seed, number).flatten())
+        first = 0
+        while (kept := _read_chunk(_chunk(folder, number, first))) is not None:
+            parts.append(kept)
+            first += _CHUNK_STEPS
+        if first < steps:
+            for chunk in _computed(model, batches, shown, seed, number, first):
+                _write_chunk(_chunk(folder, number, first), chunk)
+                parts.append(chunk)
+                first += _CHUNK_STEPS
+                told((number + min(first, steps) / steps) / passes)
+    order = torch.cat(images)
+    return _Features(torch.cat(parts), torch.from_numpy(batches.labels("train"))[order], order)
+
+
+def _computed(
+    model: Adapted, batches: Batches, recipe: Recipe, seed: int, number: int, first: int
+) -> Iterator[Tensor]:
+    """Features float16 [n, D] of a pass from a step on, in chunks of as many steps each."""
+    device = next(model.parameters()).device
+    views = batches.train(seed, number, recipe, device, first)
+    rows: list[Tensor] = []
+    with torch.inference_mode(), between_probes(views) as shared:
+        for batch in shared:
+            rows.append(model.features(batch.images).half().cpu())
+            if len(rows) == _CHUNK_STEPS:
+                yield torch.cat(rows)
+                rows = []
+    if rows:
+        yield torch.cat(rows)
+
+
+def _chunk(folder: Path, number: int, first: int) -> Path:
+    return folder / f"{number:04d}-{first:07d}.npz"
+
+
+def _write_chunk(path: Path, features: Tensor) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, features=features.numpy())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def _read_chunk(path: Path) -> Tensor | None:
+    """The features in a chunk; None where there is none, or a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return torch.from_numpy(found["features"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _held_out(batches: Batches, seed: int) -> Tensor:
+    """Which training images are kept from a fit to judge it, bool: a fifth of each class, and none
+    of one that has a single image."""
+    labels = torch.from_numpy(batches.labels("train"))
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    shuffled = torch.randperm(len(labels), generator=generator(seed, 5))
+    for label in labels.unique():
+        members = shuffled[labels[shuffled] == label]
+        count = round(_HELD_OUT * len(members)) or min(1, len(members) - 1)
+        chosen[members[:count]] = True
+    return chosen
+
+
+class _Regression:
+    """Multinomial logistic regression with an L2 penalty on all but the bias.
+
+    Args:
+        features: float [N, D].
+        labels: int64 [N].
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self._features, self._labels = features, labels
+
+    def minimum(self, start: Tensor, decay: float) -> Tensor:
+        """The weights [classes, D + 1], the bias last, of the least mean cross entropy plus
+        ``decay`` / 2 times their squares, looked for from ``start`` on by L-BFGS."""
+        weights = start.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [weights], max_iter=_MOST_STEPS, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+        )
+        at_once = max(1, _LOGITS_AT_ONCE // len(start))
+        count = len(self._labels)
+
+        def loss() -> float:
+            optimizer.zero_grad()
+            penalty = decay / 2 * weights[:, :-1].square().sum()
+            penalty.backward()
+            total = penalty.detach()
+            parts = zip(self._features.split(at_once), self._labels.split(at_once), strict=True)
+            for features, labels in parts:
+                logits = features @ weights[:, :-1].T + weights[:, -1]
+                part = F.cross_entropy(logits, labels, reduction="sum") / count
+                part.backward()
+                total = total + part.detach()
+            return float(total)
+
+        optimizer.step(loss)
+        return weights.detach()
