@@ -67,7 +67,7 @@ class StubEngine:
     def has_room(self) -> bool:
         return not self._busy
 
-    def submit(self, trial: int, network: Architecture) -> None:
+    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
         self.evaluated.append(network.id)
         values = {"top1_percent": self.accuracy(network), "latency_ms": self.latency_ms}
         content = {"values": values, "latency": None, "training": None, "seconds": 0.5}
@@ -121,8 +121,8 @@ class HereEngine:
     def has_room(self) -> bool:
         return not self._busy
 
-    def submit(self, trial: int, network: Architecture) -> None:
-        self._start("evaluate", trial, [network])
+    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
+        self._start("evaluate" if taught else "evaluate_untaught", trial, [network])
 
     def answer(self, trial: int, goes_on: bool) -> None:
         self._answers.put(goes_on)

@@ -1,6 +1,5 @@
 """A teacher's network and its weights, out of timm, a plug-in, a file or the hub."""
 
-import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -244,12 +243,12 @@ def _load_but_classifier(network: nn.Module, path: Path, where: str) -> None:
     """Load a file of a whole network, for whichever classes, into one that ends in features."""
     state = _read_state(path, where)
     wanted = network.state_dict()
-    for name in _names(network, "first_conv"):
-        weight = state.get(f"{name}.weight")
-        own = wanted.get(f"{name}.weight")
-        if isinstance(weight, Tensor) and own is not None and weight.shape[1] != own.shape[1]:
-            with contextlib.suppress(NotImplementedError):  # the shapes are told below
-                state[f"{name}.weight"] = timm.models.adapt_input_conv(own.shape[1], weight)
+    for name in (f"{conv}.weight" for conv in _names(network, "first_conv")):
+        weight, own = state.get(name), wanted.get(name)
+        if own is None or not isinstance(weight, Tensor) or weight.ndim != 4:
+            continue
+        if weight.shape[1] == 3 != own.shape[1]:
+            state[name] = timm.models.adapt_input_conv(own.shape[1], weight)
     for name, own in wanted.items():
         if name.endswith("num_batches_tracked"):  # files of old releases of torch lack them
             state.setdefault(name, own)
