@@ -307,7 +307,7 @@ class TeacherConfig(Frozen):
     ``adapt`` makes trained weights, ``pretrained`` ones or a file of timm's network, fit the data's
     classes and channels. ``head`` puts a new classifier behind the network's features and fits it
     by ``epochs`` passes over the training images, the first plain, the others augmented as
-    ``recipe`` says (null: as many as make 20 000 views, 1 to 10). ``all`` then finetunes the whole
+    ``recipe`` says (null: as many as make 20 000 views, 1 to 4). ``all`` then finetunes the whole
     network by ``recipe``, whose epochs ``epochs`` stands for. Views are enlarged to ``image_size``
     pixels (null: what the network was trained at) and have the colours that it was trained with.
 

@@ -25,7 +25,7 @@ from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.train import Told, device_of, silent
 
 _ENOUGH_VIEWS = 20_000
-_PASSES = (1, 10)
+_PASSES = (1, 4)
 _ROWS = 32  # of a batch; what is left over of a pass by whole ones is left out
 _CHUNK_STEPS = 32  # batches that are lost at most where computing features is interrupted
 _HELD_OUT = 0.2
@@ -126,10 +126,8 @@ def fit_head(
         raise InputError(
             f"teacher {config.name}: its features are no finite numbers; choose another one"
         )
-    # One scale for all keeps their proportions, and gives penalties the same meaning everywhere.
-    features, center = features.float(), features.float().mean(0)
-    scale = (features - center).square().mean().sqrt().clamp_min(1e-12)
-    features = ((features - center) / scale).to(device)
+    features, center, scale = _standardised(features.float())
+    features = features.to(device)
     labels = labels.to(device)
     is_held_out = _held_out(batches, seed)[images].to(device)
     plain = torch.arange(len(labels), device=device) < len(labels) // passes
@@ -150,7 +148,7 @@ def fit_head(
     decay = best[1] if best is not None else _DECAYS[len(_DECAYS) // 2]
     weights = _Regression(features, labels).minimum(torch.zeros_like(weights), decay)
     with torch.no_grad():
-        model.head.weight.copy_(weights[:, :-1] / scale)
+        model.head.weight.copy_(weights[:, :-1] / scale.to(device))
         model.head.bias.copy_(weights[:, -1] - model.head.weight @ center.to(device))
     return {
         "passes": passes,
@@ -257,6 +255,16 @@ def _read_chunk(path: Path) -> Tensor | None:
             return torch.from_numpy(found["features"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+
+
+def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [N, D] with mean 0 and deviation 1 each, the means [D] and what they were divided by
+    [D]; one that is nearly the same everywhere stays small."""
+    center = features.mean(0)
+    features = features - center
+    deviation = features.square().mean(0).sqrt()
+    scale = deviation.clamp_min(1e-3 * float(deviation.mean()) + 1e-12)
+    return features / scale, center, scale
 
 
 def _held_out(batches: Batches, seed: int) -> Tensor:
