@@ -224,9 +224,10 @@ def _computed(
     device = next(model.parameters()).device
     views = batches.train(seed, number, recipe, device, first)
     rows: list[Tensor] = []
-    with torch.inference_mode(), between_probes(views) as shared:
+    with between_probes(views) as shared:
         for batch in shared:
-            rows.append(model.features(batch.images).half().cpu())
+            with torch.no_grad():  # left before a chunk is given away
+                rows.append(model.features(batch.images).half().cpu())
             if len(rows) == _CHUNK_STEPS:
                 yield torch.cat(rows)
                 rows = []
