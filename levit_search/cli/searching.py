@@ -130,14 +130,15 @@ def _say_where_to_look(study: "Study", tensorboard: bool) -> None:
 def _summary_json(summary: "Summary") -> dict[str, Any]:
     from levit_search.table import as_json
 
+    choice = {} if summary.teacher_choice is None else {"teacher_choice": summary.teacher_choice}
     return {
         "study": summary.study,
         "trials": summary.trials,
         "seconds": round(summary.seconds, 3),
         "hypervolume": summary.hypervolume,
         "verdict": summary.verdict.as_json(),
-        "teacher_choice": summary.teacher_choice,
         "front": [as_json(record, summary.verdict) for record in summary.front],
+        **choice,
     }
 
 
