@@ -81,6 +81,8 @@ class Watch:
         self._next = (tally.spent // self._every + 1) * self._every
         self._at = time.monotonic()
 
+    def compared(self, *_: object) -> None: ...
+
     def tick(self) -> None: ...
 
 

@@ -106,6 +106,8 @@ class Clock:
         self.at.append(time.perf_counter())
         self.evaluated.append(record.state == "complete" and record.reused_from is None)
 
+    def compared(self, *_: object) -> None: ...
+
     def tick(self) -> None: ...
 
 

@@ -86,6 +86,8 @@ class _Listener:
     def finished(self, record: Record, *_: object) -> None:
         self.records.append(record)
 
+    def compared(self, *_: object) -> None: ...
+
     def tick(self) -> None: ...
 
 

@@ -1,6 +1,7 @@
 """Find the best LeViT-like vision transformer for a data set and a device."""
 
 from levit_search.api import (
+    baselines,
     count,
     evaluation,
     front,
@@ -18,6 +19,7 @@ from levit_search.api import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "baselines",
     "count",
     "evaluation",
     "front",

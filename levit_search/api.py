@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     import pandas
 
     from levit_search.architecture import Architecture
+    from levit_search.baseline import BaselineConfig
     from levit_search.cost import Cost
     from levit_search.evaluate import Evaluation, Progress
     from levit_search.export import Export, Wishes
     from levit_search.model import Model
     from levit_search.significance import Verdict
-    from levit_search.study import Record, Study, StudyConfig
+    from levit_search.study import BaselineRecord, Record, Study, StudyConfig
 
 
 def read_space(
@@ -211,6 +212,19 @@ def verdict(study: "Study") -> "Verdict":
     return judged(study.records(), study.attributes(), study.config)
 
 
+def baselines(study: "Study") -> "list[BaselineRecord]":
+    """The networks of timm that the study is compared with, in the order of ``compare``.
+
+    Returns:
+        Records with ``summary`` (such as ``timm/resnet10t``), ``values`` as those of a trial, empty
+        where the network is not trained yet or failed, and then ``reason``.
+
+    Raises:
+        InputError: the study's storage cannot be read.
+    """
+    return study.baselines()
+
+
 def trials(study: "Study") -> "pandas.DataFrame":
     """All finished trials, one a row by trial number, with the columns of ``trials.csv``.
 
@@ -327,13 +341,15 @@ class _Unshown:
 
     def preparing(self, text: str, fraction: float | None) -> None: ...
 
-    def started(self, trial: int, network: "Architecture") -> None: ...
+    def started(self, trial: int, network: "Architecture | BaselineConfig") -> None: ...
 
     def progress(self, trial: int, text: str, fraction: float | None) -> None: ...
 
     def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None: ...
 
     def finished(self, record: "Record", tally: Any, left_s: float | None) -> None: ...
+
+    def compared(self, trial: int, record: "BaselineRecord") -> None: ...
 
     def tick(self) -> None: ...
 

@@ -4,17 +4,23 @@ They are counted by fvcore under this project's convention: one multiply-add is 
 softmax counts once for each element, norms do not count. What fvcore cannot count is named.
 """
 
+import hashlib
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
 
 from levit_search.architecture import Architecture
+from levit_search.configuration import Frozen
 from levit_search.cost import Cost, LayerCost
 from levit_search.errors import InputError, UnknownNameError
+from levit_search.inflation import check_not_inflated
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,6 +62,37 @@ class Baseline:
     def build_as_timm_does(self) -> "nn.Module":
         """The network with fresh weights and, where torch has it, fused attention."""
         import timm
+
+        model: nn.Module = timm.create_model(self.name, pretrained=False, **self._options())
+        return model
+
+    def build_to_train(self, weights: str) -> "nn.Module":
+        """The network as timm builds it, with the weights that training begins with.
+
+        Args:
+            weights: ``fresh``; ``pretrained``, timm's; or the path of a checkpoint of the network.
+                The classifier of the last two is a new one where it is for other classes, and
+                their first convolution is adapted to other channels, as timm does.
+
+        Raises:
+            InputError: the weights are not to be had, or do not fit.
+        """
+        import timm
+
+        if weights == "pretrained":
+            try:
+                model: nn.Module = timm.create_model(self.name, pretrained=True, **self._options())
+            except Exception as error:  # the hub's client raises kinds of its own
+                reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+                raise InputError(f"its pretrained weights are not to be had ({reason})") from error
+            return model
+        model = self.build_as_timm_does()
+        if weights != "fresh":
+            _load_checkpoint(model, Path(weights), f"{PREFIX}{self.name}: {weights}")
+        return model
+
+    def _options(self) -> dict[str, Any]:
+        """What timm has to be told of the images and classes, where they are not its own."""
         from timm.models import get_pretrained_cfg
 
         # timm's own rule: the configurations marked so take img_size, the others any image.
@@ -64,14 +101,104 @@ class Baseline:
         channels, _, _, classes = _defaults(self.name)
         if (self.in_channels, self.num_classes) != (channels, classes):
             options |= {"in_chans": self.in_channels, "num_classes": self.num_classes}
-        model: nn.Module = timm.create_model(self.name, pretrained=False, **options)
-        return model
+        return options
 
     def images(self, batch_size: int = 1) -> "Tensor":
         """Blank images [batch_size, in_channels, image_size, image_size]."""
         import torch
 
         return torch.zeros(batch_size, self.in_channels, self.image_size, self.image_size)
+
+
+class BaselineConfig(Frozen):
+    """A network of timm that a search is compared with; a text is its ``name`` alone.
+
+    ``name`` is ``timm/NAME``; ``timm/NAME@SIZE`` insists on the size of the data's images.
+    ``weights`` is what its training begins with: ``fresh``, ``pretrained`` (timm's) or the path of
+    a checkpoint of it.
+    """
+
+    name: str
+    weights: Annotated[str, Field(min_length=1)] = "fresh"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not re.fullmatch(rf"{PREFIX}[A-Za-z0-9_.-]{{1,100}}(@[1-9][0-9]{{0,3}})?", name):
+            raise ValueError(
+                f"expected {PREFIX}NAME or {PREFIX}NAME@SIZE, such as {PREFIX}resnet10t, not "
+                f"{name[:80]!r}"
+            )
+        return name
+
+    @property
+    def id(self) -> str:
+        """What its results go by within a study, fit for a file's name: ``timm-resnet10t``."""
+        plain = self._plain_name.replace("/", "-")
+        if self.weights == "fresh":
+            return plain
+        is_file = self.weights != "pretrained"
+        digest = hashlib.sha256(self.weights.encode("utf-8", "surrogateescape")).hexdigest()
+        return f"{plain}-{digest[:8] if is_file else 'pretrained'}"
+
+    def summary(self) -> str:
+        """Its name and, if they are not fresh, its weights: ``timm/resnet10t (pretrained)``."""
+        if self.weights == "fresh":
+            return self._plain_name
+        return f"{self._plain_name} ({Path(self.weights).name})"
+
+    def network(self, image_size: int, in_channels: int, num_classes: int) -> Baseline:
+        """The network for the images and classes of a data set.
+
+        Raises:
+            UnknownNameError: timm has no such network, or the network no such pretrained tag.
+            InputError: it is asked for with images of another size.
+        """
+        text, _, size = self._stated
+        if size and int(size) != image_size:
+            raise InputError(
+                f"{self.name}: the data's images have {image_size} px, and networks are compared "
+                f"on the same ones; write {text}"
+            )
+        name = text.removeprefix(PREFIX)
+        _defaults(name)
+        return Baseline(name, image_size, in_channels, num_classes)
+
+    def check(self, image_size: int, in_channels: int, num_classes: int) -> None:
+        """Make sure, before anything long begins, that the network can be trained on a data set.
+
+        Pretrained weights are not fetched for this; those in a file are read.
+
+        Raises:
+            UnknownNameError: as :meth:`network`.
+            InputError: as :meth:`network`, or the network does not take such images, or its weights
+                are not there or do not fit.
+        """
+        from timm.models import get_pretrained_cfg
+
+        network = self.network(image_size, in_channels, num_classes)
+        size = f"{image_size} x {image_size}"
+        check_runs(network, f"{self.name}: the network takes no images of {size} pixels")
+        if self.weights == "pretrained":
+            if not get_pretrained_cfg(network.name).has_weights:
+                raise InputError(
+                    f"{self.name}: timm has no pretrained weights for it; weights: fresh or a file"
+                )
+        else:
+            network.build_to_train(self.weights)
+
+    @property
+    def _stated(self) -> tuple[str, str, str]:
+        return self.name.partition("@")
+
+    @property
+    def _plain_name(self) -> str:
+        return self._stated[0]
 
 
 def load(text: str) -> Baseline:
@@ -193,6 +320,51 @@ def _defaults(name: str) -> tuple[int, int, int, int]:
     defaults = get_pretrained_cfg(name)
     channels, height, width = defaults.input_size
     return channels, height, width, defaults.num_classes
+
+
+def _load_checkpoint(model: "nn.Module", path: Path, where: str) -> None:
+    """Load a checkpoint into a network of timm that may be for other channels and classes.
+
+    Raises:
+        InputError: the file cannot be read, or is of another network.
+    """
+    import timm.models
+
+    try:
+        check_not_inflated(path)
+        state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{where}: is no readable checkpoint ({reason})") from error
+    own, known = model.state_dict(), model.pretrained_cfg
+    assert isinstance(known, dict)
+    parts = ("weight", "bias")
+    head = {f"{name}.{part}" for name in _names(known.get("classifier")) for part in parts}
+    state = {
+        name: tensor
+        for name, tensor in state.items()
+        if name not in head or name not in own or own[name].shape == tensor.shape
+    }
+    for name in (f"{each}.weight" for each in _names(known.get("first_conv"))):
+        if name in own and name in state and state[name].shape[1:2] != own[name].shape[1:2]:
+            state[name] = timm.models.adapt_input_conv(own[name].shape[1], state[name])
+    missing = [name for name in own if name not in state and name not in head]
+    extra = [name for name in state if name not in own]
+    told = [f"{name} is missing" for name in missing[:1]]
+    told += [f"{name} is not of this network" for name in extra[:1]]
+    if told:
+        counts = f"{len(missing)} missing, {len(extra)} unexpected"
+        raise InputError(f"{where}: does not fit, {', '.join(told)} ({counts})")
+    try:
+        model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{where}: does not fit ({reason})") from error
+
+
+def _names(stated: str | Iterable[str] | None) -> list[str]:
+    """One name, several or none, as timm's configurations have them."""
+    return [stated] if isinstance(stated, str) else list(stated or ())
 
 
 def check_runs(baseline: Baseline, refusal: str) -> None:

@@ -6,7 +6,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from levit_search.architecture import Architecture, Levit
+from torch import nn
+
+from levit_search import baseline
+from levit_search.architecture import Architecture, Levit, sizes_of
+from levit_search.baseline import Baseline, BaselineConfig
 from levit_search.batches import Batches, open_batches
 from levit_search.data import SplitName
 from levit_search.distill import TeacherAnswers, obtain_teacher
@@ -14,11 +18,11 @@ from levit_search.errors import InputError, TrialError, refused_by_disk
 from levit_search.files import remove_unfinished, user_cache, write_atomically
 from levit_search.latency import LatencyConfig, Measurement, Probe
 from levit_search.latency.forecast import Forecast
-from levit_search.latency.sharing import on_cores
-from levit_search.model import Model, save_weights
+from levit_search.latency.sharing import on_cores, while_no_probe_runs
+from levit_search.model import save_weights
 from levit_search.pareto import PROBED
 from levit_search.proportion import guess_percent
-from levit_search.recipe import TeacherConfig
+from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.study import StudyConfig, training_file
 from levit_search.supernet import Supernet, SupernetEpoch, obtain_supernet
 from levit_search.train import (
@@ -29,6 +33,7 @@ from levit_search.train import (
     fit,
     fresh_network,
     out_of_memory_as_trial_error,
+    seed_torch,
     training_id,
 )
 
@@ -118,6 +123,7 @@ class Evaluator:
             LevitSearchError: whatever keeps every candidate from being evaluated.
         """
         config = self._config
+        self._sizes = sizes_of(sample)
         for kept in ("latency", "teachers"):  # what killed writers left in the user's cache
             remove_unfinished(user_cache() / kept)
         card: dict[str, Any] = {}
@@ -291,8 +297,58 @@ class Evaluator:
         return Evaluation(values, latency, training, round(time.perf_counter() - start, 3))
 
     @out_of_memory_as_trial_error()
+    def compare(
+        self, given: BaselineConfig, progress: Progress, decide: Decide = goes_on
+    ) -> Evaluation:
+        """Count, measure and train a network of timm as candidates are; its weights are written.
+
+        It is trained by the recipe of candidates to its end, without a teacher, and measured also
+        where candidates' latencies are predicted, be it over a limit or not.
+
+        Args:
+            given: which one, and what training begins with. It goes on from the checkpoint that an
+                earlier session left.
+            progress: told what is being done.
+            decide: asked at each of the recipe's rungs.
+
+        Returns:
+            An evaluation whose values have ``params``, ``flops`` and ``activations``, too.
+
+        Raises:
+            TrialError: the probe or the training failed.
+            InputError: its weights are not to be had.
+        """
+        start = time.perf_counter()
+        config, network = self._config, given.network(**self._sizes)
+        progress("counting", None)
+        with while_no_probe_runs():
+            values: dict[str, float] = dict(baseline.count(network).total._asdict())
+        latency, training = None, None
+        targets: dict[str, dict[str, Any]] = {}
+        if config.is_measured:
+            progress("measuring latency", None)
+            latency = self._measured(self._probe, network, values)
+        for name, probe in self._others.items():
+            progress(f"measuring latency on {name}", None)
+            targets[name] = self._measured(probe, network, values, f"@{name}")
+        if config.is_trained:
+            seed = config.search.seed
+
+            def begun() -> nn.Module:
+                seed_torch(seed, 3)
+                return network.build_to_train(given.weights)
+
+            run = training_id(given, config.train, seed, self._batches.data_id, None)
+            known = dict(values)
+            result = self._fitted(given.id, run, begun, config.train, None, known, progress, decide)
+            values["top1_percent"] = result.val_top1_percent
+            training = result.as_json()
+        seconds = round(time.perf_counter() - start, 3)
+        return Evaluation(values, latency, training, seconds, targets)
+
+    @out_of_memory_as_trial_error()
     def remeasure(
-        self, networks: Sequence[Architecture], progress: Progress
+        self, networks: Sequence[Architecture | BaselineConfig], progress: Progress
     ) -> list[Evaluation | TrialError]:
         """Measure networks anew and together, on every target on which the search measured them.
 
@@ -300,7 +356,7 @@ class Evaluator:
         same minutes; nothing comes from the cache.
 
         Args:
-            networks: that were evaluated.
+            networks: that were evaluated, and baselines.
             progress: told what is being done.
 
         Returns:
@@ -310,6 +366,10 @@ class Evaluator:
             TrialError: none could be measured.
         """
         start = time.perf_counter()
+        built = [
+            each.network(**self._sizes) if isinstance(each, BaselineConfig) else each
+            for each in networks
+        ]
         values: list[dict[str, float]] = [{} for _ in networks]
         latency: list[dict[str, Any] | None] = [None] * len(networks)
         targets: list[dict[str, dict[str, Any]]] = [{} for _ in networks]
@@ -327,7 +387,7 @@ class Evaluator:
                 progress(text, fraction)
 
             with probe.reporting(report):
-                measured = probe.measure_all(networks, fresh=True)
+                measured = probe.measure_all(built, fresh=True)
             for place, found in enumerate(measured):
                 try:
                     if isinstance(found, TrialError):
@@ -369,7 +429,11 @@ class Evaluator:
         return {"method": "predicted", **asdict(found)}
 
     def _measured(
-        self, probe: Probe, network: Architecture, values: dict[str, float], suffix: str = ""
+        self,
+        probe: Probe,
+        network: Architecture | Baseline,
+        values: dict[str, float],
+        suffix: str = "",
     ) -> dict[str, Any]:
         """Probe a network; see :meth:`_kept`."""
         return self._kept(probe.measure(network), values, suffix)
@@ -401,15 +465,50 @@ class Evaluator:
         decide: Decide,
         taught: bool,
     ) -> Training:
-        """Train a network of which ``values`` are known, to the end or to where it is stopped.
-
-        Its checkpoint stays; whoever has written the result down removes it.
-        """
+        """Train a network of which ``values`` are known; see :meth:`_fitted`."""
         recipe, seed = self._config.train, self._config.search.seed
         is_tuned = self._config.inherits and self._config.supernet.verification == "finetune"
         if self._config.inherits:
             recipe = self._config.supernet.verifying(recipe)
+        teacher = self._teacher if network.distillation and taught else None
+        teacher_id = teacher.id if teacher is not None else None
+        run = training_id(network, recipe, seed, self._batches.data_id, teacher_id)
+        if is_tuned:
+            run = f"{run}-finetuned"
 
+        def begun() -> nn.Module:
+            if is_tuned:
+                assert self._supernet is not None
+                return self._supernet.extracted(_levit(network))
+            return fresh_network(network, recipe, seed)
+
+        return self._fitted(network.id, run, begun, recipe, teacher, values, progress, decide)
+
+    def _fitted(
+        self,
+        name: str,
+        run: str,
+        begun: Callable[[], nn.Module],
+        recipe: Recipe,
+        teacher: TeacherAnswers | None,
+        values: dict[str, float],
+        progress: Progress,
+        decide: Decide,
+    ) -> Training:
+        """Train a network to the end or to where it is stopped, and write its weights.
+
+        Its checkpoint stays; whoever has written the result down removes it.
+
+        Args:
+            name: that its files go by.
+            run: the identity of its training.
+            begun: gives the network as training begins with it.
+            recipe: how.
+            teacher: of its second head, where it has one.
+            values: that are known of it.
+            progress: told how far it is.
+            decide: asked at each rung, where there is something to decide.
+        """
         text = "training"
 
         def report(epoch: Epoch) -> None:
@@ -427,24 +526,15 @@ class Evaluator:
         told(0.0)
         folder = self._folder / "checkpoints"
         folder.mkdir(exist_ok=True)
-        teacher = self._teacher if network.distillation and taught else None
-        teacher_id = teacher.id if teacher is not None else None
-        run = training_id(network, recipe, seed, self._batches.data_id, teacher_id)
-        if is_tuned:
-            run = f"{run}-finetuned"
-        checkpoint = Checkpoint(training_file(self._folder, network.id), run)
+        checkpoint = Checkpoint(training_file(self._folder, name), run)
         try:
             with on_cores(self._cores):
-                if is_tuned:
-                    assert self._supernet is not None
-                    model: Model = self._supernet.extracted(_levit(network))
-                else:
-                    model = fresh_network(network, recipe, seed)
+                model = begun()
                 result = fit(
                     model,
                     self._batches,
                     recipe,
-                    seed,
+                    self._config.search.seed,
                     teacher,
                     report,
                     checkpoint,
@@ -455,7 +545,7 @@ class Evaluator:
             if refused_by_disk(error) is None:
                 checkpoint.remove()
             raise
-        weights = folder / f"{network.id}.safetensors"
+        weights = folder / f"{name}.safetensors"
         if len(result.curve) == recipe.epochs:
             save_weights(model, weights)
         else:

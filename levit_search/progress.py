@@ -1,6 +1,7 @@
 """What a person sees on stderr while something long runs."""
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,8 +13,9 @@ from rich.text import Text
 
 from levit_search import table
 from levit_search.architecture import Architecture
+from levit_search.baseline import BaselineConfig
 from levit_search.printable import careful_console
-from levit_search.study import Record, Study
+from levit_search.study import BaselineRecord, Record, Study
 
 if TYPE_CHECKING:
     from levit_search.search.tally import Tally
@@ -57,7 +59,7 @@ class SearchProgress(_OnStderr):
         self._left_told = self._begun
         self._preparing = "starting the worker"
         self._fraction: float | None = None
-        self._current: dict[int, tuple[Architecture, str, float | None]] = {}
+        self._current: dict[int, tuple[Architecture | BaselineConfig, str, float | None]] = {}
         self._tally: "Tally | None" = None
         self._last_line = ""
 
@@ -65,7 +67,7 @@ class SearchProgress(_OnStderr):
         self._preparing, self._fraction = text, fraction
         self._line(text, only_if_new=True)
 
-    def started(self, trial: int, network: Architecture) -> None:
+    def started(self, trial: int, network: Architecture | BaselineConfig) -> None:
         self._preparing = ""
         self._current[trial] = (network, "starting", None)
 
@@ -83,6 +85,13 @@ class SearchProgress(_OnStderr):
         left = f"  about {_clock(left_s)} left" if left_s is not None else ""
         self._line(_outcome(record, self._study) + left)
 
+    def compared(self, trial: int, record: BaselineRecord) -> None:
+        self._current.pop(trial, None)
+        if record.is_complete:
+            self._line(f"{record.summary}: {_figures(record.values, self._study)}")
+        else:
+            self._line(f"{record.summary} failed: {record.reason}")
+
     def tick(self) -> None:
         if self._live is not None:
             self._live.update(self._shown(), refresh=True)
@@ -98,7 +107,8 @@ class SearchProgress(_OnStderr):
         if self._preparing:
             parts.append(_step(self._preparing, self._fraction))
         for trial, (network, text, fraction) in self._current.items():
-            parts.append(_step(f"trial {trial}: {text}", fraction, network.summary()))
+            what = f"trial {trial}" if trial >= 0 else "comparing"
+            parts.append(_step(f"{what}: {text}", fraction, network.summary()))
         objectives = self._study.config.objectives
         best = self._tally.front if self._tally is not None else []
         if best:
@@ -170,10 +180,11 @@ def _outcome(record: Record, study: Study) -> str:
         return f"trial {record.trial} {record.reason}: {accuracy}{_shape(record)}"
     if record.state != "complete":
         return f"trial {record.trial} {record.state}: {record.reason}"
-    figures = ", ".join(
-        table.named_figure(name, record.values[name]) for name in study.config.objectives
-    )
-    return f"trial {record.trial}: {figures}{_shape(record)}"
+    return f"trial {record.trial}: {_figures(record.values, study)}{_shape(record)}"
+
+
+def _figures(values: Mapping[str, float], study: Study) -> str:
+    return ", ".join(table.named_figure(name, values[name]) for name in study.config.objectives)
 
 
 def _shape(record: Record) -> str:

@@ -16,10 +16,10 @@ from levit_search.proportion import (
     told_apart,
     wilson_percent,
 )
-from levit_search.study import Record, StudyConfig, compared
+from levit_search.study import BaselineRecord, Record, StudyConfig, baselines_of, compared
 
 Kind = Literal["unknown", "guessing", "cost_alone", "better_than_guessing"]
-Standing = Literal["best", "same", "lower"]
+Standing = Literal["best", "same", "lower", "higher"]
 
 _UNTAUGHT = 3  # networks that are trained without the teacher before it is judged
 _FEWEST_STEPS = 2_000  # after fewer, a network that guesses may yet learn
@@ -33,8 +33,9 @@ class Accuracy(NamedTuple):
     low_percent: float
     high_percent: float
     vs_best: Standing | None
-    """Beside the most accurate network: that one, not told apart from it, or lower. None where it
-    is not compared: of a repeat, or of an inherited accuracy beside others."""
+    """Beside the most accurate network: that one, not told apart from it, lower or, of a baseline,
+    higher. None where it is not compared: of a repeat, of an inherited accuracy beside others, or
+    on other images."""
 
     def interval(self) -> str:
         return interval_text(self.low_percent, self.high_percent)
@@ -64,6 +65,8 @@ class Verdict:
     """The least accuracy that is better than guessing; None where not even 100 % would be."""
     best: Accuracy | None = None
     by_trial: Mapping[int, Accuracy] = field(default_factory=dict)
+    by_baseline: Mapping[str, Accuracy] = field(default_factory=dict)
+    """Of the networks to compare with, by :attr:`levit_search.baseline.BaselineConfig.id`."""
 
     def legend(self) -> str:
         """What the columns of a table mean that this fills; empty where it fills none."""
@@ -75,6 +78,8 @@ class Verdict:
                 " vs best: same is not told apart from the most accurate network, lower is (95 %, "
                 f"allowing for {self.compared:,} networks compared)."
             )
+        if any(each.vs_best == "higher" for each in self.by_baseline.values()):
+            text += " Of a baseline, higher is more accurate than the best network."
         return text
 
     def as_json(self) -> dict[str, Any]:
@@ -132,9 +137,11 @@ def judged(
             interval = wilson_percent(percent, own)
             by_trial[record.trial] = Accuracy(percent, own, *interval, standing(record.trial))
     best, networks = by_trial[first], _tried(records)
+    baselines = baselines_of(config, attributes)
+    by_baseline = _of_baselines(baselines, best, int(data["val_images"]), len(percents))
     needed = needed_right(images, guess, networks)
     needed_percent = None if needed is None else 100 * needed / images
-    found = (networks, len(percents), guess, needed_percent, best, by_trial)
+    found = (networks, len(percents), guess, needed_percent, best, by_trial, by_baseline)
     if not is_better_than_guessing(best.percent, images, guess, networks):
         text = _guessing(best, networks, guess, needed_percent)
         return Verdict("guessing", text, _advice(config, data, needed is None), *found)
@@ -190,6 +197,26 @@ _UNKNOWN = (
     "How many images its accuracies were measured on was not noted by the release that began this "
     "study, so that they have no intervals; levit-search run notes it as it goes on."
 )
+
+
+def _of_baselines(
+    baselines: Sequence[BaselineRecord], best: Accuracy, images: int, networks: int
+) -> dict[str, Accuracy]:
+    """The accuracies of baselines on ``images`` images, beside that of the ``best`` of ``networks``
+    networks."""
+    found = {}
+    for each in baselines:
+        percent = each.values.get("top1_percent")
+        if percent is None:
+            continue
+        standing: Standing | None = None
+        if images == best.images:
+            lower, higher = sorted((percent, best.percent))
+            apart = told_apart(higher, lower, images, networks + len(baselines))
+            standing = "same" if not apart else "lower" if percent < best.percent else "higher"
+        interval = wilson_percent(percent, images)
+        found[each.config.id] = Accuracy(percent, images, *interval, standing)
+    return found
 
 
 def _images(record: Record, data: Mapping[str, Any]) -> int:

@@ -15,8 +15,8 @@ from levit_search.pareto import (
     non_dominated,
     on_target,
 )
-from levit_search.significance import UNJUDGED, Verdict, judged
-from levit_search.study import Record, Study, compared
+from levit_search.significance import UNJUDGED, Accuracy, Verdict, judged
+from levit_search.study import BaselineRecord, Record, Study, compared
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,16 +68,89 @@ def as_json(record: Record, verdict: Verdict = UNJUDGED) -> dict[str, Any]:
     """
     assert record.architecture is not None
     figures = {name: record.values.get(name) for name in _known([record])}
-    found = verdict.by_trial.get(record.trial)
     return {
         "trial": record.trial,
         "id": record.architecture.id,
         **figures,
+        **_accuracy_json(verdict.by_trial.get(record.trial)),
+        "architecture": record.architecture.model_dump(mode="json"),
+    }
+
+
+def baseline_as_json(record: BaselineRecord, verdict: Verdict = UNJUDGED) -> dict[str, Any]:
+    """A network to compare with, with the figures of :func:`as_json`: ``{trial, baseline, weights,
+    reason, top1_percent, ..., top1_percent_ci95, val_images, vs_best, architecture}``.
+
+    ``trial`` and ``architecture`` are null, ``baseline`` is its name, ``reason`` why it failed;
+    where it did, or is not trained yet, the figures are null.
+    """
+    figures = {name: record.values.get(name) for name in _known([record])}
+    return {
+        "trial": None,
+        "baseline": record.config.name,
+        "weights": record.config.weights,
+        "reason": record.reason,
+        **figures,
+        **_accuracy_json(verdict.by_baseline.get(record.config.id)),
+        "architecture": None,
+    }
+
+
+def _accuracy_json(found: Accuracy | None) -> dict[str, Any]:
+    return {
         "top1_percent_ci95": [found.low_percent, found.high_percent] if found else None,
         "val_images": found.images if found else None,
         "vs_best": found.vs_best if found else None,
-        "architecture": record.architecture.model_dump(mode="json"),
     }
+
+
+def beside_baselines(
+    front: Sequence[Record], baselines: Sequence[BaselineRecord], objectives: Sequence[Objective]
+) -> str:
+    """What the front is worth beside networks to compare with, by their figures as they stand.
+
+    Args:
+        front: of the study.
+        baselines: in any state.
+        objectives: of the study.
+
+    Returns:
+        A few sentences: which members each baseline dominates, or which dominate it, and what
+        failed or is not trained yet. Empty without baselines.
+    """
+    whole = [each for each in baselines if each.is_complete]
+    told, is_beaten = [], False
+    values = [record.values for record in front]
+    points = minimised([*values, *(each.values for each in whole)], objectives)
+    members = points[: len(front)]
+    for each, point in zip(whole, points[len(front) :], strict=True):
+        better = (point <= members).all(axis=1) & (point < members).any(axis=1)
+        worse = (members <= point).all(axis=1) & (members < point).any(axis=1)
+        is_beaten |= bool(better.any())
+        if better.any():
+            told.append(f"{each.summary} dominates {_which(front, better)}")
+        elif worse.any():
+            told.append(f"{each.summary} is dominated by {_which(front, worse)}")
+        else:
+            told.append(f"{each.summary} would be on the front, and dominates none there")
+    sentences = []
+    if told:
+        sentences.append(f"By {' and '.join(objectives)}: {'; '.join(told)}.")
+        if not is_beaten:
+            sentences.append("No baseline dominates a network of the front.")
+    for each in baselines:
+        if each.reason is not None:
+            sentences.append(f"{each.summary} failed: {each.reason.rstrip('.')}.")
+        elif not each.is_complete:
+            sentences.append(f"{each.summary} is not trained yet.")
+    return " ".join(sentences)
+
+
+def _which(front: Sequence[Record], mask: Any) -> str:
+    """How many of a front, and the numbers of their trials."""
+    trials = sorted(record.trial for record, is_one in zip(front, mask, strict=True) if is_one)
+    of = "1 network" if len(front) == 1 else f"{len(front)} networks"
+    return f"{len(trials)} of {of} (trial {', '.join(map(str, trials))})"
 
 
 def figure(name: str, value: float | None) -> str:
@@ -119,7 +192,9 @@ had measured."""
 _ESTIMATED = ("top1_inherited_percent", "latency_predicted_ms", "prediction_error_percent")
 
 
-def _shown(records: Sequence[Record], objectives: Sequence[Objective]) -> list[str]:
+def _shown(
+    records: Sequence[Record | BaselineRecord], objectives: Sequence[Objective]
+) -> list[str]:
     """The objectives first, a latency with :data:`BESIDE_LATENCY`, then what was estimated and the
     costs worth seeing beside them."""
     shown: list[str] = []
@@ -146,25 +221,32 @@ def latency_legend(records: Sequence[Record], objectives: Sequence[Objective]) -
 
 
 def _rows(
-    records: Sequence[Record], objectives: Sequence[Objective], verdict: Verdict
+    records: Sequence[Record],
+    objectives: Sequence[Objective],
+    verdict: Verdict,
+    baselines: Sequence[BaselineRecord],
 ) -> tuple[list[str], list[list[str]]]:
-    """The heads of a table for people and its cells; an accuracy has its interval beside it, and
-    how it stands to the best, where these are known."""
-    names = _shown(records, objectives)
-    columns: dict[str, list[str]] = {"trial": [str(record.trial) for record in records]}
-    for name in names:
-        columns[heading(name)] = [figure(name, record.values.get(name)) for record in records]
+    """The heads of a table for people and its cells, those of complete baselines last; an accuracy
+    has its interval beside it, and how it stands to the best, where these are known."""
+    others = [each for each in baselines if each.is_complete]
+    rows: list[Record | BaselineRecord] = [*records, *others]
+    trials = [str(record.trial) for record in records]
+    columns: dict[str, list[str]] = {"trial": [*trials, *["baseline"] * len(others)]}
+    for name in _shown(rows, objectives):
+        columns[heading(name)] = [figure(name, each.values.get(name)) for each in rows]
         if name == "top1_percent" and verdict.by_trial:
             found = [verdict.by_trial.get(record.trial) for record in records]
+            found += [verdict.by_baseline.get(each.config.id) for each in others]
             columns["95 % interval"] = [each.interval() if each else "" for each in found]
-            if verdict.compared > 1:
+            if verdict.compared > 1 or others:
                 columns["vs best"] = [(each and each.vs_best) or "" for each in found]
     networks = [record.architecture for record in records]
-    columns["architecture"] = [network.summary() if network else "" for network in networks]
+    summaries = [network.summary() if network else "" for network in networks]
+    columns["architecture"] = [*summaries, *(each.summary for each in others)]
     return list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)]
 
 
-def _known(records: Sequence[Record]) -> list[str]:
+def _known(records: Sequence[Record | BaselineRecord]) -> list[str]:
     """All figures by name, those of further targets last."""
     return list(dict.fromkeys([*_COLUMNS, *(name for r in records for name in r.values)]))
 
@@ -174,11 +256,12 @@ def terminal(
     objectives: Sequence[Objective],
     title: str,
     verdict: Verdict = UNJUDGED,
+    baselines: Sequence[BaselineRecord] = (),
 ) -> "Table":
-    """A rich table."""
+    """A rich table of records, then of those baselines that are complete."""
     from rich.table import Table
 
-    heads, rows = _rows(records, objectives, verdict)
+    heads, rows = _rows(records, objectives, verdict, baselines)
     shown = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for head in heads:
         right = head != "architecture"
@@ -189,10 +272,13 @@ def terminal(
 
 
 def markdown(
-    records: Sequence[Record], objectives: Sequence[Objective], verdict: Verdict = UNJUDGED
+    records: Sequence[Record],
+    objectives: Sequence[Objective],
+    verdict: Verdict = UNJUDGED,
+    baselines: Sequence[BaselineRecord] = (),
 ) -> str:
-    """A Markdown table."""
-    heads, rows = _rows(records, objectives, verdict)
+    """A Markdown table of records, then of those baselines that are complete."""
+    heads, rows = _rows(records, objectives, verdict, baselines)
     lines = [heads, ["---:"] * (len(heads) - 1) + ["---"], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 

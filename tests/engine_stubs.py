@@ -17,6 +17,7 @@ from typing import Any
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
+from levit_search.baseline import BaselineConfig
 from levit_search.errors import InputError, TrialError
 from levit_search.search.engine import Engine, Event
 from levit_search.study import Study, StudyConfig
@@ -114,11 +115,20 @@ class Stub:
         progress("measuring", None)
         return Found({"latency_ms": 7.0}, self._worker)
 
+    def compare(
+        self, given: BaselineConfig, progress: Callable[..., None], decide: Callable[..., bool]
+    ) -> Found:
+        progress(f"comparing with {given.name}", None)
+        assert decide(1, {"top1_percent": 1.0})
+        return Found({"top1_percent": 5.0}, {**self._worker, "weights": given.weights})
+
     def remeasure(
-        self, networks: Sequence[Architecture], progress: Callable[..., None]
+        self,
+        networks: Sequence[Architecture | BaselineConfig],
+        progress: Callable[..., None],
     ) -> list[Again]:
         progress("measuring together", None)
-        if any(network.drop_path == FAILS for network in networks):
+        if any(getattr(network, "drop_path", 0.0) == FAILS for network in networks):
             raise TrialError("no luck\ntoday")
         return [Again(network.id, self._worker) for network in networks]
 

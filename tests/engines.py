@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from levit_search.architecture import Architecture
+from levit_search.baseline import BaselineConfig
 from levit_search.search import Summary, search
 from levit_search.search.engine import Event
 from levit_search.search.tally import Tally
-from levit_search.study import Record, Study, read_config
+from levit_search.study import BaselineRecord, Record, Study, read_config
 
 
 def run(path: Path, folder: Path, **changes: Any) -> tuple[Summary, Study]:
@@ -37,6 +38,8 @@ class Silent:
     def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None: ...
 
     def finished(self, record: Record, tally: Tally, left_s: float | None) -> None: ...
+
+    def compared(self, trial: int, record: BaselineRecord) -> None: ...
 
     def tick(self) -> None: ...
 
@@ -121,7 +124,9 @@ class HereEngine:
     def has_room(self) -> bool:
         return not self._busy
 
-    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
+    def submit(
+        self, trial: int, network: Architecture | BaselineConfig, taught: bool = True
+    ) -> None:
         self._start("evaluate" if taught else "evaluate_untaught", trial, [network])
 
     def answer(self, trial: int, goes_on: bool) -> None:
@@ -130,10 +135,12 @@ class HereEngine:
     def verify(self, trial: int, network: Architecture) -> None:
         self._start("verify", trial, [network])
 
-    def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+    def remeasure(self, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> None:
         self._start("remeasure", trial, networks)
 
-    def _start(self, do: str, trial: int, networks: Sequence[Architecture]) -> None:
+    def _start(
+        self, do: str, trial: int, networks: Sequence[Architecture | BaselineConfig]
+    ) -> None:
         assert not self._busy
         self._busy = True
         step = (do, trial, [each.model_dump(mode="json") for each in networks])

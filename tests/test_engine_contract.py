@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from levit_search.baseline import BaselineConfig
 from levit_search.study import Study, read_config
 from tests.conftest import ROOT
 from tests.engine_stubs import (
@@ -157,6 +158,22 @@ def test_networks_are_measured_again_together_by_one_worker(shared: Watched, tri
     shared.until(shared.engine.has_room)
     shared.engine.remeasure(trial + 1, [network(), network(FAILS)])
     assert shared.until_told(trial + 1, "done", "failed").text == "no luck today"
+
+
+def test_a_baseline_is_compared_with_and_measured_beside_networks(
+    shared: Watched, trial: int
+) -> None:
+    given = BaselineConfig(name="timm/test_resnet", weights="pretrained")
+    shared.until(shared.engine.has_room)
+    shared.engine.submit(trial, given)
+    done = shared.answered(trial, [True])
+    assert done.content["values"] == {"top1_percent": 5.0}
+    assert done.content["training"]["weights"] == "pretrained"
+    assert shared.of(trial)[0].text == "comparing with timm/test_resnet"
+    shared.until(shared.engine.has_room)
+    shared.engine.remeasure(trial + 1, [network(), given])
+    results = shared.until_told(trial + 1, "done").content["results"]
+    assert [each["id"] for each in results] == [network().id, given.id]
 
 
 @pytest.mark.parametrize(

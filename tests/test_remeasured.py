@@ -485,9 +485,9 @@ def test_what_was_measured_again_is_checked_when_it_is_read(
 ) -> None:
     known = {"latency_ms": 1.0, "top1_percent": 70.0}
     sound = {**remeasured(1.1), "protocol": 3, "finished": "2025-01-01T00:00:00"}
-    check_remeasured(json.loads(json.dumps(sound)), known, 3)
+    check_remeasured(json.loads(json.dumps(sound)), known, "trial 3")
     with pytest.raises(InputError, match=rf"^trial 3: remeasured: .*{told}.*not what a search"):
-        check_remeasured({**sound, **change}, known, 3)
+        check_remeasured({**sound, **change}, known, "trial 3")
 
 
 def test_a_summary_is_that_of_the_new_figures(

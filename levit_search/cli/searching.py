@@ -14,10 +14,12 @@ from levit_search.errors import InputError
 from levit_search.printable import quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from levit_search.search import Summary
     from levit_search.significance import Verdict
     from levit_search.space import Survey
-    from levit_search.study import Record, Study, StudyConfig
+    from levit_search.study import BaselineRecord, Record, Study, StudyConfig
 
 
 def run(
@@ -128,9 +130,10 @@ def _say_where_to_look(study: "Study", tensorboard: bool) -> None:
 
 
 def _summary_json(summary: "Summary") -> dict[str, Any]:
-    from levit_search.table import as_json
+    from levit_search.table import as_json, baseline_as_json
 
     choice = {} if summary.teacher_choice is None else {"teacher_choice": summary.teacher_choice}
+    baselines = [baseline_as_json(each, summary.verdict) for each in summary.baselines]
     return {
         "study": summary.study,
         "trials": summary.trials,
@@ -139,20 +142,27 @@ def _summary_json(summary: "Summary") -> dict[str, Any]:
         "verdict": summary.verdict.as_json(),
         "front": [as_json(record, summary.verdict) for record in summary.front],
         **choice,
+        **({"baselines": baselines} if baselines else {}),
     }
 
 
 def _print_front(
-    study: Path | str, best: "list[Record]", objectives: Any, verdict: "Verdict"
+    study: Path | str,
+    best: "list[Record]",
+    objectives: Any,
+    verdict: "Verdict",
+    baselines: "Sequence[BaselineRecord]",
 ) -> None:
-    """What the accuracies are worth first, if that is little, then the table."""
+    """What the accuracies are worth first, if that is little, then the table, and what it says of
+    the networks to compare with."""
     from levit_search import table
 
     for line in _verdict_lines(verdict):
         tell(line)
     title = f"Pareto front of {study}: {len(best)} network{'' if len(best) == 1 else 's'}"
-    print_table(table.terminal(best, objectives, title, verdict))
-    for legend in filter(None, [verdict.legend(), table.latency_legend(best, objectives)]):
+    print_table(table.terminal(best, objectives, title, verdict, baselines))
+    legends = [verdict.legend(), table.latency_legend(best, objectives)]
+    for legend in filter(None, [table.beside_baselines(best, baselines, objectives), *legends]):
         tell(textwrap.fill(legend, 100))
 
 
@@ -167,7 +177,8 @@ def _verdict_lines(verdict: "Verdict") -> list[str]:
 
 
 def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> None:
-    _print_front(summary.study, summary.front, objectives, summary.verdict)
+    front = summary.front
+    _print_front(summary.study, front, objectives, summary.verdict, summary.baselines)
     trials = summary.trials
     kinds = {
         "evaluated": trials["evaluated"],
@@ -228,7 +239,8 @@ def front(
 ) -> None:
     """Print the Pareto front of a study, and what its accuracies are worth.
 
-    Where the output is for programs that is said on standard error; the exit code is 0 either way.
+    Networks to compare with come after it, in JSON with null as their trial; csv has none. Where
+    the output is for programs the sentences are on standard error; the exit code is 0 either way.
     """
     from levit_search import table
     from levit_search.errors import UnknownNameError
@@ -241,18 +253,20 @@ def front(
     opened = Study.open(study)
     objectives, records = opened.config.objectives, opened.records()
     best = table.front(records, objectives)
-    verdict = judged(records, opened.attributes(), opened.config)
-    for line in _verdict_lines(verdict) if format != "table" else ():
+    verdict, baselines = judged(records, opened.attributes(), opened.config), opened.baselines()
+    beside = textwrap.wrap(table.beside_baselines(best, baselines, objectives), 100)
+    for line in [*_verdict_lines(verdict), *beside] if format != "table" else ():
         say(line)
     match format:
         case "csv":
             tell(table.as_csv(best, verdict), end="")
         case "json":
-            print_json([table.as_json(record, verdict) for record in best])
+            rows = [table.as_json(record, verdict) for record in best]
+            print_json(rows + [table.baseline_as_json(each, verdict) for each in baselines])
         case "markdown":
-            tell(table.markdown(best, objectives, verdict), end="")
+            tell(table.markdown(best, objectives, verdict, baselines), end="")
         case _:
-            _print_front(study, best, objectives, verdict)
+            _print_front(study, best, objectives, verdict, baselines)
 
 
 def space(

@@ -15,7 +15,8 @@ from levit_search.export.retraining import Retrained, Retraining
 from levit_search.printable import printable, quoted
 from levit_search.proportion import interval_text, wilson_percent
 from levit_search.significance import Accuracy
-from levit_search.study import Record, Study, StudyConfig
+from levit_search.study import BaselineRecord, Record, Study, StudyConfig
+from levit_search.table import figure
 
 _KINDS = {"levit": "LeViT", "graft": "graft (ResNet stages, then ViT layers)"}
 _CLASSES_SHOWN = 20
@@ -60,6 +61,8 @@ class Facts:
     config: StudyConfig
     """That the weights were trained with."""
     files: Sequence[str]
+    baselines: "Mapping[str, tuple[BaselineRecord, Accuracy | None]]"
+    """What the study is compared with, by id, and what their accuracies are worth."""
 
     @property
     def network(self) -> Architecture:
@@ -84,6 +87,7 @@ def model_card(facts: Facts) -> str:
         _table(["figure", "value", "spread", "how and where"], _figures(facts)),
         "One multiply-add is one FLOP. Latencies are measured in pairs against a reference network "
         "and given as the ratio to it times its own milliseconds: compare the ratios.",
+        *_compared(facts),
         "## Use",
         _use(facts),
         "## Files",
@@ -242,6 +246,37 @@ def _again(again: Again) -> Row:
         how += ", agrees" if again.agrees else ", DOES NOT AGREE"
     value = f"{again.now['latency_ms']:.4g} ms ({again.now['ratio_to_reference']:.4f} x)"
     return (head, value, f"{low:.4f} to {high:.4f} x (95 %)", how)
+
+
+def _compared(facts: Facts) -> list[str]:
+    """The networks of timm that the study has figures of, beside this one's in the search."""
+    known = [(each, found) for each, found in facts.baselines.values() if each.is_complete]
+    if not known:
+        return []
+    own, searched = facts.record.values, facts.searched
+    costs = [name for name in own if name.partition("@")[0] == "latency_ms"]
+    heads = ["network", "top-1, val", *(f"{name.replace('_ms', '')}, ratio" for name in costs)]
+
+    def row(name: str, values: Mapping[str, float], found: Accuracy | None) -> list[str]:
+        cells = [name, figure("top1_percent", values.get("top1_percent"))]
+        if found is not None:
+            cells[1] = f"{found.percent:.2f} % ({found.interval()})"
+        for cost in costs:
+            ratio = f"{values[cost] / own[cost]:.3f} x" if cost in values else ""
+            cells.append(f"{figure(cost, values.get(cost))} ms, {ratio}" if ratio else "")
+        return [*cells, f"{values['flops']:,.0f}", f"{values['params']:,.0f}"]
+
+    rows = [row("this one", own, searched)]
+    rows += [row(text(each.summary), each.values, found) for each, found in known]
+    recipe = facts.study.config.train
+    return [
+        "## Compared with",
+        _table([*heads, "FLOPs", "parameters"], rows),
+        f"All figures are those of the search. Networks of timm were trained for {recipe.epochs} "
+        "epochs on the same images by the recipe of candidates, without a teacher; intervals are "
+        "binomial (95 %). A ratio is that of the latency to this network's: above 1 is slower. "
+        "FLOPs of timm's networks are counted by fvcore.",
+    ]
 
 
 def _use(facts: Facts) -> str:

@@ -273,6 +273,10 @@ class _Work:
             timm,
             self.config,
             names,
+            {
+                each.config.id: (each, verdict.by_baseline.get(each.config.id))
+                for each in self.study.baselines()
+            },
         )
         write_atomically(folder / "README.md", model_card(facts))
         return Export(

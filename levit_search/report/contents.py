@@ -49,7 +49,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
     Returns:
         ``{study, folder, made, objectives, up, verdict, summary, latency_legend, tabs, trials,
         trajectory, importance, slots, prediction, failures, published, chosen, details,
-        environment, data, settings}``.
+        environment, data, settings, baselines, beside_baselines}``.
 
         ``verdict`` is what :class:`levit_search.significance.Verdict` says of the accuracies, and
         its ``legend``; ``latency_legend`` is that of latencies which were measured again.
@@ -69,8 +69,10 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         where the study has no reference yet; then there is no knee either. ``importance`` is
         ``{objective: {slot: share}}``, ``prediction`` [[predicted ms, measured ms, trial]],
         ``failures`` a list of ``{outcome, reason, count, trials}``, ``published`` the paper's
-        ``{name, values}`` where the study has ImageNet's 1000 classes. ``chosen`` are the trials
-        shown in detail, the knee first, and ``details`` says of each what
+        ``{name, values}`` where the study has ImageNet's 1000 classes. ``baselines`` are those to
+        compare with, ``{name, values, accuracy, reason}``, without values where they failed or are
+        not trained yet, and ``beside_baselines`` says how the front stands beside them. ``chosen``
+        are the trials shown in detail, the knee first, and ``details`` says of each what
         :func:`levit_search.report.details.details` does.
 
     Raises:
@@ -86,7 +88,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
             "report yet; `levit-search run` goes on with the search"
         )
     attributes = study.attributes()
-    verdict = judged(records, attributes, config)
+    verdict, baselines = judged(records, attributes, config), study.baselines()
     sample = front[0].architecture
     assert sample is not None
     names = _published_ids(sample)
@@ -142,6 +144,16 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         "environment": {"sessions": _sessions(study)},
         "data": _data(study, sample),
         "settings": config.model_dump(mode="json", include=_SETTINGS),
+        "baselines": [
+            {
+                "name": each.summary,
+                "values": {name: rounded(value) for name, value in each.values.items()},
+                "accuracy": _accuracy(verdict.by_baseline.get(each.config.id)),
+                "reason": each.reason,
+            }
+            for each in baselines
+        ],
+        "beside_baselines": table.beside_baselines(front, baselines, objectives),
     }
 
 

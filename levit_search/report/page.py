@@ -159,6 +159,14 @@ def _for_people(study: Study, document: Mapping[str, Any]) -> dict[str, Any]:
             }
             for trial in trials
         ],
+        "baselines": [
+            {
+                **each,
+                "texts": _texts(each["values"], columns),
+                "accuracy": _accuracy(each["accuracy"]),
+            }
+            for each in document["baselines"]
+        ],
         "tabs": [{**tab, "reference": _reference(tab["reference"])} for tab in document["tabs"]],
         "details": _with_drawings(study, document["details"], document["chosen"]),
         "environment": {"sessions": [_session(s) for s in document["environment"]["sessions"]]},

@@ -90,6 +90,7 @@ def front(document: Document, tab: Mapping[str, Any]) -> "Figure":
             note(axes, trial["name"], value_of(trial, across), value_of(trial, up))
     _reference(axes, tab, by_number, up)
     _published(axes, document["published"], across, up)
+    _baselines(axes, document["baselines"], across, up)
     axes.set_xlabel(label_of(across))
     axes.set_ylabel(label_of(up))
     log_ticks(axes, "x")
@@ -124,6 +125,16 @@ def _published(axes: "Axes", rows: Sequence[Mapping[str, Any]], across: str, up:
     if known:
         points = [[in_unit(name, row["values"][name]) for row in known] for name in (across, up)]
         axes.plot(*points, "^", color=PURPLE, markersize=6, label="the paper's")
+        for row, x, y in zip(known, *points, strict=True):
+            note(axes, row["name"], x, y)
+
+
+def _baselines(axes: "Axes", rows: Sequence[Mapping[str, Any]], across: str, up: str) -> None:
+    known = [row for row in rows if across in row["values"] and up in row["values"]]
+    if known:
+        points = [[in_unit(name, row["values"][name]) for row in known] for name in (across, up)]
+        style: dict[str, Any] = {"color": SKY, "markersize": 8, "markeredgecolor": BLACK}
+        axes.plot(*points, "X", label="compared with", **style)
         for row, x, y in zip(known, *points, strict=True):
             note(axes, row["name"], x, y)
 

@@ -139,6 +139,7 @@ def _newly_planned(
         config.engine.jobs,
         _trainings(config),
         search.reduction if config.is_trained and not config.inherits else None,
+        dict(zip((each.id for each in config.compare), speed.baselines_ms, strict=True)),
     )
     return config.with_plan(plan_of(given, facts, config.train.batch_size))
 
@@ -172,6 +173,12 @@ def _told(config: StudyConfig, plan: Plan) -> str:
         networks += f" of up to {flops / 1e6:.3g} MFLOPs, others take too long"
     if config.inherits:
         networks = "weights that all networks share, then the front's own"
+    known = {each.id: each.summary() for each in config.compare}
+    others = [
+        f"{known[name]} ({_minutes(each_s)})"
+        for name, each_s in plan.baselines_s.items()
+        if name in known
+    ]
     short = ["  These are few steps for fresh weights: more time (--time) helps, or fewer --trials"]
     return "\n".join(
         [
@@ -181,6 +188,7 @@ def _told(config: StudyConfig, plan: Plan) -> str:
             f"  {train.epochs} epochs of {train.batch_size} images a step, {plan.steps:,} steps, "
             f"about {_minutes(plan.network_s)} a network{going_on}{', '.join(map(str, rungs))}",
             f"  {networks}; views: {', '.join(shown) or 'as they are'}",
+            *([f"  in the end, to compare with: {', '.join(others)}"] if others else []),
             *(short if plan.steps < FEW_STEPS else []),
         ]
     )
@@ -207,8 +215,9 @@ def checked_space(config: StudyConfig, where: str = "space") -> Space:
 
     Raises:
         InputError: the data is missing or has other sizes, the template is malformed, no network of
-            the space keeps its limits, its networks cannot share weights as they are to, or those
-            to try first are none of them, or none can start from the weights that it is to.
+            the space keeps its limits, its networks cannot share weights as they are to, those to
+            try first are none of them, none can start from the weights that it is to, or those to
+            compare with cannot be trained on the data.
     """
     config.check_data(where)
     space = config.space(where)
@@ -220,4 +229,5 @@ def checked_space(config: StudyConfig, where: str = "space") -> Space:
     if config.is_trained and config.train.weights != "fresh":
         first = [space.decode(values) for values in starts.values()]
         check_weights_fit(config.train, [*first, *(each for each, _ in space.sample())])
+    config.check_compare(space, where)
     return space

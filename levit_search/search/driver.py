@@ -13,6 +13,7 @@ from levit_search.cost import cost
 from levit_search.donors import check_donor_weights
 from levit_search.errors import GOES_ON, BudgetError, InputError, LevitSearchError
 from levit_search.files import remove_unfinished
+from levit_search.search.baselines import Baselines
 from levit_search.search.books import Books, Candidate, notes_of
 from levit_search.search.engine import NO_TRIAL, Engine, Event, make_engine, pass_on_warnings
 from levit_search.search.memory import collected_later
@@ -111,7 +112,8 @@ class _Driver:
         )
         self._running: dict[int, Candidate] = {}
         self._left_over: list[Candidate] = []
-        self._verification = Verification(study, self._books.ledger)
+        self._baselines = Baselines(study, self._books.ledger)
+        self._verification = Verification(study, self._books.ledger, self._baselines)
         self._too_slow = self._failures = 0
         self._is_exhausted = self._is_prepared = False
 
@@ -127,6 +129,7 @@ class _Driver:
                 engine.close()
             raise
         is_done = self._is_enough() and not self._left_over and self._source is None
+        is_done = is_done and not self._baselines.left()
         if is_done and not self._verification.left(self._books.tally):
             if engine is not None:
                 engine.close()
@@ -146,6 +149,7 @@ class _Driver:
                 self._take_over(self._source)
             because = self._loop(engine)
             self._check_all_failed()
+            self._baselines.run(engine, self._display, self._is_asked_to_stop)
             self._books.tally = self._verification.run(
                 engine, self._books.tally, self._display, self._is_asked_to_stop
             )
@@ -205,7 +209,11 @@ class _Driver:
     def _forget_trainings(self) -> None:
         """Remove what a kill left of trainings whose outcome is written down."""
         unfinished = {
-            training_file(self._study.folder, each.network.id) for each in self._left_over
+            training_file(self._study.folder, name)
+            for name in (
+                *(each.network.id for each in self._left_over),
+                *(each.id for each in self._baselines.left()),
+            )
         }
         for path in self._study.checkpoints.glob("*.training.pt"):
             if path not in unfinished:
@@ -318,9 +326,12 @@ class _Driver:
     @property
     def _reserve_s(self) -> float:
         """So long before the time is up nothing is begun: a network that was planned would not be
-        half trained by then."""
+        half trained by then, and the baselines take their time, too."""
         plan, limit_s = self._config.plan, self._config.search.time_s
-        return min(plan.network_s, limit_s) / 2 if plan is not None and limit_s is not None else 0
+        reserved_s = self._baselines.reserved_s(self._books.tally)
+        if plan is None or limit_s is None:
+            return reserved_s
+        return min(plan.network_s, limit_s) / 2 + reserved_s
 
     def _handle_all(self, engine: Engine, wait_s: float) -> None:
         for event in pass_on_warnings(engine.events(wait_s)):
@@ -529,4 +540,5 @@ class _Driver:
             is_interrupted=because == _INTERRUPTED,
             verdict=judged(tally.records, self._books.attributes, self._config),
             teacher_choice=self._books.attributes.get("teacher_choice"),
+            baselines=self._baselines.records(),
         )

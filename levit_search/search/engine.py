@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from levit_search.architecture import Architecture
+from levit_search.baseline import BaselineConfig
 from levit_search.files import user_cache
 from levit_search.study import Study
 
 NO_TRIAL = -1
 """In the place of a trial's number: what is measured for the study itself."""
+FIRST_BASELINE = -2
+"""In the place of a trial's number: the first of what a study compares with; then -3 and so on."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class Event:
 
 def restarted(trial: int, reason: str) -> Event:
     """What is told where work begins again."""
-    what = "measuring the costliest network" if trial == NO_TRIAL else f"trial {trial}"
+    what = f"trial {trial}"
+    if trial < 0:
+        what = "measuring the costliest network" if trial == NO_TRIAL else "comparing"
     return Event("progress", None, f"{what} is started again: {reason}")
 
 
@@ -50,7 +55,9 @@ def pass_on_warnings(events: list[Event]) -> list[Event]:
 class Engine(Protocol):
     """Evaluates networks somewhere; a trial that fails is an event, never an exception."""
 
-    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
+    def submit(
+        self, trial: int, network: Architecture | BaselineConfig, taught: bool = True
+    ) -> None:
         """Start an evaluation, or go on with it from its checkpoint. Only while :meth:`has_room`.
 
         At each rung there is an event, and the trial waits for :meth:`answer`. A network that is
@@ -63,7 +70,7 @@ class Engine(Protocol):
     def verify(self, trial: int, network: Architecture) -> None:
         """Start measuring a network whose latency was predicted. Only while :meth:`has_room`."""
 
-    def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+    def remeasure(self, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> None:
         """Start measuring networks anew and together, by one worker. Only while :meth:`has_room`.
 
         ``trial`` is what its events go by, such as that of the first network.

@@ -1,14 +1,15 @@
 """What a search tells while it runs, and how it ended."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from levit_search.architecture import Architecture
+from levit_search.baseline import BaselineConfig
 from levit_search.pareto import hypervolume, minimised
 from levit_search.search.tally import Tally
 from levit_search.significance import UNJUDGED, Verdict
-from levit_search.study import Record, Study
+from levit_search.study import BaselineRecord, Record, Study
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Summary:
     """What the accuracies are worth."""
     teacher_choice: Mapping[str, Any] | None = None
     """What ``teacher: auto`` came to, see :func:`levit_search.significance.teacher_choice`."""
+    baselines: Sequence[BaselineRecord] = ()
+    """What the search is compared with."""
 
 
 class Display(Protocol):
@@ -38,8 +41,8 @@ class Display(Protocol):
     def preparing(self, text: str, fraction: float | None) -> None:
         """Something all trials need is being prepared."""
 
-    def started(self, trial: int, network: Architecture) -> None:
-        """A trial is being evaluated."""
+    def started(self, trial: int, network: Architecture | BaselineConfig) -> None:
+        """A trial is being evaluated, or a baseline, whose number is below 0."""
 
     def progress(self, trial: int, text: str, fraction: float | None) -> None:
         """A running trial has come to a step."""
@@ -49,6 +52,9 @@ class Display(Protocol):
 
     def finished(self, record: Record, tally: Tally, left_s: float | None) -> None:
         """A trial has ended; ``left_s`` is the time that the rest will take, if that is known."""
+
+    def compared(self, trial: int, record: BaselineRecord) -> None:
+        """A baseline has its figures, or has failed."""
 
     def tick(self) -> None:
         """Called a few times a second, for clocks."""

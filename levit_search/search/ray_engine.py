@@ -13,6 +13,7 @@ from pathlib import Path
 import ray
 
 from levit_search.architecture import Architecture
+from levit_search.baseline import BaselineConfig
 from levit_search.latency.ray_connection import first_line, knock
 from levit_search.search import ray_nodes, ray_tune
 from levit_search.search.engine import Event
@@ -77,14 +78,16 @@ class RayEngine:
     def has_room(self) -> bool:
         return self._desk.has_room()
 
-    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
+    def submit(
+        self, trial: int, network: Architecture | BaselineConfig, taught: bool = True
+    ) -> None:
         do: Do = "evaluate" if taught else "evaluate_untaught"
         self._desk.give(Task(do, trial, [network.model_dump(mode="json")]))
 
     def verify(self, trial: int, network: Architecture) -> None:
         self._desk.give(Task("verify", trial, [network.model_dump(mode="json")]))
 
-    def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+    def remeasure(self, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> None:
         described = [each.model_dump(mode="json") for each in networks]
         self._desk.give(Task("remeasure", trial, described))
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from levit_search.architecture import Architecture
 from levit_search.audit.figures import Outcome, outcome
+from levit_search.baseline import BaselineConfig
 from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.pareto import is_maximised
 from levit_search.printable import quoted
 from levit_search.search.outcome import Display, front_volume
 from levit_search.search.tally import Tally
 from levit_search.space import Slot
-from levit_search.study import Record, Study
+from levit_search.study import BaselineRecord, Record, Study
 
 if TYPE_CHECKING:
     from levit_search.search.event_file import EventFile, Hparam
@@ -74,7 +75,7 @@ class TensorBoard:
     def preparing(self, text: str, fraction: float | None) -> None:
         self._display.preparing(text, fraction)
 
-    def started(self, trial: int, network: Architecture) -> None:
+    def started(self, trial: int, network: Architecture | BaselineConfig) -> None:
         self._display.started(trial, network)
 
     def progress(self, trial: int, text: str, fraction: float | None) -> None:
@@ -93,6 +94,9 @@ class TensorBoard:
             for each in tally.records:  # those taken over from another study are not told
                 if each.trial not in self._seen:
                     self._count(each)
+
+    def compared(self, trial: int, record: BaselineRecord) -> None:
+        self._display.compared(trial, record)
 
     def tick(self) -> None:
         self._display.tick()

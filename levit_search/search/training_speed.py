@@ -16,6 +16,7 @@ import numpy as np
 from levit_search import architecture as architectures
 from levit_search import data as datasets
 from levit_search.architecture import Architecture
+from levit_search.baseline import Baseline
 from levit_search.configuration import validated
 from levit_search.cost import cost
 from levit_search.errors import BudgetError, InputError, LevitSearchError
@@ -25,6 +26,8 @@ from levit_search.space import Space
 from levit_search.study import StudyConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from levit_search.batches import Batches
     from levit_search.recipe import Recipe
 
@@ -42,12 +45,15 @@ class TrainingSpeed(NamedTuple):
     """Of networks that stand for the space, ascending."""
     image_ms: tuple[float, ...]
     """With each of them."""
+    baselines_ms: tuple[float, ...] = ()
+    """With each network to compare with, in the configuration's order."""
 
 
 def training_speed(config: StudyConfig, space: Space) -> TrainingSpeed:
     """Time training by the recipe of ``config``, teacher aside.
 
     Networks of the fewest FLOPs, the median and the most are timed; for others it is in proportion.
+    Those to compare with are timed as well.
 
     Raises:
         InputError: the data cannot be read, or the device is not there.
@@ -56,7 +62,8 @@ def training_speed(config: StudyConfig, space: Space) -> TrainingSpeed:
     networks, flops = _drawn(space)
     chosen = [networks[place] for place in (0, len(networks) // 2, -1)]
     jobs = min(config.engine.jobs, max(1, len(usable_cores()) // config.train.threads))
-    children = [_Child(config, chosen) for _ in range(jobs)]
+    baselines = [each.network(**space.sizes) for each in config.compare]
+    children = [_Child(config, chosen, baselines) for _ in range(jobs)]
     try:
         for child in children:
             child.told()  # that it is ready
@@ -69,8 +76,9 @@ def training_speed(config: StudyConfig, space: Space) -> TrainingSpeed:
     # Jobs beyond the cores wait for each other.
     timed *= config.engine.jobs / jobs
     at = [flops[networks.index(network)] for network in chosen]
-    ascending = np.maximum.accumulate(timed)
-    return TrainingSpeed(tuple(flops), tuple(np.interp(flops, at, ascending).tolist()))
+    ascending = np.maximum.accumulate(timed[: len(chosen)])
+    image_ms = np.interp(flops, at, ascending).tolist()
+    return TrainingSpeed(tuple(flops), tuple(image_ms), tuple(timed[len(chosen) :].tolist()))
 
 
 def _drawn(space: Space) -> tuple[list[Architecture], list[int]]:
@@ -92,15 +100,17 @@ def _drawn(space: Space) -> tuple[list[Architecture], list[int]]:
 
 
 class _Child:
-    """A process that trains each of ``networks`` for a moment."""
+    """A process that trains each of ``networks``, and of ``baselines``, for a moment."""
 
-    def __init__(self, config: StudyConfig, networks: list[Architecture]) -> None:
+    def __init__(
+        self, config: StudyConfig, networks: list[Architecture], baselines: list[Baseline]
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, far_end = context.Pipe()
         described = [network.model_dump(mode="json") for network in networks]
         self._process = context.Process(
             target=_serve,
-            args=(far_end, config.model_dump(mode="json"), described),
+            args=(far_end, config.model_dump(mode="json"), described, baselines),
             name="levit-search-speed",
             daemon=True,
         )
@@ -134,8 +144,11 @@ def _serve(
     connection: "multiprocessing.connection.Connection",
     config: dict[str, Any],
     networks: list[dict[str, Any]],
+    baselines: list[Baseline],
 ) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    from levit_search.train import fresh_network
+
     # Pictures are read by processes of our own, which a daemon may not have; they end with us.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     try:
@@ -143,8 +156,13 @@ def _serve(
         batches = _opened(settings)
         connection.send("ready")
         connection.recv()
-        built = [architectures.parse(network) for network in networks]
-        connection.send([_image_ms(each, batches, settings.train) for each in built])
+        recipe, each_ms = settings.train, []
+        for network in networks:
+            model: nn.Module = fresh_network(architectures.parse(network), recipe, 0)
+            each_ms.append(_image_ms(model, batches, recipe))
+        for baseline in baselines:
+            each_ms.append(_image_ms(baseline.build_as_timm_does(), batches, recipe))
+        connection.send(each_ms)
     except LevitSearchError as error:
         connection.send(error)
 
@@ -160,13 +178,13 @@ def _opened(config: StudyConfig) -> "Batches":
     return noise_batches(info, config.data.size, count)
 
 
-def _image_ms(network: Architecture, batches: "Batches", recipe: "Recipe") -> float:
+def _image_ms(model: "nn.Module", batches: "Batches", recipe: "Recipe") -> float:
     """The median over steps; the first one, in which everything is made, does not count."""
     from levit_search.train import step_seconds
 
     seconds: list[float] = []
     begun = time.perf_counter()
-    for step_s in step_seconds(network, batches, recipe):
+    for step_s in step_seconds(model, batches, recipe):
         seconds.append(step_s)
         is_late = time.perf_counter() - begun > _EACH_S
         if len(seconds) == _MOST_STEPS or (is_late and len(seconds) > 1):

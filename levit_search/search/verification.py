@@ -8,6 +8,7 @@ A front of measured latencies is a selection of lucky minutes: of two networks t
 one comes onto it that was measured too fast. So its members, and rivals that miss it by no more
 than the noise of their latencies, are measured anew and together, and the front is what these
 figures say. What comes onto it then is measured, too, until nothing on it was measured once only.
+The networks that the search is compared with are measured with the first of these.
 """
 
 import math
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from levit_search import table
+from levit_search.architecture import Architecture
+from levit_search.baseline import BaselineConfig
 from levit_search.errors import GOES_ON, BudgetError
 from levit_search.latency.protocol import PLAIN_TIME_SDS, repeats_percent
 from levit_search.latency.worker import PROTOCOL
@@ -32,13 +35,15 @@ from levit_search.pareto import (
     minimised,
     non_dominated,
 )
-from levit_search.search.engine import Engine, Event, pass_on_warnings
+from levit_search.search.baselines import Baselines
+from levit_search.search.engine import FIRST_BASELINE, Engine, Event, pass_on_warnings
 from levit_search.search.ledger import Ledger
 from levit_search.search.outcome import Display
 from levit_search.search.tally import Tally
 from levit_search.study import (
     MEASURED,
     REMEASURED,
+    BaselineRecord,
     Record,
     Study,
     compared,
@@ -55,16 +60,22 @@ _RIVALS = 8
 _TOGETHER = 24
 
 
+Measured = Record | BaselineRecord
+"""What has latencies."""
+
+
 class Verification:
     """Verifies until nothing that the front needs is estimated, or measured once, only.
 
     Args:
         study: which one.
         ledger: where what is found is kept, as attributes of the study.
+        baselines: what the search is compared with.
     """
 
-    def __init__(self, study: Study, ledger: Ledger) -> None:
+    def __init__(self, study: Study, ledger: Ledger, baselines: Baselines) -> None:
         self._study, self._config, self._ledger = study, study.config, ledger
+        self._baselines = baselines
         self._running: dict[int, Record] = {}
         self._failed: dict[str, dict[str, Any]] = {}
         """What failed since something worked last; kept once something works again."""
@@ -99,20 +110,20 @@ class Verification:
             wanted = []
         return [record for record in wanted if _key(record) not in self._ledger.attributes]
 
-    def left_again(self, tally: Tally) -> list[Record]:
-        """Records to be measured again, together.
+    def left_again(self, tally: Tally) -> list[Measured]:
+        """What is to be measured again, together.
 
-        These are members of the front and near rivals of which this was not done by today's
-        protocol. There are none where it was done to each member: rivals alone are no reason.
+        These are baselines, members of the front and near rivals of which this was not done by
+        today's protocol. Where it was done to each member, rivals alone are no reason.
         """
         config = self._config
         if not config.is_measured and not config.also_measured:
             return []
+        again: list[Measured] = [each for each in self._baselines.records() if each.is_complete]
         front = table.front(tally.records, config.objectives)
-        if not any(map(self._is_unrepeated, front)):
-            return []
-        rivals = near_rivals(tally.records, config.objectives, _RIVALS)
-        return [record for record in [*front, *rivals] if self._is_unrepeated(record)]
+        if any(map(self._is_unrepeated, front)):
+            again += [*front, *near_rivals(tally.records, config.objectives, _RIVALS)]
+        return [each for each in again if self._is_unrepeated(each)]
 
     def run(
         self, engine: Engine, tally: Tally, display: Display, is_asked_to_stop: Callable[[], bool]
@@ -142,17 +153,16 @@ class Verification:
     def _measured_again(
         self,
         engine: Engine,
-        records: list[Record],
+        records: list[Measured],
         tally: Tally,
         display: Display,
         is_asked_to_stop: Callable[[], bool],
     ) -> Tally:
         """The tally with ``records`` measured again; as it was if somebody asks to stop."""
-        networks = [record.architecture for record in records if record.architecture is not None]
-        trial, is_begun = records[0].trial, False
-        display.preparing(
-            f"{_networks(len(records))} of the front and near to it: measured again", None
-        )
+        networks = [_network(record) for record in records]
+        trials = [record.trial for record in records if isinstance(record, Record)]
+        trial, is_begun = next(iter(trials), FIRST_BASELINE), False
+        display.preparing(f"{_told(records)}: measured again", None)
         while not is_asked_to_stop():
             if not is_begun and engine.has_room():
                 engine.remeasure(trial, networks)
@@ -174,7 +184,7 @@ class Verification:
 
     def _noted(
         self,
-        records: list[Record],
+        records: list[Measured],
         results: list[dict[str, Any]],
         tally: Tally,
         display: Display,
@@ -195,17 +205,16 @@ class Verification:
         display.preparing(f"measured again: {lost} left the front, {won} came onto it", None)
         return tally
 
-    def _leave(self, records: list[Record], reason: str) -> None:
+    def _leave(self, records: list[Measured], reason: str) -> None:
         """Leave records with the search's figures for this session."""
         self._unmeasured |= {_key(record, REMEASURED) for record in records}
-        trials = ", ".join(str(record.trial) for record in records)
         warnings.warn(
-            f"not measured again: {_networks(len(records))} of the front and near to it (trial "
-            f"{trials}): {reason}; the search's own figures stay, and the same command tries again",
+            f"not measured again: {_told(records, named=True)}: {reason}; the search's own figures "
+            "stay, and the same command tries again",
             stacklevel=2,
         )
 
-    def _is_unrepeated(self, record: Record) -> bool:
+    def _is_unrepeated(self, record: Measured) -> bool:
         key = _key(record, REMEASURED)
         found = self._ledger.attributes.get(key, {})
         return key not in self._unmeasured and found.get("protocol") != PROTOCOL
@@ -417,6 +426,26 @@ def _networks(count: int) -> str:
     return "1 network" if count == 1 else f"{count} networks"
 
 
-def _key(record: Record, kind: str = MEASURED) -> str:
+def _told(records: list[Measured], named: bool = False) -> str:
+    """How many networks of the search there are, and how many baselines; or which."""
+    trials = [str(record.trial) for record in records if isinstance(record, Record)]
+    others = [record.summary for record in records if isinstance(record, BaselineRecord)]
+    parts = []
+    if trials:
+        which = f" (trial {', '.join(trials)})" if named else ""
+        parts.append(f"{_networks(len(trials))} of the front and near to it{which}")
+    if others:
+        count = "1 baseline" if len(others) == 1 else f"{len(others)} baselines"
+        parts.append(f"{count} ({', '.join(others)})" if named else count)
+    return " and ".join(parts)
+
+
+def _network(record: Measured) -> Architecture | BaselineConfig:
+    if isinstance(record, BaselineRecord):
+        return record.config
     assert record.architecture is not None
-    return f"{kind}{record.architecture.id}"
+    return record.architecture
+
+
+def _key(record: Measured, kind: str = MEASURED) -> str:
+    return f"{kind}{_network(record).id}"

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TextIO
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
+from levit_search.baseline import BaselineConfig
 from levit_search.configuration import validated
 from levit_search.errors import InputError, LevitSearchError, TrialError, refused_by_disk
 from levit_search.latency.sharing import while_no_probe_runs
@@ -51,7 +52,12 @@ class Evaluates(Protocol):
         """Measure or train a network of which that was predicted or inherited; what it returns
         has ``as_json``."""
 
-    def remeasure(self, networks: Sequence[Architecture], progress: Progress) -> Sequence[Any]:
+    def compare(self, given: BaselineConfig, progress: Progress, decide: Decide) -> Any:
+        """Count, measure and train a network of timm; what it returns has ``as_json``."""
+
+    def remeasure(
+        self, networks: Sequence[Architecture | BaselineConfig], progress: Progress
+    ) -> Sequence[Any]:
         """Measure networks anew and together; returns for each what has ``as_json``, or the
         TrialError that kept it from being measured."""
 
@@ -83,10 +89,13 @@ class Steps:
 
     def take(self, do: str, trial: int, described: Sequence[dict[str, Any]]) -> None:
         """``evaluate`` one network, with its teacher or ``evaluate_untaught``, ``verify`` one, or
-        ``remeasure`` several."""
+        ``remeasure`` several.
+
+        To ``evaluate`` a baseline is to compare with it.
+        """
 
         def step(told: Progress) -> dict[str, Any]:
-            networks = [architectures.parse(each) for each in described]
+            networks = [_parsed(each) for each in described]
             if do == "remeasure":
                 results = self._evaluator.remeasure(networks, told)
                 return {
@@ -96,7 +105,9 @@ class Steps:
                     ]
                 }
             (network,) = networks
-            if do == "evaluate_untaught":
+            if isinstance(network, BaselineConfig):
+                found = self._evaluator.compare(network, told, decide)
+            elif do == "evaluate_untaught":
                 found = self._evaluator.evaluate(network, told, decide, taught=False)
             else:
                 work = self._evaluator.verify if do == "verify" else self._evaluator.evaluate
@@ -133,6 +144,13 @@ class Steps:
             return False
         self._tell(Event("done", trial, content=json.loads(json.dumps(content))))
         return True
+
+
+def _parsed(described: dict[str, Any]) -> Architecture | BaselineConfig:
+    """What the driver sent the dump of; architectures alone have a family."""
+    if "family" in described:
+        return architectures.parse(described)
+    return BaselineConfig.model_validate(described)
 
 
 @contextlib.contextmanager

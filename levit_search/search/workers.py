@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from levit_search.architecture import Architecture
+from levit_search.baseline import BaselineConfig
 from levit_search.latency.process_pipe import exit_name
 from levit_search.search.engine import Event, restarted
 from levit_search.search.worker import EVALUATOR, serve
@@ -78,13 +79,15 @@ class LocalEngine:
     def has_room(self) -> bool:
         return self._free() is not None
 
-    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
+    def submit(
+        self, trial: int, network: Architecture | BaselineConfig, taught: bool = True
+    ) -> None:
         self._give("evaluate" if taught else "evaluate_untaught", trial, [network])
 
     def verify(self, trial: int, network: Architecture) -> None:
         self._give("verify", trial, [network])
 
-    def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
+    def remeasure(self, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> None:
         self._give("remeasure", trial, networks)
 
     def answer(self, trial: int, goes_on: bool) -> None:
@@ -115,7 +118,7 @@ class LocalEngine:
     def _free(self) -> "_Worker | None":
         return next((each for each in self._workers if each.is_free), None)
 
-    def _give(self, do: str, trial: int, networks: Sequence[Architecture]) -> None:
+    def _give(self, do: str, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> None:
         worker = self._free()
         assert worker is not None
         worker.task = _Task(do, trial, [each.model_dump(mode="json") for each in networks])

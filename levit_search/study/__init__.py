@@ -1,5 +1,6 @@
 """A study: its configuration, and the folder that keeps what was found."""
 
+from levit_search.study.baselines import BASELINE, BaselineRecord, baselines_of
 from levit_search.study.config import (
     EngineConfig,
     SamplerName,
@@ -24,8 +25,10 @@ from levit_search.study.record import (
 from levit_search.study.settings import differences
 
 __all__ = [
+    "BASELINE",
     "MEASURED",
     "REMEASURED",
+    "BaselineRecord",
     "EngineConfig",
     "Record",
     "SamplerName",
@@ -33,6 +36,7 @@ __all__ = [
     "State",
     "Study",
     "StudyConfig",
+    "baselines_of",
     "compared",
     "config_of",
     "differences",

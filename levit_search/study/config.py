@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from levit_search import architecture as architectures
 from levit_search import data as datasets
+from levit_search.baseline import BaselineConfig
 from levit_search.configuration import (
     Count,
     Frozen,
@@ -128,6 +129,8 @@ class StudyConfig(Frozen):
 
     Their image size, channels and classes are the data's; a description that states them insists.
     """
+    compare: tuple[BaselineConfig, ...] = ()
+    """Networks of timm that are trained and measured as the candidates are, to compare with."""
     hypervolume_reference: dict[Objective, float] = Field(default_factory=dict)
     """Values of the user's choice in the reference of hypervolumes."""
     reference_point: dict[Objective, float] = Field(default_factory=dict)
@@ -159,6 +162,15 @@ class StudyConfig(Frozen):
         if len(set(objectives)) < 2 or len(set(objectives)) != len(objectives):
             raise ValueError("two or more different objectives are needed")
         return objectives
+
+    @field_validator("compare")
+    @classmethod
+    def _check_compare(cls, given: tuple[BaselineConfig, ...]) -> tuple[BaselineConfig, ...]:
+        ids = [each.id for each in given]
+        for index, each in enumerate(given):
+            if each.id in ids[:index]:
+                raise ValueError(f"{each.summary()}: stands there twice")
+        return given
 
     @model_validator(mode="after")
     def _check_names(self) -> "StudyConfig":
@@ -310,6 +322,22 @@ class StudyConfig(Frozen):
                     f"{where}: architecture.{name}: {self.architecture[name]} differs from the "
                     f"data's {value}"
                 )
+
+    def check_compare(self, space: Space, where: str = "space") -> None:
+        """Make sure that timm has the networks to compare with, and that they take the images.
+
+        Args:
+            space: of this configuration; its sizes are those of all networks.
+            where: the space file, for messages.
+
+        Raises:
+            InputError: one cannot be trained on the data, see :meth:`BaselineConfig.check`.
+        """
+        for index, each in enumerate(self.compare):
+            try:
+                each.check(**space.sizes)
+            except InputError as error:
+                raise InputError(f"{where}: compare.{index}: {error}") from error
 
     def _data_sizes(self) -> dict[str, int]:
         info = datasets.describe(self.data)
@@ -491,6 +519,15 @@ def located(
     if supernet.weights != "train":
         weights = absolute(supernet.weights, "supernet.weights")
         update["supernet"] = supernet.model_copy(update={"weights": weights})
+    if config.compare:
+        update["compare"] = tuple(
+            each
+            if each.weights in ("fresh", "pretrained")
+            else each.model_copy(
+                update={"weights": absolute(each.weights, f"compare.{index}.weights")}
+            )
+            for index, each in enumerate(config.compare)
+        )
     return config.model_copy(update=update)
 
 

@@ -24,6 +24,7 @@ from levit_search.sealed import read_sealed, write_sealed
 from levit_search.study.address import masked
 from levit_search.study.backup import NAME as BACKUP
 from levit_search.study.backup import Backup, put_aside
+from levit_search.study.baselines import BaselineRecord, baselines_of
 from levit_search.study.config import StudyConfig
 from levit_search.study.notes import check_attributes, check_trial
 from levit_search.study.record import Record, check_complete, record_of, with_measured
@@ -316,6 +317,16 @@ class Study:
             for record in records:
                 check_complete(record, self.config.objectives)
             return [with_measured(record, found.attributes, limit) for record in records]
+
+    def baselines(self) -> list[BaselineRecord]:
+        """The networks that the search is compared with, with what is known of each.
+
+        Raises:
+            InputError: as :meth:`records`.
+        """
+        attributes = self.attributes() if self.config.compare else {}
+        with self._told_of_place():
+            return baselines_of(self.config, attributes)
 
     def attributes(self) -> dict[str, Any]:
         """What was noted with the study in its storage, such as the teacher and the device.

@@ -110,6 +110,21 @@ class _Measured(TypedDict, total=False):
 
 
 @with_config(_OPEN)
+class _Failed(TypedDict):
+    failed: str
+    tries: _Number
+
+
+@with_config(_OPEN)
+class _Baseline(TypedDict):
+    values: Annotated[dict[str, _Finite], Field(min_length=1)]
+    seconds: Annotated[_Finite, Field(ge=0)]
+    latency: NotRequired[_Latency | None]
+    targets: NotRequired[dict[str, _Latency | None]]
+    training: NotRequired[_Training | None]
+
+
+@with_config(_OPEN)
 class _InPairs(TypedDict):
     latency_ms: _Positive
     ratio_to_reference: _Positive
@@ -197,9 +212,14 @@ def check_measured(found: object, latency: object, trial: int) -> None:
         _check(_Predicted, latency, f"trial {trial}: evaluation.latency")
 
 
-def check_remeasured(found: object, known: Mapping[str, float], trial: int) -> None:
-    """The same for what was measured of a trial's network again, whose values are ``known``."""
-    where = f"trial {trial}: remeasured"
+def check_baseline(found: object, where: str) -> None:
+    """The same for what was found of a network that the study is compared with."""
+    _check(_Failed if isinstance(found, Mapping) and "failed" in found else _Baseline, found, where)
+
+
+def check_remeasured(found: object, known: Mapping[str, float], where: str) -> None:
+    """The same for what was measured again of a network whose values are ``known``."""
+    where = f"{where}: remeasured"
     _check(_Remeasured, found, where)
     assert isinstance(found, Mapping)
     for name in found["values"]:

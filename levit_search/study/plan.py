@@ -5,7 +5,7 @@ figures of a study depend on its plan, and no longer on how fast the machine was
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
@@ -60,6 +60,8 @@ class Plan(Frozen):
     """What that takes, on average over the space."""
     networks: Annotated[int, Field(ge=0)] = 0
     """That the budget is expected to suffice for, those that a rung ends included."""
+    baselines_s: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """What training takes of those to compare with, by their ids; part of the budget."""
 
     @property
     def is_made(self) -> bool:
@@ -83,6 +85,8 @@ class PlanInputs(NamedTuple):
     """How many networks there are to be; None for as many as the budget suffices for."""
     reduction: float | None = None
     """About one in so many goes on from a rung; None where there are no rungs."""
+    baselines_ms: Mapping[str, float] = {}
+    """What an image takes in training with each network to compare with, by its id."""
 
 
 def plan_of(given: Collection[str], facts: PlanInputs, batch_size: int) -> Plan:
@@ -120,6 +124,10 @@ def plan_of(given: Collection[str], facts: PlanInputs, batch_size: int) -> Plan:
     if kept < count:
         chosen["limits.flops"] = float(facts.flops[kept - 1])
     begun_s = schedule.network_s * _share(facts, schedule.rung is not None) + _PROBE_S
+    baselines_s = {
+        name: schedule.network_s * ms / schedule.mean_ms for name, ms in facts.baselines_ms.items()
+    }
+    left_s = _working_s(facts) - sum(each_s + _PROBE_S for each_s in baselines_s.values())
     ends = (0, count // 2, count - 1)
     return Plan(
         given=tuple(given),
@@ -130,7 +138,8 @@ def plan_of(given: Collection[str], facts: PlanInputs, batch_size: int) -> Plan:
         jobs=facts.jobs,
         steps=schedule.epochs * max(1, schedule.images // min(batch_size, schedule.images)),
         network_s=float(f"{schedule.network_s:.3g}"),
-        networks=facts.trainings or max(facts.jobs, int(_working_s(facts) / begun_s)),
+        networks=facts.trainings or max(facts.jobs, int(left_s / begun_s)),
+        baselines_s={name: float(f"{each_s:.3g}") for name, each_s in baselines_s.items()},
     )
 
 
@@ -170,7 +179,7 @@ def _schedule(
         return epochs * (images + _EVALUATION * facts.val_images) * mean_ms / 1000
 
     pass_s = training_s(facts.images, 1)
-    network_s, has_rung = _affordable(facts, pass_s)
+    network_s, has_rung = _affordable(facts, pass_s, mean_ms)
     images, passes = facts.images, network_s / pass_s
     if passes < _FEWEST_PASSES and "data.train_images" not in given:
         fewest = min(images, max(_FEWEST_IMAGES, 5 * facts.num_classes))
@@ -185,20 +194,25 @@ def _schedule(
     return _Schedule(images, epochs, rung if is_cut else None, mean_ms, training_s(images, epochs))
 
 
-def _affordable(facts: PlanInputs, pass_s: float) -> tuple[float, bool]:
+def _affordable(facts: PlanInputs, pass_s: float, mean_ms: float) -> tuple[float, bool]:
     """What a network that is trained to the end may take, and whether rungs end others before.
 
     Args:
         facts: the budget.
         pass_s: what one pass over all images takes.
+        mean_ms: what an image takes.
     """
+    baselines = len(facts.baselines_ms)
+    # Beside the networks of the search, which may end at a rung, so many of their cost do not.
+    whole = sum(facts.baselines_ms.values()) / mean_ms
     wanted = _WANTED_VIEWS * math.sqrt(math.sqrt(facts.images / 768))
     wanted_s, least_s = (views / facts.images * pass_s for views in (wanted, _LEAST_VIEWS))
 
     def each_s(networks: int, has_rung: bool = False) -> float:
         """Where there are so many of them."""
-        begun_s = max(0.0, _working_s(facts) / networks - _PROBE_S)
-        return min(begun_s / _share(facts, has_rung), _WHOLE * facts.budget_s)
+        training_s = max(0.0, _working_s(facts) - (networks + baselines) * _PROBE_S)
+        trainings = networks * _share(facts, has_rung) + whole
+        return min(training_s / trainings, _WHOLE * facts.budget_s)
 
     few, fewest, some, many = (max(least, each * facts.jobs) for least, each in _NETWORKS)
     if facts.trainings is not None:

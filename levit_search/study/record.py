@@ -193,16 +193,38 @@ def _remeasured(record: Record, attributes: Mapping[str, Any], limit_ms: float |
     found = attributes.get(f"{REMEASURED}{network.id}") if network is not None else None
     if found is None or record.state != "complete":
         return record
-    check_remeasured(found, record.values, record.trial)
-    known = record.evaluation
+    values, evaluation = measured_again(
+        found, record.values, record.evaluation, f"trial {record.trial}"
+    )
+    return _within(limit_ms, replace(record, values=values, evaluation=evaluation))
+
+
+def measured_again(
+    found: Mapping[str, Any],
+    known_values: Mapping[str, float],
+    known: Mapping[str, Any],
+    where: str,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Values and evaluation of a network with what was measured again in the place of latencies.
+
+    Args:
+        found: as it stands with the study.
+        known_values: until then.
+        known: the evaluation until then; its latencies stay there under ``searched``.
+        where: whose they are, for messages.
+
+    Raises:
+        InputError: ``found`` is not what a search writes of this network.
+    """
+    check_remeasured(found, known_values, where)
     before = known.get("searched") or {
-        "values": {name: record.values[name] for name in found["values"]},
+        "values": {name: known_values[name] for name in found["values"]},
         "latency": known.get("latency"),
         "targets": known.get("targets", {}),
     }
     targets = found.get("targets", {})
     evaluation = {**known, "searched": before, "targets": {**before["targets"], **targets}}
-    values = {**record.values, **found["values"]}
+    values = {**known_values, **found["values"]}
     latency = found.get("latency")
     if latency is not None:
         predicted = (before["latency"] or {}).get("predicted")
@@ -214,7 +236,7 @@ def _remeasured(record: Record, attributes: Mapping[str, Any], limit_ms: float |
     if "prediction_error_percent" in values:
         error = 100 * (values["latency_predicted_ms"] / values["latency_ms"] - 1)
         values["prediction_error_percent"] = error
-    return _within(limit_ms, replace(record, values=values, evaluation=evaluation))
+    return values, evaluation
 
 
 def _within(limit_ms: float | None, record: Record) -> Record:

@@ -51,9 +51,9 @@ def read_settings(path: Path) -> StudyConfig:
 def comparable(config: StudyConfig) -> dict[str, Any]:
     """All settings that the trials of one study have to share.
 
-    Left out are the budgets, what carries evaluations out, where data and trials are kept, what the
-    search found as the reference of hypervolumes, and the sizes that networks to try first and
-    references have from the data in any case.
+    Left out are the budgets, what carries evaluations out, where data and trials are kept, what a
+    search is compared with, what it found as the reference of hypervolumes, and the sizes that
+    networks to try first and references have from the data in any case.
     """
     # Earlier releases kept paths as they were given, seen from the working directory.
     config = located(config, Path())
@@ -66,6 +66,7 @@ def comparable(config: StudyConfig) -> dict[str, Any]:
             "data": {"root"},
             "engine": True,
             "storage": True,
+            "compare": True,
             "search": {"trials", "time_s"},
             "supernet": {"rivals"},
         },

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from levit_search.architecture import Architecture
+from levit_search.baseline import BaselineConfig
 from levit_search.errors import InputError, TrialError
 from levit_search.files import write_atomically
 from levit_search.inflation import check_not_inflated
@@ -22,9 +23,13 @@ _FORMAT = 1
 
 
 def training_id(
-    network: Architecture, recipe: Recipe, seed: int, data_id: str, teacher_id: str | None
+    network: Architecture | BaselineConfig,
+    recipe: Recipe,
+    seed: int,
+    data_id: str,
+    teacher_id: str | None,
 ) -> str:
-    """An identity of everything that a run of training depends on, donors' weights by their path.
+    """An identity of everything that a run of training depends on, first weights by their path.
 
     Two runs of one identity on one kind of device give the same figures, bit by bit.
 

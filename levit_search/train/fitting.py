@@ -131,8 +131,8 @@ def fit(
     return run.training()
 
 
-def step_seconds(network: Architecture, batches: Batches, recipe: Recipe) -> Iterator[float]:
-    """Train a network without end, and tell what each step takes in seconds, its views included.
+def step_seconds(model: nn.Module, batches: Batches, recipe: Recipe) -> Iterator[float]:
+    """Train ``model`` without end, and tell what each step takes in seconds, its views included.
 
     A recipe's teacher is left out.
 
@@ -140,7 +140,7 @@ def step_seconds(network: Architecture, batches: Batches, recipe: Recipe) -> Ite
         InputError, TrialError: as :func:`fit`.
     """
     torch.set_num_threads(recipe.threads)
-    run = _Run(fresh_network(network, recipe, 0), batches, recipe, 0, None, None, None)
+    run = _Run(model, batches, recipe, 0, None, None, None)
     with _as_trial_errors(run):
         yield from run.timed_steps()
 

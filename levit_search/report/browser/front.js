@@ -48,6 +48,14 @@ function frontData(tab) {
     hovertemplate: "%{hovertext}<extra></extra>",
     marker: { symbol: "cross-open", size: 10, color: colour("paper-point"), line: { width: 2, color: colour("paper-point") } },
   });
+  const others = study.baselines.filter((b) => b.values[tab.figure] !== undefined && b.values[up] !== undefined);
+  if (others.length) data.push({
+    type: "scatter", mode: "markers+text", name: "compared with", textposition: "bottom center", textfont: { color: colour("soft"), size: 10 }, cliponaxis: false,
+    customdata: others.map(() => null), x: others.map((b) => scaled(b, tab)), y: others.map(upwards), text: others.map((b) => escaped(b.name)),
+    hovertext: others.map((b) => [`<b>${escaped(b.name)}</b>`, "compared with", ...shown.filter((figure) => written(b, figure)).map((figure) => escaped(`${head(figure)} ${written(b, figure)}`))].join("<br>")),
+    hovertemplate: "%{hovertext}<extra></extra>",
+    marker: { symbol: "x", size: 10, color: colour("compared"), line: { width: 1, color: colour("paper") } },
+  });
   const picked = byTrial.get(chosenTrial);
   if (picked && isWhole(picked) && has(picked)) data.push({
     ...points("chosen below", [picked], { symbol: "circle-open", size: 20, color: colour("ink"), line: { width: 2.5, color: colour("ink") } }),
@@ -130,6 +138,19 @@ function point(number) {
   const trial = byTrial.get(number);
   const tab = study.tabs[frontTab];
   at("front-told").textContent = `Trial ${number}: ${head(up)} ${written(trial, up)}, ${head(tab.figure)} ${written(trial, tab.figure)}, ${trial.architecture}`;
+}
+
+/** The networks to compare with, in a table of their own. */
+function startBaselines() {
+  if (!study.baselines.length) return at("baselines").remove();
+  const figures = [...new Set([...study.columns, "flops", "params"])].filter((figure) => study.baselines.some((b) => written(b, figure)));
+  const ofAccuracy = (figure) => figure === "top1_percent" && study.baselines.some((b) => b.accuracy);
+  const heads = ["compared with", ...figures.flatMap((figure) => [head(figure), ...(ofAccuracy(figure) ? ["95 % interval", "vs best"] : [])]), "reason"];
+  const cells = (b) => [b.name, ...figures.flatMap((figure) => [written(b, figure), ...(ofAccuracy(figure) ? [b.accuracy?.interval || "", b.accuracy?.vs_best || ""] : [])]), b.reason || ""];
+  at("baselines-note").textContent = study.beside_baselines;
+  at("baselines-table").append(element("thead", {}, element("tr", {}, ...heads.map((name) => element("th", { scope: "col" }, name)))),
+    element("tbody", {}, ...study.baselines.map((b) => element("tr", {}, ...cells(b).map((text, index) => element("td", { class: index && index < heads.length - 1 ? "number" : "" }, text))))));
+  return null;
 }
 
 function startFront() {

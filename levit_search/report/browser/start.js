@@ -47,6 +47,7 @@ startNetwork();
 startSummary();
 startVerdict();
 startFront();
+startBaselines();
 startTrials();
 startProgress();
 startCurves();
