@@ -313,7 +313,7 @@ def load_model(study: "Study", record: "Record") -> "Model":
     """The network of a record with its trained weights, on the CPU, ready for inference.
 
     Returns:
-        A module from images [B, C, S, S], as the data's ``val`` split has them, to logits
+        A module from images [B, C, H, W], as the data's ``val`` split has them, to logits
         [B, num_classes].
 
     Raises:
@@ -405,5 +405,6 @@ def _check_images(network: "Architecture", sample: "Architecture") -> None:
 
 
 def _images(network: "Architecture") -> str:
-    size, channels = network.image_size, network.in_channels
-    return f"images [{channels}, {size}, {size}] of {network.num_classes} classes"
+    from levit_search.image_size import image_shape
+
+    return f"images {list(image_shape(network))} of {network.num_classes} classes"

@@ -1,4 +1,5 @@
-"""Networks of timm to compare with: ``timm/NAME``, or ``timm/NAME@SIZE`` for images of SIZE pixels.
+"""Networks of timm to compare with: ``timm/NAME``, or ``timm/NAME@SIZE`` for images of SIZE pixels,
+such as ``@224`` or, rows first, ``@160x224``.
 
 They are counted by fvcore under this project's convention: one multiply-add is one FLOP, the
 softmax counts once for each element, norms do not count. What fvcore cannot count is named.
@@ -20,6 +21,7 @@ from levit_search.architecture import Architecture
 from levit_search.configuration import Frozen
 from levit_search.cost import Cost, LayerCost
 from levit_search.errors import InputError, UnknownNameError
+from levit_search.image_size import Sides, compact, image_shape, read_size, sides, size_text
 from levit_search.inflation import check_not_inflated
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Baseline:
     """A timm network, with or without a pretrained tag in its name, for images of one size."""
 
     name: str
-    image_size: int
+    image_size: int | Sides
     in_channels: int
     num_classes: int
     """0 where timm's default has no classifier; features come out then."""
@@ -45,7 +47,7 @@ class Baseline:
         """Fit for a file's name: ``timm-resnet18-224``; channels and classes follow if unusual."""
         ends = (self.in_channels, self.num_classes)
         others = "" if ends == (3, 1000) else f"-{ends[0]}-{ends[1]}"
-        return f"timm-{self.name}-{self.image_size}{others}"
+        return f"timm-{self.name}-{size_text(self.image_size)}{others}"
 
     def build(self) -> "nn.Module":
         """The network with fresh weights, its attention written as matmul and softmax.
@@ -104,16 +106,17 @@ class Baseline:
         return options
 
     def images(self, batch_size: int = 1) -> "Tensor":
-        """Blank images [batch_size, in_channels, image_size, image_size]."""
+        """Blank images [batch_size, in_channels, height, width]."""
         import torch
 
-        return torch.zeros(batch_size, self.in_channels, self.image_size, self.image_size)
+        return torch.zeros(batch_size, *image_shape(self))
 
 
 class BaselineConfig(Frozen):
     """A network of timm that a search is compared with; a text is its ``name`` alone.
 
-    ``name`` is ``timm/NAME``; ``timm/NAME@SIZE`` insists on the size of the data's images.
+    ``name`` is ``timm/NAME``; ``timm/NAME@SIZE`` insists on the size of the data's images, such as
+    ``@64`` or, rows first, ``@64x96``.
     ``weights`` is what its training begins with: ``fresh``, ``pretrained`` (timm's) or the path of
     a checkpoint of it.
     """
@@ -129,7 +132,8 @@ class BaselineConfig(Frozen):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        if not re.fullmatch(rf"{PREFIX}[A-Za-z0-9_.-]{{1,100}}(@[1-9][0-9]{{0,3}})?", name):
+        side = "[1-9][0-9]{0,3}"
+        if not re.fullmatch(rf"{PREFIX}[A-Za-z0-9_.-]{{1,100}}(@{side}(x{side})?)?", name):
             raise ValueError(
                 f"expected {PREFIX}NAME or {PREFIX}NAME@SIZE, such as {PREFIX}resnet10t, not "
                 f"{name[:80]!r}"
@@ -152,7 +156,7 @@ class BaselineConfig(Frozen):
             return self._plain_name
         return f"{self._plain_name} ({Path(self.weights).name})"
 
-    def network(self, image_size: int, in_channels: int, num_classes: int) -> Baseline:
+    def network(self, image_size: int | Sides, in_channels: int, num_classes: int) -> Baseline:
         """The network for the images and classes of a data set.
 
         Raises:
@@ -160,16 +164,16 @@ class BaselineConfig(Frozen):
             InputError: it is asked for with images of another size.
         """
         text, _, size = self._stated
-        if size and int(size) != image_size:
+        if size and read_size(size, self.name) != image_size:
             raise InputError(
-                f"{self.name}: the data's images have {image_size} px, and networks are compared "
-                f"on the same ones; write {text}"
+                f"{self.name}: the data's images have {size_text(image_size)} px, and networks are "
+                f"compared on the same ones; write {text}"
             )
         name = text.removeprefix(PREFIX)
         _defaults(name)
         return Baseline(name, image_size, in_channels, num_classes)
 
-    def check(self, image_size: int, in_channels: int, num_classes: int) -> None:
+    def check(self, image_size: int | Sides, in_channels: int, num_classes: int) -> None:
         """Make sure, before anything long begins, that the network can be trained on a data set.
 
         Pretrained weights are not fetched for this; those in a file are read.
@@ -182,8 +186,8 @@ class BaselineConfig(Frozen):
         from timm.models import get_pretrained_cfg
 
         network = self.network(image_size, in_channels, num_classes)
-        size = f"{image_size} x {image_size}"
-        check_runs(network, f"{self.name}: the network takes no images of {size} pixels")
+        size = size_text(image_size)
+        check_runs(network, f"{self.name}: the network takes no images of {size} px")
         if self.weights == "pretrained":
             if not get_pretrained_cfg(network.name).has_weights:
                 raise InputError(
@@ -213,21 +217,21 @@ def load(text: str) -> Baseline:
     """
     name, at, size = text.removeprefix(PREFIX).partition("@")
     channels, height, width, classes = _defaults(name)
+    own = compact(height, width)
     if not at:
-        if height != width:
-            raise InputError(
-                f"{text}: its images are {height} x {width} pixels; name the side of a square, "
-                f"such as {PREFIX}{name}@{min(height, width)}"
-            )
-        return Baseline(name, height, channels, classes)
-    if not (size.isascii() and size.isdigit() and len(size) <= 4 and 0 < int(size) <= _MOST_PIXELS):
+        return Baseline(name, own, channels, classes)
+    try:
+        given = read_size(size, text)
+    except InputError:
+        given = 0
+    if not all(0 < side <= _MOST_PIXELS for side in sides(given)):
         raise InputError(
             f"{text}: expected a size of 1 to {_MOST_PIXELS} pixels after @, such as "
-            f"{PREFIX}{name}@224"
+            f"{PREFIX}{name}@224 or, rows first, @160x224"
         )
-    baseline = Baseline(name, int(size), channels, classes)
-    if baseline.image_size != height or height != width:
-        check_runs(baseline, f"{text}: the network takes no images of {size} x {size} pixels")
+    baseline = Baseline(name, given, channels, classes)
+    if given != own:
+        check_runs(baseline, f"{text}: the network takes no images of {size_text(given)} px")
     return baseline
 
 
@@ -262,7 +266,7 @@ def count(baseline: Baseline) -> BaselineCost:
 
 
 def count_module(model: "nn.Module", images: "Tensor") -> BaselineCost:
-    """The same for any module and the images [1, C, S, S] that it takes; it is left evaluating."""
+    """The same for any module and the images [1, C, H, W] that it takes; it is left evaluating."""
     import torch
 
     with warnings.catch_warnings():

@@ -42,6 +42,9 @@ Ratio = Annotated[
     float, Field(gt=0, le=1000), BeforeValidator(_number), AfterValidator(whole_as_int)
 ]
 
+SIZE_TAGS = ("one number", "[rows, columns]")
+"""How errors know the two spellings of :data:`levit_search.image_size.ImageSize`."""
+
 _SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
@@ -120,6 +123,7 @@ def describe(error: ValidationError) -> str:
         if not (index and first["loc"][index - 1] in ("stem", "architecture", "target"))
         or part in ("channels", "stages", "patch_size", "kind")
     ]
+    path = [part for part in path if part not in SIZE_TAGS]
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         message = "is required"

@@ -8,7 +8,8 @@ hold for one image, fvcore's convention.
 Each function stands for one module of ``levit_search.model``, in the same order.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from levit_search.architecture import (
@@ -22,6 +23,7 @@ from levit_search.architecture import (
     Stage,
 )
 from levit_search.architecture.resnet import Cut
+from levit_search.image_size import Sides, image_shape
 
 
 class LayerCost(NamedTuple):
@@ -116,7 +118,7 @@ def _levit_groups(architecture: Levit) -> list[_Group]:
     stages = architecture.stages
     groups = [_Group("stem", 1, _stem(architecture))]
     if architecture.position == "embedding":
-        embedding = grids[0] ** 2 * stages[0].embed_dim
+        embedding = math.prod(grids[0]) * stages[0].embed_dim
         groups.append(_Group("", 1, [LayerCost("position_embedding", embedding, 0, 0)]))
     for index, stage in enumerate(stages):
         if index:
@@ -128,7 +130,7 @@ def _levit_groups(architecture: Levit) -> list[_Group]:
             _Group(
                 f"stages.{index}.blocks",
                 stage.depth,
-                _block(architecture, stage, grids[index] ** 2),
+                _block(architecture, stage, math.prod(grids[index])),
             )
         )
     groups.append(_Group("", 1, _heads(architecture)))
@@ -137,47 +139,48 @@ def _levit_groups(architecture: Levit) -> list[_Group]:
 
 def _stem(architecture: Levit) -> list[LayerCost]:
     stem = architecture.stem
-    size, channels = architecture.image_size, architecture.in_channels
+    channels, *size = image_shape(architecture)
     batch_norm = architecture.norm == "batch"
     width = architecture.stages[0].embed_dim
     match stem:
         case ConvStem():
             rows = []
             for index, outputs in enumerate(stem.channels):
-                size = -(-size // 2)
+                size = [-(-side // 2) for side in size]
                 name = f"convs.{index}"
                 rows.append(_convolution(name, size, channels, outputs, 3, batch_norm))
                 channels = outputs
             return rows
         case PatchStem():
-            grid = size // stem.patch_size
+            grid = architecture.grids[0]
             return [_convolution("convs.0", grid, channels, width, stem.patch_size, batch_norm)]
         case ResNetStem():
             cut = stem.cut(channels)
             rows = _resnet("resnet.", cut, size)
             if stem.is_projected(width):
-                end = size // cut.stride
+                end = architecture.grids[0]
                 row = _convolution("projection", end, cut.channels, width, 1, batch_norm)
                 rows.append(row)
             return rows
 
 
 def _convolution(
-    name: str, size: int, inputs: int, outputs: int, kernel: int, batch_norm: bool = True
+    name: str, size: Sequence[int], inputs: int, outputs: int, kernel: int, batch_norm: bool = True
 ) -> LayerCost:
-    """A convolution to ``size`` x ``size`` with its batch norm, or else with a bias."""
+    """A convolution to ``size`` (rows, columns) with its batch norm, or else with a bias."""
     weights = inputs * outputs * kernel * kernel
-    pixels = size * size
+    pixels = math.prod(size)
     params = weights + (2 if batch_norm else 1) * outputs
     return LayerCost(name, params, weights * pixels, outputs * pixels)
 
 
-def _resnet(prefix: str, cut: Cut, size: int) -> list[LayerCost]:
+def _resnet(prefix: str, cut: Cut, size: Sequence[int]) -> list[LayerCost]:
     """The convolutions of a ResNet's head with their batch norms, under timm's names."""
-    return [
-        _convolution(prefix + row.name, size // row.stride, row.inputs, row.outputs, row.kernel)
-        for row in cut.convolutions
-    ]
+    rows = []
+    for row in cut.convolutions:
+        ends = [side // row.stride for side in size]
+        rows.append(_convolution(prefix + row.name, ends, row.inputs, row.outputs, row.kernel))
+    return rows
 
 
 def _block(architecture: Architecture, stage: Stage, tokens: int) -> list[LayerCost]:
@@ -196,11 +199,11 @@ def _block(architecture: Architecture, stage: Stage, tokens: int) -> list[LayerC
 
 
 def _shrink(
-    architecture: Levit, shrink: Shrink, grid: int, stages: tuple[Stage, ...], index: int
+    architecture: Levit, shrink: Shrink, grid: Sides, stages: tuple[Stage, ...], index: int
 ) -> list[LayerCost]:
     """The shrinking attention block before stage ``index`` and its MLP block."""
     inputs, outputs = stages[index - 1].embed_dim, stages[index].embed_dim
-    tokens, queries = grid * grid, (-(-grid // shrink.stride)) ** 2
+    tokens, queries = math.prod(grid), math.prod(-(-side // shrink.stride) for side in grid)
     heads = shrink.num_heads
     keys, values = heads * shrink.key_dim, heads * int(shrink.attn_ratio * shrink.key_dim)
     batch_norm = architecture.norm == "batch"
@@ -254,7 +257,7 @@ def _heads(architecture: Levit) -> list[LayerCost]:
 
 def _graft_groups(architecture: Graft) -> list[_Group]:
     groups = []
-    channels, size = architecture.in_channels, architecture.image_size
+    channels, *size = image_shape(architecture)
     if architecture.donor is not None:
         cut = architecture.donor.cut(channels)
         groups.append(_Group("donor", 1, _resnet("", cut, size)))
@@ -274,8 +277,8 @@ def _graft_groups(architecture: Graft) -> list[_Group]:
 
 def _trunk(architecture: Graft, stage: Stage, channels: int) -> list[_Group]:
     """Projection or patches, the added tokens, the position embedding and a DeiT's layers."""
-    grid, width, tokens = architecture.grid or 0, stage.embed_dim, architecture.tokens
-    patch = 1 if architecture.donor is not None else architecture.side // grid
+    grid, width, tokens = architecture.grid_sides, stage.embed_dim, architecture.tokens
+    patch = 1 if architecture.donor is not None else architecture.patch
     rows = [_convolution("projection", grid, channels, width, patch, batch_norm=False)]
     extra = ["class_token", *(["distillation_token"] if architecture.distillation else [])]
     rows += [LayerCost(name, width, 0, 0) for name in extra]

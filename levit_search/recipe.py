@@ -309,7 +309,8 @@ class TeacherConfig(Frozen):
     by ``epochs`` passes over the training images, the first plain, the others augmented as
     ``recipe`` says (null: as many as make 20 000 views, 1 to 4). ``all`` then finetunes the whole
     network by ``recipe``, whose epochs ``epochs`` stands for. Views are enlarged to ``image_size``
-    pixels (null: what the network was trained at) and have the colours that it was trained with.
+    pixels (null: what the network was trained at; of rectangles the shorter side) and have the
+    colours that it was trained with.
 
     ``auto`` leaves to a search whether its candidates are taught: those it begins with are not, and
     the teacher is kept for the others if it is better than all of these by more than the noise.

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from levit_search.image_size import size_text
 from levit_search.proportion import (
     accuracy_text,
     interval_text,
@@ -286,5 +287,7 @@ def _advice(config: StudyConfig, data: Mapping[str, Any], is_small: bool) -> tup
     if data.get("mirrored"):
         found.append("no mirroring, where left and right differ: --set train.hflip=false")
     if config.data.image_size is not None:
-        found.append(f"another size of the images: data.image_size is {config.data.image_size}")
+        found.append(
+            f"another size of the images: data.image_size is {size_text(config.data.image_size)}"
+        )
     return tuple(found)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture, Graft, Levit
+from levit_search.image_size import image_shape
 from levit_search.model import Layout, Model, build
 
 # Convolutional stems come most often, as in searches; ResNets are slow to build.
@@ -43,10 +44,13 @@ def random_levit(seed: int) -> Levit:
         stride = 32  # as much as any cut may have
         scale = random.Random(f"scale {seed}").choice([1, 0.5, 0.25, 0.3])
         stem["width_scale"] = scale
-    image_size = chance.choice([size for size in range(32, 65) if size % stride == 0][:4])
-    if kind in RESNETS and image_size == 32:  # with larger ones tokens would be thousands
+    sizes = [size for size in range(32, 65) if size % stride == 0][:4]
+    image_size = chance.choice(sizes)
+    shape = random.Random(f"shape {seed}")  # of its own, so that all else is as it was of squares
+    image_sides = (image_size, shape.choice(sizes) if shape.random() < 0.4 else image_size)
+    if kind in RESNETS and max(image_sides) == 32:  # with larger ones tokens would be thousands
         stem["stem"] = random.Random(f"stem {seed}").choice(["imagenet", "small"])
-    grid = image_size // stride
+    grid = max(image_sides) // stride
     stages: list[dict[str, Any]] = []
     shrinks: list[dict[str, Any]] = []
     for index in range(chance.choice([1, 1, 2, 2, 2, 3, 4])):
@@ -62,7 +66,7 @@ def random_levit(seed: int) -> Levit:
         stages.append(_random_block(chance) | {"embed_dim": width, "depth": depth})
     network = architectures.parse(
         {
-            "image_size": image_size,
+            "image_size": image_sides,
             "in_channels": chance.choice([1, 3]),
             "num_classes": chance.randint(2, 12),
             "stem": stem,
@@ -96,10 +100,15 @@ def random_graft(seed: int) -> Graft:
     stride = (4 if stem == "imagenet" else 1) * 2 ** max(stages - 1, 0) if stages else 1
     side = chance.choice([side for side in range(1, 65) if 32 <= side * stride <= 64])
     heads = chance.randint(1, 4)
+    grid = chance.choice([n for n in range(1, 9) if side % n == 0])
+    shape = random.Random(f"shape {seed}")
+    # Tokens are squares: the longer side has a token more, or two.
+    longer = grid + (shape.choice([1, 2]) if shape.random() < 0.4 else 0)
+    sides = shape.sample((grid, longer), 2)
     network = architectures.parse(
         {
             "family": "graft",
-            "image_size": side * stride,
+            "image_size": [tokens * side // grid * stride for tokens in sides],
             "in_channels": chance.choice([1, 3]),
             "num_classes": chance.randint(2, 12),
             "donor": {
@@ -114,7 +123,7 @@ def random_graft(seed: int) -> Graft:
                 "num_heads": heads,
                 "mlp_ratio": chance.choice([0.5, 1, 1.7, 4]),
             },
-            "grid": chance.choice([n for n in range(1, 9) if side % n == 0]),
+            "grid": sides,
             "distillation": chance.choice([True, False]),
         }
     )
@@ -158,5 +167,4 @@ def randomised(model: AnyModule) -> AnyModule:
 
 
 def images_for(network: Architecture, count: int = 1, device: str = "cpu") -> Tensor:
-    size = network.image_size
-    return torch.randn(count, network.in_channels, size, size, device=device)
+    return torch.randn(count, *image_shape(network), device=device)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +65,7 @@ def test_published_networks_have_the_structure_of_table_2(name: str) -> None:
     ] == [(h, key_dim, 4, 2, 2) for h in shrink_heads]
     first = widths[0]
     assert network.stem == ConvStem(channels=(first // 8, first // 4, first // 2, first))
-    assert network.grids == (14, 7, 4)
+    assert network.grids == ((14, 14), (7, 7), (4, 4))
     assert (network.image_size, network.in_channels, network.num_classes) == (224, 3, 1000)
     assert (network.norm, network.position) == ("batch", "bias")
     assert (network.activation, network.attention_activation) == ("hardswish", "hardswish")
@@ -180,7 +181,28 @@ def test_a_shrink_takes_the_heads_that_fit_into_what_it_reads() -> None:
 
 def test_grids_round_up() -> None:
     network = architectures.parse(changed({"image_size": 36, "shrinks.0.stride": 4}))
-    assert network.grids == (9, 3)
+    assert network.grids == ((9, 9), (3, 3))
+
+
+def test_a_rectangle_has_grids_of_rows_and_columns() -> None:
+    network = architectures.parse(changed({"image_size": [36, 20], "shrinks.0.stride": 4}))
+    assert network.image_size == (36, 20)
+    assert network.grids == ((9, 5), (3, 2))
+    assert architectures.parse(network.model_dump(mode="json")) == network
+    assert "image_size: [36, 20]" in network.to_yaml()
+    assert architectures.parse(yaml.safe_load(network.to_yaml())).id == network.id
+    turned = architectures.parse(changed({"image_size": [20, 36], "shrinks.0.stride": 4}))
+    assert turned.id != network.id
+
+
+def test_equal_sides_are_the_square() -> None:
+    square, spelt = (architectures.parse(changed({"image_size": s})) for s in (32, [32, 32]))
+    assert spelt.image_size == 32 and spelt.id == square.id
+
+
+def test_a_single_row_of_tokens_can_be_shrunk() -> None:
+    network = architectures.parse(changed({"image_size": [4, 32]}))
+    assert network.grids == ((1, 8), (1, 4))
 
 
 # What is written, and the message it gets; "..." stands for any words between.
@@ -224,6 +246,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "image no multiple of the resnet": (
         {"stem": {"kind": "resnet18", "stages": 2}, "image_size": 44},
         "image_size: 44 px ...multiple...8",
+    ),
+    "columns no multiple": (
+        {"image_size": [32, 30]},
+        "image_size: 32x30 px ...multiple...4; near it are 32x28 and 32",
+    ),
+    "rows no multiple": (
+        {"image_size": [34, 48]},
+        "image_size: 34x48 px ...multiple...4; near it are 32x48 and 36x48",
+    ),
+    "a side below the stride": (
+        {"image_size": [32, 2]},
+        "image_size: 32x2 px ...small...stem...4",
+    ),
+    "three sides": (
+        {"image_size": [3, 32, 48]},
+        "image_size: expected one number or [rows, columns], not [3, 32, 48]",
     ),
     "single token": ({"image_size": 4}, "image_size: 4 px ...stage 0...shrinks.0"),
     "too few shrinks": ({"shrinks": []}, "shrinks: 2 stages...1 shrinking...not 0"),
@@ -317,10 +355,28 @@ def test_fitting_keeps_the_trunk_and_the_last_layers_of_the_stem(
     network = architectures.published("LeViT-128S")
     fitted = architectures.fitted(network, image_size=image_size, in_channels=1, num_classes=10)
     assert fitted.stem == ConvStem(channels=channels)
-    assert fitted.grids == grids
+    assert fitted.grids == tuple((side, side) for side in grids)
     sizes = {"image_size": image_size, "in_channels": 1, "num_classes": 10}
     kept = {"stem": network.stem.model_dump()}
     assert {**fitted.model_dump(), **kept} == {**network.model_dump(), **sizes}
+
+
+@pytest.mark.parametrize(
+    ("image_size", "layers", "grids"),
+    [
+        ((224, 160), 4, ((14, 10), (7, 5), (4, 3))),
+        ((64, 96), 3, ((8, 12), (4, 6), (2, 3))),
+        ((48, 32), 2, ((12, 8), (6, 4), (3, 2))),
+    ],
+)
+def test_fitting_to_rectangles_goes_by_the_shorter_side(
+    image_size: tuple[int, int], layers: int, grids: tuple[tuple[int, int], ...]
+) -> None:
+    network = architectures.published("LeViT-128S")
+    fitted = architectures.fitted(network, image_size=image_size, in_channels=1, num_classes=10)
+    assert isinstance(fitted, architectures.Levit) and isinstance(fitted.stem, ConvStem)
+    assert len(fitted.stem.channels) == layers
+    assert fitted.grids == grids
 
 
 def test_fitting_to_the_size_it_was_made_for_changes_nothing() -> None:

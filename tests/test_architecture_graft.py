@@ -101,6 +101,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "grid: patches of whole pixels cannot bring a map of 64x64 to 7x7; possible are 1, 2, 4, "
         "8, 16, 32, 64",
     ),
+    "tokens that are no squares": (
+        {"image_size": [64, 96], "donor.stages": 0, "grid": [4, 4]},
+        "grid: patches ...64x96 to 4x4; possible are 2x3, 4x6, 8x12, 16x24, 32x48",
+    ),
+    "a grid that no number of rows goes with": (
+        {"image_size": [64, 96], "grid": 3},
+        "grid: average pooling ...8x12 to 3x3; possible are 2x3, 4x6, 8x12",
+    ),
+    "no whole tokens along a side": (
+        {"image_size": [64, 100]},
+        "image_size: 64x100 px does not come out at whole pixels: tokens are 16 px wide",
+    ),
+    "no whole pixels along a side after the donor": (
+        {"image_size": [64, 100], "grid": [4, 6]},
+        "image_size: 64x100 px does not come out at whole pixels: resnet18 has a stride of 8",
+    ),
     "no grid": ({"grid": 0}, "grid: ...not 0"),
     "drop_path": ({"drop_path": 1}, "drop_path: ...not 1"),
     # Looking through all divisors of a large map would take minutes.
@@ -268,6 +284,26 @@ def test_a_summary_names_donor_and_trunk(donor: dict[str, Any] | None, summary: 
     assert graft(donor=donor).summary() == summary
 
 
+def test_a_rectangle_has_a_grid_in_its_proportions() -> None:
+    network = graft(image_size=[64, 96], distillation=False)
+    assert network.grid == (4, 6) and network.tokens == 25
+    assert (network.map_sides, network.grid_sides, network.patch) == ((8, 12), (4, 6), 2)
+    assert graft(image_size=[64, 96], grid=4, distillation=False) == network
+    assert graft(image_size=[96, 64], grid=8).grid == (12, 8)
+    assert graft(image_size=[64, 64], grid=[2, 2]) == graft(grid=2)
+    assert architectures.parse(network.model_dump(mode="json")) == network
+
+
+def test_fitting_to_rectangles_goes_by_the_shorter_side() -> None:
+    network = published("graft-2-6")
+    small = architectures.fitted(network, image_size=(48, 80), in_channels=1, num_classes=10)
+    assert isinstance(small, Graft) and small.donor is not None
+    assert (small.donor.stem, small.grid) == ("small", (12, 20))
+    large = architectures.fitted(network, image_size=(160, 96), in_channels=1, num_classes=10)
+    assert isinstance(large, Graft) and large.donor is not None
+    assert (large.donor.stem, large.grid) == ("imagenet", (10, 6))
+
+
 @pytest.mark.parametrize("name", [n for n in architectures.GRAFTS if n != "graft-4-0"])
 def test_fitting_to_small_images_takes_the_small_stem_and_goes_back(name: str) -> None:
     network = published(name)
@@ -285,7 +321,7 @@ def test_fitting_a_bare_resnet_has_no_grid() -> None:
     network = published("graft-4-0")
     small = architectures.fitted(network, image_size=32, in_channels=3, num_classes=10)
     assert isinstance(small, Graft) and small.donor is not None
-    assert (small.donor.stem, small.grid, small.side) == ("small", None, 4)
+    assert (small.donor.stem, small.grid, small.map_sides) == ("small", None, (4, 4))
 
 
 def test_fitting_to_the_size_it_was_made_for_keeps_grid_and_stem() -> None:
@@ -407,7 +443,7 @@ def test_a_resnet_stem_has_the_width_and_the_first_convolution_that_it_is_given(
     assert isinstance(narrow.stem, ResNetStem) and isinstance(small.stem, ResNetStem)
     assert narrow.stem.cut(3).channels == 16 and small.stem.cut(3).channels == 64
     assert (narrow.stem.stride, small.stem.stride) == (4, 1)
-    assert (narrow.grids, small.grids) == ((16,), (64,))
+    assert (narrow.grids, small.grids) == (((16, 16),), ((64, 64),))
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,18 @@ from torch import Tensor
 from torchvision.transforms import functional as pillow
 
 from levit_search.batches.batch import generator, ordered, steps
-from levit_search.batches.device_transforms import Eraser, Proportions, draw_boxes, draw_erased, mix
+from levit_search.batches.device_transforms import (
+    Eraser,
+    Proportions,
+    crop_aspect,
+    draw_boxes,
+    draw_erased,
+    mix,
+)
 from levit_search.batches.in_memory import Resizer, Windows, draw_jitter, jittered
 from levit_search.batches.on_disk import seeded, training_view
 from levit_search.batches.rand_augment import Layer, Op, arguments, augmented, draw_layers
+from levit_search.image_size import Sides, sides
 from levit_search.recipe import RandAugment, Recipe, rand_augment
 
 SIZE = 32
@@ -47,10 +55,10 @@ NAMES = {
 }
 
 
-def make_images(channels: int, count: int = 6, size: int = SIZE) -> Tensor:
+def make_images(channels: int, count: int = 6, size: int | Sides = SIZE) -> Tensor:
     """Smooth images with all the values there are, as photographs have them."""
     noise = torch.rand(count, channels, 6, 6, generator=torch.Generator().manual_seed(1))
-    images = F.interpolate(noise, (size, size), mode="bicubic", align_corners=False)
+    images = F.interpolate(noise, sides(size), mode="bicubic", align_corners=False)
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     return ((images - low) / (high - low) * 235 + 10).round().to(torch.uint8)
 
@@ -97,11 +105,13 @@ def test_levels_become_the_arguments_that_timm_makes_of_them(op, is_increasing, 
             assert argument == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("channels", "size"), [(1, SIZE), (3, SIZE), (1, (24, 40)), (3, (45, 30))], ids=str
+)
 @pytest.mark.parametrize("level", [0.0, 0.4, 0.9, 1.0])
 @pytest.mark.parametrize("op", Op, ids=lambda op: op.name)
-def test_operations_change_images_as_timms_do(op, level, channels):
-    images = make_images(channels)
+def test_operations_change_images_as_timms_do(op, level, channels, size):
+    images = make_images(channels, size=size)
     sign = torch.tensor([-1, 1] * 3)
     values = arguments(torch.full((6,), op), torch.full((6,), level).double(), sign, True)
     changed = augmented(images.clone(), [Layer(torch.full((6,), op), values)], fill_of(channels))
@@ -177,19 +187,22 @@ def test_rand_augment_of_pictures_takes_every_magnitude(mode, policy):
 # Crops
 
 
-def test_windows_are_cut_and_mirrored_as_asked():
-    images = make_images(3)
-    border = 4
-    corners = torch.randint(9, (10, 2), generator=generator(1))
+@pytest.mark.parametrize(("size", "border"), [((SIZE, SIZE), (4, 4)), ((24, 40), (3, 5))], ids=str)
+def test_windows_are_cut_and_mirrored_as_asked(size, border):
+    images = make_images(3, size=size)
+    drawn = [torch.randint(2 * b + 1, (10,), generator=generator(1)) for b in border]
+    corners = torch.stack(drawn, 1)
     indices = torch.randint(6, (10,), generator=generator(2))
     mirrored = torch.tensor([True, False] * 5)
     windows = Windows(images, border)
     views = windows.cut(indices, corners, mirrored)
-    padded = F.pad(images.float(), (border,) * 4, mode="replicate").to(torch.uint8)
+    (above, left), (height, width) = border, size
+    around = (left, left, above, above)
+    padded = F.pad(images.float(), around, mode="replicate").to(torch.uint8)
     for view, index, (row, column), is_mirrored in zip(
         views, indices, corners.tolist(), mirrored, strict=True
     ):
-        expected = padded[index, :, row : row + SIZE, column : column + SIZE]
+        expected = padded[index, :, row : row + height, column : column + width]
         assert torch.equal(view, expected.flip(-1) if is_mirrored else expected)
     straight = windows.cut(indices, corners, None)
     assert torch.equal(straight[1::2], views[1::2])
@@ -209,7 +222,7 @@ def test_boxes_are_resized_as_pillow_does(channels):
             [1, 2, 30, 29],
         ]
     )
-    resized = Resizer(SIZE, CPU)(images, boxes)
+    resized = Resizer((SIZE, SIZE), CPU)(images, boxes)
     for image, view, (top, left, height, width) in zip(
         images, resized, boxes.tolist(), strict=True
     ):
@@ -229,33 +242,50 @@ def test_resized_crops_lie_and_measure_as_timms():
         ]
     )
     proportions = Proportions((0.08, 1.0), (3 / 4, 4 / 3))
-    ours = draw_boxes(count, proportions, size, size, size, generator(0))
+    ours = draw_boxes(count, proportions, *[(size, size)] * 3, generator(0))
     assert (ours[:, :2] + ours[:, 2:] <= size).all() and (ours >= 0).all()
     for measure in (lambda box: box, lambda box: box**2, lambda box: box[:, 2] * box[:, 3]):
         one, other = (measure(boxes).float() for boxes in (ours, theirs))
         assert one.mean(0).tolist() == pytest.approx(other.mean(0).tolist(), rel=0.06)
 
 
-@pytest.mark.parametrize("size", [12, 33])
+@pytest.mark.parametrize("size", [(12, 12), (33, 33), (12, 33), (33, 12)], ids=str)
 def test_boxes_of_every_length_are_resized_as_pillow_does(size):
-    images = make_images(1, count=size, size=size)
-    boxes = torch.tensor([[0, size - side, size, side] for side in range(1, size + 1)])
+    height, width = size
+    images = make_images(1, count=width, size=size)
+    boxes = torch.tensor([[0, width - side, height, side] for side in range(1, width + 1)])
     for image, view, (*_, side) in zip(
         images, Resizer(size, CPU)(images, boxes), boxes.tolist(), strict=True
     ):
-        picture = as_picture(image).crop((size - side, 0, size, size))
-        expected = as_tensor(picture.resize((size, size), Image.Resampling.BICUBIC))
+        picture = as_picture(image).crop((width - side, 0, width, height))
+        expected = as_tensor(picture.resize((width, height), Image.Resampling.BICUBIC))
         assert (expected.int() - view.int()).abs().max() <= 1
 
 
 def test_the_smallest_boxes_have_a_pixel():
-    boxes = draw_boxes(50, Proportions((0.001, 0.002), (3 / 4, 4 / 3)), 8, 8, 8, generator(0))
+    boxes = draw_boxes(50, Proportions((0.001, 0.002), (3 / 4, 4 / 3)), *[(8, 8)] * 3, generator(0))
     assert (boxes[:, 2:] == 1).all() and (boxes[:, :2] < 8).all()
 
 
 def test_boxes_that_never_fit_are_the_whole_image():
     tall = Proportions((1.0, 1.0), (1.3, 1.4))
-    assert draw_boxes(5, tall, 32, 32, 32, generator(0)).tolist() == [[0, 0, 32, 32]] * 5
+    for size in ((32, 32), (32, 20)):
+        found = draw_boxes(5, tall, size, (20, 20), size, generator(0))
+        assert found.tolist() == [[0, 0, *size]] * 5
+
+
+def test_boxes_lie_anywhere_in_a_rectangle_and_have_its_proportions_up_to_a_third():
+    size = (24, 48)
+    proportions = Proportions((0.08, 1.0), crop_aspect(size))
+    boxes = draw_boxes(4000, proportions, size, size, size, generator(0))
+    ends = boxes[:, :2] + boxes[:, 2:]
+    assert (boxes[:, :2].amin(0) == 0).all() and ends.amax(0).tolist() == [24, 48]
+    stretched = boxes[:, 2] / 24 / (boxes[:, 3] / 48)
+    large = boxes[:, 2] >= 12  # whose rounding to whole pixels matters little
+    assert stretched[large].log().abs().max() < np.log(4 / 3) + 0.09
+    assert stretched.log().mean().abs() < 0.02
+    shares = boxes[:, 2] * boxes[:, 3] / (24 * 48)
+    assert shares.min() < 0.1 and shares.max() > 0.95
 
 
 # Colours
@@ -286,14 +316,15 @@ def test_jitter_takes_each_order_and_the_factors_of_its_strength():
 # Erasing
 
 
-def test_as_much_is_erased_as_by_timm():
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (24, 40)], ids=str)
+def test_as_much_is_erased_as_by_timm(size):
     count = 3000
     random.seed(0)
     torch.manual_seed(0)
-    theirs = RandomErasing(0.25, mode="pixel", device="cpu")(torch.zeros(count, 1, SIZE, SIZE))
-    boxes = draw_erased(count, SIZE, 0.25, generator(0))
-    eraser = Eraser(torch.Size((1, SIZE, SIZE)), CPU)
-    ours = eraser(torch.zeros(count, 1, SIZE, SIZE), boxes)
+    theirs = RandomErasing(0.25, mode="pixel", device="cpu")(torch.zeros(count, 1, *size))
+    boxes = draw_erased(count, size, 0.25, generator(0))
+    eraser = Eraser(torch.Size((1, *size)), CPU)
+    ours = eraser(torch.zeros(count, 1, *size), boxes)
     shares = [(images != 0).float().mean((1, 2, 3)) for images in (ours, theirs)]
     touched = [share[share > 0] for share in shares]
     for share in touched:
@@ -305,9 +336,10 @@ def test_as_much_is_erased_as_by_timm():
     assert lines[0].mean() == pytest.approx(lines[1].mean().item(), rel=0.08)
 
 
-def test_erased_boxes_hold_noise_and_the_rest_is_left():
-    images = torch.full((400, 3, SIZE, SIZE), 7.0)
-    boxes = draw_erased(400, SIZE, 0.5, generator(0))
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (40, 24)], ids=str)
+def test_erased_boxes_hold_noise_and_the_rest_is_left(size):
+    images = torch.full((400, 3, *size), 7.0)
+    boxes = draw_erased(400, size, 0.5, generator(0))
     erased = Eraser(images.shape[1:], CPU)(images.clone(), boxes)
     noise = []
     for image, (top, left, height, width, _) in zip(erased, boxes.tolist(), strict=True):
@@ -324,18 +356,21 @@ def test_erased_boxes_hold_noise_and_the_rest_is_left():
 # Mixing
 
 
-def mixed(recipe: Recipe, key: int, labels: Tensor) -> tuple[Tensor, Tensor]:
+def mixed(
+    recipe: Recipe, key: int, labels: Tensor, size: Sides = (SIZE, SIZE)
+) -> tuple[Tensor, Tensor]:
     """Each image has its number as the value of all its pixels."""
-    images = torch.arange(float(len(labels))).view(-1, 1, 1, 1).repeat(1, 3, SIZE, SIZE)
+    images = torch.arange(float(len(labels))).view(-1, 1, 1, 1).repeat(1, 3, *size)
     return mix(images, labels, len(labels), recipe, (key,))
 
 
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (24, 40)], ids=str)
 @pytest.mark.parametrize("strengths", [{"mixup": 0.8}, {"cutmix": 1.0}])
-def test_images_are_mixed_with_those_from_the_end_as_their_targets_say(strengths):
+def test_images_are_mixed_with_those_from_the_end_as_their_targets_say(strengths, size):
     labels = torch.arange(8)
     recipe = Recipe(label_smoothing=0.0, **strengths)
     for key in range(20):
-        images, targets = mixed(recipe, key, labels)
+        images, targets = mixed(recipe, key, labels, size)
         torch.testing.assert_close(targets.sum(1), torch.ones(8))
         share = targets[0, 0].item()
         expected = share * labels + (1 - share) * labels.flip(0)

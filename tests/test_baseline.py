@@ -41,8 +41,8 @@ def test_a_size_after_the_name_is_taken() -> None:
             "expected a size of 1 to 4096 pixels after @, such as timm/resnet18@224",
         ),
         ("timm/resnet18@0", "expected a size of 1 to 4096 pixels"),
-        ("timm/resnet18@64x64", "expected a size of 1 to 4096 pixels"),
-        ("timm/levit_128s@100", "takes no images of 100 x 100 pixels"),
+        ("timm/resnet18@64x64x3", "expected a size of 1 to 4096 pixels"),
+        ("timm/levit_128s@100", "takes no images of 100 px"),
     ],
 )
 def test_a_name_or_size_that_cannot_be_is_told_in_one_line(text: str, told: str) -> None:

@@ -29,6 +29,7 @@ from levit_search.batches.in_memory import MemoryBatches
 from levit_search.batches.on_disk import PictureBatches
 from levit_search.data import Arrays, DataConfig, DataInfo
 from levit_search.errors import InputError, TrialError
+from levit_search.image_size import Sides, sides, size_text
 from levit_search.model import build
 from levit_search.recipe import Recipe
 from levit_search.train import fit
@@ -59,7 +60,9 @@ def make_folder(root: Path, mode: str = "RGB") -> Path:
     return root
 
 
-def folder_config(root: Path, image_size: int = SIZE, in_memory: bool = False) -> DataConfig:
+def folder_config(
+    root: Path, image_size: int | Sides = SIZE, in_memory: bool = False
+) -> DataConfig:
     return DataConfig(name="folder", root=str(root), image_size=image_size, in_memory=in_memory)
 
 
@@ -414,14 +417,52 @@ def test_digits_are_never_mirrored_unless_the_recipe_insists():
     assert 0 < len(insisted - plain) < 60
 
 
-@pytest.mark.parametrize("size", [8, SIZE, 20])
+@pytest.mark.parametrize("size", [8, SIZE, 20, (16, 24), (130, 136)], ids=str)
 @pytest.mark.parametrize("kind", ["digits", "memory", "pictures"])
 def test_images_come_in_the_size_asked_for(kind, size, folder):
     config = folder_config(folder, size, in_memory=kind == "memory")
     batches = open_batches(DataConfig(image_size=size) if kind == "digits" else config)
     for recipe in (SHORT, LEVIT):
-        assert next(batches.train(0, 0, recipe, CPU)).images.shape[2:] == (size, size)
-    assert evaluated(batches, "val").images.shape[2:] == (size, size)
+        assert next(batches.train(0, 0, recipe, CPU)).images.shape[2:] == sides(size)
+    assert evaluated(batches, "val").images.shape[2:] == sides(size)
+    assert batches.image_size == size
+    assert batches.data_id.endswith(f"-{size_text(size)}")
+
+
+def test_the_same_part_of_a_picture_is_shown_in_memory_and_on_disk(tmp_path):
+    """A picture of a wide target is cut above and below, in training without crops as well."""
+    for part, name in product(("train", "val"), ("a", "b")):
+        (tmp_path / part / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.full((40, 30), 40 * number, np.uint8)
+            pixels[10:30], pixels[17:23] = 100 + 10 * number, 250
+            Image.fromarray(pixels).save(tmp_path / part / name / f"{number}.png")
+    plain = Recipe(batch_size=2, workers=0, crop="none", hflip=False)
+    for in_memory in (True, False):
+        batches = open_batches(folder_config(tmp_path, (16, 24), in_memory))
+        for images in (evaluated(batches).images, shown(batches, 0, 0, plain).images):
+            pixels = (images * batches.std[0] + batches.mean[0]).round()
+            assert (pixels >= 90).all(), "the dark rows at both ends are cut off"
+            assert (pixels[:, :, 7:9] > 240).all(), "the bright ones are in the middle"
+
+
+def test_shifted_rectangles_are_moved_by_an_eighth_of_each_side():
+    noise = np.random.default_rng(1)
+    images = noise.integers(0, 256, (96, 1, 16, 40), dtype=np.uint8)
+    split = Arrays(images, np.arange(96) % 2)
+    info = DataInfo(1, ("a", "b"), False, (16, 40))
+    batches = MemoryBatches(info, {"train": split, "val": split, "test": split})
+    padded = torch.nn.functional.pad(evaluated(batches).images, (5, 5, 2, 2), mode="replicate")
+    seen = set()
+    for image in shown(batches, 0, 0, SHORT).images:
+        places = [
+            (y, x)
+            for y, x in product(range(5), range(11))
+            if (padded[:, :, y : y + 16, x : x + 40] - image).abs().amax((1, 2, 3)).min() < 1e-5
+        ]
+        assert len(places) == 1
+        seen |= set(places)
+    assert {y for y, _ in seen} == set(range(5)) and {x for _, x in seen} == set(range(11))
 
 
 # On disk

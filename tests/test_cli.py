@@ -346,6 +346,20 @@ def test_train_prints_the_contract_and_keeps_the_network(
         (["count", "a#b"], "no such study folder"),
         (["front", "nowhere"], "no such study folder"),
         (["probe", "LeViT-128S", "--target", "gpu"], "did you mean 'cpu'?"),
+        (
+            ["run", "levit", "--set", "data.image_size=64x96"],
+            "expected one number or [rows, columns]",
+        ),
+        (["run", "levit", "--set", "data.image_size=[2,64]"], "2x64 px is out of reach; expected"),
+        (
+            ["run", "levit", "--set", "data.image_size=[16,22]"],
+            "16x22 px is no multiple of the stem",
+        ),
+        (["train", "LeViT-128S", "--image-size", "32x"], "--image-size: expected pixels, or HxW"),
+        (
+            ["train", "LeViT-128S", "--image-size", "32x50"],
+            "fitted to 32x50 px: image_size: 32x50 px",
+        ),
         (["train", "LeViT-128S", "--data", "mnist"], "did you mean 'torch/mnist'?"),
     ],
 )

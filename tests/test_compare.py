@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import levit_search as ls
-from levit_search import table
+from levit_search import baseline, table
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline, BaselineConfig
 from levit_search.errors import BudgetError, InputError
@@ -179,7 +179,8 @@ def test_what_names_no_baseline_is_refused_when_it_is_read(
         ),
         ("timm/test_resnet.tag", "unknown pretrained tag of timm/test_resnet 'tag'"),
         (f"{RESNET}@32", "the data's images have 16 px, .*; write timm/test_resnet$"),
-        ("timm/test_convnext", "takes no images of 16 x 16 pixels"),
+        (f"{RESNET}@16x32", "the data's images have 16 px, .*; write timm/test_resnet$"),
+        ("timm/test_convnext", r"takes no images of 16 px \("),
         ({"name": "timm/efficientnet_lite1", "weights": "pretrained"}, "no pretrained weights for"),
         ({"name": RESNET, "weights": "/no/such.pth"}, "/no/such.pth: is no readable checkpoint"),
     ],
@@ -191,6 +192,30 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=reason):
         begin(config, tmp_path / "s", ["test"])
     assert not (tmp_path / "s").exists()
+
+
+def test_a_rectangle_may_be_insisted_on(space_file: Callable[..., Path], tmp_path: Path) -> None:
+    data = {"name": "digits", "image_size": [16, 32]}
+    first, second = read_config(
+        space_file(data=data, compare=[f"{RESNET}@16x32", "timm/test_vit@16x32"])
+    ).compare
+    assert first.id == "timm-test_resnet"
+    network = first.network((16, 32), 1, 10)
+    assert network == Baseline("test_resnet", (16, 32), 1, 10)
+    first.check((16, 32), 1, 10)
+    assert second.network((16, 32), 1, 10).build_to_train("fresh")(network.images()).shape == (
+        1,
+        10,
+    )
+    for size, told in (("16", "16x32 px"), ("32x16", "16x32 px")):
+        config = read_config(space_file(data=data, compare=[f"{RESNET}@{size}"]))
+        with pytest.raises(InputError, match=f"images have {told}, .*; write timm/test_resnet$"):
+            begin(config, tmp_path / "s", ["test"])
+    config = read_config(space_file(data=data, compare=["timm/test_convnext"]))
+    with pytest.raises(InputError, match=r"takes no images of 16x32 px \("):
+        begin(config, tmp_path / "s", ["test"])
+    with pytest.raises(InputError, match="expected timm/NAME or timm/NAME@SIZE"):
+        read_config(space_file(compare=[f"{RESNET}@16x"]))
 
 
 def test_the_usual_names_are_timms() -> None:
@@ -553,6 +578,24 @@ def test_a_search_trains_and_measures_a_network_of_timm(real: Study) -> None:
     weights = real.weights("timm-test_resnet")
     assert weights.is_file()
     Baseline("test_resnet", 16, 1, 10).build_to_train(str(weights))
+
+
+def test_a_search_on_rectangles_compares_with_networks_of_timm(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = space_file(
+        data={"name": "digits", "image_size": [16, 24], "train_images": 200},
+        compare=[f"{RESNET}@16x24"],
+        search={"trials": 1, "sampler": "random"},
+        objectives=["top1_percent", "flops"],
+    )
+    study = Study.create(tmp_path / "s", read_config(path), ["test"])
+    search(study, Silent(), engine=HereEngine)
+    (found,) = study.baselines()
+    square = Baseline("test_resnet", 16, 1, 10)
+    assert found.values["flops"] > baseline.count(square).total.flops
+    assert found.values["params"] == baseline.count(square).total.params
+    assert 0 <= found.values["top1_percent"] <= 100
 
 
 def test_training_goes_on_from_its_checkpoint(

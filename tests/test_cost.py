@@ -246,7 +246,12 @@ def test_random_networks_reach_every_kind_of_layer() -> None:
     assert any(network.stem.width_scale < 1 for network in unprojected)
     assert {len(network.stages) for network in levits} == {1, 2, 3, 4}
     assert {shrink.stride for network in levits for shrink in network.shrinks} == {2, 3}
-    assert any(grid % 2 for network in levits for grid in network.grids[:-1] if grid > 1)
+    assert any(
+        side % 2 for network in levits for grid in network.grids[:-1] for side in grid if side > 1
+    )
+    for family in (levits, grafts):
+        rectangles = [n.image_size for n in family if not isinstance(n.image_size, int)]
+        assert {height > width for height, width in rectangles} == {True, False}
     assert {(n.norm, n.position) for n in levits} == {
         (norm, position) for norm in ("batch", "layer") for position in ("bias", "embedding")
     }

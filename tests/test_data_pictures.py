@@ -14,7 +14,7 @@ from PIL import Image
 
 from levit_search.data import Arrays, DataConfig, Pictures, describe, fingerprint, load
 from levit_search.data.loading import resized
-from levit_search.data.sources import squared
+from levit_search.data.sources import center_cropped
 from levit_search.errors import InputError
 
 RNG = np.random.default_rng(3)
@@ -105,15 +105,46 @@ def test_memory_and_disk_hold_the_same_images_in_the_same_order(tmp_path):
         for index, image in enumerate(held[name].images):
             picture = split.open(index)
             assert picture.size == (30, 20)
-            assert (squared(picture, 16) == image).all()
+            assert (center_cropped(picture, 16) == image).all()
 
 
 def test_a_picture_is_scaled_by_its_shorter_side_and_cut_in_the_middle():
     picture = noise(48, 32)
     scaled = picture.resize((24, 16), Image.Resampling.BICUBIC).crop((4, 0, 20, 16))
     expected = np.asarray(scaled).transpose(2, 0, 1).astype(int)
-    assert np.abs(squared(picture, 16).astype(int) - expected).max() <= 1
-    assert (squared(noise(16, 16, "L"), 16).shape) == (1, 16, 16)
+    assert np.abs(center_cropped(picture, 16).astype(int) - expected).max() <= 1
+    assert (center_cropped(noise(16, 16, "L"), 16).shape) == (1, 16, 16)
+
+
+@pytest.mark.parametrize("size", [(12, 16), (20, 4), (7, 31)], ids=str)
+def test_of_a_rectangle_the_largest_middle_part_in_its_proportions_is_shown(size, tmp_path):
+    """Against a picture that is scaled whole and cut then, where it comes out at whole pixels."""
+    height, width = size
+    for left, top in ((0, 3), (3, 0)):
+        scaled_size = (width + 2 * left, height + 2 * top)
+        whole = noise(*(2 * side for side in scaled_size))
+        scaled = whole.resize(scaled_size, Image.Resampling.BICUBIC)
+        expected = np.asarray(scaled.crop((left, top, left + width, top + height)))
+        assert (center_cropped(whole, size) == expected.transpose(2, 0, 1)).all()
+    root = write_set(tmp_path, (30, 20))
+    held = load(config_of(root, image_size=list(size)))["train"]
+    assert held.images.shape[1:] == (3, height, width)
+    assert (held.images[0] == center_cropped(noise_of(held), size)).all()
+
+
+def noise_of(split: Arrays) -> Image.Image:
+    """The first picture of a split as it is stored."""
+    assert split.pictures is not None
+    return split.pictures.open(0)
+
+
+def test_arrays_of_other_proportions_are_cut_first():
+    images = RNG.integers(0, 256, (5, 3, 8, 8)).astype(np.uint8)
+    rows = resized(images, (4, 8))
+    assert (rows == images[:, :, 2:6]).all(), "nothing is scaled"
+    squeezed = resized(images, (8, 4))
+    assert (squeezed == images[:, :, :, 2:6]).all()
+    assert resized(images, (6, 12)).shape == (5, 3, 6, 12)
 
 
 def test_arrays_are_scaled_as_pillow_does():

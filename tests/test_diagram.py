@@ -12,6 +12,7 @@ from levit_search import architecture, cost, diagram
 from levit_search.architecture import published, published_names
 from levit_search.diagram import Block
 from levit_search.diagram.outline import amount, share
+from levit_search.image_size import sides
 from levit_search.sheet import SMALL, WIDTH
 from tests.networks import tiny_description
 from tests.random_networks import images_for, random_network, unfilled
@@ -62,7 +63,7 @@ def test_blocks_are_the_models_modules_and_end_with_their_shapes(seed: int) -> N
     for name, shape in seen.items():
         block = named[name]
         if len(shape) == 3:
-            assert shape == (block.width, block.grid, block.grid), name
+            assert block.grid is not None and shape == (block.width, *sides(block.grid)), name
         elif len(shape) == 2:
             assert shape == (block.tokens, block.width), name
         else:

@@ -19,6 +19,8 @@ from levit_search.architecture import parse
 from levit_search.batches import Batches, open_batches
 from levit_search.data import DataConfig
 from levit_search.distill import TeacherAnswers, create_teacher, kept_card, obtain_teacher, teacher
+from levit_search.distill.answers import header_of
+from levit_search.distill.chunks import Header
 from levit_search.distill.disk import megabytes
 from levit_search.errors import InputError
 from levit_search.model import LevitModel
@@ -216,6 +218,18 @@ def test_the_identity_tells_whose_answers_they_are_and_how_many_are_kept():
         for recipe, config in ((RECIPE, CONFIG), (RECIPE, ONLINE), (SOFT, few), (SOFT, ONLINE))
     ]
     assert found == ["teacher", "teacher", "teacher-top3", "teacher-all"]
+
+
+def test_answers_for_rectangles_are_found_again_and_no_others() -> None:
+    recipe = RECIPE.model_copy(update={"distillation": "hard"})
+
+    def header(size: tuple[int, int]) -> Header:
+        batches = open_batches(DataConfig(image_size=size, train_images=60))
+        return header_of("t", CONFIG, batches, batches.image_size, recipe, 0)
+
+    wide, again, tall = header((16, 24)), header((16, 24)), header((24, 16))
+    assert wide.augmentation["image_size"] == [16, 24], "as JSON gives it back"
+    assert wide.digest == again.digest != tall.digest
 
 
 def test_more_classes_than_a_store_can_tell_apart_are_refused():

@@ -20,6 +20,7 @@ from levit_search.data.sets import Digits
 from levit_search.errors import InputError
 from levit_search.export.onnx_file import write_onnx
 from levit_search.export.programs import write_openvino, write_torch_export
+from levit_search.image_size import sides
 from levit_search.latency import worker
 from levit_search.model import Layout, Model, build, export_onnx, onnx_graph
 from tests.conftest import needs
@@ -37,12 +38,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "patch stem": {**LEVIT, "stem": {"kind": "patch", "patch_size": 4}},
     "single token": {**LEVIT, "image_size": 4, "stages": LEVIT["stages"][:1]},
     "resnet stem": {**LEVIT, "image_size": 32, "stem": {"kind": "resnet18", "layers": 6}},
+    "rectangle": {**LEVIT, "image_size": [28, 20]},
+    "rectangular graft": {**GRAFT, "image_size": [48, 32], "grid": None},
     "graft": GRAFT,
     "deit": {**GRAFT, "donor": {"stages": 0}},
     "plain vit": {**GRAFT, "donor": {"stages": 0}, "distillation": False},
     "resnet": {**GRAFT, "trunk": {"depth": 0}},
 }
-IN_MAPS = ("layer norm and embedding", "wide stride", "deit", "plain vit")
+IN_MAPS = ("rectangle", "layer norm and embedding", "wide stride", "deit", "plain vit")
 COUNTS = (1, 2, 7, 64)
 NAMES = ["<b>\"A\" & 'b'</b>", "line\nbreak\ttab", "größe 大 \u202e", "undecodable \udcff", ""]
 PREPROCESSING: dict[str, Any] = {"mode": "RGB", "image_size": 28, "class_names": NAMES}
@@ -54,9 +57,9 @@ def model_of(name: str, layout: Layout = "tokens") -> Model:
 
 
 def real_images(network: Architecture, count: int = 64) -> Tensor:
-    """Digits [B, C, S, S], another one in each channel."""
+    """Digits [B, C, H, W], another one in each channel."""
     pixels = Digits(DataConfig()).sources()["train"].images[: count * network.in_channels]
-    images = resized(pixels, network.image_size).reshape(count, -1, *[network.image_size] * 2)
+    images = resized(pixels, network.image_size).reshape(count, -1, *sides(network.image_size))
     return torch.from_numpy(images).float().sub(125).div(95)
 
 

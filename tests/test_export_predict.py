@@ -22,12 +22,13 @@ from levit_search.data import DataConfig, looked_at
 from levit_search.data.decoding import Decoding
 from levit_search.data.loading import resized
 from levit_search.data.sets import Digits
-from levit_search.data.sources import FileSource, decode, squared
+from levit_search.data.sources import FileSource, center_cropped, decode
 from levit_search.export import predict
 from levit_search.export.checks import compared, sample_of
 from levit_search.export.onnx_file import write_onnx
 from levit_search.export.package import predict_source
 from levit_search.export.preprocess import preprocessing
+from levit_search.image_size import Sides, plain_size, sides
 from levit_search.model import Model, build
 from tests.networks import tiny_description
 from tests.picture_files import exif, lying, png, saved, tiff, write
@@ -41,9 +42,9 @@ RGB |= {"interpolation": "bicubic", "scaled_as": "whole numbers", "layout": "NCH
 RGB |= {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "class_names": ["frog", "newt", "toad"]}
 
 
-def model_for(size: int, channels: int, classes: int) -> Model:
+def model_for(size: int | Sides, channels: int, classes: int) -> Model:
     torch.manual_seed(0)
-    stem = {"kind": "patch", "patch_size": size // 4}
+    stem = {"kind": "patch", "patch_size": min(sides(size)) // 4}
     shape = {"image_size": size, "in_channels": channels, "num_classes": classes}
     return randomised(build(parse(tiny_description(**shape, stem=stem)))).eval()
 
@@ -131,20 +132,28 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("size", [16, 32, 97])
+@pytest.mark.parametrize("size", [16, 32, 97, (16, 24), (37, 61), (97, 32), (8, 100)], ids=str)
 def test_pictures_are_prepared_to_the_pixel_as_for_a_set_in_memory(mode, size, many):
-    document = {**RGB, "mode": mode, "image_size": size}
+    document = {**RGB, "mode": mode, "image_size": plain_size(size)}
+    document["fit"] = "square-then-resize" if isinstance(size, int) else "crop-then-resize"
     source = FileSource(Path("/"), [str(path) for path in many], np.zeros(len(many), np.int64))
     for index, path in enumerate(many):
-        expected = squared(decode(source, index, Decoding(mode)), size)
+        expected = center_cropped(decode(source, index, Decoding(mode)), size)
         found = predict.prepared(predict.read_picture(str(path), Decoding(mode)), document)
         np.testing.assert_array_equal(found.transpose(2, 0, 1), expected, err_msg=path.name)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize(("size", "resize"), [(16, 16), (32, 32), (129, 147), (160, 182)])
+@pytest.mark.parametrize(
+    ("size", "resize"),
+    [
+        *((16, 16), (32, 32), (129, 147), (160, 182)),
+        *(((16, 24), (16, 24)), ((200, 136), (228, 155)), ((97, 160), (97, 160))),
+    ],
+    ids=str,
+)
 def test_pictures_are_prepared_to_the_pixel_as_for_a_set_on_disk(mode, size, resize, many):
-    document = {**RGB, "mode": mode, "image_size": size, "resize": resize}
+    document = {**RGB, "mode": mode, "image_size": plain_size(size), "resize": plain_size(resize)}
     document["fit"] = "resize-then-crop"
     view = evaluation_view(size, len(mode))
     source = FileSource(Path("/"), [str(path) for path in many], np.zeros(len(many), np.int64))
@@ -154,11 +163,11 @@ def test_pictures_are_prepared_to_the_pixel_as_for_a_set_on_disk(mode, size, res
         np.testing.assert_array_equal(found.transpose(2, 0, 1), expected, err_msg=path.name)
 
 
-@pytest.mark.parametrize("size", [14, 20, 32])
+@pytest.mark.parametrize("size", [14, 20, 32, (12, 18), (9, 8)], ids=str)
 def test_arrays_are_scaled_alike_but_for_how_halves_are_rounded(size):
     images = Digits(DataConfig()).sources()["train"].images[:200]
     expected = resized(images, size)
-    document = {**RGB, "mode": "L", "image_size": size, "scaled_as": "floats"}
+    document = {**RGB, "mode": "L", "image_size": plain_size(size), "scaled_as": "floats"}
     pictures = [predict.prepared(Image.fromarray(image[0]), document) for image in images]
     apart = np.abs(np.stack(pictures).transpose(0, 3, 1, 2) - expected.astype(int))
     assert apart.max() <= 1 and apart.mean() < 1e-3
@@ -206,7 +215,11 @@ def test_images_in_memory_saved_at_the_networks_size_get_the_logits_of_evaluatio
         np.testing.assert_allclose(found, row[best], atol=1e-4)
 
 
-@pytest.mark.parametrize(("in_memory", "size"), [(True, 32), (False, 32), (False, 160)])
+@pytest.mark.parametrize(
+    ("in_memory", "size"),
+    [(True, 32), (False, 32), (False, 160), (True, (32, 48)), (False, (160, 128))],
+    ids=str,
+)
 @pytest.mark.filterwarnings("ignore:Palette images")
 def test_pictures_of_any_kind_get_the_logits_of_evaluation(
     in_memory, size, predicts, many, tmp_path
@@ -219,7 +232,9 @@ def test_pictures_of_any_kind_get_the_logits_of_evaluation(
     config = DataConfig(name="folder", root=str(tmp_path), image_size=size, in_memory=in_memory)
     batches, model = open_batches(config), model_for(size, 3, 2)
     document = preprocessing(config, batches)
-    assert document.get("resize") == (None if in_memory else {32: 32, 160: 182}[size])
+    assert document.get("resize") == (
+        None if in_memory else {32: 32, 160: 182, (160, 128): [182, 146]}[size]
+    )
     expected = evaluated(model, batches, "test")[: len(many)]
     assert expected.std(axis=0).min() > 0.01, "images matter to the logits"
     done = predicts(exported(tmp_path / "out", model, document), "--json", *many)

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from levit_search.architecture import parse, published
-from levit_search.data.sources import squared
+from levit_search.data.sources import center_cropped
 from levit_search.errors import InputError
 from levit_search.export.timm_checkpoint import timm_checkpoint
+from levit_search.image_size import Sides
 from levit_search.model import Model
 from tests.random_networks import randomised, unfilled
 
@@ -80,6 +81,9 @@ EXPRESSIBLE: dict[str, dict[str, Any]] = {
     "vit": VIT,
     "vit without distillation": {**VIT, "distillation": False, "drop_path": 0.1},
     "wide vit": {**VIT, "trunk": {"depth": 1, "embed_dim": 192, "num_heads": 3, "mlp_ratio": 2}},
+    "rectangular levit": {**LEVIT, "image_size": [48, 72]},
+    "rectangular vit": {**VIT, "image_size": [16, 24]},
+    "rectangular resnet": {**RESNET, "image_size": [64, 32]},
     "resnet": RESNET,
     "resnet of basic blocks": {**RESNET, "donor": {**RESNET["donor"], "name": "resnet18"}},
 }
@@ -89,7 +93,7 @@ def model_of(description: dict[str, Any]) -> Model:
     return randomised(unfilled(parse(description))).eval()
 
 
-def digits(size: int) -> Tensor:
+def digits(size: int | Sides) -> Tensor:
     from sklearn.datasets import load_digits
 
     images = torch.tensor(load_digits().images[:64, None] / 8 - 1, dtype=torch.float32)
@@ -223,11 +227,34 @@ def test_timm_makes_inputs_of_images_as_the_export_says(tmp_path: Path) -> None:
         np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
     )
     found = timm.data.create_transform(**config)(picture)
-    pixels = torch.tensor(squared(picture, 32)) / 255
+    pixels = torch.tensor(center_cropped(picture, 32)) / 255
     expected = (pixels - torch.tensor(said["mean"])[:, None, None]) / torch.tensor(said["std"])[
         :, None, None
     ]
     torch.testing.assert_close(found, expected, atol=2 / 255 / 0.4, rtol=0)
+
+
+def test_timm_makes_rectangular_inputs_of_images_as_the_export_says(tmp_path: Path) -> None:
+    from PIL import Image
+
+    said = {**PREPROCESSING, "fit": "crop-then-resize", "image_size": [32, 48]}
+    timm_checkpoint(model_of({**LEVIT, "image_size": [32, 48]}), said).write(tmp_path)
+    network = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    config = timm.data.resolve_model_data_config(network)
+    assert config["input_size"] == (1, 32, 48)
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 15)).astype(np.uint8)
+    picture = Image.fromarray(pixels).resize((60, 60), Image.Resampling.BICUBIC)
+    found = timm.data.create_transform(**config)(picture)
+    expected = (torch.tensor(center_cropped(picture, (32, 48))) / 255 - 0.25) / 0.5
+    torch.testing.assert_close(found, expected, atol=2 / 255 / 0.5, rtol=0)
+
+
+@pytest.mark.parametrize(("size", "side"), [([136, 200], [155, 228]), ([24, 136], [24, 136])])
+def test_the_sides_before_the_crop_are_what_timm_computes(size: list[int], side: list[int]) -> None:
+    said = {"image_size": size, "fit": "resize-then-crop", "resize": side}
+    checkpoint = timm_checkpoint(model_of(VIT), {**PREPROCESSING, **said})
+    share = checkpoint.config["pretrained_cfg"]["crop_pct"]
+    assert [int(each / share) for each in size] == side
 
 
 @pytest.mark.parametrize(("size", "side"), [(224, 256), (160, 182), (97, 97), (100, 129)])

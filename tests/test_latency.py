@@ -546,6 +546,15 @@ def test_a_probe_works_again_after_its_worker_died(tiny: Architecture) -> None:
         assert probe.measure(tiny).pairs >= 4, "it died between two networks, the fault of neither"
 
 
+@pytest.mark.parametrize(
+    ("size", "made_for"),
+    [((32, 48), (32, 48)), ((36, 100), (36, 100)), ((37, 99), (32, 96)), ((33, 40), 32)],
+)
+def test_the_reference_is_made_for_rectangles(size: Any, made_for: Any) -> None:
+    found = LatencyConfig().reference_for(image_size=size, in_channels=3, num_classes=5)
+    assert found.image_size == made_for
+
+
 def test_a_reference_that_does_not_fit_is_wrong_input(tiny: Architecture) -> None:
     too_deep = {**tiny_description(), "image_size": 4}
     too_deep["stem"] = {"kind": "conv", "layers": 1}

@@ -146,19 +146,21 @@ def test_folding_keeps_logits(changes):
         torch.testing.assert_close(folded(batch), logits, atol=1e-4, rtol=0)
 
 
-def test_attention_uses_softmax_of_scaled_products_and_the_bias_of_the_absolute_offset():
+@pytest.mark.parametrize("image_size", [32, (32, 20)], ids=str)
+def test_attention_uses_softmax_of_scaled_products_and_the_bias_of_the_absolute_offset(image_size):
     """Against equation 1 of the paper, written out query by query."""
-    model = randomised(LevitModel(network()))
-    core, grid, stride = model.shrinks[0].attention.core.double(), 8, 2
-    queries = list(product(range(0, grid, stride), repeat=2))
-    keys = list(product(range(grid), repeat=2))
+    model = randomised(LevitModel(network(image_size=image_size)))
+    core, grid, stride = model.shrinks[0].attention.core.double(), model.architecture.grids[0], 2
+    assert grid == ((8, 8) if image_size == 32 else (8, 5))
+    queries = list(product(*(range(0, side, stride) for side in grid)))
+    keys = list(product(*map(range, grid)))
     heads, key_dim, value_dim = core.num_heads, 8, 32
     q = torch.randn(1, heads, len(queries), key_dim, dtype=torch.double)
     k = torch.randn(1, heads, len(keys), key_dim, dtype=torch.double)
     v = torch.randn(1, heads, len(keys), value_dim, dtype=torch.double)
     expected = torch.zeros(1, len(queries), heads * value_dim, dtype=torch.double)
     for head, (i, (x, y)) in product(range(heads), enumerate(queries)):
-        bias = core.attention_bias[head].reshape(grid, grid)
+        bias = core.attention_bias[head].reshape(grid)
         scores = torch.stack(
             [
                 q[0, head, i] @ k[0, head, j] / key_dim**0.5 + bias[abs(x - x2), abs(y - y2)]
@@ -170,11 +172,15 @@ def test_attention_uses_softmax_of_scaled_products_and_the_bias_of_the_absolute_
     torch.testing.assert_close(core(q, k, v), expected)
 
 
-@pytest.mark.parametrize(("grid", "stride"), [(1, 1), (4, 1), (4, 2), (5, 2), (7, 3)])
+@pytest.mark.parametrize(
+    ("grid", "stride"),
+    [((1, 1), 1), ((4, 4), 1), ((4, 4), 2), ((5, 5), 2), ((7, 7), 3), ((1, 5), 2), ((6, 3), 2)],
+)
 def test_offsets_agree_with_a_double_loop(grid, stride):
-    queries = [(x, y) for x in range(0, grid, stride) for y in range(0, grid, stride)]
-    keys = [(x, y) for x in range(grid) for y in range(grid)]
-    expected = [[abs(x - x2) * grid + abs(y - y2) for x2, y2 in keys] for x, y in queries]
+    rows, columns = grid
+    queries = [(y, x) for y in range(0, rows, stride) for x in range(0, columns, stride)]
+    keys = [(y, x) for y in range(rows) for x in range(columns)]
+    expected = [[abs(y - y2) * columns + abs(x - x2) for y2, x2 in keys] for y, x in queries]
     assert offsets(grid, stride).tolist() == expected
 
 

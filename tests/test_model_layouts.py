@@ -175,12 +175,12 @@ def test_only_with_a_bias_does_a_block_commute_with_flipping(
 
     def on_map(x_bcrr: Tensor) -> Tensor:
         if position == "embedding":
-            x_bcrr = x_bcrr + model.position_embedding.transpose(1, 2).unflatten(2, (grid, grid))
+            x_bcrr = x_bcrr + model.position_embedding.transpose(1, 2).unflatten(2, grid)
         if layout == "maps":
             return block(x_bcrr)
-        return block(x_bcrr.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (grid, grid))
+        return block(x_bcrr.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, grid)
 
-    tokens = torch.randn(2, 16, grid, grid, dtype=torch.double)
+    tokens = torch.randn(2, 16, *grid, dtype=torch.double)
     with torch.no_grad():
         difference = (on_map(tokens.flip(axis)) - on_map(tokens).flip(axis)).abs().max()
     assert difference < 1e-9 if position == "bias" else difference > 1e-2

@@ -332,6 +332,16 @@ def given(text: str) -> str:
     return f"Set.sources = lambda self: {text}"
 
 
+def test_a_data_set_may_bring_rectangles(install: Install) -> None:
+    rectangles = described("DataInfo(1, ('a', 'b'), False, (8, 12))")
+    arrays = given("{'train': source(40, shape=(1, 8, 12))}")
+    install("data", f"{SET}\n{rectangles}\n{arrays}", "0.3", mine="Set")
+    splits = load(DataConfig(name="mine"))
+    assert splits["train"].images.shape[1:] == (1, 8, 12)
+    smaller = load(DataConfig(name="mine", image_size=4))["train"]
+    assert smaller.images.shape[1:] == (1, 4, 4)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -351,6 +361,14 @@ def given(text: str) -> str:
         (described("DataInfo(1, ('a', 'a'), True, 8)"), "that differ, not ('a', 'a')"),
         (described("DataInfo(1, ('a', 'b'), None, 8)"), "hflip: expected True or False, not None"),
         (described("DataInfo(1, ('a', 'b'), True, 8.5)"), "image_size: expected 4 to 4096"),
+        (described("DataInfo(1, ('a', 'b'), True, (8, 2))"), "(height, width) of them, not (8, 2)"),
+        (described("DataInfo(1, ('a', 'b'), True, (8,))"), "image_size: expected 4 to 4096"),
+        (
+            described("DataInfo(1, ('a', 'b'), True, (8, 12))")
+            + "\n"
+            + given("{'train': source(shape=(1, 12, 8))}"),
+            "images have to be uint8 [20, 1, 8, 12], not uint8 [20, 1, 12, 8]",
+        ),
         (given("1 / 0"), "sources() fails (ZeroDivisionError: "),
         (given("[source()]"), "sources() has to return a mapping of splits, not "),
         (given("{}"), "sources() has to have train, not []"),

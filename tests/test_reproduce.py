@@ -417,7 +417,7 @@ def test_rows_are_fitted_to_the_data_and_scaled(tmp_path: Path, name: str) -> No
         assert network.trunk is None or network.trunk.embed_dim == 96
         assert network.donor is None or network.donor.width_scale == 0.25
     else:
-        assert network.grids[0] == 8
+        assert network.grids[0] == (8, 8)
         assert network.stages[0].embed_dim == 32
         assert network.distillation == (name != "ablation-A4")  # Table 5 trains with a teacher
 

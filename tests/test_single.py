@@ -48,6 +48,15 @@ def test_a_run_that_stopped_goes_on_with_the_same_command(
     assert kept == {"architecture.yaml", "model.safetensors", "training.json"}
 
 
+def test_a_network_is_trained_for_rectangles(train: Callable[..., Any], tmp_path: Path) -> None:
+    done = train("--image-size", "16x24", "--out", "wide", "--stop-after", 1)
+    assert done.returncode == 0, done.stderr
+    assert "image_size: [16, 24]" in (tmp_path / "wide" / "architecture.yaml").read_text()
+    assert "epoch 2/3" in train("--image-size", "16x24", "--out", "wide").stderr
+    other = train("--image-size", "24x16", "--out", "wide")
+    assert other.returncode == 2
+
+
 def test_another_run_does_not_go_on_from_a_folder(train: Callable[..., Any]) -> None:
     assert train("--out", "run", "--stop-after", 1).returncode == 0
     done = train("--out", "run", "--seed", 1)

@@ -157,6 +157,18 @@ def test_a_survey_names_the_reasons() -> None:
     assert any("cannot bring a map of 4x4 to 8x8" in reason for reason in reasons)
 
 
+@pytest.mark.parametrize("grids", [[2, 4], [[2, 3], [4, 6]]], ids=str)
+def test_grids_of_a_rectangle_are_pairs_or_their_shorter_side(grids: list[Any]) -> None:
+    template = {**changed("grid", {"choices": grids}), "image_size": [32, 48]}
+    space = Space(template, NO_LIMITS)
+    assert space.sizes["image_size"] == (32, 48)
+    for given, grid in zip(grids, [(2, 3), (4, 6)], strict=True):
+        network = space.decode({"donor.stages": 0, "trunk.depth": 1, "grid": given})
+        assert isinstance(network, Graft) and network.grid == grid
+        encoded = space.encode(network)
+        assert encoded is not None and encoded["grid"] == given
+
+
 def test_a_stem_that_decides_the_grid_is_not_ignored_without_a_donor() -> None:
     template = changed("grid", None)
     template["image_size"] = 32

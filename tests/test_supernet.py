@@ -281,17 +281,20 @@ def test_a_smaller_key_dimension_has_the_leading_channels_of_queries_and_keys():
     torch.testing.assert_close(own(views), silenced(views), rtol=0, atol=1e-5)
 
 
-def test_a_smaller_grid_has_the_biases_of_its_own_offsets():
-    deep, shallow = (network_of(stem={"kind": "conv", "layers": n}) for n in (2, 1))
+@pytest.mark.parametrize("image_size", [16, (16, 24)], ids=str)
+def test_a_smaller_grid_has_the_biases_of_its_own_offsets(image_size):
+    deep, shallow = (
+        network_of(image_size=image_size, stem={"kind": "conv", "layers": n}) for n in (2, 1)
+    )
     elastic = unlike_fresh(Elastic(envelope_around([deep, shallow])))
     core = elastic.extract(deep).stages[0].blocks[0].attention.core
     shared = dict(elastic.named_parameters())["stages.0.blocks.0.attention.core.attention_bias"]
     small, large = deep.grids[0], shallow.grids[0]
-    assert (small, large) == (4, 8)
-    pixels = torch.cartesian_prod(torch.arange(small), torch.arange(small))
+    assert (small, large) == (((4, 4), (8, 8)) if image_size == 16 else ((4, 6), (8, 12)))
+    pixels = torch.cartesian_prod(*map(torch.arange, small))
     dx, dy = (pixels[:, None] - pixels[None]).abs().unbind(-1)
-    assert torch.equal(core.gathered_bias(), shared[:, dx * large + dy])
-    assert torch.equal(offsets(small, 1), dx * small + dy)
+    assert torch.equal(core.gathered_bias(), shared[:, dx * large[1] + dy])
+    assert torch.equal(offsets(small, 1), dx * small[1] + dy)
 
 
 def test_gradients_reach_what_a_member_has_and_nothing_else():

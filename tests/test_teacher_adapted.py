@@ -152,6 +152,44 @@ def test_the_network_s_own_size_is_the_default(batches, weights):
     assert obtained(config_of(weights, image_size=None), batches)[1]["image_size"] == 160
 
 
+@pytest.mark.parametrize(("asked", "size"), [(SIZE, [32, 48]), (9, [9, 14])])
+def test_rectangles_keep_their_proportions(asked, size, weights):
+    data = DATA.model_copy(update={"image_size": (8, 12)})
+    batches = open_batches(data)
+    config = config_of(weights, image_size=asked)
+    answers, card = obtain_teacher(config, data, batches, RECIPE, None, 0)
+    assert card["image_size"] == size and card["data"]["image_size"] == [8, 12]
+    model, shapes = built(answers), []
+    model.network.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))
+    assert model(some_views(batches)[0]).isfinite().all()
+    assert [list(shape[2:]) for shape in shapes] == [size]
+
+
+def test_networks_of_a_fixed_size_are_adapted_to_rectangles_where_they_can_be(tmp_path):
+    seed_torch(3)
+    path = tmp_path / "vit.pt"
+    source = timm.create_model("test_vit")
+    torch.save(source.state_dict(), path)
+    data = DATA.model_copy(update={"image_size": (8, 12)})
+    batches = open_batches(data)
+    config = config_of(path, name="test_vit", image_size=64, epochs=1)
+    model = built(obtain_teacher(config, data, batches, RECIPE, None, 0)[0])
+    source.set_input_size(img_size=(64, 96))
+    assert torch.allclose(model.network.state_dict()["pos_embed"], source.pos_embed)
+    for changes, told in (
+        (
+            {"image_size": 40},
+            r"40x60 px \(.*its own size is 160: choose another teacher.image_size",
+        ),
+        (
+            {"name": "levit_128s"},
+            "levit_128s: takes squares of 224 px, not 64x96 px; choose another",
+        ),
+    ):
+        with pytest.raises(InputError, match=told):
+            create_teacher(config.model_copy(update=changes), batches)
+
+
 @pytest.mark.parametrize("passes", [1, 3])
 def test_an_interrupted_adaptation_computes_no_feature_twice(passes, batches, weights, monkeypatch):
     config = config_of(weights, epochs=passes)

@@ -73,17 +73,15 @@ def test_a_map_holds_the_bias_of_every_query_and_key(seed: int) -> None:
     assert sorted(maps.block for maps in found) == sorted(blocks)
     for maps in found:
         core = model.get_submodule(f"{maps.block}.attention.core")
-        heads, grid, _ = maps.values.shape
+        heads, *grid = maps.values.shape
         stride = 1
         if maps.block.startswith("shrinks"):
             stride = network.shrinks[int(maps.block.split(".")[1])].stride
         gathered = core.gathered_bias().detach().numpy()  # type: ignore[operator]
-        at = range(0, grid, stride)
-        queries = [(y, x) for y in at for x in at]
+        queries = [(y, x) for y in range(0, grid[0], stride) for x in range(0, grid[1], stride)]
         for q, (y, x) in enumerate(queries):
-            rows = np.abs(np.arange(grid) - y)[:, None].repeat(grid, axis=1)
-            columns = np.abs(np.arange(grid) - x)[None].repeat(grid, axis=0)
-            expected = maps.values[:, rows, columns].reshape(heads, -1)
+            rows, columns = np.abs(np.arange(grid[0]) - y), np.abs(np.arange(grid[1]) - x)
+            expected = maps.values[:, rows[:, None], columns].reshape(heads, -1)
             assert np.array_equal(gathered[:, q], expected)
 
 

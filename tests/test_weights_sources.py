@@ -240,6 +240,17 @@ def test_a_tensor_too_few_or_of_another_shape_is_named() -> None:
         source_of(state, "weights")
 
 
+def test_weights_for_rectangles_need_their_description(tmp_path: Path) -> None:
+    network = parse({**small().model_dump(), "image_size": (16, 24)})
+    state = build(network).state_dict()
+    with pytest.raises(InputError, match=r"form no square, and no shape tells a rectangle.*beside"):
+        source_of(state, "weights")
+    assert source_of(state, "weights", network).architecture == network
+    deit = on_meta("deit_tiny_patch16_224", img_size=(32, 48)).state_dict()
+    with pytest.raises(InputError, match="pos_embed is for 6 tokens or offsets, which form no"):
+        inferred(deit)
+
+
 def test_a_name_of_timms_that_is_none_gets_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match=r"levit_256\.fb_dist_in1k"):
         find_source("levit_256.fb_dist_in2k")

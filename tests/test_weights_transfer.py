@@ -325,6 +325,57 @@ def test_another_size_keeps_all_but_the_biases() -> None:
     assert "attention biases fitted to other images" in result.told()
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(32, (16, 48)), ((48, 32), 32), ((32, 48), (48, 32)), ((32, 48), (32, 64))],
+)
+def test_rectangles_start_from_squares_and_squares_from_rectangles(before: Any, after: Any) -> None:
+    source = trained({**WIDE, "image_size": before})
+    model = build(parse({**WIDE, "image_size": after}))
+    result = transfer(source, model)
+    names = [name for name in source.state if name.endswith("attention_bias")]
+    assert result.resized == names and not result.fresh and result.taken == result.total
+    for name, stage in zip(names, (0, 0, 1, 1, 0), strict=True):
+        grids = [_grid(each, stage) for each in (before, after)]
+        expected = slowly_by_offset(source.state[name], *grids)
+        torch.testing.assert_close(model.state_dict()[name], expected)
+    logits(model, images_for(model.architecture, 2))
+
+
+def _grid(size: Any, stage: int) -> tuple[int, int]:
+    """Of :data:`WIDE`, whose stem has a stride of 8."""
+    rows, columns = (size, size) if isinstance(size, int) else size
+    return -(-rows // (8 * 2**stage)), -(-columns // (8 * 2**stage))
+
+
+@pytest.mark.parametrize("description", [DEIT, {**WIDE, "position": "embedding"}])
+def test_position_embeddings_of_rectangles_keep_their_directions(
+    description: dict[str, Any],
+) -> None:
+    """A gradient from top to bottom is one from top to bottom on any grid."""
+    source = trained(description)
+    side, extra = description["image_size"] // 8, 2 if description is DEIT else 0
+    name = next(name for name in source.state if name.endswith("position_embedding"))
+    rows = torch.linspace(-1, 1, side)[:, None].expand(side, side).flatten()
+    source.state[name][:, extra:] = rows[None, :, None]
+    size = (description["image_size"], 2 * description["image_size"])
+    model = build(parse({**description, "image_size": size}))
+    assert transfer(source, model).resized == [name]
+    found = model.state_dict()[name]
+    assert torch.equal(found[:, :extra], source.state[name][:, :extra])
+    tokens = found[0, extra:, 0].unflatten(0, (side, 2 * side))
+    torch.testing.assert_close(tokens, torch.linspace(-1, 1, side)[:, None].expand(side, 2 * side))
+
+
+@pytest.mark.parametrize("order", ["scale", "activation", "leading"])
+def test_a_narrower_network_for_rectangles_starts_from_squares(order: Order) -> None:
+    source = trained(WIDE)
+    model = build(parse({**NARROW, "image_size": (24, 40)}))
+    images = images_for(model.architecture, 4) if order == "activation" else None
+    result = transfer(source, model, order, images)
+    assert result.taken == result.total and not result.fresh
+
+
 @pytest.mark.parametrize("description", [DEIT, {**WIDE, "position": "embedding"}])
 def test_position_embeddings_are_interpolated_but_for_extra_tokens(
     description: dict[str, Any],

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from levit_search.architecture.graft import Donor, Graft, Trunk
 from levit_search.architecture.levit import ConvStem, Levit, PatchStem, ResNetStem, Shrink, Stage
@@ -15,6 +16,7 @@ from levit_search.architecture.published import (
 )
 from levit_search.configuration import read_yaml, validated
 from levit_search.errors import InputError, UnknownNameError, did_you_mean
+from levit_search.image_size import Sides, compact, sides, size_text
 
 Architecture = Levit | Graft
 
@@ -64,7 +66,7 @@ SIZES = ("image_size", "in_channels", "num_classes")
 """What networks take from the data."""
 
 
-def sizes_of(network: Architecture) -> dict[str, int]:
+def sizes_of(network: Architecture) -> dict[str, Any]:
     """The images that a network is made for, by :data:`SIZES`."""
     return {name: getattr(network, name) for name in SIZES}
 
@@ -78,7 +80,7 @@ DIVISIBLE_SIZE = 512
 
 
 def described(
-    description: Mapping[str, object], sizes: Mapping[str, int], where: str = "architecture"
+    description: Mapping[str, object], sizes: Mapping[str, Any], where: str = "architecture"
 ) -> Architecture:
     """The network of a description that may leave out some of :data:`SIZES`.
 
@@ -104,12 +106,12 @@ def described(
 
 
 def published_for(
-    *, image_size: int, in_channels: int, num_classes: int
+    *, image_size: int | Sides, in_channels: int, num_classes: int
 ) -> dict[str, Architecture]:
     """The published networks whose images are of this size, by name, with other ends.
 
     Args:
-        image_size: in pixels; networks of another one are left out.
+        image_size: in pixels, a side or (height, width); networks of another one are left out.
         in_channels: of the images.
         num_classes: of the data.
     """
@@ -129,38 +131,47 @@ def _is_file(path: Path) -> bool:
 
 
 def fitted(
-    architecture: Architecture, *, image_size: int, in_channels: int, num_classes: int
+    architecture: Architecture, *, image_size: int | Sides, in_channels: int, num_classes: int
 ) -> Architecture:
     """The same trunk for other images; at the size it was made for, all but the ends stays.
 
     A convolutional stem keeps its last layers, as many as leave at least eight tokens a side (the
     most that do), and at least one; a patch stem gets the power of two that such a stem would have
-    as its stride. A graft gets the small stem
-    and a quarter of the image as its grid up to 64 px, a sixteenth beyond.
+    as its stride. A graft gets the small stem and a quarter of the image as its grid up to 64 px, a
+    sixteenth beyond. Of a rectangular image the shorter side decides.
+
+    Args:
+        architecture: made for any images.
+        image_size: in pixels, a side or (height, width).
+        in_channels: of the images.
+        num_classes: of the data.
 
     Raises:
         InputError: the images are too small for the stages.
     """
     data = architecture.model_dump(mode="json")
+    rows, columns = sides(image_size)
+    shorter = min(rows, columns)
     if image_size != architecture.image_size:
         if isinstance(architecture, Graft):
-            is_small = image_size <= 64
-            data["grid"] = image_size // (4 if is_small else 16)
+            is_small = shorter <= 64
+            patch = 4 if is_small else 16
+            data["grid"] = compact(rows // patch, columns // patch)
             if data["donor"]:
                 data["donor"]["stem"] = "small" if is_small else "imagenet"
         elif isinstance(architecture.stem, ConvStem):
-            layers = _stem_layers(image_size, len(architecture.stem.channels))
+            layers = _stem_layers(shorter, len(architecture.stem.channels))
             data["stem"]["channels"] = list(architecture.stem.channels[-layers:])
         elif isinstance(architecture.stem, PatchStem):
             most = architecture.stem.patch_size.bit_length() - 1
-            data["stem"]["patch_size"] = 2 ** _stem_layers(image_size, most)
+            data["stem"]["patch_size"] = 2 ** _stem_layers(shorter, most)
     sizes = {"image_size": image_size, "in_channels": in_channels, "num_classes": num_classes}
-    return parse({**data, **sizes}, f"architecture fitted to {image_size} px")
+    return parse({**data, **sizes}, f"architecture fitted to {size_text(image_size)} px")
 
 
-def _stem_layers(image_size: int, most: int) -> int:
+def _stem_layers(side: int, most: int) -> int:
     """Convolutions of stride 2 that leave at least eight tokens a side."""
-    return max((n for n in range(1, most + 1) if image_size >= 8 * 2**n), default=1)
+    return max((n for n in range(1, most + 1) if side >= 8 * 2**n), default=1)
 
 
 def scaled(architecture: Architecture, width_scale: float) -> Architecture:

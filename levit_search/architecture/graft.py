@@ -4,6 +4,7 @@ Graham et al., section 4.1 and Table 1. Both ends belong to it: no ResNet stage 
 DeiT (Touvron et al. 2021), four stages without a trunk are the ResNet itself.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ from levit_search.architecture.levit import Stage
 from levit_search.architecture.network import DropPath, Network
 from levit_search.architecture.resnet import Cut, ResNetName, ResNetStemKind
 from levit_search.configuration import Count, Frozen, Ratio
+from levit_search.image_size import ImageSize, Sides, compact, sides, size_text
 
 
 class Donor(Frozen):
@@ -58,22 +60,24 @@ class Trunk(Frozen):
 class Graft(Network):
     """A network of the graft family.
 
-    The donor's map is averaged down to ``grid`` x ``grid`` pixels, projected to the trunk's width
-    and joined by a class token, a distillation token (with ``distillation``) and a position
+    The donor's map is averaged down to ``grid`` tokens a side, projected to the trunk's width and
+    joined by a class token, a distillation token (with ``distillation``) and a position
     embedding. A donor of no stages leaves one convolution of patches; a trunk of no layers leaves
     the ResNet with its classifier, and with a second one for ``distillation``.
 
     A donor of no stages and a trunk of no layers are kept as ``None``, as is the grid without a
     trunk, so that what no longer matters does not make two networks of one. ``grid`` is a
-    sixteenth of the image, or a quarter with the small stem, where it is not given.
+    sixteenth of the image, or a quarter with the small stem, where it is not given. Tokens are
+    squares: of a rectangular image the grid is ``[rows, columns]`` in its proportions, and one
+    number stands for the shorter side.
     """
 
     family: Literal["graft"] = "graft"
-    image_size: Count
+    image_size: ImageSize
     in_channels: Count = 3
     num_classes: Count
     donor: Annotated[Donor | None, AfterValidator(lambda d: d if d and d.stages else None)]
-    grid: Count | None = None
+    grid: ImageSize | None = None
     trunk: Annotated[Trunk | None, AfterValidator(lambda t: t if t and t.depth else None)]
     distillation: bool = True
     drop_path: DropPath = 0.0
@@ -93,35 +97,55 @@ class Graft(Network):
     def _check(self) -> "Graft":
         if self.donor is None and self.trunk is None:
             raise ValueError("donor.stages 0 and trunk.depth 0 leave nothing of a network")
-        side = self.image_size
         if self.donor is not None:
             stride = self.donor.cut(self.in_channels).stride
-            if self.image_size % stride:
+            if any(side % stride for side in sides(self.image_size)):
                 raise ValueError(
-                    f"image_size: {self.image_size} px does not come out at whole pixels: "
-                    f"{self.donor.name} has a stride of {stride} after stage {self.donor.stages}"
+                    f"image_size: {size_text(self.image_size)} px does not come out at whole "
+                    f"pixels: {self.donor.name} has a stride of {stride} after stage "
+                    f"{self.donor.stages}"
                 )
-            side //= stride
-        if self.grid is not None and side % self.grid:
-            divisors = [n for n in range(1, min(side, 64) + 1) if side % n == 0]
+        (rows, columns), (down, across) = self.map_sides, self.grid_sides
+        if self.grid is not None and (
+            rows % down or columns % across or rows // down != columns // across
+        ):
             what = "average pooling" if self.donor is not None else "patches of whole pixels"
+            shown = map(size_text, self._possible_grids())
             raise ValueError(
-                f"grid: {what} cannot bring a map of {side}x{side} to {self.grid}x{self.grid}; "
-                f"possible are {', '.join(map(str, divisors))}"
+                f"grid: {what} cannot bring a map of {rows}x{columns} to {down}x{across}; possible "
+                f"are {', '.join(shown)}"
             )
         return self
 
+    def _possible_grids(self) -> list[int | Sides]:
+        """What squares of whole pixels make of the map, up to 64 tokens a side."""
+        common = math.gcd(*self.map_sides)
+        rows, columns = (side // common for side in self.map_sides)
+        times = range(1, max(1, min(common, 64 // max(rows, columns))) + 1)
+        return [compact(n * rows, n * columns) for n in times if common % n == 0]
+
     @property
-    def side(self) -> int:
-        """Pixels a side of the map that the donor ends with, or the image's."""
-        if self.donor is None:
-            return self.image_size
-        return self.image_size // self.donor.cut(self.in_channels).stride
+    def map_sides(self) -> Sides:
+        """Rows and columns of pixels of the map that the donor ends with, or of the image."""
+        rows, columns = sides(self.image_size)
+        stride = self.donor.cut(self.in_channels).stride if self.donor is not None else 1
+        return rows // stride, columns // stride
+
+    @property
+    def grid_sides(self) -> Sides:
+        """Rows and columns of the trunk's grid of tokens; (0, 0) without a trunk."""
+        return sides(self.grid or 0)
+
+    @property
+    def patch(self) -> int:
+        """Pixels a side of the map, or of the image, that become one token of the trunk."""
+        assert self.grid is not None
+        return self.map_sides[0] // self.grid_sides[0]
 
     @property
     def tokens(self) -> int:
         """In the trunk: the grid's, the class token and the distillation token."""
-        return (self.grid or 0) ** 2 + 1 + self.distillation
+        return math.prod(self.grid_sides) + 1 + self.distillation
 
     @property
     def trunk_stage(self) -> Stage | None:
@@ -155,15 +179,22 @@ def _with_grid(data: Mapping[str, Any]) -> dict[str, Any]:
     trunk = filled.get("trunk")
     if trunk is None or _value(trunk, "depth") == 0:
         return {**filled, "grid": None}
-    size = filled.get("image_size")
-    if filled.get("grid") is None and isinstance(size, int) and not isinstance(size, bool):
+    size, grid = filled.get("image_size"), filled.get("grid")
+    pair = size if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
+        return filled
+    rows, columns = pair
+    if grid is None:
         patch = 4 if _value(filled.get("donor"), "stem") == "small" else 16
-        if size % patch:
+        if rows % patch or columns % patch:
             raise ValueError(
-                f"image_size: {size} px does not come out at whole pixels: tokens are {patch} px "
-                "wide; give a grid of your own"
+                f"image_size: {size_text(compact(rows, columns))} px does not come out at whole "
+                f"pixels: tokens are {patch} px wide; give a grid of your own"
             )
-        filled["grid"] = size // patch
+        filled["grid"] = compact(rows // patch, columns // patch)
+    elif type(grid) is int and rows != columns and grid * max(pair) % min(pair) == 0:
+        longer = grid * max(pair) // min(pair)
+        filled["grid"] = (grid, longer) if rows < columns else (longer, grid)
     return filled
 
 

@@ -14,6 +14,7 @@ from levit_search.architecture import resnet
 from levit_search.architecture.network import Activation, AttentionActivation, DropPath, Network
 from levit_search.architecture.resnet import Cut, ResNetName, ResNetStemKind
 from levit_search.configuration import Count, Frozen, Ratio
+from levit_search.image_size import ImageSize, Sides, compact, sides, size_text
 
 
 class ConvStem(Frozen):
@@ -140,7 +141,7 @@ class Levit(Network):
     """
 
     family: Literal["levit"] = "levit"
-    image_size: Count
+    image_size: ImageSize
     in_channels: Count = 3
     num_classes: Count
     stem: Stem
@@ -198,30 +199,36 @@ class Levit(Network):
         ]
 
     def _check_resolution(self) -> None:
-        stride = self.stem.stride
-        if self.image_size < stride:
+        stride, size = self.stem.stride, f"{size_text(self.image_size)} px"
+        rows, columns = sides(self.image_size)
+        if min(rows, columns) < stride:
             raise ValueError(
-                f"image_size: {self.image_size} px is too small for the stem, whose stride is "
-                f"{stride}"
+                f"image_size: {size} is too small for the stem, whose stride is {stride}"
             )
-        if self.image_size % stride:
+        if rows % stride or columns % stride:
+            below, above = (
+                size_text(compact(*(stride * (side // stride) for side in larger)))
+                for larger in ((rows, columns), (rows + stride - 1, columns + stride - 1))
+            )
             raise ValueError(
-                f"image_size: {self.image_size} px is no multiple of the stem's stride {stride}"
+                f"image_size: {size} is no multiple of the stem's stride {stride}; near it are "
+                f"{below} and {above}"
             )
         for index, grid in enumerate(self.grids[:-1]):
-            if grid < 2:
+            if grid == (1, 1):
                 raise ValueError(
-                    f"image_size: {self.image_size} px is too small: after a stem of stride "
-                    f"{stride}, stage {index} has a single token and shrinks.{index} nothing to "
-                    f"shrink"
+                    f"image_size: {size} is too small: after a stem of stride {stride}, stage "
+                    f"{index} has a single token and shrinks.{index} nothing to shrink"
                 )
 
     @cached_property
-    def grids(self) -> tuple[int, ...]:
-        """Tokens a side in each stage."""
-        grids = [self.image_size // self.stem.stride]
+    def grids(self) -> tuple[Sides, ...]:
+        """Rows and columns of tokens in each stage."""
+        rows, columns = (side // self.stem.stride for side in sides(self.image_size))
+        grids = [(rows, columns)]
         for shrink in self.shrinks:
-            grids.append(-(-grids[-1] // shrink.stride))
+            rows, columns = -(-rows // shrink.stride), -(-columns // shrink.stride)
+            grids.append((rows, columns))
         return tuple(grids)
 
     def summary(self) -> str:

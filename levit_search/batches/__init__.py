@@ -12,6 +12,7 @@ from levit_search.batches.batch import Batch, Batches, generator
 from levit_search.batches.in_memory import MemoryBatches
 from levit_search.batches.on_disk import PictureBatches
 from levit_search.data import Arrays, DataConfig, DataInfo
+from levit_search.image_size import Sides, sides
 
 __all__ = ["Batch", "Batches", "generator", "noise_batches", "open_batches"]
 
@@ -28,10 +29,10 @@ def open_batches(config: DataConfig) -> Batches:
     return PictureBatches(info, splits, config.image_size or info.image_size)
 
 
-def noise_batches(info: DataInfo, image_size: int, count: int) -> Batches:
+def noise_batches(info: DataInfo, image_size: int | Sides, count: int) -> Batches:
     """``count`` images of noise that are held in memory, to time training without reading any."""
     rng = np.random.default_rng(0)
-    shape = (count, info.in_channels, image_size, image_size)
+    shape = (count, info.in_channels, *sides(image_size))
     noise = Arrays(
         rng.integers(256, size=shape, dtype=np.uint8), np.arange(count) % info.num_classes
     )

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from levit_search.data import DataInfo, SplitName
+from levit_search.image_size import Sides
 from levit_search.recipe import Recipe
 
 
@@ -18,7 +19,7 @@ class Batch(NamedTuple):
     """The views that one training step sees."""
 
     images: Tensor
-    """float32 [B, C, S, S], normalised, on the device."""
+    """float32 [B, C, H, W], normalised, on the device."""
     targets: Tensor
     """Labels int64 [B]; where a recipe mixes images, float32 [B, num_classes], smoothed already."""
 
@@ -27,8 +28,8 @@ class Batches(Protocol):
     """A data set ready for training."""
 
     info: DataInfo
-    image_size: int
-    """The side of the views in pixels."""
+    image_size: int | Sides
+    """Of the views in pixels: a side, or (height, width)."""
     data_id: str
     """A hash of the training images as they are stored and of the size they are shown in."""
 

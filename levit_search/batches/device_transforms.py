@@ -1,6 +1,6 @@
 """What is done to batches on the device: normalised, erased in part, mixed.
 
-Shapes: B images of a batch, C channels, S pixels a side.
+Shapes: B images of a batch, C channels, H rows and W columns of pixels.
 """
 
 import math
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from levit_search.batches.batch import Batch, Purpose, generator
+from levit_search.image_size import Sides
 from levit_search.recipe import Recipe
 
 
@@ -22,6 +23,13 @@ class Proportions(NamedTuple):
     """The share of the image; any is as likely as another."""
     aspect: tuple[float, float]
     """Height to width; any logarithm is as likely as another."""
+
+
+def crop_aspect(size: Sides) -> tuple[float, float]:
+    """Height to width of the parts that become views of a size: what they show is stretched along
+    an axis by a third at most, in timm as in torchvision."""
+    ratio = size[0] / size[1]
+    return 3 / 4 * ratio, 4 / 3 * ratio
 
 
 _ERASED = Proportions(area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3))  # timm's defaults
@@ -45,7 +53,7 @@ class Normalization:
         self._factor = 1 / torch.tensor(std, device=device).view(1, -1, 1, 1)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """float32 of ``pixels`` [B, C, S, S] from 0 to 255."""
+        """float32 of ``pixels`` [B, C, H, W] from 0 to 255."""
         return pixels.to(torch.float32, copy=True).sub_(self._mean).mul_(self._factor)
 
 
@@ -63,7 +71,8 @@ class DeviceTransforms:
         self, normalization: Normalization, image: torch.Size, num_classes: int, recipe: Recipe
     ) -> None:
         self._normalized = normalization
-        self._size, self._num_classes, self._recipe = image[-1], num_classes, recipe
+        self._size = (image[1], image[2])
+        self._num_classes, self._recipe = num_classes, recipe
         self._eraser = Eraser(image, normalization.device) if recipe.random_erasing else None
 
     def batches(
@@ -71,7 +80,7 @@ class DeviceTransforms:
     ) -> Iterator[Batch]:
         """The batches of an epoch of so many ``images``.
 
-        ``views`` are (the number of the batch, pixels [B, C, S, S] from 0 to 255, labels [B]) on
+        ``views`` are (the number of the batch, pixels [B, C, H, W] from 0 to 255, labels [B]) on
         the device.
         """
         recipe = self._recipe
@@ -102,23 +111,24 @@ class Eraser:
         self._image = image
         noise = torch.randn(_NOISE + image.numel(), generator=generator(_NOISE_SEED))
         self._patches = noise.to(device).unfold(0, image.numel(), 1)
-        self._pixels = torch.arange(image[-1], device=device)
+        self._rows, self._columns = (torch.arange(side, device=device) for side in image[1:])
 
     def __call__(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """Normalised ``images`` float32 [B, C, S, S] with ``boxes`` erased, in place."""
+        """Normalised ``images`` float32 [B, C, H, W] with ``boxes`` erased, in place."""
         which = boxes[:, 2].nonzero()[:, 0]
         places, boxes = which.to(images.device), boxes[which].to(images.device)
-        first, sides = boxes[:, 0:2, None], boxes[:, 2:4, None]
-        rows, columns = ((self._pixels >= first) & (self._pixels < first + sides)).unbind(1)
+        top, left, height, width = boxes[:, :4, None].unbind(1)
+        rows = (self._rows >= top) & (self._rows < top + height)
+        columns = (self._columns >= left) & (self._columns < left + width)
         inside = (rows[:, :, None] & columns[:, None, :])[:, None]
         noise = self._patches.index_select(0, boxes[:, 4]).view(-1, *self._image)
         erased = torch.where(inside, noise, images.index_select(0, places))
         return images.index_copy_(0, places, erased)
 
 
-def draw_erased(count: int, size: int, probability: float, rng: torch.Generator) -> Tensor:
+def draw_erased(count: int, size: Sides, probability: float, rng: torch.Generator) -> Tensor:
     """Boxes int64 [B, 5]: top, left, height, width, where the noise begins; no height for none."""
-    boxes = draw_boxes(count, _ERASED, size, size - 1, 0, rng)
+    boxes = draw_boxes(count, _ERASED, size, (size[0] - 1, size[1] - 1), (0, 0), rng)
     boxes[torch.rand(count, generator=rng) >= probability, 2:] = 0
     return torch.cat((boxes, torch.randint(_NOISE, (count, 1), generator=rng)), 1)
 
@@ -126,9 +136,9 @@ def draw_erased(count: int, size: int, probability: float, rng: torch.Generator)
 def draw_boxes(
     count: int,
     proportions: Proportions,
-    size: int,
-    largest: int,
-    otherwise: int,
+    size: Sides,
+    largest: Sides,
+    otherwise: Sides,
     rng: torch.Generator,
 ) -> Tensor:
     """Boxes int64 [B, 4], anywhere within the image: top, left, height and width in pixels.
@@ -138,31 +148,31 @@ def draw_boxes(
     Args:
         count: B.
         proportions: of the boxes, up to rounding.
-        size: of the image.
-        largest: the longest side that a box may have; another is drawn in place of a longer one.
-        otherwise: the sides of a box that was drawn ten times in vain.
+        size: height and width of the image.
+        largest: of a box; another is drawn in place of one that is higher or wider.
+        otherwise: of a box that was drawn ten times in vain.
         rng: where the draws come from.
     """
     sides = torch.zeros(count, 2, dtype=torch.int64)
-    missing = torch.arange(count)
+    missing, area_of_image = torch.arange(count), math.prod(size)
     logarithms = [math.log(ratio) for ratio in proportions.aspect]
     for _ in range(_ATTEMPTS):
-        area = torch.empty(len(missing)).uniform_(*proportions.area, generator=rng) * size**2
+        area = torch.empty(len(missing)).uniform_(*proportions.area, generator=rng) * area_of_image
         ratio = torch.empty(len(missing)).uniform_(*logarithms, generator=rng).exp_()
         drawn = torch.stack(((area * ratio).sqrt(), (area / ratio).sqrt()), 1).round_().long()
         sides[missing] = drawn.clamp_min_(1)
-        missing = missing[(drawn > largest).any(1)]
+        missing = missing[(drawn > torch.tensor(largest)).any(1)]
         if len(missing) == 0:
             break
-    sides[missing] = otherwise
+    sides[missing] = torch.tensor(otherwise)
     share = torch.rand(count, 2, generator=rng, dtype=torch.float64)
-    return torch.cat(((share * (size - sides + 1)).long(), sides), 1)
+    return torch.cat(((share * (torch.tensor(size) - sides + 1)).long(), sides), 1)
 
 
 def mix(
     images: Tensor, labels: Tensor, num_classes: int, recipe: Recipe, seed: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Mixed ``images`` [B, C, S, S], in place, and their targets float32 [B, num_classes].
+    """Mixed ``images`` [B, C, H, W], in place, and their targets float32 [B, num_classes].
 
     Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) as timm does them, a batch at once: each
     image is mixed with the one at the same place from the batch's end.
@@ -181,21 +191,22 @@ def mix(
     alpha = recipe.cutmix if cuts else recipe.mixup
     share = float(rng.beta(alpha, alpha))
     if cuts:
-        top, bottom, left, right = _cut_box(images.shape[-1], 1 - share, rng)
+        height, width = images.shape[-2:]
+        top, bottom, left, right = _cut_box((height, width), 1 - share, rng)
         inside = images[:, :, top:bottom, left:right]
         inside.copy_(inside.flip(0))
-        share = 1 - (bottom - top) * (right - left) / images.shape[-1] ** 2
+        share = 1 - (bottom - top) * (right - left) / (height * width)
     else:
         images = images.lerp_(images.flip(0), 1 - share)
     return images, mixup_target(labels, num_classes, share, recipe.label_smoothing)
 
 
-def _cut_box(size: int, area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of a square around any pixel, as far as it is in the image."""
-    side = int(size * math.sqrt(area))
-    row, column = (int(number) for number in rng.integers(size, size=2))
+def _cut_box(size: Sides, area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of a box in the image's proportions around any pixel, as far as
+    it is in the image."""
 
-    def bounds(centre: int) -> tuple[int, int]:
-        return max(0, centre - side // 2), min(size, centre + (side + 1) // 2)
+    def bounds(side: int) -> tuple[int, int]:
+        length, centre = int(side * math.sqrt(area)), int(rng.integers(side))
+        return max(0, centre - length // 2), min(side, centre + (length + 1) // 2)
 
-    return *bounds(row), *bounds(column)
+    return *bounds(size[0]), *bounds(size[1])

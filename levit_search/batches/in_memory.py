@@ -1,6 +1,6 @@
 """A data set in memory, augmented on the device.
 
-Shapes: N images of a set, B of a batch, C channels, S pixels a side.
+Shapes: N images of a set, B of a batch, C channels, H rows and W columns of pixels.
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,12 @@ from levit_search.batches.device_transforms import (
     DeviceTransforms,
     Normalization,
     Proportions,
+    crop_aspect,
     draw_boxes,
 )
 from levit_search.batches.rand_augment import augmented, blend, cubic, draw_layers, gray
 from levit_search.data import Arrays, DataInfo, Pictures, Split, SplitName
+from levit_search.image_size import Sides, compact, size_text
 from levit_search.recipe import Recipe, rand_augment
 
 # What is worked on at once: a small operation takes nearly as long as one on more images.
@@ -28,7 +30,6 @@ _IMAGES_AT_ONCE = 1024
 _PIXELS_AT_ONCE = 2**22
 _VARIED = 1.0  # deviation of a channel that tells something; that of noise in one bit is 0.5
 _MOST_DEVIATIONS = 40
-_ASPECT = (3 / 4, 4 / 3)  # of resized crops, in timm as in torchvision
 
 
 class MemoryBatches(Batches):
@@ -47,8 +48,8 @@ class MemoryBatches(Batches):
             self._images[name] = torch.from_numpy(np.require(split.images, requirements="W"))
             self._labels[name] = torch.from_numpy(np.require(split.labels, requirements="W"))
             self._stored[name] = split.pictures
-        self.image_size = self._images["train"].shape[-1]
-        self.data_id = f"{data.fingerprint(splits['train'])}-{self.image_size}"
+        self.image_size = compact(*self._images["train"].shape[-2:])
+        self.data_id = f"{data.fingerprint(splits['train'])}-{size_text(self.image_size)}"
         train = splits["train"]
         assert isinstance(train, Arrays)
         self.scaled_as_floats = train.scaled_as_floats
@@ -119,26 +120,31 @@ class MemoryBatches(Batches):
 
 
 class _Augmentation:
-    """Augments images uint8 [N, C, S, S] as a recipe says, on their device."""
+    """Augments images uint8 [N, C, H, W] as a recipe says, on their device."""
 
     def __init__(self, images: Tensor, recipe: Recipe, hflip: bool, fill: Tensor) -> None:
         self._recipe, self._hflip, self._fill = recipe, hflip, fill
-        self._size, self._device = images.shape[-1], images.device
-        self._border = self._size // 8 if recipe.crop == "shift" else 0
+        self._size, self._device = (images.shape[-2], images.shape[-1]), images.device
+        height, width = self._size
+        self._border = (height // 8, width // 8) if recipe.crop == "shift" else (0, 0)
         self._windows = Windows(images, self._border)
         self._resizer = Resizer(self._size, self._device) if recipe.crop == "resized" else None
         self._policy = rand_augment(recipe.rand_augment)
 
     def made(self, indices: Tensor, seed: tuple[int, int, int]) -> Tensor:
-        """Views [B, C, S, S] of the images ``indices`` [B], from 0 to 255."""
+        """Views [B, C, H, W] of the images ``indices`` [B], from 0 to 255."""
         count, device = len(indices), self._device
         rng = generator(*seed, Purpose.CROP)
-        corners = torch.randint(2 * self._border + 1, (count, 2), generator=rng)
+        if self._border[0] == self._border[1]:
+            corners = torch.randint(2 * self._border[0] + 1, (count, 2), generator=rng)
+        else:
+            drawn = [torch.randint(2 * b + 1, (count,), generator=rng) for b in self._border]
+            corners = torch.stack(drawn, 1)
         mirrored = torch.rand(count, generator=rng) < 0.5
         views = self._windows.cut(indices, corners, mirrored if self._hflip else None)
         if self._resizer is not None:
-            proportions = Proportions(self._recipe.crop_scale, _ASPECT)
             size = self._size
+            proportions = Proportions(self._recipe.crop_scale, crop_aspect(size))
             boxes = draw_boxes(count, proportions, size, size, size, rng)
             views = self._resizer(views, boxes.to(device))
         rng = generator(*seed, Purpose.COLOR)
@@ -151,7 +157,7 @@ class _Augmentation:
 
 
 def mean_and_std(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean of each channel of images [N, C, S, S], and what to divide the rest by.
+    """Mean of each channel of images [N, C, H, W], and what to divide the rest by.
 
     That is the standard deviation. A channel that is the same everywhere, but for noise in its last
     bit, is divided by the mean of the others' deviations, or by 64 where there are no others: it
@@ -177,23 +183,27 @@ def mean_and_std(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
 
 
 class Windows:
-    """Images uint8 [N, C, S, S], to be cut out at any place up to ``border`` pixels beyond.
+    """Images uint8 [N, C, H, W], to be cut out at any place up to ``border`` pixels (below and
+    above, left and right) beyond.
 
     What is beyond an image is as the pixels at its edge.
     """
 
-    def __init__(self, images: Tensor, border: int) -> None:
-        _, self._channels, self._size, _ = images.shape
-        self._width = self._size + 2 * border
-        pixels = torch.arange(-border, self._size + border, device=images.device)
-        pixels.clamp_(0, self._size - 1)
-        # Entry i is the line of S pixels that begins at the i-th of all pixels: a view, not a copy.
-        self._lines = images[:, :, pixels[:, None], pixels].flatten().unfold(0, self._size, 1)
-        first = torch.arange(self._channels)[:, None] * self._width + torch.arange(self._size)
+    def __init__(self, images: Tensor, border: Sides) -> None:
+        self._view = images.shape[1:]
+        channels, height, width = self._view
+        rows, columns = (
+            torch.arange(-beyond, side + beyond, device=images.device).clamp_(0, side - 1)
+            for side, beyond in zip((height, width), border, strict=True)
+        )
+        self._height, self._width = len(rows), len(columns)
+        # Entry i is the line of W pixels that begins at the i-th of all pixels: a view, not a copy.
+        self._lines = images[:, :, rows[:, None], columns].flatten().unfold(0, width, 1)
+        first = torch.arange(channels)[:, None] * self._height + torch.arange(height)
         self._firsts = (first * self._width).to(images.device)
 
     def cut(self, indices: Tensor, corners: Tensor, mirrored: Tensor | None) -> Tensor:
-        """Views uint8 [B, C, S, S] on the images' device.
+        """Views uint8 [B, C, H, W] on the images' device.
 
         Args (all on the CPU):
             indices: the images, int64 [B].
@@ -205,10 +215,10 @@ class Windows:
             order = mirrored.argsort()
             back = order.argsort().to(device)
             indices, corners = indices[order], corners[order]
-        first = (indices * self._channels * self._width + corners[:, 0]) * self._width
+        first = (indices * self._view[0] * self._height + corners[:, 0]) * self._width
         starts = (first + corners[:, 1]).to(device)[:, None, None] + self._firsts
         lines = self._lines.index_select(0, starts.flatten())
-        views = lines.view(len(indices), self._channels, self._size, self._size)
+        views = lines.view(len(indices), *self._view)
         if mirrored is None:
             return views
         turned = views[len(views) - int(mirrored.sum()) :]
@@ -223,32 +233,35 @@ class Resizer:
     pixel of the view is made of four of the box along each axis. An axis is a matrix product.
     """
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self._size = size
-        self._firsts, self._weights = (part.to(device) for part in _taps(size))
+    def __init__(self, size: Sides, device: torch.device) -> None:
+        of_side = {side: [part.to(device) for part in _taps(side)] for side in size}
+        self._of_axis = [of_side[side] for side in size]
         self._taps = torch.arange(4, device=device)
 
     def __call__(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """uint8 [B, C, S, S]: of each image its box [B, 4] (top, left, height, width)."""
+        """uint8 [B, C, H, W]: of each image its box [B, 4] (top, left, height, width)."""
         at_once = max(1, _PIXELS_AT_ONCE // images[0].numel())
         parts = zip(images.split(at_once), boxes.split(at_once), strict=True)
         return torch.cat([self._resized(*part) for part in parts])
 
     def _resized(self, images: Tensor, boxes: Tensor) -> Tensor:
-        count, channels, size, _ = images.shape
-        rows, columns = (self._matrices(boxes[:, axis], boxes[:, axis + 2]) for axis in (0, 1))
-        wide = torch.bmm(images.reshape(count, channels * size, size).float(), columns.mT)
-        wide = wide.view(count, channels, size, size).transpose(1, 2).reshape(count, size, -1)
+        count, channels, height, width = images.shape
+        rows, columns = (self._matrices(axis, boxes) for axis in (0, 1))
+        wide = torch.bmm(images.reshape(count, channels * height, width).float(), columns.mT)
+        wide = wide.view(count, channels, height, width).transpose(1, 2).reshape(count, height, -1)
         whole = torch.bmm(rows, wide).round_().clamp_(0, 255).to(torch.uint8)
-        return whole.view(count, size, channels, size).transpose(1, 2).contiguous()
+        return whole.view(count, height, channels, width).transpose(1, 2).contiguous()
 
-    def _matrices(self, starts: Tensor, lengths: Tensor) -> Tensor:
-        """float32 [B, S, S] from the pixels of an axis to those of the view."""
-        firsts = self._firsts.index_select(0, lengths - 1) + starts[:, None]
+    def _matrices(self, axis: int, boxes: Tensor) -> Tensor:
+        """float32 [B, S, S] from the S pixels of an axis to those of the view."""
+        starts, lengths = boxes[:, axis], boxes[:, axis + 2]
+        all_firsts, all_weights = self._of_axis[axis]
+        side = len(all_firsts)
+        firsts = all_firsts.index_select(0, lengths - 1) + starts[:, None]
         # Pixels beyond the image have no weight, wherever it is added.
-        places = (firsts[..., None] + self._taps).clamp_(0, self._size - 1)
-        weights = self._weights.index_select(0, lengths - 1)
-        matrices = weights.new_zeros(len(starts), self._size, self._size)
+        places = (firsts[..., None] + self._taps).clamp_(0, side - 1)
+        weights = all_weights.index_select(0, lengths - 1)
+        matrices = weights.new_zeros(len(starts), side, side)
         return matrices.scatter_add_(2, places, weights)
 
 

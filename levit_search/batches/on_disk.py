@@ -23,22 +23,24 @@ from torch import Tensor
 
 from levit_search import data
 from levit_search.batches.batch import Batch, Batches, Purpose, evenly_spread, generator, ordered
-from levit_search.batches.device_transforms import DeviceTransforms, Normalization
+from levit_search.batches.device_transforms import DeviceTransforms, Normalization, crop_aspect
 from levit_search.batches.rand_augment import UNIFORM_FROM
 from levit_search.data import DataInfo, Pictures, Split, SplitName
 from levit_search.errors import TrialError
+from levit_search.image_size import Sides, sides, size_text
 from levit_search.latency.process_pipe import exit_name
 from levit_search.recipe import RandAugment, Recipe, rand_augment
 
 Transform = Callable[[Image.Image], Tensor]
-"""From a picture of any size to uint8 [C, S, S]."""
+"""From a picture of any size to uint8 [C, H, W]."""
 
 # Of ImageNet, with values up to 1.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MOST_AT_ONCE = 64  # pictures that a process is asked for
 _BATCHES_AHEAD = 2  # that are read while one is trained on
 _PATIENCE_S = 300  # for the pictures that a process is asked for
-_WHOLE_BELOW = 128  # pixels; smaller views show a picture to its edge, larger ones its middle
+# Pixels of the shorter side; smaller views show a picture to its edge, larger ones its middle.
+_WHOLE_BELOW = 128
 
 
 class ViewRequest(NamedTuple):
@@ -56,14 +58,16 @@ class PictureBatches(Batches):
     Those of ``evaluation`` are read by as many workers as the latest training had.
     """
 
-    def __init__(self, info: DataInfo, splits: dict[SplitName, Split], image_size: int) -> None:
+    def __init__(
+        self, info: DataInfo, splits: dict[SplitName, Split], image_size: int | Sides
+    ) -> None:
         self.info = info
         self.image_size = image_size
         self._pictures: dict[SplitName, Pictures] = {}
         for name, split in splits.items():
             assert isinstance(split, Pictures)
             self._pictures[name] = split
-        self.data_id = f"{data.fingerprint(splits['train'])}-{image_size}"
+        self.data_id = f"{data.fingerprint(splits['train'])}-{size_text(image_size)}"
         self.mean, self.std = (
             [255 * value for value in values]
             if info.in_channels == 3
@@ -87,7 +91,7 @@ class PictureBatches(Batches):
     ) -> Iterator[Batch]:
         self._workers = recipe.workers
         order = ordered(self.size("train"), recipe, seed, epoch)
-        image = torch.Size((self.info.in_channels, self.image_size, self.image_size))
+        image = torch.Size((self.info.in_channels, *sides(self.image_size)))
         normalization = Normalization(self.mean, self.std, device)
         transforms = DeviceTransforms(normalization, image, self.info.num_classes, recipe)
         remaining = range(first_step, len(order))
@@ -121,7 +125,7 @@ class PictureBatches(Batches):
         recipe: Recipe | None,
         device: torch.device,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels uint8 [B, C, S, S] and labels [B] on the device; without a recipe as they are."""
+        """Pixels uint8 [B, C, H, W] and labels [B] on the device; without a recipe as they are."""
         key = _LoaderKey(recipe, self._workers)
         loader = self._borrowed(key)
         try:
@@ -173,7 +177,7 @@ class MadeViews(NamedTuple):
     """Views of some requests, as a process hands them over."""
 
     pixels: NDArray[np.uint8]
-    """[B, C, S, S]"""
+    """[B, C, H, W]"""
     labels: NDArray[np.int64]
     """[B]"""
     faults: dict[str, str]
@@ -332,25 +336,37 @@ def _made(
     return MadeViews(pixels, np.array(labels), faults, len(views) == len(requests))
 
 
-def training_view(recipe: Recipe, size: int, hflip: bool, fill: list[int]) -> Transform:
+def training_view(recipe: Recipe, size: int | Sides, hflip: bool, fill: list[int]) -> Transform:
     """The augmentation of a recipe that is done image by image; see :func:`seeded`.
 
     Args:
         recipe: the augmentation.
-        size: S.
+        size: of the view, a side or (height, width).
         hflip: whether to mirror every other picture.
         fill: the value of each channel that RandAugment takes beyond a picture's edges.
     """
-    from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation
+    from timm.data.transforms import (
+        MaybePILToTensor,
+        RandomResizedCropAndInterpolation,
+        ResizeKeepRatio,
+    )
     from torchvision import transforms
 
     bicubic = transforms.InterpolationMode.BICUBIC
-    steps: list[Any] = [transforms.Resize(size, bicubic), transforms.CenterCrop(size)]
+    height, width = sides(size)
+    covering = (
+        transforms.Resize(size, bicubic)
+        if isinstance(size, int)
+        else ResizeKeepRatio(size, interpolation="bicubic")
+    )
+    steps: list[Any] = [covering, transforms.CenterCrop((height, width))]
     if recipe.crop == "resized":
-        scale = recipe.crop_scale
-        steps = [RandomResizedCropAndInterpolation(size, scale, interpolation="bicubic")]
+        ratio = crop_aspect((width, height))  # timm's is of width to height
+        crop = RandomResizedCropAndInterpolation(size, recipe.crop_scale, ratio, "bicubic")
+        steps = [crop]
     elif recipe.crop == "shift":
-        steps.append(transforms.RandomCrop(size, padding=size // 8, padding_mode="edge"))
+        border = (width // 8, height // 8)
+        steps.append(transforms.RandomCrop((height, width), border, padding_mode="edge"))
     if hflip:
         steps.append(transforms.RandomHorizontalFlip())
     policy = rand_augment(recipe.rand_augment)
@@ -362,17 +378,18 @@ def training_view(recipe: Recipe, size: int, hflip: bool, fill: list[int]) -> Tr
     return view
 
 
-def shown_share(size: int) -> float:
-    """Which part of a picture's shorter side an evaluation at ``size`` pixels shows."""
-    return 1.0 if size < _WHOLE_BELOW else 0.875
+def shown_share(size: int | Sides) -> float:
+    """Which part of a picture's sides an evaluation at ``size`` pixels shows of the part that has
+    the size's proportions."""
+    return 1.0 if min(sides(size)) < _WHOLE_BELOW else 0.875
 
 
-def evaluation_view(size: int, channels: int) -> Transform:
+def evaluation_view(size: int | Sides, channels: int) -> Transform:
     """The middle of a picture."""
     from timm.data import create_transform
 
     view: Transform = create_transform(
-        (channels, size, size),
+        (channels, *sides(size)),
         interpolation="bicubic",
         crop_pct=shown_share(size),
         use_prefetcher=True,  # leaves the pixels as they are

@@ -1,7 +1,8 @@
 """RandAugment (Cubuk et al. 2020) with timm's operations and levels, on many images at once.
 
 Operations of one kind share one pass over the images that drew them, each with its own argument.
-They change pixels as Pillow does. Shapes: B images, C channels (grey or RGB), S pixels a side.
+They change pixels as Pillow does. Shapes: B images, C channels (grey or RGB), H rows and W columns
+of pixels.
 """
 
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def arguments(ops: Tensor, level: Tensor, sign: Tensor, is_increasing: bool) -> 
 
 
 def augmented(images: Tensor, layers: list[Layer], fill: Tensor) -> Tensor:
-    """Changed ``images`` uint8 [B, C, S, S]; beyond their edges is the colour ``fill`` [C]."""
+    """Changed ``images`` uint8 [B, C, H, W]; beyond their edges is the colour ``fill`` [C]."""
     for layer in layers:
         order = layer.ops.argsort(stable=True)
         images = images.index_select(0, order.to(images.device))
@@ -115,10 +116,10 @@ def _look_up(images: Tensor, layer: Layer, _: Tensor) -> Tensor:
 
 
 def _along_x(images: Tensor, layer: Layer, fill: Tensor) -> Tensor:
-    size = images.shape[-1]
+    rows, columns = images.shape[-2:]
     is_sheared = (layer.ops == Op.SHEAR_X) | (layer.ops == Op.SHEAR_Y)
-    lines = torch.arange(size, dtype=torch.float64) + 0.5
-    lengths = torch.where(is_sheared[:, None], lines, float(size))
+    lines = torch.arange(rows, dtype=torch.float64) + 0.5
+    lengths = torch.where(is_sheared[:, None], lines, float(columns))
     return _lines_shifted(images, layer.arguments[:, None] * lengths, fill)
 
 
@@ -140,7 +141,7 @@ def _sharpen(images: Tensor, layer: Layer, _: Tensor) -> Tensor:
 
 
 def _applied(tables: Tensor, images: Tensor) -> Tensor:
-    """Images uint8 [B, C, S, S] seen through their tables [B, C, 256]."""
+    """Images uint8 [B, C, H, W] seen through their tables [B, C, 256]."""
     return tables.gather(2, images.flatten(2).long()).view(images.shape)
 
 
@@ -262,24 +263,24 @@ def _smoothed(images: Tensor) -> Tensor:
 
 
 def _lines_shifted(images: Tensor, offsets: Tensor, fill: Tensor) -> Tensor:
-    """uint8 [B, C, S, S]: pixel x of line y comes from x + ``offsets`` [B, S] of that line.
+    """uint8 [B, C, H, W]: pixel x of line y comes from x + ``offsets`` [B, H] of that line.
 
     A shear or a move along the lines shifts each of them as a whole: the new line is made of four
     stretches of the old one, each with one weight for all of its pixels.
     """
-    count, channels, size, _ = images.shape
+    count, channels, rows, size = images.shape
     offsets = offsets.clamp(-size, size)  # beyond that there is nothing to see
     first = offsets.floor()
     weights = cubic(((offsets - first)[..., None] - torch.arange(-1, 3)).abs(), -1.0)
     border = size + 2
     width = size + 2 * border
     padded = F.pad(images.float(), (border, border, 0, 0), mode="replicate")
-    places = torch.arange(count * channels * size).view(count, channels, size) * width
+    places = torch.arange(count * channels * rows).view(count, channels, rows) * width
     places += (first.long() + (border - 1))[:, None]
     device = images.device
     weights, places = weights[:, None].float().to(device), places.flatten().to(device)
     stretches = padded.flatten().unfold(0, size + 3, 1).index_select(0, places)
-    stretches = stretches.view(count, channels, size, size + 3)
+    stretches = stretches.view(count, channels, rows, size + 3)
     shifted = stretches[..., :size] * weights[..., :1]
     for tap in (1, 2, 3):
         shifted.addcmul_(stretches[..., tap : tap + size], weights[..., tap : tap + 1])
@@ -288,11 +289,14 @@ def _lines_shifted(images: Tensor, offsets: Tensor, fill: Tensor) -> Tensor:
 
 
 def _rotated(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
-    """uint8 [B, C, S, S] turned around the middle, against the clock by ``degrees`` [B]."""
+    """uint8 [B, C, H, W] turned around the middle, against the clock by ``degrees`` [B]."""
     angle = torch.deg2rad(degrees.float())
     cosine, sine = angle.cos(), angle.sin()
     zero = torch.zeros_like(angle)
-    rows = torch.stack((cosine, -sine, zero, sine, cosine, zero), 1).view(-1, 2, 3)
+    height, width = images.shape[-2:]
+    # Both axes reach from -1 to 1, whatever they are in pixels.
+    across, down = sine * (height / width), sine * (width / height)
+    rows = torch.stack((cosine, -across, zero, down, cosine, zero), 1).view(-1, 2, 3)
     grid = F.affine_grid(rows, list(images.shape), align_corners=False)
     turned = F.grid_sample(
         images.float(), grid, mode="bicubic", padding_mode="border", align_corners=False
@@ -301,7 +305,7 @@ def _rotated(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
 
 
 def _filled(values: Tensor, inside: Tensor, fill: Tensor) -> Tensor:
-    """uint8 of ``values`` where they are ``inside`` [B, S, S]."""
+    """uint8 of ``values`` where they are ``inside`` [B, H, W]."""
     fill = fill.view(1, -1, 1, 1)
     values = values.round_().clamp_(0, 255)
     return values.sub_(fill).mul_(inside[:, None]).add_(fill).to(torch.uint8)

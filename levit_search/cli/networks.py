@@ -237,6 +237,13 @@ def _print_measurements(rows: list[dict[str, Any]], config: "LatencyConfig") -> 
 _SPACE_OF = {"digits": "levit", "fashion-mnist": "levit-fashion"}
 
 
+def given_size(text: str | None) -> int | list[int] | None:
+    """``--image-size`` as a configuration has it."""
+    from levit_search.image_size import plain_size, read_size
+
+    return None if text is None else plain_size(read_size(text, "--image-size"))
+
+
 def training_config(data: str, given: dict[str, Any], settings: list[str] | None) -> "StudyConfig":
     """The default recipe and teacher of a data set, changed by options and by ``--set``.
 
@@ -267,7 +274,11 @@ def train(
         ),
     ] = "digits",
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels a side [default: the space file's or the data's].")
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Pixels a side, or HxW such as 64x96 [default: the space file's or the data's].",
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -311,7 +322,7 @@ def train(
         "train": {"recipe": recipe} if recipe is not None else None,
         "train.epochs": epochs,
         "train.weights": weights,
-        "data.image_size": image_size,
+        "data.image_size": given_size(image_size),
         "search.seed": seed,
     }
     if teacher is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.networks import training_config
+from levit_search.cli.networks import given_size, training_config
 from levit_search.cli.options import Json, Settings
 from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
 from levit_search.errors import InputError
@@ -30,7 +30,10 @@ def reproduce(
         str, typer.Option(help="What accuracy is trained on: digits, fashion-mnist or folder.")
     ] = "digits",
     epochs: Annotated[int | None, typer.Option(help="Epochs to train.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels a side, for accuracy.")] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Pixels a side, or HxW such as 64x96, for accuracy."),
+    ] = None,
     width_scale: Annotated[
         float, typer.Option(min=0.01, max=100, help="Multiplies widths and heads, for accuracy.")
     ] = 1.0,
@@ -95,7 +98,7 @@ def reproduce(
     }
     given: dict[str, Any] = {
         "train.epochs": epochs,
-        "data.image_size": image_size,
+        "data.image_size": given_size(image_size),
         "data.val_share": 0.05,  # for the curves alone; the figures are those of the test split
         "search.seed": seed,
     }

@@ -150,6 +150,8 @@ def _told_answers(state: dict[str, Any]) -> str:
 
 def _told(card: dict[str, Any]) -> str:
     """A card in a line or two."""
+    from levit_search.image_size import size_text
+
     how = {"train": "trained here", "pretrained": "pretrained"}.get(
         card["weights"], f"from {Path(card['weights']).name}"
     )
@@ -157,10 +159,10 @@ def _told(card: dict[str, Any]) -> str:
     if "adapt" in card:
         what = "a new head" if card["adapt"] == "head" else "a new head, all of it finetuned"
         how += f" with {what}"
-        enlarged = f", shown to it at {card['image_size']} px"
+        enlarged = f", shown to it at {size_text(card['image_size'])} px"
     lines = (
         f"Teacher {card['name']} ({card['id']}), {how}, {card['params']:,} parameters: "
         f"{card['val_top1_percent']:.2f} % on val of {card['data']['name']} at "
-        f"{card['data']['image_size']} px{enlarged}."
+        f"{size_text(card['data']['image_size'])} px{enlarged}."
     )
     return textwrap.fill(lines, 100, break_long_words=False, break_on_hyphens=False)

@@ -117,6 +117,26 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 262
 _NO_DATA = 42113
 
 
+def middle(size: tuple[int, int], shape: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The largest box in the middle of a picture that has the proportions of another.
+
+    Args:
+        size: width and height of the picture.
+        shape: width and height, in any unit, that give the proportions.
+
+    Returns:
+        Left, top, right and bottom in pixels.
+    """
+    width, height = size
+    across, down = shape
+    if width * down <= height * across:
+        inner = (float(width), width * down / across)
+    else:
+        inner = (height * across / down, float(height))
+    left, top = (width - inner[0]) / 2, (height - inner[1]) / 2
+    return left, top, left + inner[0], top + inner[1]
+
+
 def formats() -> list[str]:
     """Those that are decoded, by Pillow's names, as far as this build of Pillow knows them."""
     Image.init()

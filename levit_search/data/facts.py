@@ -37,8 +37,8 @@ from levit_search.data.sources import (
     Source,
     SplitName,
     UnreadableError,
+    center_cropped,
     decode,
-    squared,
     unreadable,
     without_warnings,
 )
@@ -199,7 +199,7 @@ class FactTable:
             # One that was not looked at may be unreadable.
             with without_warnings(), suppress(UnreadableError):
                 picture = decode(self._sources[each.split], each.place, how)
-                squares.append(squared(picture, _SIZE))
+                squares.append(center_cropped(picture, _SIZE))
                 labels.append(each.label)
         found = compare_mirrored(np.stack(squares), np.array(labels), names)
         self._mirroring = {key: found.model_dump(mode="json")}
@@ -449,7 +449,7 @@ def compare_mirrored(
 
 def _features(images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Colours in a grid of 6x6 and, in one of 4x4, histograms of gradients in eight directions, of
-    each image [N, C, S, S]: float64 [N, 36 C + 128]."""
+    each image [N, C, H, W]: float64 [N, 36 C + 128]."""
     count, channels, size, _ = images.shape
     pixels = images.astype(np.float64) / 255
     step = size // 6

@@ -1,6 +1,7 @@
 """A data set's three splits loaded: arrays in memory, or pictures on disk."""
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,15 +24,16 @@ from levit_search.data.sources import (
     SplitName,
     UnreadableError,
     bounded,
+    center_cropped,
     cut,
     decode,
-    squared,
     stratified,
     without_warnings,
 )
 from levit_search.data.survey import describe, looked_at, open_set, unreadable_of
 from levit_search.data.timm_sets import RowSource, Stream
 from levit_search.errors import InputError
+from levit_search.image_size import Sides, sides
 
 _TEST_SHARE = 0.2  # of a set that brings no test part
 _HASHED = 64  # pictures whose content is part of what identifies a split
@@ -40,7 +42,7 @@ _VALUES_AT_ONCE = 2**22  # of arrays that are scaled, in floating point
 
 @dataclass(frozen=True)
 class Arrays:
-    """One split in memory: images uint8 [N, C, S, S] and labels int64 [N].
+    """One split in memory: images uint8 [N, C, H, W] and labels int64 [N].
 
     ``scaled_as_floats`` says how others have to be scaled to look like these: with numbers rounded
     once at the end, or in whole numbers, as Pillow scales pictures.
@@ -247,10 +249,10 @@ def outline(config: DataConfig) -> Outline:
 
 
 def _are_held(
-    parts: "Mapping[SplitName, Part]", info: DataInfo, size: int, config: DataConfig
+    parts: "Mapping[SplitName, Part]", info: DataInfo, size: int | Sides, config: DataConfig
 ) -> bool:
     images = sum(len(indices) for _, indices in parts.values())
-    fits = images * info.in_channels * size**2 <= config.memory_limit_mb * 10**6
+    fits = images * info.in_channels * math.prod(sides(size)) <= config.memory_limit_mb * 10**6
     return fits if config.in_memory is None else config.in_memory
 
 
@@ -318,22 +320,29 @@ def _readable(
 
 
 def held(
-    source: Source, indices: NDArray[np.int64], decoding: Decoding, size: int, faults: Faults
+    source: Source,
+    indices: NDArray[np.int64],
+    decoding: Decoding,
+    size: int | Sides,
+    faults: Faults,
 ) -> Arrays:
-    """The images of a source at ``size`` x ``size``, without the unreadable ones.
+    """The images of a source at ``size`` (a side, or height and width), without unreadable ones.
 
     Raises:
         InputError: more images are unreadable than ``faults`` allows.
     """
     labels = source.labels[indices]
     if isinstance(source, ArraySource):
-        is_scaled = source.images.shape[-2:] != (size, size)
+        is_scaled = source.images.shape[-2:] != sides(size)
         return Arrays(resized(source.images[indices], size), labels, scaled_as_floats=is_scaled)
-    images = np.empty((len(indices), 1 if decoding.mode == "L" else 3, size, size), np.uint8)
+    channels = 1 if decoding.mode == "L" else 3
+    images = np.empty((len(indices), channels, *sides(size)), np.uint8)
 
     def read(position: int) -> str | None:
         try:
-            images[position] = squared(decode(source, int(indices[position]), decoding), size)
+            images[position] = center_cropped(
+                decode(source, int(indices[position]), decoding), size
+            )
         except UnreadableError as error:
             return str(error)
         return None
@@ -351,17 +360,23 @@ def held(
     return Arrays(images[readable], labels[readable], pictures=pictures)
 
 
-def resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """uint8 images [N, C, H, W] at ``size`` x ``size``, still uint8."""
-    if images.shape[-2:] == (size, size):
+def resized(images: NDArray[np.uint8], size: int | Sides) -> NDArray[np.uint8]:
+    """The middle of uint8 images [N, C, H, W] at ``size`` (a side, or height and width), uint8."""
+    (rows, columns), (height, width) = images.shape[-2:], sides(size)
+    if (rows, columns) == (height, width):
         return images
+    if rows * width != columns * height:
+        source = ArraySource("", images, np.empty(0, np.int64))
+        return np.stack(
+            [center_cropped(source.open(i), size, as_floats=True) for i in range(len(images))]
+        )
     import torch
     import torch.nn.functional as F
 
-    result = np.empty((*images.shape[:2], size, size), np.uint8)
+    result = np.empty((*images.shape[:2], height, width), np.uint8)
     at_once = max(1, _VALUES_AT_ONCE // max(result[0].size, images[0].size))
     for first in range(0, len(images), at_once):
         part = torch.from_numpy(images[first : first + at_once]).float()
-        scaled = F.interpolate(part, (size, size), mode="bicubic", antialias=True)
+        scaled = F.interpolate(part, (height, width), mode="bicubic", antialias=True)
         result[first : first + at_once] = scaled.round().clamp(0, 255).to(torch.uint8).numpy()
     return result

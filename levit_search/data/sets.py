@@ -28,6 +28,7 @@ from levit_search.data.sources import (
 )
 from levit_search.errors import InputError, did_you_mean
 from levit_search.files import expanded, user_cache
+from levit_search.image_size import compact, sides
 from levit_search.plugins import Plugin
 from levit_search.printable import readable_name
 
@@ -323,9 +324,13 @@ def _checked(plugin: Plugin, info: DataInfo) -> DataInfo:
         raise plugin.wrong("in_channels: expected 1 or 3", info.in_channels)
     if type(info.hflip) is not bool:
         raise plugin.wrong("hflip: expected True or False", info.hflip)
-    if type(info.image_size) is not int or not SMALLEST <= info.image_size <= LARGEST:
-        raise plugin.wrong(f"image_size: expected {SMALLEST} to {LARGEST} pixels", info.image_size)
-    return info._replace(class_names=names)
+    size = info.image_size
+    pair = size if isinstance(size, tuple) else (size, size)
+    if len(pair) != 2 or not all(type(s) is int and SMALLEST <= s <= LARGEST for s in pair):
+        raise plugin.wrong(
+            f"image_size: expected {SMALLEST} to {LARGEST} pixels, or (height, width) of them", size
+        )
+    return info._replace(class_names=names, image_size=compact(*pair))
 
 
 def _checked_names(plugin: Plugin, names: Any) -> tuple[str, ...]:
@@ -355,9 +360,12 @@ def _check_source(
         )
     if isinstance(source, ArraySource):
         shape = getattr(source.images, "shape", ())
-        squares = [(len(labels), each, *shape[-1:], *shape[-1:]) for each in channels]
-        if getattr(source.images, "dtype", None) != np.uint8 or shape not in squares:
-            wanted = f"uint8 [{len(labels)}, {' or '.join(map(str, channels))}, S, S]"
+        size = described.image_size if isinstance(described, DataInfo) else 0
+        allowed = [shape[-1:] * 2, sides(size)]
+        known = [(len(labels), each, *pixels) for each in channels for pixels in allowed]
+        if getattr(source.images, "dtype", None) != np.uint8 or shape not in known:
+            one = "S, S" if isinstance(size, int) else f"{size[0]}, {size[1]}"
+            wanted = f"uint8 [{len(labels)}, {' or '.join(map(str, channels))}, {one}]"
             found = _kind(source.images)
             raise InputError(f"{plugin}: {name}: images have to be {wanted}, not {found}")
 

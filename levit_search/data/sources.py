@@ -15,8 +15,9 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from levit_search import plugins
 from levit_search.configuration import Count, Frozen
-from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, opened
+from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, middle, opened
 from levit_search.errors import InputError, did_you_mean
+from levit_search.image_size import ImageSize, Sides, sides, size_text
 
 BUILT_IN = ("digits", "fashion-mnist", "folder")
 TORCH_SETS = (
@@ -63,8 +64,8 @@ class DataConfig(Frozen):
     ``test_split`` name such a set's splits where they are not called train, validation or test.
     Other names are those of :mod:`levit_search.plugins`.
 
-    ``image_size`` is the side of the square that every image is brought to; null is the data's own,
-    as :func:`levit_search.data.describe` gives it.
+    ``image_size`` is what every image is brought to, by scaling its middle: the side of a square,
+    or ``[height, width]``; null is the data's own, as :func:`levit_search.data.describe` gives it.
 
     ``val_share`` is the part of the training images that becomes ``val`` where a set brings no
     validation and test split of its own; ``train_images`` bounds how many of the rest are fitted on
@@ -73,8 +74,8 @@ class DataConfig(Frozen):
     Images are held in memory if all of them take no more than ``memory_limit_mb`` (of 10**6
     bytes) at ``image_size``, or as ``in_memory`` says; training takes up to three times that. In
     memory they are normalised by their own colours and evaluated whole, on disk by ImageNet's
-    and, from 128 px on, by their middle (0.875 of a side), so that figures of the two are not the
-    same. At most ``max_unreadable`` of them may be unreadable.
+    and, from 128 px on (the shorter side), by their middle (0.875 of a side), so that figures of
+    the two are not the same. At most ``max_unreadable`` of them may be unreadable.
 
     The rest is found by looking at the pictures, see :mod:`levit_search.data.survey`, where it is
     not given: ``in_channels`` (1 is grey), the ``ground`` on which transparent pictures are laid
@@ -86,7 +87,7 @@ class DataConfig(Frozen):
 
     name: str = "digits"
     root: str | None = None
-    image_size: Annotated[int, Field(strict=True, ge=SMALLEST, le=LARGEST)] | None = None
+    image_size: ImageSize | None = None
     val_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     train_images: Count | None = None
     in_memory: bool | None = None
@@ -100,6 +101,15 @@ class DataConfig(Frozen):
     float_range: Range | None = None
     hflip: bool | None = None
     fingerprint: str | None = None
+
+    @field_validator("image_size")
+    @classmethod
+    def _check_size(cls, size: int | Sides | None) -> int | Sides | None:
+        if size is not None and not all(SMALLEST <= side <= LARGEST for side in sides(size)):
+            raise ValueError(
+                f"{size_text(size)} px is out of reach; expected sides of {SMALLEST} to {LARGEST}"
+            )
+        return size
 
     @field_validator("integer_range", "float_range", mode="before")
     @classmethod
@@ -151,8 +161,8 @@ class DataConfig(Frozen):
         )
 
     @property
-    def size(self) -> int:
-        """The side of the square images in pixels, of a configuration that states it."""
+    def size(self) -> int | Sides:
+        """Of the images in pixels: the side of squares, or (height, width); where it is stated."""
         assert self.image_size is not None, "image_size is to be resolved first"
         return self.image_size
 
@@ -171,8 +181,9 @@ class DataInfo(NamedTuple):
     class_names: tuple[str, ...]
     hflip: bool
     """Whether a mirrored image still is of its class (digits are not)."""
-    image_size: int
-    """The data's own size: the side of its squares, or a square near to what it holds."""
+    image_size: int | Sides
+    """The data's own size: the side of its squares, or of squares near to what it holds; (height,
+    width) where a data set says so itself."""
 
     @property
     def num_classes(self) -> int:
@@ -302,7 +313,8 @@ class DataSet(Protocol):
         """Labelled images: ``train``, and ``val`` and ``test`` where the set has such parts.
 
         Where it has none, they are cut from ``train`` by class, always alike. Labels are int64 [N],
-        indices into the classes. Arrays have the described channels and are square.
+        indices into the classes. Arrays have the described channels, and are squares or of the
+        described size.
         """
 
 
@@ -385,17 +397,27 @@ class Faults:
         return ", ".join(listed[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def squared(picture: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The middle square of a picture scaled to uint8 [C, size, size], bicubic and antialiased.
+def center_cropped(
+    picture: Image.Image, size: int | Sides, as_floats: bool = False
+) -> NDArray[np.uint8]:
+    """The middle of a picture scaled to uint8 [C, H, W], bicubic and antialiased.
 
-    The shorter side becomes ``size``; what is cut away is never scaled.
+    That is the largest part in the proportions of ``size`` (a side, or height and width), which
+    reaches two opposite edges; what is cut away is never scaled.
+
+    Args:
+        picture: decoded.
+        size: of what comes out.
+        as_floats: whether numbers are rounded once, at the end, and not after each axis.
     """
-    width, height = picture.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    if (width, height) != (size, size):
-        box = (left, top, left + side, top + side)
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    height, width = sides(size)
+    if picture.size != (width, height):
+        box = middle(picture.size, (width, height))
+        channels = [each.convert("F") for each in picture.split()] if as_floats else [picture]
+        scaled = [c.resize((width, height), Image.Resampling.BICUBIC, box=box) for c in channels]
+        if as_floats:
+            return np.stack([np.asarray(c) for c in scaled]).round().clip(0, 255).astype(np.uint8)
+        picture = scaled[0]
     pixels = np.asarray(picture)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 

@@ -47,6 +47,7 @@ from levit_search.data.sources import (
 )
 from levit_search.data.timm_sets import Rows, Stream, TorchSet, class_labels
 from levit_search.errors import InputError
+from levit_search.image_size import ImageSize, size_text
 from levit_search.printable import readable_name
 
 _MOST, _STEP = 224, 16  # pixels of the size that suits a set
@@ -89,7 +90,7 @@ class DataSurvey(Frozen):
     looked_at: int
     """Pictures that were decoded; 0 for sets that are known, of which only labels are counted."""
     in_channels: Literal[1, 3]
-    image_size: int
+    image_size: ImageSize
     hflip: bool
     sizes: tuple[tuple[int, int], ...] = ()
     """Smallest, median and largest width, and the same of heights, as three pairs."""
@@ -577,14 +578,18 @@ def _lines(found: DataSurvey) -> Iterator[str]:
         yield f"{split}: {sum(counts):,} pictures; {spread}"
     channels = "grey, 1 channel" if found.in_channels == 1 else "colour, 3 channels"
     if not found.looked_at:
-        yield f"{channels}, {found.image_size} px; mirroring {'on' if found.hflip else 'off'}"
+        mirroring = "on" if found.hflip else "off"
+        yield f"{channels}, {size_text(found.image_size)} px; mirroring {mirroring}"
         return
     pictures = sum(map(sum, found.counts.values())) + found.unreadable_count
     share = "all" if found.looked_at == pictures else f"{found.looked_at:,} of {pictures:,}"
     yield f"looked at: {share}; unreadable: {_told_unreadable(found)}"
     (w0, h0), (w1, h1), (w2, h2) = found.sizes
     same = f"all {w0}x{h0}" if (w0, h0) == (w2, h2) else f"{w0}x{h0} to {w2}x{h2}, median {w1}x{h1}"
-    yield f"size: {same}; shown at {found.image_size} px unless data.image_size says otherwise"
+    shown = f"{size_text(found.image_size)} px"
+    if not isinstance(found.image_size, int):
+        same, shown = f"{same} (width x height)", f"{shown} (height x width)"
+    yield f"size: {same}; shown at {shown} unless data.image_size says otherwise"
     modes = ", ".join(f"{count:,} {mode}" for mode, count in found.modes.items())
     yield f"modes: {modes}; {found.coloured:,} show colours: {channels}"
     if found.in_channels == 3 and not found.coloured:

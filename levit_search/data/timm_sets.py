@@ -4,6 +4,7 @@ Streams (``hfids/``, ``wds/``, ``tfds/``) are read once into memory.
 """
 
 import logging
+import math
 import os
 import tarfile
 from collections.abc import Collection, Iterator
@@ -26,14 +27,15 @@ from levit_search.data.sources import (
     Source,
     SplitName,
     UnreadableError,
+    center_cropped,
     file_size,
     first_line,
     keep_from_ghostscript,
-    squared,
     unreadable,
 )
 from levit_search.errors import InputError, did_you_mean
 from levit_search.files import expanded, user_cache
+from levit_search.image_size import sides
 from levit_search.printable import readable_name
 
 _TRAIN = ("train", "training")
@@ -498,7 +500,7 @@ class Stream:
                     yield name, label, picture
 
     def sources(self) -> dict[SplitName, Source]:
-        """The set's own splits, each read to its end, as squares of ``image_size`` pixels."""
+        """The set's own splits, each read to its end, in ``image_size``."""
         config = self._config
         if config.in_memory is False:
             raise InputError(
@@ -506,7 +508,7 @@ class Stream:
                 "use a set on disk, such as folder or hfds/"
             )
         channels = 1 if config.in_channels == 1 else 3
-        room = _Room(config, channels * config.size**2)
+        room = _Room(config, channels * math.prod(sides(config.size)))
         classes = self.describe()
         return {name: self._read(split, classes, room) for name, split in self._splits.items()}
 
@@ -529,7 +531,9 @@ class Stream:
                 room.take(1)
                 try:
                     with unreadable():
-                        images.append(squared(decoded(picture, config.decoding), config.size))
+                        images.append(
+                            center_cropped(decoded(picture, config.decoding), config.size)
+                        )
                 except UnreadableError as error:
                     faults.add(f"{title}[{number}]", str(error))
                     continue

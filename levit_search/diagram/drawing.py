@@ -6,6 +6,7 @@ from itertools import groupby
 from levit_search.architecture import Architecture, Graft
 from levit_search.cost import cost
 from levit_search.diagram.outline import Row, amount, blocks, rows, share
+from levit_search.image_size import image_shape
 from levit_search.sheet import LARGE, NORMAL, SMALL, WIDTH, Sheet, document
 
 _MARGIN = 4
@@ -64,7 +65,7 @@ def sheet(network: Architecture, title: str) -> Sheet:
 
 
 def _image(network: Architecture) -> str:
-    return f"{network.in_channels}×{network.image_size}×{network.image_size}"
+    return "×".join(map(str, image_shape(network)))
 
 
 def _head(found: Sheet, network: Architecture, title: str, full: float) -> None:

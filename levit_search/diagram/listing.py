@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
 from levit_search.diagram.outline import Row, amount, blocks, rows
+from levit_search.image_size import image_shape
 from levit_search.palette import AMBER, SKY
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Listing:
             table.add_column(head, justify="right" if right else "left", no_wrap=right)
         full = max(max(row.flops_share, row.params_share) for row in drawn)
         labels, room = _labels(drawn, options.max_width)
-        size = f"{network.in_channels}×{network.image_size}×{network.image_size}"
+        size = "×".join(map(str, image_shape(network)))
         table.add_row("image", size.translate(plain))
         stage = ""
         for row, label in zip(drawn, labels, strict=True):

@@ -1,5 +1,6 @@
 """A network as a list of blocks with their map sizes and their share of parameters and FLOPs."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,6 +18,7 @@ from levit_search.architecture import (
     Stage,
 )
 from levit_search.architecture.resnet import Cut, ResNetName, block_layers
+from levit_search.image_size import Sides, compact, sides
 
 Kind = Literal["convolution", "residual", "pool", "tokens", "attention", "shrink", "mlp", "head"]
 """``residual`` is a ResNet's block; ``tokens`` are positions, added tokens and their norm."""
@@ -39,8 +41,9 @@ class Block:
     detail: str
     width: int
     """Channels it ends with."""
-    grid: int | None
-    """Pixels or tokens a side it ends with; None where its tokens form no square."""
+    grid: int | Sides | None
+    """A square's side, or rows and columns, of the pixels or tokens it ends with; None where they
+    form no grid."""
     tokens: int
     """Pixels or tokens it ends with."""
     params: int = 0
@@ -57,7 +60,7 @@ class Block:
     def shape(self) -> str:
         """Channels and pixels or tokens it ends with: ``256×14×14``, ``384×198`` or ``512``."""
         if self.grid is not None:
-            return f"{self.width}×{self.grid}×{self.grid}"
+            return "×".join(map(str, (self.width, *sides(self.grid))))
         return f"{self.width}×{self.tokens}" if self.tokens > 1 else str(self.width)
 
 
@@ -155,52 +158,55 @@ def _levit(network: Levit) -> Iterator[Block]:
     stages, grids = network.stages, network.grids
     if network.position == "embedding":
         title, width = "position embedding", stages[0].embed_dim
-        yield _square("stem", "position_embedding", "tokens", title, "", width, grids[0])
+        yield _map("stem", "position_embedding", "tokens", title, "", width, grids[0])
     for index, (stage, grid) in enumerate(zip(stages, grids, strict=True)):
         if index:
             yield from _shrink(network.shrinks[index - 1], index, stage.embed_dim, grid)
         part, name = f"stage {index + 1}", f"stages.{index}.blocks"
-        yield from _pairs(part, name, stage, grid, grid * grid)
+        yield from _pairs(part, name, stage, compact(*grid), math.prod(grid))
     width = stages[-1].embed_dim
-    yield Block("heads", "", "pool", "average pooling", f"{grids[-1] ** 2} to 1", width, None, 1)
+    yield Block(
+        "heads", "", "pool", "average pooling", f"{math.prod(grids[-1])} to 1", width, None, 1
+    )
     yield from _classifiers(network, width, f"{network.norm} norm, ")
 
 
 def _stem(network: Levit) -> Iterator[Block]:
-    stem, size, width = network.stem, network.image_size, network.stages[0].embed_dim
+    stem, size, width = network.stem, sides(network.image_size), network.stages[0].embed_dim
     match stem:
         case ConvStem():
             for index, channels in enumerate(stem.channels):
-                size = -(-size // 2)
+                size = _divided(size, 2)
                 name, detail = f"stem.convs.{index}", "3×3, stride 2"
-                yield _square("stem", name, "convolution", "convolution", detail, channels, size)
+                yield _map("stem", name, "convolution", "convolution", detail, channels, size)
         case PatchStem():
             side = stem.patch_size
             detail = f"{side}×{side} convolution, stride {side}"
-            grid = size // side
-            yield _square("stem", "stem.convs.0", "convolution", "patches", detail, width, grid)
+            grid = network.grids[0]
+            yield _map("stem", "stem.convs.0", "convolution", "patches", detail, width, grid)
         case ResNetStem():
             cut = stem.cut(network.in_channels)
             yield from _resnet("stem.resnet", stem.kind, cut, size)
             if stem.is_projected(width):
-                grid = size // cut.stride
+                grid = network.grids[0]
                 yield _projection("projection", "stem.projection", width, grid)
 
 
-def _projection(stage: str, name: str, width: int, grid: int) -> Block:
-    return _square(stage, name, "convolution", "projection", "1×1 convolution", width, grid)
+def _projection(stage: str, name: str, width: int, grid: Sides) -> Block:
+    return _map(stage, name, "convolution", "projection", "1×1 convolution", width, grid)
 
 
-def _resnet(prefix: str, name: ResNetName, cut: Cut, size: int) -> Iterator[Block]:
+def _resnet(prefix: str, name: ResNetName, cut: Cut, size: Sides) -> Iterator[Block]:
     """The first convolution, the max-pooling and the blocks of a ResNet's head."""
     first, *others = cut.convolutions
     stride, channels = first.stride, first.outputs
     stem, detail = "ResNet stem", f"{first.kernel}×{first.kernel}, stride {stride}"
-    first_name, grid = f"{prefix}.{first.name}", size // stride
-    yield _square(stem, first_name, "convolution", "convolution", detail, channels, grid)
+    first_name, grid = f"{prefix}.{first.name}", _divided(size, stride)
+    yield _map(stem, first_name, "convolution", "convolution", detail, channels, grid)
     if others and others[0].stride > stride:
         stride = others[0].stride
-        yield _square(stem, "", "pool", "max pooling", "3×3, stride 2", channels, size // stride)
+        grid = _divided(size, stride)
+        yield _map(stem, "", "pool", "max pooling", "3×3, stride 2", channels, grid)
     whole = block_layers(name)
     title = "bottleneck block" if whole == 3 else "basic block"
     for block, group in groupby(others, lambda row: row.name.rpartition(".")[0]):
@@ -212,16 +218,16 @@ def _resnet(prefix: str, name: ResNetName, cut: Cut, size: int) -> Iterator[Bloc
         facts += ["1×1 shortcut"] if has_shortcut else []
         stride, channels = kept[-1].stride, kept[-1].outputs
         stage = f"ResNet stage {block.removeprefix('layer').partition('.')[0]}"
-        detail, grid = ", ".join(facts), size // stride
-        yield _square(stage, f"{prefix}.{block}", "residual", title, detail, channels, grid)
+        detail, grid = ", ".join(facts), _divided(size, stride)
+        yield _map(stage, f"{prefix}.{block}", "residual", title, detail, channels, grid)
 
 
 def _graft(network: Graft) -> Iterator[Block]:
-    size, width = network.image_size, network.in_channels
+    width = network.in_channels
     if network.donor is not None:
         cut = network.donor.cut(width)
-        yield from _resnet("donor", network.donor.name, cut, size)
-        size, width = size // cut.stride, cut.channels
+        yield from _resnet("donor", network.donor.name, cut, sides(network.image_size))
+        width = cut.channels
     stage = network.trunk_stage
     if stage is not None:
         yield from _tokens(network, width, stage.embed_dim)
@@ -229,31 +235,33 @@ def _graft(network: Graft) -> Iterator[Block]:
         width, tokens = stage.embed_dim, 1 + network.distillation
         yield Block("heads", "trunk.norm", "tokens", "layer norm", "", width, None, tokens)
     else:
-        yield Block("heads", "", "pool", "average pooling", f"{size * size} to 1", width, None, 1)
+        pixels = math.prod(network.map_sides)
+        yield Block("heads", "", "pool", "average pooling", f"{pixels} to 1", width, None, 1)
     yield from _classifiers(network, width)
 
 
 def _tokens(network: Graft, channels: int, width: int) -> Iterator[Block]:
     """From the donor's map or the image to the trunk's tokens."""
-    assert network.grid is not None
-    grid, side, name = network.grid, network.side // network.grid, "trunk.projection"
+    grid, side, name = network.grid_sides, network.patch, "trunk.projection"
     if network.donor is None:
         detail = f"{side}×{side} convolution, stride {side}"
-        yield _square("tokens", name, "convolution", "patches", detail, width, grid)
+        yield _map("tokens", name, "convolution", "patches", detail, width, grid)
     else:
         if side > 1:
             detail = f"{side}×{side}, stride {side}"
-            yield _square("tokens", "", "pool", "average pooling", detail, channels, grid)
+            yield _map("tokens", "", "pool", "average pooling", detail, channels, grid)
         yield _projection("tokens", name, width, grid)
     kinds = ["class", *(["distillation"] if network.distillation else [])]
-    for count, kind in enumerate(kinds, start=grid * grid + 1):
+    for count, kind in enumerate(kinds, start=math.prod(grid) + 1):
         name, title = f"trunk.{kind}_token", f"{kind} token"
         yield Block("tokens", name, "tokens", title, "", width, None, count)
     name, title = "trunk.position_embedding", "position embedding"
     yield Block("tokens", name, "tokens", title, "", width, None, network.tokens)
 
 
-def _pairs(part: str, name: str, stage: Stage, grid: int | None, tokens: int) -> Iterator[Block]:
+def _pairs(
+    part: str, name: str, stage: Stage, grid: int | Sides | None, tokens: int
+) -> Iterator[Block]:
     """The attention and MLP blocks of a stage in turn."""
     width = stage.embed_dim
     attention = Block(part, "", "attention", "attention", _heads(stage), width, grid, tokens)
@@ -263,12 +271,12 @@ def _pairs(part: str, name: str, stage: Stage, grid: int | None, tokens: int) ->
         yield replace(mlp, name=f"{name}.{index}.mlp")
 
 
-def _shrink(shrink: Shrink, index: int, width: int, grid: int) -> Iterator[Block]:
+def _shrink(shrink: Shrink, index: int, width: int, grid: Sides) -> Iterator[Block]:
     """The shrinking attention and its MLP; ``width`` and ``grid`` are those after it."""
     part, name, detail = f"shrink {index}", f"shrinks.{index - 1}", _heads(shrink)
     title = "shrinking attention"
-    yield _square(part, f"{name}.attention", "shrink", title, detail, width, grid)
-    yield _square(part, f"{name}.mlp", "mlp", "MLP", _hidden(width, shrink), width, grid)
+    yield _map(part, f"{name}.attention", "shrink", title, detail, width, grid)
+    yield _map(part, f"{name}.mlp", "mlp", "MLP", _hidden(width, shrink), width, grid)
 
 
 def _classifiers(network: Architecture, width: int, before: str = "") -> Iterator[Block]:
@@ -279,11 +287,16 @@ def _classifiers(network: Architecture, width: int, before: str = "") -> Iterato
         yield Block("heads", "head_dist", "head", "distillation head", detail, classes, None, 1)
 
 
-def _square(
-    stage: str, name: str, kind: Kind, title: str, detail: str, width: int, grid: int
+def _map(
+    stage: str, name: str, kind: Kind, title: str, detail: str, width: int, grid: Sides
 ) -> Block:
-    """A block that ends with a square map."""
-    return Block(stage, name, kind, title, detail, width, grid, grid * grid)
+    """A block that ends with a map of as many rows and columns."""
+    return Block(stage, name, kind, title, detail, width, compact(*grid), math.prod(grid))
+
+
+def _divided(size: Sides, stride: int) -> Sides:
+    """The sides of a map after a stride, rounded up."""
+    return -(-size[0] // stride), -(-size[1] // stride)
 
 
 def _heads(block: Stage | Shrink) -> str:

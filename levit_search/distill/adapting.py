@@ -1,6 +1,6 @@
 """Trained networks made to fit the data: a new head on their features, then all their weights.
 
-Shapes: N views of the training images, B of a batch, C channels, S pixels a side, D features.
+Shapes: N views of the training images, B of a batch, C channels, H x W pixels, D features.
 """
 
 import io
@@ -20,6 +20,7 @@ from levit_search.batches.batch import ordered
 from levit_search.distill.disk import check_room
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
+from levit_search.image_size import Sides, sides
 from levit_search.latency.sharing import between_probes
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.train import Told, device_of, silent
@@ -38,8 +39,8 @@ class Adapted(nn.Module):
     """A network without its classifier, shown what it knows, under a linear head for other classes.
 
     Args:
-        network: images [B, C, S', S'] of ``size`` S', normalised as it was trained, to features.
-        size: what views are enlarged to, in pixels.
+        network: images [B, C, H', W'] of ``size``, normalised as it was trained, to features.
+        size: what views are enlarged to, in pixels: a side, or (height, width).
         colors: what pixels are multiplied by and what is added, [C, 1, 1] each, to have a view that
             is normalised as candidates are shown it as ``network`` is.
         num_features: D.
@@ -49,13 +50,13 @@ class Adapted(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        size: int,
+        size: int | Sides,
         colors: tuple[Tensor, Tensor],
         num_features: int,
         num_classes: int,
     ) -> None:
         super().__init__()
-        self.network, self._size = network, size
+        self.network, self._size = network, sides(size)
         self.head = nn.Linear(num_features, num_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -65,16 +66,15 @@ class Adapted(nn.Module):
             self.register_buffer(name, values, persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Features [B, D] of views [B, C, S, S]."""
+        """Features [B, D] of views [B, C, H, W]."""
         images = images * self._scale + self._shift
-        if images.shape[-1] != self._size:
-            size = (self._size, self._size)
-            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        if images.shape[2:] != self._size:
+            images = F.interpolate(images, self._size, mode="bicubic", antialias=True)
         found: Tensor = self.network(images)
         return found
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, num_classes] of views [B, C, S, S]."""
+        """Logits [B, num_classes] of views [B, C, H, W]."""
         logits: Tensor = self.head(self.features(images))
         return logits
 

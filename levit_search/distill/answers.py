@@ -15,6 +15,7 @@ from levit_search.distill.chunks import MOST_CLASSES, Answer, Header
 from levit_search.distill.store import Store
 from levit_search.errors import InputError
 from levit_search.files import user_cache
+from levit_search.image_size import Sides, plain_size
 from levit_search.recipe import Recipe, TeacherConfig
 
 
@@ -30,7 +31,7 @@ class TeacherAnswers:
         network: builds it, with its weights.
         config: of the teacher.
         batches: what candidates are trained on.
-        image_size: of the views, in pixels.
+        image_size: of the views, in pixels: a side, or (height, width).
         recipe: the candidates'; its distillation is hard or soft.
     """
 
@@ -40,7 +41,7 @@ class TeacherAnswers:
         network: Callable[[], nn.Module],
         config: TeacherConfig,
         batches: Batches,
-        image_size: int,
+        image_size: int | Sides,
         recipe: Recipe,
     ) -> None:
         assert recipe.distillation != "none"
@@ -84,7 +85,7 @@ class TeacherAnswers:
         return self._stores[seed]
 
     def __call__(self, seed: int, epoch: int, step: int, images: Tensor) -> Tensor:
-        """The answers for the views ``images``, float [B, C, S, S], of one batch.
+        """The answers for the views ``images``, float [B, C, H, W], of one batch.
 
         Returns:
             Where ``images`` are: classes int64 [B], or probabilities float [B, num_classes]. Of the
@@ -183,7 +184,7 @@ def header_of(
     teacher: str,
     config: TeacherConfig,
     batches: Batches,
-    image_size: int,
+    image_size: int | Sides,
     recipe: Recipe,
     seed: int,
 ) -> Header:
@@ -208,7 +209,7 @@ def header_of(
             **recipe.views(),
             "border": "edge",
             "hflip": hflip,
-            "image_size": image_size,
+            "image_size": plain_size(image_size),
         },
         versions={
             "levit-search": __version__,

@@ -14,6 +14,7 @@ from levit_search.data import DataInfo
 from levit_search.distill import plugged
 from levit_search.distill.adapting import Adapted
 from levit_search.errors import InputError, UnknownNameError
+from levit_search.image_size import Sides, compact, sides, size_text
 from levit_search.inflation import check_not_inflated
 from levit_search.plugins import Plugin
 from levit_search.recipe import TeacherConfig
@@ -116,15 +117,19 @@ def _colors(known: Any, batches: Batches) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-def shown_size(config: TeacherConfig, image_size: int) -> int:
-    """The side in pixels of what a teacher is shown where candidates are shown ``image_size``.
+def shown_size(config: TeacherConfig, image_size: int | Sides) -> int | Sides:
+    """The size in pixels of what a teacher is shown where candidates are shown ``image_size``.
+
+    One that is adapted is shown the same proportions, with its own size as the shorter side.
 
     Raises:
         InputError: there is no such network.
     """
     if config.adapt == "none":
         return image_size
-    return config.image_size or _own_size(config)
+    times = (config.image_size or _own_size(config)) / min(sides(image_size))
+    rows, columns = (round(times * side) for side in sides(image_size))
+    return compact(rows, columns)
 
 
 def _own_size(config: TeacherConfig) -> int:
@@ -160,7 +165,7 @@ def _checked_timm(config: TeacherConfig) -> str:
 
 
 def _create_adapted(config: TeacherConfig, batches: Batches) -> Adapted:
-    """A network of timm's of the size it is shown, with a head of zeros for the data's classes."""
+    """A network of timm's for what it is shown, with a head of zeros for the data's classes."""
     size, own = shown_size(config, batches.image_size), _own_size(config)
     network = _timm_model(config, False, 0, batches.info.in_channels)
     where = f"teacher {config.name}"
@@ -168,12 +173,15 @@ def _create_adapted(config: TeacherConfig, batches: Batches) -> Adapted:
         _resize(network, size, own, where)
     try:
         with torch.no_grad():
-            features = network.eval()(torch.zeros(1, batches.info.in_channels, size, size))
+            features = network.eval()(torch.zeros(1, batches.info.in_channels, *sides(size)))
     except Exception as error:  # each of timm's networks raises its own kind
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        cure = "leave teacher.image_size out"
+        if not isinstance(size, int):
+            cure = "choose another teacher.image_size, which is the shorter side"
         raise InputError(
-            f"{where}: does not take images of {size} px ({reason}); its own size is {own}: leave "
-            "teacher.image_size out, or choose another network"
+            f"{where}: does not take images of {size_text(size)} px ({reason}); its own size is "
+            f"{own}: {cure}, or choose another network"
         ) from error
     if not isinstance(features, Tensor) or features.ndim != 2:
         shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
@@ -185,22 +193,24 @@ def _create_adapted(config: TeacherConfig, batches: Batches) -> Adapted:
     return Adapted(network, size, colors, features.shape[1], batches.info.num_classes)
 
 
-def _resize(network: nn.Module, size: int, own: int, where: str) -> None:
+def _resize(network: nn.Module, size: int | Sides, own: int, where: str) -> None:
     """Make a network for images of ``own`` pixels one for ``size``, its position embeddings or
     biases interpolated where it has such."""
     known: Any = network.pretrained_cfg
     is_fixed = bool(known.get("fixed_input_size")) or hasattr(network, "set_input_size")
     if not is_fixed:
         return
-    told = f"{where}: takes images of {own} px; leave teacher.image_size, now {size}, out"
+    told = f"{where}: takes images of {own} px; leave teacher.image_size, now {size}, out, or"
+    if not isinstance(size, int):
+        told = f"{where}: takes squares of {own} px, not {size_text(size)} px;"
     if not hasattr(network, "set_input_size"):
-        raise InputError(f"{told}, or choose another network")
+        raise InputError(f"{told} choose another network")
     resize: Any = network.set_input_size
     try:
-        resize(img_size=(size, size))
+        resize(img_size=sides(size))
     except Exception as error:  # each of timm's networks raises its own kind
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{told}, or choose another size ({reason})") from error
+        raise InputError(f"{told} choose another size ({reason})") from error
 
 
 def load_first_weights(
@@ -302,11 +312,12 @@ def identity(config: TeacherConfig) -> dict[str, Any]:
         InputError: there is no such network.
     """
     plugin = find_plugin(config)
+    # The data says the proportions: the size for squares is enough here.
     brought = {} if plugin is None else {"plugin": plugin.identity()}
     adapted = (
         {}
         if config.adapt == "none"
-        else {"adapt": config.adapt, "image_size": shown_size(config, 0)}
+        else {"adapt": config.adapt, "image_size": shown_size(config, 1)}
     )
     return {"name": config.name, "options": config.options, **brought, **adapted}
 
@@ -344,7 +355,9 @@ def _check_pretrained(config: TeacherConfig, num_classes: int) -> None:
         )
 
 
-def check_size(model: nn.Module, config: TeacherConfig, info: DataInfo, image_size: int) -> None:
+def check_size(
+    model: nn.Module, config: TeacherConfig, info: DataInfo, image_size: int | Sides
+) -> None:
     """Make sure that a network takes images of the data's size, before anything long begins.
 
     Raises:
@@ -352,12 +365,13 @@ def check_size(model: nn.Module, config: TeacherConfig, info: DataInfo, image_si
     """
     try:
         with torch.no_grad():
-            logits = model.eval()(torch.zeros(1, info.in_channels, image_size, image_size))
+            logits = model.eval()(torch.zeros(1, info.in_channels, *sides(image_size)))
     except Exception as error:  # each of timm's networks raises its own kind
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        option = " or, where it has such an option, set teacher.options.img_size"
         raise InputError(
-            f"teacher {config.name}: does not take images of {image_size} px ({reason}); choose "
-            "another one or, where it has such an option, set teacher.options.img_size"
+            f"teacher {config.name}: does not take images of {size_text(image_size)} px "
+            f"({reason}); choose another one{option if isinstance(image_size, int) else ''}"
         ) from error
     if not isinstance(logits, Tensor) or logits.shape != (1, info.num_classes):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

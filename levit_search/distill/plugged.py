@@ -7,6 +7,7 @@ from torch import nn
 
 from levit_search import plugins
 from levit_search.errors import InputError
+from levit_search.image_size import Sides
 from levit_search.plugins import Plugin
 from levit_search.recipe import TeacherConfig
 
@@ -20,11 +21,12 @@ class BuildTeacher(Protocol):
                 nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes),
             )
 
-    Everything is given by keyword; ``options`` are those of the study's teacher section. The
-    network takes images float32 [B, in_channels, image_size, image_size], normalised as candidates
-    are shown them, and gives logits [B, num_classes]. Its fresh weights may depend on torch's seed
-    and on nothing else; they are trained here (``weights: train``) or replaced by those of a file,
-    which has to fit its ``state_dict``.
+    Everything is given by keyword; ``image_size`` is the side of squares, or (height, width), and
+    ``options`` are those of the study's teacher section. The network takes images float32
+    [B, in_channels, height, width], normalised as candidates are shown them, and gives logits
+    [B, num_classes]. Its fresh weights may depend on torch's seed and on nothing else; they are
+    trained here (``weights: train``) or replaced by those of a file, which has to fit its
+    ``state_dict``.
 
     A builder that can give weights of its own (``weights: pretrained``) takes ``pretrained`` too,
     which is True then and is not given otherwise. The network says how it wants images normalised
@@ -41,7 +43,7 @@ class BuildTeacher(Protocol):
         name: str,
         num_classes: int,
         in_channels: int,
-        image_size: int,
+        image_size: int | Sides,
         **options: int | float | bool | str,
     ) -> nn.Module:
         """The network in float32 on the CPU; ``name`` is that of the entry point."""
@@ -58,7 +60,11 @@ def find(name: str) -> Plugin | None:
 
 
 def create_plugged(
-    plugin: Plugin, config: TeacherConfig, num_classes: int, in_channels: int, image_size: int
+    plugin: Plugin,
+    config: TeacherConfig,
+    num_classes: int,
+    in_channels: int,
+    image_size: int | Sides,
 ) -> nn.Module:
     """The network that a plug-in builds.
 

@@ -32,10 +32,12 @@ from levit_search.distill.network import (
     load_first_weights,
     load_weights,
     pretrained_source,
+    shown_size,
     weights_digest,
 )
 from levit_search.errors import InputError, TrialError
 from levit_search.files import expanded, user_cache, write_atomically
+from levit_search.image_size import plain_size
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.sealed import DamagedError, read_sealed, write_sealed
 from levit_search.train import (
@@ -301,7 +303,7 @@ def _made(
         "data": {
             "name": data.name,
             "id": batches.data_id,
-            "image_size": data.size,
+            "image_size": plain_size(data.size),
             "in_channels": batches.info.in_channels,
             "num_classes": batches.info.num_classes,
         },
@@ -387,6 +389,7 @@ def _adapted(
         "recipe": config.recipe.model_dump(mode="json"),
         "seed": seed,
         "params": _params(model),
+        "image_size": plain_size(shown_size(config, batches.image_size)),
         "adapted_from": adapted_from,
         "head": head,
         "val_top1_percent": head["val_top1_percent"],

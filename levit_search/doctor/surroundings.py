@@ -7,6 +7,7 @@ from shlex import quote
 from levit_search.data import DataConfig
 from levit_search.doctor.finding import Finding, fail, ok, warn
 from levit_search.errors import InputError, LevitSearchError
+from levit_search.image_size import size_text
 
 _TARGET_S = 12.0
 _OURS = ("cpu",)
@@ -100,5 +101,5 @@ def data_of(study: Path, config: DataConfig) -> list[Finding]:
             f"levit-search run {space} --study {folder} --set data.root=DIR"
         )
         return [fail("study", "data", str(error), breaks, mend)]
-    shape = f"{found.num_classes} classes, {found.image_size} px"
+    shape = f"{found.num_classes} classes, {size_text(found.image_size)} px"
     return [ok("study", "data", f"{config.name}: {shape}")]

@@ -12,6 +12,7 @@ from levit_search.data import DataConfig
 from levit_search.environment import environment
 from levit_search.export.probing import Again, Known, latencies
 from levit_search.export.retraining import Retrained, Retraining
+from levit_search.image_size import image_shape
 from levit_search.printable import printable, quoted
 from levit_search.proportion import interval_text, wilson_percent
 from levit_search.significance import Accuracy
@@ -81,8 +82,8 @@ def model_card(facts: Facts) -> str:
         f"trial {facts.record.trial} of the study `{code(facts.study.config.name)}`, picked by "
         f"`{code(facts.choice)}`.",
         "![block diagram](architecture.svg)" if "architecture.svg" in facts.files else "",
-        f"`{network.summary()}`; input {network.in_channels} x {network.image_size} x "
-        f"{network.image_size}, {network.num_classes} classes.",
+        f"`{network.summary()}`; input {' x '.join(map(str, image_shape(network)))}, "
+        f"{network.num_classes} classes.",
         "## Figures",
         _table(["figure", "value", "spread", "how and where"], _figures(facts)),
         "One multiply-add is one FLOP. Latencies are measured in pairs against a reference network "
@@ -280,12 +281,12 @@ def _compared(facts: Facts) -> list[str]:
 
 
 def _use(facts: Facts) -> str:
-    size, channels = facts.network.image_size, facts.network.in_channels
+    shape = ", ".join(map(str, image_shape(facts.network)))
     snippets = [
         "```sh\npip install onnxruntime pillow numpy\npython predict.py image.png\n```",
         "```python\nfrom model import load  # model.py; torch alone\n\n"
         'network = load("model.safetensors")\n'
-        f"logits = network(images)  # [B, {channels}, {size}, {size}], see preprocess.json\n```",
+        f"logits = network(images)  # [B, {shape}], see preprocess.json\n```",
     ]
     if not isinstance(facts.timm, str):
         snippets.append(

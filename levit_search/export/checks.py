@@ -57,7 +57,7 @@ class Sample:
     """Real images, and what the trained network says of them."""
 
     images: NDArray[np.float32]
-    """[B, C, S, S], normalised."""
+    """[B, C, H, W], normalised."""
     logits: NDArray[np.float32]
     """[B, classes]."""
     stored: "Sequence[bytes | Image.Image]"

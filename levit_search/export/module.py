@@ -3,6 +3,7 @@
 Its tensors have the names of our own modules, so that it reads the ``model.safetensors`` beside it.
 """
 
+import math
 import textwrap
 from collections.abc import Sequence
 
@@ -31,12 +32,13 @@ from levit_search.export.module_text import (
     part,
     quoted,
 )
+from levit_search.image_size import Sides, image_shape, sides
 
 
 def module_source(network: Architecture, class_names: Sequence[str] = ()) -> str:
     """A Python file that defines one network, loads its weights and needs torch alone.
 
-    ``Network()`` is freshly initialised as ours is, takes images [B, C, S, S] and gives logits
+    ``Network()`` is freshly initialised as ours is, takes images [B, C, H, W] and gives logits
     [B, num_classes]; with ``distillation`` it gives both heads' logits while training and their
     mean otherwise. ``load(path)`` reads the weights that :func:`levit_search.model.save_weights`
     wrote, strictly, and returns the network in eval mode. The text is formatted as ruff does.
@@ -67,6 +69,8 @@ def _flags(network: Architecture) -> set[str]:
         flags.add("drop_path")
     if network.distillation:
         flags.add("distillation")
+    if not isinstance(network.image_size, int):
+        flags.add("rectangle")
     if isinstance(network, Levit) and network.norm == "layer":
         if not isinstance(network.stem, ResNetStem):
             flags |= {"convs", "biased_convs"}
@@ -85,10 +89,9 @@ def _blocks(network: Architecture) -> tuple[Sequence[Stage], Sequence[Shrink]]:
 
 
 def _docstring(network: Architecture, text: str, is_named: bool) -> str:
-    size, channels = network.image_size, network.in_channels
+    shape = _shape(*image_shape(network))
     lines = [
-        f'"""{_title(network)}: images [B, {channels}, {size}, {size}] to logits '
-        f"[B, {network.num_classes}].",
+        f'"""{_title(network)}: images {shape} to logits [B, {network.num_classes}].',
         "",
         f"    {network.summary()}",
         "",
@@ -109,6 +112,11 @@ def _docstring(network: Architecture, text: str, is_named: bool) -> str:
         letters += f", T tokens{queries}, {heads}"
     lines += ["", *textwrap.wrap(f"{letters}.", LINE_LENGTH - 4)]
     return "\n".join([*lines, '"""'])
+
+
+def _shape(*sizes: int) -> str:
+    """Of a batch, for comments."""
+    return f"[B, {', '.join(map(str, sizes))}]"
 
 
 def _title(network: Architecture) -> str:
@@ -184,7 +192,7 @@ def _block_parts(network: Architecture, flags: set[str]) -> list[str]:
     ]
 
 
-def _stage_items(stage: Stage, grid: int, flags: set[str]) -> list[str]:
+def _stage_items(stage: Stage, grid: Sides, flags: set[str]) -> list[str]:
     return [
         f"depth={stage.depth}",
         *([f"grid={grid}"] if "bias" in flags else []),
@@ -228,7 +236,8 @@ def _network(flags: set[str], modules: list[str], steps: list[str]) -> str:
 def _levit(network: Levit, flags: set[str]) -> list[str]:
     stages, shrinks, grids = network.stages, network.shrinks, network.grids
     width = stages[-1].embed_dim
-    tables = [part(blocks.STAGE_SHAPE, flags)]
+    tables = [blocks.GRID] if {"bias", "shrinks"} & flags else []
+    tables.append(part(blocks.STAGE_SHAPE, flags))
     items = [_stage_items(s, grid, flags) for s, grid in zip(stages, grids, strict=True)]
     rows = _table("STAGES", "StageShape", items)
     if shrinks:
@@ -240,11 +249,11 @@ def _levit(network: Levit, flags: set[str]) -> list[str]:
     modules = ["self.stem = Stem()"]
     first = stages[0].embed_dim
     steps = [
-        f"x_bchw = self.stem(images)  # [B, {first}, {grids[0]}, {grids[0]}]",
-        f"x_btc = x_bchw.flatten(2).transpose(1, 2)  # [B, {grids[0] ** 2}, {first}]",
+        f"x_bchw = self.stem(images)  # {_shape(first, *grids[0])}",
+        f"x_btc = x_bchw.flatten(2).transpose(1, 2)  # {_shape(math.prod(grids[0]), first)}",
     ]
     if network.position == "embedding":
-        tokens = f"1, {grids[0] ** 2}, {first}"
+        tokens = f"1, {math.prod(grids[0])}, {first}"
         modules += [
             f"self.position_embedding = nn.Parameter(torch.empty({tokens}))",
             "nn.init.trunc_normal_(self.position_embedding, std=0.02)",
@@ -254,7 +263,7 @@ def _levit(network: Levit, flags: set[str]) -> list[str]:
     if shrinks:
         modules.append("self.shrinks = nn.ModuleList(ShrinkBlock(shape) for shape in SHRINKS)")
     for index, stage in enumerate(stages):
-        shape = f"[B, {grids[index] ** 2}, {stage.embed_dim}]"
+        shape = _shape(math.prod(grids[index]), stage.embed_dim)
         if index:
             steps.append(f"x_btc = self.shrinks[{index - 1}](x_btc)  # {shape}")
         steps.append(f"x_btc = self.stages[{index}](x_btc)  # {shape}")
@@ -293,7 +302,7 @@ def _shrink_items(network: Levit, index: int) -> list[str]:
 
 def _stem_parts(network: Levit, flags: set[str]) -> list[str]:
     """The class ``Stem`` and what it needs."""
-    stem, width, size = network.stem, network.stages[0].embed_dim, network.image_size
+    stem, width, size = network.stem, network.stages[0].embed_dim, sides(network.image_size)
     layer = "ConvNorm" if "batch" in flags else "convolution"
     layers = part(blocks.CONV_NORM if "batch" in flags else blocks.NAMED_CONV, flags)
     if isinstance(stem, ResNetStem):
@@ -320,9 +329,9 @@ def _stem_parts(network: Levit, flags: set[str]) -> list[str]:
     calls, steps = [], []
     for index, outputs in enumerate(stem.channels):
         calls.append(f"{layer}({inputs}, {outputs}, kernel=3, stride=2, padding=1)")
-        size, inputs = size // 2, outputs
+        size, inputs = (size[0] // 2, size[1] // 2), outputs
         read = f"F.{network.activation}(x_bchw)" if index else "images"
-        steps.append(f"self.convs[{index}]({read})  # [B, {outputs}, {size}, {size}]")
+        steps.append(f"self.convs[{index}]({read})  # {_shape(outputs, *size)}")
     items = laid_out("[", calls, "]", indent=12)
     modules = ["self.convs = nn.ModuleList(", *[f"    {line}" for line in items], ")"]
     if len(calls) == 1:
@@ -343,19 +352,17 @@ def _graft(network: Graft, flags: set[str]) -> list[str]:
     channels, source = network.in_channels, "images"
     if network.donor is not None:
         donor, cut = network.donor, network.donor.cut(network.in_channels)
-        classes += resnet_parts(donor.name, cut, network.image_size, donor.width_scale)
+        classes += resnet_parts(donor.name, cut, sides(network.image_size), donor.width_scale)
         channels, source = cut.channels, "x_bchw"
         modules.append("self.donor = ResNet()")
-        side = network.side
-        steps.append(f"x_bchw = self.donor(images)  # [B, {channels}, {side}, {side}]")
+        steps.append(f"x_bchw = self.donor(images)  # {_shape(channels, *network.map_sides)}")
     stage = network.trunk_stage
     if stage is None:
         steps.append(f"x_bc = x_bchw.mean(dim=(2, 3))  # [B, {channels}]")
         steps += _ending(flags, "x_bc", "x_bc")
     else:
-        assert network.grid is not None
         extra = 1 + network.distillation
-        shape = laid_out("TRUNK = StageShape(", _stage_items(stage, network.grid, flags), ")")
+        shape = laid_out("TRUNK = StageShape(", _stage_items(stage, network.grid_sides, flags), ")")
         classes += [
             part(blocks.STAGE_SHAPE, flags),
             "\n".join(shape),
@@ -372,17 +379,16 @@ def _graft(network: Graft, flags: set[str]) -> list[str]:
 
 
 def _trunk(network: Graft, stage: Stage, channels: int, flags: set[str]) -> str:
-    grid, side, width = network.grid, network.side, stage.embed_dim
-    assert grid is not None
-    patch, tokens = side // grid, grid * grid
+    grid, width, patch = network.grid_sides, stage.embed_dim, network.patch
+    tokens = math.prod(grid)
     steps, kernel = [], "1"
     source = "x_bchw"
     if network.donor is None:
         kernel = f"{patch}, stride={patch}" if patch > 1 else "1"
     elif patch > 1:
-        steps.append(f"x_bchw = F.avg_pool2d(x_bchw, {patch})  # [B, {channels}, {grid}, {grid}]")
-    steps.append(f"x_bchw = self.projection({source})  # [B, {width}, {grid}, {grid}]")
-    steps.append(f"x_btc = x_bchw.flatten(2).transpose(1, 2)  # [B, {tokens}, {width}]")
+        steps.append(f"x_bchw = F.avg_pool2d(x_bchw, {patch})  # {_shape(channels, *grid)}")
+    steps.append(f"x_bchw = self.projection({source})  # {_shape(width, *grid)}")
+    steps.append(f"x_btc = x_bchw.flatten(2).transpose(1, 2)  # {_shape(tokens, width)}")
     answering = f"class token [B, 1, {width}]"
     if network.distillation:
         answering = f"class token and distillation token [B, 2, {width}]"
@@ -391,7 +397,7 @@ def _trunk(network: Graft, stage: Stage, channels: int, flags: set[str]) -> str:
         flags,
         answering=answering,
         channels=channels,
-        side=side,
+        read=_shape(channels, *network.map_sides),
         kernel=kernel,
         width=width,
         tokens=network.tokens,

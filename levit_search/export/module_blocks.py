@@ -65,12 +65,14 @@ def init_weights(module: nn.Module) -> None:
 
 # --- Attention, with a learned bias or, beside a position embedding, without.
 
+GRID = "Grid = tuple[int, int]  # rows and columns of tokens"
+
 STAGE_SHAPE = '''
 class StageShape(NamedTuple):
     """Pairs of an attention block and an MLP block at one width and resolution."""
 
     depth: int  # pairs
-    grid: int  # tokens a side  #? bias
+    grid: Grid  #? bias
     embed_dim: int  # channels of a token
     num_heads: int
     key_dim: int  # channels of a head's queries and keys
@@ -83,7 +85,7 @@ class ShrinkShape(NamedTuple):
     """Attention of every ``stride``-th token of either axis to all tokens, then an MLP."""
 
     stride: int
-    grid: int  # tokens a side before it
+    grid: Grid  # before it
     in_dim: int  # channels of a token before it
     embed_dim: int  # and after it
     num_heads: int
@@ -104,17 +106,17 @@ class AttentionCore(nn.Module):
     """softmax(q k / sqrt(K) + bias) v with one learned bias a head and absolute offset.
 
     Graham et al., equation 1.  #? not shrinks
-    The query at (x, y) sits at (stride x, stride y) of the keys' grid (Graham et al.,  #? shrinks
-    equation 1 and section 4.2).  #? shrinks
+    The query at (row, column) sits at (stride row, stride column) of the keys'  #? shrinks
+    grid (Graham et al., equation 1 and section 4.2).  #? shrinks
     """
 
     offsets_qt: Tensor
 
-    def __init__(self, num_heads: int, key_dim: int, grid: int) -> None:  #? not shrinks
-    def __init__(self, num_heads: int, key_dim: int, grid: int, stride: int) -> None:  #? shrinks
+    def __init__(self, num_heads: int, key_dim: int, grid: Grid) -> None:  #? not shrinks
+    def __init__(self, num_heads: int, key_dim: int, grid: Grid, stride: int) -> None:  #? shrinks
         super().__init__()
         self.scale = key_dim**-0.5
-        self.attention_bias = nn.Parameter(torch.zeros(num_heads, grid * grid))
+        self.attention_bias = nn.Parameter(torch.zeros(num_heads, grid[0] * grid[1]))
         self.register_buffer("offsets_qt", offsets(grid), persistent=False)  #? not shrinks
         self.register_buffer("offsets_qt", offsets(grid, stride), persistent=False)  #? shrinks
 
@@ -126,16 +128,17 @@ class AttentionCore(nn.Module):
         return values_bhqv.transpose(1, 2).flatten(2)
 
 
-def offsets(grid: int) -> Tensor:  #? not shrinks
-    """For each query and key, |dx| * grid + |dy|."""  #? not shrinks
-def offsets(grid: int, stride: int) -> Tensor:  #? shrinks
-    """For each query, every ``stride``-th pixel, and key, |dx| * grid + |dy|."""  #? shrinks
-    pixels = torch.cartesian_prod(torch.arange(grid), torch.arange(grid))
-    kept = torch.arange(0, grid, stride)  #? shrinks
-    queries = torch.cartesian_prod(kept, kept)  #? shrinks
-    distance = (queries[:, None] - pixels[None]).abs()  #? shrinks
-    distance = (pixels[:, None] - pixels[None]).abs()  #? not shrinks
-    return distance[..., 0] * grid + distance[..., 1]
+def offsets(grid: Grid) -> Tensor:  #? not shrinks
+    """For each query and key, |rows apart| * columns + |columns apart|."""  #? not shrinks
+def offsets(grid: Grid, stride: int) -> Tensor:  #? shrinks
+    """For each query, one every ``stride`` rows and columns, and key,  #? shrinks
+    |rows apart| * columns + |columns apart|."""  #? shrinks
+    rows, columns = grid
+    tokens = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+    kept = torch.arange(0, rows, stride), torch.arange(0, columns, stride)  #? shrinks
+    distance = (torch.cartesian_prod(*kept)[:, None] - tokens[None]).abs()  #? shrinks
+    distance = (tokens[:, None] - tokens[None]).abs()  #? not shrinks
+    return distance[..., 0] * columns + distance[..., 1]
 '''
 
 PLAIN_CORE = '''
@@ -190,8 +193,8 @@ class ShrinkAttention(nn.Module):
     def forward(self, x_btc: Tensor) -> Tensor:
         x_btc = self.norm(x_btc)  #? layer
         k, v = split_heads(self.key_value(x_btc), self.num_heads, self.key_dim, self.value_dim)
-        x_brrc = x_btc.unflatten(1, (self.grid, self.grid))
-        x_bqc = x_brrc[:, :: self.stride, :: self.stride].flatten(1, 2)
+        x_brsc = x_btc.unflatten(1, self.grid)
+        x_bqc = x_brsc[:, :: self.stride, :: self.stride].flatten(1, 2)
         (q,) = split_heads(self.query(x_bqc), self.num_heads, self.key_dim)
         return self.projection($taken)
 '''

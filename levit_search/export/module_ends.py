@@ -41,7 +41,7 @@ TRUNK = '''
 class Trunk(nn.Module):
     """Layers of a DeiT (Touvron et al. 2021) with the tokens that answer.
 
-    Takes [B, $channels, $side, $side]; gives the normed $answering.
+    Takes $read; gives the normed $answering.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,8 @@ def main() -> None:
     """Print the network's size and try it on random images, trained where its weights are."""
     state, network = ("trained", load()) if WEIGHTS.is_file() else ("fresh", Network().eval())
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    images = torch.randn(2, IN_CHANNELS, IMAGE_SIZE, IMAGE_SIZE)
+    images = torch.randn(2, IN_CHANNELS, IMAGE_SIZE, IMAGE_SIZE)  #? not rectangle
+    images = torch.randn(2, IN_CHANNELS, *IMAGE_SIZE)  #? rectangle
     with torch.inference_mode():
         logits = network(images)
     print(f"{state}, {parameters:,} parameters: {list(images.shape)} to {list(logits.shape)}")

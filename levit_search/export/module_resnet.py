@@ -6,6 +6,7 @@ from itertools import groupby
 from levit_search.architecture import resnet as resnets
 from levit_search.architecture.resnet import Convolution, Cut, ResNetName
 from levit_search.export.module_text import in_turn, indented, laid_out, part
+from levit_search.image_size import Sides
 
 BASIC_BLOCK = '''
 class BasicBlock(nn.Module):
@@ -66,7 +67,7 @@ RESNET = '''
 class ResNet(nn.Module):
     """$title (He et al. 2016).
 
-    Images [B, $in_channels, $size, $size] to a map [B, $channels, $side, $side].
+    Images $read to a map $given.
     """
 
     def __init__(self) -> None:
@@ -82,14 +83,18 @@ $steps
 
 
 def resnet_parts(
-    name: ResNetName, cut: Cut, image_size: int, width_scale: float = 1, activate_last: bool = True
+    name: ResNetName,
+    cut: Cut,
+    image_size: Sides,
+    width_scale: float = 1,
+    activate_last: bool = True,
 ) -> list[str]:
     """The classes of a ResNet's head, the class ``ResNet`` last.
 
     Args:
         name: of the ResNet.
         cut: which of its convolutions are kept.
-        image_size: pixels a side.
+        image_size: rows and columns of pixels.
         width_scale: of the stages' channels, which the cut has already.
         activate_last: whether the ReLU after a last convolution inside a block is kept.
     """
@@ -129,10 +134,8 @@ def resnet_parts(
         steps.append(f"self.{layer}(x_bchw)  # {_shape(last.outputs, image_size, stride)}")
     values = {
         "title": _title(name, cut, width_scale),
-        "in_channels": stem.inputs,
-        "size": image_size,
-        "channels": cut.channels,
-        "side": image_size // cut.stride,
+        "read": _shape(stem.inputs, image_size, 1),
+        "given": _shape(cut.channels, image_size, cut.stride),
         "modules": indented(modules, 8),
         "steps": indented(in_turn(steps), 8),
     }
@@ -194,9 +197,9 @@ def _repeated(made: Sequence[str]) -> list[str]:
     return items
 
 
-def _shape(channels: int, image_size: int, stride: int) -> str:
-    side = image_size // stride
-    return f"[B, {channels}, {side}, {side}]"
+def _shape(channels: int, image_size: Sides, stride: int) -> str:
+    rows, columns = (side // stride for side in image_size)
+    return f"[B, {channels}, {rows}, {columns}]"
 
 
 def _title(name: ResNetName, cut: Cut, width_scale: float) -> str:

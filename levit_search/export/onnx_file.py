@@ -19,7 +19,7 @@ from levit_search.model import Model, export_onnx
 def write_onnx(
     model: Model, path: Path, preprocessing: Mapping[str, Any], more: Mapping[str, str]
 ) -> None:
-    """Write a network from ``images`` [batch, C, S, S] to ``logits`` [batch, classes].
+    """Write a network from ``images`` [batch, C, H, W] to ``logits`` [batch, classes].
 
     Args:
         model: trained; in the layout that the graph shall have.

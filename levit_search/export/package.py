@@ -43,7 +43,7 @@ ALSO: tuple[Also, ...] = get_args(Also)
 Told = Callable[[str], None]
 
 _PREDICT = Path(__file__).with_name("predict.py")
-_SHARED = "from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, opened\n"
+_SHARED = "from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, middle, opened\n"
 
 
 def predict_source() -> str:

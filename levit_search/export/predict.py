@@ -26,7 +26,7 @@ except ImportError as missing:
     sys.exit(f"predict.py: {missing}; it needs: pip install numpy pillow onnxruntime")
 
 # In place of this line an export puts the text of that module.
-from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, opened
+from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, middle, opened
 
 
 class UserError(Exception):
@@ -188,25 +188,24 @@ def first_line(error: Exception) -> str:
 
 
 def prepared(picture: Image.Image, preprocessing: dict[str, Any]) -> np.ndarray:
-    """Whole numbers from 0 to 255 [rows, columns, channels]: a square of the network's size."""
+    """Whole numbers from 0 to 255 [rows, columns, channels] in the network's size."""
     size = preprocessing["image_size"]
+    rows, columns = (size, size) if isinstance(size, int) else size
     width, height = picture.size
-    if preprocessing["fit"] == "square-then-resize":
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        picture_of_size = scaled(picture, (size, size), box, preprocessing["scaled_as"])
-    else:  # resize-then-crop
-        shorter = preprocessing["resize"]
-        if width <= height:
-            target = (shorter, int(shorter * height / width))
-        else:
-            target = (int(shorter * width / height), shorter)
-        whole = (0, 0, width, height)
-        resized = scaled(picture, target, whole, preprocessing["scaled_as"])
-        left, top = (round((side - size) / 2) for side in target)
-        picture_of_size = resized[top : top + size, left : left + size]
-    return picture_of_size
+    if preprocessing["fit"] != "resize-then-crop":
+        box = middle(picture.size, (columns, rows))
+        return scaled(picture, (columns, rows), box, preprocessing["scaled_as"])
+    resize = preprocessing["resize"]
+    if not isinstance(resize, int):  # both sides are to be covered
+        ratio = min(height / resize[0], width / resize[1])
+        target = (round(width / ratio), round(height / ratio))
+    elif width <= height:
+        target = (resize, int(resize * height / width))
+    else:
+        target = (int(resize * width / height), resize)
+    resized = scaled(picture, target, (0, 0, width, height), preprocessing["scaled_as"])
+    left, top = round((target[0] - columns) / 2), round((target[1] - rows) / 2)
+    return resized[top : top + rows, left : left + columns]
 
 
 def scaled(

@@ -14,8 +14,14 @@ The keys are those that ``predict.py`` follows, which is the reference for what 
     floating-point numbers.
 ``fit``
     ``square-then-resize``: the middle square is scaled to ``image_size``.
+    ``crop-then-resize``: of a rectangular ``image_size``, the largest middle part in its
+    proportions is scaled to it.
     ``resize-then-crop``: the shorter side is scaled to ``resize``, the longer one in proportion and
-    rounded down, and the middle square of ``image_size`` is cut out.
+    rounded down, and the middle of ``image_size`` is cut out. Where ``resize`` is a list of rows
+    and columns, the picture is scaled in proportion to cover both, its sides rounded to the nearest
+    whole number.
+``image_size``
+    Of the input: the side of a square, or a list of rows and columns.
 ``interpolation``
     ``bicubic``, antialiased, as Pillow does it; in whole numbers, or where ``scaled_as`` says
     ``floats`` in floating point, rounded once at the end.
@@ -34,6 +40,7 @@ from levit_search.batches import Batches
 from levit_search.batches.in_memory import MemoryBatches
 from levit_search.batches.on_disk import shown_share
 from levit_search.data import DataConfig
+from levit_search.image_size import canonical_size, plain_size, sides
 
 
 def preprocessing(config: DataConfig, batches: Batches) -> dict[str, Any]:
@@ -46,11 +53,13 @@ def preprocessing(config: DataConfig, batches: Batches) -> dict[str, Any]:
     size, info = batches.image_size, batches.info
     decoding = config.model_copy(update={"in_channels": info.in_channels}).decoding
     if isinstance(batches, MemoryBatches):
-        fit: dict[str, Any] = {"fit": "square-then-resize"}
+        is_square = isinstance(size, int)
+        fit: dict[str, Any] = {"fit": f"{'square' if is_square else 'crop'}-then-resize"}
         scaled_as = "floats" if batches.scaled_as_floats else "whole numbers"
     else:
-        # timm rounds the side before the crop down.
-        fit = {"fit": "resize-then-crop", "resize": math.floor(size / shown_share(size))}
+        # timm rounds the sides before the crop down.
+        resize = canonical_size([math.floor(side / shown_share(size)) for side in sides(size)])
+        fit = {"fit": "resize-then-crop", "resize": plain_size(resize)}
         scaled_as = "whole numbers"
     return {
         "data": config.name,
@@ -58,7 +67,7 @@ def preprocessing(config: DataConfig, batches: Batches) -> dict[str, Any]:
         "ground": decoding.ground,
         "integer_range": list(decoding.integers),
         "float_range": list(decoding.floats),
-        "image_size": size,
+        "image_size": plain_size(size),
         **fit,
         "interpolation": "bicubic",
         "scaled_as": scaled_as,

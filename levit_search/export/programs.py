@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from levit_search.errors import InputError
+from levit_search.image_size import image_shape
 from levit_search.model import Model, fold
 
 
@@ -41,7 +42,7 @@ def write_openvino(onnx_path: Path, out_xml: Path) -> None:
 def write_torch_export(model: Model, out_pt2: Path) -> None:
     """Write a network, batch norms folded, as a program of ``torch.export``.
 
-    ``torch.export.load(out_pt2).module()`` takes images [B, C, S, S], for any B, and gives logits
+    ``torch.export.load(out_pt2).module()`` takes images [B, C, H, W], for any B, and gives logits
     [B, classes]. It needs a torch no older than this one.
 
     Args:
@@ -49,9 +50,8 @@ def write_torch_export(model: Model, out_pt2: Path) -> None:
         out_pt2: the file.
     """
     network = model.architecture
-    size = network.image_size
     # Of one image the exporter would conclude that there is never another number of them.
-    images = torch.zeros(2, network.in_channels, size, size)
+    images = torch.zeros(2, *image_shape(network))
     batch = torch.export.Dim("batch")
     with torch.no_grad():
         program = torch.export.export(

@@ -2,7 +2,7 @@
 
     python reader.py KIND FOLDER IMAGES.npy LOGITS.npy
 
-``IMAGES`` holds float32 [B, C, S, S], normalised; ``LOGITS`` is written, float32 [B, classes]. It
+``IMAGES`` holds float32 [B, C, H, W], normalised; ``LOGITS`` is written, float32 [B, classes]. It
 is started outside of this package, which none but ``weights`` may import.
 """
 

@@ -16,6 +16,7 @@ from levit_search.architecture import LEVITS, Architecture, ConvStem, Graft, Lev
 from levit_search.architecture.resnet import stage_channels
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
+from levit_search.image_size import image_shape, plain_size, sides
 from levit_search.sealed import WEIGHTS_KEY, weights_checksum
 
 if TYPE_CHECKING:
@@ -201,9 +202,8 @@ def _graft_end(network: Graft) -> tuple[str, dict[str, Any]]:
             "channels": _channels(scale),
         }
         return network.donor.name, _other(asked, known)
-    trunk, grid = network.trunk, network.grid
+    trunk = network.trunk
     assert trunk is not None
-    assert grid is not None
     size = min(_DEITS, key=lambda name: abs(math.log(trunk.embed_dim / _DEITS[name][0])))
     width, heads = _DEITS[size]
     known = {
@@ -219,7 +219,7 @@ def _graft_end(network: Graft) -> tuple[str, dict[str, Any]]:
     }
     asked = {
         **_sizes(network),
-        "patch_size": network.image_size // grid,
+        "patch_size": network.patch,
         "embed_dim": trunk.embed_dim,
         "depth": trunk.depth,
         "num_heads": trunk.num_heads,
@@ -239,7 +239,7 @@ def _channels(width_scale: float) -> list[int]:
 
 def _sizes(network: Architecture) -> dict[str, Any]:
     return {
-        "img_size": network.image_size,
+        "img_size": plain_size(network.image_size),
         "in_chans": network.in_channels,
         "num_classes": network.num_classes,
     }
@@ -271,7 +271,7 @@ def _pretrained_config(network: Architecture, preprocessing: Mapping[str, Any]) 
     if not network.distillation:
         heads = heads[:1]
     return {
-        "input_size": [network.in_channels, network.image_size, network.image_size],
+        "input_size": list(image_shape(network)),
         "fixed_input_size": not is_resnet,
         "interpolation": preprocessing["interpolation"],
         "crop_pct": _crop_share(preprocessing),
@@ -287,10 +287,10 @@ def _pretrained_config(network: Architecture, preprocessing: Mapping[str, Any]) 
 
 
 def _crop_share(preprocessing: Mapping[str, Any]) -> float:
-    """The share of the shorter side that is shown, from which timm computes the side again."""
+    """The share of the sides that is shown, from which timm computes the sides again."""
     if preprocessing["fit"] != "resize-then-crop":
         return 1.0
-    size, side = preprocessing["image_size"], preprocessing["resize"]
-    # timm rounds size / share down; the last of these gives the side whatever its rounding.
-    shares = (1.0, 0.875, round(size / side, 3), size / (side + 0.5))
-    return next(share for share in shares if math.floor(size / share) == side)
+    size, before = sides(preprocessing["image_size"]), sides(preprocessing["resize"])
+    # timm rounds size / share down; the last of these gives a side whatever its rounding.
+    shares = (1.0, 0.875, round(size[0] / before[0], 3), size[0] / (before[0] + 0.5))
+    return next(s for s in shares if [math.floor(side / s) for side in size] == list(before))

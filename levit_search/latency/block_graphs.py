@@ -1,15 +1,18 @@
 """Blocks as modules and ONNX graphs.
 
-Shapes: B images, C channels, R tokens a side, T tokens. Between blocks an activation is [B, T, C],
-or [B, C, R, R] in the layout of maps ([B, C, T, 1] in a graft's trunk); a donor always gives a map.
+Shapes: B images, C channels, R rows and S columns of tokens, T tokens. Between blocks an
+activation is [B, T, C], or [B, C, R, S] in the layout of maps ([B, C, T, 1] in a graft's trunk); a
+donor always gives a map.
 """
 
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from levit_search.architecture import Graft, Levit, Stage
+from levit_search.image_size import image_shape
 from levit_search.latency.blocks import Block
 from levit_search.model import (
     GraftModel,
@@ -60,14 +63,13 @@ def input_shape(block: Block, layout: Layout, batch_size: int) -> tuple[int, ...
     if isinstance(network, Graft) and network.donor is None:
         is_first = block.kind == "embedding"
     if is_first:
-        side = network.image_size
-        return batch_size, network.in_channels, side, side
+        return batch_size, *image_shape(network)
     if isinstance(network, Levit):
         width, grid = network.stages[0].embed_dim, network.grids[0]
         is_map = layout == "maps"
-        return (batch_size, width, grid, grid) if is_map else (batch_size, grid * grid, width)
+        return (batch_size, width, *grid) if is_map else (batch_size, math.prod(grid), width)
     if network.donor is not None:
-        return batch_size, network.donor.cut(1).channels, network.side, network.side
+        return batch_size, network.donor.cut(1).channels, *network.map_sides
     assert network.trunk is not None
     width, tokens = network.trunk.embed_dim, network.tokens
     return (batch_size, width, tokens, 1) if layout == "maps" else (batch_size, tokens, width)

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from levit_search.architecture import Architecture, ConvStem, Donor, Graft, Levit, parse
 from levit_search.architecture.resnet import ResNetName
 from levit_search.configuration import Frozen, canonical_id
+from levit_search.image_size import Sides
 
 Kind = Literal["stem", "donor", "embedding", "attention", "shrink", "heads"]
 
@@ -66,8 +67,8 @@ def _levit(network: Levit) -> Iterator[Block]:
     yield Block(kind="heads", network=_plain_levit(grids[-1], [_bare(network, -1)], **end))
 
 
-def _plain_levit(grid: int, stages: list[dict[str, Any]], **changes: Any) -> Architecture:
-    """A network whose first stage has ``grid`` tokens a side."""
+def _plain_levit(grid: Sides, stages: list[dict[str, Any]], **changes: Any) -> Architecture:
+    """A network whose first stage has rows and columns of tokens as in ``grid``."""
     plainest = {
         "image_size": grid,
         "in_channels": 1,

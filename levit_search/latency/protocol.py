@@ -13,6 +13,7 @@ from levit_search import architecture
 from levit_search.architecture import Architecture
 from levit_search.configuration import Count, Frozen, validated
 from levit_search.errors import InputError
+from levit_search.image_size import Sides, compact, sides
 from levit_search.latency.targets import LocalTarget, Target, read_targets, resolved
 
 Runtime = Literal["onnxruntime", "openvino", "torch", "torch-compiled"]
@@ -115,8 +116,10 @@ class LatencyConfig(Frozen):
             raise ValueError("batch_size: largest is for GPUs; name a number")
         return self
 
-    def reference_for(self, *, image_size: int, in_channels: int, num_classes: int) -> Architecture:
-        """The reference for images of ``image_size`` pixels a side.
+    def reference_for(
+        self, *, image_size: int | Sides, in_channels: int, num_classes: int
+    ) -> Architecture:
+        """The reference for images of ``image_size`` pixels: a side, or (height, width).
 
         Where its stem does not go with that size it is made for the nearest one that most stems do.
 
@@ -138,9 +141,10 @@ class LatencyConfig(Frozen):
         try:
             return architecture.fitted(network, image_size=image_size, **sizes)
         except InputError:
-            if image_size < 32:
+            if min(image_sides := sides(image_size)) < 32:
                 raise
-            return architecture.fitted(network, image_size=32 * round(image_size / 32), **sizes)
+            nearest = compact(*(32 * round(side / 32) for side in image_sides))
+            return architecture.fitted(network, image_size=nearest, **sizes)
 
     @property
     def clock(self) -> str:

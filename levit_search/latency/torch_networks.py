@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from levit_search import architecture
 from levit_search.baseline import Baseline
 from levit_search.errors import UnknownNameError
+from levit_search.image_size import canonical_size, image_shape
 from levit_search.latency import worker
 from levit_search.model import build, fold
 
@@ -21,24 +22,23 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def fresh_network(network: dict[str, Any], seed: int) -> tuple[nn.Module, list[int]]:
-    """A network for inference with weights drawn from ``seed``, and its images' shape [C, S, S].
+    """A network for inference with weights drawn from ``seed``, and its images' shape [C, H, W].
 
     Norm weights that begin at zero, as those that close residual blocks do, are ones instead: a GPU
     that multiplies by zero draws less power and so clocks higher than with trained weights.
     """
     torch.manual_seed(seed)
     if "timm" in network:
-        baseline = Baseline(**network["timm"])
+        fields = network["timm"]
+        baseline = Baseline(**{**fields, "image_size": canonical_size(fields["image_size"])})
         _check_known(baseline.name)
         model = baseline.build_as_timm_does().eval()
         _wake_norms(model)
-        size, channels = baseline.image_size, baseline.in_channels
-        return model, [channels, size, size]
+        return model, [*image_shape(baseline)]
     described = architecture.parse(network["architecture"])
     built = build(described, network["layout"])
     _wake_norms(built)
-    size, channels = described.image_size, described.in_channels
-    return fold(built), [channels, size, size]
+    return fold(built), [*image_shape(described)]
 
 
 def _check_known(timm_name: str) -> None:
@@ -57,7 +57,7 @@ def _wake_norms(model: nn.Module) -> None:
 
 
 def images(shape: list[int], seed: int, most: int | None = None) -> Tensor:
-    """Images [B, C, S, S] as every worker fills them, the first ``most`` of them."""
+    """Images [B, C, H, W] as every worker fills them, the first ``most`` of them."""
     drawn = shape[0] if most is None else min(shape[0], most)
     return torch.from_numpy(worker.filled({"images": [drawn, *shape[1:]]}, seed)["images"])
 

@@ -6,11 +6,12 @@ block's heads, with ``.key`` and ``.value`` the channels of each of them, and ``
 between the two layers of an MLP. Labels such as ``.qkv`` are of axes along which heads are joined.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from levit_search.architecture import Architecture, ConvStem, Graft, Levit
 from levit_search.architecture.levit import Shrink, Stage
+from levit_search.image_size import Sides
 
 Axes = tuple[str | None, ...]
 """The label of each axis of a tensor; None for one that is not cut."""
@@ -39,11 +40,11 @@ def widths_of(network: Architecture) -> list[int]:
     return [stage.embed_dim for stage in network.stages]
 
 
-def grids_of(network: Architecture) -> list[tuple[int, int]]:
+def grids_of(network: Architecture) -> Sequence[Sides]:
     """Rows and columns of tokens in each stage."""
     if isinstance(network, Graft):
-        return [(network.grid, network.grid)] if network.grid is not None else []
-    return [(grid, grid) for grid in network.grids]
+        return [network.grid_sides] if network.trunk is not None else []
+    return network.grids
 
 
 @lru_cache(maxsize=64)

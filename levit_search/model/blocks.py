@@ -1,13 +1,15 @@
 """What the networks of both families are made of.
 
-Shapes: B images, C channels (``embed_dim``), R tokens a side, T = R * R tokens (Q of them queries
-where a block shrinks), H ``num_heads``, K ``key_dim``, V value channels a head.
+Shapes: B images, C channels (``embed_dim``), R rows and S columns of tokens (``grid``), T = R * S
+tokens (Q of them queries where a block shrinks), H ``num_heads``, K ``key_dim``, V value channels a
+head.
 
 The same weights run in two layouts. In ``tokens`` an activation is [B, T, C] and weights are linear
-layers; in ``maps`` it is [B, C, R, R] and the same weights are 1x1 convolutions (tokens that form
-no square are a map [B, C, T, 1]). Which is faster depends on the device and the runtime.
+layers; in ``maps`` it is [B, C, R, S] and the same weights are 1x1 convolutions (tokens that form
+no grid are a map [B, C, T, 1]). Which is faster depends on the device and the runtime.
 """
 
+import math
 from typing import Literal, Protocol, cast
 
 import torch
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from levit_search.architecture import Shrink, Stage
+from levit_search.image_size import Sides
 
 Layout = Literal["tokens", "maps"]
 
@@ -126,7 +129,7 @@ class ChannelNorm(LaidOut, nn.LayerNorm):
 class Block(nn.Module):
     """One attention block and one MLP block, each with a residual connection."""
 
-    def __init__(self, style: Style, stage: Stage, grid: int) -> None:
+    def __init__(self, style: Style, stage: Stage, grid: Sides) -> None:
         super().__init__()
         self.attention = Attention(style, stage, grid)
         self.mlp = Mlp(style, stage.embed_dim, stage.mlp_ratio)
@@ -140,7 +143,9 @@ class Block(nn.Module):
 class ShrinkBlock(nn.Module):
     """Attention from a thinned grid of queries, without residual, then a residual MLP."""
 
-    def __init__(self, style: Style, shrink: Shrink, grid: int, inputs: int, after: Stage) -> None:
+    def __init__(
+        self, style: Style, shrink: Shrink, grid: Sides, inputs: int, after: Stage
+    ) -> None:
         super().__init__()
         self.attention = ShrinkAttention(style, shrink, grid, inputs, after.embed_dim)
         self.mlp = Mlp(style, after.embed_dim, shrink.mlp_ratio)
@@ -154,26 +159,27 @@ class ShrinkBlock(nn.Module):
 class AttentionCore(LaidOut, nn.Module):
     """softmax(q k / sqrt(K) + bias) v with one learned bias a head and absolute offset.
 
-    In a shrinking block the query at (x, y) sits at (stride x, stride y) of the keys' grid
-    (Graham et al., equation 1 and section 4.2). Networks with a position embedding have no bias,
-    and their tokens need not form a grid.
+    In a shrinking block the query at (row, column) sits at (stride row, stride column) of the
+    keys' grid (Graham et al., equation 1 and section 4.2). Networks with a position embedding have
+    no bias, and their tokens need not form a grid.
     """
 
     offsets_qt: Tensor
     attention_bias: nn.Parameter | None
     bias_hqt: Tensor | None
 
-    def __init__(self, style: Style, block: Stage | Shrink, grid: int) -> None:
+    def __init__(self, style: Style, block: Stage | Shrink, grid: Sides) -> None:
         super().__init__()
         self.num_heads, self.key_dim = block.num_heads, block.key_dim
         self.value_dim = int(block.attn_ratio * block.key_dim)
         self.scale = block.key_dim**-0.5
+        self.grid = grid
         self.has_bias = style.position == "bias"
         # Only folding sets this: the gathered bias, once training is over.
         self.register_buffer("bias_hqt", None, persistent=False)
         self.attention_bias = None
         if self.has_bias:
-            self.attention_bias = nn.Parameter(torch.zeros(block.num_heads, grid * grid))
+            self.attention_bias = nn.Parameter(torch.zeros(block.num_heads, math.prod(grid)))
             stride = block.stride if isinstance(block, Shrink) else 1
             self.register_buffer("offsets_qt", offsets(grid, stride), persistent=False)
 
@@ -209,19 +215,24 @@ class AttentionCore(LaidOut, nn.Module):
         return cast(Tensor, scores_bhqt.softmax(dim=-1))
 
 
-def offsets(grid: int, stride: int) -> Tensor:
-    """For each query (every ``stride``-th pixel) and key, the index |dx| * grid + |dy|: [Q, T]."""
-    pixels = torch.cartesian_prod(torch.arange(grid), torch.arange(grid))
-    kept = torch.arange(0, grid, stride)
-    queries = torch.cartesian_prod(kept, kept)
-    distance = (queries[:, None] - pixels[None]).abs()
-    return distance[..., 0] * grid + distance[..., 1]
+def offsets(grid: Sides, stride: int) -> Tensor:
+    """The bias's index for each query and key: |rows apart| * columns + |columns apart|, [Q, T].
+
+    Args:
+        grid: rows and columns of the keys.
+        stride: queries are in every ``stride``-th row and column.
+    """
+    rows, columns = grid
+    tokens = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+    queries = torch.cartesian_prod(torch.arange(0, rows, stride), torch.arange(0, columns, stride))
+    distance = (queries[:, None] - tokens[None]).abs()
+    return distance[..., 0] * columns + distance[..., 1]
 
 
 class Attention(LaidOut, nn.Module):
     """Multi-head attention among all tokens; keeps the shape."""
 
-    def __init__(self, style: Style, stage: Stage, grid: int) -> None:
+    def __init__(self, style: Style, stage: Stage, grid: Sides) -> None:
         super().__init__()
         batch_norm, width = style.norm == "batch", stage.embed_dim
         self.core = AttentionCore(style, stage, grid)
@@ -243,7 +254,9 @@ class Attention(LaidOut, nn.Module):
 class ShrinkAttention(LaidOut, nn.Module):
     """Attention of every ``stride``-th token to all; ends with the next stage's channels."""
 
-    def __init__(self, style: Style, shrink: Shrink, grid: int, inputs: int, outputs: int) -> None:
+    def __init__(
+        self, style: Style, shrink: Shrink, grid: Sides, inputs: int, outputs: int
+    ) -> None:
         super().__init__()
         batch_norm = style.norm == "batch"
         self.grid, self.stride = grid, shrink.stride
@@ -269,8 +282,8 @@ class ShrinkAttention(LaidOut, nn.Module):
     def _thinned(self, x: Tensor) -> Tensor:
         if self.layout == "maps":
             return x[:, :, :: self.stride, :: self.stride]
-        x_brrc = x.unflatten(1, (self.grid, self.grid))
-        return cast(Tensor, x_brrc[:, :: self.stride, :: self.stride].flatten(1, 2))
+        x_brsc = x.unflatten(1, self.grid)
+        return cast(Tensor, x_brsc[:, :: self.stride, :: self.stride].flatten(1, 2))
 
 
 class Mlp(nn.Module):

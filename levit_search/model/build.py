@@ -17,7 +17,7 @@ def build(architecture: Architecture, layout: Layout = "tokens") -> Model:
             :func:`set_layout` changes it at any time.
 
     Returns:
-        A module from images [B, in_channels, image_size, image_size] to logits [B, num_classes], or
+        A module from images [B, in_channels, height, width] to logits [B, num_classes], or
         to a pair of them while training with ``distillation``.
     """
     model = (

@@ -10,7 +10,7 @@ from levit_search.model.build import Model
 
 
 class Features(nn.Module):
-    """A network without its heads: images [B, C, S, S] to one map [B, C, H, W] for each stage.
+    """A network without its heads: images [B, C, H, W] to one map [B, C, H, W] for each stage.
 
     As timm's networks with ``features_only``, which detection and segmentation frameworks take:
     ``feature_info`` is timm's, with ``channels()``, ``reduction()`` and ``module_name()``.

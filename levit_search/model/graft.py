@@ -1,5 +1,6 @@
 """The module of any architecture of the graft family; shapes as in ``blocks``."""
 
+import math
 from typing import cast
 
 import torch
@@ -14,7 +15,7 @@ from levit_search.model.resnet import ResNetHead
 class GraftModel(nn.Module):
     """The network an architecture describes, freshly initialised.
 
-    ``forward`` takes images [B, in_channels, image_size, image_size] and gives logits
+    ``forward`` takes images [B, in_channels, height, width] and gives logits
     [B, num_classes]. A network with ``distillation`` gives the pair (class head, distillation
     head) while training and the mean of both otherwise (Touvron et al. 2021, section 4).
     """
@@ -80,8 +81,9 @@ class GraftModel(nn.Module):
                 row = [r for r in convolutions if r.name.startswith(layer)][-1]
                 module = f"donor.{layer}"
                 info.append({"num_chs": row.outputs, "reduction": row.stride, "module": module})
-        if network.trunk is not None and network.grid is not None:
-            width, reduction = network.trunk.embed_dim, network.image_size // network.grid
+        if network.trunk is not None:
+            stride = network.donor.cut(network.in_channels).stride if network.donor else 1
+            width, reduction = network.trunk.embed_dim, stride * network.patch
             info.append({"num_chs": width, "reduction": reduction, "module": "trunk.blocks"})
         return info
 
@@ -104,10 +106,8 @@ class GraftTrunk(LaidOut, nn.Module):
 
     def __init__(self, architecture: Graft, stage: Stage, channels: int) -> None:
         super().__init__()
-        grid, width = architecture.grid, stage.embed_dim
-        assert grid is not None
-        self.grid, self.num_extra = grid, architecture.tokens - grid * grid
-        patch = architecture.side // grid
+        grid, width, patch = architecture.grid_sides, stage.embed_dim, architecture.patch
+        self.grid, self.num_extra = grid, architecture.tokens - math.prod(grid)
         if architecture.donor is None:
             self.pool: nn.Module = nn.Identity()
             self.projection = ConvNorm(channels, width, patch, patch, 0, batch_norm=False)
@@ -133,7 +133,7 @@ class GraftTrunk(LaidOut, nn.Module):
 
         In this way no token has to be repeated for each image, whose number graphs do not know.
         """
-        extra_bnc = F.pad(torch.cat(self._extra_tokens(), dim=1), (0, 0, 0, self.grid**2))
+        extra_bnc = F.pad(torch.cat(self._extra_tokens(), dim=1), (0, 0, 0, math.prod(self.grid)))
         return extra_bnc + self.position_embedding
 
     def forward(self, x_bchw: Tensor) -> Tensor:
@@ -146,10 +146,10 @@ class GraftTrunk(LaidOut, nn.Module):
         return cast(Tensor, self.norm(extra_bnc))
 
     def map(self, x_bchw: Tensor) -> Tensor:
-        """The grid's own tokens after the last block, not normed: [B, C, R, R]."""
+        """The grid's own tokens after the last block, not normed: [B, C, R, S]."""
         x = self._blocks(x_bchw)
         x_bct = x.flatten(2) if self.layout == "maps" else x.transpose(1, 2)
-        return cast(Tensor, x_bct[:, :, self.num_extra :].unflatten(2, (self.grid, self.grid)))
+        return cast(Tensor, x_bct[:, :, self.num_extra :].unflatten(2, self.grid))
 
     def _extra_tokens(self) -> list[Tensor]:
         tokens = (self.class_token, self.distillation_token)
@@ -163,7 +163,7 @@ class GraftTrunk(LaidOut, nn.Module):
             extra = [token.expand(x_btc.shape[0], -1, -1) for token in self._extra_tokens()]
             x = torch.cat([*extra, x_btc], dim=1) + self.position_embedding
         if self.layout == "maps":
-            x = x.transpose(1, 2).unsqueeze(3)  # no square, as there are tokens beside the grid
+            x = x.transpose(1, 2).unsqueeze(3)  # no grid, as there are tokens beside the grid
         for block in self.blocks:
             x = block(x)
         return x

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from levit_search.architecture import ConvStem, Graft, Levit, ResNetStem
 from levit_search.architecture.levit import Shrink
 from levit_search.errors import InputError
+from levit_search.image_size import sides
 from levit_search.model.axes import blocks_of, label_sizes, stem_readers, widths_of
 from levit_search.model.build import build
 from levit_search.model.source import Source
@@ -196,6 +197,6 @@ def _measured(source: Source, images: Tensor) -> dict[str, Tensor]:
         hook(f"stem.convs.{index - 1}", by_channel(label))
     if images.shape[1] != network.in_channels:
         images = images.mean(dim=1, keepdim=True).expand(-1, network.in_channels, -1, -1)
-    size = (network.image_size, network.image_size)
+    size = sides(network.image_size)
     model(F.interpolate(images.float().cpu(), size, mode="bilinear", antialias=True))
     return found

@@ -1,11 +1,13 @@
 """The module of any architecture of the LeViT family; shapes as in ``blocks``."""
 
+import math
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from levit_search.architecture import ConvStem, Levit, PatchStem, ResNetStem, Stage
+from levit_search.image_size import Sides
 from levit_search.model.blocks import (
     ACTIVATIONS,
     Block,
@@ -20,7 +22,7 @@ from levit_search.model.resnet import ResNetHead
 class LevitModel(LaidOut, nn.Module):
     """The network an architecture describes, freshly initialised.
 
-    ``forward`` takes images [B, in_channels, image_size, image_size] and gives logits
+    ``forward`` takes images [B, in_channels, height, width] and gives logits
     [B, num_classes]. A network with ``distillation`` gives the pair (class head, distillation
     head) while training and the mean of both otherwise (Graham et al., section 4.3).
     """
@@ -39,7 +41,7 @@ class LevitModel(LaidOut, nn.Module):
         )
         if architecture.position == "embedding":
             self.position_embedding = nn.Parameter(
-                torch.empty(1, grids[0] ** 2, stages[0].embed_dim)
+                torch.empty(1, math.prod(grids[0]), stages[0].embed_dim)
             )
             nn.init.trunc_normal_(self.position_embedding, std=0.02)
         self.stages = nn.ModuleList(
@@ -67,13 +69,13 @@ class LevitModel(LaidOut, nn.Module):
         return cast(Tensor, (by_class + by_teacher) / 2)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The output of every stage as a map [B, C, R, R]."""
+        """The output of every stage as a map [B, C, R, S]."""
         outputs = self._stage_outputs(images)
         if self.layout == "maps":
             return outputs
         grids = self.architecture.grids
         return [
-            x_btc.transpose(1, 2).unflatten(2, (grid, grid))
+            x_btc.transpose(1, 2).unflatten(2, grid)
             for x_btc, grid in zip(outputs, grids, strict=True)
         ]
 
@@ -104,7 +106,7 @@ class LevitModel(LaidOut, nn.Module):
         if self.architecture.position == "embedding":
             embedding = self.position_embedding
             if is_map:
-                embedding = embedding.transpose(1, 2).unflatten(2, (grid, grid))
+                embedding = embedding.transpose(1, 2).unflatten(2, grid)
             x = x + embedding
         outputs = []
         for index, stage in enumerate(self.stages):
@@ -182,7 +184,7 @@ class ResNetPatches(nn.Module):
 class StageBlocks(nn.Module):
     """The residual attention and MLP pairs of one stage."""
 
-    def __init__(self, architecture: Levit, stage: Stage, grid: int) -> None:
+    def __init__(self, architecture: Levit, stage: Stage, grid: Sides) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(architecture, stage, grid) for _ in range(stage.depth))
 

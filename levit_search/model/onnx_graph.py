@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.onnx.symbolic_helper import parse_args
 from torch.onnx.utils import register_custom_op_symbolic, unregister_custom_op_symbolic
 
+from levit_search.image_size import image_shape
 from levit_search.model.build import Model
 from levit_search.model.folding import fold_on_cpu
 
@@ -34,8 +35,7 @@ def export_onnx(
         metadata: texts by key, kept in the file.
     """
     network = model.architecture
-    size = network.image_size
-    images = torch.zeros(batch_size or 1, network.in_channels, size, size)
+    images = torch.zeros(batch_size or 1, *image_shape(network))
     # The exporter copies parameters about ten times, which for a large network is most of the time
     # it takes, and inputs never. So the weights are inputs of the graph until it is written.
     module = _OfWeights(fold_on_cpu(model))

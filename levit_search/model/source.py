@@ -105,7 +105,7 @@ def inferred(state: Mapping[str, Tensor], where: str = "weights") -> Architectur
     """The architecture whose weights these are, by their names and shapes.
 
     Activations are in no shape: hardswish is taken for a LeViT, SiLU for those of timm that have
-    it. Heads of a DeiT have 64 channels, as in all of timm's.
+    it. Heads of a DeiT have 64 channels, as in all of timm's. Images are taken for squares.
 
     Args:
         state: tensors by name, of a LeViT with a convolutional stem, batch norm and attention
@@ -299,7 +299,10 @@ def _shape(state: Mapping[str, Tensor], name: str, axes: int) -> tuple[int, ...]
 def _side(name: str, tokens: int) -> int:
     side = math.isqrt(max(tokens, 0))
     if side < 1 or side * side != tokens:
-        raise ValueError(f"{name} is for {tokens} tokens or offsets, which form no square")
+        raise ValueError(
+            f"{name} is for {tokens} tokens or offsets, which form no square, and no shape tells a "
+            "rectangle"
+        )
     return side
 
 

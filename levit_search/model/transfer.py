@@ -22,6 +22,7 @@ from torch import Tensor
 
 from levit_search.architecture import Architecture, ConvStem, Graft, Levit, ResNetStem
 from levit_search.errors import InputError
+from levit_search.image_size import Sides
 from levit_search.model.axes import (
     JOINED,
     Axes,
@@ -80,7 +81,7 @@ def transfer(
         source: the weights.
         model: freshly initialised; what nothing comes over for stays as it is.
         order: what a narrower network takes.
-        images: float [B, C, S, S], normalised, of any size; for the order ``activation`` alone.
+        images: float [B, C, H, W], normalised, of any size; for the order ``activation`` alone.
 
     Returns:
         What came over and what did not.
@@ -300,9 +301,7 @@ def _is_query(name: str) -> bool:
     return layer in ("qkv", "query") and not name.endswith("num_batches_tracked")
 
 
-def by_offset(
-    bias_hn: Tensor, before: tuple[int, int], after: tuple[int, int], by_share: bool = True
-) -> Tensor:
+def by_offset(bias_hn: Tensor, before: Sides, after: Sides, by_share: bool = True) -> Tensor:
     """Attention biases by absolute offset [H, R S] for another grid, bilinear between offsets.
 
     Offset 0 stays where it is, and grids that agree keep the very values.
@@ -327,9 +326,7 @@ def by_offset(
     return cast(Tensor, grid.flatten(1))
 
 
-def _positions(
-    found: Tensor, own: Tensor, before: tuple[int, int], after: tuple[int, int]
-) -> Tensor:
+def _positions(found: Tensor, own: Tensor, before: Sides, after: Sides) -> Tensor:
     """Position embeddings [1, N, C] on another grid, bicubic; those of extra tokens stay.
 
     A distillation token that the source lacks keeps the network's own.

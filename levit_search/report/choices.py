@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from levit_search.architecture import Architecture
+from levit_search.image_size import plain_size
 from levit_search.pareto import Objective, minimised
 from levit_search.space import Space
 from levit_search.study import Record, StudyConfig
@@ -34,7 +35,7 @@ class Choices:
 
     def __init__(self, config: StudyConfig, sample: Architecture) -> None:
         sizes = {
-            "image_size": sample.image_size,
+            "image_size": plain_size(sample.image_size),
             "in_channels": sample.in_channels,
             "num_classes": sample.num_classes,
         }

@@ -25,6 +25,7 @@ from levit_search.architecture import (
 from levit_search.audit import figures
 from levit_search.data import DataSurvey
 from levit_search.errors import InputError
+from levit_search.image_size import plain_size
 from levit_search.report.choices import Choices
 from levit_search.report.details import audited, chosen, details
 from levit_search.report.reasons import grouped
@@ -308,7 +309,7 @@ def _data(study: Study, sample: Architecture) -> dict[str, Any]:
     return {
         "name": config.name,
         "root": str(config.root) if config.root is not None else None,
-        "image_size": sample.image_size,
+        "image_size": plain_size(sample.image_size),
         "channels": sample.in_channels,
         "classes": sample.num_classes,
         "class_names": _class_names(study, survey),

@@ -13,6 +13,7 @@ from levit_search.data import DataInfo, describe
 from levit_search.distill import shared_teacher
 from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import TrialError
+from levit_search.image_size import size_text
 from levit_search.pretrained import check_weights_fit
 from levit_search.reproduce.paper import Row, Table
 from levit_search.reproduce.results import Figures, Run, Step, Told
@@ -105,7 +106,7 @@ def row_network(
         if width_scale != 1:
             return None
         network = replace(network, image_size=size, in_channels=channels, num_classes=classes)
-        check_runs(network, f"{row.name}: takes no images of {size} x {size} pixels")
+        check_runs(network, f"{row.name}: takes no images of {size_text(size)} px")
         return network
     if table.name == "ablation":
         # Table 5 counts one head but trains with the distillation head, except for A4.

@@ -2,6 +2,7 @@
 
 import io
 
+from levit_search.image_size import size_text
 from levit_search.palette import COLORS, MARKERS
 from levit_search.reproduce.paper import Table
 from levit_search.reproduce.results import Run
@@ -34,7 +35,7 @@ def draw_curves(run: Run, table: Table) -> bytes:
         axes.set_ylabel("top-1 on the validation split, %")
         data = run.settings["data"]
         axes.set_title(
-            f"{table.name}: {data['name']} at {data['image_size']} px, widths x "
+            f"{table.name}: {data['name']} at {size_text(data['image_size'])} px, widths x "
             f"{run.settings['width_scale']:g}",
             loc="left",
             fontsize=10,

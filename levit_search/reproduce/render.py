@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from levit_search.image_size import size_text
 from levit_search.reproduce.paper import Row, Table
 from levit_search.reproduce.results import COLUMNS, Results, Run
 from levit_search.reproduce.speed import paper_ratios
@@ -328,7 +329,7 @@ def _accuracy_notes(table: Table, run: Run) -> list[str]:
     if teacher and table.name == "ablation":
         taught += " but for A4"
     lines = [
-        f"- Accuracy: {data['name']} ({count}) at {data['image_size']} px, widths x "
+        f"- Accuracy: {data['name']} ({count}) at {size_text(data['image_size'])} px, widths x "
         f"{s['width_scale']:g}, {train['epochs']} epochs, AdamW, lr {train['lr']:g}, batch "
         f"{train['batch_size']}, {taught}, seed {s['seed']}; "
         f"{run.environment.get('cpu', '')}; {_when(run)}. The paper's column is ImageNet: only "

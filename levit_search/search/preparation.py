@@ -10,6 +10,7 @@ from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.cost import Cost
 from levit_search.errors import InputError
+from levit_search.image_size import canonical_size, size_text
 from levit_search.latency.cache import fingerprint
 from levit_search.pareto import Objective, reference_values
 from levit_search.search.ledger import Ledger
@@ -174,7 +175,7 @@ def start_values(config: StudyConfig, space: Space, where: str) -> dict[str, dic
 
 
 def _given_to_start(
-    entry: str | Mapping[str, Any], sizes: Mapping[str, int], where: str, index: int
+    entry: str | Mapping[str, Any], sizes: Mapping[str, Any], where: str, index: int
 ) -> Architecture:
     """A network of ``start`` for images of ``sizes``."""
     if isinstance(entry, str):
@@ -183,13 +184,13 @@ def _given_to_start(
         if entry not in known:
             raise InputError(
                 f"{where}: {entry} ({network.summary()}) is not in the space: it is made for "
-                f"{network.image_size} px, the data has {sizes['image_size']}"
+                f"{size_text(network.image_size)} px, the data has {size_text(sizes['image_size'])}"
             )
         return known[entry]
     for name, size in sizes.items():
-        if entry.get(name, size) != size:
+        if canonical_size(entry.get(name, size)) != size:
             raise InputError(
-                f"{where}.{index}.{name}: {entry[name]} differs from the data's {size}; left "
-                "out, it is the data's"
+                f"{where}.{index}.{name}: {size_text(entry[name])} differs from the data's "
+                f"{size_text(size)}; left out, it is the data's"
             )
     return architectures.described(entry, sizes, f"{where}.{index}")

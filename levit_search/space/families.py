@@ -175,7 +175,8 @@ class GraftFamily:
 
     def __init__(self, skeleton: dict[str, Any]) -> None:
         self._skeleton = skeleton
-        self._has_grid = None not in options(skeleton.get("grid"))
+        self._grids = options(skeleton.get("grid"))
+        self._has_grid = None not in self._grids
 
     def check(self, where: str) -> None:
         for part, count in (("donor", "stages"), ("trunk", "depth")):
@@ -209,6 +210,8 @@ class GraftFamily:
         if network.trunk is None:
             data["trunk"] = {"depth": 0}
             del data["grid"]
+        elif isinstance(network.grid, tuple) and list(network.grid) not in self._grids:
+            data["grid"] = min(network.grid)  # by the shorter side, as a template may give it
         return data
 
     def donors(self) -> set[str]:

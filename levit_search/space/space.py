@@ -24,6 +24,7 @@ from levit_search.architecture import Architecture
 from levit_search.configuration import Amount, Frozen
 from levit_search.cost import Cost, cost
 from levit_search.errors import InputError
+from levit_search.image_size import canonical_size
 from levit_search.space.families import family_for
 from levit_search.space.fields import check_values
 from levit_search.space.slots import (
@@ -101,9 +102,9 @@ class Space:
         return tuple(model.model_fields["family"].default for model in self._family.models)
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         """The images that its networks are made for, by :data:`levit_search.architecture.SIZES`."""
-        return {name: self.possible(name)[0] for name in architectures.SIZES}
+        return {name: canonical_size(self.possible(name)[0]) for name in architectures.SIZES}
 
     def values(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Optuna parameters as the value of every slot that has more than one."""

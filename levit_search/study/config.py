@@ -30,6 +30,7 @@ from levit_search.data import DataConfig
 from levit_search.data.sources import BUILT_IN
 from levit_search.errors import InputError, UnknownNameError, did_you_mean
 from levit_search.files import is_there
+from levit_search.image_size import canonical_size, plain_size, size_text
 from levit_search.latency.programs import check_programs
 from levit_search.latency.protocol import LatencyConfig
 from levit_search.latency.targets import read_targets, resolved
@@ -299,8 +300,8 @@ class StudyConfig(Frozen):
         Raises:
             InputError: the template is malformed.
         """
-        sizes: dict[str, int] = {
-            "image_size": self.data.size,
+        sizes: dict[str, Any] = {
+            "image_size": plain_size(self.data.size),
             "in_channels": 3,
             "num_classes": 1000,
         }
@@ -317,10 +318,11 @@ class StudyConfig(Frozen):
         """
         sizes = {"image_size": self.data.size, **self._data_sizes()}
         for name, value in sizes.items():
-            if self.architecture.get(name, value) != value:
+            stated = self.architecture.get(name, value)
+            if canonical_size(stated) != value:
                 raise InputError(
-                    f"{where}: architecture.{name}: {self.architecture[name]} differs from the "
-                    f"data's {value}"
+                    f"{where}: architecture.{name}: {size_text(stated)} differs from the data's "
+                    f"{size_text(value)}"
                 )
 
     def check_compare(self, space: Space, where: str = "space") -> None:

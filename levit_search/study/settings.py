@@ -9,6 +9,7 @@ from typing import Any
 from levit_search.architecture import SIZES
 from levit_search.configuration import read_yaml, validated
 from levit_search.errors import InputError
+from levit_search.image_size import canonical_size
 from levit_search.study.config import StudyConfig, located, up_to_date, with_networks_read
 from levit_search.study.storage import DamagedError
 
@@ -75,7 +76,10 @@ def comparable(config: StudyConfig) -> dict[str, Any]:
     for section in (settings["latency"], *settings["targets"].values()):
         reference = _without(section["reference"], ("in_channels", "num_classes"))
         # One that is made for another size is fitted to the data's, and may be another network.
-        if isinstance(reference, dict) and reference.get("image_size") == config.data.image_size:
+        if (
+            isinstance(reference, dict)
+            and canonical_size(reference.get("image_size")) == config.data.image_size
+        ):
             del reference["image_size"]
         section["reference"] = reference
     return settings

@@ -7,7 +7,6 @@ its smaller grid has. Stems of different depth have convolutions of their own, a
 classifier after each number of stages.
 """
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -17,6 +16,7 @@ from torch.func import functional_call
 
 from levit_search.architecture import Levit
 from levit_search.errors import InputError
+from levit_search.image_size import Sides
 from levit_search.model import LevitModel
 from levit_search.model.blocks import Attention, AttentionCore, ShrinkAttention
 from levit_search.model.levit import NormLinear
@@ -69,7 +69,10 @@ class Elastic(nn.Module):
         for name, own in member.named_parameters():
             tensor = shared[self._shared_name(name, network)]
             if name.endswith("core.attention_bias"):
-                found[name] = _by_offset(tensor, own.shape)
+                core = name.removesuffix(".attention_bias")
+                found[name] = _by_offset(
+                    tensor, len(own), _grid_of(member, core), _grid_of(self, core)
+                )
             else:
                 found[name] = _leading(tensor, own.shape, indices.get(name.rpartition(".")[0]))
         return found
@@ -185,8 +188,13 @@ def _leading(tensor: Tensor, shape: torch.Size, axes: Axes | None) -> Tensor:
     return tensor
 
 
-def _by_offset(bias: Tensor, shape: torch.Size) -> Tensor:
-    """Biases [H, R R] of fewer heads and of a smaller grid."""
-    heads, own, side = shape[0], math.isqrt(shape[1]), math.isqrt(bias.shape[1])
-    by_offset: Tensor = bias.unflatten(1, (side, side))
-    return by_offset[:heads, :own, :own].flatten(1)
+def _grid_of(model: nn.Module, name: str) -> Sides:
+    core = model.get_submodule(name)
+    assert isinstance(core, AttentionCore)
+    return core.grid
+
+
+def _by_offset(bias: Tensor, heads: int, own: Sides, whole: Sides) -> Tensor:
+    """Biases [H, R S] of fewer heads and of a smaller grid (rows, columns)."""
+    by_offset: Tensor = bias.unflatten(1, whole)
+    return by_offset[:heads, : own[0], : own[1]].flatten(1)

@@ -67,7 +67,7 @@ class Inheritance:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, views: list[Tensor]) -> None:
-    """Set batch-norm statistics to the mean of those of ``views``, float [B, C, S, S] each.
+    """Set batch-norm statistics to the mean of those of ``views``, float [B, C, H, W] each.
 
     The model is in evaluation mode then. One without batch norm stays as it is.
     """

@@ -95,7 +95,7 @@ def fit(
     on, with the gradients of both; the views stay those of the whole batch.
 
     Args:
-        model: images [B, C, S, S] to logits [B, num_classes], or to a pair of them while training.
+        model: images [B, C, H, W] to logits [B, num_classes], or to a pair of them while training.
         batches: the data.
         recipe: how; ``threads`` is set for the whole process.
         seed: of the order, the augmentation and the drop paths, not of the model's weights.

@@ -17,7 +17,7 @@ class Views(NamedTuple):
     """What one batch, or a half of it, teaches."""
 
     images: Tensor
-    """float [B, C, S, S]."""
+    """float [B, C, H, W]."""
     targets: Tensor
     """Labels int64 [B], or mixed ones float [B, num_classes]."""
     taught: Tensor | None

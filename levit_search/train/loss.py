@@ -18,7 +18,7 @@ class Answers(Protocol):
             seed: of the run, with ``epoch`` and ``step`` what the views depend on.
             epoch: from 0.
             step: of the batch within the epoch, from 0.
-            images: float [B, C, S, S].
+            images: float [B, C, H, W].
 
         Returns:
             Where ``images`` are: classes int64 [B] for hard distillation, for soft distillation

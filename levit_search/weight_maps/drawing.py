@@ -94,14 +94,16 @@ def _bias_sheet(biases: Sequence[BiasMaps]) -> Sheet:
         _legend(found, limit)
         found.height += 30
         levels = _levels(maps.values, limit)
-        for head, map_rr in enumerate(levels):
+        height = side * levels.shape[1] / levels.shape[2]
+        for head, map_rs in enumerate(levels):
             column = head % across
             x = _MARGIN + column * (side + gap)
-            found.picture(x, found.height, side, side, _png(map_rr))
+            found.picture(x, found.height, side, height, _png(map_rs))
             label = f"head {head + 1}" if side > 44 else str(head + 1)
-            found.text(x + side / 2, found.height + side + 13, label, look="faint", anchor="middle")
+            below = found.height + height + 13
+            found.text(x + side / 2, below, label, look="faint", anchor="middle")
             if column == across - 1 or head == len(levels) - 1:
-                found.height += side + 18
+                found.height += height + 18
     found.height += 6
     return found
 

@@ -1,9 +1,10 @@
 """Weights that are worth looking at, as arrays.
 
-Shapes: H ``num_heads``, R tokens a side, K ``key_dim``, V value channels a head, C ``embed_dim``, P
-pixels a side of a patch. No torch: weights are numpy arrays by our tensor names.
+Shapes: H ``num_heads``, R rows and S columns of tokens, K ``key_dim``, V value channels a head, C
+``embed_dim``, P pixels a side of a patch. No torch: weights are numpy arrays by our tensor names.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from levit_search.architecture import Architecture, Graft, Levit, PatchStem, Stage
 from levit_search.errors import InputError
+from levit_search.image_size import Sides
 from levit_search.sealed import DamagedError, check_weights, read_bounded
 
 Array = npt.NDArray[np.float32]
@@ -34,7 +36,7 @@ class BiasMaps:
     text: str
     """Its place for people, such as ``stage 1, block 2``."""
     values: Array
-    """[H, R, R]: what each head adds to the score of a key so many rows and columns away, in units
+    """[H, R, S]: what each head adds to the score of a key so many rows and columns away, in units
     of scores before the softmax."""
 
 
@@ -82,7 +84,7 @@ def attention_biases(
 ) -> list[BiasMaps]:
     """The biases of every block that has them, from the image to the heads.
 
-    In a shrinking block R is that of the keys.
+    In a shrinking block R and S are those of the keys.
 
     Args:
         network: of either family; grafts and networks with a position embedding have none.
@@ -97,8 +99,8 @@ def attention_biases(
             block,
             text,
             _tensor(
-                weights, f"{block}.attention.core.attention_bias", (heads, grid * grid), where
-            ).reshape(heads, grid, grid),
+                weights, f"{block}.attention.core.attention_bias", (heads, math.prod(grid)), where
+            ).reshape(heads, *grid),
         )
         for block, text, heads, grid in _biased_blocks(network)
     ]
@@ -157,7 +159,7 @@ def _tensor(weights: Weights, name: str, shape: tuple[int, ...], where: str) -> 
     return weights[name]
 
 
-def _biased_blocks(network: Architecture) -> Iterator[tuple[str, str, int, int]]:
+def _biased_blocks(network: Architecture) -> Iterator[tuple[str, str, int, Sides]]:
     """Each block's module, its place in words, its heads and its keys' grid."""
     if isinstance(network, Graft) or network.position == "embedding":
         return
@@ -183,9 +185,9 @@ def _composed(
         before, attention = "stem.convs.0", "stages.0.blocks.0.attention"
     else:
         trunk, donor = network.trunk_stage, network.donor
-        if trunk is None or network.grid is None:
+        if trunk is None:
             return None
-        stage, channels, side = trunk, network.in_channels, network.side // network.grid
+        stage, channels, side = trunk, network.in_channels, network.patch
         if donor is not None:
             channels, side = donor.cut(channels).channels, 1
         before, attention = "trunk.projection", "trunk.blocks.0.attention"

@@ -47,7 +47,7 @@ function startSetup() {
   const names = data.class_names ? `: ${data.class_names.slice(0, 60).join(", ")}${data.class_names.length > 60 ? ", …" : ""}` : "";
   const body = at("setup-body");
   body.append(terms([
-    ["data", `${data.name}${data.root ? ` (${data.root})` : ""}, ${data.channels} x ${data.image_size} x ${data.image_size}`],
+    ["data", `${data.name}${data.root ? ` (${data.root})` : ""}, ${[data.channels, data.image_size, data.image_size].flat().slice(0, 3).join(" x ")}`],
     ["classes", `${data.classes}${names}`],
     ...(data.survey ?? []).map((line, place) => [place ? "" : "what is in it", line]),
     ["objectives", study.objectives.map((name) => study.names[name]).join(", ")],
