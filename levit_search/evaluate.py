@@ -141,7 +141,7 @@ class Evaluator:
             data = described_data(self._batches, config)
             if config.teaching is not None:
                 card = self._prepare_teacher(config.teaching, progress)
-            if config.inherits:
+            if config.shares_weights:
                 self._supernet = self._obtained_supernet(progress)
                 shared = self._supernet.summary()
         if config.is_measured and not self._probe.settled_ms:
@@ -249,7 +249,8 @@ class Evaluator:
         for name, probe in self._others.items() if not too_slow else ():
             progress(f"measuring latency on {name}", None)
             targets[name] = self._measured(probe, network, values, f"@{name}")
-        if self._supernet is not None and not too_slow:
+        if self._config.inherits and not too_slow:
+            assert self._supernet is not None
             progress("asking the supernet", None)
             with on_cores(self._cores):
                 inherited = self._supernet.top1_percent(_levit(network))
@@ -257,7 +258,7 @@ class Evaluator:
         elif config.is_trained and not too_slow:
             result = self._train(network, values, progress, decide, taught)
             training = result.as_json()
-            if len(result.curve) == config.train.epochs:
+            if len(result.curve) == config.candidate_recipe.epochs:
                 values["top1_percent"] = result.val_top1_percent
         return Evaluation(
             values,
@@ -290,7 +291,7 @@ class Evaluator:
             latency = self._measured(self._probe, network, values)
         limit = self._config.limits.latency_ms
         too_slow = limit is not None and values.get("latency_ms", 0.0) > limit
-        if self._supernet is not None and not too_slow:
+        if self._config.inherits and not too_slow:
             result = self._train(network, values, progress, decide, True)
             values["top1_percent"] = result.val_top1_percent
             training = result.as_json()
@@ -466,10 +467,12 @@ class Evaluator:
         taught: bool,
     ) -> Training:
         """Train a network of which ``values`` are known; see :meth:`_fitted`."""
-        recipe, seed = self._config.train, self._config.search.seed
-        is_tuned = self._config.inherits and self._config.supernet.verification == "finetune"
-        if self._config.inherits:
-            recipe = self._config.supernet.verifying(recipe)
+        config = self._config
+        recipe, seed = config.candidate_recipe, config.search.seed
+        is_tuned = config.accuracy == "finetuned"
+        if config.inherits:
+            recipe = config.supernet.verifying(recipe)
+            is_tuned = config.supernet.verification == "finetune"
         teacher = self._teacher if network.distillation and taught else None
         teacher_id = teacher.id if teacher is not None else None
         run = training_id(network, recipe, seed, self._batches.data_id, teacher_id)

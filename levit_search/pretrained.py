@@ -8,10 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from levit_search.architecture import Architecture
+from levit_search.architecture import Architecture, Levit
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.files import expanded, is_there
-from levit_search.recipe import Recipe, is_timm_name
+from levit_search.recipe import SHARED, Recipe, is_timm_name
 
 if TYPE_CHECKING:
     from levit_search.model import Model
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from levit_search.study import Record
 
 _ALLOWED = (
-    "expected fresh, a file of weights, the folder of an export or of train --out, a study or "
-    "STUDY#TRIAL, or timm's name of a LeViT, DeiT or ResNet"
+    "expected fresh, shared, a file of weights, the folder of an export, of train --out or of a "
+    "supernet, a study or STUDY#TRIAL, or timm's name of a LeViT, DeiT or ResNet"
 )
 
 
@@ -42,10 +42,10 @@ def start_from(model: "Model", weights: str) -> str | None:
         return None
     from levit_search.model import misfit, transfer
 
-    source = find_source(weights)
+    source = find_source(weights, model.architecture)
     reason = misfit(source, model.architecture)
     if reason is None:
-        return transfer(source, model).told()
+        return transfer(source, model, "leading" if source.is_shared else "scale").told()
     told = f"fresh weights ({reason})"
     warnings.warn(f"{model.architecture.summary()}: starts with {told}", stacklevel=2)
     return told
@@ -69,9 +69,9 @@ def check_weights_fit(
         return
     from levit_search.model import misfit
 
-    source, first = find_source(recipe.weights), None
+    first = None
     for count, network in enumerate(networks, start=1):
-        reason = misfit(source, network)
+        reason = misfit(find_source(recipe.weights, network), network)
         if reason is None:
             return
         first = first or reason
@@ -81,12 +81,14 @@ def check_weights_fit(
         raise InputError(f"train.weights: {first}")
 
 
-def find_source(weights: str) -> "Source":
+def find_source(weights: str, network: Architecture) -> "Source":
     """The trained weights that a text stands for; those that were asked for last stay in memory.
 
     Args:
-        weights: a file, a folder with ``model.safetensors``, a study or ``STUDY#TRIAL``, or a name
-            of timm's. Of a study the most accurate network is taken.
+        weights: a file, a folder with ``model.safetensors``, a study or ``STUDY#TRIAL``, a name of
+            timm's, ``shared/NAME``, or the folder of a supernet. Of a study the most accurate
+            network is taken, or its supernet if none was trained alone.
+        network: what starts from them; of shared weights those with its stem are taken.
 
     Raises:
         InputError: there is no such thing, it is damaged, or it holds no weights of a LeViT, DeiT
@@ -94,8 +96,14 @@ def find_source(weights: str) -> "Source":
     """
     if is_timm_name(weights):
         return _of_timm(weights.removeprefix("timm/"))
-    path, network = _found(weights)
-    return _read(path, network, _stamp(path))
+    folder = _shared_folder(weights)
+    if folder is not None:
+        from levit_search.space import stem_name
+
+        stem = stem_name(network) if isinstance(network, Levit) else ""
+        return _read_shared(folder, stem, weights, _stamp(folder / _SHARED_FILE))
+    path, described = _found(weights)
+    return _read(path, described, _stamp(path))
 
 
 def pinned(weights: str) -> str:
@@ -105,6 +113,8 @@ def pinned(weights: str) -> str:
         InputError: the study has no trained weights.
     """
     if weights == "fresh" or is_timm_name(weights) or not _is_study(expanded(weights)):
+        return weights
+    if _shared_folder(weights) is not None:
         return weights
     return f"{weights}#{_best(expanded(weights)).trial}"
 
@@ -117,6 +127,10 @@ def weights_digest(weights: str) -> str:
     """
     if is_timm_name(weights):
         return hashlib.sha256(json.dumps(_timm_source(weights)).encode()).hexdigest()
+    folder = _shared_folder(weights)
+    if folder is not None:
+        path = folder / _SHARED_FILE
+        return _digest(path, _stamp(path))
     path, network = _found(weights)
     return f"{_digest(path, _stamp(path))}{network.id if network is not None else ''}"
 
@@ -162,6 +176,42 @@ def _found(weights: str) -> tuple[Path, Architecture | None]:
     return weights_file(path)
 
 
+_PACKAGED = Path(__file__).parent / "shared_weights"
+_SHARED_FILE = "weights.safetensors"
+
+
+def _shared_folder(weights: str) -> Path | None:
+    """The folder of the shared weights that a text stands for; None where it is something else."""
+    if weights.startswith(SHARED):
+        name = weights.removeprefix(SHARED)
+        known = sorted(path.parent.name for path in _PACKAGED.glob(f"*/{_SHARED_FILE}"))
+        if name not in known:
+            raise InputError(
+                f"weights: shared: no shared weights of a space {name!r} come with this package "
+                f"({', '.join(known) or 'none do'}); `levit-search supernet SPACE.yaml --data "
+                "generated` trains some, and its study is named by weights then"
+            )
+        return _PACKAGED / name
+    path = expanded(weights)
+    if _is_supernet(path):
+        return path
+    if _is_study(path) and _is_supernet(path / "supernet") and _trained(path) is None:
+        return path / "supernet"
+    return None
+
+
+def _is_supernet(path: Path) -> bool:
+    return is_there(path / "card.json") and is_there(path / _SHARED_FILE)
+
+
+@lru_cache(maxsize=4)
+def _read_shared(folder: Path, stem: str, name: str, stamp: Stamp) -> "Source":
+    from levit_search.supernet.keeping import shared_source
+
+    del stamp
+    return shared_source(folder, stem, name)
+
+
 def _is_study(path: Path) -> bool:
     return is_there(path / "study.yaml")
 
@@ -178,6 +228,13 @@ def _of_trial(folder: Path, number: str) -> tuple[Path, Architecture | None]:
 
 def _best(folder: Path) -> "Record":
     """The most accurate trial of a study whose weights are there."""
+    found = _trained(folder)
+    if found is None:
+        raise InputError(f"{folder}: no trial of this study has trained weights; {_ALLOWED}")
+    return found
+
+
+def _trained(folder: Path) -> "Record | None":
     from levit_search.study import Study
 
     study = Study.open(folder)
@@ -188,9 +245,7 @@ def _best(folder: Path) -> "Record":
         and "top1_percent" in record.values
         and study.weights(record.architecture.id).is_file()
     ]
-    if not found:
-        raise InputError(f"{folder}: no trial of this study has trained weights; {_ALLOWED}")
-    return max(found, key=lambda record: record.values["top1_percent"])
+    return max(found, key=lambda record: record.values["top1_percent"], default=None)
 
 
 def _timm_source(weights: str) -> dict[str, str | None]:

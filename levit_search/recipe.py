@@ -35,6 +35,9 @@ _LEVIT: dict[str, Any] = {
 # Those that go with any number of epochs.
 _LEVIT_VIEWS = _LEVIT.keys() - {"epochs", "warmup_epochs"}
 
+SHARED = "shared/"
+"""What the names of shared weights that come with the package begin with."""
+
 # What may differ between two runs of one training that give the same figures.
 _FREE = {"rungs", "workers", "device"}
 
@@ -206,7 +209,9 @@ class SupernetConfig(Frozen):
     Each step trains the largest network of the space, the smallest and ``members`` random ones
     within the limits on one batch (the sandwich rule, Yu et al. 2019), by the study's recipe over
     ``epochs`` epochs (null: as many as a candidate's). The largest learns from labels
-    and teacher, the others from its answers (in-place distillation).
+    and teacher, the others from its answers (in-place distillation). In the first ``whole_epochs``
+    the largest network of each stem learns alone (as in Cai et al. 2020), which is several times
+    faster.
 
     A candidate's inherited accuracy is that of ``val_images`` of ``val`` (null: all), after its
     batch-norm statistics were calibrated on ``calibration_images`` for training.
@@ -220,6 +225,7 @@ class SupernetConfig(Frozen):
 
     epochs: Count | None = None
     members: Count = 2
+    whole_epochs: Annotated[int, Field(strict=True, ge=0)] = 0
     calibration_images: Annotated[int, Field(strict=True, ge=2)] = 1024
     val_images: Count | None = 4000
     verification: Literal["train", "finetune"] = "train"
@@ -233,12 +239,13 @@ class SupernetConfig(Frozen):
         return candidates.model_copy(update={"epochs": epochs, "rungs": (), "compile": False})
 
     def verifying(self, candidates: Recipe) -> Recipe:
-        """The recipe by which networks get an accuracy of their own, given that of candidates.
+        """The recipe by which networks get an accuracy of their own, given that of candidates."""
+        return candidates if self.verification == "train" else self.finetuning(candidates)
 
-        Finetuning goes on from trained weights: at a third of the learning rate, from the start.
+    def finetuning(self, candidates: Recipe) -> Recipe:
+        """The recipe by which a network's part of the shared weights is trained on: at a third of
+        the learning rate, from the start.
         """
-        if self.verification == "train":
-            return candidates
         epochs = self.finetune_epochs
         rungs = tuple(rung for rung in candidates.rungs if rung < epochs)
         changes = {"epochs": epochs, "rungs": rungs, "lr": candidates.lr / 3, "warmup_epochs": 0.0}
@@ -310,7 +317,8 @@ class TeacherConfig(Frozen):
     ``recipe`` says (null: as many as make 20 000 views, 1 to 4). ``all`` then finetunes the whole
     network by ``recipe``, whose epochs ``epochs`` stands for. Views are enlarged to ``image_size``
     pixels (null: what the network was trained at; of rectangles the shorter side) and have the
-    colours that it was trained with.
+    colours that it was trained with. ``own`` shows it such views and leaves it its own
+    classes, for a supernet over generated pictures, whose second head learns them.
 
     ``auto`` leaves to a search whether its candidates are taught: those it begins with are not, and
     the teacher is kept for the others if it is better than all of these by more than the noise.
@@ -323,7 +331,7 @@ class TeacherConfig(Frozen):
     name: str = "regnety_002"
     options: dict[str, int | float | bool | str] = Field(default_factory=dict)
     weights: str = "train"
-    adapt: Literal["none", "head", "all"] = "none"
+    adapt: Literal["none", "head", "all", "own"] = "none"
     epochs: Count | None = None
     image_size: Annotated[int, Field(strict=True, ge=8, le=4096)] | None = None
     auto: bool = False
@@ -363,6 +371,11 @@ class TeacherConfig(Frozen):
             raise ValueError(
                 f"adapt: {self.adapt} begins with trained weights; set weights to pretrained or to "
                 "a file, not to train"
+            )
+        if self.adapt == "own" and (self.epochs or self.top1_percent):
+            raise ValueError(
+                "epochs, top1_percent: a teacher with classes of its own (adapt: own) is not "
+                "fitted, and has no accuracy on the data"
             )
         if self.adapt == "all" and self.epochs not in (None, self.recipe.epochs):
             raise ValueError(

@@ -32,7 +32,7 @@ from levit_search.space import (
     extremes_of,
     stem_name,
 )
-from levit_search.study import Record, Study, read_config
+from levit_search.study import Record, Study, StudyConfig, read_config
 from levit_search.supernet import (
     Elastic,
     Inheritance,
@@ -901,3 +901,34 @@ def test_a_space_that_shares_no_weights_leaves_no_folder(tmp_path, cli):
         assert refused.returncode == 2
         assert "architecture.norm: varies (batch, layer)" in refused.stderr
         assert not (tmp_path / "s").exists()
+
+
+def test_finetuned_candidates_start_from_their_slice(tmp_path: Path) -> None:
+    """They are better than fresh ones after as many steps, and no front is trained in the end."""
+    found = {}
+    for accuracy in ("finetuned", "trained"):
+        path = tmp_path / f"{accuracy}.yaml"
+        described = tiny_space(accuracy=accuracy, supernet={"epochs": 30})
+        path.write_text(yaml.safe_dump(described))
+        study = Study.create(tmp_path / accuracy, read_config(path), [])
+        searched(study)
+        records = [r for r in study.records() if "top1_percent" in r.values]
+        found[accuracy] = np.mean([record.values["top1_percent"] for record in records])
+        starts = {(r.evaluation["training"] or {}).get("started_from") for r in records}
+        assert (None in starts) == (accuracy == "trained")
+        assert not any("training" in v for k, v in study.attributes().items() if "verified" in k)
+        assert {len(r.evaluation["training"]["curve"]) for r in records} == {1}
+    assert (tmp_path / "finetuned" / "supernet" / "card.json").is_file()
+    assert found["finetuned"] > found["trained"] + 10
+
+
+def test_finetuning_goes_by_the_supernet_s_part_of_the_recipe() -> None:
+    config = _configured(accuracy="finetuned", supernet={"finetune_epochs": 2})
+    recipe = config.candidate_recipe
+    assert recipe.epochs == 2
+    assert recipe.lr == pytest.approx(config.train.lr / 3)
+    assert config.train.epochs == 1
+
+
+def _configured(**sections: Any) -> StudyConfig:
+    return validated(StudyConfig, tiny_space(**sections), "space")

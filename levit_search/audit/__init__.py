@@ -125,7 +125,7 @@ def _document(
     study: Study, records: Sequence[Record], kept: Kept, failed: list[dict[str, Any]]
 ) -> dict[str, Any]:
     config = study.config
-    objectives, epochs = config.objectives, config.train.epochs
+    objectives, epochs = config.objectives, config.candidate_recipe.epochs
     reference = study.reference()
     supernet = study.attributes().get("supernet", {})
     before_s = supernet.get("seconds", 0.0)

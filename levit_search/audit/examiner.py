@@ -5,19 +5,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from levit_search.architecture import Architecture
+from levit_search.architecture import Architecture, Levit
 from levit_search.batches import open_batches
 from levit_search.distill import TeacherAnswers, obtain_teacher
 from levit_search.errors import InputError, TrialError
 from levit_search.latency.sharing import on_cores
 from levit_search.model import Model, build, load_weights
 from levit_search.study import Study, StudyConfig
+from levit_search.supernet import Supernet, obtain_supernet
 from levit_search.train import (
     Checkpoint,
     Epoch,
     device_of,
+    fit,
+    fresh_network,
     top1_percent,
-    train_network,
     training_id,
 )
 
@@ -61,6 +63,7 @@ class Examiner:
         del settled_ms
         self._config, self._folder, self._cores = config, folder, cores
         self._teacher: TeacherAnswers | None = None
+        self._supernet: Supernet | None = None
 
     def close(self) -> None:
         """There is nothing to let go of."""
@@ -88,6 +91,10 @@ class Examiner:
                 self._folder / "teacher",
                 seed,
             )
+        if self._config.accuracy == "finetuned":
+            progress("reading the supernet", None)
+            kept = Study.open(self._folder).config
+            self._supernet = obtain_supernet(kept, self._batches, lambda: None, self._folder)
         return {"settled_ms": {}, "device": {}, "teacher": {}}
 
     def verify(self, network: Architecture, progress: Progress, decide: Any = None) -> Examination:
@@ -120,10 +127,12 @@ class Examiner:
             TrialError: it failed.
         """
         del decide
-        recipe, seed = self._config.train, self._config.search.seed
+        recipe, seed = self._config.candidate_recipe, self._config.search.seed
         teacher = self._teacher if network.distillation and taught else None
         teacher_id = teacher.id if teacher is not None else None
         run = training_id(network, recipe, seed, self._batches.data_id, teacher_id)
+        if self._supernet is not None:
+            run = f"{run}-finetuned"
         path = self._folder / "audit" / f"{network.id}.{seed}.training.pt"
         checkpoint = Checkpoint(path, run)
 
@@ -134,8 +143,13 @@ class Examiner:
             told(epoch.epoch / recipe.epochs)
 
         with on_cores(self._cores):
-            model, training = train_network(
-                network, self._batches, recipe, seed, teacher, report, checkpoint, told=told
+            if self._supernet is not None:
+                assert isinstance(network, Levit)
+                model: Model = self._supernet.extracted(network)
+            else:
+                model = fresh_network(network, recipe, seed)
+            training = fit(
+                model, self._batches, recipe, seed, teacher, report, checkpoint, told=told
             )
             found = self._examined(model, training.seconds)
         checkpoint.remove()

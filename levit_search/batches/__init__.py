@@ -9,6 +9,7 @@ import numpy as np
 
 from levit_search import data
 from levit_search.batches.batch import Batch, Batches, generator
+from levit_search.batches.generated import GeneratedBatches
 from levit_search.batches.in_memory import MemoryBatches
 from levit_search.batches.on_disk import PictureBatches
 from levit_search.data import Arrays, DataConfig, DataInfo
@@ -23,6 +24,8 @@ def open_batches(config: DataConfig) -> Batches:
     Raises:
         InputError: the data is missing or damaged.
     """
+    if config.reader == "generated":
+        return GeneratedBatches(config)
     info, splits = data.load_described(config)
     if all(isinstance(split, Arrays) for split in splits.values()):
         return MemoryBatches(info, splits)

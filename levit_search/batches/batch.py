@@ -54,6 +54,10 @@ class Batches(Protocol):
         """Batches of an epoch; what is left over by whole ones is left out."""
         return steps(self.size("train"), recipe)
 
+    def shown(self, epoch: int) -> int:
+        """The epoch whose views are shown in ``epoch``: an earlier one where they come again."""
+        return epoch
+
     def train(
         self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
     ) -> Iterator[Batch]:

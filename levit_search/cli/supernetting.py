@@ -2,12 +2,15 @@
 
 import sys
 import textwrap
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from levit_search.cli.options import Json, NewStudyFolder, Settings
 from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
+from levit_search.errors import InputError
 from levit_search.printable import quoted
 
 if TYPE_CHECKING:
@@ -18,9 +21,33 @@ if TYPE_CHECKING:
 def supernet(
     space: Annotated[str, typer.Argument(metavar="SPACE.yaml", help="Of the family levit.")],
     study: NewStudyFolder = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="generated: shared weights to start from, of pictures made by formulas "
+            "[default: the space's own data].",
+        ),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --data generated: pictures without labels, too."),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --data generated: a timm network whose answers are learnt; "
+            "--set teacher.weights=FILE says where its weights are.",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, max=10**6, help="How many [default: a candidate's]."),
+        typer.Option(
+            min=1,
+            max=10**6,
+            help="How many [default: a candidate's; 60 of generated pictures].",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the weights, the views and draws.")] = None,
     settings: Settings = None,
@@ -29,7 +56,8 @@ def supernet(
     """Train one set of weights for all networks of a space; on one that is begun, go on.
 
     It is kept in the study folder, where `run` with `--set accuracy=supernet` takes the accuracy of
-    its candidates from it.
+    its candidates from it. With `--data generated` it is for other data: `run --set weights=STUDY`
+    lets each candidate start from its part of it.
     """
     from levit_search.progress import StepProgress
     from levit_search.search import begin
@@ -37,9 +65,15 @@ def supernet(
     from levit_search.supernet import supernet_folder
 
     given = {"supernet.epochs": epochs, "search.seed": seed}
-    changes = {"accuracy": "supernet", **parse_settings(settings or [])}
-    changes |= {key: value for key, value in given.items() if value is not None}
     path = space_file(space)
+    changes: dict[str, Any] = {"accuracy": "supernet"}
+    if data is not None:
+        changes |= _pretraining(path, data, pictures, teacher, epochs or _EPOCHS)
+        study = study or Path("studies") / f"{path.stem}-shared"
+    elif pictures is not None or teacher is not None:
+        raise InputError("--pictures, --teacher: go with --data generated")
+    changes |= parse_settings(settings or [])
+    changes |= {key: value for key, value in given.items() if value is not None}
     opened = begin(read_config(path, changes), study, sys.argv, None, str(path), say=say)
     try:
         with opened.lock(), StepProgress() as shown:
@@ -50,7 +84,55 @@ def supernet(
     if as_json:
         print_json({"dir": str(supernet_folder(opened.folder)), **card})
     else:
-        _print(card, opened, space)
+        _print(card, opened, space, is_shared=data is not None)
+
+
+# Many steps at a high rate, by what was measured on generated pictures (docs/supernet.md).
+_PRETRAINING: dict[str, Any] = {
+    "train.batch_size": 64,
+    "train.lr": 2e-3,
+    "train.warmup_epochs": 1.0,
+    "train.weight_decay": 0.05,
+    "train.crop": "shift",
+    "train.rand_augment": None,
+    "train.rungs": [],
+    "train.weights": "fresh",
+    "train.distillation": "soft",
+    "train.temperature": 4.0,
+    "supernet.members": 1,
+    "supernet.calibration_images": 512,
+    "supernet.val_images": 512,
+    "objectives": ["top1_percent", "flops"],
+    "start": [],
+    "compare": [],
+}
+_EPOCHS, _WHOLE = 60, 0.75  # how many, and in which part of them the largest network learns alone
+_PASSES = 10  # of different views that a teacher is asked about; then its answers come again
+
+
+def _pretraining(
+    space: Path, data: str, pictures: Path | None, teacher: str | None, epochs: int
+) -> dict[str, Any]:
+    """Settings by dotted key for shared weights that other data starts from."""
+    from levit_search.configuration import read_yaml
+    from levit_search.data.generated import EPOCH_IMAGES
+
+    if data.partition("/")[0] != "generated":
+        raise InputError(
+            f"--data {data}: expected generated, or a kind of it such as generated/contours; a "
+            "space's own data is that of its file"
+        )
+    given = read_yaml(space).get("data")
+    size = given.get("image_size") if isinstance(given, Mapping) else None
+    section: dict[str, Any] = {"name": data, "image_size": size}
+    if pictures is not None:
+        section["root"] = str(pictures.absolute())
+    taught: dict[str, Any] | None = None
+    if teacher is not None:
+        section["train_images"] = _PASSES * EPOCH_IMAGES
+        taught = {"name": teacher, "weights": "pretrained", "adapt": "own", "top_k": 1000}
+    whole = {"train.epochs": epochs, "supernet.whole_epochs": int(_WHOLE * epochs)}
+    return {**_PRETRAINING, **whole, "data": section, "teacher": taught}
 
 
 def _trained(study: "Study", shown: "StepProgress") -> dict[str, Any]:
@@ -103,7 +185,7 @@ def _trained(study: "Study", shown: "StepProgress") -> dict[str, Any]:
     ).card
 
 
-def _print(card: dict[str, Any], study: "Study", space: str) -> None:
+def _print(card: dict[str, Any], study: "Study", space: str, is_shared: bool) -> None:
     title = f"Supernet of {study.config.name}: {card['params']:,} weights"
     table = figures_table(title, ["", "inherited % of val", "MFLOPs", "params M", "architecture"])
     last = card["curve"][-1]
@@ -120,5 +202,9 @@ def _print(card: dict[str, Any], study: "Study", space: str) -> None:
         f"\n{card['epochs']} epochs, {1 + 1 + card['members']} networks a batch, "
         f"{card['seconds']:.0f} s. Files: {study.folder}/supernet. Next:"
     )
-    command = f"levit-search run {quoted(space)} --study {quoted(str(study.folder))}"
-    tell(textwrap.indent(f"{command} --set accuracy=supernet --trials 1000", "  "))
+    folder = quoted(str(study.folder))
+    command = f"levit-search run {quoted(space)} --set weights={folder}"
+    if not is_shared:
+        command = f"levit-search run {quoted(space)} --study {folder} --set accuracy=supernet"
+        command += " --trials 1000"
+    tell(textwrap.indent(command, "  "))

@@ -213,7 +213,8 @@ class Folder:
         labels: list[int] = []
         for label, name in enumerate(self._classes):
             before = self.left_out.copy()
-            found = sorted(self._below(folder / name), key=lambda path: path.split("/"))
+            below = pictures_below(folder / name, folder, self.left_out)
+            found = sorted(below, key=lambda path: path.split("/"))
             if not found:
                 others = told_left_out(self.left_out - before)
                 told = f"; left out, no pictures: {others}" if others else ""
@@ -222,32 +223,39 @@ class Folder:
             labels += [label] * len(found)
         return FileSource(self._root, names, np.array(labels, dtype=np.int64))
 
-    def _below(self, folder: Path) -> Iterator[str]:
-        """Paths of the images below a folder, relative to it."""
-        endings = _endings()
-        own = os.path.realpath(folder)
-        part = os.path.realpath(folder.parent)
-        seen: set[str] = set()  # folders by their real paths: links may lead to one twice
-        for place, folders, files in os.walk(folder, followlinks=True):
-            real = os.path.realpath(place)
-            is_around = os.path.commonpath((own if seen else part, real)) == real
-            if is_around:
-                self.left_out["link to a folder around it"] += 1
-            if is_around or real in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            inside = os.path.relpath(place, folder).replace(os.sep, "/")
-            before = "" if inside == "." else f"{inside}/"
-            for name in sorted(files):
-                _, dot, letters = name.rpartition(".")
-                ending = dot + letters.lower() if dot else ""
-                if not name.startswith(".") and ending in endings:
-                    yield before + name
-                elif not name.startswith("."):
-                    is_there = Path(place, name).exists()
-                    self.left_out[ending if is_there else "broken link"] += 1
+
+def pictures_below(folder: Path, around: Path, left_out: Counter[str]) -> Iterator[str]:
+    """Paths of the images below a folder, relative to it; of each folder in order.
+
+    Args:
+        folder: links in it are followed, hidden files and folders left out.
+        around: a folder that it lies in; links to that or to one around it lead in circles.
+        left_out: counts what is passed over, by its ending.
+    """
+    endings = _endings()
+    own = os.path.realpath(folder)
+    part = os.path.realpath(around)
+    seen: set[str] = set()  # folders by their real paths: links may lead to one twice
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        is_around = os.path.commonpath((own if seen else part, real)) == real
+        if is_around:
+            left_out["link to a folder around it"] += 1
+        if is_around or real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = os.path.relpath(place, folder).replace(os.sep, "/")
+        before = "" if inside == "." else f"{inside}/"
+        for name in sorted(files):
+            _, dot, letters = name.rpartition(".")
+            ending = dot + letters.lower() if dot else ""
+            if not name.startswith(".") and ending in endings:
+                yield before + name
+            elif not name.startswith("."):
+                is_there = Path(place, name).exists()
+                left_out[ending if is_there else "broken link"] += 1
 
 
 def told_left_out(counts: Mapping[str, int]) -> str:

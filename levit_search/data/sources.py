@@ -19,7 +19,8 @@ from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, middle, op
 from levit_search.errors import InputError, did_you_mean
 from levit_search.image_size import ImageSize, Sides, sides, size_text
 
-BUILT_IN = ("digits", "fashion-mnist", "folder")
+_GENERATED = ("generated", "generated/contours", "generated/fractals", "generated/textures")
+BUILT_IN = ("digits", "fashion-mnist", "folder", *_GENERATED)
 TORCH_SETS = (
     "cifar10",
     "cifar100",
@@ -62,7 +63,9 @@ class DataConfig(Frozen):
     torchvision's as ``torch/cifar10``, Hugging Face's as ``hfds/NAME`` (on disk) or ``hfids/NAME``
     (a stream), ``wds/NAME`` (tar shards in ``root``) and ``tfds/NAME``. ``train_split`` and
     ``test_split`` name such a set's splits where they are not called train, validation or test.
-    Other names are those of :mod:`levit_search.plugins`.
+    ``generated``, or one of its kinds such as ``generated/contours``, are pictures made by formulas
+    to pretrain on; see :mod:`levit_search.data.generated`. Other names are those of
+    :mod:`levit_search.plugins`.
 
     ``image_size`` is what every image is brought to, by scaling its middle: the side of a square,
     or ``[height, width]``; null is the data's own, as :func:`levit_search.data.describe` gives it.

@@ -32,6 +32,7 @@ from levit_search.data.facts import (
     facts_of,
     span,
 )
+from levit_search.data.generated import Generated
 from levit_search.data.sets import Digits, FashionMnist, Folder, PlugIn, told_left_out
 from levit_search.data.sources import (
     LARGEST,
@@ -142,6 +143,8 @@ def open_set(config: DataConfig) -> DataSet:
             return FashionMnist(config)
         case "folder":
             return Folder(config)
+        case "generated":
+            return Generated(config)
         case "torch":
             return TorchSet(config)
         case "hfds":

@@ -8,7 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class Adapted(nn.Module):
         colors: what pixels are multiplied by and what is added, [C, 1, 1] each, to have a view that
             is normalised as candidates are shown it as ``network`` is.
         num_features: D.
-        num_classes: of the data.
+        num_classes: of the data; None leaves the network its own classifier.
     """
 
     def __init__(
@@ -53,13 +53,15 @@ class Adapted(nn.Module):
         size: int | Sides,
         colors: tuple[Tensor, Tensor],
         num_features: int,
-        num_classes: int,
+        num_classes: int | None,
     ) -> None:
         super().__init__()
         self.network, self._size = network, sides(size)
-        self.head = nn.Linear(num_features, num_classes)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head: nn.Linear | None = None
+        if num_classes is not None:
+            self.head = nn.Linear(num_features, num_classes)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
         self._scale: Tensor
         self._shift: Tensor
         for name, values in zip(("_scale", "_shift"), colors, strict=True):
@@ -75,8 +77,8 @@ class Adapted(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, num_classes] of views [B, C, H, W]."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
+        found = self.features(images)
+        return found if self.head is None else cast(Tensor, self.head(found))
 
 
 def passes_of(config: TeacherConfig, images: int) -> int:
@@ -148,8 +150,9 @@ def fit_head(
     decay = best[1] if best is not None else _DECAYS[len(_DECAYS) // 2]
     weights = _Regression(features, labels).minimum(torch.zeros_like(weights), decay)
     with torch.no_grad():
-        model.head.weight.copy_(weights[:, :-1] / scale.to(device))
-        model.head.bias.copy_(weights[:, -1] - model.head.weight @ center.to(device))
+        head = cast(nn.Linear, model.head)
+        head.weight.copy_(weights[:, :-1] / scale.to(device))
+        head.bias.copy_(weights[:, -1] - head.weight @ center.to(device))
     return {
         "passes": passes,
         "views": len(labels),
@@ -197,7 +200,8 @@ def _features(
         }
     )
     steps = batches.steps(recipe)
-    check_room(folder, 2 * passes * steps * batches.batch_size(recipe) * model.head.in_features)
+    width = cast(nn.Linear, model.head).in_features
+    check_room(folder, 2 * passes * steps * batches.batch_size(recipe) * width)
     parts: list[Tensor] = []
     images: list[Tensor] = []
     for number in range(passes):

@@ -12,6 +12,7 @@ from levit_search import __version__
 from levit_search.batches import Batches
 from levit_search.data import DataConfig
 from levit_search.distill.chunks import MOST_CLASSES, Answer, Header
+from levit_search.distill.network import taught_classes
 from levit_search.distill.store import Store
 from levit_search.errors import InputError
 from levit_search.files import user_cache
@@ -47,7 +48,8 @@ class TeacherAnswers:
         assert recipe.distillation != "none"
         self._teacher, self._build, self._config = teacher, network, config
         self._batches, self._image_size, self._recipe = batches, image_size, recipe
-        self._k = _kept_classes(config, batches, recipe)
+        self._classes = taught_classes(config, batches.info)
+        self._k = _kept_classes(config, self._classes, recipe)
         self._model: nn.Module | None = None
         self._stores: dict[int, Store | None] = {}
         self.asked = 0
@@ -80,7 +82,8 @@ class TeacherAnswers:
                     self._teacher, self._config, self._batches, self._image_size, self._recipe, seed
                 )
                 store = Store(store_folder(), header)
-                store.prepare(self._recipe.epochs)
+                epochs = self._recipe.epochs
+                store.prepare(len({self._batches.shown(epoch) for epoch in range(epochs)}))
             self._stores[seed] = store
         return self._stores[seed]
 
@@ -94,7 +97,7 @@ class TeacherAnswers:
         Raises:
             InputError: the teacher's weights are gone or damaged, or give no finite numbers.
         """
-        store = self.store(seed)
+        store, epoch = self.store(seed), self._batches.shown(epoch)
         if store is None:
             logits = self._ask(images)
             if self._recipe.distillation == "hard":
@@ -121,7 +124,7 @@ class TeacherAnswers:
         if self._recipe.distillation == "hard":
             return classes[:, 0]
         shares = torch.from_numpy(answer.shares.astype(np.float32)).to(device)
-        others = self._batches.info.num_classes - self._k
+        others = self._classes - self._k
         rest = (1 - shares.sum(1, keepdim=True)).clamp_min(0) / max(1, others)
         probabilities = rest.repeat(1, self._k + others).scatter_(1, classes, shares)
         return probabilities / probabilities.sum(1, keepdim=True)  # half precision rounds
@@ -150,8 +153,8 @@ class TeacherAnswers:
         return torch.cat([self._logits(half) for half in images.tensor_split(2)])
 
 
-def _kept_classes(config: TeacherConfig, batches: Batches, recipe: Recipe) -> int:
-    return 1 if recipe.distillation == "hard" else min(config.top_k, batches.info.num_classes)
+def _kept_classes(config: TeacherConfig, num_classes: int, recipe: Recipe) -> int:
+    return 1 if recipe.distillation == "hard" else min(config.top_k, num_classes)
 
 
 def store_folder() -> Path:
@@ -194,10 +197,10 @@ def header_of(
         InputError: there are more classes than a store can tell apart.
     """
     assert recipe.distillation != "none"
-    classes = batches.info.num_classes
+    classes = taught_classes(config, batches.info)
     if classes > MOST_CLASSES:
         raise InputError(
-            f"teacher.cache: keeps the answers for up to {MOST_CLASSES} classes, the data has "
+            f"teacher.cache: keeps the answers for up to {MOST_CLASSES} classes, there are "
             f"{classes}; set it to false"
         )
     hflip = recipe.mirrors(batches.info.hflip)
@@ -219,7 +222,7 @@ def header_of(
         seed=seed,
         distillation=recipe.distillation,
         temperature=recipe.temperature if recipe.distillation == "soft" else 1.0,
-        k=_kept_classes(config, batches, recipe),
+        k=_kept_classes(config, classes, recipe),
         classes=classes,
         rows=batches.batch_size(recipe),
         steps=batches.steps(recipe),

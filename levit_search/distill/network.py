@@ -167,7 +167,7 @@ def _checked_timm(config: TeacherConfig) -> str:
 def _create_adapted(config: TeacherConfig, batches: Batches) -> Adapted:
     """A network of timm's for what it is shown, with a head of zeros for the data's classes."""
     size, own = shown_size(config, batches.image_size), _own_size(config)
-    network = _timm_model(config, False, 0, batches.info.in_channels)
+    network = _timm_model(config, False, _kept_classes(config), batches.info.in_channels)
     where = f"teacher {config.name}"
     if size != own:
         _resize(network, size, own, where)
@@ -190,7 +190,24 @@ def _create_adapted(config: TeacherConfig, batches: Batches) -> Adapted:
             f"gives {shape} for one image, not features [1, D]; choose another network"
         )
     colors = _colors(network.pretrained_cfg, batches)
-    return Adapted(network, size, colors, features.shape[1], batches.info.num_classes)
+    classes = None if config.adapt == "own" else batches.info.num_classes
+    return Adapted(network, size, colors, features.shape[1], classes)
+
+
+def taught_classes(config: TeacherConfig, info: DataInfo) -> int:
+    """How many classes a teacher tells apart: the data's, or those that its network knows.
+
+    Raises:
+        InputError: there is no such network.
+    """
+    return info.num_classes if config.adapt != "own" else _kept_classes(config)
+
+
+def _kept_classes(config: TeacherConfig) -> int:
+    """Of the network under an adapted teacher; 0 where it ends in its features."""
+    if config.adapt != "own":
+        return 0
+    return int(timm.get_pretrained_cfg(_checked_timm(config)).num_classes)
 
 
 def _resize(network: nn.Module, size: int | Sides, own: int, where: str) -> None:
@@ -216,7 +233,7 @@ def _resize(network: nn.Module, size: int | Sides, own: int, where: str) -> None
 def load_first_weights(
     model: Adapted, config: TeacherConfig, batches: Batches, path: Path | None
 ) -> str:
-    """Put the weights that a network is adapted from into it, all but its classifier's.
+    """Put the weights that a network is adapted from into it, but for a classifier that it lacks.
 
     Args:
         model: as :func:`create_teacher` gives it.
@@ -231,7 +248,7 @@ def load_first_weights(
         InputError: they are out of reach, or do not fit; the message names the tensor.
     """
     size, own = shown_size(config, batches.image_size), _own_size(config)
-    source = _timm_model(config, path is None, 0, batches.info.in_channels)
+    source = _timm_model(config, path is None, _kept_classes(config), batches.info.in_channels)
     where = f"teacher {config.name}"
     if path is not None:
         _load_but_classifier(source, path, where)

@@ -108,7 +108,8 @@ def obtain_teacher(
         needed = 0
         if config.cache:
             header = header_of("", config, batches, data.size, recipe, seed)
-            needed = recipe.epochs * header.epoch_bytes
+            epochs = len({batches.shown(epoch) for epoch in range(recipe.epochs)})
+            needed = epochs * header.epoch_bytes
         card = _cached(key, config)
         if card is None:
             with _alone(key, config.name, say):
@@ -382,10 +383,14 @@ def _adapted(
     assert isinstance(model, Adapted)
     check_room(_cache(), _bytes(model) + needed_bytes)
     adapted_from = load_first_weights(model, config, batches, _file(config))
+    facts: dict[str, Any]
+    if config.adapt == "own":
+        facts = {"params": _params(model), "adapted_from": adapted_from, "val_top1_percent": None}
+        return _write_weights(key, model), facts
     folder = _cache() / f"{key}.features"
     head = fit_head(model, config, batches, seed, folder, told)
     head["val_top1_percent"] = _val_top1_percent(model, config, batches)
-    facts: dict[str, Any] = {
+    facts = {
         "recipe": config.recipe.model_dump(mode="json"),
         "seed": seed,
         "params": _params(model),

@@ -114,7 +114,7 @@ def _weights(opened: Study, records: list[Record]) -> list[Finding]:
 def _supernet(opened: Study) -> list[Finding]:
     """The weights that candidates inherit, where they do."""
     folder = opened.folder / "supernet"
-    if not opened.config.inherits:
+    if not opened.config.shares_weights:
         return []
     if not (folder / "card.json").exists():
         return [ok("study", "supernet", "is not trained yet; `run` trains it")]

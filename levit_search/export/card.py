@@ -188,7 +188,7 @@ def _accuracies(facts: Facts) -> list[Row]:
                 )
             )
     if retrained is not None and "top1_percent" in facts.record.values:
-        epochs = facts.study.config.train.epochs
+        epochs = facts.study.config.candidate_recipe.epochs
         rows.append(
             (
                 "top-1, val, in the search",

@@ -55,6 +55,9 @@ class Source:
     architecture: Architecture
     state: Mapping[str, Tensor]
     name: str
+    is_shared: bool = False
+    """Whether networks were trained in it of which each has leading parts: nothing is to be ordered
+    by importance then."""
 
 
 def weights_file(path: Path) -> tuple[Path, Architecture | None]:

@@ -53,16 +53,24 @@ def load_weights(
     return naming
 
 
-def load_exactly(module: nn.Module, path: Path) -> None:
+def load_exactly(module: nn.Module, path: Path, but: tuple[str, ...] = ()) -> None:
     """Load a file of :func:`save_weights` into the kind of module that it was written from.
+
+    Args:
+        module: the module, in place.
+        path: of the file.
+        but: beginnings of names that stay as they are and that the file need not have.
 
     Raises:
         InputError: as :func:`load_weights`.
     """
     where = str(path)
-    state, expected = state_dict_of(path, where), module.state_dict()
+    expected, state = (
+        {name: tensor for name, tensor in each.items() if not name.startswith(but)}
+        for each in (module.state_dict(), state_dict_of(path, where))
+    )
     _check_names(expected, state, where)
-    module.load_state_dict(_matched(expected, state, where))
+    module.load_state_dict(_matched(expected, state, where), strict=not but)
 
 
 def load_donor(model: Model, weights: Mapping[str, Any] | Path | None) -> list[str]:

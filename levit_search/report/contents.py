@@ -103,7 +103,8 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
     }
     listed = chosen(study, records, front, named, picked)
     accuracies = audited(study)
-    by_outcome = [(record, figures.outcome(record, config.train.epochs)) for record in records]
+    epochs = config.candidate_recipe.epochs
+    by_outcome = [(record, figures.outcome(record, epochs)) for record in records]
     on_front = {record.trial for record in front}
     reference = study.reference() if config.reference is not None else None
     path = figures.trajectory(records, objectives, reference)
@@ -202,7 +203,7 @@ def _summary(
 ) -> dict[str, Any]:
     records = [record for record, _ in by_outcome]
     counts = Counter(outcome for _, outcome in by_outcome)
-    saved = figures.savings(records, study.config.train.epochs)
+    saved = figures.savings(records, study.config.candidate_recipe.epochs)
     return {
         "trials": len(records),
         "counts": {name: counts[name] for name in get_args(figures.Outcome)},

@@ -140,13 +140,14 @@ def _newly_planned(
         _trainings(config),
         search.reduction if config.is_trained and not config.inherits else None,
         dict(zip((each.id for each in config.compare), speed.baselines_ms, strict=True)),
+        config.train.weights != "fresh",
     )
     return config.with_plan(plan_of(given, facts, config.train.batch_size))
 
 
 def _trainings(config: StudyConfig) -> int | None:
     """How many networks are trained, as far as that is known."""
-    if config.inherits:  # those of each step of the shared weights, then the front and its rivals
+    if config.shares_weights:  # those of each step of the supernet, then the front and its rivals
         return 2 * (2 + config.supernet.members + config.supernet.rivals)
     return config.search.trials
 
@@ -171,7 +172,7 @@ def _told(config: StudyConfig, plan: Plan) -> str:
     networks = f"about {plan.networks} networks in all"
     if flops := plan.settings.get("limits.flops"):
         networks += f" of up to {flops / 1e6:.3g} MFLOPs, others take too long"
-    if config.inherits:
+    if config.shares_weights:
         networks = "weights that all networks share, then the front's own"
     known = {each.id: each.summary() for each in config.compare}
     others = [
@@ -189,7 +190,7 @@ def _told(config: StudyConfig, plan: Plan) -> str:
             f"about {_minutes(plan.network_s)} a network{going_on}{', '.join(map(str, rungs))}",
             f"  {networks}; views: {', '.join(shown) or 'as they are'}",
             *([f"  in the end, to compare with: {', '.join(others)}"] if others else []),
-            *(short if plan.steps < FEW_STEPS else []),
+            *(short if plan.steps < FEW_STEPS and train.weights == "fresh" else []),
         ]
     )
 
@@ -222,7 +223,7 @@ def checked_space(config: StudyConfig, where: str = "space") -> Space:
     config.check_data(where)
     space = config.space(where)
     space.sample(1)
-    if config.inherits:
+    if config.shares_weights:
         for network in envelope_of(space, where).networks.values():
             check_weights_fit(config.train, [network])
     starts = start_values(config, space, where)

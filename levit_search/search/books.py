@@ -211,7 +211,7 @@ class Books:
                 self._tell(candidate, TrialState.PRUNED, reason=reason)
             case "stopped":
                 epoch = notes["rungs"][-1]["epoch"]
-                reason = f"stopped at epoch {epoch} of {self._config.train.epochs}"
+                reason = f"stopped at epoch {epoch} of {self._config.candidate_recipe.epochs}"
                 self._tell(candidate, TrialState.PRUNED, reason=reason)
             case "complete":
                 self._tell(candidate, TrialState.COMPLETE, self._objective_values(notes))

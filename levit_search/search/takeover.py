@@ -26,8 +26,8 @@ def check_source(folder: Path, study: Study) -> Study:
     source = Study.open(folder)
     if folder.resolve() == study.folder.resolve():
         raise InputError(f"--from {folder}: is the study itself")
-    if source.config.inherits or study.config.inherits:
-        where = folder if source.config.inherits else study.folder
+    if source.config.shares_weights or study.config.shares_weights:
+        where = folder if source.config.shares_weights else study.folder
         raise InputError(
             f"--from {folder}: {where} has accuracies inherited from its supernet, which mean "
             "nothing beside others; supernet.weights takes another study's supernet"

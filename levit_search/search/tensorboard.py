@@ -105,7 +105,7 @@ class TensorBoard:
         """Write what a finished trial changed."""
         self._tally.add(record)
         self._seen.add(record.trial)
-        self._outcomes[outcome(record, self._study.config.train.epochs)] += 1
+        self._outcomes[outcome(record, self._study.config.candidate_recipe.epochs)] += 1
         at = _ended(record)
         if len(self._seen) >= self._known:
             self._whole.add(len(self._seen), at, self._state())
@@ -115,7 +115,7 @@ class TensorBoard:
     def _recount(self, record: Record, tally: Tally) -> None:
         """Write what changed as a network's latency was measured that had been predicted."""
         self._tally = Tally(self._objectives, tally.records)
-        epochs = self._study.config.train.epochs
+        epochs = self._study.config.candidate_recipe.epochs
         self._outcomes = Counter(outcome(each, epochs) for each in tally.records)
         now = time.time()
         self._whole.add(len(self._seen), now, self._state())

@@ -41,7 +41,7 @@ from levit_search.pareto import (
     figure_and_target,
     is_maximised,
 )
-from levit_search.recipe import Recipe, SupernetConfig, TeacherConfig, is_timm_name
+from levit_search.recipe import SHARED, Recipe, SupernetConfig, TeacherConfig, is_timm_name
 from levit_search.space import Limits, Space
 from levit_search.study.plan import Plan
 from levit_search.study.storage import StorageUrl
@@ -96,10 +96,11 @@ class EngineConfig(Frozen):
 class StudyConfig(Frozen):
     """A space file: what may vary, on which data, how it is trained, measured and searched.
 
-    ``accuracy: trained`` trains every candidate. ``supernet`` trains one set of weights for all
-    networks of the space first, takes a candidate's accuracy from its part of them, and trains the
-    front and what comes close to it in the end. Unless ``latency.method`` says otherwise, latencies
-    are predicted then where that can be.
+    ``accuracy: trained`` trains every candidate. ``finetuned`` trains one set of weights for all
+    networks of the space first, from which each candidate starts by its slice and is trained for
+    ``supernet.finetune_epochs`` more. ``supernet`` takes a candidate's accuracy from its part of
+    such weights, and trains the front and what comes close to it in the end. Unless
+    ``latency.method`` says otherwise, latencies are predicted then where that can be.
 
     ``latency_ms`` and the other figures of a probe are those of ``latency``; ``latency_ms@NAME`` is
     that of a further target, one of ``targets``. Candidates are probed on the targets that an
@@ -114,7 +115,7 @@ class StudyConfig(Frozen):
     plan: Plan | None = None
     """What ``train.epochs: auto`` came to; see :mod:`levit_search.study.plan`."""
     teacher: TeacherConfig | None = TeacherConfig()
-    accuracy: Literal["trained", "supernet"] = "trained"
+    accuracy: Literal["trained", "finetuned", "supernet"] = "trained"
     supernet: SupernetConfig = SupernetConfig()
     latency: LatencyConfig = LatencyConfig()
     targets: dict[str, LatencyConfig] = Field(default_factory=dict)
@@ -196,8 +197,18 @@ class StudyConfig(Frozen):
 
     @model_validator(mode="after")
     def _check_accuracy(self) -> "StudyConfig":
-        if self.inherits and "top1_percent" not in self.objectives:
-            raise ValueError("accuracy: supernet needs top1_percent among the objectives")
+        if self.shares_weights and "top1_percent" not in self.objectives:
+            raise ValueError(f"accuracy: {self.accuracy} needs top1_percent among the objectives")
+        return self
+
+    @model_validator(mode="after")
+    def _check_own_classes(self) -> "StudyConfig":
+        teacher = self.teacher
+        if teacher is not None and teacher.adapt == "own" and self.data.reader != "generated":
+            raise ValueError(
+                "teacher.adapt: own is for shared weights over generated pictures (levit-search "
+                "supernet --data generated); for the data's classes set it to head or all"
+            )
         return self
 
     @model_validator(mode="after")
@@ -217,6 +228,16 @@ class StudyConfig(Frozen):
     def inherits(self) -> bool:
         """Whether candidates' accuracies are those of weights that they inherit."""
         return self.accuracy == "supernet"
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether a supernet is trained before candidates are evaluated."""
+        return self.accuracy != "trained"
+
+    @property
+    def candidate_recipe(self) -> Recipe:
+        """How candidates are trained."""
+        return self.supernet.finetuning(self.train) if self.accuracy == "finetuned" else self.train
 
     @property
     def is_measured(self) -> bool:
@@ -284,7 +305,8 @@ class StudyConfig(Frozen):
         """The epochs at which a search decides whether a candidate goes on."""
         if not self.is_trained or self.search.reduction is None or self.inherits:
             return ()
-        return tuple(epoch for epoch in self.train.rungs if epoch < self.train.epochs)
+        recipe = self.candidate_recipe
+        return tuple(epoch for epoch in recipe.rungs if epoch < recipe.epochs)
 
     @property
     def teaching(self) -> TeacherConfig | None:
@@ -461,6 +483,8 @@ def config_of(
     for key, value in changes.items():
         _put(raw, key, value)
         _expand_short_forms(raw)
+    if isinstance(raw.get("train"), Mapping) and raw["train"].get("weights") == "shared":
+        raw["train"]["weights"] = f"{SHARED}{raw.get('name')}"
     epochs = raw["train"].get("epochs", 1) if isinstance(raw.get("train"), Mapping) else 1
     if epochs == "auto":
         _leave_to_plan(raw, changes.keys())
@@ -512,7 +536,8 @@ def located(
     if train.donor_weights not in (None, "pretrained"):
         weights = absolute(train.donor_weights, "train.donor_weights")
         train = train.model_copy(update={"donor_weights": weights})
-    if train.weights != "fresh" and not is_timm_name(train.weights):
+    is_place = train.weights != "fresh" and not train.weights.startswith(SHARED)
+    if is_place and not is_timm_name(train.weights):
         train = train.model_copy(update={"weights": absolute(train.weights, "train.weights")})
     update["train"] = train
     if teacher is not None and teacher.weights not in ("train", "pretrained"):

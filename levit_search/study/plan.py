@@ -20,6 +20,7 @@ FEW_STEPS = 600
 # What LeViTs from fresh weights need, as measured on small sets of pictures (docs/training.md).
 _WANTED_VIEWS = 150_000  # in training on 768 images; grows with the fourth root of their number
 _LEAST_VIEWS = 60_000  # with fewer, three networks are better than six
+_STARTED = 0.25  # of both, for networks that start from trained weights (docs/training.md)
 _FAST_LR = 2e-3  # for fewer passes; in long training it keeps networks guessing for longer
 _AUGMENTED_PASSES = 70  # from which on the same images are learnt by heart, unless changed
 _MOST_EPOCHS = 1000
@@ -87,6 +88,8 @@ class PlanInputs(NamedTuple):
     """About one in so many goes on from a rung; None where there are no rungs."""
     baselines_ms: Mapping[str, float] = {}
     """What an image takes in training with each network to compare with, by its id."""
+    is_started: bool = False
+    """Whether networks start from trained weights."""
 
 
 def plan_of(given: Collection[str], facts: PlanInputs, batch_size: int) -> Plan:
@@ -205,8 +208,10 @@ def _affordable(facts: PlanInputs, pass_s: float, mean_ms: float) -> tuple[float
     baselines = len(facts.baselines_ms)
     # Beside the networks of the search, which may end at a rung, so many of their cost do not.
     whole = sum(facts.baselines_ms.values()) / mean_ms
-    wanted = _WANTED_VIEWS * math.sqrt(math.sqrt(facts.images / 768))
-    wanted_s, least_s = (views / facts.images * pass_s for views in (wanted, _LEAST_VIEWS))
+    needed = _STARTED if facts.is_started else 1.0
+    wanted = needed * _WANTED_VIEWS * math.sqrt(math.sqrt(facts.images / 768))
+    least = needed * _LEAST_VIEWS
+    wanted_s, least_s = (views / facts.images * pass_s for views in (wanted, least))
 
     def each_s(networks: int, has_rung: bool = False) -> float:
         """Where there are so many of them."""

@@ -31,13 +31,19 @@ class Elastic(nn.Module):
     Args:
         envelope: what the weights have to hold.
         prepare: called with each freshly initialised network that they are made of.
+        taught_classes: those of the second head, where a teacher knows others than the data has;
+            networks have one head then once they are extracted.
     """
 
     def __init__(
-        self, envelope: Envelope, prepare: Callable[[LevitModel], None] = lambda _: None
+        self,
+        envelope: Envelope,
+        prepare: Callable[[LevitModel], None] = lambda _: None,
+        taught_classes: int | None = None,
     ) -> None:
         super().__init__()
         self.envelope = envelope
+        self._taught_classes = taught_classes
         models = {name: LevitModel(network) for name, network in envelope.networks.items()}
         for model in models.values():
             prepare(model)
@@ -46,8 +52,10 @@ class Elastic(nn.Module):
         self.stages, self.shrinks = whole.stages, whole.shrinks
         if envelope.whole.position == "embedding":
             self.position_embedding = whole.position_embedding
-        self.heads = nn.ModuleDict(_heads(envelope))
-        self.heads_dist = nn.ModuleDict(_heads(envelope) if envelope.whole.distillation else {})
+        self.heads = nn.ModuleDict(_heads(envelope, envelope.whole.num_classes))
+        if envelope.whole.distillation:
+            classes = taught_classes or envelope.whole.num_classes
+            self.heads_dist = nn.ModuleDict(_heads(envelope, classes))
         _forget_statistics(self)
 
     def forward(self, images: Tensor, member: LevitModel) -> Tensor | tuple[Tensor, Tensor]:
@@ -73,6 +81,9 @@ class Elastic(nn.Module):
                 found[name] = _by_offset(
                     tensor, len(own), _grid_of(member, core), _grid_of(self, core)
                 )
+            elif name.startswith("head_dist.linear"):  # of all classes, however many they are
+                shape = torch.Size([len(tensor), *own.shape[1:]])
+                found[name] = _leading(tensor, shape, None)
             else:
                 found[name] = _leading(tensor, own.shape, indices.get(name.rpartition(".")[0]))
         return found
@@ -83,6 +94,9 @@ class Elastic(nn.Module):
         member = LevitModel(network).to(next(self.parameters()).device)
         with torch.no_grad():
             parts = {name: part.clone() for name, part in self.parts(member).items()}
+        if self._taught_classes is not None:
+            member.head_dist = None
+            parts = {name: each for name, each in parts.items() if not _is_taught(name)}
         member.load_state_dict(parts, strict=False)
         return member
 
@@ -122,8 +136,12 @@ def _forget_statistics(model: nn.Module) -> None:
             module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
-def _heads(envelope: Envelope) -> dict[str, nn.Module]:
-    whole = envelope.whole
+def _is_taught(name: str) -> bool:
+    return name.startswith("head_dist.")
+
+
+def _heads(envelope: Envelope, num_classes: int) -> dict[str, nn.Module]:
+    whole = envelope.whole.model_copy(update={"num_classes": num_classes})
     heads: dict[str, nn.Module] = {}
     for count in envelope.num_stages:
         cut = {"stages": whole.stages[:count], "shrinks": whole.shrinks[: count - 1]}

@@ -14,20 +14,22 @@ from typing import Any
 import numpy as np
 
 from levit_search import __version__
-from levit_search.architecture import Levit
+from levit_search.architecture import Levit, parse
 from levit_search.batches import Batches
 from levit_search.cost import cost
 from levit_search.distill import TeacherAnswers
+from levit_search.distill.network import taught_classes
 from levit_search.donors import load_donor_weights
 from levit_search.errors import InputError, kept_by_checkpoint
 from levit_search.files import expanded, write_atomically
 from levit_search.model import LevitModel, load_exactly, ordered, save_weights, transfer
+from levit_search.model.source import Source
 from levit_search.pretrained import find_source
 from levit_search.recipe import Recipe
 from levit_search.sealed import DamagedError, read_sealed, write_sealed
 from levit_search.space import Envelope, Space, envelope_of, extremes_of, stem_name
 from levit_search.study import StudyConfig, differences
-from levit_search.supernet.elastic import Elastic
+from levit_search.supernet.elastic import Elastic, skeleton
 from levit_search.supernet.inherited import Inheritance
 from levit_search.supernet.sandwich import Sandwich
 from levit_search.train import Checkpoint, Report, Told, device_of, fit, seed_torch, silent
@@ -64,7 +66,9 @@ class Supernet:
         Raises:
             InputError: it is none of the space's.
         """
-        return self.inheritance.extracted(self.elastic, network)
+        model = self.inheritance.extracted(self.elastic, network)
+        model.started_from = "its part of the supernet"
+        return model
 
 
 def supernet_folder(study: Path) -> Path:
@@ -101,7 +105,10 @@ def obtain_supernet(
     recipe, seed = config.supernet.recipe(config.train), config.search.seed
     inheritance = Inheritance(batches, recipe, config.supernet, seed, device_of(recipe))
     seed_torch(seed, 3)
-    elastic = Elastic(envelope, lambda model: _begin(model, recipe))
+    teaching, taught = config.teaching, None
+    if teaching is not None and teaching.adapt == "own":
+        taught = taught_classes(teaching, batches.info)
+    elastic = Elastic(envelope, lambda model: _begin(model, recipe), taught)
     elastic.to(device_of(recipe))
     made_of = identity(config, envelope, batches)
     folder = supernet_folder(study)
@@ -116,6 +123,7 @@ def obtain_supernet(
         extremes_of(space, envelope),
         lambda chance, stem: draw_within(space, chance, stem),
         config.supernet.members,
+        config.supernet.whole_epochs * batches.steps(recipe),
         recipe,
         seed,
         inheritance.top1_percent,
@@ -130,6 +138,9 @@ def obtain_supernet(
         "made_of": made_of,
         "version": __version__,
         "params": sum(parameter.numel() for parameter in elastic.parameters()),
+        "bounds": {name: each.model_dump(mode="json") for name, each in envelope.networks.items()},
+        "num_stages": envelope.num_stages,
+        "taught_classes": taught,
         "largest": _described(lesson.ends.largest),
         "smallest": _described(lesson.ends.smallest),
         "epochs": recipe.epochs,
@@ -143,6 +154,40 @@ def obtain_supernet(
     return Supernet(elastic, inheritance, card)
 
 
+def shared_source(folder: Path, stem: str, name: str) -> Source:
+    """What networks with a stem start from of a supernet in a folder.
+
+    Args:
+        folder: with ``card.json`` and ``weights.safetensors``.
+        stem: see :func:`levit_search.space.stem_name`; of one that the supernet lacks, what follows
+            the stem is a part all the same.
+        name: for messages.
+
+    Raises:
+        InputError: there is no supernet, or it is damaged or of an earlier release.
+    """
+    try:
+        card = read_card(folder)
+    except FileNotFoundError:
+        raise InputError(f"{name}: holds no supernet") from None
+    if "bounds" not in card:
+        raise InputError(
+            f"{name}: this supernet was trained by an earlier release, which did not note what it "
+            "holds; train it again"
+        )
+    where = f"{folder / 'card.json'}: bounds"
+    bounds = {key: parse(each, where) for key, each in card["bounds"].items()}
+    networks = {key: each for key, each in bounds.items() if isinstance(each, Levit)}
+    envelope = Envelope(networks, tuple(card["num_stages"]))
+    elastic = Elastic(envelope, taught_classes=card["taught_classes"])
+    load_exactly(elastic, folder / "weights.safetensors", but=("heads.", "heads_dist."))
+    bound = networks.get(stem, envelope.whole)
+    member = skeleton(bound)
+    state = {**LevitModel(bound).state_dict(), **elastic.parts(member)}
+    kept = {key: each.detach() for key, each in state.items() if not key.startswith("head")}
+    return Source(bound, kept, name, is_shared=True)
+
+
 def _begin(model: LevitModel, recipe: Recipe) -> None:
     """Put what a recipe's weights have into a network that shared weights are made of, the most
     important channels and heads first, and its donor's weights.
@@ -151,7 +196,11 @@ def _begin(model: LevitModel, recipe: Recipe) -> None:
         InputError: they fit nothing, or are not to be had.
     """
     if recipe.weights != "fresh":
-        transfer(ordered(find_source(recipe.weights)), model)
+        source = find_source(recipe.weights, model.architecture)
+        if source.is_shared:
+            transfer(source, model, "leading")
+        else:
+            transfer(ordered(source), model)
     load_donor_weights(model, recipe.donor_weights)
 
 
@@ -170,6 +219,8 @@ def identity(config: StudyConfig, envelope: Envelope, batches: Batches) -> dict[
         "seed": config.search.seed,
         "teacher": teaching.model_dump(mode="json") if teaching is not None else None,
     }
+    if config.supernet.whole_epochs:
+        made_of["whole_epochs"] = config.supernet.whole_epochs
     found: dict[str, Any] = json.loads(json.dumps(made_of))
     return found
 

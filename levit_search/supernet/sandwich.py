@@ -48,6 +48,7 @@ class Sandwich:
         extremes: the largest network and the smallest with each stem.
         draw: a random network with a stem.
         members: random networks a batch.
+        whole_steps: batches in the beginning that only the largest network learns from.
         recipe: of the shared weights.
         seed: of the draw.
         accuracy: of a network with the weights of a module, on ``val``, in percent.
@@ -61,6 +62,7 @@ class Sandwich:
         extremes: Mapping[str, Extremes],
         draw: Callable[[np.random.Generator, str], Levit],
         members: int,
+        whole_steps: int,
         recipe: Recipe,
         seed: int,
         accuracy: Callable[[Elastic, Levit], float],
@@ -73,7 +75,8 @@ class Sandwich:
             max((each.largest for each in ends), key=lambda network: cost(network).flops),
             min((each.smallest for each in ends), key=lambda network: cost(network).flops),
         )
-        self._members, self._recipe, self._seed = members, recipe, seed
+        self._members, self._whole_steps = members, whole_steps
+        self._recipe, self._seed = recipe, seed
         self._accuracy = accuracy
         self._skeleton = lru_cache(maxsize=32)(self._made)
 
@@ -88,6 +91,8 @@ class Sandwich:
             answers = self._elastic(views.images, self._skeleton(largest))
             first = loss_of(answers, views.targets, views.taught, self._recipe) * share
         optimization.backward(first)
+        if views.step < self._whole_steps:
+            return first.detach()
         wanted = [answer.detach().float().softmax(1) for answer in _heads(answers)]
         chance = np.random.default_rng([self._seed, views.step, _DRAW])
         for network in (smallest, *(self._draw(chance, stem) for _ in range(self._members))):

@@ -37,19 +37,29 @@ def loss_of(
 
     Args:
         outputs: logits [B, num_classes], or the pair (class head, distillation head).
-        targets: labels int64 [B], or mixed ones [B, num_classes] that are smoothed already.
+        targets: labels int64 [B], below 0 where an image has none; or mixed ones [B, num_classes]
+            that are smoothed already.
         taught: a teacher's answers, see :class:`Answers`.
         recipe: for label smoothing and temperature.
     """
     smoothing = recipe.label_smoothing if targets.ndim == 1 else 0.0
     if isinstance(outputs, Tensor):
-        return F.cross_entropy(outputs, targets, label_smoothing=smoothing)
+        return _by_labels(outputs, targets, smoothing)
     by_class, by_teacher = outputs
-    loss = F.cross_entropy(by_class, targets, label_smoothing=smoothing)
+    loss = _by_labels(by_class, targets, smoothing)
     if taught is None:
-        return (loss + F.cross_entropy(by_teacher, targets, label_smoothing=smoothing)) / 2
+        return (loss + _by_labels(by_teacher, targets, smoothing)) / 2
     if taught.ndim == 1:
         return (loss + F.cross_entropy(by_teacher, taught)) / 2
     student = F.log_softmax(by_teacher.float() / recipe.temperature, dim=1)
     divergence = F.kl_div(student, taught, reduction="batchmean")
     return (loss + divergence * recipe.temperature**2) / 2
+
+
+def _by_labels(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Cross entropy over the images that have labels; 0 where none has."""
+    if targets.ndim == 1 and bool((targets < 0).any()):
+        logits, targets = logits[targets >= 0], targets[targets >= 0]
+        if not len(targets):
+            return logits.sum()
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)

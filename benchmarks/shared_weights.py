@@ -1,0 +1,52 @@
+"""Puts a trained supernet into the package, for `weights: shared` of the space of its name.
+
+    levit-search supernet photos --data generated --pictures DIR --teacher NAME --study STUDY
+    python benchmarks/shared_weights.py STUDY --licence TEXT --sources TEXT
+
+What follows stems and stages is left out (classifiers of other classes), the rest is kept in half
+precision, with the card of the training: its command, its settings, its curve and whose pictures
+and teacher it learnt from.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save
+
+from levit_search.files import write_atomically
+from levit_search.sealed import WEIGHTS_KEY, weights_checksum, write_sealed
+from levit_search.study import Study
+from levit_search.supernet import read_card, supernet_folder
+
+_PACKAGED = Path(__file__).parents[1] / "levit_search" / "shared_weights"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--licence", required=True, help="of the weights, and of the teacher's")
+    parser.add_argument("--sources", required=True, help="whose pictures and answers they are")
+    asked = parser.parse_args()
+    study = Study.open(asked.study)
+    place, out = supernet_folder(asked.study), _PACKAGED / study.config.name
+    card = read_card(place)
+    with safe_open(place / "weights.safetensors", "pt") as file:
+        weights = {
+            name: file.get_tensor(name).half().contiguous()
+            for name in file.keys()  # noqa: SIM118 (it is no mapping)
+            if not name.startswith(("heads.", "heads_dist."))
+        }
+    out.mkdir(parents=True, exist_ok=True)
+    raw = save(weights, {WEIGHTS_KEY: weights_checksum(save(weights))})
+    write_atomically(out / "weights.safetensors", raw)
+    made = json.loads((asked.study / "environment.json").read_text("utf-8"))
+    told = {"licence": asked.licence, "sources": asked.sources, "made": made}
+    write_sealed(out / "card.json", {**card, **told})
+    count = sum(each.numel() for each in weights.values())
+    print(f"{out}: {len(raw) / 1e6:.2f} MB, {count:,} weights")
+
+
+if __name__ == "__main__":
+    main()
