@@ -120,3 +120,8 @@ def test_a_folder_without_pictures_and_one_of_damaged_ones_are_refused(tmp_path:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"broken\.png"):
         open_batches(config(root=str(tmp_path)))
+
+
+def test_rectangles_are_the_middle_of_squares() -> None:
+    batches = open_batches(config(image_size=[8, 16]))
+    assert next(iter(batches.evaluation("val", 4, CPU)))[0].shape == (4, 3, 8, 16)

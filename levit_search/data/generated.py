@@ -34,6 +34,7 @@ from levit_search.data.sources import (
 )
 from levit_search.errors import InputError
 from levit_search.files import expanded
+from levit_search.image_size import sides
 
 Rng = np.random.Generator
 
@@ -215,7 +216,8 @@ class Generated:
         kind = config.name.partition("/")[2]
         kinds = (kind,) if kind else tuple(KINDS)
         self._classes = tuple((k, number) for k in kinds for number in range(_NUM_CLASSES[k]))
-        self._size = config.image_size or IMAGE_SIZE
+        # Of rectangles the longer side: their middle is cut out of squares, as of all pictures.
+        self._size = max(sides(config.image_size or IMAGE_SIZE))
 
     def describe(self) -> DataInfo:
         names = tuple(f"{kind} {number}" for kind, number in self._classes)
