@@ -9,8 +9,7 @@ import numpy as np
 
 from levit_search import data
 from levit_search.batches.batch import Batch, Batches, generator
-from levit_search.batches.generated import GeneratedBatches
-from levit_search.batches.in_memory import MemoryBatches
+from levit_search.batches.in_memory import GeneratedBatches, MemoryBatches
 from levit_search.batches.on_disk import PictureBatches
 from levit_search.data import Arrays, DataConfig, DataInfo
 from levit_search.image_size import Sides, sides
