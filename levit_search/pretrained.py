@@ -51,15 +51,12 @@ def start_from(model: "Model", weights: str) -> str | None:
     return told
 
 
-def check_weights_fit(
-    recipe: Recipe, networks: Iterable[Architecture], most: int | None = None
-) -> None:
+def check_weights_fit(recipe: Recipe, networks: Iterable[Architecture]) -> None:
     """Make sure that trained weights are there and that a network can start from them.
 
     Args:
         recipe: whose ``weights`` they are.
         networks: one of these has to fit.
-        most: how many of them are looked at; None for all.
 
     Raises:
         InputError: the weights are not to be had, or fit none of the networks; the message is about
@@ -70,25 +67,24 @@ def check_weights_fit(
     from levit_search.model import misfit
 
     first = None
-    for count, network in enumerate(networks, start=1):
+    for network in networks:
         reason = misfit(find_source(recipe.weights, network), network)
         if reason is None:
             return
         first = first or reason
-        if count == most:
-            break
     if first is not None:
         raise InputError(f"train.weights: {first}")
 
 
-def find_source(weights: str, network: Architecture) -> "Source":
+def find_source(weights: str, network: Architecture | None = None) -> "Source":
     """The trained weights that a text stands for; those that were asked for last stay in memory.
 
     Args:
         weights: a file, a folder with ``model.safetensors``, a study or ``STUDY#TRIAL``, a name of
             timm's, ``shared/NAME``, or the folder of a supernet. Of a study the most accurate
             network is taken, or its supernet if none was trained alone.
-        network: what starts from them; of shared weights those with its stem are taken.
+        network: what starts from them; of shared weights those with its stem are taken, without
+            one those of the most tokens.
 
     Raises:
         InputError: there is no such thing, it is damaged, or it holds no weights of a LeViT, DeiT
@@ -107,15 +103,17 @@ def find_source(weights: str, network: Architecture) -> "Source":
 
 
 def pinned(weights: str) -> str:
-    """A study's folder with the trial whose weights are taken now; anything else as it is.
+    """A study's folder with the trial, or its supernet's, whose weights are taken now; anything
+    else as it is.
 
     Raises:
         InputError: the study has no trained weights.
     """
     if weights == "fresh" or is_timm_name(weights) or not _is_study(expanded(weights)):
         return weights
-    if _shared_folder(weights) is not None:
-        return weights
+    folder = _shared_folder(weights)
+    if folder is not None:
+        return str(folder)
     return f"{weights}#{_best(expanded(weights)).trial}"
 
 
@@ -270,12 +268,14 @@ def _timm_source(weights: str) -> dict[str, str | None]:
 @lru_cache(maxsize=2)
 def _of_timm(name: str) -> "Source":
     import timm
+    import torch
 
     from levit_search.model.source import source_of
 
     _timm_source(name)
     try:
-        model = timm.create_model(name, pretrained=True)
+        with torch.random.fork_rng(devices=[]):  # reading draws none of the caller's numbers
+            model = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client raises kinds of its own
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise InputError(

@@ -93,8 +93,9 @@ class Recipe(Frozen):
     other accuracies. ``workers`` read images of sets that are not in memory.
 
     ``weights`` are what networks start from, as far as they are a part of it: ``fresh``, a file of
-    a LeViT's, DeiT's or ResNet's weights, the folder of an export or of ``train --out``, a study
-    (its most accurate network) or ``STUDY#TRIAL``, or timm's name of a pretrained one; see
+    a LeViT's, DeiT's or ResNet's weights, the folder of an export, of ``train --out`` or of a
+    supernet, a study (its most accurate network) or ``STUDY#TRIAL``, timm's name of a pretrained
+    one, or ``shared``, those that come with the package for the space; see
     :mod:`levit_search.model.transfer`.
 
     ``donor_weights`` are what a graft's donor, or a LeViT's ResNet stem, starts from: null (fresh
@@ -355,7 +356,9 @@ class TeacherConfig(Frozen):
         recipe = found.get("recipe", {})
         if found.get("adapt") == "all" and isinstance(recipe, Mapping):
             named = {"epochs": found["epochs"]} if found.get("epochs") is not None else {}
-            found["recipe"] = {**_FINETUNE, **named, **recipe}
+            stated = Recipe.stated(recipe)
+            usual = {key: value for key, value in _FINETUNE.items() if key not in stated}
+            found["recipe"] = {**usual, **named, **recipe}
         return found
 
     @model_validator(mode="after")
@@ -372,6 +375,8 @@ class TeacherConfig(Frozen):
                 f"adapt: {self.adapt} begins with trained weights; set weights to pretrained or to "
                 "a file, not to train"
             )
+        if self.adapt == "own" and self.auto:
+            raise ValueError("auto: is for teachers of the data's classes, not for adapt: own")
         if self.adapt == "own" and (self.epochs or self.top1_percent):
             raise ValueError(
                 "epochs, top1_percent: a teacher with classes of its own (adapt: own) is not "
@@ -401,7 +406,9 @@ class TeacherConfig(Frozen):
         return {
             key: value
             for key, value in found.items()
-            if key not in later or value != type(self).model_fields[key].default
+            if key not in later
+            or value != type(self).model_fields[key].default
+            or (key == "adapt" and self.auto)  # which has another default
         }
 
     def check_decided(self) -> None:

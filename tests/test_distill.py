@@ -67,7 +67,11 @@ def answers_of(
     """Those of any network, to data of which only the sizes matter."""
     info = SimpleNamespace(num_classes=classes, hflip=False)
     sizes: Any = SimpleNamespace(
-        info=info, data_id="data", batch_size=lambda _: ROWS, steps=lambda _: 3
+        info=info,
+        data_id="data",
+        batch_size=lambda _: ROWS,
+        steps=lambda _: 3,
+        shown=lambda epoch: epoch,
     )
     return TeacherAnswers("teacher", lambda: model, config, sizes, 16, recipe)
 
@@ -523,6 +527,7 @@ def thousand_classes(batches: Batches) -> Any:
         steps=batches.steps,
         size=batches.size,
         evaluation=batches.evaluation,
+        shown=lambda epoch: epoch,
     )
 
 

@@ -467,6 +467,7 @@ def sandwich(space: Space, batches: Batches, recipe: Recipe = RECIPE) -> tuple[E
         extremes_of(space, envelope),
         lambda chance, stem: draw_within(space, chance, stem),
         2,
+        0,
         recipe,
         0,
         inheritance.top1_percent,

@@ -330,7 +330,7 @@ def test_teachers_that_are_not_adapted_are_written_as_before():
         ({"epochs": 3}, "epochs: is that of an adapted teacher"),
         ({"image_size": 64}, "image_size: is that of an adapted teacher"),
         ({"adapt": "head"}, "adapt: head begins with trained weights; set weights to pretrained"),
-        ({"adapt": "body"}, "'none', 'head' or 'all'"),
+        ({"adapt": "body"}, "'none', 'head', 'all' or 'own'"),
         (
             {"adapt": "all", "weights": "x.pt", "epochs": 3, "recipe": {"epochs": 4}},
             "epochs: 3 differs from the 4 of recipe.epochs",

@@ -15,7 +15,8 @@ from levit_search.architecture import Levit, parse
 from levit_search.data import generated as generation
 from levit_search.errors import InputError
 from levit_search.model import build, load_exactly
-from levit_search.pretrained import find_source, start_from, weights_digest
+from levit_search.pretrained import find_source, pinned, start_from, weights_digest
+from levit_search.sealed import write_sealed
 from levit_search.space import envelope_of
 from levit_search.study import read_config
 from levit_search.supernet import Elastic, read_card
@@ -112,7 +113,7 @@ def test_the_largest_learns_alone_at_first(trained: Path, tmp_path: Path, cli: C
     """Its first epoch is the same whatever comes later; that of a sandwich is another."""
     curve = read_card(trained / "supernet")["curve"]
     losses = []
-    for whole in (2, 0):
+    for whole in (1, 0):
         done = cli(
             *("supernet", tmp_path / "tiny.yaml", "--data", "generated", "--epochs", 2, "--json"),
             *("--study", f"whole{whole}", "--set", f"supernet.whole_epochs={whole}", *FEW),
@@ -166,7 +167,7 @@ def test_a_search_starts_from_them_and_notes_it(trained: Path, tmp_path: Path, c
         (("--data", "digits"), "--data digits: expected generated"),
         (("--teacher", "test_resnet"), "go with --data generated"),
         (("--pictures", "."), "go with --data generated"),
-        (("--data", "generated", "--pictures", "none"), "no folder with pictures"),
+        (("--data", "generated", "--pictures", "."), "give a --teacher to learn from"),
         (("--data", "generated/contour"), "generated/contours"),
     ],
 )
@@ -194,3 +195,30 @@ def test_damaged_and_earlier_ones_are_named(trained: Path) -> None:
     assert weights_digest(str(trained)) != before
     with pytest.raises(InputError, match="damaged"):
         find_source(str(trained), network())
+    card = read_card(trained / "supernet")
+    del card["bounds"]
+    write_sealed(trained / "supernet" / "card.json", card)
+    weights.touch()
+    with pytest.raises(InputError, match="earlier release"):
+        find_source(str(trained), network())
+
+
+def test_a_search_keeps_the_supernet_that_it_began_with(trained: Path) -> None:
+    assert pinned(str(trained)) == str(trained / "supernet")
+    assert find_source(pinned(str(trained)), network()).is_shared
+
+
+def test_reading_them_draws_no_random_numbers(trained: Path) -> None:
+    seed_torch(3)
+    before = torch.get_rng_state()
+    find_source(str(trained), network())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_largest_cannot_be_all_that_learns(tmp_path: Path, cli: Cli) -> None:
+    done = cli(
+        *("supernet", space_file(tmp_path), "--data", "generated", "--epochs", 2),
+        *("--set", "supernet.whole_epochs=2"),
+    )
+    assert done.returncode == 2
+    assert "supernet.whole_epochs: 2 of 2 epochs leave none" in done.stderr

@@ -12,7 +12,7 @@ from levit_search.errors import InputError, TrialError
 from levit_search.latency.sharing import on_cores
 from levit_search.model import Model, build, load_weights
 from levit_search.study import Study, StudyConfig
-from levit_search.supernet import Supernet, obtain_supernet
+from levit_search.supernet import Supernet, obtain_supernet, supernet_folder
 from levit_search.train import (
     Checkpoint,
     Epoch,
@@ -94,6 +94,11 @@ class Examiner:
         if self._config.accuracy == "finetuned":
             progress("reading the supernet", None)
             kept = Study.open(self._folder).config
+            if not (supernet_folder(self._folder) / "card.json").is_file():
+                raise InputError(
+                    f"{self._folder}: its supernet is gone, from which its networks start; `run` "
+                    "trains it again"
+                )
             self._supernet = obtain_supernet(kept, self._batches, lambda: None, self._folder)
         return {"settled_ms": {}, "device": {}, "teacher": {}}
 

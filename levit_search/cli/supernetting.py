@@ -87,7 +87,7 @@ def supernet(
         _print(card, opened, space, is_shared=data is not None)
 
 
-# Many steps at a high rate, by what was measured on generated pictures (docs/supernet.md).
+# Many steps at a high rate: for its first steps a network tells no class from another.
 _PRETRAINING: dict[str, Any] = {
     "train.batch_size": 64,
     "train.lr": 2e-3,
@@ -95,6 +95,9 @@ _PRETRAINING: dict[str, Any] = {
     "train.weight_decay": 0.05,
     "train.crop": "shift",
     "train.rand_augment": None,
+    "train.mixup": 0.0,
+    "train.cutmix": 0.0,
+    "train.lr_batch_size": None,
     "train.rungs": [],
     "train.weights": "fresh",
     "train.distillation": "soft",
@@ -122,6 +125,8 @@ def _pretraining(
             f"--data {data}: expected generated, or a kind of it such as generated/contours; a "
             "space's own data is that of its file"
         )
+    if pictures is not None and teacher is None:
+        raise InputError("--pictures: have no labels to learn; give a --teacher to learn from, too")
     given = read_yaml(space).get("data")
     size = given.get("image_size") if isinstance(given, Mapping) else None
     section: dict[str, Any] = {"name": data, "image_size": size}
@@ -131,7 +136,11 @@ def _pretraining(
     if teacher is not None:
         section["train_images"] = _PASSES * EPOCH_IMAGES
         taught = {"name": teacher, "weights": "pretrained", "adapt": "own", "top_k": 1000}
-    whole = {"train.epochs": epochs, "supernet.whole_epochs": int(_WHOLE * epochs)}
+    whole = {
+        "train.epochs": epochs,
+        "supernet.epochs": epochs,
+        "supernet.whole_epochs": int(_WHOLE * epochs),
+    }
     return {**_PRETRAINING, **whole, "data": section, "teacher": taught}
 
 

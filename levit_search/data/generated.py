@@ -324,6 +324,13 @@ class Crops:
         with without_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             found = list(threads.map(read, range(len(names))))
         self._pictures = [each for each in found if not isinstance(each, str)]
+        held_mb = 3 * sum(each.width * each.height for each in self._pictures) / 10**6
+        if held_mb > config.memory_limit_mb:
+            raise InputError(
+                f"data.memory_limit_mb: the {len(names)} pictures below {root} take {held_mb:.0f} "
+                f"MB at up to {2 * size} px, more than {config.memory_limit_mb}; raise it, or give "
+                "fewer"
+            )
         unreadable = [each for each in found if isinstance(each, str)]
         if len(unreadable) > config.max_unreadable or not self._pictures:
             raise InputError(

@@ -199,8 +199,9 @@ def header_of(
     assert recipe.distillation != "none"
     classes = taught_classes(config, batches.info)
     if classes > MOST_CLASSES:
+        whose = "the teacher knows" if config.adapt == "own" else "the data has"
         raise InputError(
-            f"teacher.cache: keeps the answers for up to {MOST_CLASSES} classes, there are "
+            f"teacher.cache: keeps the answers for up to {MOST_CLASSES} classes, {whose} "
             f"{classes}; set it to false"
         )
     hflip = recipe.mirrors(batches.info.hflip)

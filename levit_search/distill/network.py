@@ -38,6 +38,9 @@ def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
             the place of.
     """
     plugin = find_plugin(config)
+    taken = [name for name in config.options if name in _NOT_OPTIONS]
+    if plugin is None and taken:
+        raise InputError(f"teacher.options.{taken[0]}: is not the network's to set; see weights")
     if config.adapt != "none":
         return _create_adapted(config, batches)
     if plugin is not None:
@@ -56,16 +59,14 @@ def _create_timm(config: TeacherConfig, batches: Batches) -> nn.Module:
     is_pretrained = config.weights == "pretrained"
     if is_pretrained:
         _check_pretrained(config, batches.info.num_classes)
-    return _timm_model(config, is_pretrained, batches.info.num_classes, batches.info.in_channels)
+    info = batches.info
+    return _timm_model(config, is_pretrained, info.num_classes, info.in_channels)
 
 
 def _timm_model(
     config: TeacherConfig, is_pretrained: bool, num_classes: int, in_channels: int
 ) -> nn.Module:
     """A network of timm's; with 0 classes it ends in its features."""
-    taken = [name for name in config.options if name in _NOT_OPTIONS]
-    if taken:
-        raise InputError(f"teacher.options.{taken[0]}: is not the network's to set; see weights")
     try:
         model = timm.create_model(
             config.name,

@@ -188,7 +188,7 @@ def _key(config: TeacherConfig, batches: Batches, seed: int) -> str:
         made_of["version"] = __version__
         made_of["recipe"] = config.recipe.decisive()
         made_of["seed"] = seed
-    if config.adapt != "none":
+    if config.adapt == "head":
         made_of["epochs"] = config.epochs
     return f"{config.name}-{_digest(made_of)}"
 

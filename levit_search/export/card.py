@@ -330,13 +330,17 @@ def _input(facts: Facts) -> str:
 
 
 def _training(facts: Facts) -> str:
-    recipe, retrained = facts.config.train, facts.retrained
+    retrained = facts.retrained
+    recipe = facts.config.train if retrained is not None else facts.config.candidate_recipe
     epochs = retrained.epochs if retrained is not None else recipe.epochs
     seed = retrained.seed if retrained is not None else facts.config.search.seed
     lines = [
         f"{epochs} epochs of the recipe `{recipe.recipe}` with seed {seed}"
         + (", trained again from scratch for this export." if retrained else ", in the search.")
     ]
+    found = (facts.record.evaluation or {}).get("training") or {}
+    if retrained is None and "started_from" in found:
+        lines.append(f"It started with {text(found['started_from'])}.")
     if recipe.ema_decay is not None:
         lines.append(f"The weights are averages over the training (decay {recipe.ema_decay:g}).")
     teaching = facts.config.teaching

@@ -283,8 +283,12 @@ def _training_text(study: Study, choice: Mapping[str, Any] | None) -> str | None
     config = study.config
     if not config.is_trained:
         return None
-    recipe, teacher = config.train, config.teaching
+    recipe, teacher = config.candidate_recipe, config.teaching
     parts = [f"recipe {recipe.recipe}", f"{recipe.epochs} epochs", f"batch {recipe.batch_size}"]
+    if config.accuracy == "finetuned":
+        parts.append("each from its slice of the supernet")
+    elif recipe.weights != "fresh":
+        parts.append(f"from the weights {recipe.weights}")
     if config.rung_epochs:
         epochs = ", ".join(map(str, config.rung_epochs))
         parts.append(f"rung{'s' if len(config.rung_epochs) > 1 else ''} after epoch {epochs}")

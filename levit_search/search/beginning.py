@@ -70,9 +70,15 @@ def _pinned(config: StudyConfig, folder: Path | None) -> str:
     began with, where it goes on."""
     before = Study.existing(folder or Path("studies") / config.name)
     earlier = before.config.train.weights if before is not None and before.is_begun() else ""
-    if earlier.rpartition("#")[0] == config.train.weights:
+    if earlier in (f"{config.train.weights}/supernet", f"{config.train.weights}{_trial(earlier)}"):
         return earlier
     return pinned(config.train.weights)
+
+
+def _trial(weights: str) -> str:
+    """``#`` and a number, where weights end with those."""
+    _, separator, number = weights.rpartition("#")
+    return separator + number if separator else ""
 
 
 def _planned(
@@ -147,8 +153,11 @@ def _newly_planned(
 
 def _trainings(config: StudyConfig) -> int | None:
     """How many networks are trained, as far as that is known."""
-    if config.shares_weights:  # those of each step of the supernet, then the front and its rivals
-        return 2 * (2 + config.supernet.members + config.supernet.rivals)
+    steps = 2 + config.supernet.members  # of the supernet, for each of an own training
+    if config.inherits:  # then the front and its rivals
+        return 2 * (steps + config.supernet.rivals)
+    if config.accuracy == "finetuned":
+        return 2 * steps
     return config.search.trials
 
 
@@ -172,8 +181,10 @@ def _told(config: StudyConfig, plan: Plan) -> str:
     networks = f"about {plan.networks} networks in all"
     if flops := plan.settings.get("limits.flops"):
         networks += f" of up to {flops / 1e6:.3g} MFLOPs, others take too long"
-    if config.shares_weights:
+    if config.inherits:
         networks = "weights that all networks share, then the front's own"
+    elif config.shares_weights:
+        networks = "weights that all networks share; half of the time for candidates' finetuning"
     known = {each.id: each.summary() for each in config.compare}
     others = [
         f"{known[name]} ({_minutes(each_s)})"

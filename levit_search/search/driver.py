@@ -331,7 +331,7 @@ class _Driver:
         reserved_s = self._baselines.reserved_s(self._books.tally)
         if plan is None or limit_s is None:
             return reserved_s
-        return min(plan.network_s, limit_s) / 2 + reserved_s
+        return min(plan.network_s / 2 + reserved_s, limit_s / 2)
 
     def _handle_all(self, engine: Engine, wait_s: float) -> None:
         for event in pass_on_warnings(engine.events(wait_s)):

@@ -199,6 +199,13 @@ class StudyConfig(Frozen):
     def _check_accuracy(self) -> "StudyConfig":
         if self.shares_weights and "top1_percent" not in self.objectives:
             raise ValueError(f"accuracy: {self.accuracy} needs top1_percent among the objectives")
+        epochs = self.supernet.recipe(self.train).epochs
+        is_planned = self.plan is not None and not self.plan.is_made
+        if self.supernet.whole_epochs >= epochs and self.shares_weights and not is_planned:
+            raise ValueError(
+                f"supernet.whole_epochs: {self.supernet.whole_epochs} of {epochs} epochs leave "
+                "none for networks other than the largest"
+            )
         return self
 
     @model_validator(mode="after")
@@ -216,7 +223,7 @@ class StudyConfig(Frozen):
         if (
             self.teacher is not None
             and self.teacher.auto
-            and (self.inherits or not self.is_trained)
+            and (self.shares_weights or not self.is_trained)
         ):
             raise ValueError(
                 "teacher.auto: is decided by candidates that are trained, which needs accuracy: "

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from levit_search import __version__
 from levit_search.architecture import Levit, parse
 from levit_search.batches import Batches
 from levit_search.cost import cost
 from levit_search.distill import TeacherAnswers
-from levit_search.distill.network import taught_classes
+from levit_search.distill.network import file_digest, taught_classes
 from levit_search.donors import load_donor_weights
 from levit_search.errors import InputError, kept_by_checkpoint
 from levit_search.files import expanded, write_atomically
 from levit_search.model import LevitModel, load_exactly, ordered, save_weights, transfer
 from levit_search.model.source import Source
-from levit_search.pretrained import find_source
+from levit_search.pretrained import find_source, weights_digest
 from levit_search.recipe import Recipe
 from levit_search.sealed import DamagedError, read_sealed, write_sealed
 from levit_search.space import Envelope, Space, envelope_of, extremes_of, stem_name
@@ -108,6 +109,11 @@ def obtain_supernet(
     teaching, taught = config.teaching, None
     if teaching is not None and teaching.adapt == "own":
         taught = taught_classes(teaching, batches.info)
+        if not envelope.whole.distillation:
+            raise InputError(
+                "architecture.distillation: false leaves no second head to learn the teacher's "
+                "classes; set it to true, or do without --teacher"
+            )
     elastic = Elastic(envelope, lambda model: _begin(model, recipe), taught)
     elastic.to(device_of(recipe))
     made_of = identity(config, envelope, batches)
@@ -179,11 +185,14 @@ def shared_source(folder: Path, stem: str, name: str) -> Source:
     bounds = {key: parse(each, where) for key, each in card["bounds"].items()}
     networks = {key: each for key, each in bounds.items() if isinstance(each, Levit)}
     envelope = Envelope(networks, tuple(card["num_stages"]))
-    elastic = Elastic(envelope, taught_classes=card["taught_classes"])
-    load_exactly(elastic, folder / "weights.safetensors", but=("heads.", "heads_dist."))
+    count = envelope.num_stages[-1]
     bound = networks.get(stem, envelope.whole)
-    member = skeleton(bound)
-    state = {**LevitModel(bound).state_dict(), **elastic.parts(member)}
+    cut = {"stages": bound.stages[:count], "shrinks": bound.shrinks[: count - 1]}
+    bound = bound.model_copy(update=cut)
+    with torch.random.fork_rng(devices=[]):  # reading draws none of the caller's numbers
+        elastic = Elastic(envelope, taught_classes=card["taught_classes"])
+        load_exactly(elastic, folder / "weights.safetensors", but=("heads.", "heads_dist."))
+        state = {**LevitModel(bound).state_dict(), **elastic.parts(skeleton(bound))}
     kept = {key: each.detach() for key, each in state.items() if not key.startswith("head")}
     return Source(bound, kept, name, is_shared=True)
 
@@ -221,6 +230,10 @@ def identity(config: StudyConfig, envelope: Envelope, batches: Batches) -> dict[
     }
     if config.supernet.whole_epochs:
         made_of["whole_epochs"] = config.supernet.whole_epochs
+    if config.train.weights != "fresh":
+        made_of["weights"] = weights_digest(config.train.weights)
+    if teaching is not None and teaching.adapt == "own" and teaching.weights != "pretrained":
+        made_of["teacher_weights"] = file_digest(expanded(teaching.weights))
     found: dict[str, Any] = json.loads(json.dumps(made_of))
     return found
 

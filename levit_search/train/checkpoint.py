@@ -29,7 +29,7 @@ def training_id(
     data_id: str,
     teacher_id: str | None,
 ) -> str:
-    """An identity of everything that a run of training depends on, first weights by their path.
+    """An identity of everything that a run of training depends on, a donor's weights by their path.
 
     Two runs of one identity on one kind of device give the same figures, bit by bit.
 
