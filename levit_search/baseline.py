@@ -21,6 +21,7 @@ from levit_search.architecture import Architecture
 from levit_search.configuration import Frozen
 from levit_search.cost import Cost, LayerCost
 from levit_search.errors import InputError, UnknownNameError
+from levit_search.files import file_digest
 from levit_search.image_size import Sides, compact, image_shape, read_size, sides, size_text
 from levit_search.inflation import check_not_inflated
 
@@ -149,6 +150,18 @@ class BaselineConfig(Frozen):
         is_file = self.weights != "pretrained"
         digest = hashlib.sha256(self.weights.encode("utf-8", "surrogateescape")).hexdigest()
         return f"{plain}-{digest[:8] if is_file else 'pretrained'}"
+
+    def weights_sha256(self) -> str | None:
+        """The SHA-256 of its file of weights; None where it has none, or that is gone."""
+        path = Path(self.weights)
+        if self.weights in ("fresh", "pretrained") or not path.is_file():
+            return None
+        return file_digest(path)
+
+    def has_changed(self, before: str | None) -> bool:
+        """Whether its file of weights is another one than that of a digest."""
+        now = self.weights_sha256()
+        return before is not None and now is not None and before != now
 
     def summary(self) -> str:
         """Its name and, if they are not fresh, its weights: ``timm/resnet10t (pretrained)``."""

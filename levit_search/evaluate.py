@@ -172,6 +172,11 @@ class Evaluator:
         return device
 
     def _prepare_teacher(self, teacher: TeacherConfig, progress: Progress) -> dict[str, Any]:
+        if teacher.adapt == "own":
+            raise InputError(
+                "teacher.adapt: own is for `levit-search supernet --data generated`; candidates "
+                "are taught the data's classes"
+            )
         progress("preparing the teacher", None)
 
         def report(epoch: Epoch) -> None:
@@ -340,6 +345,7 @@ class Evaluator:
                 return network.build_to_train(given.weights)
 
             run = training_id(given, config.train, seed, self._batches.data_id, None)
+            run += (given.weights_sha256() or "")[:16]
             known = dict(values)
             result = self._fitted(given.id, run, begun, config.train, None, known, progress, decide)
             values["top1_percent"] = result.val_top1_percent

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -186,3 +187,16 @@ def _flush_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NOT_FLUSHED:
             raise
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from levit_search.architecture import Architecture, Levit
 from levit_search.errors import InputError, UnknownNameError
-from levit_search.files import expanded, is_there
+from levit_search.files import expanded, file_digest, is_there
 from levit_search.recipe import SHARED, Recipe, is_timm_name
 
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ def _stamp(path: Path) -> Stamp:
 @lru_cache(maxsize=8)
 def _digest(path: Path, stamp: Stamp) -> str:
     del stamp
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)
 
 
 @lru_cache(maxsize=2)

@@ -295,8 +295,13 @@ def rand_augment(policy: str | None) -> RandAugment | None:
     return RandAugment(**fields)
 
 
-# What ``teacher: auto`` is, unless the file says otherwise.
-_AUTO_TEACHER = "tf_efficientnet_lite0"
+AUTO_TEACHER: dict[str, Any] = {
+    "auto": True,
+    "name": "tf_efficientnet_lite0",
+    "weights": "pretrained",
+    "adapt": "head",
+}
+"""What ``teacher: auto`` is, unless the file says otherwise."""
 
 # What trained weights are finetuned by, unless the file says otherwise.
 _FINETUNE: dict[str, Any] = {"epochs": 10, "batch_size": 32, "lr": 3e-4, "warmup_epochs": 1.0}
@@ -345,14 +350,14 @@ class TeacherConfig(Frozen):
     @classmethod
     def _fill_in(cls, given: Any) -> Any:
         if given == "auto":
-            given = {"auto": True}
+            given = AUTO_TEACHER
         if not isinstance(given, Mapping):
             return given
         found = dict(given)
         if found.get("auto") is True:
-            found = {"name": _AUTO_TEACHER, "weights": "pretrained", **found}
-            if found["weights"] != "train":
-                found.setdefault("adapt", "head")
+            found = {**AUTO_TEACHER, **found}
+            if found["weights"] == "train" and "adapt" not in given:
+                del found["adapt"]
         recipe = found.get("recipe", {})
         if found.get("adapt") == "all" and isinstance(recipe, Mapping):
             named = {"epochs": found["epochs"]} if found.get("epochs") is not None else {}

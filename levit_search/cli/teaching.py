@@ -157,12 +157,18 @@ def _told(card: dict[str, Any]) -> str:
     )
     enlarged = ""
     if "adapt" in card:
-        what = "a new head" if card["adapt"] == "head" else "a new head, all of it finetuned"
-        how += f" with {what}"
+        what = {
+            "head": "a new head",
+            "all": "a new head, all of it finetuned",
+            "own": "its own classes",
+        }
+        how += f" with {what[card['adapt']]}"
         enlarged = f", shown to it at {size_text(card['image_size'])} px"
+    reached = card["val_top1_percent"]
+    accuracy = "no accuracy" if reached is None else f"{reached:.2f} %"
     lines = (
         f"Teacher {card['name']} ({card['id']}), {how}, {card['params']:,} parameters: "
-        f"{card['val_top1_percent']:.2f} % on val of {card['data']['name']} at "
+        f"{accuracy} on val of {card['data']['name']} at "
         f"{size_text(card['data']['image_size'])} px{enlarged}."
     )
     return textwrap.fill(lines, 100, break_long_words=False, break_on_hyphens=False)

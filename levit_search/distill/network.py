@@ -14,6 +14,7 @@ from levit_search.data import DataInfo
 from levit_search.distill import plugged
 from levit_search.distill.adapting import Adapted
 from levit_search.errors import InputError, UnknownNameError
+from levit_search.files import file_digest
 from levit_search.image_size import Sides, compact, sides, size_text
 from levit_search.inflation import check_not_inflated
 from levit_search.plugins import Plugin
@@ -452,17 +453,4 @@ def weights_digest(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
     return digest.hexdigest()

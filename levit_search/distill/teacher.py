@@ -27,7 +27,6 @@ from levit_search.distill.disk import check_room
 from levit_search.distill.network import (
     check_size,
     create_teacher,
-    file_digest,
     identity,
     load_first_weights,
     load_weights,
@@ -36,7 +35,7 @@ from levit_search.distill.network import (
     weights_digest,
 )
 from levit_search.errors import InputError, TrialError
-from levit_search.files import expanded, user_cache, write_atomically
+from levit_search.files import expanded, file_digest, user_cache, write_atomically
 from levit_search.image_size import plain_size
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.sealed import DamagedError, read_sealed, write_sealed

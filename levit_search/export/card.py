@@ -274,7 +274,7 @@ def _compared(facts: Facts) -> list[str]:
         "## Compared with",
         _table([*heads, "FLOPs", "parameters"], rows),
         f"All figures are those of the search. Networks of timm were trained for {recipe.epochs} "
-        "epochs on the same images by the recipe of candidates, without a teacher; intervals are "
+        "epochs on the same images by the study's recipe, without a teacher; intervals are "
         "binomial (95 %). A ratio is that of the latency to this network's: above 1 is slower. "
         "FLOPs of timm's networks are counted by fvcore.",
     ]

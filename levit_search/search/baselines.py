@@ -90,7 +90,7 @@ class Baselines:
 
     def _is_left(self, given: BaselineConfig) -> bool:
         found = self._ledger.attributes.get(f"{BASELINE}{given.id}")
-        if found is None:
+        if found is None or given.has_changed(found.get("weights_sha256")):
             return True
         return given.id not in self._tried and found.get("tries", _MOST_TRIES) < _MOST_TRIES
 
@@ -115,7 +115,7 @@ class Baselines:
             case "failed":
                 if refusal := event.content.get("refused_by_disk"):
                     raise BudgetError(f"{refusal}; {GOES_ON}")
-                self._fail(given, event.text)
+                self._fail(given, event.text, is_lasting="wrong_input" not in event.content)
             case "done":
                 names = ("values", "latency", "targets", "training", "seconds")
                 found = {name: event.content[name] for name in names if name in event.content}
@@ -126,12 +126,16 @@ class Baselines:
         record = next(each for each in self.records() if each.config == given)
         display.compared(event.trial, record)
 
-    def _fail(self, given: BaselineConfig, reason: str) -> None:
+    def _fail(self, given: BaselineConfig, reason: str, is_lasting: bool) -> None:
+        """Note a failure; what may be there the next time, such as weights, does not count."""
         self._tried.add(given.id)
-        tries = self._ledger.attributes.get(f"{BASELINE}{given.id}", {}).get("tries", 0) + 1
+        tries = self._ledger.attributes.get(f"{BASELINE}{given.id}", {}).get("tries", 0)
+        tries += is_lasting
         again = "the same command tries again" if tries < _MOST_TRIES else "it is left alone now"
         warnings.warn(f"not compared with {given.summary()}: {reason}; {again}", stacklevel=2)
         self._keep(given, {"failed": reason, "tries": tries})
 
     def _keep(self, given: BaselineConfig, found: dict[str, object]) -> None:
+        if (digest := given.weights_sha256()) is not None:
+            found = {**found, "weights_sha256": digest}
         self._ledger.set_attribute(f"{BASELINE}{given.id}", found)

@@ -1,5 +1,6 @@
 """What comes before a search: everything is checked that can be without work of its own."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,7 +146,11 @@ def _newly_planned(
         config.engine.jobs,
         _trainings(config),
         search.reduction if config.is_trained and not config.inherits else None,
-        dict(zip((each.id for each in config.compare), speed.baselines_ms, strict=True)),
+        {
+            each.id: found_ms
+            for each, found_ms in zip(config.compare, speed.baselines_ms, strict=True)
+            if not math.isnan(found_ms)
+        },
         config.train.weights != "fresh",
     )
     return config.with_plan(plan_of(given, facts, config.train.batch_size))

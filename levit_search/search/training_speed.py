@@ -3,6 +3,7 @@
 As many processes as a search has jobs train at once, since they share memory and cores, or a GPU.
 """
 
+import math
 import multiprocessing
 import multiprocessing.connection
 import signal
@@ -161,7 +162,10 @@ def _serve(
             model: nn.Module = fresh_network(architectures.parse(network), recipe, 0)
             each_ms.append(_image_ms(model, batches, recipe))
         for baseline in baselines:
-            each_ms.append(_image_ms(baseline.build_as_timm_does(), batches, recipe))
+            try:
+                each_ms.append(_image_ms(baseline.build_as_timm_does(), batches, recipe))
+            except (LevitSearchError, RuntimeError):  # its own training tells why
+                each_ms.append(math.nan)
         connection.send(each_ms)
     except LevitSearchError as error:
         connection.send(error)

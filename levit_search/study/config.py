@@ -41,7 +41,14 @@ from levit_search.pareto import (
     figure_and_target,
     is_maximised,
 )
-from levit_search.recipe import SHARED, Recipe, SupernetConfig, TeacherConfig, is_timm_name
+from levit_search.recipe import (
+    AUTO_TEACHER,
+    SHARED,
+    Recipe,
+    SupernetConfig,
+    TeacherConfig,
+    is_timm_name,
+)
 from levit_search.space import Limits, Space
 from levit_search.study.plan import Plan
 from levit_search.study.storage import StorageUrl
@@ -485,6 +492,8 @@ def config_of(
     raw = copy.deepcopy(dict(given))
     raw.pop("reference_point", None)  # of a study's file; another study finds its own
     _expand_short_forms(raw)
+    if raw.get("teacher") == "auto":  # in full, so that single keys of it can be changed
+        raw["teacher"] = dict(AUTO_TEACHER)
     changes = {_LONG_FORMS.get(key, key): value for key, value in (changes or {}).items()}
     _move_weights(raw, path)
     for key, value in changes.items():

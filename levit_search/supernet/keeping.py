@@ -19,10 +19,10 @@ from levit_search.architecture import Levit, parse
 from levit_search.batches import Batches
 from levit_search.cost import cost
 from levit_search.distill import TeacherAnswers
-from levit_search.distill.network import file_digest, taught_classes
+from levit_search.distill.network import taught_classes
 from levit_search.donors import load_donor_weights
 from levit_search.errors import InputError, kept_by_checkpoint
-from levit_search.files import expanded, write_atomically
+from levit_search.files import expanded, file_digest, write_atomically
 from levit_search.model import LevitModel, load_exactly, ordered, save_weights, transfer
 from levit_search.model.source import Source
 from levit_search.pretrained import find_source, weights_digest
