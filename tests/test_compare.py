@@ -567,6 +567,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return study
 
 
+@pytest.mark.slow
 def test_a_search_trains_and_measures_a_network_of_timm(real: Study) -> None:
     (found,) = real.baselines()
     counted = sum(each.numel() for each in Baseline("test_resnet", 16, 1, 10).build().parameters())
@@ -632,6 +633,7 @@ def test_training_goes_on_from_its_checkpoint(
     assert again == found(tmp_path / "whole", goes_on)
 
 
+@pytest.mark.slow
 def test_the_card_of_an_export_has_a_row_for_each(real: Study, tmp_path: Path) -> None:
     ls.write_export(real, "accurate", tmp_path / "out", Wishes(probe=False))
     card = (tmp_path / "out" / "README.md").read_text()

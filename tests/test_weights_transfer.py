@@ -643,6 +643,7 @@ def test_train_refuses_weights_that_do_not_fit(
     assert "epoch" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_search_starts_its_networks_from_another_studys_best(
     space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
