@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,11 +13,13 @@ from torch import nn
 from levit_search import pretrained
 from levit_search.architecture import Graft, Levit, parse, published
 from levit_search.errors import InputError, UnknownNameError
-from levit_search.model import build, save_weights
-from levit_search.model.source import inferred, source_of
+from levit_search.image_size import Sides, sides
+from levit_search.model import Model, build, save_weights, transfer
+from levit_search.model.axes import blocks_of, grids_of
+from levit_search.model.source import Source, inferred, source_of
 from levit_search.pretrained import find_source, weights_digest
 from tests.random_networks import random_network, randomised
-from tests.test_weights import Bomb, ReleasedLevit, assert_same_logits, small
+from tests.test_weights import Bomb, ReleasedLevit, assert_same_logits, small, timm_model
 
 SIZES = ("128s", "128", "192", "256", "384", "384_s8", "512_s8", "512", "256d", "512d")
 LEVITS = [f"levit_{conv}{size}" for conv in ("", "conv_") for size in SIZES]
@@ -30,6 +33,11 @@ def on_meta(name: str, **options: Any) -> nn.Module:
         model = timm.create_model(name, **options)
     assert isinstance(model, nn.Module)
     return model
+
+
+def source_at(weights: str | Path) -> Source:
+    """What is found; which network starts from it matters to shared weights alone."""
+    return find_source(str(weights), small())
 
 
 def shapes(model: nn.Module) -> list[tuple[int, ...]]:
@@ -146,17 +154,79 @@ def test_timms_weights_in_a_file_give_timms_logits(use_conv: bool, tmp_path: Pat
         )
     )
     save_file(theirs.state_dict(), tmp_path / "levit.safetensors")
-    source = find_source(str(tmp_path / "levit.safetensors"))
+    source = source_at(tmp_path / "levit.safetensors")
     model = build(source.architecture)
     model.load_state_dict(dict(source.state))
     assert_same_logits(model, theirs, size=48)
+
+
+def resized_by_axis(bias_hn: torch.Tensor, before: Sides, after: Sides) -> torch.Tensor:
+    """Attention biases [H, R S] for another grid, by numpy's interpolation of one axis at a time:
+    an offset is the same share of the image, beyond the last one that one counts."""
+    grid = bias_hn.double().unflatten(1, before).numpy()
+    for axis, (old, new) in enumerate(zip(before, after, strict=True), start=1):
+        places = np.arange(new) * old / new
+        grid = np.apply_along_axis(
+            lambda line, at, known: np.interp(at, known, line), axis, grid, places, np.arange(old)
+        )
+    return torch.from_numpy(grid).flatten(1)
+
+
+def of_size(network: Levit, size: int | tuple[int, int]) -> Levit:
+    found = parse({**network.model_dump(mode="json"), "image_size": size})
+    assert isinstance(found, Levit)
+    return found
+
+
+def started(source: Source, size: int | tuple[int, int]) -> Model:
+    assert isinstance(source.architecture, Levit)
+    model = build(of_size(source.architecture, size))
+    transfer(source, model)
+    return model
+
+
+SMALLEST = ("levit_128s", "levit_conv_128s")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [each if each in SMALLEST else pytest.param(each, marks=pytest.mark.slow) for each in LEVITS],
+)
+def test_networks_of_any_size_start_from_each_of_timms_levits(name: str, tmp_path: Path) -> None:
+    theirs = randomised(timm_model(name))
+    save_file(theirs.state_dict(), tmp_path / "levit.safetensors")
+    source = source_at(tmp_path / "levit.safetensors")
+    assert isinstance(source.architecture, Levit)
+    assert_same_logits(started(source, 224), theirs, size=224)
+    for size in (160, (160, 224)):
+        model = started(source, size)
+        network = of_size(source.architecture, size)
+        expected = dict(source.state)
+        for key, kept in source.state.items():
+            own = model.state_dict()[key]
+            if not key.endswith("attention_bias"):
+                assert torch.equal(own, kept), key
+                continue
+            assert torch.equal(own[:, 0], kept[:, 0]), "offset 0 stays as it is"
+            block = key.partition(".attention.")[0]
+            grids = [
+                grids_of(each)[blocks_of(each)[block][1]] for each in (source.architecture, network)
+            ]
+            assert own.shape[1] == grids[1][0] * grids[1][1] < kept.shape[1]
+            expected[key] = resized_by_axis(kept, *grids)
+        reference = build(network)
+        reference.load_state_dict(expected)
+        images = torch.randn(1, 3, *sides(size))
+        with torch.no_grad():
+            ours, wanted = model.eval()(images), reference.eval()(images)
+        torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_released_weights_are_told_by_their_tensors(tmp_path: Path) -> None:
     network = small()
     theirs = randomised(ReleasedLevit(network))
     torch.save({"model": theirs.state_dict(), "epoch": 3}, tmp_path / "released.pth")
-    source = find_source(str(tmp_path / "released.pth"))
+    source = source_at(tmp_path / "released.pth")
     assert source.architecture == network
     model = build(network)
     model.load_state_dict(dict(source.state))
@@ -166,7 +236,7 @@ def test_released_weights_are_told_by_their_tensors(tmp_path: Path) -> None:
 def test_our_own_weights_are_told_by_their_tensors(tmp_path: Path) -> None:
     network = parse({**small().model_dump(mode="json"), "distillation": False})
     save_weights(randomised(build(network)), tmp_path / "ours.safetensors")
-    assert find_source(str(tmp_path / "ours.safetensors")).architecture == network
+    assert source_at(tmp_path / "ours.safetensors").architecture == network
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -176,7 +246,7 @@ def test_a_description_beside_weights_is_believed(seed: int, tmp_path: Path) -> 
     save_weights(build(network), tmp_path / "model.safetensors")
     (tmp_path / "architecture.yaml").write_text(network.to_yaml())
     for named in (tmp_path, tmp_path / "model.safetensors"):
-        assert find_source(str(named)).architecture == network
+        assert source_at(named).architecture == network
 
 
 def test_a_description_of_another_network_is_refused(tmp_path: Path) -> None:
@@ -184,16 +254,16 @@ def test_a_description_of_another_network_is_refused(tmp_path: Path) -> None:
     other = parse({**small().model_dump(mode="json"), "num_classes": 6})
     (tmp_path / "architecture.yaml").write_text(other.to_yaml())
     with pytest.raises(InputError, match=r"head\.linear\.weight has shape \[5, 32\].*\[6, 32\]"):
-        find_source(str(tmp_path))
+        source_at(tmp_path)
 
 
 def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.pth: there is no such thing; expected fresh"):
-        find_source(str(tmp_path / "nowhere.pth"))
+        source_at(tmp_path / "nowhere.pth")
     with pytest.raises(InputError, match=r"a folder with model\.safetensors"):
-        find_source(str(tmp_path))
+        source_at(tmp_path)
     with pytest.raises(InputError, match="there is no such thing"):
-        find_source(f"{tmp_path}#3")
+        source_at(f"{tmp_path}#3")
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
@@ -203,14 +273,14 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     raw[-5] ^= 1
     path.write_bytes(raw)
     with pytest.raises(InputError, match=r"ours\.safetensors: damaged"):
-        find_source(str(path))
+        source_at(path)
 
 
 def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
     mark = tmp_path / "was-run"
     torch.save({"model": Bomb(mark)}, tmp_path / "evil.pth")
     with pytest.raises(InputError, match=r"evil\.pth: not a readable checkpoint"):
-        find_source(str(tmp_path / "evil.pth"))
+        source_at(tmp_path / "evil.pth")
     assert not mark.exists()
 
 
@@ -220,7 +290,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         model.get_parameter("head.linear.bias")[2] = torch.nan
     save_file(model.state_dict(), tmp_path / "ours.safetensors")
     with pytest.raises(InputError, match=r"head\.linear\.bias has values that are no finite"):
-        find_source(str(tmp_path / "ours.safetensors"))
+        source_at(tmp_path / "ours.safetensors")
 
 
 def test_a_tensor_too_few_or_of_another_shape_is_named() -> None:
@@ -253,9 +323,9 @@ def test_weights_for_rectangles_need_their_description(tmp_path: Path) -> None:
 
 def test_a_name_of_timms_that_is_none_gets_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match=r"levit_256\.fb_dist_in1k"):
-        find_source("levit_256.fb_dist_in2k")
+        source_at("levit_256.fb_dist_in2k")
     with pytest.raises(UnknownNameError, match="levit_512"):  # timm never trained this one
-        find_source("timm/levit_512")
+        source_at("timm/levit_512")
 
 
 def test_a_name_of_timms_is_loaded_through_timm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,11 +345,11 @@ def test_a_name_of_timms_is_loaded_through_timm(monkeypatch: pytest.MonkeyPatch)
 
     original = timm.create_model
     monkeypatch.setattr(timm, "create_model", create_model)
-    source = find_source("timm/resnet18.a1_in1k")
+    source = source_at("timm/resnet18.a1_in1k")
     assert source.name == "resnet18.a1_in1k"
     assert torch.equal(source.state["donor.conv1.weight"], theirs.state_dict()["conv1.weight"])
     with pytest.raises(InputError, match=r"not to be had \(no route to the hub\)"):
-        find_source("resnet34.a1_in1k")
+        source_at("resnet34.a1_in1k")
 
 
 @pytest.fixture(autouse=True)
