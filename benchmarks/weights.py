@@ -51,7 +51,12 @@ ALONE = ROOT / "studies" / "supernet" / "alone.csv"
 # The trained network, what starts from it on pictures (a network of spaces/photos), and a slice.
 _SOURCE = {"layers": 2, "stages": [(1, 48, 3, 16), (2, 80, 5, 16), (2, 112, 7, 16)]}
 _TARGET = {"layers": 3, "stages": [(1, 32, 2, 16), (2, 64, 4, 16), (2, 96, 6, 16)]}
-_SLICE = {"layers": 2, "stages": [(1, 32, 2, 8), (1, 64, 4, 8), (1, 96, 6, 8)], "mlp_ratio": 1}
+_SLICE = {
+    "layers": 2,
+    "stages": [(1, 32, 2, 8), (1, 64, 4, 8), (1, 96, 6, 8)],
+    "shrinks": [(2, 8), (4, 8)],
+    "mlp_ratio": 1,
+}
 
 FASHION = DataConfig(name="fashion-mnist", image_size=32, val_share=0.05)
 _LONG = Recipe(
@@ -320,6 +325,7 @@ def fidelity_config(images: int) -> StudyConfig:
 
 def network_of(shape: Mapping[str, Any], size: int, channels: int, classes: int) -> Architecture:
     """One of the networks above, for images of a size."""
+    shrinks = [{"num_heads": heads, "key_dim": key} for heads, key in shape.get("shrinks", ())]
     return parse(
         {
             "image_size": size,
@@ -336,6 +342,7 @@ def network_of(shape: Mapping[str, Any], size: int, channels: int, classes: int)
                 }
                 for depth, width, heads, key in shape["stages"]
             ],
+            **({"shrinks": shrinks} if shrinks else {}),
         }
     )
 
