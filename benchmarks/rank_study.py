@@ -215,7 +215,17 @@ def lesson_of(
     seed_torch(seed, 3)
     elastic = Elastic(envelope)
     inheritance = Inheritance(batches, recipe, config, seed, device_of(recipe))
-    lesson = Sandwich(elastic, ends, draw, config.members, recipe, seed, inheritance.top1_percent)
+    whole_steps = config.whole_epochs * batches.steps(recipe)
+    lesson = Sandwich(
+        elastic,
+        ends,
+        draw,
+        config.members,
+        whole_steps,
+        recipe,
+        seed,
+        inheritance.top1_percent,
+    )
     return elastic, inheritance, lesson
 
 

@@ -627,14 +627,17 @@ def timm_file(cell: Cell) -> dict[str, Any]:
 
     torch.manual_seed(0)
     theirs = timm.create_model(cell.key["network"]).eval()
-    with torch.no_grad():  # fresh ones answer next to nothing, whatever they are shown
+    # Fresh ones answer next to nothing, whatever they are shown.
+    with torch.no_grad():
         for name, tensor in theirs.state_dict().items():
-            if name.endswith(("running_var", "bn.weight")):
+            if name.endswith("attention_biases"):
+                tensor.normal_(std=0.5)
+            elif tensor.ndim > 1:
+                tensor.normal_(std=tensor[0].numel() ** -0.5)
+            elif name.endswith(("running_var", "bn.weight")):
                 tensor.uniform_(0.5, 1.5)
-            elif name.endswith(("running_mean", "bias", "attention_biases")):
-                tensor.normal_(std=0.3)
-            elif name.startswith("head") and name.endswith("weight"):
-                tensor.normal_(std=0.1)
+            elif tensor.is_floating_point():
+                tensor.normal_(std=0.2)
     found: dict[str, Any] = {"params": sum(each.numel() for each in theirs.parameters())}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "levit.safetensors"
