@@ -86,7 +86,7 @@ _PIXELS = 64
 FIDELITY_IMAGES = (20000, 8000)
 FIDELITY_ARMS = ("finetuned", "alone")
 
-KINDS = ("none", "hard", "soft")
+KINDS = ("none", "soft", "hard")
 TIMES = (1, 3, 10)
 _TEACHER_EPOCHS = 5  # of the shortest training
 _TEACHER_PIXELS = 112
@@ -266,8 +266,8 @@ def teacher_cells(options: argparse.Namespace) -> Iterator[Cell]:
         raise InputError(f"--teacher {options.teacher}: no such file")
     settings = {"recipe": _dump(_PICTURES), "network": _TARGET, "size": _PIXELS}
     settings |= {"epochs": _TEACHER_EPOCHS, "teacher_size": _TEACHER_PIXELS}
-    for times, (name, root) in itertools.product(TIMES, targets.items()):
-        for seed, kind in itertools.product(range(options.seeds), KINDS):
+    for kind, times in itertools.product(KINDS, TIMES):  # each kind asks the teacher anew
+        for seed, (name, root) in itertools.product(range(options.seeds), targets.items()):
             key = {"target": name, "times": times, "distillation": kind, "seed": seed}
             yield Cell("teacher", key, settings, {"root": root, "weights": str(options.teacher)})
 
@@ -520,7 +520,7 @@ def _begun(cell: Cell, network: Architecture) -> "tuple[Model, Source]":
 def _supernet(images: int, kept: str) -> tuple[Any, Any, Any, StudyConfig]:
     """A supernet, its data and its teacher's answers, once a worker."""
     from levit_search.batches import open_batches
-    from levit_search.distill import obtain_teacher
+    from levit_search.distill import fill, obtain_teacher
     from levit_search.supernet import obtain_supernet
 
     config = fidelity_config(images)
@@ -536,6 +536,8 @@ def _supernet(images: int, kept: str) -> tuple[Any, Any, Any, StudyConfig]:
     found = obtain_supernet(
         config, batches, lambda: longer, folder, lambda point: say(f"{name}: {point}")
     )
+    # Else the first candidate would pay for the answers of all.
+    fill(answers, batches, config.train, config.search.seed, config.train.epochs, lambda _: None)
     return found, batches, answers, config
 
 
@@ -649,7 +651,9 @@ def timm_file(cell: Cell) -> dict[str, Any]:
             model = build(parse(description)).eval()
             told = transfer(source, model)
             sized = timm.create_model(cell.key["network"], img_size=shown).eval()
-            sized.load_state_dict(to_timm(model))
+            # Linear layers are 1x1 convolutions in levit_conv_*.
+            shapes = {key: tensor.shape for key, tensor in sized.state_dict().items()}
+            sized.load_state_dict({k: t.reshape(shapes[k]) for k, t in to_timm(model).items()})
             images = torch.randn(2, 3, *shown)
             with torch.no_grad():
                 ours, expected = model(images), sized(images)
