@@ -210,17 +210,23 @@ def teacher(rows: Rows) -> dict[str, Any]:
 
 
 def timm(rows: Rows) -> dict[str, Any]:
-    """How far our logits are from timm's, by network and size."""
-    names = [name for name in rows[0] if name.startswith("max_difference_")]
-    return {
-        "networks": len(rows),
-        "worst": {name: max(row[name] for row in rows) for name in names},
-        "least_logit_sd": min(v for row in rows for k, v in row.items() if k.startswith("logit_")),
-        "rows": [
-            {"network": _network(row), "params": row["params"], **{n: row[n] for n in names}}
-            for row in rows
-        ],
-    }
+    """How far our logits are from timm's, by network and size, as shares of what two images make of
+    a difference; ``file`` is at timm's own size."""
+    names = [name.removeprefix("max_difference_") for name in rows[0] if "max_difference" in name]
+    table = [
+        {
+            "network": _network(row),
+            "params": row["params"],
+            **{
+                name: row[f"max_difference_{name}"]
+                / row[f"logit_sd_{'224' if name == 'file' else name}"]
+                for name in names
+            },
+        }
+        for row in rows
+    ]
+    worst = {name: max(row[name] for row in table) for name in names}
+    return {"networks": len(rows), "worst": worst, "rows": table}
 
 
 _SUMMARIES: dict[str, Callable[[Rows], dict[str, Any]]] = {
@@ -374,13 +380,13 @@ def _timm_table(found: Mapping[str, Any]) -> list[str]:
         (row["network"], f"{row['params'] / 1e6:.1f}", *(f"{row[name]:.1e}" for name in names))
         for row in found["rows"]
     ]
-    shown = [name.removeprefix("max_difference_") for name in names]
     return [
-        "Largest difference of logits: between our network that began with the file and timm's "
-        "that has its weights, by size in px; `file`: timm's network whose weights the file holds. "
-        f"Logits of two images differ by {found['least_logit_sd']:.2g} at least (deviation).",
+        "The largest difference of logits, between our network that began with the file and timm's "
+        "that has its weights, as a share of the deviation of what two random images differ by; by "
+        "size in px. `file`: timm's network whose weights the file holds. Zero is bit by bit; "
+        "1x1 convolutions sum in another order than linear layers.",
         "",
-        *_table(("network", "params, M", *shown), cells),
+        *_table(("network", "params, M", *names), cells),
     ]
 
 

@@ -275,3 +275,10 @@ def test_fidelity_is_told_by_rank_and_by_share_of_a_long_training(shown: Any) ->
         (8000, "inherited"),
     }
     assert found["between_two_seeds"]["tau"] == 1.0
+
+
+def test_differences_from_timm_are_shares_of_what_images_make(shown: Any) -> None:
+    found = {"params": 5, "max_difference_224": 0.2, "max_difference_file": 0.4}
+    found |= {"logit_sd_224": 2.0, "logit_sd_160": 5.0, "max_difference_160": 0.0}
+    told = shown.timm([row(found, network="levit_128")])
+    assert told["worst"] == pytest.approx({"224": 0.1, "file": 0.2, "160": 0.0})
