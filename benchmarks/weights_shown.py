@@ -384,7 +384,8 @@ def _timm_table(found: Mapping[str, Any]) -> list[str]:
         "The largest difference of logits, between our network that began with the file and timm's "
         "that has its weights, as a share of the deviation of what two random images differ by; by "
         "size in px. `file`: timm's network whose weights the file holds. In double "
-        "precision; zero is bit by bit, and 1x1 convolutions sum in another order than linear layers.",
+        "precision; zero is bit by bit, and 1x1 convolutions sum in another order than linear "
+        "layers.",
         "",
         *_table(("network", "params, M", *names), cells),
     ]
