@@ -31,7 +31,7 @@ from job_pool import Progress, carried_out, refuse_others, say
 from short_schedule import ROOT, SPACE
 from weights_shown import as_markdown, document_of, rows_of
 
-from levit_search.architecture import Architecture, parse, published
+from levit_search.architecture import Architecture, parse
 from levit_search.data import DataConfig
 from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, TrialError
@@ -644,7 +644,7 @@ def timm_file(cell: Cell) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "levit.safetensors"
         save_file(theirs.state_dict(), file)
-        source = find_source(str(file), published("LeViT-128S"))
+        source = find_source(str(file))
         for size in cell.settings["sizes"]:
             shown = sides(size)
             description = {**source.architecture.model_dump(mode="json"), "image_size": size}

@@ -35,11 +35,6 @@ def on_meta(name: str, **options: Any) -> nn.Module:
     return model
 
 
-def source_at(weights: str | Path) -> Source:
-    """What is found; which network starts from it matters to shared weights alone."""
-    return find_source(str(weights), small())
-
-
 def shapes(model: nn.Module) -> list[tuple[int, ...]]:
     """Of all tensors, linear layers and 1x1 convolutions being one."""
     found = []
@@ -154,7 +149,7 @@ def test_timms_weights_in_a_file_give_timms_logits(use_conv: bool, tmp_path: Pat
         )
     )
     save_file(theirs.state_dict(), tmp_path / "levit.safetensors")
-    source = source_at(tmp_path / "levit.safetensors")
+    source = find_source(str(tmp_path / "levit.safetensors"))
     model = build(source.architecture)
     model.load_state_dict(dict(source.state))
     assert_same_logits(model, theirs, size=48)
@@ -195,7 +190,7 @@ SMALLEST = ("levit_128s", "levit_conv_128s")
 def test_networks_of_any_size_start_from_each_of_timms_levits(name: str, tmp_path: Path) -> None:
     theirs = randomised(timm_model(name))
     save_file(theirs.state_dict(), tmp_path / "levit.safetensors")
-    source = source_at(tmp_path / "levit.safetensors")
+    source = find_source(str(tmp_path / "levit.safetensors"))
     assert isinstance(source.architecture, Levit)
     assert_same_logits(started(source, 224), theirs, size=224)
     for size in (160, (160, 224)):
@@ -226,7 +221,7 @@ def test_released_weights_are_told_by_their_tensors(tmp_path: Path) -> None:
     network = small()
     theirs = randomised(ReleasedLevit(network))
     torch.save({"model": theirs.state_dict(), "epoch": 3}, tmp_path / "released.pth")
-    source = source_at(tmp_path / "released.pth")
+    source = find_source(str(tmp_path / "released.pth"))
     assert source.architecture == network
     model = build(network)
     model.load_state_dict(dict(source.state))
@@ -236,7 +231,7 @@ def test_released_weights_are_told_by_their_tensors(tmp_path: Path) -> None:
 def test_our_own_weights_are_told_by_their_tensors(tmp_path: Path) -> None:
     network = parse({**small().model_dump(mode="json"), "distillation": False})
     save_weights(randomised(build(network)), tmp_path / "ours.safetensors")
-    assert source_at(tmp_path / "ours.safetensors").architecture == network
+    assert find_source(str(tmp_path / "ours.safetensors")).architecture == network
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -246,7 +241,7 @@ def test_a_description_beside_weights_is_believed(seed: int, tmp_path: Path) -> 
     save_weights(build(network), tmp_path / "model.safetensors")
     (tmp_path / "architecture.yaml").write_text(network.to_yaml())
     for named in (tmp_path, tmp_path / "model.safetensors"):
-        assert source_at(named).architecture == network
+        assert find_source(str(named)).architecture == network
 
 
 def test_a_description_of_another_network_is_refused(tmp_path: Path) -> None:
@@ -254,16 +249,16 @@ def test_a_description_of_another_network_is_refused(tmp_path: Path) -> None:
     other = parse({**small().model_dump(mode="json"), "num_classes": 6})
     (tmp_path / "architecture.yaml").write_text(other.to_yaml())
     with pytest.raises(InputError, match=r"head\.linear\.weight has shape \[5, 32\].*\[6, 32\]"):
-        source_at(tmp_path)
+        find_source(str(tmp_path))
 
 
 def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.pth: there is no such thing; expected fresh"):
-        source_at(tmp_path / "nowhere.pth")
+        find_source(str(tmp_path / "nowhere.pth"))
     with pytest.raises(InputError, match=r"a folder with model\.safetensors"):
-        source_at(tmp_path)
+        find_source(str(tmp_path))
     with pytest.raises(InputError, match="there is no such thing"):
-        source_at(f"{tmp_path}#3")
+        find_source(f"{tmp_path}#3")
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
@@ -273,14 +268,14 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     raw[-5] ^= 1
     path.write_bytes(raw)
     with pytest.raises(InputError, match=r"ours\.safetensors: damaged"):
-        source_at(path)
+        find_source(str(path))
 
 
 def test_weights_that_would_run_code_are_refused(tmp_path: Path) -> None:
     mark = tmp_path / "was-run"
     torch.save({"model": Bomb(mark)}, tmp_path / "evil.pth")
     with pytest.raises(InputError, match=r"evil\.pth: not a readable checkpoint"):
-        source_at(tmp_path / "evil.pth")
+        find_source(str(tmp_path / "evil.pth"))
     assert not mark.exists()
 
 
@@ -290,7 +285,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         model.get_parameter("head.linear.bias")[2] = torch.nan
     save_file(model.state_dict(), tmp_path / "ours.safetensors")
     with pytest.raises(InputError, match=r"head\.linear\.bias has values that are no finite"):
-        source_at(tmp_path / "ours.safetensors")
+        find_source(str(tmp_path / "ours.safetensors"))
 
 
 def test_a_tensor_too_few_or_of_another_shape_is_named() -> None:
@@ -323,9 +318,9 @@ def test_weights_for_rectangles_need_their_description(tmp_path: Path) -> None:
 
 def test_a_name_of_timms_that_is_none_gets_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match=r"levit_256\.fb_dist_in1k"):
-        source_at("levit_256.fb_dist_in2k")
+        find_source("levit_256.fb_dist_in2k")
     with pytest.raises(UnknownNameError, match="levit_512"):  # timm never trained this one
-        source_at("timm/levit_512")
+        find_source("timm/levit_512")
 
 
 def test_a_name_of_timms_is_loaded_through_timm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,11 +340,11 @@ def test_a_name_of_timms_is_loaded_through_timm(monkeypatch: pytest.MonkeyPatch)
 
     original = timm.create_model
     monkeypatch.setattr(timm, "create_model", create_model)
-    source = source_at("timm/resnet18.a1_in1k")
+    source = find_source("timm/resnet18.a1_in1k")
     assert source.name == "resnet18.a1_in1k"
     assert torch.equal(source.state["donor.conv1.weight"], theirs.state_dict()["conv1.weight"])
     with pytest.raises(InputError, match=r"not to be had \(no route to the hub\)"):
-        source_at("resnet34.a1_in1k")
+        find_source("resnet34.a1_in1k")
 
 
 @pytest.fixture(autouse=True)
