@@ -45,7 +45,7 @@ def start_from(model: "Model", weights: str) -> str | None:
     source = find_source(weights, model.architecture)
     reason = misfit(source, model.architecture)
     if reason is None:
-        return transfer(source, model, "leading" if source.is_shared else "scale").told()
+        return transfer(source, model).told()
     told = f"fresh weights ({reason})"
     warnings.warn(f"{model.architecture.summary()}: starts with {told}", stacklevel=2)
     return told

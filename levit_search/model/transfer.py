@@ -80,7 +80,7 @@ def transfer(
     Args:
         source: the weights.
         model: freshly initialised; what nothing comes over for stays as it is.
-        order: what a narrower network takes.
+        order: what a narrower network takes; of shared weights it is the leading part in any case.
         images: float [B, C, H, W], normalised, of any size; for the order ``activation`` alone.
 
     Returns:
@@ -89,6 +89,7 @@ def transfer(
     Raises:
         InputError: nothing fits (see :func:`misfit`), or ``activation`` has no images.
     """
+    order = "leading" if source.is_shared else order
     pair = _Pair(source.architecture, model.architecture)
     reason = pair.misfit(source.name)
     if reason is not None:
@@ -116,7 +117,8 @@ def transfer(
 
 @torch.no_grad()
 def ordered(source: Source, order: Order = "scale", images: Tensor | None = None) -> Source:
-    """The same network with its most important channels and heads in the first places.
+    """The same network with its most important channels and heads in the first places, where those
+    of shared weights are already.
 
     Its logits are those of ``source`` but for rounding, and the leading parts of its tensors are
     those that :func:`transfer` gives to narrower networks.
@@ -126,6 +128,8 @@ def ordered(source: Source, order: Order = "scale", images: Tensor | None = None
         order: what is important.
         images: as for :func:`transfer`.
     """
+    if source.is_shared:
+        return source
     sizes, axes = label_sizes(source.architecture), axes_of(source.architecture)
     selected = _selected(sizes, sizes, importance(source, order, images), is_whole=True)
     state = {name: _cut(each, axes.get(name, ()), selected) for name, each in source.state.items()}

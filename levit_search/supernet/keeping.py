@@ -205,11 +205,7 @@ def _begin(model: LevitModel, recipe: Recipe) -> None:
         InputError: they fit nothing, or are not to be had.
     """
     if recipe.weights != "fresh":
-        source = find_source(recipe.weights, model.architecture)
-        if source.is_shared:
-            transfer(source, model, "leading")
-        else:
-            transfer(ordered(source), model)
+        transfer(ordered(find_source(recipe.weights, model.architecture)), model)
     load_donor_weights(model, recipe.donor_weights)
 
 
