@@ -108,7 +108,7 @@ def test_pictures_of_a_folder_come_without_labels(tmp_path: Path) -> None:
     batches = open_batches(config(root=str(tmp_path)))
     recipe = Recipe(batch_size=32, crop="none")
     labels = torch.cat([each.targets for each in batches.train(0, 0, recipe, CPU)])
-    assert int((labels == UNLABELLED).sum()) == 32
+    assert int((labels == UNLABELLED).sum()) == 48
     assert (batches.labels("val") >= 0).all()
     with pytest.raises(InputError, match="cannot be mixed"):
         next(iter(batches.train(0, 0, Recipe(batch_size=32, mixup=0.2), CPU)))
@@ -125,3 +125,10 @@ def test_a_folder_without_pictures_and_one_of_damaged_ones_are_refused(tmp_path:
 def test_rectangles_are_the_middle_of_squares() -> None:
     batches = open_batches(config(image_size=[8, 16]))
     assert next(iter(batches.evaluation("val", 4, CPU)))[0].shape == (4, 3, 8, 16)
+
+
+def test_a_tenth_of_the_pictures_is_grey(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "_HELD_OUT", 300)
+    drawn = Generated(config()).sources()["val"]
+    images = np.stack([np.asarray(drawn.open(index)) for index in range(300)])
+    assert 15 <= (images == images[..., :1]).all((1, 2, 3)).sum() <= 48

@@ -101,7 +101,9 @@ _PRETRAINING: dict[str, Any] = {
     "train.rungs": [],
     "train.weights": "fresh",
     "train.distillation": "soft",
-    "train.temperature": 4.0,
+    # So high that the loss is nearly the squared distance of logits (Hinton et al. 2015, section
+    # 2): all classes tell of a picture that is of none of them.
+    "train.temperature": 20.0,
     "supernet.members": 1,
     "supernet.calibration_images": 512,
     "supernet.val_images": 512,
@@ -110,7 +112,7 @@ _PRETRAINING: dict[str, Any] = {
     "compare": [],
 }
 _EPOCHS, _WHOLE = 60, 0.75  # how many, and in which part of them the largest network learns alone
-_PASSES = 10  # of different views that a teacher is asked about; then its answers come again
+_PASSES = 20  # of different views that a teacher is asked about; then its answers come again
 
 
 def _pretraining(

@@ -44,6 +44,8 @@ EPOCH_IMAGES = 8192
 """Pictures of an epoch; those of the next one are others."""
 IMAGE_SIZE = 64  # pixels a side, unless a configuration says otherwise
 _HELD_OUT = 1024  # pictures of val, and of test
+_CROPS = 0.75  # of the pictures of train are crops, where there is a folder of them
+_GREY = 0.1  # of all pictures are without colours
 
 _CLASSES = 20220613  # keeps the parameters of classes apart from all other random numbers
 _OVERSAMPLED = 2  # contours are drawn so much larger, then scaled down
@@ -203,9 +205,9 @@ _NUM_CLASSES = {"contours": 200, "fractals": 100, "textures": 100}
 class Generated:
     """Generated pictures of one kind (``generated/contours``) or, as ``generated``, of all.
 
-    With ``root`` every second picture of ``train`` is a random crop of one below that folder, and
-    has no label. Which pictures an epoch shows depends on the seed of the training and the epoch;
-    ``val`` and ``test`` are always the same.
+    With ``root`` three of four pictures of ``train`` are random crops of those below that folder,
+    and have no label. A tenth of all are grey. Which pictures an epoch shows depends on the seed of
+    the training and the epoch; ``val`` and ``test`` are always the same.
 
     Raises:
         InputError: there is no such kind, or no picture below ``root``.
@@ -252,7 +254,7 @@ class GeneratedSource:
         size: pixels a side.
         numbers: what all pictures depend on beside their own index.
         count: how many there are.
-        crops: what every second picture is, without a label; None where all are generated.
+        crops: what three of four pictures are, without a label; None where all are generated.
     """
 
     def __init__(
@@ -266,7 +268,7 @@ class GeneratedSource:
         self._classes, self._size, self._numbers, self._crops = classes, size, numbers, crops
         self.labels = np.random.default_rng(numbers).integers(0, len(classes), count)
         if crops is not None:
-            self.labels[1::2] = UNLABELLED
+            self.labels[: round(_CROPS * count)] = UNLABELLED
 
     def name(self, index: int) -> str:
         return f"generated {'-'.join(map(str, self._numbers))} [{index}]"
@@ -277,9 +279,11 @@ class GeneratedSource:
         rng, label = np.random.default_rng([*self._numbers, index]), int(self.labels[index])
         if label == UNLABELLED:
             assert self._crops is not None
-            return self._crops.draw(rng)
-        kind, number = self._classes[label]
-        return KINDS[kind](number, self._size, rng)
+            picture = self._crops.draw(rng)
+        else:
+            kind, number = self._classes[label]
+            picture = KINDS[kind](number, self._size, rng)
+        return picture.convert("L").convert("RGB") if rng.random() < _GREY else picture
 
     def content(self, index: int) -> bytes:
         return self.open(index).tobytes()
