@@ -4,13 +4,14 @@
     python benchmarks/shared_weights.py STUDY --licence TEXT --sources TEXT
 
 What follows stems and stages is left out (classifiers of other classes), the rest is kept in half
-precision, with the card of the training: its command, its settings, its curve and whose pictures
-and teacher it learnt from.
+precision, with the card of the training: its commands (one that it started from comes first), its
+settings, its curve and whose pictures and teacher it learnt from.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save
@@ -41,11 +42,20 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     raw = save(weights, {WEIGHTS_KEY: weights_checksum(save(weights))})
     write_atomically(out / "weights.safetensors", raw)
-    made = json.loads((asked.study / "environment.json").read_text("utf-8"))
-    told = {"licence": asked.licence, "sources": asked.sources, "made": made}
+    told = {"licence": asked.licence, "sources": asked.sources, "made": sessions_of(study)}
     write_sealed(out / "card.json", {**card, **told})
     count = sum(each.numel() for each in weights.values())
     print(f"{out}: {len(raw) / 1e6:.2f} MB, {count:,} weights")
+
+
+def sessions_of(study: Study) -> list[dict[str, Any]]:
+    """The commands, machines and revisions of a study, after those of what it started from."""
+    weights = study.config.train.weights
+    before = sessions_of(Study.open(Path(weights))) if weights != "fresh" else []
+    sessions = json.loads((study.folder / "environment.json").read_text("utf-8"))["sessions"]
+    for session in sessions:
+        session["command"][0] = Path(session["command"][0]).name
+    return [*before, *sessions]
 
 
 if __name__ == "__main__":

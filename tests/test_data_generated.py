@@ -109,6 +109,12 @@ def test_pictures_of_a_folder_come_without_labels(tmp_path: Path) -> None:
     recipe = Recipe(batch_size=32, crop="none")
     labels = torch.cat([each.targets for each in batches.train(0, 0, recipe, CPU)])
     assert int((labels == UNLABELLED).sum()) == 48
+    alone = open_batches(config(name="generated/crops", root=str(tmp_path)))
+    labels = torch.cat([each.targets for each in alone.train(0, 0, recipe, CPU)])
+    assert (labels == UNLABELLED).all()
+    assert alone.info.num_classes == 400
+    with pytest.raises(InputError, match=r"data\.root: generated/crops"):
+        open_batches(config(name="generated/crops"))
     assert (batches.labels("val") >= 0).all()
     with pytest.raises(InputError, match="cannot be mixed"):
         next(iter(batches.train(0, 0, Recipe(batch_size=32, mixup=0.2), CPU)))

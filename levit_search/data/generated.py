@@ -40,6 +40,8 @@ Rng = np.random.Generator
 
 UNLABELLED = -100
 """The label of pictures of a folder: what torch's cross entropy leaves out."""
+CROPS = "crops"
+"""The kind of ``train`` that is of pictures of a folder alone."""
 EPOCH_IMAGES = 8192
 """Pictures of an epoch; those of the next one are others."""
 IMAGE_SIZE = 64  # pixels a side, unless a configuration says otherwise
@@ -206,17 +208,21 @@ class Generated:
     """Generated pictures of one kind (``generated/contours``) or, as ``generated``, of all.
 
     With ``root`` three of four pictures of ``train`` are random crops of those below that folder,
-    and have no label. A tenth of all are grey. Which pictures an epoch shows depends on the seed of
-    the training and the epoch; ``val`` and ``test`` are always the same.
+    and have no label; of ``generated/crops`` all are, for a teacher alone to tell about. A tenth of
+    all are grey. Which pictures an epoch shows depends on the seed of the training and the epoch;
+    ``val`` and ``test`` are always the same.
 
     Raises:
-        InputError: there is no such kind, or no picture below ``root``.
+        InputError: there is no such kind, no picture below ``root``, or no ``root`` for crops.
     """
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
         kind = config.name.partition("/")[2]
-        kinds = (kind,) if kind else tuple(KINDS)
+        kinds = (kind,) if kind in KINDS else tuple(KINDS)
+        self._crops_share = 1.0 if kind == CROPS else _CROPS
+        if kind == CROPS and config.root is None:
+            raise InputError("data.root: generated/crops are of pictures below a folder; name it")
         self._classes = tuple((k, number) for k in kinds for number in range(_NUM_CLASSES[k]))
         # Of rectangles the longer side: their middle is cut out of squares, as of all pictures.
         self._size = max(sides(config.image_size or IMAGE_SIZE))
@@ -239,7 +245,10 @@ class Generated:
     def _source(
         self, numbers: tuple[int, ...], count: int, crops: "Crops | None"
     ) -> "GeneratedSource":
-        return GeneratedSource(self._classes, self._size, numbers, count, crops)
+        labels = np.random.default_rng(numbers).integers(0, len(self._classes), count)
+        if crops is not None:
+            labels[: round(self._crops_share * count)] = UNLABELLED
+        return GeneratedSource(self._classes, self._size, numbers, labels, crops)
 
     @cached_property
     def _crops(self) -> "Crops | None":
@@ -253,8 +262,8 @@ class GeneratedSource:
         classes: kind and number of each class.
         size: pixels a side.
         numbers: what all pictures depend on beside their own index.
-        count: how many there are.
-        crops: what three of four pictures are, without a label; None where all are generated.
+        labels: of the pictures, int64 [N].
+        crops: what those without a label are.
     """
 
     def __init__(
@@ -262,13 +271,11 @@ class GeneratedSource:
         classes: tuple[tuple[str, int], ...],
         size: int,
         numbers: tuple[int, ...],
-        count: int,
+        labels: NDArray[np.int64],
         crops: "Crops | None",
     ) -> None:
         self._classes, self._size, self._numbers, self._crops = classes, size, numbers, crops
-        self.labels = np.random.default_rng(numbers).integers(0, len(classes), count)
-        if crops is not None:
-            self.labels[: round(_CROPS * count)] = UNLABELLED
+        self.labels = labels
 
     def name(self, index: int) -> str:
         return f"generated {'-'.join(map(str, self._numbers))} [{index}]"

@@ -19,7 +19,9 @@ from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, middle, op
 from levit_search.errors import InputError, did_you_mean
 from levit_search.image_size import ImageSize, Sides, sides, size_text
 
-_GENERATED = ("generated", "generated/contours", "generated/fractals", "generated/textures")
+_GENERATED = tuple(
+    f"generated{kind}" for kind in ("", "/contours", "/crops", "/fractals", "/textures")
+)
 BUILT_IN = ("digits", "fashion-mnist", "folder", *_GENERATED)
 TORCH_SETS = (
     "cifar10",
