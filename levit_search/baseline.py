@@ -207,7 +207,7 @@ class BaselineConfig(Frozen):
                 raise InputError(
                     f"{self.name}: timm has no pretrained weights for it; weights: fresh or a file"
                 )
-        else:
+        elif self.weights != "fresh":
             network.build_to_train(self.weights)
 
     @property
