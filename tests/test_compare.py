@@ -64,7 +64,9 @@ class BesideEngine(StubEngine):
     at_rung: ClassVar[bool] = False
     """Whether each stops at a rung on its way."""
 
-    def submit(self, trial: int, network: Architecture | BaselineConfig) -> None:
+    def submit(
+        self, trial: int, network: Architecture | BaselineConfig, taught: bool = True
+    ) -> None:
         if not isinstance(network, BaselineConfig):
             super().submit(trial, network)
             latency = remeasured(self.latency_ms)["latency"]
@@ -343,7 +345,7 @@ def test_a_full_disk_ends_the_search(
     engine: type[BesideEngine], space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     class Full(engine):  # type: ignore[misc, valid-type]
-        def submit(self, trial: int, network: Any) -> None:
+        def submit(self, trial: int, network: Any, taught: bool = True) -> None:
             super().submit(trial, network)
             if trial < 0:
                 content = {"refused_by_disk": "No space left"}
