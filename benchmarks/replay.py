@@ -137,7 +137,7 @@ class ReplayEngine:
     def has_room(self) -> bool:
         return self._is_prepared and self._running is None
 
-    def submit(self, trial: int, network: Architecture) -> None:
+    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
         self._running = trial, network
         self._left = list(self._config.rung_epochs)
         self._advance()

@@ -224,7 +224,7 @@ class InheritingEngine(ReplayEngine):
         self.spent = supernet()
         self.trail: Trail = []
 
-    def submit(self, trial: int, network: Architecture) -> None:
+    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
         self._running = trial, network
         self.spent += candidate(network)
         accuracy = self._inherited[network.id]

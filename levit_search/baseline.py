@@ -23,7 +23,7 @@ from levit_search.cost import Cost, LayerCost
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.files import file_digest
 from levit_search.image_size import Sides, compact, image_shape, read_size, sides, size_text
-from levit_search.inflation import check_not_inflated
+from levit_search.timm_weights import load_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -91,7 +91,8 @@ class Baseline:
             return model
         model = self.build_as_timm_does()
         if weights != "fresh":
-            _load_checkpoint(model, Path(weights), f"{PREFIX}{self.name}: {weights}")
+            where = f"{PREFIX}{self.name}"
+            load_checkpoint(model, Path(weights), where, new_classifier=True)
         return model
 
     def _options(self) -> dict[str, Any]:
@@ -206,7 +207,7 @@ class BaselineConfig(Frozen):
                 raise InputError(
                     f"{self.name}: timm has no pretrained weights for it; weights: fresh or a file"
                 )
-        else:
+        elif self.weights != "fresh":
             network.build_to_train(self.weights)
 
     @property
@@ -337,51 +338,6 @@ def _defaults(name: str) -> tuple[int, int, int, int]:
     defaults = get_pretrained_cfg(name)
     channels, height, width = defaults.input_size
     return channels, height, width, defaults.num_classes
-
-
-def _load_checkpoint(model: "nn.Module", path: Path, where: str) -> None:
-    """Load a checkpoint into a network of timm that may be for other channels and classes.
-
-    Raises:
-        InputError: the file cannot be read, or is of another network.
-    """
-    import timm.models
-
-    try:
-        check_not_inflated(path)
-        state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{where}: is no readable checkpoint ({reason})") from error
-    own, known = model.state_dict(), model.pretrained_cfg
-    assert isinstance(known, dict)
-    parts = ("weight", "bias")
-    head = {f"{name}.{part}" for name in _names(known.get("classifier")) for part in parts}
-    state = {
-        name: tensor
-        for name, tensor in state.items()
-        if name not in head or name not in own or own[name].shape == tensor.shape
-    }
-    for name in (f"{each}.weight" for each in _names(known.get("first_conv"))):
-        if name in own and name in state and state[name].shape[1:2] != own[name].shape[1:2]:
-            state[name] = timm.models.adapt_input_conv(own[name].shape[1], state[name])
-    missing = [name for name in own if name not in state and name not in head]
-    extra = [name for name in state if name not in own]
-    told = [f"{name} is missing" for name in missing[:1]]
-    told += [f"{name} is not of this network" for name in extra[:1]]
-    if told:
-        counts = f"{len(missing)} missing, {len(extra)} unexpected"
-        raise InputError(f"{where}: does not fit, {', '.join(told)} ({counts})")
-    try:
-        model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{where}: does not fit ({reason})") from error
-
-
-def _names(stated: str | Iterable[str] | None) -> list[str]:
-    """One name, several or none, as timm's configurations have them."""
-    return [stated] if isinstance(stated, str) else list(stated or ())
 
 
 def check_runs(baseline: Baseline, refusal: str) -> None:

@@ -178,7 +178,7 @@ class CurveEngine:
     def has_room(self) -> bool:
         return self._is_prepared and len(self._running) < self._jobs
 
-    def submit(self, trial: int, network: Architecture) -> None:
+    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
         assert self.has_room()
         self._running[trial] = network, list(self._rungs)
         self._advance(trial)
@@ -245,7 +245,7 @@ def remeasured(ms: float, half_percent: float = 1.0) -> dict[str, Any]:
 
 
 class FailingEngine(StubEngine):
-    def submit(self, trial: int, network: Architecture) -> None:
+    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
         self._busy = True
         self._events.append(Event("failed", trial, "no luck today"))
 
@@ -270,7 +270,7 @@ class PredictingEngine(StubEngine):
     def remeasured_ms(self, network: Architecture) -> float:
         return self.true_ms(network)
 
-    def submit(self, trial: int, network: Architecture) -> None:
+    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
         super().submit(trial, network)
         content = self._events[-1].content
         predicted = self.predicted_ms(network)

@@ -159,7 +159,7 @@ def test_an_interrupted_run_goes_on_with_the_same_call(
     config = searched.config
 
     class Interrupted(CurveEngine):
-        def submit(self, trial: int, network: Architecture) -> None:
+        def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
             if trial >= 5:
                 raise KeyboardInterrupt
             super().submit(trial, network)

@@ -369,7 +369,7 @@ class Failing(CurveEngine):
 
     last: "Failing"
 
-    def submit(self, trial: int, network: Architecture) -> None:
+    def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
         self.tried.append(network.id)
         if len(self.tried) <= self.works:
             super().submit(trial, network)
@@ -412,7 +412,7 @@ def test_nine_failures_at_the_start_do_not_end_a_session(
     class FailsAtFirst(CurveEngine):
         failures = 0
 
-        def submit(self, trial: int, network: Architecture) -> None:
+        def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
             if type(self).failures == 9:
                 super().submit(trial, network)
                 return
@@ -431,7 +431,7 @@ def test_a_network_that_failed_twice_is_not_tried_again(
     class OneFails(CurveEngine):
         tried: ClassVar[list[str]] = []
 
-        def submit(self, trial: int, network: Architecture) -> None:
+        def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
             self.tried.append(network.id)
             if network.id != self.tried[0]:
                 super().submit(trial, network)

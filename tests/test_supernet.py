@@ -712,7 +712,7 @@ class Inheriting(StubEngine):
     def inherited(cls, network: Levit) -> float:
         return cls.true(network) - 5 - int(network.id[4], 16) / 5
 
-    def submit(self, trial: int, network: Any) -> None:
+    def submit(self, trial: int, network: Any, taught: bool = True) -> None:
         super().submit(trial, network)
         found = self.inherited(network)
         self._events[-1].content["values"] = {

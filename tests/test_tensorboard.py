@@ -114,7 +114,7 @@ def test_a_rung_is_there_before_the_network_is_done(rungs: Path, tmp_path: Path)
 
 def test_losses_are_there_by_epoch(space_file: Callable[..., Path], tmp_path: Path) -> None:
     class Losses(StubEngine):
-        def submit(self, trial: int, network: Architecture) -> None:
+        def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
             super().submit(trial, network)
             accuracy = self._events[-1].content["values"]["top1_percent"]
             losses = zip((1, 2, 3), (2.0, 1.0, float("nan")), strict=True)
@@ -294,7 +294,7 @@ def test_everything_is_shown_on_the_other_display(rungs: Path, tmp_path: Path) -
             return lambda *_: called.add(name)
 
     class Telling(CurveEngine):
-        def submit(self, trial: int, network: Architecture) -> None:
+        def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
             super().submit(trial, network)
             self._events.insert(0, Event("progress", trial, "epoch 1", 0.1))
 

@@ -190,7 +190,7 @@ def test_a_teacher_that_is_a_program_is_not_run(
     made, path = tmp_path / "made", tmp_path / "teacher.pth"
     path.write_bytes(content(made))
     model = build(parse(tiny_description()))
-    with pytest.raises(InputError, match=r"teacher mine: .*teacher\.pth does not fit"):
+    with pytest.raises(InputError, match=r"teacher mine: .*teacher\.pth: is no readable"):
         network.load_weights(model, path, "mine")
     assert not made.exists()
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import timm.models
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +15,9 @@ from levit_search.distill.adapting import Adapted
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.files import file_digest
 from levit_search.image_size import Sides, compact, sides, size_text
-from levit_search.inflation import check_not_inflated
 from levit_search.plugins import Plugin
 from levit_search.recipe import TeacherConfig
+from levit_search.timm_weights import described_modules, load_checkpoint, read_checkpoint
 
 # What timm.create_model takes that says which weights, and from where, instead of which network.
 _NOT_OPTIONS = (
@@ -253,60 +252,12 @@ def load_first_weights(
     source = _timm_model(config, path is None, _kept_classes(config), batches.info.in_channels)
     where = f"teacher {config.name}"
     if path is not None:
-        _load_but_classifier(source, path, where)
+        load_checkpoint(source, path, where)
     digest = weights_digest(source) if path is None else file_digest(path)
     if size != own:
         _resize(source, size, own, where)
     model.network.load_state_dict(source.state_dict())
     return digest
-
-
-def _names(network: nn.Module, kind: str) -> tuple[str, ...]:
-    """What timm says of a network's ``classifier`` or ``first_conv``: the modules' names."""
-    described: Any = getattr(network, "pretrained_cfg", None) or {}
-    names = described.get(kind) or ()
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _load_but_classifier(network: nn.Module, path: Path, where: str) -> None:
-    """Load a file of a whole network, for whichever classes, into one that ends in features."""
-    state = _read_state(path, where)
-    wanted = network.state_dict()
-    for name in (f"{conv}.weight" for conv in _names(network, "first_conv")):
-        weight, own = state.get(name), wanted.get(name)
-        if own is None or not isinstance(weight, Tensor) or weight.ndim != 4:
-            continue
-        if weight.shape[1] == 3 != own.shape[1]:
-            state[name] = timm.models.adapt_input_conv(own.shape[1], weight)
-    for name, own in wanted.items():
-        if name.endswith("num_batches_tracked"):  # files of old releases of torch lack them
-            state.setdefault(name, own)
-    own_head = {name.split(".")[0] for name in _names(network, "classifier")}
-    left_over = [n for n in state if n not in wanted and n.split(".")[0] not in own_head]
-    _check_tensors(wanted, state, f"{where}: {path}")
-    if left_over:
-        raise InputError(
-            f"{where}: {path}: has {left_over[0]} {_shape(state[left_over[0]])}, and the network "
-            "has no such tensor; expected the weights of this network, teacher.options included"
-        )
-    network.load_state_dict({name: state[name] for name in wanted})
-
-
-def _check_tensors(wanted: dict[str, Tensor], state: dict[str, Any], where: str) -> None:
-    """Name the first tensor of a network that a file lacks, or has in another shape."""
-    for name, own in wanted.items():
-        found = state.get(name)
-        if isinstance(found, Tensor) and found.shape == own.shape:
-            continue
-        told = "lacks" if found is None else f"has {_shape(found)} as"
-        raise InputError(
-            f"{where}: {told} {name}, which is {_shape(own)} in the network; expected the weights "
-            "of this network, teacher.options included"
-        )
-
-
-def _shape(found: Any) -> str:
-    return str(list(found.shape)) if isinstance(found, Tensor) else type(found).__name__
 
 
 def find_plugin(config: TeacherConfig) -> Plugin | None:
@@ -407,26 +358,13 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
         InputError: the file holds something else, or weights for other classes or channels.
     """
     where = f"teacher {name}"
-    state = _read_state(path, where)
+    state = read_checkpoint(path, where)
     try:
         _check_sizes(model, state, f"{where}: {path}")
         model.load_state_dict(state)
     except InputError:
         raise
     except Exception as error:  # torch raises its own kinds
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{where}: {path} does not fit ({reason})") from error
-
-
-def _read_state(path: Path, where: str) -> dict[str, Any]:
-    """What a file of torch or safetensors holds, tensors and nothing else."""
-    try:
-        check_not_inflated(path)
-        state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
-        return {**state}
-    except InputError:
-        raise
-    except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{where}: {path} does not fit ({reason})") from error
 
@@ -438,7 +376,7 @@ def _check_sizes(model: nn.Module, state: dict[str, Any], where: str) -> None:
         ("classifier", 0, "knows {} classes, the data has {}"),
         ("first_conv", 1, "is for images of {} channels, the data has {}"),
     ):
-        for name in _names(model, kind):
+        for name in described_modules(model, kind):
             found, own = state.get(f"{name}.weight"), wanted.get(f"{name}.weight")
             if not isinstance(found, Tensor) or own is None or found.ndim != own.ndim:
                 continue

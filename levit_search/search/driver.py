@@ -454,10 +454,8 @@ class _Driver:
 
     def _submit(self, engine: Engine, candidate: Candidate) -> None:
         self._running[candidate.number] = candidate
-        if candidate.notes.get("taught", True):
-            engine.submit(candidate.number, candidate.network)
-        else:
-            engine.submit(candidate.number, candidate.network, taught=False)
+        taught = candidate.notes.get("taught", True)
+        engine.submit(candidate.number, candidate.network, taught)
         self._display.started(candidate.number, candidate.network)
 
     def _handle(self, engine: Engine, event: Event) -> None:
