@@ -43,7 +43,8 @@ def main() -> None:
     raw = save(weights, {WEIGHTS_KEY: weights_checksum(save(weights))})
     write_atomically(out / "weights.safetensors", raw)
     told = {"licence": asked.licence, "sources": asked.sources, "made": sessions_of(study)}
-    write_sealed(out / "card.json", {**card, **told})
+    here = f"{Path.cwd()}/"  # where the training ran is of no use to others
+    write_sealed(out / "card.json", json.loads(json.dumps({**card, **told}).replace(here, "")))
     count = sum(each.numel() for each in weights.values())
     print(f"{out}: {len(raw) / 1e6:.2f} MB, {count:,} weights")
 
@@ -51,7 +52,8 @@ def main() -> None:
 def sessions_of(study: Study) -> list[dict[str, Any]]:
     """The commands, machines and revisions of a study, after those of what it started from."""
     weights = study.config.train.weights
-    before = sessions_of(Study.open(Path(weights))) if weights != "fresh" else []
+    # A study that is begun names the supernet itself, within the folder of its study.
+    before = sessions_of(Study.open(Path(weights).parent)) if weights != "fresh" else []
     sessions = json.loads((study.folder / "environment.json").read_text("utf-8"))["sessions"]
     for session in sessions:
         session["command"][0] = Path(session["command"][0]).name

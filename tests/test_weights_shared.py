@@ -11,13 +11,14 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from levit_search import pretrained
 from levit_search.architecture import Levit, parse
 from levit_search.data import generated as generation
 from levit_search.errors import InputError
 from levit_search.model import build, load_exactly
 from levit_search.pretrained import find_source, pinned, start_from, weights_digest
 from levit_search.sealed import write_sealed
-from levit_search.space import envelope_of
+from levit_search.space import Limits, envelope_of, extremes_of
 from levit_search.study import read_config
 from levit_search.supernet import Elastic, read_card
 from levit_search.supernet.elastic import skeleton
@@ -222,3 +223,30 @@ def test_the_largest_cannot_be_all_that_learns(tmp_path: Path, cli: Cli) -> None
     )
     assert done.returncode == 2
     assert "supernet.whole_epochs: 2 of 2 epochs leave none" in done.stderr
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_all_of_photos_starts_from_the_weights_in_the_package(channels: int, size: int) -> None:
+    photos = read_config(Path(__file__).parents[1] / "spaces" / "photos.yaml")
+    assert photos.train.weights == "shared/photos"
+    sizes = {"image_size": size, "in_channels": channels, "num_classes": 7}
+    space = photos.model_copy(
+        update={"architecture": {**photos.architecture, **sizes}, "limits": Limits()}
+    ).space()
+    for ends in extremes_of(space, envelope_of(space)).values():
+        for network in ends:
+            told = start_from(build(network), photos.train.weights)
+            assert told is not None
+            assert float(told.split(" %")[0]) > 70, told
+
+
+def test_the_weights_in_the_package_are_small_and_have_their_card() -> None:
+    folder = Path(pretrained.__file__).parent / "shared_weights" / "photos"
+    assert (folder / "weights.safetensors").stat().st_size <= 10 * 10**6
+    card = read_card(folder)
+    assert "Apache-2.0" in card["licence"]
+    commands = [session["command"] for session in card["made"]]
+    assert all(command[1] == "supernet" for command in commands)
+    assert not any(part.startswith("/") for command in commands for part in command)
+    assert card["curve"][-1]["epoch"] == card["epochs"]

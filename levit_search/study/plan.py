@@ -20,7 +20,7 @@ FEW_STEPS = 600
 # What LeViTs from fresh weights need, as measured on small sets of pictures (docs/training.md).
 _WANTED_VIEWS = 150_000  # in training on 768 images; grows with the fourth root of their number
 _LEAST_VIEWS = 60_000  # with fewer, three networks are better than six
-_STARTED = 0.25  # of both, for networks that start from trained weights
+_STARTED = 0.15  # of both, for networks that start from trained weights; twice that is no better
 _FAST_LR = 2e-3  # for fewer passes; in long training it keeps networks guessing for longer
 _AUGMENTED_PASSES = 70  # from which on the same images are learnt by heart, unless changed
 _MOST_EPOCHS = 1000
