@@ -190,7 +190,8 @@ def test_embedded_spaces_begin_at_any_size_and_number_of_classes(name: str, size
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # grafts of four stages do not go with all sizes
             found = start_values(sized, space, name)
-        assert found
+        # Three stages are too many for 16 px behind a stem of three layers.
+        assert bool(found) == ((name, size) != ("photos", 16))
         reference = sized.latency.reference_for(**space.sizes)
         assert architecture.sizes_of(reference) == space.sizes
 
