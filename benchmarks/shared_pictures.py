@@ -10,10 +10,11 @@ there too or comes twice. Of the emoji each has one skin tone, and flags are lef
 """
 
 import argparse
-import hashlib
 import re
 import shutil
 from pathlib import Path
+
+from levit_search.files import file_digest
 
 _TRIED = (
     *("animals", "food", "people", "transportation", "recreation", "tools", "plants"),
@@ -28,7 +29,7 @@ def main() -> None:
     for name in ("openclipart", "noto", "fluent"):
         parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR")
     asked = parser.parse_args()
-    drawings = {path: _digest(path) for path in sorted(asked.openclipart.rglob("*.png"))}
+    drawings = {path: file_digest(path) for path in sorted(asked.openclipart.rglob("*.png"))}
     tried = {path for folder in _TRIED for path in (asked.openclipart / folder).rglob("*.png")}
     seen = {drawings[path] for path in tried}
     count = 0
@@ -43,10 +44,6 @@ def main() -> None:
                 _put(path, asked.out / name / path.name)
                 count += 1
     print(f"{asked.out}: {count} pictures")
-
-
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def _put(path: Path, target: Path) -> None:
