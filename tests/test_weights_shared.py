@@ -170,6 +170,7 @@ def test_a_search_starts_from_them_and_notes_it(trained: Path, tmp_path: Path, c
         (("--pictures", "."), "go with --data generated"),
         (("--data", "generated", "--pictures", "."), "give a --teacher to learn from"),
         (("--data", "generated/contour"), "generated/contours"),
+        (("--data", "generated/crops"), "has no labels to learn; it goes with a teacher"),
     ],
 )
 def test_what_goes_with_generated_pictures_alone(

@@ -222,7 +222,10 @@ class Generated:
         kinds = (kind,) if kind in KINDS else tuple(KINDS)
         self._crops_share = 1.0 if kind == CROPS else _CROPS
         if kind == CROPS and config.root is None:
-            raise InputError("data.root: generated/crops are of pictures below a folder; name it")
+            raise InputError(
+                "data.root: generated/crops are of pictures below a folder; name it, for a "
+                "supernet by --pictures DIR"
+            )
         self._classes = tuple((k, number) for k in kinds for number in range(_NUM_CLASSES[k]))
         # Of rectangles the longer side: their middle is cut out of squares, as of all pictures.
         self._size = max(sides(config.image_size or IMAGE_SIZE))

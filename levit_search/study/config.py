@@ -226,6 +226,17 @@ class StudyConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _check_labels(self) -> "StudyConfig":
+        is_taught = self.teaching is not None and self.teaching.adapt == "own"
+        if self.data.name == "generated/crops" and not is_taught:
+            raise ValueError(
+                "data.name: generated/crops has no labels to learn; it goes with a teacher of "
+                "classes of its own (levit-search supernet --data generated/crops --pictures DIR "
+                "--teacher NAME)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_auto(self) -> "StudyConfig":
         if (
             self.teacher is not None
