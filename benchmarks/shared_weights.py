@@ -16,7 +16,9 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save
 
+from levit_search.errors import InputError
 from levit_search.files import write_atomically
+from levit_search.pretrained import weights_digest
 from levit_search.sealed import WEIGHTS_KEY, weights_checksum, write_sealed
 from levit_search.study import Study
 from levit_search.supernet import read_card, supernet_folder
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--sources", required=True, help="whose pictures and answers they are")
     asked = parser.parse_args()
     study = Study.open(asked.study)
+    made = sessions_of(study)
     place, out = supernet_folder(asked.study), _PACKAGED / study.config.name
     card = read_card(place)
     with safe_open(place / "weights.safetensors", "pt") as file:
@@ -42,7 +45,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     raw = save(weights, {WEIGHTS_KEY: weights_checksum(save(weights))})
     write_atomically(out / "weights.safetensors", raw)
-    told = {"licence": asked.licence, "sources": asked.sources, "made": sessions_of(study)}
+    told = {"licence": asked.licence, "sources": asked.sources, "made": made}
     here = f"{Path.cwd()}/"  # where the training ran is of no use to others
     write_sealed(out / "card.json", json.loads(json.dumps({**card, **told}).replace(here, "")))
     count = sum(each.numel() for each in weights.values())
@@ -50,10 +53,21 @@ def main() -> None:
 
 
 def sessions_of(study: Study) -> list[dict[str, Any]]:
-    """The commands, machines and revisions of a study, after those of what it started from."""
+    """The commands, machines and revisions of a study, after those of what it started from.
+
+    Raises:
+        InputError: it started from weights of the package that are no longer those.
+    """
     weights = study.config.train.weights
-    # A study that is begun names the supernet itself, within the folder of its study.
-    before = sessions_of(Study.open(Path(weights).parent)) if weights != "fresh" else []
+    before: list[dict[str, Any]] = []
+    if weights.startswith("shared/"):
+        begun_from = read_card(supernet_folder(study.folder))["made_of"]["weights"]
+        if weights_digest(weights) != begun_from:
+            raise InputError(f"{study.folder}: started from other {weights} than the package has")
+        before = read_card(_PACKAGED / weights.partition("/")[2])["made"]
+    elif weights != "fresh":
+        # A study that is begun names the supernet itself, within the folder of its study.
+        before = sessions_of(Study.open(Path(weights).parent))
     sessions = json.loads((study.folder / "environment.json").read_text("utf-8"))["sessions"]
     for session in sessions:
         session["command"][0] = Path(session["command"][0]).name
