@@ -19,7 +19,7 @@ _MOST_BYTES = 1 << 33
 WEIGHTS_KEY = "sha256"
 
 
-class DamagedError(ValueError):
+class DamagedFileError(ValueError):
     """A file is not as it was written; the message says in a few words what is wrong with it."""
 
 
@@ -28,13 +28,14 @@ def read_bounded(path: Path) -> bytes:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        DamagedError: it is a pipe or a device, which may have no end, or larger than any of ours.
+        DamagedFileError: it is a pipe or a device, which may have no end, or larger than any of
+            ours.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise DamagedError("it is no regular file")
+        raise DamagedFileError("it is no regular file")
     if found.st_size > _MOST_BYTES:
-        raise DamagedError(f"it has {found.st_size} bytes, more than {_MOST_BYTES}")
+        raise DamagedFileError(f"it has {found.st_size} bytes, more than {_MOST_BYTES}")
     return path.read_bytes()
 
 
@@ -55,24 +56,24 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        DamagedError: it is damaged.
+        DamagedFileError: it is damaged.
     """
     raw = read_bounded(path)
     if not raw.strip():
-        raise DamagedError("it is empty")
+        raise DamagedFileError("it is empty")
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError):
-        raise DamagedError("it is cut short, or no JSON") from None
+        raise DamagedFileError("it is cut short, or no JSON") from None
     if not isinstance(content, dict):
-        raise DamagedError("it holds something else")
+        raise DamagedFileError("it holds something else")
     if _JSON_KEY in content:
         is_sound = content.pop(_JSON_KEY) == _digest(content)
     else:  # older than checksums, unless its last entry is one whose name is damaged
         *rest, last = content.items() or [("", None)]
         is_sound = last[1] != _digest(dict(rest))
     if not is_sound:
-        raise DamagedError("its checksum is that of other content")
+        raise DamagedFileError("its checksum is that of other content")
     return content
 
 
@@ -84,7 +85,7 @@ def weights_checksum(raw: bytes) -> str:
     """A SHA-256 over a safetensors file: its tensors' names, types, shapes and bytes.
 
     Raises:
-        DamagedError: it is no such file.
+        DamagedFileError: it is no such file.
     """
     header, start = _header(raw)
     header.pop("__metadata__", None)
@@ -97,25 +98,25 @@ def check_weights(raw: bytes) -> None:
     """Make sure that a safetensors file has the tensors that its checksum tells of.
 
     Raises:
-        DamagedError: it has not.
+        DamagedFileError: it has not.
     """
     metadata = _header(raw)[0].get("__metadata__")
     known = metadata.get(WEIGHTS_KEY) if isinstance(metadata, dict) else None
     if known is not None and known != weights_checksum(raw):
-        raise DamagedError("its checksum is that of other weights")
+        raise DamagedFileError("its checksum is that of other weights")
 
 
 def _header(raw: bytes) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and where the tensors' bytes begin."""
     if not raw:
-        raise DamagedError("it is empty")
+        raise DamagedFileError("it is empty")
     start = 8 + int.from_bytes(raw[:8], "little")
     if start > len(raw):
-        raise DamagedError("it is cut short, or no safetensors file")
+        raise DamagedFileError("it is cut short, or no safetensors file")
     try:
         header = json.loads(raw[8:start])
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
-        raise DamagedError("it is no safetensors file")
+        raise DamagedFileError("it is no safetensors file")
     return header, start

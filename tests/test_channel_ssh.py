@@ -19,8 +19,7 @@ from levit_search.errors import InputError, TrialError
 from levit_search.latency import LatencyConfig, Measurement, Probe, worker
 from levit_search.latency.cache import Cache
 from levit_search.latency.channel import Channel, ssh_command
-from levit_search.latency.protocol import read_latency
-from levit_search.latency.targets import SshTarget
+from levit_search.latency.targets import SshTarget, read_latency
 from tests import sshd
 from tests.conftest import Cli
 from tests.networks import tiny_description

@@ -21,8 +21,7 @@ from levit_search.configuration import validated
 from levit_search.data import Arrays, DataConfig, Pictures, describe, fingerprint, load
 from levit_search.distill import TeacherAnswers, create_teacher, obtain_teacher
 from levit_search.errors import InputError
-from levit_search.latency.protocol import read_latency
-from levit_search.latency.targets import PRESETS, LocalTarget, read_targets
+from levit_search.latency.targets import PRESETS, LocalTarget, read_latency, read_targets
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.study import Study, read_config
 from tests.conftest import ROOT, Cli, command

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError
 from levit_search.model import build, load_weights, save_weights
-from levit_search.sealed import DamagedError, check_weights, read_sealed, write_sealed
+from levit_search.sealed import DamagedFileError, check_weights, read_sealed, write_sealed
 
 
 def test_content_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_changed_content_is_damaged(change, told, tmp_path):
     path = tmp_path / "a.json"
     write_sealed(path, {"a": 1.5})
     path.write_text(change(path.read_text()))
-    with pytest.raises(DamagedError, match=told):
+    with pytest.raises(DamagedFileError, match=told):
         read_sealed(path)
 
 

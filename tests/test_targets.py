@@ -13,7 +13,6 @@ from levit_search.configuration import validated
 from levit_search.errors import InputError
 from levit_search.latency import LatencyConfig, reach
 from levit_search.latency.channel import Channel, ssh_command
-from levit_search.latency.protocol import read_latency
 from levit_search.latency.reach import Reached
 from levit_search.latency.targets import (
     PRESETS,
@@ -22,6 +21,7 @@ from levit_search.latency.targets import (
     NamedTarget,
     RayTarget,
     SshTarget,
+    read_latency,
     read_targets,
     resolved,
     target_files,

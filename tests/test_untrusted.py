@@ -34,11 +34,11 @@ from levit_search.data.sources import FileSource, UnreadableError, decode, keep_
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.export import predict
 from levit_search.latency.programs import check_programs
-from levit_search.latency.protocol import read_latency
+from levit_search.latency.targets import read_latency
 from levit_search.model import build, load_weights
 from levit_search.plain_yaml import LARGEST, parse_yaml
 from levit_search.printable import careful_console, printable
-from levit_search.sealed import DamagedError, read_sealed
+from levit_search.sealed import DamagedFileError, read_sealed
 from levit_search.study import Study, read_config
 from levit_search.study.record import record_from_notes
 from levit_search.train import Checkpoint
@@ -759,7 +759,7 @@ def test_files_without_an_end_are_refused(link: str, tmp_path: Path) -> None:
         path.symlink_to(link)
     with pytest.raises(InputError, match=r"regular file|more than"):
         load_weights(build(parse(tiny_description())), path)
-    with pytest.raises(DamagedError, match=r"regular file|more than"):
+    with pytest.raises(DamagedFileError, match=r"regular file|more than"):
         read_sealed(path)
     with pytest.warns(UserWarning, match="starts anew"):
         assert Checkpoint(path, "run").load() is None

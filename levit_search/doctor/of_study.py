@@ -8,7 +8,7 @@ from levit_search.doctor.finding import Finding, fail, ok, warn
 from levit_search.doctor.surroundings import data_of
 from levit_search.errors import InputError
 from levit_search.printable import quoted
-from levit_search.sealed import DamagedError, check_weights, read_bounded, read_sealed
+from levit_search.sealed import DamagedFileError, check_weights, read_bounded, read_sealed
 from levit_search.study import Record, Study
 
 _SHOWN = 3  # damaged files that are named
@@ -88,7 +88,7 @@ def _weights(opened: Study, records: list[Record]) -> list[Finding]:
             whole += 1
         except FileNotFoundError:
             missing.append(record.trial)
-        except (OSError, DamagedError) as error:
+        except (OSError, DamagedFileError) as error:
             damaged.append(f"trial {record.trial} ({error})")
     if not missing and not damaged:
         return [ok("study", "weights", f"those of {whole} networks are whole")]
@@ -123,7 +123,7 @@ def _supernet(opened: Study) -> list[Finding]:
         check_weights(read_bounded(folder / "weights.safetensors"))
         told = f"{card['params']:,} weights, {card['epochs']} epochs; they are whole"
         return [ok("study", "supernet", told)]
-    except (OSError, DamagedError, LookupError, TypeError, ValueError) as error:
+    except (OSError, DamagedFileError, LookupError, TypeError, ValueError) as error:
         return [
             fail(
                 "study",

@@ -10,7 +10,7 @@ from levit_search.errors import InputError, TrialError
 from levit_search.evaluate import settled_on
 from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.programs import check_programs
-from levit_search.latency.protocol import TORCH_RUNTIMES
+from levit_search.latency.targets import TORCH_RUNTIMES
 from levit_search.pareto import on_target
 from levit_search.study import Record, Study, StudyConfig
 

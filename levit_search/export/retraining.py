@@ -12,7 +12,7 @@ from levit_search.architecture import Architecture
 from levit_search.data import DataInfo, describe
 from levit_search.errors import InputError
 from levit_search.recipe import RecipeName
-from levit_search.sealed import DamagedError, check_weights, read_bounded, read_sealed
+from levit_search.sealed import DamagedFileError, check_weights, read_bounded, read_sealed
 from levit_search.study import Study, StudyConfig
 
 
@@ -202,10 +202,10 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     try:
         result = read_sealed(path)
         if not result.keys() >= _RESULT:
-            raise DamagedError("it is no training's result")
+            raise DamagedFileError("it is no training's result")
         path = files[1]
         check_weights(read_bounded(path))
-    except (FileNotFoundError, DamagedError) as error:
+    except (FileNotFoundError, DamagedFileError) as error:
         reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
         warnings.warn(f"{path}: {reason}; the network is trained again", stacklevel=2)
         for each in (*files, folder / "architecture.yaml"):

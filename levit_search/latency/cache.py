@@ -9,16 +9,10 @@ from typing import Any
 
 from levit_search.errors import TrialError
 from levit_search.files import user_cache, write_atomically
-from levit_search.latency.protocol import (
-    LatencyConfig,
-    Round,
-    Runtime,
-    Samples,
-    estimate,
-    package_of,
-)
+from levit_search.latency.protocol import Round, Samples, estimate
+from levit_search.latency.targets import LatencyConfig, Runtime, package_of
 from levit_search.latency.worker import PROTOCOL
-from levit_search.sealed import DamagedError, read_sealed, sealed
+from levit_search.sealed import DamagedFileError, read_sealed, sealed
 
 # What makes two devices one to a network; the rest of their accounts may differ.
 _IDENTITY = (
@@ -93,7 +87,7 @@ class Cache:
         try:
             kept = read_sealed(path)
             if kept["key"] != json.loads(json.dumps(key)):
-                raise DamagedError("it is that of another network or device")
+                raise DamagedFileError("it is that of another network or device")
             samples = samples_from(kept["samples"])
             estimate(samples.rounds, clock)
             return samples
@@ -102,7 +96,7 @@ class Cache:
         except OSError as error:
             _measured_again(path, f"cannot be read ({error.strerror or error})")
             return None
-        except DamagedError as error:
+        except DamagedFileError as error:
             _measured_again(path, f"damaged ({error})")
             return None
         except (ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError):

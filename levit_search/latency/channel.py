@@ -23,13 +23,15 @@ from levit_search.latency.process_pipe import (
     ProcessPipe,
     last_line,
 )
-from levit_search.latency.protocol import TORCH_RUNTIMES, Runtime, package_of
 from levit_search.latency.targets import (
+    TORCH_RUNTIMES,
     CommandTarget,
     LocalTarget,
     RayTarget,
+    Runtime,
     SshTarget,
     Target,
+    package_of,
 )
 from levit_search.printable import encodable
 

@@ -18,7 +18,7 @@ from levit_search.latency.predictor import (
 )
 from levit_search.latency.probe import Probe
 from levit_search.latency.protocol import Measurement
-from levit_search.sealed import DamagedError, read_sealed, write_sealed
+from levit_search.sealed import DamagedFileError, read_sealed, write_sealed
 from levit_search.space import Space
 
 # Blocks are timed together, a few at once; half of a second each makes some dozens of pairs. An
@@ -124,7 +124,7 @@ class Forecast:
             return Predictor.from_json(self._table, known), known
         except FileNotFoundError:
             return None
-        except (OSError, DamagedError, InputError) as error:
+        except (OSError, DamagedFileError, InputError) as error:
             warnings.warn(
                 f"{self._file}: damaged ({error}); the predictor is calibrated again, and predicts "
                 "a little otherwise than for earlier trials",

@@ -19,8 +19,6 @@ from levit_search.latency.cache import Cache, cache_key
 from levit_search.latency.channel import Channel
 from levit_search.latency.protocol import (
     FEWEST_ROUNDS,
-    TORCH_RUNTIMES,
-    LatencyConfig,
     Measurement,
     Round,
     Samples,
@@ -30,7 +28,7 @@ from levit_search.latency.protocol import (
     pooled_reference_ms,
 )
 from levit_search.latency.sharing import while_no_probe_runs
-from levit_search.latency.targets import CommandTarget
+from levit_search.latency.targets import TORCH_RUNTIMES, CommandTarget, LatencyConfig
 
 if TYPE_CHECKING:
     from levit_search.model import Layout

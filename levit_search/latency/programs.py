@@ -17,9 +17,9 @@ from typing import Any
 
 from levit_search.configuration import validated
 from levit_search.errors import InputError
-from levit_search.latency.protocol import LatencyConfig
 from levit_search.latency.targets import (
     CommandTarget,
+    LatencyConfig,
     NamedTarget,
     RayTarget,
     SshTarget,

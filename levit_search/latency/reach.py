@@ -12,8 +12,7 @@ from typing import Any
 from levit_search.configuration import validated
 from levit_search.errors import InputError, TrialError
 from levit_search.latency.channel import Channel
-from levit_search.latency.protocol import LatencyConfig
-from levit_search.latency.targets import LocalTarget, Named, known_names, resolved
+from levit_search.latency.targets import LatencyConfig, LocalTarget, Named, known_names, resolved
 
 # A channel that gives up in time still has to end its process, and says more than we could.
 _CLOSING_S = 2.0

@@ -1,4 +1,4 @@
-"""Where latency is measured: targets, the paper's settings, and ``targets.yaml``.
+"""How latency is measured and where: the ``latency`` section, targets and ``targets.yaml``.
 
 A target is written inline (``cpu``, ``cuda``, ``ssh://user@host``, ``ray://resource`` or a mapping)
 or has a name, in ``targets.yaml`` or by a plug-in. Such entries are partial ``latency`` sections
@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
-from levit_search import plugins
-from levit_search.configuration import Frozen, read_yaml, validated
+from levit_search import architecture, plugins
+from levit_search.architecture import Architecture
+from levit_search.configuration import Count, Frozen, read_yaml, validated
 from levit_search.errors import InputError, did_you_mean
 from levit_search.files import expanded
+from levit_search.image_size import Sides, compact, sides
 from levit_search.plugins import Plugin
 
 FILE = "targets.yaml"
@@ -137,6 +139,164 @@ class CommandTarget(_Device):
 
 
 Target = Annotated[LocalTarget | SshTarget | RayTarget | CommandTarget, Field(discriminator="kind")]
+
+Runtime = Literal["onnxruntime", "openvino", "torch", "torch-compiled"]
+Precision = Literal["fp32", "fp16", "bf16"]
+
+TORCH_RUNTIMES = ("torch", "torch-compiled")
+
+
+def _check_batch_size(value: object) -> object:
+    if value != "largest" and (type(value) is not int or not 1 <= value <= 2**20):
+        raise ValueError(f"must be a number of images from 1, or largest, not {value!r}")
+    return value
+
+
+BatchSize = Annotated[int | Literal["largest"], BeforeValidator(_check_batch_size)]
+
+
+def package_of(runtime: Runtime) -> str:
+    """What has to be installed for a runtime."""
+    return "torch" if runtime in TORCH_RUNTIMES else runtime
+
+
+class LatencyConfig(Frozen):
+    """How latency is measured, or predicted.
+
+    Up to ``seconds`` of timing are spent on a network, in about ``rounds`` rounds with fresh
+    inference sessions (two at least); measuring ends earlier, after eight rounds, once the 95 %
+    interval stays narrower than ``interval_percent`` of the ratio (from end to end).
+    ``reference`` is the network that
+    candidates are compared with, fitted to the images: a published name, a YAML file or a
+    description. One about as fast as the candidates serves best.
+
+    ``layout`` is that of the candidates' graphs: linear layers over tokens, or 1x1 convolutions
+    over maps, with the same weights; ``fastest`` measures both. The reference is always measured in
+    tokens. ``batch_size: largest`` is the largest power of two that fits a GPU.
+
+    With ``method: predicted`` a search ranks candidates by the sum of their blocks' latencies,
+    calibrated on ``calibration`` whole networks, and measures the front at its end.
+
+    ``huge_pages`` lets the C library of a Linux target ask for memory in huge pages (where the
+    system grants them on request): a network's time then depends less on where its memory happens
+    to lie.
+
+    A worker that says nothing for ``patience_s`` beyond the time that it measures is taken for
+    stuck; slow devices may need longer to start and to build sessions.
+
+    Timings of an emulator are refused as an objective unless ``allow_emulated``.
+    """
+
+    target: Target = LocalTarget()
+    method: Literal["measured", "predicted"] = "measured"
+    runtime: Runtime = "onnxruntime"
+    precision: Precision = "fp32"
+    threads: Count = 1
+    batch_size: BatchSize = 1
+    seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
+    rounds: Annotated[int, Field(strict=True, ge=1, le=100)] = 12
+    interval_percent: Annotated[float, Field(ge=0)] = 2.0
+    layout: Literal["tokens", "maps", "fastest"] = "tokens"
+    reference: str | dict[str, Any] = "LeViT-128S"
+    calibration: Annotated[int, Field(strict=True, ge=4, le=200)] = 8
+    huge_pages: bool = True
+    patience_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
+    allow_emulated: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, data: Any) -> Any:
+        if data in ("predicted", "measured"):  # the short form, `latency: predicted`
+            data = {"method": data}
+        if isinstance(data, Mapping):
+            try:
+                data = resolved(data, {}, "target")
+            except InputError as error:  # of which validation knows the place
+                raise ValueError(str(error).removeprefix("target: ")) from None
+            target = data.get("target")
+            on_gpu = isinstance(target, Mapping) and target.get("device") == "cuda"
+            if on_gpu and "runtime" not in data:
+                data = {**data, "runtime": "torch"}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> "LatencyConfig":
+        on_gpu = self.target.device == "cuda"
+        with_torch = self.runtime in TORCH_RUNTIMES
+        if on_gpu and not with_torch:
+            raise ValueError(
+                f"runtime: {self.runtime} runs on CPUs here; on a GPU use {_or(TORCH_RUNTIMES)}"
+            )
+        if self.precision != "fp32" and not with_torch:
+            raise ValueError(
+                f"precision: {self.precision} needs runtime {_or(TORCH_RUNTIMES)}, not "
+                f"{self.runtime}"
+            )
+        if self.method == "predicted" and (with_torch or self.layout == "fastest"):
+            raise ValueError(
+                "method: predicted needs runtime onnxruntime or openvino, and layout tokens or maps"
+            )
+        if self.batch_size == "largest" and not on_gpu:
+            raise ValueError("batch_size: largest is for GPUs; name a number")
+        return self
+
+    def reference_for(
+        self, *, image_size: int | Sides, in_channels: int, num_classes: int
+    ) -> Architecture:
+        """The reference for images of ``image_size`` pixels: a side, or (height, width).
+
+        Where its stem does not go with that size it is made for the nearest one that most stems do.
+
+        Raises:
+            InputError: there is no such network, or the images are too small for it.
+        """
+        sizes = {"in_channels": in_channels, "num_classes": num_classes}
+        if isinstance(self.reference, str):
+            network = architecture.load(self.reference)
+        else:
+            where = "latency.reference"
+            try:
+                network = architecture.described(
+                    self.reference, {**sizes, "image_size": image_size}, where
+                )
+            except architecture.SizeError:
+                at = {**sizes, "image_size": architecture.DIVISIBLE_SIZE}
+                network = architecture.described(self.reference, at, where)
+        try:
+            return architecture.fitted(network, image_size=image_size, **sizes)
+        except InputError:
+            if min(image_sides := sides(image_size)) < 32:
+                raise
+            nearest = compact(*(32 * round(side / 32) for side in image_sides))
+            return architecture.fitted(network, image_size=nearest, **sizes)
+
+    @property
+    def clock(self) -> str:
+        """Which clock counts: the GPU's own, the thread's CPU time where one runs, or wall time."""
+        if self.target.device == "cuda":
+            return "device"
+        return "cpu" if self.threads == 1 else "wall"
+
+
+def read_latency(
+    section: Mapping[str, Any], where: str, beside: Path | None = None
+) -> LatencyConfig:
+    """A ``latency`` section whose target may be a name from ``targets.yaml``.
+
+    Args:
+        section: as written; what it leaves out comes from the target, then from the defaults.
+        where: for messages.
+        beside: a folder whose ``targets.yaml`` counts too.
+
+    Raises:
+        InputError: the section says something wrong, or the target is unknown.
+    """
+    return validated(LatencyConfig, resolved(section, read_targets(beside), where), where)
+
+
+def _or(names: tuple[str, ...]) -> str:
+    return " or ".join(names)
+
 
 # Batch, threads and precision of the paper's speed columns (section 5.2 and table 3).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -300,8 +460,6 @@ def _check_form(target: object, where: str) -> None:
 
 def _entry(name: str, named: Mapping[str, Named]) -> dict[str, Any]:
     """A named target's section, checked by itself, so that a message names the file to mend."""
-    from levit_search.latency.protocol import LatencyConfig  # which needs this module
-
     where = f"{named[name].origin}: {name}"
     if _is_own(name):
         raise InputError(f"{where}: this name means something by itself; choose another")

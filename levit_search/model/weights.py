@@ -17,7 +17,7 @@ from levit_search.model.naming import Naming
 from levit_search.model.resnet import ResNetHead
 from levit_search.sealed import (
     WEIGHTS_KEY,
-    DamagedError,
+    DamagedFileError,
     check_weights,
     read_bounded,
     weights_checksum,
@@ -169,7 +169,7 @@ def _read(path: Path) -> dict[str, Any]:
             return dict(sorted(load(raw).items()))  # it has them in any order
         check_not_inflated(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except DamagedError as error:
+    except DamagedFileError as error:
         raise InputError(f"{path}: damaged ({error})") from None
     except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
         raise InputError(f"{path}: not a readable checkpoint ({error})") from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from levit_search.configuration import write_yaml
 from levit_search.errors import InputError, UnknownNameError
-from levit_search.latency.protocol import TORCH_RUNTIMES, LatencyConfig
+from levit_search.latency.targets import TORCH_RUNTIMES, LatencyConfig
 from levit_search.reproduce import render
 from levit_search.reproduce.paper import TABLES, Table, published_table
 from levit_search.reproduce.results import COLUMNS, Results, Run, Step, Told

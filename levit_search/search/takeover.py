@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
-from levit_search.sealed import DamagedError, check_weights, read_bounded
+from levit_search.sealed import DamagedFileError, check_weights, read_bounded
 from levit_search.search.ledger import Ledger
 from levit_search.search.preparation import check_data, check_devices
 from levit_search.space import Space
@@ -132,7 +132,7 @@ def _copy_weights(weights: Path, study: Study) -> None:
         check_weights(raw)
     except FileNotFoundError:
         return  # such as of a network that a rung stopped
-    except DamagedError as error:
+    except DamagedFileError as error:
         warnings.warn(f"{weights}: damaged ({error}); they are not taken over", stacklevel=2)
         return
     study.checkpoints.mkdir(exist_ok=True)

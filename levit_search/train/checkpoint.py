@@ -17,7 +17,7 @@ from levit_search.files import write_atomically
 from levit_search.inflation import check_not_inflated
 from levit_search.pretrained import weights_digest
 from levit_search.recipe import Recipe
-from levit_search.sealed import DamagedError, read_bounded
+from levit_search.sealed import DamagedFileError, read_bounded
 
 _FORMAT = 1
 
@@ -86,7 +86,7 @@ class Checkpoint:
             return None
         try:
             raw = read_bounded(self.path)
-        except DamagedError:
+        except DamagedFileError:
             raw = b""
         digest, content = raw[:32], raw[32:]
         if hashlib.sha256(content).digest() != digest:

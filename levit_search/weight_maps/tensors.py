@@ -16,7 +16,7 @@ import numpy.typing as npt
 from levit_search.architecture import Architecture, Graft, Levit, PatchStem, Stage
 from levit_search.errors import InputError
 from levit_search.image_size import Sides
-from levit_search.sealed import DamagedError, check_weights, read_bounded
+from levit_search.sealed import DamagedFileError, check_weights, read_bounded
 
 Array = npt.NDArray[np.float32]
 Weights = Mapping[str, Array]
@@ -73,7 +73,7 @@ def read_weights(path: Path) -> dict[str, Array]:
             return {name: file.get_tensor(name).astype(np.float32) for name in names}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except DamagedError as error:
+    except DamagedFileError as error:
         raise InputError(f"{path}: damaged ({error})") from None
     except (SafetensorError, TypeError) as error:  # numpy has no bfloat16
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
