@@ -15,10 +15,10 @@ from levit_search.api import (
     write_export,
     write_report,
 )
-
-__version__ = "0.1.0"
+from levit_search.version import __version__
 
 __all__ = [
+    "__version__",
     "baselines",
     "count",
     "evaluation",

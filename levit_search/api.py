@@ -319,10 +319,9 @@ def load_model(study: "Study", record: "Record") -> "Model":
     Raises:
         InputError: the trial was not trained to its end, or its weights are gone.
     """
-    from levit_search.export import weights_of
     from levit_search.model import build, load_weights
 
-    weights = weights_of(study, record)
+    weights = study.weights_of(record)
     assert record.architecture is not None
     model = build(record.architecture)
     load_weights(model, weights)

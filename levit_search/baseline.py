@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.configuration import Frozen
 from levit_search.cost import Cost, LayerCost
@@ -250,14 +251,12 @@ def load(text: str) -> Baseline:
 
 
 def load_network(text: str) -> Architecture | Baseline:
-    """A network of ours or, by ``timm/NAME``, one of timm's.
+    """A network of ours by its published name or its YAML file, or one of timm's by ``timm/NAME``.
 
     Raises:
         InputError: there is no such thing.
     """
-    from levit_search.study import load_architecture  # studies measure latency, which measures us
-
-    return load(text) if text.startswith(PREFIX) else load_architecture(text)
+    return load(text) if text.startswith(PREFIX) else architectures.load(text)
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,31 @@ def _is_model(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
+def put(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a value at a dotted key of plain data, such as ``stages.0.depth``, in place.
+
+    Raises:
+        InputError: there is no mapping or list entry on the way.
+    """
+    *parents, last = dotted.split(".")
+    node: Any = raw
+    for part in parents:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        else:
+            raise InputError(f"--set {dotted}: there is nothing to set at {part!r}")
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise InputError(f"--set {dotted}: there is nothing to set at {last!r}")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 

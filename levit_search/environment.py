@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from levit_search import __version__
 from levit_search.latency.worker import device_name, distribution
+from levit_search.version import __version__
 
 
 def environment(command: list[str]) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from levit_search.architecture import Architecture, Levit
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.files import expanded, file_digest, is_there
 from levit_search.recipe import SHARED, Recipe, is_timm_name
+from levit_search.space import stem_name
+from levit_search.study import Record, Study
 
 if TYPE_CHECKING:
     from levit_search.model import Model
     from levit_search.model.source import Source
-    from levit_search.study import Record
 
 _ALLOWED = (
     "expected fresh, shared, a file of weights, the folder of an export, of train --out or of a "
@@ -94,8 +95,6 @@ def find_source(weights: str, network: Architecture | None = None) -> "Source":
         return _of_timm(weights.removeprefix("timm/"))
     folder = _shared_folder(weights)
     if folder is not None:
-        from levit_search.space import stem_name
-
         stem = stem_name(network) if isinstance(network, Levit) else ""
         return _read_shared(folder, stem, weights, _stamp(folder / _SHARED_FILE))
     path, described = _found(weights)
@@ -203,7 +202,7 @@ def _is_supernet(path: Path) -> bool:
 
 @lru_cache(maxsize=4)
 def _read_shared(folder: Path, stem: str, name: str, stamp: Stamp) -> "Source":
-    from levit_search.supernet.keeping import shared_source
+    from levit_search.supernet.elastic import shared_source
 
     del stamp
     return shared_source(folder, stem, name)
@@ -215,15 +214,12 @@ def _is_study(path: Path) -> bool:
 
 @lru_cache(maxsize=8)  # a storage takes a while to read, and a finished trial stays what it is
 def _of_trial(folder: Path, number: str) -> tuple[Path, Architecture | None]:
-    from levit_search.export.picking import weights_of
-    from levit_search.study import Study, find_record
-
     study = Study.open(folder)
-    record = find_record(study, number)
-    return weights_of(study, record), record.architecture
+    record = study.record(number)
+    return study.weights_of(record), record.architecture
 
 
-def _best(folder: Path) -> "Record":
+def _best(folder: Path) -> Record:
     """The most accurate trial of a study whose weights are there."""
     found = _trained(folder)
     if found is None:
@@ -231,9 +227,7 @@ def _best(folder: Path) -> "Record":
     return found
 
 
-def _trained(folder: Path) -> "Record | None":
-    from levit_search.study import Study
-
+def _trained(folder: Path) -> Record | None:
     study = Study.open(folder)
     found = [
         record

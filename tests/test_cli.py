@@ -177,6 +177,21 @@ def test_count_and_help_never_import_torch() -> None:
         assert done.stderr.strip().endswith("set()"), done.stderr
 
 
+def test_counting_a_network_of_ours_imports_few_modules() -> None:
+    script = (
+        "import sys; from levit_search.cli import main; sys.argv[1:] = ['count', 'LeViT-256']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "ours = sorted(name for name in sys.modules if name.partition('.')[0] == 'levit_search')\n"
+        "print(*ours, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    modules = done.stderr.split()
+    assert "levit_search.cost" in modules
+    assert len(modules) <= 25, modules
+
+
 def test_space_describes_a_space(cli: Cli, space_file: Callable[..., Path]) -> None:
     done = cli("space", space_file(limits={"flops": 130_000}), "--sample", "400", "--json")
     found = json.loads(done.stdout)

@@ -390,12 +390,12 @@ def test_latencies_of_sections_that_the_study_does_not_have_are_left_out(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = exports.pick(study, "knee")
-    weights = exports.weights_of(study, record)
+    weights = study.weights_of(record)
     targets = {"phone": record.evaluation["latency"]}
     taken = replace(record, evaluation={**record.evaluation, "targets": targets}, taken_from="s#1")
     config = study.config.model_copy(update={"objectives": ("top1_percent", "flops")})
     unmeasured = Study.create(tmp_path / "unmeasured", config, ["test"])
-    monkeypatch.setattr(package, "weights_of", lambda *_: weights)
+    monkeypatch.setattr(Study, "weights_of", lambda *_: weights)
     written = exports.export(unmeasured, taken, tmp_path / "out", "knee")
     assert written.probed_again == []
     assert "| latency" not in (tmp_path / "out" / "README.md").read_text()

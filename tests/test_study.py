@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,13 +19,12 @@ from levit_search.study import (
     Study,
     StudyConfig,
     config_of,
-    load_architecture,
     parse_settings,
     read_config,
 )
-from levit_search.study.config import space_file as found_space
 from levit_search.study.restoring import restore
-from tests.conftest import ROOT
+from levit_search.study.settings import space_file as found_space
+from tests.conftest import ROOT, Cli
 from tests.networks import tiny_description, tiny_space
 
 
@@ -146,11 +146,16 @@ def test_settings_reach_into_lists_and_refuse_what_is_not_there(
 
 
 def test_an_architecture_of_a_trial_that_is_not_there_is_wrong_input(
-    space_file: Callable[..., Path], tmp_path: Path
+    space_file: Callable[..., Path], tmp_path: Path, cli: Cli
 ) -> None:
-    Study.create(tmp_path / "s", read_config(space_file()), [])
-    with pytest.raises(InputError, match=r"no finished trial '3' \(finished: none yet\)"):
-        load_architecture(f"{tmp_path / 's'}#3")
+    study = Study.create(tmp_path / "s", read_config(space_file()), [])
+    told = "no finished trial '3' (finished: none yet)"
+    with pytest.raises(InputError, match=re.escape(told)):
+        study.record("3")
+    for command in ("count", "show"):
+        done = cli(command, f"{study.folder}#3")
+        assert done.returncode == 2
+        assert told in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,24 +17,11 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
-from levit_search import __version__
-from levit_search.cli import (
-    auditing,
-    doctoring,
-    exporting,
-    networks,
-    reporting,
-    reproducing,
-    restoring,
-    searching,
-    showing,
-    supernetting,
-    targeting,
-    teaching,
-)
+from levit_search.cli import diagnostics, networks, pretraining, reproducing, searching, studies
 from levit_search.cli.printing import say
 from levit_search.errors import InputError, LevitSearchError, refused_by_disk
 from levit_search.printable import escape_what_streams_lack
+from levit_search.version import __version__
 
 app = typer.Typer(
     help="Find the best LeViT-like vision transformer for a data set and a device.",
@@ -45,24 +32,24 @@ app = typer.Typer(
 )
 for _command in (
     searching.run,
-    supernetting.supernet,
+    pretraining.supernet,
     searching.front,
-    restoring.restore,
-    reporting.report,
-    auditing.audit,
-    exporting.export,
-    showing.show,
+    studies.restore,
+    studies.report,
+    studies.audit,
+    studies.export,
+    networks.show,
     networks.count,
     networks.probe,
-    targeting.targets,
+    diagnostics.targets,
     networks.train,
     reproducing.reproduce,
     searching.data,
     searching.space,
-    doctoring.doctor,
+    diagnostics.doctor,
 ):
     app.command()(_command)
-app.add_typer(teaching.teacher, name="teacher")
+app.add_typer(pretraining.teacher, name="teacher")
 
 
 def main() -> None:

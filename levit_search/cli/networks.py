@@ -1,5 +1,6 @@
-"""Commands on networks: what they cost, how fast they are, how well they learn."""
+"""Commands on networks: their cost, their speed, how they look, and how well they learn."""
 
+import json
 import sys
 import textwrap
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 
 from levit_search.cli.options import Json, Settings
 from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
+from levit_search.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,10 +39,9 @@ def count(
     as_json: Json = False,
 ) -> None:
     """Count parameters, FLOPs and activations; one multiply-add is one FLOP."""
-    from levit_search.baseline import load_network
     from levit_search.cost import Cost
 
-    networks = [(name, load_network(name)) for name in archs]
+    networks = [(name, _network(name)) for name in archs]
     counted = [(name, network.id, *_counted(network, by_layer)) for name, network in networks]
     if as_json:
         rows: list[dict[str, Any]] = []
@@ -70,10 +71,13 @@ def _counted(
     network: "Architecture | Baseline", by_layer: bool
 ) -> tuple["Cost", list["LayerCost"], dict[str, Any]]:
     """A network's totals, its layers if they are wanted, and what timm's totals do not hold."""
-    from levit_search import baseline, cost
+    from levit_search import cost
+    from levit_search.architecture import Architecture
 
-    if not isinstance(network, baseline.Baseline):
+    if isinstance(network, Architecture):
         return cost.cost(network), cost.layers(network) if by_layer else [], {}
+    from levit_search import baseline
+
     found = baseline.count(network)
     uncounted = {
         "unsupported": found.unsupported,
@@ -145,10 +149,9 @@ def probe(
     What is not given comes from the target, then from the defaults: onnxruntime, fp32, batch 1, one
     thread, tokens, 2 seconds, 2 %, LeViT-128S.
     """
-    from levit_search.baseline import load_network
     from levit_search.errors import TrialError
     from levit_search.latency import Probe
-    from levit_search.latency.protocol import read_latency
+    from levit_search.latency.targets import read_latency
     from levit_search.progress import StepProgress
 
     options = {
@@ -163,7 +166,7 @@ def probe(
         "reference": reference,
     }
     config = read_latency({k: v for k, v in options.items() if v is not None}, "probe")
-    networks = [(name, load_network(name)) for name in archs]
+    networks = [(name, _network(name)) for name in archs]
     names = {network.id: name for name, network in networks}
     with StepProgress() as shown:
         shown.begin(target, 1)
@@ -230,6 +233,125 @@ def _print_measurements(rows: list[dict[str, Any]], config: "LatencyConfig") -> 
         )
     if any(row["emulated"] for row in rows):
         tell("An emulator ran these: the times say nothing of the device that it plays.")
+
+
+_FORMATS = ("terminal", "svg", "png", "json")
+_FORMAT_OF = {".svg": "svg", ".png": "png", ".json": "json", ".txt": "terminal", "": "terminal"}
+
+
+def show(
+    arch: Annotated[
+        str, typer.Argument(metavar="ARCH", help="A published name, a YAML file or STUDY#TRIAL.")
+    ],
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="terminal, svg, png or json [default: by the name of --out, else terminal].",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write to this file [default: stdout].")
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw the maps of these weights, too (safetensors); STUDY#TRIAL has its own.",
+        ),
+    ] = None,
+) -> None:
+    """Draw a network's blocks with bars of their FLOPs and parameters.
+
+    Where there are trained weights, SVG and PNG show the attention biases and the first layer's
+    filters below the blocks. JSON has the figures of every block, and the biases.
+    """
+    from levit_search import diagram
+
+    form = _format(form, out)
+    if form == "terminal" and weights is not None:
+        raise InputError("--weights: the terminal shows no maps; give --format svg, png or json")
+    if form == "png" and out is None and sys.stdout.isatty():
+        raise InputError("--format png: is nothing for a terminal; give --out FILE")
+    network = _architecture(arch)
+    title = _title(arch)
+    if form == "terminal":
+        listing = diagram.terminal(network, title)
+        if out is None:
+            print_table(listing)
+        else:
+            _write(listing.text(), out)
+        return
+    from levit_search.portrait import portrait
+
+    drawn = portrait(network, title, weights or _trained(arch, network))
+    if weights is not None and not drawn.has_maps:
+        say(f"levit-search: {arch} has neither attention biases nor filters over patches to draw")
+    if form == "json":
+        _write(json.dumps(drawn.as_json(), indent=2) + "\n", out)
+    elif form == "svg":
+        _write(drawn.svg(), out)
+    else:
+        from levit_search import raster
+
+        _write(raster.png(drawn.svg()), out)
+
+
+def _format(form: str | None, out: Path | None) -> str:
+    if form is not None:
+        if form not in _FORMATS:
+            raise UnknownNameError("--format", form, _FORMATS)
+        return form
+    suffix = out.suffix.lower() if out is not None else ""
+    if suffix not in _FORMAT_OF:
+        raise InputError(
+            f"--out {out}: no format is known by {suffix}; give --format {', '.join(_FORMATS)}"
+        )
+    return _FORMAT_OF[suffix]
+
+
+def _title(arch: str) -> str:
+    """``LeViT-256``, ``mine`` of ``mine.yaml``, ``trial 12 of STUDY``."""
+    folder, separator, trial = arch.rpartition("#")
+    if separator:
+        return f"trial {trial} of {Path(folder).resolve().name}"
+    path = Path(arch)
+    return path.stem if path.suffix in (".yaml", ".yml") else path.name
+
+
+def _trained(arch: str, network: "Architecture") -> Path | None:
+    """The weights that a study has of its trial's network."""
+    from levit_search.study import Study
+
+    folder, separator, trial = arch.rpartition("#")
+    if not separator:
+        return None
+    study = Study.open(Path(folder))
+    path = study.weights(network.id)
+    if not path.is_file():
+        say(f"levit-search: {path}: no trained weights are there, so there are no maps of them")
+        return None
+    try:
+        return study.sound_weights(int(trial), network)
+    except InputError as error:
+        say(f"levit-search: {error}. There are no maps of its weights.")
+        return None
+
+
+def _write(content: str | bytes, out: Path | None) -> None:
+    from levit_search.files import write_atomically
+    from levit_search.printable import encodable
+
+    if out is not None:
+        try:
+            write_atomically(out, content)
+        except OSError as error:
+            raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+    else:  # a document says itself that it is in UTF-8
+        raw = encodable(content).encode() if isinstance(content, str) else content
+        sys.stdout.buffer.write(raw)
+        sys.stdout.buffer.flush()
 
 
 # The embedded space whose recipe and teacher a data set's training starts from; those of
@@ -315,9 +437,8 @@ def train(
     """Train one network, its stem fitted to the images, with the data set's default recipe."""
     from levit_search.proportion import accuracy_text
     from levit_search.single import train_single
-    from levit_search.study import load_architecture
 
-    network = load_architecture(arch)
+    network = _architecture(arch)
     given: dict[str, Any] = {
         "train": {"recipe": recipe} if recipe is not None else None,
         "train.epochs": epochs,
@@ -350,3 +471,40 @@ def train(
         f"{', '.join(accuracies)}; {result['images_per_second']:.0f} images/s, "
         f"{result['seconds']:.0f} s"
     )
+
+
+def _network(text: str) -> "Architecture | Baseline":
+    """What ARCH names: ``timm/NAME`` or ``timm/NAME@SIZE``, or as :func:`_architecture` a network
+    of ours.
+
+    Raises:
+        InputError: there is no such thing.
+    """
+    if not text.startswith("timm/"):
+        return _architecture(text)
+    from levit_search import baseline
+
+    return baseline.load(text)
+
+
+def _architecture(text: str) -> "Architecture":
+    """The network of ours that ARCH names: a published one, a YAML file or ``STUDY#TRIAL``.
+
+    Raises:
+        InputError: there is no such thing, or it is one of timm's.
+    """
+    if text.startswith("timm/"):
+        raise InputError(
+            f"{text}: this command takes our own networks only; timm's can be counted and probed"
+        )
+    folder, separator, number = text.rpartition("#")
+    if not separator:
+        from levit_search import architecture
+
+        return architecture.load(text)
+    from levit_search.study import Study
+
+    network = Study.open(Path(folder)).record(number).architecture
+    if network is None:
+        raise InputError(f"{text}: this trial proposed no valid network")
+    return network

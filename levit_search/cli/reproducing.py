@@ -67,7 +67,7 @@ def reproduce(
     interrupted goes on with the same command. Grafts are trained with a learning rate of 1e-3 and
     batches of 64, where --set does not say otherwise.
     """
-    from levit_search.latency.protocol import read_latency
+    from levit_search.latency.targets import read_latency
     from levit_search.progress import StepProgress
     from levit_search.reproduce import (
         Request,

@@ -8,7 +8,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from levit_search import __version__
 from levit_search.batches import Batches
 from levit_search.data import DataConfig
 from levit_search.distill.chunks import MOST_CLASSES, Answer, Header
@@ -18,6 +17,7 @@ from levit_search.errors import InputError
 from levit_search.files import user_cache
 from levit_search.image_size import Sides, plain_size
 from levit_search.recipe import Recipe, TeacherConfig
+from levit_search.version import __version__
 
 
 class TeacherAnswers:

@@ -253,7 +253,7 @@ def load_first_weights(
     where = f"teacher {config.name}"
     if path is not None:
         load_checkpoint(source, path, where)
-    digest = weights_digest(source) if path is None else file_digest(path)
+    digest = state_digest(source) if path is None else file_digest(path)
     if size != own:
         _resize(source, size, own, where)
     model.network.load_state_dict(source.state_dict())
@@ -385,7 +385,7 @@ def _check_sizes(model: nn.Module, state: dict[str, Any], where: str) -> None:
                 raise InputError(f"{where} {message.format(*sizes)}")
 
 
-def weights_digest(model: nn.Module) -> str:
+def state_digest(model: nn.Module) -> str:
     """A SHA-256 over the names and values of a network's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

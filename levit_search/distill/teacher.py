@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from levit_search import __version__
 from levit_search.batches import Batches
 from levit_search.data import DataConfig
 from levit_search.distill.adapting import Adapted, fit_head, forget_features
@@ -32,13 +31,13 @@ from levit_search.distill.network import (
     load_weights,
     pretrained_source,
     shown_size,
-    weights_digest,
+    state_digest,
 )
 from levit_search.errors import InputError, TrialError
 from levit_search.files import expanded, file_digest, user_cache, write_atomically
 from levit_search.image_size import plain_size
 from levit_search.recipe import Recipe, TeacherConfig
-from levit_search.sealed import DamagedError, read_sealed, write_sealed
+from levit_search.sealed import DamagedFileError, read_sealed, write_sealed
 from levit_search.train import (
     Checkpoint,
     Report,
@@ -50,6 +49,7 @@ from levit_search.train import (
     silent,
     top1_percent,
 )
+from levit_search.version import __version__
 
 _FORMAT = 1
 
@@ -217,12 +217,12 @@ def _kept(place: Path, key: str, config: TeacherConfig) -> dict[str, Any] | None
     try:
         card = read_sealed(path)
         if not {"id", "sha256", "val_top1_percent"} <= card.keys():
-            raise DamagedError("it is no teacher's card")
+            raise DamagedFileError("it is no teacher's card")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except DamagedError as error:
+    except DamagedFileError as error:
         raise InputError(
             f"{path}: damaged ({error}); remove it to have the teacher made again"
         ) from None
@@ -417,7 +417,7 @@ def _measured(
         sha256, facts = file_digest(path), {}
         load_weights(model, path, config.name)
     else:
-        sha256, facts = weights_digest(model), {"pretrained": pretrained_source(config)}
+        sha256, facts = state_digest(model), {"pretrained": pretrained_source(config)}
     model.to(device_of(config.recipe))
     accuracy = _val_top1_percent(model, config, batches)
     return sha256, {**facts, "params": _params(model), "val_top1_percent": accuracy}
@@ -488,7 +488,7 @@ def _built(config: TeacherConfig, batches: Batches, path: Path | None, sha256: s
         if found == sha256:
             load_weights(model, path, config.name)
     else:
-        found = weights_digest(model)
+        found = state_digest(model)
     if found != sha256:
         where = path or "the pretrained weights"
         raise InputError(

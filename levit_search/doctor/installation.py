@@ -7,11 +7,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from levit_search import __version__
 from levit_search.doctor.child import carried_out
 from levit_search.doctor.finding import Finding, fail, ok, warn
 from levit_search.latency.worker import UNKNOWN, distribution
 from levit_search.printable import quoted
+from levit_search.version import __version__
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -1,7 +1,7 @@
 """A chosen network of a study as a folder that needs nothing of this package to run."""
 
 from levit_search.export.package import ALSO, Export, Wishes, default_folder, export
-from levit_search.export.picking import pick, sound_weights, weights_of
+from levit_search.export.picking import pick
 from levit_search.export.retraining import Retrained, Retraining
 
 __all__ = [
@@ -13,6 +13,4 @@ __all__ = [
     "default_folder",
     "export",
     "pick",
-    "sound_weights",
-    "weights_of",
 ]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from levit_search import data
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError, LevitSearchError, UnknownNameError
-from levit_search.export.picking import weights_of
 from levit_search.export.retraining import (
     Retrained,
     Retraining,
@@ -144,7 +143,7 @@ def export(
         config = config_for(study, wishes.retraining)
         weights, found = retrained(study, network, config, wishes.retraining.seeds, told)
     else:
-        weights = weights_of(study, record)
+        weights = study.weights_of(record)
     target = out.resolve()  # a link stays one
     # A folder that is there may be a mount, or the only place that may be written to.
     place = target if target.is_dir() else target.parent

@@ -1,17 +1,14 @@
-"""Which record of a study is meant, and where its trained weights are."""
+"""Which record of a study is meant by ``--pick``."""
 
 import math
 import operator
 import re
-from pathlib import Path
 
 from levit_search import table
-from levit_search.architecture import Architecture
+from levit_search.configuration import parse_amount
 from levit_search.errors import InputError
 from levit_search.pareto import OBJECTIVES, figure_and_target, is_maximised, knee, minimised
-from levit_search.printable import quoted
-from levit_search.sealed import DamagedError, check_weights, read_bounded
-from levit_search.study import Record, Study, find_record
+from levit_search.study import Record, Study
 
 
 def pick(study: Study, choice: str) -> Record:
@@ -28,7 +25,7 @@ def pick(study: Study, choice: str) -> Record:
             of a study without a reference (:meth:`levit_search.study.Study.reference`).
     """
     if choice.startswith("trial="):
-        record = find_record(study, choice.removeprefix("trial=").strip())
+        record = study.record(choice.removeprefix("trial=").strip())
         if record.state != "complete":
             raise InputError(f"{study.folder}: trial {record.trial} is {record.state}")
         return record
@@ -84,8 +81,6 @@ Bound = tuple[str, str, float]
 
 
 def _bound(part: str, choice: str) -> Bound:
-    from levit_search.configuration import parse_amount
-
     found = _BOUND.fullmatch(part)
     number = _number(parse_amount(found[3])) if found else None
     if found is None or number is None or figure_and_target(found[1])[0] not in OBJECTIVES:
@@ -122,35 +117,3 @@ def _number(value: object) -> float | None:
     except (TypeError, ValueError):
         return None
     return None if math.isnan(number) else number
-
-
-def weights_of(study: Study, record: Record) -> Path:
-    """The file with the trained weights of a record's network.
-
-    Raises:
-        InputError: there is none, or it is damaged; the message tells how to train it again.
-    """
-    if record.architecture is None:
-        raise InputError(f"{study.folder}: trial {record.trial} proposed no valid network")
-    return sound_weights(study, record.trial, record.architecture)
-
-
-def sound_weights(study: Study, trial: int, network: Architecture) -> Path:
-    """The file with the trained weights of a trial's network; see :func:`weights_of`."""
-    path = study.weights(network.id)
-    epochs = study.config.train.epochs
-    again = (
-        f"`levit-search export {quoted(str(study.folder))} --pick trial={trial} --retrain "
-        f"--epochs {epochs}` trains this network again"
-    )
-    try:
-        check_weights(read_bounded(path))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: the trained weights of trial {trial} are not there; {again}"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except DamagedError as error:
-        raise InputError(f"{path}: damaged ({error}); {again}") from None
-    return path

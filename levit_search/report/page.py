@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from levit_search import __version__, table
+from levit_search import table
 from levit_search.architecture import Architecture, parse
 from levit_search.configuration import write_yaml
 from levit_search.errors import InputError, LevitSearchError
@@ -26,6 +26,7 @@ from levit_search.report.choices import FEWEST
 from levit_search.report.contents import contents
 from levit_search.report.tabs import TITLES
 from levit_search.study import Study
+from levit_search.version import __version__
 
 _BROWSER = Path(__file__).with_name("browser")
 # In the order in which they are joined to one script.
@@ -243,7 +244,6 @@ _NO_ROOM = "Its diagram is left out to keep this page small; `levit-search show`
 def _drawings(study: Study, trial: int, network: Architecture) -> dict[str, str]:
     """The block diagram, and the maps where there are weights to read them from."""
     from levit_search import diagram, weight_maps
-    from levit_search.export import sound_weights
     from levit_search.portrait import portrait
 
     found = {"diagram": diagram.svg(network, embedded=True)}
@@ -251,7 +251,7 @@ def _drawings(study: Study, trial: int, network: Architecture) -> dict[str, str]
         found["note"] = "Its trained weights are not kept here, so there are no maps of them."
         return found
     try:
-        weights = sound_weights(study, trial, network)
+        weights = study.sound_weights(trial, network)
         drawn = portrait(network, network.summary(), weights)
     except InputError as error:
         found["note"] = str(error)

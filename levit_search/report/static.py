@@ -84,7 +84,6 @@ def _drawn(figure: "Figure", format: str) -> bytes:
 def _networks(study: Study, document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Diagrams and maps of the knee and of those that were picked."""
     from levit_search import diagram, weight_maps
-    from levit_search.export import sound_weights
     from levit_search.portrait import portrait
 
     for trial in document["chosen"]:
@@ -97,7 +96,7 @@ def _networks(study: Study, document: dict[str, Any]) -> Iterator[tuple[str, str
         if not study.weights(network.id).is_file():
             continue
         try:
-            drawn = portrait(network, title, sound_weights(study, trial, network))
+            drawn = portrait(network, title, study.sound_weights(trial, network))
         except InputError as error:
             warnings.warn(f"{error}; its maps are left out", stacklevel=2)
             continue

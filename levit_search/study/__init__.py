@@ -1,17 +1,8 @@
 """A study: its configuration, and the folder that keeps what was found."""
 
 from levit_search.study.baselines import BASELINE, BaselineRecord, baselines_of
-from levit_search.study.config import (
-    EngineConfig,
-    SamplerName,
-    SearchConfig,
-    StudyConfig,
-    config_of,
-    parse_settings,
-    read_config,
-    space_file,
-)
-from levit_search.study.folder import Study, find_record, load_architecture, training_file
+from levit_search.study.config import EngineConfig, SamplerName, SearchConfig, StudyConfig
+from levit_search.study.folder import Study, training_file
 from levit_search.study.record import (
     MEASURED,
     REMEASURED,
@@ -22,7 +13,13 @@ from levit_search.study.record import (
     record_of,
     with_measured,
 )
-from levit_search.study.settings import differences
+from levit_search.study.settings import (
+    config_of,
+    differences,
+    parse_settings,
+    read_config,
+    space_file,
+)
 
 __all__ = [
     "BASELINE",
@@ -40,8 +37,6 @@ __all__ = [
     "compared",
     "config_of",
     "differences",
-    "find_record",
-    "load_architecture",
     "parse_settings",
     "read_config",
     "record_from_notes",

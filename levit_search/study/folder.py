@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.configuration import write_yaml
 from levit_search.data import DataSurvey
@@ -20,7 +19,13 @@ from levit_search.errors import InputError, LevitSearchError, did_you_mean
 from levit_search.files import is_there, write_atomically, write_json
 from levit_search.pareto import Objective, Points, minimised
 from levit_search.printable import quoted
-from levit_search.sealed import read_sealed, write_sealed
+from levit_search.sealed import (
+    DamagedFileError,
+    check_weights,
+    read_bounded,
+    read_sealed,
+    write_sealed,
+)
 from levit_search.study.address import masked
 from levit_search.study.backup import NAME as BACKUP
 from levit_search.study.backup import Backup, put_aside
@@ -230,6 +235,35 @@ class Study:
         """The file with the trained weights of a network, which is not there for each."""
         return self.checkpoints / f"{network_id}.safetensors"
 
+    def weights_of(self, record: Record) -> Path:
+        """The file with the trained weights of a record's network.
+
+        Raises:
+            InputError: there is none, or it is damaged; the message tells how to train it again.
+        """
+        if record.architecture is None:
+            raise InputError(f"{self.folder}: trial {record.trial} proposed no valid network")
+        return self.sound_weights(record.trial, record.architecture)
+
+    def sound_weights(self, trial: int, network: Architecture) -> Path:
+        """The file with the trained weights of a trial's network; see :meth:`weights_of`."""
+        path, epochs = self.weights(network.id), self.config.train.epochs
+        again = (
+            f"`levit-search export {quoted(str(self.folder))} --pick trial={trial} --retrain "
+            f"--epochs {epochs}` trains this network again"
+        )
+        try:
+            check_weights(read_bounded(path))
+        except FileNotFoundError:
+            raise InputError(
+                f"{path}: the trained weights of trial {trial} are not there; {again}"
+            ) from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        except DamagedFileError as error:
+            raise InputError(f"{path}: damaged ({error}); {again}") from None
+        return path
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder against a second driver.
@@ -317,6 +351,18 @@ class Study:
             for record in records:
                 check_complete(record, self.config.objectives)
             return [with_measured(record, found.attributes, limit) for record in records]
+
+    def record(self, number: str) -> Record:
+        """The finished trial with a number given as text.
+
+        Raises:
+            InputError: there is none, or as :meth:`records`.
+        """
+        records = {str(record.trial): record for record in self.records()}
+        if number not in records:
+            known = f"0 to {max(map(int, records))}" if records else "none yet"
+            raise InputError(f"{self.folder}: no finished trial {number!r} (finished: {known})")
+        return records[number]
 
     def baselines(self) -> list[BaselineRecord]:
         """The networks that the search is compared with, with what is known of each.
@@ -434,39 +480,6 @@ def training_file(folder: Path, network_id: str) -> Path:
     twice.
     """
     return folder / "checkpoints" / f"{network_id}.training.pt"
-
-
-def load_architecture(text: str) -> Architecture:
-    """Wherever a command takes ARCH: a published name, a YAML file or ``STUDY#TRIAL``.
-
-    Raises:
-        InputError: there is no such thing.
-    """
-    if text.startswith("timm/"):
-        raise InputError(
-            f"{text}: this command takes our own networks only; timm's can be counted and probed"
-        )
-    folder, separator, number = text.rpartition("#")
-    if not separator:
-        return architectures.load(text)
-    return find_record(Study.open(Path(folder)), number).architecture or _no_network(text)
-
-
-def _no_network(text: str) -> Architecture:
-    raise InputError(f"{text}: this trial proposed no valid network")
-
-
-def find_record(study: Study, number: str) -> Record:
-    """The finished trial with a number given as text.
-
-    Raises:
-        InputError: there is none.
-    """
-    records = {str(record.trial): record for record in study.records()}
-    if number not in records:
-        known = f"0 to {max(map(int, records))}" if records else "none yet"
-        raise InputError(f"{study.folder}: no finished trial {number!r} (finished: {known})")
-    return records[number]
 
 
 def check_folder(folder: Path) -> None:

@@ -1,17 +1,345 @@
-"""The settings that a study folder keeps, and what those of one study may not differ in."""
+"""Settings of a study, read and resolved: a space file with ``--set``, or the ``study.yaml`` of a
+study folder, as a :class:`levit_search.study.config.StudyConfig`."""
 
+import copy
+import glob
 import json
+import os
+import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from levit_search.architecture import SIZES
-from levit_search.configuration import read_yaml, validated
-from levit_search.errors import InputError
+from pydantic import ValidationError
+
+from levit_search import architecture as architectures
+from levit_search import data as datasets
+from levit_search.configuration import (
+    field_types,
+    is_utf8,
+    parse_value,
+    put,
+    read_yaml,
+    shortened,
+    validated,
+)
+from levit_search.data.sources import BUILT_IN
+from levit_search.errors import InputError, UnknownNameError
+from levit_search.files import is_there
 from levit_search.image_size import canonical_size
-from levit_search.study.config import StudyConfig, located, up_to_date, with_networks_read
+from levit_search.latency.programs import check_programs
+from levit_search.latency.targets import LatencyConfig, read_targets, resolved
+from levit_search.pareto import PROBED, figure_and_target
+from levit_search.recipe import SHARED, Recipe, is_timm_name
+from levit_search.study.config import StudyConfig
 from levit_search.study.storage import DamagedError
+
+
+def space_file(text: str) -> Path:
+    """A space file by its path, or an embedded one by its name.
+
+    A name alone is always the embedded space, whatever is called so in the working directory;
+    ``./NAME`` is a file.
+
+    Raises:
+        InputError: there is neither, or a folder.
+    """
+    package = Path(__file__).parents[1]
+    packaged = package / "spaces"
+    folder = packaged if packaged.is_dir() else package.parent / "spaces"
+    embedded = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    if text in embedded:
+        if Path(text).is_file():
+            warnings.warn(
+                f"{text}: the embedded space is taken; the file of that name here is ./{text}",
+                stacklevel=2,
+            )
+        return embedded[text]
+    path = Path(text)
+    if is_there(path) and path.is_dir():
+        told = "is a folder, where a space file or the name of an embedded space is expected"
+        if (path / "study.yaml").is_file():
+            told = f"is a study's folder; its space file is {path / 'study.yaml'}"
+        raise InputError(f"{text}: {told}")
+    if path.suffix in (".yaml", ".yml") or is_there(path):
+        return path
+    raise UnknownNameError("space", text, embedded)
+
+
+def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyConfig:
+    """The space file at ``path``, resolved so that it no longer depends on other files.
+
+    Args:
+        path: a YAML file; see ``spaces/``.
+        changes: values by dotted key, put over those in the file.
+
+    Raises:
+        InputError: the file cannot be read or says something wrong, or it would have something
+            started or joined here that only the user may name.
+    """
+    raw = read_yaml(path)
+    if path.name == "study.yaml":
+        raw = up_to_date(raw)
+    config = config_of(raw, path, changes)
+    sections = {f"targets.{name}": section for name, section in config.targets.items()}
+    check_programs({"latency": config.latency, **sections}, str(path), changes)
+    _check_cluster(config.engine.address, str(path), changes or {})
+    return config
+
+
+def config_of(
+    given: Mapping[str, Any], path: Path, changes: Mapping[str, Any] | None = None
+) -> StudyConfig:
+    """What a space file says, resolved as by :func:`read_config`.
+
+    Args:
+        given: what the file says; it stays as it is.
+        path: for messages; files that are named are looked for beside it first.
+        changes: values by dotted key, put over those in ``given``.
+
+    Raises:
+        InputError: something is wrong.
+    """
+    raw = copy.deepcopy(dict(given))
+    raw.pop("reference_point", None)  # of a study's file; another study finds its own
+    _expand_short_forms(raw)
+    changes = {_LONG_FORMS.get(key, key): value for key, value in (changes or {}).items()}
+    _move_weights(raw, path)
+    for key, value in changes.items():
+        put(raw, key, value)
+        _expand_short_forms(raw)
+    if isinstance(train := raw.get("train"), dict):
+        if train.get("weights") == "shared":
+            train["weights"] = f"{SHARED}{raw.get('name')}"
+        epochs = train.get("epochs")
+        if epochs == "auto":
+            _leave_to_plan(raw, changes.keys())
+        elif isinstance(epochs, str):
+            raise InputError(
+                f"{path}: train.epochs: expected a whole number from 1 on or auto, not "
+                f"{shortened(epochs)}"
+            )
+    _find_targets(raw, path)
+    config = located(validated(StudyConfig, raw, str(path)), path, changes)
+    config = with_networks_read(config, path, changes)
+    update: dict[str, Any] = {}
+    if config.data.image_size is None:
+        size = datasets.describe(config.data).image_size
+        update["data"] = config.data.model_copy(update={"image_size": size})
+    if config.inherits and "method" not in (raw.get("latency") or {}):
+        update["latency"] = _predicted(config)
+    return config.model_copy(update=update)
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """``key=value`` texts as values by dotted key of a :class:`StudyConfig`.
+
+    Values are read as :func:`levit_search.configuration.parse_value` does.
+
+    Raises:
+        InputError: a text has no ``=`` or its value is no YAML, and no text either.
+    """
+    changes = {}
+    for text in settings:
+        key, separator, value = text.partition("=")
+        if not separator or not key.strip():
+            raise InputError(f"--set {text}: expected key=value, such as train.epochs=5")
+        key = _LONG_FORMS.get(key.strip(), key.strip())
+        types = field_types(StudyConfig, key)
+        changes[key] = parse_value(value, types, f"--set {text}")
+    return changes
+
+
+def _check_cluster(address: str | None, where: str, changes: Mapping[str, Any]) -> None:
+    """Whoever drives a Ray cluster can run anything on the machines that join it."""
+    known = (None, "auto", os.environ.get("RAY_ADDRESS"))
+    is_here = re.match(r"(127\.0\.0\.1|localhost|\[::1\]):", address or "")
+    if address in known or is_here or {"engine", "engine.address"} & changes.keys():
+        return
+    raise InputError(
+        f"{where}: engine.address: {address!r}: a file's cluster is not joined, since it may run "
+        "anything here; if you know it, give it by --address or RAY_ADDRESS"
+    )
+
+
+# Sections that may be one word, and the key that it is for.
+_SHORT_FORMS = {"engine": "kind", "latency": "method"}
+# Keys that stand at the top for one of a section.
+_LONG_FORMS = {"weights": "train.weights"}
+
+
+def _expand_short_forms(raw: dict[str, Any]) -> None:
+    for section, key in _SHORT_FORMS.items():
+        if isinstance(raw.get(section), str):
+            raw[section] = {key: raw[section]}
+    if raw.get("teacher") == "auto":
+        raw["teacher"] = {"auto": True}
+
+
+def _move_weights(raw: dict[str, Any], path: Path) -> None:
+    """Put ``weights`` of a file where it belongs, into ``train``."""
+    if "weights" not in raw:
+        return
+    weights, train = raw.pop("weights"), raw.setdefault("train", {})
+    if not isinstance(train, dict):
+        return  # which is refused where it stands
+    if train.setdefault("weights", weights) != weights:
+        raise InputError(
+            f"{path}: weights: {shortened(weights)} and train.weights: "
+            f"{shortened(train['weights'])} are the same setting; leave one out"
+        )
+
+
+def _leave_to_plan(raw: dict[str, Any], changed: Collection[str]) -> None:
+    """Take ``train.epochs: auto`` out of what a file says, and note what else it states.
+
+    What an earlier plan chose is not among that, but for what was ``changed`` since.
+    """
+    earlier = raw.get("plan")
+    chosen = set(earlier.get("settings", {}) if isinstance(earlier, Mapping) else {}) - set(changed)
+    sections = {name: raw.get(name) for name in ("train", "data")}
+    for name, section in sections.items():
+        if isinstance(section, Mapping):
+            raw[name] = {k: v for k, v in section.items() if f"{name}.{k}" not in chosen}
+    del raw["train"]["epochs"]
+    given = {f"train.{key}" for key in Recipe.stated(raw["train"])}
+    if isinstance(raw.get("data"), Mapping) and raw["data"].get("train_images") is not None:
+        given.add("data.train_images")
+    raw["plan"] = {"given": sorted(given)}
+
+
+def _find_targets(raw: dict[str, Any], path: Path) -> None:
+    """Look the names of ``targets.yaml`` up, in ``latency`` and in the sections of ``targets``; a
+    text in the place of such a section is its target alone."""
+    latency, targets = raw.get("latency"), raw.get("targets")
+    if not isinstance(latency, Mapping) and not isinstance(targets, Mapping):
+        return
+    named = read_targets(path.parent)
+    if isinstance(latency, Mapping):
+        raw["latency"] = resolved(latency, named, str(path))
+    if isinstance(targets, Mapping):
+        raw["targets"] = dict(targets)
+        for name, written in targets.items():
+            section = {"target": written} if isinstance(written, str) else written
+            if isinstance(section, Mapping):
+                raw["targets"][name] = resolved(section, named, f"{path}: targets.{name}")
+
+
+def _predicted(config: StudyConfig) -> LatencyConfig:
+    """The ``latency`` section with predictions, where they can be had: measuring each of thousands
+    of candidates would take longer than all the rest."""
+    if [name for name in config.objectives if name in PROBED] != ["latency_ms"]:
+        return config.latency
+    given = {**config.latency.model_dump(mode="json"), "method": "predicted"}
+    try:
+        return LatencyConfig.model_validate(given)
+    except ValidationError:
+        return config.latency
+
+
+def located(
+    config: StudyConfig, path: Path, changes: Mapping[str, Any] | None = None
+) -> StudyConfig:
+    """The same with absolute paths to data, weights and studies.
+
+    One that is not in UTF-8 stays as it was written. What a file names is looked for beside it
+    first, then in the working directory, and what is given by hand in the working directory alone.
+
+    Args:
+        config: as it was written.
+        path: of the file.
+        changes: values by dotted key that were given by hand.
+    """
+
+    def absolute(text: str, key: str) -> str:
+        found = str(_absolute(text, key, path, changes or {}))
+        return found if is_utf8(found) else text  # no file can hold it, but we are near it now
+
+    data, train, teacher, supernet = config.data, config.train, config.teacher, config.supernet
+    update: dict[str, Any] = {}
+    if data.root is not None and "://" not in data.root:
+        root = absolute(data.root, "data.root")
+        # To a plug-in it may be something else than a path.
+        if data.name in BUILT_IN or "/" in data.name or is_there(Path(root)):
+            update["data"] = data.model_copy(update={"root": root})
+    if train.donor_weights not in (None, "pretrained"):
+        weights = absolute(train.donor_weights, "train.donor_weights")
+        train = train.model_copy(update={"donor_weights": weights})
+    is_place = train.weights != "fresh" and not train.weights.startswith(SHARED)
+    if is_place and not is_timm_name(train.weights):
+        train = train.model_copy(update={"weights": absolute(train.weights, "train.weights")})
+    update["train"] = train
+    if teacher is not None and teacher.weights not in ("train", "pretrained"):
+        weights = absolute(teacher.weights, "teacher.weights")
+        update["teacher"] = teacher.model_copy(update={"weights": weights})
+    if supernet.weights != "train":
+        weights = absolute(supernet.weights, "supernet.weights")
+        update["supernet"] = supernet.model_copy(update={"weights": weights})
+    if config.compare:
+        update["compare"] = tuple(
+            each
+            if each.weights in ("fresh", "pretrained")
+            else each.model_copy(
+                update={"weights": absolute(each.weights, f"compare.{index}.weights")}
+            )
+            for index, each in enumerate(config.compare)
+        )
+    return config.model_copy(update=update)
+
+
+def with_networks_read(
+    config: StudyConfig, path: Path, changes: Mapping[str, Any] | None = None
+) -> StudyConfig:
+    """The same with descriptions of networks in place of the files that have them.
+
+    Args:
+        config: as it was written.
+        path: of its file.
+        changes: values by dotted key that were given by hand.
+
+    Raises:
+        InputError: such a file is missing, or not one of a network.
+    """
+
+    def read(entry: str | dict[str, Any], key: str) -> str | dict[str, Any]:
+        if isinstance(entry, dict) or entry in architectures.published_names():
+            return entry
+        found = _absolute(entry, key, path, changes or {})
+        if not is_there(found) and found.suffix not in (".yaml", ".yml"):
+            raise UnknownNameError("architecture", entry, architectures.published_names())
+        stated = read_yaml(found)
+        if not {"image_size", "num_classes"} <= stated.keys():
+            return stated  # what it is in full depends on the data
+        whole = architectures.parse(stated, str(found)).model_dump(mode="json")
+        left_out = {*architectures.SIZES} - stated.keys()
+        return {name: each for name, each in whole.items() if name not in left_out}
+
+    def section(given: LatencyConfig, key: str) -> LatencyConfig:
+        return given.model_copy(update={"reference": read(given.reference, f"{key}.reference")})
+
+    targets = {name: section(each, f"targets.{name}") for name, each in config.targets.items()}
+    start = tuple(read(each, f"start.{index}") for index, each in enumerate(config.start))
+    latency = section(config.latency, "latency")
+    return config.model_copy(update={"start": start, "latency": latency, "targets": targets})
+
+
+def _absolute(text: str, key: str, path: Path, changes: Mapping[str, Any]) -> Path:
+    """The path that stands at ``key`` of the file ``path``, or in ``changes``."""
+    place = Path(os.path.expanduser(text))  # noqa: PTH111 (leaves a home that nobody has as it is)
+    if not any(f"{key}.".startswith(f"{given}.") for given in changes):
+        beside = path.parent / place
+        # ``{name}`` in it stands for any name, to be filled in later.
+        if glob.glob(glob.escape(str(beside)).replace("{name}", "*")):  # noqa: PTH207 (from anywhere)
+            place = beside
+    folder, separator, number = text.rpartition("#")
+    if separator and not is_there(place) and number.isdigit():  # a trial of a study
+        return Path(f"{_absolute(folder, key, path, changes)}#{number}")
+    found = place.absolute()
+    # A folder that the way leads out of again may be gone tomorrow.
+    return Path(os.path.realpath(found)) if ".." in found.parts else found
+
 
 VERSION = 1
 """Of a study folder. Whoever raises it brings older folders up to date in :func:`read_settings`.
@@ -49,6 +377,36 @@ def read_settings(path: Path) -> StudyConfig:
         raise DamagedError(str(error)) from None
 
 
+# What earlier releases measured hypervolumes from in every study, and wrote into its file.
+_EARLIER_REFERENCE: dict[str, float] = {
+    "top1_percent": 0.0,
+    "latency_ms": 1e3,
+    "latency_median_ms": 1e3,
+    "latency_p95_ms": 1e3,
+    "peak_memory_mb": 1e5,
+    "flops": 1e11,
+    "params": 1e9,
+    "activations": 1e9,
+}
+
+
+def up_to_date(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's settings as this release writes them.
+
+    Those of earlier ones have the same reference of hypervolumes in every study, which nobody
+    chose; such a study keeps it.
+    """
+    given = settings.get("hypervolume_reference")
+    if "reference_point" in settings or not isinstance(given, Mapping):
+        return dict(settings)
+    chosen = {
+        name: value
+        for name, value in given.items()
+        if value != _EARLIER_REFERENCE.get(figure_and_target(str(name))[0])
+    }
+    return {**settings, "hypervolume_reference": chosen, "reference_point": dict(given)}
+
+
 def comparable(config: StudyConfig) -> dict[str, Any]:
     """All settings that the trials of one study have to share.
 
@@ -72,7 +430,7 @@ def comparable(config: StudyConfig) -> dict[str, Any]:
             "supernet": {"rivals"},
         },
     )
-    settings["start"] = [_without(entry, SIZES) for entry in settings["start"]]
+    settings["start"] = [_without(entry, architectures.SIZES) for entry in settings["start"]]
     for section in (settings["latency"], *settings["targets"].values()):
         reference = _without(section["reference"], ("in_channels", "num_classes"))
         # One that is made for another size is fitted to the data's, and may be another network.

@@ -15,8 +15,8 @@ from levit_search.files import write_json
 from levit_search.pareto import is_maximised
 from levit_search.printable import quoted
 from levit_search.study.backup import NAME, Backup, Kept, lost_trials
-from levit_search.study.config import StudyConfig, up_to_date
-from levit_search.study.settings import comparable, differences
+from levit_search.study.config import StudyConfig
+from levit_search.study.settings import comparable, differences, up_to_date
 from levit_search.study.storage import DamagedError, Place
 
 if TYPE_CHECKING:

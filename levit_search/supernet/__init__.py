@@ -3,13 +3,12 @@
 The rest of the package imports it where it is needed: it loads torch.
 """
 
-from levit_search.supernet.elastic import Elastic
+from levit_search.supernet.elastic import Elastic, read_card
 from levit_search.supernet.inherited import Inheritance, calibrate
 from levit_search.supernet.keeping import (
     Supernet,
     draw_within,
     obtain_supernet,
-    read_card,
     supernet_folder,
 )
 from levit_search.supernet.sandwich import Sandwich, SupernetEpoch

@@ -9,17 +9,21 @@ classifier after each number of stages.
 
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from levit_search.architecture import Levit
+from levit_search.architecture import Levit, parse
 from levit_search.errors import InputError
 from levit_search.image_size import Sides
-from levit_search.model import LevitModel
+from levit_search.model import LevitModel, load_exactly
 from levit_search.model.blocks import Attention, AttentionCore, ShrinkAttention
 from levit_search.model.levit import NormLinear
+from levit_search.model.source import Source
+from levit_search.sealed import DamagedFileError, read_sealed
 from levit_search.space import Envelope, stem_name
 
 
@@ -126,6 +130,64 @@ def skeleton(network: Levit) -> LevitModel:
         member = LevitModel(network)
     _forget_statistics(member)
     return member
+
+
+def shared_source(folder: Path, stem: str, name: str) -> Source:
+    """What networks with a stem start from of a supernet in a folder.
+
+    Args:
+        folder: with ``card.json`` and ``weights.safetensors``.
+        stem: see :func:`levit_search.space.stem_name`; of one that the supernet lacks, what follows
+            the stem is a part all the same.
+        name: for messages.
+
+    Raises:
+        InputError: there is no supernet, or it is damaged or of an earlier release.
+    """
+    try:
+        card = read_card(folder)
+    except FileNotFoundError:
+        raise InputError(f"{name}: holds no supernet") from None
+    if "bounds" not in card:
+        raise InputError(
+            f"{name}: this supernet was trained by an earlier release, which did not note what it "
+            "holds; train it again"
+        )
+    where = f"{folder / 'card.json'}: bounds"
+    bounds = {key: parse(each, where) for key, each in card["bounds"].items()}
+    networks = {key: each for key, each in bounds.items() if isinstance(each, Levit)}
+    envelope = Envelope(networks, tuple(card["num_stages"]))
+    count = envelope.num_stages[-1]
+    bound = networks.get(stem, envelope.whole)
+    cut = {"stages": bound.stages[:count], "shrinks": bound.shrinks[: count - 1]}
+    bound = bound.model_copy(update=cut)
+    with torch.random.fork_rng(devices=[]):  # reading draws none of the caller's numbers
+        elastic = Elastic(envelope, taught_classes=card["taught_classes"])
+        load_exactly(elastic, folder / "weights.safetensors", but=("heads.", "heads_dist."))
+        state = {**LevitModel(bound).state_dict(), **elastic.parts(skeleton(bound))}
+    kept = {key: each.detach() for key, each in state.items() if not key.startswith("head")}
+    return Source(bound, kept, name, is_shared=True)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a supernet.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: it is damaged.
+    """
+    try:
+        card = read_sealed(folder / "card.json")
+        if not {"made_of", "curve", "largest", "smallest"} <= card.keys():
+            raise DamagedFileError("it is no supernet's card")
+    except FileNotFoundError:
+        raise
+    except (OSError, DamagedFileError) as error:
+        raise InputError(
+            f"{folder / 'card.json'}: damaged ({error}); remove {folder}, and the supernet is "
+            "trained again"
+        ) from None
+    return card
 
 
 def _forget_statistics(model: nn.Module) -> None:

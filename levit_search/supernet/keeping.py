@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from levit_search import __version__
-from levit_search.architecture import Levit, parse
+from levit_search.architecture import Levit
 from levit_search.batches import Batches
 from levit_search.cost import cost
 from levit_search.distill import TeacherAnswers
@@ -24,16 +22,16 @@ from levit_search.donors import load_donor_weights
 from levit_search.errors import InputError, kept_by_checkpoint
 from levit_search.files import expanded, file_digest, write_atomically
 from levit_search.model import LevitModel, load_exactly, ordered, save_weights, transfer
-from levit_search.model.source import Source
 from levit_search.pretrained import find_source, weights_digest
 from levit_search.recipe import Recipe
-from levit_search.sealed import DamagedError, read_sealed, write_sealed
+from levit_search.sealed import write_sealed
 from levit_search.space import Envelope, Space, envelope_of, extremes_of, stem_name
 from levit_search.study import StudyConfig, differences
-from levit_search.supernet.elastic import Elastic, skeleton
+from levit_search.supernet.elastic import Elastic, read_card
 from levit_search.supernet.inherited import Inheritance
 from levit_search.supernet.sandwich import Sandwich
 from levit_search.train import Checkpoint, Report, Told, device_of, fit, seed_torch, silent
+from levit_search.version import __version__
 
 _FORMAT = 1
 _MOST_DRAWS = 10_000  # in a row that are over a limit
@@ -160,43 +158,6 @@ def obtain_supernet(
     return Supernet(elastic, inheritance, card)
 
 
-def shared_source(folder: Path, stem: str, name: str) -> Source:
-    """What networks with a stem start from of a supernet in a folder.
-
-    Args:
-        folder: with ``card.json`` and ``weights.safetensors``.
-        stem: see :func:`levit_search.space.stem_name`; of one that the supernet lacks, what follows
-            the stem is a part all the same.
-        name: for messages.
-
-    Raises:
-        InputError: there is no supernet, or it is damaged or of an earlier release.
-    """
-    try:
-        card = read_card(folder)
-    except FileNotFoundError:
-        raise InputError(f"{name}: holds no supernet") from None
-    if "bounds" not in card:
-        raise InputError(
-            f"{name}: this supernet was trained by an earlier release, which did not note what it "
-            "holds; train it again"
-        )
-    where = f"{folder / 'card.json'}: bounds"
-    bounds = {key: parse(each, where) for key, each in card["bounds"].items()}
-    networks = {key: each for key, each in bounds.items() if isinstance(each, Levit)}
-    envelope = Envelope(networks, tuple(card["num_stages"]))
-    count = envelope.num_stages[-1]
-    bound = networks.get(stem, envelope.whole)
-    cut = {"stages": bound.stages[:count], "shrinks": bound.shrinks[: count - 1]}
-    bound = bound.model_copy(update=cut)
-    with torch.random.fork_rng(devices=[]):  # reading draws none of the caller's numbers
-        elastic = Elastic(envelope, taught_classes=card["taught_classes"])
-        load_exactly(elastic, folder / "weights.safetensors", but=("heads.", "heads_dist."))
-        state = {**LevitModel(bound).state_dict(), **elastic.parts(skeleton(bound))}
-    kept = {key: each.detach() for key, each in state.items() if not key.startswith("head")}
-    return Source(bound, kept, name, is_shared=True)
-
-
 def _begin(model: LevitModel, recipe: Recipe) -> None:
     """Put what a recipe's weights have into a network that shared weights are made of, the most
     important channels and heads first, and its donor's weights.
@@ -232,27 +193,6 @@ def identity(config: StudyConfig, envelope: Envelope, batches: Batches) -> dict[
         made_of["teacher_weights"] = file_digest(expanded(teaching.weights))
     found: dict[str, Any] = json.loads(json.dumps(made_of))
     return found
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a supernet.
-
-    Raises:
-        FileNotFoundError: there is none.
-        InputError: it is damaged.
-    """
-    try:
-        card = read_sealed(folder / "card.json")
-        if not {"made_of", "curve", "largest", "smallest"} <= card.keys():
-            raise DamagedError("it is no supernet's card")
-    except FileNotFoundError:
-        raise
-    except (OSError, DamagedError) as error:
-        raise InputError(
-            f"{folder / 'card.json'}: damaged ({error}); remove {folder}, and the supernet is "
-            "trained again"
-        ) from None
-    return card
 
 
 def _kept(folder: Path, made_of: dict[str, Any], is_own: bool) -> dict[str, Any] | None:

@@ -1,0 +1,306 @@
+"""Commands on a study that was searched: its page, a network handed over, an audit, a repair."""
+
+import textwrap
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from levit_search.cli.options import DataFolder, Json, StudyFolder
+from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
+from levit_search.errors import InputError, UnknownNameError
+from levit_search.printable import quoted
+
+if TYPE_CHECKING:
+    from levit_search.export import Export, Retraining
+    from levit_search.study import Study
+    from levit_search.study.restoring import Restored
+
+_FORMATS = ("html", "png", "svg")
+
+
+def report(
+    study: StudyFolder,
+    format: Annotated[
+        str, typer.Option(help="html (one page), or png or svg (its pictures).")
+    ] = "html",
+    pick: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="trial=N",
+            help="A network to show in detail beside the front's (repeatable); as of export.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The page, or the pictures' folder [default: STUDY/report.html, STUDY/pictures].",
+        ),
+    ] = None,
+    data: DataFolder = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="Show the page in the browser as well.")
+    ] = False,
+) -> None:
+    """Show what a search found and how it went, as a page that opens offline.
+
+    The front against each cost, the networks on it in detail, all trials, hypervolume, learning
+    curves, which choices matter, predicted latencies, failures and how it was made.
+    """
+    from levit_search.report import write_report
+    from levit_search.study import Study
+
+    if format not in _FORMATS:
+        raise UnknownNameError("format", format, _FORMATS)
+    if open_ and format != "html":
+        raise InputError(f"--open: shows the page, which --format {format} does not make")
+    if out is not None and format == "html" and out.is_dir():
+        raise InputError(f"--out {out}: is a folder; name the page, such as {out / 'report.html'}")
+    opened = Study.open(study).with_data(data)
+    say(f"Reading {study} ...")
+    if format == "html":
+        page = write_report(opened, pick or (), out)
+        tell(str(page))
+        if open_ and not webbrowser.open(page.absolute().as_uri()):
+            say(f"levit-search: no browser was found to open {page} in")
+        return
+    from levit_search.report.static import write_pictures
+
+    for path in write_pictures(opened, format, out, pick or ()):
+        tell(str(path))
+
+
+def export(
+    study: StudyFolder,
+    pick: Annotated[
+        str,
+        typer.Option(
+            help="knee, accurate, fastest, trial=N, or bounds: 'latency_ms<=5,flops<=1G'."
+        ),
+    ] = "knee",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to [default: STUDY/export/ID].")
+    ] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Train it again from scratch first, for --epochs.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to train it again.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Times to train it again [default: 1].")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="short or levit, to train again by [default: the study's].")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Of data, train or teacher, to train again by."
+        ),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="FILE", help="openvino or torch-export (repeatable)."),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Time model.onnx again on the targets.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is in DIR.")] = False,
+    data: DataFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Write a chosen network as a folder that runs without this package.
+
+    A readable torch module, ONNX, weights, a timm checkpoint where timm can express it, a script
+    that classifies images, and a model card. Each file is read in a process of its own and compared
+    with the trained network on real images, and model.onnx is timed again.
+    """
+    from levit_search import export as exports
+    from levit_search.progress import StepProgress
+    from levit_search.study import Study, parse_settings
+
+    asked = _retraining(retrain, epochs, seeds, recipe, parse_settings(settings or []))
+    opened = Study.open(study).with_data(data)
+    record = exports.pick(opened, pick)
+    network = record.architecture
+    assert network is not None
+    wishes = exports.Wishes(asked, tuple(also or ()), probe, force)
+    folder = out or exports.default_folder(opened, record, wishes)
+    try:
+        with opened.reading_data(), StepProgress() as progress:
+            progress.begin("export", 1)
+            progress.step(f"trial {record.trial}")
+            written = exports.export(
+                opened, record, folder, pick, wishes, lambda text: progress.told(text, None)
+            )
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on" if retrain else ""
+        say(f"\nInterrupted; {folder} was not written{goes_on}.")
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json(written.as_json())
+    else:
+        _print_export(written, f"Trial {record.trial} ({network.summary()})")
+
+
+def _retraining(
+    retrain: bool,
+    epochs: int | None,
+    seeds: int | None,
+    recipe: str | None,
+    changes: dict[str, Any],
+) -> "Retraining | None":
+    if retrain:
+        if epochs is None:
+            raise InputError("--retrain: needs --epochs N")
+        from levit_search.export import Retraining
+
+        return Retraining(epochs, seeds or 1, recipe, changes)
+    given = {"--epochs": epochs, "--seeds": seeds, "--recipe": recipe, "--set": changes or None}
+    for option, value in given.items():
+        if value is not None:
+            raise InputError(f"{option}: is for --retrain")
+    return None
+
+
+def _print_export(written: "Export", network: str) -> None:
+    from levit_search.proportion import accuracy_text
+
+    tell(f"{network} written to {written.dir}:")
+    for name in written.files:
+        found = written.parity.get(name.rstrip("/"))
+        note = "" if found is None else f"logits within {found:.1e}" if found else "same logits"
+        tell(f"  {name:22}{note}".rstrip())
+    figures = written.as_json()
+    accuracies = [
+        f"{split} {accuracy_text(figures[f'{split}_top1_percent'], figures[f'{split}_images'])}"
+        for split in ("val", "test")
+    ]
+    tell(f"top-1: {', '.join(accuracies)}")
+    for again in written.probed_again:
+        if again["now"] is None:
+            tell(f"{again['figure']}: not measured again ({again['reason']})")
+            continue
+        now = f"{again['now']['latency_ms']:.4g}, {again['compared']}"
+        tell(f"{again['figure']} of {again['timed']}: {now}")
+    if written.retrained is not None and len(written.retrained["seeds"]) > 1:
+        percents = ", ".join(f"{each:.2f}" for each in written.retrained["test_top1_percent"])
+        tell(
+            f"test by seed: {percents}; the weights are those of seed "
+            f"{written.retrained['seed']}, the best on val"
+        )
+    tell(f"Next: python {quoted(str(Path(written.dir) / 'predict.py'))} IMAGE")
+
+
+def audit(
+    study: StudyFolder,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100, help="Further seeds to train the front with.")
+    ] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Networks trained at once.")] = 1,
+    retrain: Annotated[
+        bool, typer.Option("--retrain/--no-retrain", help="Train the front with further seeds.")
+    ] = True,
+    data: DataFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what a search cost and brought, and what its front is worth beyond its luck.
+
+    Each network on the front is trained again with further seeds and measured on the test split,
+    which no search reads. Results go to audit.json, audit.md and audit.svg in the study folder,
+    network by network: an audit that was interrupted goes on with the same command.
+    """
+    from levit_search.audit import audit as look
+    from levit_search.progress import StepProgress
+    from levit_search.study import Study
+
+    opened = Study.open(study).with_data(data)
+    try:
+        with opened.reading_data(), StepProgress() as progress:
+            document = look(opened, seeds if retrain else 0, jobs, progress)
+    except KeyboardInterrupt:
+        say(f"\nInterrupted. What was measured is in {study}; the same command goes on.")
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json(document)
+    else:
+        _print_audit(document, opened)
+    for found in document["failed"]:
+        seed = "" if found["seed"] is None else f", seed {found['seed']}"
+        say(f"levit-search: trial {found['trial']}{seed}: {found['reason']}")
+    if document["failed"]:
+        raise typer.Exit(1)
+
+
+def _print_audit(document: dict[str, Any], study: "Study") -> None:
+    from levit_search.audit.render import sections
+
+    tell(f"Audit of {study.folder}: {document['trials']} proposals\n")
+    for section in sections(document):
+        if section.rows:
+            shown = figures_table(section.title, section.heads)
+            for row in section.rows:
+                shown.add_row(*row)
+            print_table(shown)
+        for note in section.notes:
+            tell(textwrap.fill(note, 100))
+        tell()
+    tell(f"In {study.folder}: audit.md, audit.json, audit.svg")
+
+
+_TELL_EVERY = 100
+
+
+def restore(
+    study: StudyFolder,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make the storage anew though it is sound.")
+    ] = False,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORAGE",
+            help="Make it elsewhere, as where a server is gone; null is study.db.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a study's damaged or lost storage again from the backup in its folder."""
+    from dataclasses import asdict
+
+    from levit_search.study.restoring import restore, restore_elsewhere
+
+    if storage is None:
+        restored = restore(study, force, _told)
+    else:
+        restored = restore_elsewhere(study, None if storage == "null" else storage, _told)
+    if as_json:
+        print_json({"study": str(study), **asdict(restored)})
+    else:
+        _print_restored(restored, storage)
+
+
+def _told(count: int, of: int) -> None:
+    if count and count % _TELL_EVERY == 0:
+        say(f"{count} of {of} trials are written")
+
+
+def _print_restored(restored: "Restored", elsewhere: str | None) -> None:
+    for name in restored.files:
+        tell(f"{name} was made again.")
+    tell(f"{restored.place} has all that the backup has: {restored.finished} finished trials.")
+    if restored.kept_as is not None:
+        tell(f"What was damaged is kept as {restored.kept_as}.")
+    if restored.running:
+        tell(f"Begun, and evaluated again by the next search: trial {_listed(restored.running)}.")
+    if restored.lost:
+        tell(f"Lost in both, and marked as failed: trial {_listed(restored.lost)}.")
+    if elsewhere is not None:
+        tell(f"The same levit-search run with --set storage={quoted(elsewhere)} goes on.")
+    else:
+        tell("The same levit-search run goes on.")
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
