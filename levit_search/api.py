@@ -18,6 +18,8 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from levit_search.errors import InputError
+
 if TYPE_CHECKING:
     import pandas
 
@@ -358,8 +360,6 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
     """A folder to keep things in, or one that is removed afterwards."""
     import tempfile
 
-    from levit_search.errors import InputError
-
     if out is None:
         with tempfile.TemporaryDirectory(prefix="levit-search-") as temporary:
             yield Path(temporary)
@@ -394,16 +394,14 @@ def _check_images(network: "Architecture", sample: "Architecture") -> None:
     Raises:
         InputError: it is not.
     """
-    from levit_search.errors import InputError
-
-    if _images(network) != _images(sample):
-        raise InputError(
-            f"{network.summary()}: is made for {_images(network)}, the data has {_images(sample)} "
-            "(levit_search.architecture.fitted changes that)"
-        )
-
-
-def _images(network: "Architecture") -> str:
     from levit_search.image_size import image_shape
 
-    return f"images {list(image_shape(network))} of {network.num_classes} classes"
+    made_for, needed = (
+        f"images {list(image_shape(each))} of {each.num_classes} classes"
+        for each in (network, sample)
+    )
+    if made_for != needed:
+        raise InputError(
+            f"{network.summary()}: is made for {made_for}, the data has {needed} "
+            "(levit_search.architecture.fitted changes that)"
+        )

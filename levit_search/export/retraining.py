@@ -13,7 +13,7 @@ from levit_search.data import DataInfo, describe
 from levit_search.errors import InputError
 from levit_search.recipe import RecipeName
 from levit_search.sealed import DamagedFileError, check_weights, read_bounded, read_sealed
-from levit_search.study import Study, StudyConfig
+from levit_search.study import Study, StudyConfig, config_of
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,6 @@ def config_for(study: Study, asked: Retraining) -> StudyConfig:
     Raises:
         InputError: something that is asked for is wrong.
     """
-    from levit_search.study import config_of
-
     given = study.config.model_dump(mode="json")
     if study.config.teacher is not None and study.config.teacher.auto:
         choice = study.attributes().get("teacher_choice")

@@ -23,6 +23,7 @@ from levit_search.latency.process_pipe import (
     ProcessPipe,
     last_line,
 )
+from levit_search.latency.ray_pipe import RayPipe
 from levit_search.latency.targets import (
     TORCH_RUNTIMES,
     CommandTarget,
@@ -251,8 +252,6 @@ def _opened(target: Target, runtime: Runtime, env: dict[str, str]) -> Pipe:
         case CommandTarget():
             pipe = ProcessPipe([*target.python, *arguments], {**env, **target.env})
         case RayTarget():
-            from levit_search.latency.ray_pipe import RayPipe
-
             pipe = RayPipe(target, arguments, env)
     if not with_torch:
         source = Path(worker.__file__).read_bytes()

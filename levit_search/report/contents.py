@@ -23,7 +23,7 @@ from levit_search.architecture import (
     sizes_of,
 )
 from levit_search.audit import figures
-from levit_search.data import DataSurvey
+from levit_search.data import DataSurvey, describe
 from levit_search.errors import InputError
 from levit_search.image_size import plain_size
 from levit_search.report.choices import Choices
@@ -322,8 +322,6 @@ def _data(study: Study, sample: Architecture) -> dict[str, Any]:
 
 def _class_names(study: Study, survey: DataSurvey | None) -> list[str] | None:
     """None where the data is not here; a report needs none."""
-    from levit_search.data import describe
-
     if survey is not None:
         return list(survey.class_names)
     if study.config.data.reader not in ("digits", "fashion-mnist", "folder", "torch"):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from levit_search import table
 from levit_search.audit.kept import Accuracies, Kept
 from levit_search.errors import InputError
+from levit_search.export import pick
 from levit_search.pareto import figure_and_target, knee, minimised
 from levit_search.significance import Accuracy
 from levit_search.study import Record, Study
@@ -67,8 +68,6 @@ def _picked(study: Study, records: Sequence[Record], choice: str) -> Record:
     Raises:
         InputError: there is none, or it proposed no network.
     """
-    from levit_search.export import pick
-
     if not choice.startswith("trial="):
         return pick(study, choice)
     number = choice.removeprefix("trial=").strip()

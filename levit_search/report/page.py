@@ -14,12 +14,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from levit_search import table
+from levit_search import diagram, table, weight_maps
 from levit_search.architecture import Architecture, parse
 from levit_search.configuration import write_yaml
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, is_maximised, on_target
+from levit_search.portrait import portrait
 from levit_search.printable import quoted
 from levit_search.proportion import interval_text
 from levit_search.report.choices import FEWEST
@@ -243,9 +244,6 @@ _NO_ROOM = "Its diagram is left out to keep this page small; `levit-search show`
 
 def _drawings(study: Study, trial: int, network: Architecture) -> dict[str, str]:
     """The block diagram, and the maps where there are weights to read them from."""
-    from levit_search import diagram, weight_maps
-    from levit_search.portrait import portrait
-
     found = {"diagram": diagram.svg(network, embedded=True)}
     if not study.weights(network.id).is_file():
         found["note"] = "Its trained weights are not kept here, so there are no maps of them."

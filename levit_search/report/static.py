@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from levit_search import diagram, weight_maps
 from levit_search.architecture import parse
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.files import write_atomically
+from levit_search.portrait import portrait
+from levit_search.raster import png
 from levit_search.report.contents import contents
 from levit_search.report.plots import plots
 from levit_search.study import Study
@@ -63,8 +66,6 @@ def write_pictures(
 def _pictures(
     study: Study, document: dict[str, Any], format: str
 ) -> Iterator[tuple[str, bytes | str]]:
-    from levit_search.raster import png
-
     for name, figure in plots(document):
         yield name, _drawn(figure, format)
     for name, svg in _networks(study, document):
@@ -83,9 +84,6 @@ def _drawn(figure: "Figure", format: str) -> bytes:
 
 def _networks(study: Study, document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Diagrams and maps of the knee and of those that were picked."""
-    from levit_search import diagram, weight_maps
-    from levit_search.portrait import portrait
-
     for trial in document["chosen"]:
         details = document["details"][str(trial)]
         if trial != document["chosen"][0] and not _is_picked(details["picked_as"]):

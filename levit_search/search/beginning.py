@@ -246,5 +246,9 @@ def checked_space(config: StudyConfig, where: str = "space") -> Space:
     if config.is_trained and config.train.weights != "fresh":
         first = [space.decode(values) for values in starts.values()]
         check_weights_fit(config.train, [*first, *(each for each, _ in space.sample())])
-    config.check_compare(space, where)
+    for index, baseline in enumerate(config.compare):
+        try:
+            baseline.check(**space.sizes)
+        except InputError as error:
+            raise InputError(f"{where}: compare.{index}: {error}") from error
     return space

@@ -353,22 +353,6 @@ class StudyConfig(Frozen):
                     f"{size_text(value)}"
                 )
 
-    def check_compare(self, space: Space, where: str = "space") -> None:
-        """Make sure that timm has the networks to compare with, and that they take the images.
-
-        Args:
-            space: of this configuration; its sizes are those of all networks.
-            where: the space file, for messages.
-
-        Raises:
-            InputError: one cannot be trained on the data, see :meth:`BaselineConfig.check`.
-        """
-        for index, each in enumerate(self.compare):
-            try:
-                each.check(**space.sizes)
-            except InputError as error:
-                raise InputError(f"{where}: compare.{index}: {error}") from error
-
     def _data_sizes(self) -> dict[str, int]:
         info = datasets.describe(self.data)
         return {"in_channels": info.in_channels, "num_classes": info.num_classes}
