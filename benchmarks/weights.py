@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from levit_search.batches import Batches
-    from levit_search.model import Model, Source
+    from levit_search.model import Model, TrainedWeights
 
 FOLDER = ROOT / "studies" / "weights"
 ALONE = ROOT / "studies" / "supernet" / "alone.csv"
@@ -507,7 +507,7 @@ def slices(cell: Cell) -> dict[str, Any]:
     return _fitted(cell, model, batches)
 
 
-def _begun(cell: Cell, network: Architecture) -> "tuple[Model, Source]":
+def _begun(cell: Cell, network: Architecture) -> "tuple[Model, TrainedWeights]":
     """A fresh network, and the trained one of the same seed."""
     from levit_search.pretrained import find_source
     from levit_search.train import fresh_network

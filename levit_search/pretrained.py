@@ -17,7 +17,7 @@ from levit_search.study import Record, Study
 
 if TYPE_CHECKING:
     from levit_search.model import Model
-    from levit_search.model.source import Source
+    from levit_search.model.source import TrainedWeights
 
 _ALLOWED = (
     "expected fresh, shared, a file of weights, the folder of an export, of train --out or of a "
@@ -77,7 +77,7 @@ def check_weights_fit(recipe: Recipe, networks: Iterable[Architecture]) -> None:
         raise InputError(f"train.weights: {first}")
 
 
-def find_source(weights: str, network: Architecture | None = None) -> "Source":
+def find_source(weights: str, network: Architecture | None = None) -> "TrainedWeights":
     """The trained weights that a text stands for; those that were asked for last stay in memory.
 
     Args:
@@ -148,7 +148,7 @@ def _digest(path: Path, stamp: Stamp) -> str:
 
 
 @lru_cache(maxsize=2)
-def _read(path: Path, network: Architecture | None, stamp: Stamp) -> "Source":
+def _read(path: Path, network: Architecture | None, stamp: Stamp) -> "TrainedWeights":
     from levit_search.model.source import source_of
     from levit_search.model.weights import state_dict_of
 
@@ -201,7 +201,7 @@ def _is_supernet(path: Path) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _read_shared(folder: Path, stem: str, name: str, stamp: Stamp) -> "Source":
+def _read_shared(folder: Path, stem: str, name: str, stamp: Stamp) -> "TrainedWeights":
     from levit_search.supernet.elastic import shared_source
 
     del stamp
@@ -259,7 +259,7 @@ def _timm_source(weights: str) -> dict[str, str | None]:
 
 
 @lru_cache(maxsize=2)
-def _of_timm(name: str) -> "Source":
+def _of_timm(name: str) -> "TrainedWeights":
     import timm
     import torch
 

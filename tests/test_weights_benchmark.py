@@ -13,7 +13,7 @@ import torch
 from levit_search.data import DataConfig
 from levit_search.errors import InputError
 from levit_search.model import build, misfit
-from levit_search.model.source import Source
+from levit_search.model.source import TrainedWeights
 from levit_search.model.transfer import by_offset
 from levit_search.study import read_config
 from tests.conftest import ROOT
@@ -60,7 +60,7 @@ def row(found: dict[str, Any], **key: Any) -> dict[str, Any]:
 
 def test_networks_are_parts_of_what_they_start_from(weights: Any) -> None:
     source = weights.network_of(weights._SOURCE, 32, 1, 10)
-    trained = Source(source, build(source).state_dict(), "trained")
+    trained = TrainedWeights(source, build(source).state_dict(), "trained")
     target = weights.network_of(weights._TARGET, 64, 3, 16)
     assert misfit(trained, target) is None
     assert misfit(trained, weights.network_of(weights._SLICE, 32, 1, 10)) is None

@@ -16,7 +16,7 @@ from levit_search.errors import InputError, UnknownNameError
 from levit_search.image_size import Sides, sides
 from levit_search.model import Model, build, save_weights, transfer
 from levit_search.model.axes import blocks_of, grids_of
-from levit_search.model.source import Source, inferred, source_of
+from levit_search.model.source import TrainedWeights, inferred, source_of
 from levit_search.pretrained import find_source, weights_digest
 from tests.random_networks import random_network, randomised
 from tests.test_weights import Bomb, ReleasedLevit, assert_same_logits, small, timm_model
@@ -173,7 +173,7 @@ def of_size(network: Levit, size: int | tuple[int, int]) -> Levit:
     return found
 
 
-def started(source: Source, size: int | tuple[int, int]) -> Model:
+def started(source: TrainedWeights, size: int | tuple[int, int]) -> Model:
     assert isinstance(source.architecture, Levit)
     model = build(of_size(source.architecture, size))
     transfer(source, model)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from levit_search.architecture import Architecture, Levit, fitted, parse
 from levit_search.errors import InputError
-from levit_search.model import Model, Source, build, misfit, ordered, save_weights, transfer
+from levit_search.model import Model, TrainedWeights, build, misfit, ordered, save_weights, transfer
 from levit_search.model.axes import label_sizes
 from levit_search.model.importance import Order, importance
 from levit_search.model.transfer import by_offset
@@ -56,14 +56,16 @@ DEIT = {
 NARROW_DEIT = {**DEIT, "trunk": {"depth": 2, "embed_dim": 16, "num_heads": 2, "mlp_ratio": 1.5}}
 
 
-def trained(description: dict[str, Any] | Architecture, seed: int = 0) -> Source:
+def trained(description: dict[str, Any] | Architecture, seed: int = 0) -> TrainedWeights:
     torch.manual_seed(seed)
     network = parse(description)
     state = randomised(build(network)).state_dict()
-    return Source(network, {name: each.clone() for name, each in state.items()}, "the source")
+    return TrainedWeights(
+        network, {name: each.clone() for name, each in state.items()}, "the source"
+    )
 
 
-def model_of(source: Source) -> Model:
+def model_of(source: TrainedWeights) -> Model:
     model = build(source.architecture)
     model.load_state_dict(dict(source.state))
     return model
@@ -77,7 +79,9 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def with_dead_channels(source: Source, network: Architecture, seed: int = 3) -> Source:
+def with_dead_channels(
+    source: TrainedWeights, network: Architecture, seed: int = 3
+) -> TrainedWeights:
     """The same with all but as many channels and heads as ``network`` has read and written as zero,
     in places drawn at random; so that nothing is lost with them."""
     chance = torch.Generator().manual_seed(seed)
@@ -123,7 +127,7 @@ def with_dead_channels(source: Source, network: Architecture, seed: int = 3) -> 
                 start = head * sum(rows)
                 silence(f"{attention}.qkv", start + keys)
                 silence(f"{attention}.qkv", start + rows[0] + rows[1] + values)
-    return Source(source.architecture, state, source.name)
+    return TrainedWeights(source.architecture, state, source.name)
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -662,7 +666,7 @@ def test_a_search_starts_its_networks_from_another_studys_best(
     with pytest.warns(UserWarning, match="starts with fresh weights"):
         search(second, Silent())
     assert best.architecture is not None
-    source = Source(best.architecture, {}, "")
+    source = TrainedWeights(best.architecture, {}, "")
     found = set()
     for record in second.records():
         training = record.evaluation.get("training")

@@ -14,7 +14,7 @@ from levit_search.errors import InputError
 from levit_search.image_size import sides
 from levit_search.model.axes import blocks_of, label_sizes, stem_readers, widths_of
 from levit_search.model.build import build
-from levit_search.model.source import Source
+from levit_search.model.source import TrainedWeights
 
 Order = Literal["leading", "scale", "activation"]
 """What comes first where a network is narrower than its source.
@@ -27,7 +27,7 @@ leading offsets are taken.
 """
 
 
-def importance(source: Source, order: Order, images: Tensor | None) -> dict[str, Tensor]:
+def importance(source: TrainedWeights, order: Order, images: Tensor | None) -> dict[str, Tensor]:
     """How important the channels and heads behind each label are: the mean square that is written
     there times the square of what it is read with.
 
@@ -43,11 +43,11 @@ def importance(source: Source, order: Order, images: Tensor | None) -> dict[str,
 
 
 @lru_cache(maxsize=2)  # a search asks for them with each candidate
-def _ranks_by_scale(source: Source) -> dict[str, Tensor]:
+def _ranks_by_scale(source: TrainedWeights) -> dict[str, Tensor]:
     return _ranked(source, _by_scale(source))
 
 
-def _ranked(source: Source, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _ranked(source: TrainedWeights, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """See :func:`importance`; ``written`` are mean squares by label."""
     network, state = source.architecture, source.state
     sizes = label_sizes(network)
@@ -105,7 +105,7 @@ def _gains(state: Mapping[str, Tensor], layer: str, norm: str | None = None) -> 
 _EPSILON = 1e-5  # of torch's batch norm
 
 
-def _by_scale(source: Source) -> dict[str, Tensor]:
+def _by_scale(source: TrainedWeights) -> dict[str, Tensor]:
     """The mean squares that batch norm's scale and shift give, or the weights' norms without it."""
     network, state = source.architecture, source.state
 
@@ -149,7 +149,7 @@ def _by_scale(source: Source) -> dict[str, Tensor]:
     return found
 
 
-def _measured(source: Source, images: Tensor) -> dict[str, Tensor]:
+def _measured(source: TrainedWeights, images: Tensor) -> dict[str, Tensor]:
     """The mean squares of activations on images, which are brought to the source's size."""
     network = source.architecture
     with torch.random.fork_rng(devices=[]):

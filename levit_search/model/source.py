@@ -46,7 +46,7 @@ _WITH_SILU = {
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class TrainedWeights:
     """Trained weights to start from.
 
     ``state`` holds the tensors of ``architecture`` under our names, ``name`` is for messages.
@@ -80,7 +80,9 @@ def weights_file(path: Path) -> tuple[Path, Architecture | None]:
     return path, architectures.load(str(described))
 
 
-def source_of(state: Mapping[str, Any], where: str, network: Architecture | None = None) -> Source:
+def source_of(
+    state: Mapping[str, Any], where: str, network: Architecture | None = None
+) -> TrainedWeights:
     """The weights in a state dict under any naming, in single precision.
 
     Args:
@@ -101,7 +103,7 @@ def source_of(state: Mapping[str, Any], where: str, network: Architecture | None
     for name, tensor in found.items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"{where}: {name} has values that are no finite numbers")
-    return Source(network, found, where)
+    return TrainedWeights(network, found, where)
 
 
 def inferred(state: Mapping[str, Tensor], where: str = "weights") -> Architecture:

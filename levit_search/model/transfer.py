@@ -36,7 +36,7 @@ from levit_search.model.axes import (
 )
 from levit_search.model.build import Model
 from levit_search.model.importance import Order, importance
-from levit_search.model.source import Source
+from levit_search.model.source import TrainedWeights
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Transfer:
 
 @torch.no_grad()
 def transfer(
-    source: Source, model: Model, order: Order = "scale", images: Tensor | None = None
+    source: TrainedWeights, model: Model, order: Order = "scale", images: Tensor | None = None
 ) -> Transfer:
     """Put what fits of trained weights into a network, in place.
 
@@ -116,7 +116,9 @@ def transfer(
 
 
 @torch.no_grad()
-def ordered(source: Source, order: Order = "scale", images: Tensor | None = None) -> Source:
+def ordered(
+    source: TrainedWeights, order: Order = "scale", images: Tensor | None = None
+) -> TrainedWeights:
     """The same network with its most important channels and heads in the first places, where those
     of shared weights are already.
 
@@ -133,10 +135,10 @@ def ordered(source: Source, order: Order = "scale", images: Tensor | None = None
     sizes, axes = label_sizes(source.architecture), axes_of(source.architecture)
     selected = _selected(sizes, sizes, importance(source, order, images), is_whole=True)
     state = {name: _cut(each, axes.get(name, ()), selected) for name, each in source.state.items()}
-    return Source(source.architecture, state, source.name)
+    return TrainedWeights(source.architecture, state, source.name)
 
 
-def misfit(source: Source, network: Architecture) -> str | None:
+def misfit(source: TrainedWeights, network: Architecture) -> str | None:
     """Why a network can start from no part of trained weights; None where it can.
 
     The reason names a tensor, both shapes and what is possible.

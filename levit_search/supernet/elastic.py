@@ -22,7 +22,7 @@ from levit_search.image_size import Sides
 from levit_search.model import LevitModel, load_exactly
 from levit_search.model.blocks import Attention, AttentionCore, ShrinkAttention
 from levit_search.model.levit import NormLinear
-from levit_search.model.source import Source
+from levit_search.model.source import TrainedWeights
 from levit_search.sealed import DamagedFileError, read_sealed
 from levit_search.space import Envelope, stem_name
 
@@ -132,7 +132,7 @@ def skeleton(network: Levit) -> LevitModel:
     return member
 
 
-def shared_source(folder: Path, stem: str, name: str) -> Source:
+def shared_source(folder: Path, stem: str, name: str) -> TrainedWeights:
     """What networks with a stem start from of a supernet in a folder.
 
     Args:
@@ -166,7 +166,7 @@ def shared_source(folder: Path, stem: str, name: str) -> Source:
         load_exactly(elastic, folder / "weights.safetensors", but=("heads.", "heads_dist."))
         state = {**LevitModel(bound).state_dict(), **elastic.parts(skeleton(bound))}
     kept = {key: each.detach() for key, each in state.items() if not key.startswith("head")}
-    return Source(bound, kept, name, is_shared=True)
+    return TrainedWeights(bound, kept, name, is_shared=True)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
