@@ -1,13 +1,15 @@
 """A study: its configuration, and the folder that keeps what was found."""
 
-from levit_search.study.baselines import BASELINE, BaselineRecord, baselines_of
 from levit_search.study.config import EngineConfig, SamplerName, SearchConfig, StudyConfig
 from levit_search.study.folder import Study, training_file
 from levit_search.study.record import (
+    BASELINE,
     MEASURED,
     REMEASURED,
+    BaselineRecord,
     Record,
     State,
+    baselines_of,
     compared,
     record_from_notes,
     record_of,

@@ -29,10 +29,16 @@ from levit_search.sealed import (
 from levit_search.study.address import masked
 from levit_search.study.backup import NAME as BACKUP
 from levit_search.study.backup import Backup, put_aside
-from levit_search.study.baselines import BaselineRecord, baselines_of
 from levit_search.study.config import StudyConfig
 from levit_search.study.notes import check_attributes, check_trial
-from levit_search.study.record import Record, check_complete, record_of, with_measured
+from levit_search.study.record import (
+    BaselineRecord,
+    Record,
+    baselines_of,
+    check_complete,
+    record_of,
+    with_measured,
+)
 from levit_search.study.settings import comparable, differences, read_settings
 from levit_search.study.storage import DamagedError, Place
 from levit_search.study.trials import Trials

@@ -1,4 +1,5 @@
-"""One finished trial as tables, fronts and exports see it, made of what stands in the storage."""
+"""A finished trial, and a network to compare with, as tables, fronts and exports see them: made of
+what stands in the storage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
+from levit_search.baseline import BaselineConfig
 from levit_search.errors import InputError
 from levit_search.latency.protocol import repeats_percent
-from levit_search.study.notes import check_measured, check_remeasured
+from levit_search.study.config import StudyConfig
+from levit_search.study.notes import check_baseline, check_measured, check_remeasured
 
 if TYPE_CHECKING:
     import optuna
@@ -246,3 +249,69 @@ def _within(limit_ms: float | None, record: Record) -> Record:
         return record
     reason = f"latency_ms {latency_ms:.3g} over the limit of {limit_ms:g}"
     return replace(record, state="pruned", reason=reason)
+
+
+BASELINE = "baseline:"
+"""With the id of a :class:`levit_search.baseline.BaselineConfig` an attribute of the study: what is
+known of a network of timm that it is compared with. These are no trials, since a space's choices
+cannot express them; latencies measured again stand under the same key as candidates' do."""
+
+
+@dataclass(frozen=True)
+class BaselineRecord:
+    """A network of timm as a study has it: trained and measured, failed, or neither yet."""
+
+    config: BaselineConfig
+    values: Mapping[str, float]
+    """As a trial's: all of the objectives, and ``params``, ``flops`` and ``activations`` as fvcore
+    counts them; empty unless it is complete."""
+    evaluation: Mapping[str, Any]
+    """As a trial's."""
+    reason: str | None = None
+    """Why it failed."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has its figures."""
+        return bool(self.values)
+
+    @property
+    def summary(self) -> str:
+        """What it is called: ``timm/resnet10t``, ``timm/resnet10t (pretrained)``."""
+        return self.config.summary()
+
+
+def baselines_of(config: StudyConfig, attributes: Mapping[str, Any]) -> list[BaselineRecord]:
+    """The networks that ``compare`` names, in its order, with what is known of each.
+
+    Args:
+        config: of the study.
+        attributes: of the study.
+
+    Raises:
+        InputError: what stands there is not what a search writes.
+    """
+    return [_baseline(each, config, attributes) for each in config.compare]
+
+
+def _baseline(
+    given: BaselineConfig, config: StudyConfig, attributes: Mapping[str, Any]
+) -> BaselineRecord:
+    where = f"{BASELINE}{given.id}"
+    found = attributes.get(where)
+    if found is None:
+        return BaselineRecord(given, {}, {})
+    check_baseline(found, where)
+    if "failed" in found:
+        return BaselineRecord(given, {}, {}, found["failed"])
+    missing = [
+        name for name in (*config.objectives, "flops", "params") if name not in found["values"]
+    ]
+    if missing:
+        raise InputError(f"{where}: is complete, and has no {missing[0]}")
+    values = found["values"]
+    evaluation = {key: found[key] for key in ("latency", "targets", "training") if found.get(key)}
+    again = attributes.get(f"{REMEASURED}{given.id}")
+    if again is not None:
+        values, evaluation = measured_again(again, values, evaluation, where)
+    return BaselineRecord(given, values, evaluation)
