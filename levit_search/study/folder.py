@@ -325,7 +325,7 @@ class Study:
         """What goes wrong with the storage within the block is raised as ``kind``, in one line."""
         return self._trials.place.errors(kind)
 
-    def storage(self, sampler: "optuna.samplers.BaseSampler | None" = None) -> "optuna.Study":
+    def storage(self) -> "optuna.Study":
         """Optuna's study, made if it is not there.
 
         Raises:
@@ -336,7 +336,7 @@ class Study:
         storage, study_id = self.open_storage()
         with self.storage_errors():
             name = storage.get_study_name_from_id(study_id)
-            return optuna.load_study(study_name=name, storage=storage, sampler=sampler)
+            return optuna.load_study(study_name=name, storage=storage)
 
     def records(self) -> list[Record]:
         """All finished trials in the order of their numbers.
