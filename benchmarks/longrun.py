@@ -25,11 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from levit_search.engine.interface import Engine
+from levit_search.engine.local import LocalEngine
 from levit_search.environment import environment
 from levit_search.files import write_json
 from levit_search.search import begin, search
-from levit_search.search.engine import Engine
-from levit_search.search.workers import LocalEngine
 from levit_search.study import Record, Study, read_config
 
 IMPORTED = (time.time(), time.process_time())

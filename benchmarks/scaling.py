@@ -34,8 +34,8 @@ from training_shown import spread
 
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
+from levit_search.engine.interface import Engine
 from levit_search.errors import TrialError
-from levit_search.search.engine import Engine
 from levit_search.study import Study, StudyConfig, parse_settings, read_config
 
 NODES = 4
@@ -208,8 +208,8 @@ def _engine(
     config: StudyConfig, kind: str, jobs: int, sample: Architecture, evaluator: str
 ) -> Iterator[Engine]:
     """An engine of a study of its own."""
-    from levit_search.search.ray_engine import RayEngine
-    from levit_search.search.workers import LocalEngine
+    from levit_search.engine.local import LocalEngine
+    from levit_search.engine.ray import RayEngine
 
     engine = config.engine.model_copy(update={"kind": kind, "jobs": jobs})
     make = RayEngine if kind == "ray" else LocalEngine

@@ -18,8 +18,8 @@ from typing import Any
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
+from levit_search.engine.interface import Engine, Event
 from levit_search.errors import InputError, TrialError
-from levit_search.search.engine import Engine, Event
 from levit_search.study import Study, StudyConfig
 from tests.networks import tiny_description
 
@@ -43,10 +43,10 @@ def engine_of(
     """An engine whose workers use a class of this module."""
     where = f"tests.engine_stubs:{evaluator.__name__}"
     if kind == "ray":
-        from levit_search.search.ray_engine import RayEngine
+        from levit_search.engine.ray import RayEngine
 
         return RayEngine(study, network(), settled_ms, where)
-    from levit_search.search.workers import LocalEngine
+    from levit_search.engine.local import LocalEngine
 
     return LocalEngine(study, network(), settled_ms, where)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from levit_search.architecture import Architecture
-from levit_search.baseline import BaselineConfig
+from levit_search.engine.interface import Event
+from levit_search.engine.worker import Task, TaskEngine, carry_out
 from levit_search.search import Summary, search
-from levit_search.search.engine import Event
 from levit_search.search.tally import Tally
 from levit_search.study import BaselineRecord, Record, Study, read_config
 
@@ -103,48 +103,33 @@ class StubEngine:
     def close(self) -> None: ...
 
 
-class HereEngine:
-    """The worker's own steps, taken in a thread of this process, since importing torch takes long.
+class HereEngine(TaskEngine):
+    """Carries tasks out as a worker does, in a thread here, since importing torch takes long.
 
     What keeps everything from being evaluated is raised at once.
     """
 
     def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
         from levit_search.evaluate import Evaluator
-        from levit_search.search.worker import Steps
 
         self._evaluator = Evaluator(study.config, study.folder, settled_ms)
         prepared = self._evaluator.prepare(sample, lambda text, fraction: None)
         self._told: queue.Queue[Event] = queue.Queue()
         self._told.put(Event("done", None, content=prepared))
         self._answers: queue.Queue[bool] = queue.Queue()
-        self._steps = Steps(self._evaluator, self._told.put, self._answers.get)
         self._busy = True
 
     def has_room(self) -> bool:
         return not self._busy
 
-    def submit(
-        self, trial: int, network: Architecture | BaselineConfig, taught: bool = True
-    ) -> None:
-        self._start("evaluate" if taught else "evaluate_untaught", trial, [network])
-
     def answer(self, trial: int, goes_on: bool) -> None:
         self._answers.put(goes_on)
 
-    def verify(self, trial: int, network: Architecture) -> None:
-        self._start("verify", trial, [network])
-
-    def remeasure(self, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> None:
-        self._start("remeasure", trial, networks)
-
-    def _start(
-        self, do: str, trial: int, networks: Sequence[Architecture | BaselineConfig]
-    ) -> None:
+    def give(self, task: Task) -> None:
         assert not self._busy
         self._busy = True
-        step = (do, trial, [each.model_dump(mode="json") for each in networks])
-        threading.Thread(target=self._steps.take, args=step, daemon=True).start()
+        told = (task, self._evaluator, self._told.put, self._answers.get)
+        threading.Thread(target=carry_out, args=told, daemon=True).start()
 
     def events(self, patience_s: float) -> list[Event]:
         try:

@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray import tune
+from ray.tune.search import Searcher
 
 from levit_search.architecture import Architecture
 from levit_search.latency.channel import Channel
@@ -54,3 +57,44 @@ class Probing(Stub):
         channel = Channel(RayTarget(kind="ray", resource=resource), "onnxruntime")
         channel.close()
         return Found({}, {"machine": channel.device["machine"]})
+
+
+class Plain(tune.Trainable):
+    """Is done at once; with a file in its configuration it dies as it is handed over, but once."""
+
+    def setup(self, config: dict[str, Any]) -> None: ...
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        dies = new_config["dies"]
+        if dies is not None and not Path(dies).exists():
+            Path(dies).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return {"worker": os.getpid(), "done": True}
+
+
+class Rounds(Searcher):
+    """Suggests so many configurations at once, and the next ones when all of them have ended."""
+
+    def __init__(self, rounds: list[list[dict[str, Any]]]) -> None:
+        super().__init__()
+        self._rounds, self._open = rounds, 0
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._rounds and not self._rounds[0] and not self._open:
+            self._rounds.pop(0)
+        if not self._rounds:
+            return Searcher.FINISHED
+        if not self._rounds[0]:
+            return None
+        self._open += 1
+        return self._rounds[0].pop(0)
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        self._open -= 1
+
+    def save(self, checkpoint_path: str) -> None: ...
+
+    def restore(self, checkpoint_path: str) -> None: ...

@@ -248,7 +248,7 @@ SCRIPT = """
 from functools import partial
 import levit_search as ls
 from levit_search.search import driver
-from levit_search.search.workers import LocalEngine
+from levit_search.engine.local import LocalEngine
 from tests.networks import tiny_space
 
 print("once")

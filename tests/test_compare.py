@@ -18,6 +18,7 @@ import levit_search as ls
 from levit_search import baseline, table
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline, BaselineConfig
+from levit_search.engine.interface import Event
 from levit_search.errors import BudgetError, InputError
 from levit_search.evaluate import Evaluator, goes_on
 from levit_search.export import Wishes
@@ -26,7 +27,6 @@ from levit_search.report import contents, write_report
 from levit_search.report.plots import plots
 from levit_search.search import Summary, begin, driver, search
 from levit_search.search.baselines import Baselines
-from levit_search.search.engine import Event
 from levit_search.search.ledger import Ledger
 from levit_search.search.tally import Tally
 from levit_search.significance import judged

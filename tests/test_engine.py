@@ -17,9 +17,9 @@ import pytest
 from optuna.trial import TrialState
 
 from levit_search.architecture import Architecture
+from levit_search.engine.local import core_shares, usable_cores
 from levit_search.latency.sharing import on_cores
 from levit_search.search import driver, search
-from levit_search.search.workers import core_shares, usable_cores
 from levit_search.study import Study, read_config, training_file
 from tests.conftest import ROOT, command
 from tests.engine_stubs import DIES, Stub, Watched, engine_of, network

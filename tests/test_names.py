@@ -249,7 +249,7 @@ def test_a_path_that_cannot_be_is_one_line_and_exit_code_2(
 
 
 def test_a_folder_that_ray_does_not_take_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from levit_search.search.ray_nodes import connect
+    from levit_search.engine.ray_cluster import connect
 
     monkeypatch.setattr(sys, "argv", ["levit-search", "run", "caf\udce9"])
     with pytest.raises(InputError, match="Ray takes no argument but in UTF-8, as caf"):

@@ -14,10 +14,10 @@ from optuna.trial import TrialState
 from levit_search import architecture, table
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
+from levit_search.engine.interface import Event
 from levit_search.errors import BudgetError, InputError
 from levit_search.export import pick
 from levit_search.search import begin, driver, search
-from levit_search.search.engine import Event
 from levit_search.search.ledger import Ledger
 from levit_search.search.preparation import start_values
 from levit_search.study import Record, Study, read_config

@@ -721,7 +721,7 @@ class Inheriting(StubEngine):
         }
 
     def verify(self, trial: int, network: Any) -> None:
-        from levit_search.search.engine import Event
+        from levit_search.engine.interface import Event
 
         if self.ends_after is not None and len(self.verified) == self.ends_after:
             raise KeyboardInterrupt

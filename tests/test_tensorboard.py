@@ -10,9 +10,9 @@ import pytest
 
 import levit_search as ls
 from levit_search.architecture import Architecture
+from levit_search.engine.interface import Event
 from levit_search.errors import BudgetError, InputError
 from levit_search.search import driver, search
-from levit_search.search.engine import Event
 from levit_search.search.tensorboard import TensorBoard, command
 from levit_search.study import Record, Study, read_config
 from tests.conftest import ROOT, Cli, needs

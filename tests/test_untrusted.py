@@ -71,9 +71,7 @@ def keywords(call: ast.Call) -> dict[str, str]:
 def test_nothing_in_the_package_turns_data_into_code() -> None:
     found = calls()
     assert any(name == "torch.load" for _, name, _ in found), "the walk sees calls"
-    # Ray's own workers, to whom the driver of the cluster sends code anyway.
-    pickles = {file for file, name, _ in found if name in ("pickle.load", "pickle.loads")}
-    assert pickles == {"ray_worker.py"}
+    assert not [file for file, name, _ in found if name in ("pickle.load", "pickle.loads")]
     for file, name, call in found:
         given = keywords(call)
         assert "shell" not in given, file

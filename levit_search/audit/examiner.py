@@ -44,7 +44,7 @@ class Examination:
 
 
 class Examiner:
-    """Examines one network after another; see :class:`levit_search.search.worker.Evaluates`.
+    """Examines one network after another; see :class:`levit_search.engine.worker.Evaluates`.
 
     Args:
         config: of the study, but for ``search.seed``: that of the trainings.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from levit_search.architecture import Architecture
+from levit_search.engine.interface import Event, pass_on_warnings
+from levit_search.engine.local import LocalEngine
 from levit_search.errors import InputError, TrialError
-from levit_search.search.engine import Event, pass_on_warnings
-from levit_search.search.workers import LocalEngine
 from levit_search.study import EngineConfig, Study
 
 _EXAMINER = "levit_search.audit.examiner:Examiner"

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from datetime import datetime
 
 from levit_search.baseline import BaselineConfig
+from levit_search.engine.interface import FIRST_BASELINE, Engine, Event, pass_on_warnings
 from levit_search.errors import GOES_ON, BudgetError
-from levit_search.search.engine import FIRST_BASELINE, Engine, Event, pass_on_warnings
 from levit_search.search.ledger import Ledger
 from levit_search.search.outcome import Display
 from levit_search.search.tally import Tally

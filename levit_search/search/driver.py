@@ -11,11 +11,11 @@ from optuna.trial import FrozenTrial
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
 from levit_search.donors import check_donor_weights
+from levit_search.engine.interface import NO_TRIAL, Engine, Event, make_engine, pass_on_warnings
 from levit_search.errors import GOES_ON, BudgetError, InputError, LevitSearchError
 from levit_search.files import remove_unfinished
 from levit_search.search.baselines import Baselines
 from levit_search.search.books import Books, Candidate, notes_of
-from levit_search.search.engine import NO_TRIAL, Engine, Event, make_engine, pass_on_warnings
 from levit_search.search.memory import collected_later
 from levit_search.search.outcome import Display, Summary, front_volume
 from levit_search.search.preparation import (
@@ -45,7 +45,7 @@ _REFRESH_S = 0.25
 _INTERRUPTED = "you interrupted it"
 
 MakeEngine = Callable[[Study, Architecture, dict[str, float]], Engine]
-"""As :func:`levit_search.search.engine.make_engine`."""
+"""As :func:`levit_search.engine.interface.make_engine`."""
 
 
 def search(

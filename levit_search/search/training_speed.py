@@ -20,9 +20,9 @@ from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline
 from levit_search.configuration import validated
 from levit_search.cost import cost
+from levit_search.engine.local import start_aside, usable_cores
 from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.latency.process_pipe import exit_name
-from levit_search.search.workers import start_aside, usable_cores
 from levit_search.space import Space
 from levit_search.study import StudyConfig
 

@@ -23,6 +23,7 @@ import numpy as np
 from levit_search import table
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
+from levit_search.engine.interface import FIRST_BASELINE, Engine, Event, pass_on_warnings
 from levit_search.errors import GOES_ON, BudgetError
 from levit_search.latency.protocol import PLAIN_TIME_SDS, repeats_percent
 from levit_search.latency.worker import PROTOCOL
@@ -36,7 +37,6 @@ from levit_search.pareto import (
     non_dominated,
 )
 from levit_search.search.baselines import Baselines
-from levit_search.search.engine import FIRST_BASELINE, Engine, Event, pass_on_warnings
 from levit_search.search.ledger import Ledger
 from levit_search.search.outcome import Display
 from levit_search.search.tally import Tally

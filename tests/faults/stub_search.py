@@ -11,10 +11,10 @@ from typing import Any
 
 from levit_search.architecture import Architecture
 from levit_search.cli import main
+from levit_search.engine.interface import Engine
+from levit_search.engine.local import LocalEngine
 from levit_search.files import write_atomically
 from levit_search.search import driver
-from levit_search.search.engine import Engine
-from levit_search.search.workers import LocalEngine
 from levit_search.study import Study, StudyConfig
 from tests.engine_stubs import Found
 from tests.engines import CurveEngine
@@ -74,7 +74,7 @@ class Evaluator:
 def make_engine(study: Study, sample: Architecture, settled_ms: dict[str, float]) -> Engine:
     evaluator = "tests.faults.stub_search:Evaluator"
     if study.config.engine.kind == "ray":
-        from levit_search.search.ray_engine import RayEngine
+        from levit_search.engine.ray import RayEngine
 
         return RayEngine(study, sample, settled_ms, evaluator)
     return LocalEngine(study, sample, settled_ms, evaluator)

@@ -1,4 +1,4 @@
-"""What carries evaluations out: the interface that the driver knows, and how one is made."""
+"""The interface of an engine, its events, and how the configured engine is made."""
 
 import warnings
 from collections.abc import Sequence
@@ -34,14 +34,6 @@ class Event:
     several networks, or what :meth:`levit_search.evaluate.Evaluator.prepare` returned. Of a failure
     ``wrong_input``, whether the user can mend it, and ``refused_by_disk``, what a disk
     refused, if that is why."""
-
-
-def restarted(trial: int, reason: str) -> Event:
-    """What is told where work begins again."""
-    what = f"trial {trial}"
-    if trial < 0:
-        what = "measuring the costliest network" if trial == NO_TRIAL else "comparing"
-    return Event("progress", None, f"{what} is started again: {reason}")
 
 
 def pass_on_warnings(events: list[Event]) -> list[Event]:
@@ -100,9 +92,9 @@ def make_engine(study: Study, sample: Architecture, settled_ms: dict[str, float]
     """
     user_cache()  # where there is none it is chosen here, and said, before each worker does so
     if study.config.engine.kind == "ray":
-        from levit_search.search.ray_engine import RayEngine
+        from levit_search.engine.ray import RayEngine
 
         return RayEngine(study, sample, settled_ms)
-    from levit_search.search.workers import LocalEngine
+    from levit_search.engine.local import LocalEngine
 
     return LocalEngine(study, sample, settled_ms)

@@ -1,44 +1,71 @@
-"""The cluster that a search uses: joined or started, what its nodes offer, and who works where."""
+"""The Ray cluster of a search: joined or started, what its nodes offer, and who works where."""
 
 import contextlib
 import math
 import os
+import re
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ray as typed_in_part
 from ray.tune import PlacementGroupFactory
 from ray.util.placement_group import placement_group, placement_group_table
 
+from levit_search.engine import ray_guard
 from levit_search.errors import BudgetError, InputError
-from levit_search.latency.ray_connection import first_line, hush, join
+from levit_search.latency.ray_connection import first_line, hush, join, knock
 from levit_search.printable import encodable
-from levit_search.search import ray_guard
 from levit_search.study import EngineConfig
 
 ray: Any = typed_in_part
 
+_KNOCK_S, _GONE_S = 2.0, 30.0
+_GOES_ON = "what was finished is kept, and the same command goes on once there is one"
 _STORE_BYTES = 100 * 1024**2  # tasks and results are small
-_NAMED_WELL = ("CPU", "GPU")
 _FREED_S = 2.0
 _SLACK = 1e-6  # resources are decimal fractions
 
 
-def connect(engine: EngineConfig) -> contextlib.ExitStack:
-    """Be a driver of the cluster that is meant; what is returned undoes that.
+def connect(engine: EngineConfig) -> "tuple[contextlib.ExitStack, Placement]":
+    """Be a driver of the cluster that is meant.
 
     Without an address anywhere, a Ray of our own starts on this machine. It ends with this process,
     even if that is killed. A process that is a driver already stays one.
 
+    Returns:
+        What undoes that, and the place of each worker.
+
     Raises:
-        InputError: there is no such cluster, or Ray does not take this process's arguments.
+        InputError: there is no such cluster, Ray does not take this process's arguments, a worker
+            claims nothing, or more than any node has.
         BudgetError: a Ray of our own did not start.
     """
+    claimed = _claimed(engine)
+    with _driver(engine) as undo:
+        _check_claim(claimed)
+        return undo.pop_all(), Placement(claimed, engine.placement)
+
+
+def _claimed(engine: EngineConfig) -> dict[str, float]:
+    """What one worker reserves, by Ray's names of resources."""
+    for name in ("CPU", "GPU"):
+        if name in engine.resources:
+            raise InputError(f"engine.resources: {name} is claimed by engine.{name.lower()}s")
+    wanted = {"CPU": engine.cpus, "GPU": engine.gpus, **engine.resources}
+    claimed = {name: amount for name, amount in wanted.items() if amount > 0}
+    if not claimed:
+        raise InputError("engine: a worker must claim something of cpus, gpus or resources")
+    return claimed
+
+
+def _driver(engine: EngineConfig) -> contextlib.ExitStack:
+    """Be a driver of the cluster; what is returned undoes that."""
     wrong = next((each for each in sys.argv if each != encodable(each)), None)
     if wrong is not None:
         raise InputError(
@@ -73,7 +100,11 @@ def connect(engine: EngineConfig) -> contextlib.ExitStack:
 
 @contextlib.contextmanager
 def _own_ray(cpus: int) -> Iterator[None]:
-    """A Ray on this machine."""
+    """A Ray on this machine; after half a minute, as where that is too busy, it is given up.
+
+    Raises:
+        BudgetError: it did not start.
+    """
     mark = uuid.uuid4().hex
     guard = subprocess.Popen(
         [sys.executable, ray_guard.__file__, mark], stdin=subprocess.PIPE, start_new_session=True
@@ -85,33 +116,56 @@ def _own_ray(cpus: int) -> Iterator[None]:
     }
     try:
         with variables(settings):
-            _start_ray(cpus)
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    object_store_memory=_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                )
+            except Exception as error:  # Ray raises nothing more particular
+                raise BudgetError(
+                    f"Ray did not start on this machine ({first_line(error)}); the same command "
+                    "goes on"
+                ) from None
+            hush()
             yield
             ray.shutdown()
     finally:
         guard.communicate()  # the end of its input; it ends what is left
 
 
-def _start_ray(cpus: int) -> None:
-    """Start a Ray; it gives up after half a minute, as on a machine that is too busy.
-
-    Raises:
-        BudgetError: it did not start.
-    """
-    try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            object_store_memory=_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
+def _check_claim(claimed: Mapping[str, float]) -> None:
+    """See that some node could serve a worker, however long one waits."""
+    offered = [node["Resources"] for node in _alive()]
+    if not any(_times(claimed, each) for each in offered):
+        raise InputError(
+            f"engine: a worker claims {_shown(claimed, claimed)}, and no node of the Ray cluster "
+            f"at {ray.get_runtime_context().gcs_address} has that (they have: "
+            f"{'; '.join(sorted({_shown(each, claimed) for each in offered}))})"
         )
-    except Exception as error:  # Ray raises nothing more particular
-        raise BudgetError(
-            f"Ray did not start on this machine ({first_line(error)}); the same command goes on"
-        ) from None
-    hush()
+
+
+def _alive() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _times(claimed: Mapping[str, float], offered: Mapping[str, float]) -> int:
+    """How many workers a node could serve."""
+    return int(min(offered.get(name, 0) / amount + _SLACK for name, amount in claimed.items()))
+
+
+def _shown(resources: Mapping[str, float], claimed: Mapping[str, float]) -> str:
+    """Those that a user has named or might name."""
+    own = {
+        name: amount
+        for name, amount in sorted(resources.items())
+        if name in claimed
+        or not (name.startswith("node:") or name in ("memory", "object_store_memory"))
+    }
+    return ", ".join(f"{name} {amount:g}" for name, amount in own.items()) or "nothing"
 
 
 @contextlib.contextmanager
@@ -129,77 +183,62 @@ def variables(wanted: Mapping[str, str | None]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def claim(engine: EngineConfig) -> dict[str, float]:
-    """What one worker reserves, by Ray's names of resources.
+def watch_head(tell: Callable[[str], None], is_over: Callable[[], bool]) -> threading.Event:
+    """Begin to watch the cluster's head; what is returned is set, and told of, once it is gone.
 
-    Raises:
-        InputError: that is nothing, or CPUs or GPUs are named twice.
+    One that is restarted comes back; after 60 s without one Ray ends this process without a word.
     """
-    for name in _NAMED_WELL:
-        if name in engine.resources:
-            raise InputError(f"engine.resources: {name} is claimed by engine.{name.lower()}s")
-    wanted = {"CPU": engine.cpus, "GPU": engine.gpus, **engine.resources}
-    claimed = {name: amount for name, amount in wanted.items() if amount > 0}
-    if not claimed:
-        raise InputError("engine: a worker must claim something of cpus, gpus or resources")
-    return claimed
+    address = ray.get_runtime_context().gcs_address
+    is_gone = threading.Event()
+
+    def watch() -> None:
+        heard = time.monotonic()
+        while not is_over():
+            time.sleep(_KNOCK_S)
+            try:
+                knock(address)
+                heard = time.monotonic()
+            except OSError as error:
+                if time.monotonic() - heard > _GONE_S:
+                    is_gone.set()
+                    why = error.strerror or str(error)
+                    tell(f"the Ray cluster at {address} is gone ({why}); {_GOES_ON}")
+                    return
+
+    threading.Thread(target=watch, daemon=True).start()
+    return is_gone
 
 
-def check_claim(claimed: Mapping[str, float]) -> None:
-    """See that some node could serve a worker.
-
-    Raises:
-        InputError: none could, however long one waits.
-    """
-    if not any(_times(claimed, node["Resources"]) for node in _alive()):
-        offers = sorted({_shown(node["Resources"], claimed) for node in _alive()})
-        raise InputError(
-            f"engine: a worker claims {_shown(claimed, claimed)}, and no node of the Ray cluster "
-            f"at {ray.get_runtime_context().gcs_address} has that (they have: {'; '.join(offers)})"
-        )
+def death(said: str) -> str:
+    """Why a worker died, out of what Ray says of that at length."""
+    found = re.search(r"dead because (its .*? has died)|is unavailable", said)
+    if found is None:
+        return said.strip().splitlines()[-1][:300]
+    return found[1] or "it cannot be reached"
 
 
-def _alive() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _times(claimed: Mapping[str, float], offered: Mapping[str, float]) -> int:
-    return int(min(offered.get(name, 0) / amount + _SLACK for name, amount in claimed.items()))
-
-
-def _shown(resources: Mapping[str, float], claimed: Mapping[str, float]) -> str:
-    """Those that a user has named or might name."""
-    own = {
-        name: amount
-        for name, amount in sorted(resources.items())
-        if name in claimed
-        or not (name.startswith("node:") or name in ("memory", "object_store_memory"))
-    }
-    return ", ".join(f"{name} {amount:g}" for name, amount in own.items()) or "nothing"
-
-
-class Seat(PlacementGroupFactory):
-    """A worker's place on one node, chosen when Tune asks for it.
+class Placement(PlacementGroupFactory):
+    """Where a worker goes: a placement group on one node, chosen when Tune asks for it.
 
     Ray's strategies are about the parts of one placement group. Here each worker is a group, and
     goes where ``placement`` has it in view of the others: PACK to the node with most of them,
     SPREAD to the one with fewest, STRICT_SPREAD never to one that has any. The first two are wishes
-    only: a node that is busy with the work of others is not waited for.
+    only: a node that is busy with the work of others is not waited for. Ray has no public argument
+    for that; a label selector would wait.
     """
 
     def __init__(self, claimed: Mapping[str, float], placement: str) -> None:
         super().__init__([dict(claimed)], "STRICT_PACK")
         self._placement = placement
         self._search = f"levit-search-{uuid.uuid4().hex[:8]}"
-        self._meant: dict[str, str | None] = {}  # by group, the node that it should go to
 
     def to_placement_group(self) -> Any:
-        name = f"{self._search}-{uuid.uuid4().hex[:8]}"
         workers, target = self._target()
         options: dict[str, Any] = {} if target is None else {"_soft_target_node_id": target}
         if self._placement == "STRICT_SPREAD" and workers:
             options["bundle_label_selector"] = [{"ray.io/node-id": f"!in({','.join(workers)})"}]
-        self._meant[name] = target
+        # The name tells where it should go, since Tune copies this object for each trial.
+        name = f"{self._search}/{target or ''}/{uuid.uuid4().hex[:8]}"
         return placement_group(self.bundles, self.strategy, name, **options)
 
     def _target(self) -> tuple[Counter[str], str | None]:
@@ -223,8 +262,9 @@ class Seat(PlacementGroupFactory):
         """How many workers of this search each node has, or is to have."""
         workers: Counter[str] = Counter()
         for group in placement_group_table().values():
-            if group["name"] in self._meant and group["state"] != "REMOVED":
+            search, _, rest = group["name"].partition("/")
+            if search == self._search and group["state"] != "REMOVED":
                 nodes = [node for node in group["bundles_to_node_id"].values() if node]
-                node = nodes[0] if nodes else self._meant[group["name"]]
+                node = nodes[0] if nodes else rest.partition("/")[0]
                 workers.update([node] if node else [])
         return workers

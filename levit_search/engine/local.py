@@ -7,26 +7,33 @@ import multiprocessing.process
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 from levit_search.architecture import Architecture
-from levit_search.baseline import BaselineConfig
+from levit_search.engine.interface import Event
+from levit_search.engine.worker import (
+    EVALUATOR,
+    Task,
+    TaskEngine,
+    carry_out,
+    evaluator_maker,
+    prepare,
+)
 from levit_search.latency.process_pipe import exit_name
-from levit_search.search.engine import Event, restarted
-from levit_search.search.worker import EVALUATOR, serve
+from levit_search.printable import escape_what_streams_lack
 from levit_search.study import Study
 
 # So many workers in a row that die before they are prepared are no accident.
 _MOST_DEATHS = 2
-_MOST_TRIES = 2  # of a trial whose worker dies
 _END_S = 5.0
 
 
-class LocalEngine:
+class LocalEngine(TaskEngine):
     """``engine.jobs`` worker processes, kept between trials, since importing torch takes seconds.
 
     The first worker prepares alone, which trains the teacher and times the reference where nobody
@@ -46,7 +53,7 @@ class LocalEngine:
         sample: any network of its space.
         settled_ms: the reference's latency by id, where an earlier session settled it.
         evaluator: ``module:attribute`` of what workers do their work with; see
-            :class:`levit_search.search.worker.Evaluates`.
+            :class:`levit_search.engine.worker.Evaluates`.
     """
 
     def __init__(
@@ -77,22 +84,16 @@ class LocalEngine:
             raise
 
     def has_room(self) -> bool:
-        return self._free() is not None
+        return any(worker.is_free for worker in self._workers)
 
-    def submit(
-        self, trial: int, network: Architecture | BaselineConfig, taught: bool = True
-    ) -> None:
-        self._give("evaluate" if taught else "evaluate_untaught", trial, [network])
-
-    def verify(self, trial: int, network: Architecture) -> None:
-        self._give("verify", trial, [network])
-
-    def remeasure(self, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> None:
-        self._give("remeasure", trial, networks)
+    def give(self, task: Task) -> None:
+        worker = next(worker for worker in self._workers if worker.is_free)
+        worker.task = task
+        worker.send(task)
 
     def answer(self, trial: int, goes_on: bool) -> None:
         for worker in self._workers:  # none has it where its worker died since it asked
-            if worker.trial == trial:
+            if worker.task is not None and worker.task.trial == trial:
                 worker.send(goes_on)
 
     def events(self, patience_s: float) -> list[Event]:
@@ -104,7 +105,7 @@ class LocalEngine:
             for event in worker.received():
                 events += self._noted(worker, event)
             if not was_alive or worker.is_deaf:
-                events += self._buried(worker)
+                events += self._replaced(worker)
         return events
 
     def close(self) -> None:
@@ -114,15 +115,6 @@ class LocalEngine:
         for worker in self._workers:
             worker.end(deadline - time.monotonic())
         self._workers = []
-
-    def _free(self) -> "_Worker | None":
-        return next((each for each in self._workers if each.is_free), None)
-
-    def _give(self, do: str, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> None:
-        worker = self._free()
-        assert worker is not None
-        worker.task = _Task(do, trial, [each.model_dump(mode="json") for each in networks])
-        worker.begin()
 
     def _started(self, number: int) -> "_Worker":
         return _Worker(number, self._study, self._evaluator, self._cores[number])
@@ -144,7 +136,8 @@ class LocalEngine:
             case "done":
                 worker.is_prepared = self._is_prepared = True
                 self._deaths = 0
-                worker.begin()
+                if worker.task is not None:  # of the worker that it replaces
+                    worker.send(worker.task)
                 if is_first:
                     self._settled_ms = event.content["settled_ms"]
                     for other in self._workers:
@@ -152,7 +145,7 @@ class LocalEngine:
                             other.prepare(self._sample, self._settled_ms)
         return [event] if is_first else []
 
-    def _buried(self, worker: "_Worker") -> list[Event]:
+    def _replaced(self, worker: "_Worker") -> list[Event]:
         """Put a new worker in the place of one that has ended."""
         worker.end(_END_S)
         if worker.is_given_up:  # its failure has been told
@@ -170,25 +163,12 @@ class LocalEngine:
         if self._is_prepared:
             successor.prepare(self._sample, self._settled_ms)
         self._workers[self._workers.index(worker)] = successor
-        task = worker.task
-        if task is None:
+        if worker.task is None:
             return [Event("progress", None, text)]
-        task.deaths += worker.is_prepared
-        if task.deaths == _MOST_TRIES:
-            return [Event("failed", task.trial, text)]
-        successor.task = task
-        return [restarted(task.trial, text)]
-
-
-@dataclass
-class _Task:
-    """What a worker is to do."""
-
-    do: str
-    trial: int
-    networks: list[dict[str, Any]]
-    deaths: int = 0
-    """Of workers that were at it."""
+        told = worker.task.note_death(text, was_begun=worker.is_prepared)
+        if told.kind != "failed":
+            successor.task = worker.task
+        return [told]
 
 
 class _Worker:
@@ -206,13 +186,13 @@ class _Worker:
     ) -> None:
         self.number = number
         self.log = study.folder / f"worker-{number + 1}.log"
-        self.task: _Task | None = None
+        self.task: Task | None = None
         self.is_preparing = self.is_prepared = self.is_given_up = self.is_deaf = False
         context = multiprocessing.get_context("spawn")
         self._connection, far_end = context.Pipe()
         config = study.config.model_dump(mode="json")
         self.process = context.Process(
-            target=serve,
+            target=_serve,
             args=(far_end, config, str(study.folder), str(self.log), evaluator, cores),
             name=f"levit-search-worker-{number + 1}",
             daemon=True,
@@ -221,17 +201,8 @@ class _Worker:
         far_end.close()
 
     @property
-    def trial(self) -> int | None:
-        return self.task.trial if self.task is not None else None
-
-    @property
     def is_free(self) -> bool:
         return self.is_prepared and self.task is None
-
-    def begin(self) -> None:
-        """Tell a prepared worker of its task, if it has one."""
-        if self.task is not None:
-            self.send((self.task.do, self.task.trial, self.task.networks))
 
     def prepare(self, sample: dict[str, Any], settled_ms: dict[str, float]) -> None:
         self.is_preparing = True
@@ -262,31 +233,73 @@ class _Worker:
         self._connection.close()
 
 
+def _serve(
+    connection: "multiprocessing.connection.Connection",
+    config: dict[str, Any],
+    folder: str,
+    log: str,
+    evaluator: str,
+    cores: frozenset[int] | None,
+) -> None:
+    """The main function of a worker process, which ends when the driver is gone.
+
+    Everything is imported at once, since that takes seconds, and then waits to be told to prepare.
+
+    Args:
+        connection: to the driver, which sends ``sample`` and ``settled_ms``, then one task after
+            another and the answers about rungs; events come back.
+        config: of the study.
+        folder: of the study.
+        log: the file that takes what is printed.
+        evaluator: ``module:attribute``.
+        cores: those to keep to; None for any.
+    """
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # Ctrl-C is the driver's to answer
+    # SIGTERM must reach the probe's worker as well; ending by exception runs the clean-up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _end_with_parent()
+    # Pictures are read by processes of our own, which a daemon may not have; we end them ourselves.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    lines = open(log, "a", buffering=1)  # noqa: SIM115 (lives as long as we)
+    os.dup2(lines.fileno(), 1)
+    os.dup2(lines.fileno(), 2)
+    escape_what_streams_lack()
+    make = evaluator_maker(evaluator, config, folder)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
+        sample, settled_ms = connection.recv()
+        made = prepare(lambda: make(settled_ms, cores), sample, connection.send)
+        if made is not None:
+            with contextlib.closing(made):
+                while True:
+                    carry_out(connection.recv(), made, connection.send, connection.recv)
+
+
+def _end_with_parent() -> None:
+    """End at once when the driver is gone, however it went: nobody would read the result."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def start_aside(process: multiprocessing.process.BaseProcess) -> None:
     """Start a spawned process that leaves Ctrl-C to its parent and does not import its script."""
     # Ctrl-C goes to every process of the terminal; a child that inherits deafness to it does not
     # end with a traceback while it is still importing.
     answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with _no_main_module():
-            process.start()
-    finally:
-        signal.signal(signal.SIGINT, answer)
-
-
-@contextlib.contextmanager
-def _no_main_module() -> Iterator[None]:
-    """Start processes that do not import the script which is run, as spawned ones do otherwise.
-
-    Workers need nothing of it, and one that searches without asking whether it is ``__main__``
-    would do so again in each of them.
-    """
+    # A spawned process imports the script that is run. Workers need nothing of it, and one that
+    # searches without asking whether it is ``__main__`` would do so again in each of them.
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
-        yield
+        process.start()
     finally:
         sys.modules["__main__"] = main
+        signal.signal(signal.SIGINT, answer)
 
 
 def usable_cores() -> list[int]:

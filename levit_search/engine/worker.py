@@ -1,0 +1,260 @@
+"""What runs in a worker, whatever started it: it prepares once, then carries out one task after
+another. The driver hears of everything by events."""
+
+import contextlib
+import functools
+import json
+import pkgutil
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TextIO
+
+from levit_search import architecture as architectures
+from levit_search.architecture import Architecture
+from levit_search.baseline import BaselineConfig
+from levit_search.configuration import validated
+from levit_search.engine.interface import NO_TRIAL, Event
+from levit_search.errors import InputError, LevitSearchError, TrialError, refused_by_disk
+from levit_search.latency.sharing import while_no_probe_runs
+from levit_search.study import StudyConfig
+
+EVALUATOR = "levit_search.evaluate:Evaluator"
+"""Where workers find what they do their work with."""
+
+_MOST_DEATHS = 2  # of workers at one task
+
+Progress = Callable[[str, float | None], None]
+Decide = Callable[[int, dict[str, float]], bool]
+Tell = Callable[[Event], None]
+Do = Literal["evaluate", "evaluate_untaught", "verify", "remeasure"]
+
+
+class Evaluates(Protocol):
+    """What a worker does its work with, such as :class:`levit_search.evaluate.Evaluator`.
+
+    It is made of the study's configuration, the study's folder, the reference's latency by id as
+    far as that is known, and the cores that it should keep to (None: any).
+    """
+
+    def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
+        """Get what all evaluations need; returns ``settled_ms``, ``device``, ``data`` and so on."""
+
+    def evaluate(
+        self, network: Architecture, progress: Progress, decide: Decide, taught: bool = True
+    ) -> Any:
+        """Evaluate a network; what it returns has a method ``as_json``. One that is not ``taught``
+        is trained without the teacher."""
+
+    def verify(self, network: Architecture, progress: Progress, decide: Decide) -> Any:
+        """Measure or train a network of which that was predicted or inherited; what it returns
+        has ``as_json``."""
+
+    def compare(self, given: BaselineConfig, progress: Progress, decide: Decide) -> Any:
+        """Count, measure and train a network of timm; what it returns has ``as_json``."""
+
+    def remeasure(
+        self, networks: Sequence[Architecture | BaselineConfig], progress: Progress
+    ) -> Sequence[Any]:
+        """Measure networks anew and together; returns for each what has ``as_json``, or the
+        TrialError that kept it from being measured."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+@dataclass
+class Task:
+    """One piece of work for a worker.
+
+    ``evaluate`` one network, with its teacher or ``evaluate_untaught``, ``verify`` one, or
+    ``remeasure`` several. To ``evaluate`` a baseline is to compare with it.
+    """
+
+    do: Do
+    trial: int
+    networks: list[dict[str, Any]]
+    """Dumps of an :class:`Architecture` or a :class:`BaselineConfig`."""
+    deaths: int = 0
+    """Of workers that were at it."""
+
+    @classmethod
+    def of(cls, do: Do, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> "Task":
+        return cls(do, trial, [network.model_dump(mode="json") for network in networks])
+
+    def note_death(self, reason: str, was_begun: bool = True) -> Event:
+        """Count a worker that died; returns what is told of that, of kind ``failed`` where the task
+        is not to be tried again.
+
+        Args:
+            reason: why it died.
+            was_begun: whether the worker had begun with the task.
+        """
+        self.deaths += was_begun
+        if self.deaths == _MOST_DEATHS:
+            return Event("failed", self.trial, reason)
+        what = f"trial {self.trial}"
+        if self.trial < 0:
+            what = "measuring the costliest network" if self.trial == NO_TRIAL else "comparing"
+        return Event("progress", None, f"{what} is started again: {reason}")
+
+
+class TaskEngine:
+    """The part of an engine that turns what the driver wants into tasks for workers."""
+
+    def submit(
+        self, trial: int, network: Architecture | BaselineConfig, taught: bool = True
+    ) -> None:
+        self.give(Task.of("evaluate" if taught else "evaluate_untaught", trial, [network]))
+
+    def verify(self, trial: int, network: Architecture) -> None:
+        self.give(Task.of("verify", trial, [network]))
+
+    def remeasure(self, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> None:
+        self.give(Task.of("remeasure", trial, networks))
+
+    def give(self, task: Task) -> None:
+        """Have a worker carry out a task. Only while the engine has room."""
+        raise NotImplementedError
+
+
+def evaluator_maker(name: str, config: dict[str, Any], folder: str) -> Callable[..., Evaluates]:
+    """What makes evaluators of the reference's latency by id and the cores to keep to.
+
+    Importing it takes seconds, and no probe runs meanwhile.
+
+    Args:
+        name: ``module:attribute``, see :class:`Evaluates`.
+        config: dump of the study's.
+        folder: of the study.
+    """
+    with while_no_probe_runs():
+        make = pkgutil.resolve_name(name)
+    return functools.partial(make, validated(StudyConfig, config, folder), Path(folder))
+
+
+def prepare(make: Callable[[], Evaluates], sample: dict[str, Any], tell: Tell) -> Evaluates | None:
+    """Make an evaluator and let it prepare; an event tells how that went.
+
+    Args:
+        make: makes it.
+        sample: dump of a network, whose image sizes are those of all.
+        tell: called with each event.
+
+    Returns:
+        The evaluator, to be closed by the caller; None where it could not be made or prepared.
+    """
+    made: Evaluates | None = None
+    with contextlib.ExitStack() as undo:
+
+        def step(progress: Progress) -> dict[str, Any]:
+            nonlocal made
+            made = undo.enter_context(contextlib.closing(make()))
+            return made.prepare(architectures.parse(sample), progress)
+
+        if not _attempt(None, step, tell):
+            return None
+        undo.pop_all()
+        return made
+
+
+def carry_out(task: Task, evaluator: Evaluates, tell: Tell, answered: Callable[[], bool]) -> None:
+    """Do what a task says; whatever that raises is an event.
+
+    Args:
+        task: what to do.
+        evaluator: prepared.
+        tell: called with each event.
+        answered: waits for the driver's answer about the rung that was told last.
+
+    Raises:
+        EOFError, BrokenPipeError, ConnectionResetError: the connection to the driver has ended.
+    """
+
+    def step(progress: Progress) -> dict[str, Any]:
+        networks = [_parsed(each) for each in task.networks]
+        if task.do == "remeasure":
+            results = evaluator.remeasure(networks, progress)
+            return {
+                "results": [
+                    {"failed": str(each)} if isinstance(each, TrialError) else each.as_json()
+                    for each in results
+                ]
+            }
+        (network,) = networks
+        if isinstance(network, BaselineConfig):
+            found = evaluator.compare(network, progress, decide)
+        elif task.do == "evaluate_untaught":
+            found = evaluator.evaluate(network, progress, decide, taught=False)
+        elif task.do == "verify":
+            found = evaluator.verify(network, progress, decide)
+        else:
+            found = evaluator.evaluate(network, progress, decide)
+        content: dict[str, Any] = found.as_json()
+        return content
+
+    def decide(epoch: int, values: dict[str, float]) -> bool:
+        content = {"epoch": epoch, "values": dict(values)}
+        tell(Event("rung", task.trial, content=content))
+        return answered()
+
+    _attempt(task.trial, step, tell)
+
+
+def _parsed(described: dict[str, Any]) -> Architecture | BaselineConfig:
+    """What the driver sent the dump of; architectures alone have a family."""
+    if "family" in described:
+        return architectures.parse(described)
+    return BaselineConfig.model_validate(described)
+
+
+def _attempt(trial: int | None, step: Callable[[Progress], dict[str, Any]], tell: Tell) -> bool:
+    """Take a step and tell how it ended; returns whether that was well."""
+
+    def progress(text: str, fraction: float | None) -> None:
+        tell(Event("progress", trial, text, fraction))
+
+    try:
+        with _warnings_told(tell):
+            found = step(progress)
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        raise
+    except Exception as error:
+        with contextlib.suppress(OSError):  # the log's disk may be full
+            traceback.print_exc()
+        expected = isinstance(error, LevitSearchError)
+        text = str(error) if expected else f"{type(error).__name__}: {error}"
+        content: dict[str, Any] = {"wrong_input": isinstance(error, InputError)}
+        if refusal := refused_by_disk(error):
+            content["refused_by_disk"] = refusal
+        tell(Event("failed", trial, " ".join(text.split())[:500], content=content))
+        return False
+    tell(Event("done", trial, content=json.loads(json.dumps(found))))
+    return True
+
+
+@contextlib.contextmanager
+def _warnings_told(tell: Tell) -> Iterator[None]:
+    """Tell the warnings of this package, which are meant for the user; the log has all."""
+    logged = warnings.showwarning
+
+    def told(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        logged(message, category, filename, lineno, file, line)
+        if Path(filename).is_relative_to(Path(__file__).parents[1]):
+            tell(Event("warning", None, " ".join(str(message).split())))
+
+    # Not by catch_warnings, after which each one would be given again in every trial.
+    warnings.showwarning = told
+    try:
+        yield
+    finally:
+        warnings.showwarning = logged
