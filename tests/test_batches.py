@@ -60,6 +60,12 @@ def make_folder(root: Path, mode: str = "RGB") -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for all tests of this file: what was found in the folders that they share stays known."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "batches"))
+
+
 def folder_config(
     root: Path, image_size: int | Sides = SIZE, in_memory: bool = False
 ) -> DataConfig:

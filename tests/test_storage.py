@@ -536,7 +536,7 @@ def test_a_damaged_file_is_named_and_left_as_it_is(
 ) -> None:
     study = make(url)
     kept, study_id = study.open_storage()
-    for number in range(20):
+    for number in range(5):
         evaluated(kept, study_id, number)
     study.checkpoints.mkdir()
     (study.checkpoints / "weights").touch()

@@ -477,7 +477,7 @@ def sandwich(space: Space, batches: Batches, recipe: Recipe = RECIPE) -> tuple[E
 
 def test_a_supernet_learns_and_each_point_has_both_ends(digits):
     space = space_of({**IMAGES, **tiny_space()["architecture"]})
-    recipe = RECIPE.model_copy(update={"epochs": 5, "batch_size": 16})
+    recipe = RECIPE.model_copy(update={"epochs": 3, "batch_size": 16})
     elastic, lesson = sandwich(space, digits, recipe)
     training = fit(elastic, digits, recipe, 0, lesson=lesson)
     last = training.curve[-1]
@@ -909,7 +909,7 @@ def test_finetuned_candidates_start_from_their_slice(tmp_path: Path) -> None:
     found = {}
     for accuracy in ("finetuned", "trained"):
         path = tmp_path / f"{accuracy}.yaml"
-        described = tiny_space(accuracy=accuracy, supernet={"epochs": 30})
+        described = tiny_space(accuracy=accuracy, supernet={"epochs": 12})
         path.write_text(yaml.safe_dump(described))
         study = Study.create(tmp_path / accuracy, read_config(path), [])
         searched(study)

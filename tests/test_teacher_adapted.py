@@ -84,6 +84,16 @@ def built(answers: TeacherAnswers) -> Adapted:
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def adapted(
+    batches: Batches, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TeacherAnswers, dict[str, Any]]:
+    """The teacher of :func:`config_of` and its card; nobody changes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return obtained(config_of(weights), batches)
+
+
 def some_views(batches: Batches) -> tuple[Tensor, Tensor]:
     return next(iter(batches.evaluation("val", 40, torch.device("cpu"))))
 
@@ -124,10 +134,10 @@ def test_an_adapted_teacher_is_made_once_and_found_again(batches, weights, tmp_p
     assert not list((tmp_path / "cache").rglob("*.npz")), "features go when the head is there"
 
 
-def test_the_network_under_the_head_is_the_file_s(batches, weights):
+def test_the_network_under_the_head_is_the_file_s(adapted, weights):
     """Its first layer, for grey images, is the sum over its colours."""
     before = timm.models.load_state_dict(str(weights))
-    after = built(obtained(config_of(weights), batches)[0]).network.state_dict()
+    after = built(adapted[0]).network.state_dict()
     assert before.keys() - after.keys() == {"fc.weight", "fc.bias"}
     for name, tensor in after.items():
         expected = before[name]
@@ -136,8 +146,8 @@ def test_the_network_under_the_head_is_the_file_s(batches, weights):
         assert torch.allclose(tensor, expected, atol=1e-6), name
 
 
-def test_views_are_enlarged_and_have_the_colours_that_the_network_knows(batches, weights):
-    model = built(obtained(config_of(weights), batches)[0])
+def test_views_are_enlarged_and_have_the_colours_that_the_network_knows(batches, adapted):
+    model = built(adapted[0])
     images, _ = some_views(batches)
     pixels = images * batches.std[0] + batches.mean[0]
     shown = (pixels / 255 - 0.5) / 0.5
@@ -148,8 +158,11 @@ def test_views_are_enlarged_and_have_the_colours_that_the_network_knows(batches,
         assert torch.allclose(model(images), model.head(expected), atol=1e-4)
 
 
-def test_the_network_s_own_size_is_the_default(batches, weights):
-    assert obtained(config_of(weights, image_size=None), batches)[1]["image_size"] == 160
+def test_the_network_s_own_size_is_the_default(weights):
+    data = DataConfig(image_size=16, val_share=0.02, train_images=40)
+    config = config_of(weights, image_size=None, epochs=1)
+    _, card = obtain_teacher(config, data, open_batches(data), RECIPE, None, 0)
+    assert card["image_size"] == 160
 
 
 @pytest.mark.parametrize(("asked", "size"), [(SIZE, [32, 48]), (9, [9, 14])])
@@ -230,9 +243,9 @@ def test_a_damaged_chunk_of_features_is_computed_again(tmp_path):
         assert adapting._read_chunk(path) is None
 
 
-def test_nothing_of_val_takes_part_in_the_fit(batches, weights, tmp_path, monkeypatch):
+def test_nothing_of_val_takes_part_in_the_fit(batches, weights, adapted, tmp_path, monkeypatch):
     config = config_of(weights)
-    expected = built(obtained(config, batches)[0]).head.weight
+    expected = built(adapted[0]).head.weight
 
     def refuse(*_: object) -> None:
         raise AssertionError("val was looked at")
@@ -270,8 +283,8 @@ def test_the_regression_finds_the_minimum_that_scikit_learn_finds(classes):
     assert np.abs(ours - expected).max() < 5e-3
 
 
-def test_all_of_a_network_is_finetuned_from_the_fitted_head_on(batches, weights):
-    _, of_head = obtained(config_of(weights), batches)
+def test_all_of_a_network_is_finetuned_from_the_fitted_head_on(batches, weights, adapted):
+    _, of_head = adapted
     recipe = {"threads": 1, "device": "cpu", "batch_size": 20}
     config = config_of(weights, adapt="all", recipe=recipe)
     assert config.recipe.epochs == 2 and config.recipe.lr == 3e-4
@@ -284,7 +297,7 @@ def test_all_of_a_network_is_finetuned_from_the_fitted_head_on(batches, weights)
     assert not torch.equal(built(answers).network.state_dict()["layer1.0.conv1.weight"], before)
 
 
-def test_whatever_makes_an_adapted_teacher_is_part_of_its_name(batches, weights, tmp_path):
+def test_whatever_makes_an_adapted_teacher_is_part_of_its_name(batches, weights, adapted, tmp_path):
     other = tmp_path / "other.pt"
     seed_torch(4)
     torch.save(timm.create_model("test_resnet", num_classes=7).state_dict(), other)
@@ -299,8 +312,9 @@ def test_whatever_makes_an_adapted_teacher_is_part_of_its_name(batches, weights,
     ]
     keys = [teacher._key(config, batches, 0) for config in configs]
     assert len(set(keys)) == len(keys) and keys[0] != teacher._key(configs[0], batches, 1)
-    cards = [obtained(config, batches)[1]["id"] for config in (configs[0], configs[2])]
-    assert cards[0] != cards[1], "answers of one are not the other's"
+    assert adapted[1]["id"] != obtained(configs[2], batches)[1]["id"], (
+        "answers of one are not the other's"
+    )
     for change in ({"cache": False}, {"top_k": 2}, {"top1_percent": 4.0}, {"auto": True}):
         assert teacher._key(config_of(weights, **change), batches, 0) == keys[0]
 

@@ -24,7 +24,13 @@ WHOLE = Recipe(
 
 @pytest.fixture(scope="module")
 def digits() -> Batches:
-    return open_batches(DataConfig(image_size=16, train_images=480))
+    return open_batches(DataConfig(image_size=16, train_images=160))
+
+
+@pytest.fixture(scope="module")
+def whole(digits: Batches) -> Training:
+    """A run of the plain recipe that nothing disturbed."""
+    return fit(fresh(), digits, PLAIN, 0)
 
 
 def weights_of(model: nn.Module) -> list[Tensor]:
@@ -48,10 +54,9 @@ def test_a_run_that_stops_and_goes_on_equals_one_that_did_not(recipe, stops, dig
     assert all(map(torch.equal, weights_of(model), weights_of(through)))
 
 
-def test_the_learning_rate_at_a_rung_is_that_of_the_whole_schedule(digits, tmp_path):
+def test_the_learning_rate_at_a_rung_is_that_of_the_whole_schedule(digits, whole):
     to_rung = fit(fresh(), digits, PLAIN, 0, until=1)
     alone = fit(fresh(), digits, PLAIN.model_copy(update={"epochs": 1}), 0)
-    whole = fit(fresh(), digits, PLAIN, 0)
     assert curve_of(to_rung) == curve_of(whole)[:1] != curve_of(alone)
 
 
@@ -66,8 +71,7 @@ class DiesAfter:
             raise KeyboardInterrupt
 
 
-def test_what_was_killed_goes_on_from_its_last_rung(digits, tmp_path):
-    whole = fit(fresh(), digits, PLAIN, 0)
+def test_what_was_killed_goes_on_from_its_last_rung(digits, whole, tmp_path):
     checkpoint = Checkpoint(tmp_path / "training.pt", "run")
     recipe = PLAIN.model_copy(update={"rungs": (2,)})
     with pytest.raises(KeyboardInterrupt):
@@ -78,8 +82,7 @@ def test_what_was_killed_goes_on_from_its_last_rung(digits, tmp_path):
     assert [epoch.epoch for epoch in told] == [3, 4]
 
 
-def test_a_run_is_asked_at_each_rung_before_the_last_and_ends_where_the_answer_is_no(digits):
-    whole = fit(fresh(), digits, PLAIN, 0)
+def test_a_run_is_asked_at_each_rung_before_the_last_and_ends_where_the_answer_is_no(digits, whole):
     recipe = PLAIN.model_copy(update={"rungs": (1, 3, 4)})
     asked: list[Epoch] = []
     fit(fresh(), digits, recipe, 0, decide=lambda point: not asked.append(point))
@@ -90,9 +93,8 @@ def test_a_run_is_asked_at_each_rung_before_the_last_and_ends_where_the_answer_i
 
 @pytest.mark.parametrize(("ends_at", "epochs"), [(2, 2), (None, 4)])
 def test_a_run_that_goes_on_is_asked_again_about_the_rungs_behind_it(
-    ends_at, epochs, digits, tmp_path
+    ends_at, epochs, digits, whole, tmp_path
 ):
-    whole = fit(fresh(), digits, PLAIN, 0)
     checkpoint = Checkpoint(tmp_path / "training.pt", "run")
     recipe = PLAIN.model_copy(update={"rungs": (1, 2, 3)})
     fit(fresh(), digits, recipe, 0, checkpoint=checkpoint, until=3)
@@ -124,7 +126,7 @@ def test_a_checkpoint_of_another_run_is_refused_or_replaced(digits, tmp_path):
 @pytest.mark.parametrize(
     "change", ["cut", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flip", "empty"))]
 )
-def test_a_damaged_checkpoint_is_warned_of_and_not_used(change, digits, tmp_path):
+def test_a_damaged_checkpoint_is_warned_of_and_not_used(change, digits, whole, tmp_path):
     path = tmp_path / "training.pt"
     checkpoint = Checkpoint(path, "run")
     fit(fresh(), digits, PLAIN, 0, checkpoint=checkpoint, until=1)
@@ -133,7 +135,7 @@ def test_a_damaged_checkpoint_is_warned_of_and_not_used(change, digits, tmp_path
     path.write_bytes({"cut": raw[: len(raw) // 3], "flip": raw, "empty": b""}[change])
     with pytest.warns(UserWarning, match="damaged; training starts anew"):
         training = fit(fresh(), digits, PLAIN, 0, checkpoint=checkpoint)
-    assert curve_of(training) == curve_of(fit(fresh(), digits, PLAIN, 0))
+    assert curve_of(training) == curve_of(whole)
 
 
 def test_an_identity_is_of_all_that_changes_the_figures():
@@ -165,7 +167,7 @@ class Guesses(nn.Module):
 
 
 def test_a_network_that_guesses_may_yet_learn_before_a_thousand_steps(digits):
-    recipe = PLAIN.model_copy(update={"rungs": (1, 2, 3), "batch_size": 8})  # 60 steps an epoch
+    recipe = PLAIN.model_copy(update={"rungs": (1, 2, 3), "batch_size": 2})  # 80 steps an epoch
     assert len(fit(Guesses(), digits, recipe, 0).curve) == 4
 
 
@@ -217,7 +219,7 @@ def test_a_batch_that_does_not_fit_is_halved_once_with_the_same_gradients(error,
     whole, halved = NeedsMemory(32, error), NeedsMemory(16, error)
     recipe = PLAIN.model_copy(update={"epochs": 1})
     at_once, in_parts = (fit(model, digits, recipe, 0) for model in (whole, halved))
-    assert halved.sizes == [32] + [16] * 30
+    assert halved.sizes == [32] + [16] * 10
     assert (at_once.batch_parts, in_parts.batch_parts) == (1, 2)
     # Layer norm knows no batch: both see the same but for the order of sums.
     assert in_parts.curve[0].train_loss == pytest.approx(at_once.curve[0].train_loss, rel=1e-3)

@@ -1,6 +1,7 @@
 """Weights that come of generated pictures: how they are trained, and what starts from them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from levit_search.errors import InputError
 from levit_search.model import build, load_exactly
 from levit_search.pretrained import find_source, pinned, start_from, weights_digest
 from levit_search.sealed import write_sealed
+from levit_search.search import driver
 from levit_search.space import Limits, envelope_of, extremes_of
 from levit_search.study import read_config
 from levit_search.supernet import Elastic, read_card
 from levit_search.supernet.elastic import skeleton
 from levit_search.train import seed_torch
 from tests.conftest import Cli
+from tests.engines import HereEngine
 from tests.networks import tiny_space
 
 FEW = ("--set", "train.batch_size=16", "--set", "supernet.val_images=16")
@@ -45,16 +48,25 @@ def space_file(folder: Path, **sections: Any) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that needs the study of :func:`trained` leaves it to the others."""
+    return tmp_path_factory.mktemp("kept") / "shared"
+
+
 @pytest.fixture
-def trained(tmp_path: Path, cli: Cli) -> Path:
+def trained(tmp_path: Path, cli: Cli, kept: Path) -> Path:
     """A study with shared weights of generated pictures."""
     space = space_file(tmp_path)
+    if kept.exists():
+        return Path(shutil.copytree(kept, tmp_path / "shared"))
     done = cli(
         *("supernet", space, "--data", "generated", "--epochs", 2, "--study", "shared", "--json"),
         *("--set", "supernet.whole_epochs=1", *FEW),
     )
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["curve"]) == 2
+    shutil.copytree(tmp_path / "shared", kept)
     return tmp_path / "shared"
 
 
@@ -148,7 +160,10 @@ def network_of_one_head() -> Levit:
     return network(distillation=False)
 
 
-def test_a_search_starts_from_them_and_notes_it(trained: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_search_starts_from_them_and_notes_it(
+    trained: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "make_engine", HereEngine)
     space = space_file(tmp_path, weights="shared")
     done = cli("run", space, "--study", "search", "--set", "weights=shared", "--trials", 2)
     assert done.returncode == 2

@@ -196,17 +196,17 @@ def test_networks_of_any_size_start_from_each_of_timms_levits(name: str, tmp_pat
     for size in (160, (160, 224)):
         model = started(source, size)
         network = of_size(source.architecture, size)
-        expected = dict(source.state)
+        both = source.architecture, network
+        places = [(grids_of(each), blocks_of(each)) for each in both]
+        state, expected = model.state_dict(), dict(source.state)
         for key, kept in source.state.items():
-            own = model.state_dict()[key]
+            own = state[key]
             if not key.endswith("attention_bias"):
                 assert torch.equal(own, kept), key
                 continue
             assert torch.equal(own[:, 0], kept[:, 0]), "offset 0 stays as it is"
             block = key.partition(".attention.")[0]
-            grids = [
-                grids_of(each)[blocks_of(each)[block][1]] for each in (source.architecture, network)
-            ]
+            grids = [of_stage[blocks[block][1]] for of_stage, blocks in places]
             assert own.shape[1] == grids[1][0] * grids[1][1] < kept.shape[1]
             expected[key] = resized_by_axis(kept, *grids)
             torch.testing.assert_close(own.double(), expected[key], atol=1e-5, rtol=1e-5)
