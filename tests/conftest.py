@@ -21,10 +21,19 @@ ROOT = Path(__file__).parents[1]
 # reads this when it is imported, here and in the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Those that start workers take longest; the processes of a run share the rest among them.
+# The hundreds of processes that tests start would each compile the package anew, and each run of
+# the tests all of these. What is kept lies in __pycache__ folders, which git ignores.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# Those that start workers or train take longest; the processes of a run share the rest among them.
 _FIRST = (
     "test_ray_engine.py",
+    "test_weights_sources.py",
     "test_cli.py",
+    "test_supernet.py",
+    "test_teacher_adapted.py",
+    "test_batches.py",
     "test_search.py",
     "test_train_rungs.py",
     "test_export.py",
@@ -115,6 +124,15 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _own_locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests of two processes do not wait for each other's probes."""
     monkeypatch.setenv("LEVIT_SEARCH_LOCKS", str(tmp_path_factory.getbasetemp()))
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has to outlast a power failure: what a process wrote that was killed is there.
+
+    A search alone waits fifty times, for milliseconds each.
+    """
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from levit_search.proportion import interval_text, wilson_percent
 from levit_search.search import driver
 from tests.conftest import ROOT, Cli, command
 from tests.engines import StubEngine
-from tests.networks import SMALL_REGNETY, tiny_space
+from tests.networks import SMALL_REGNETY, tiny_description, tiny_space
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     folder = tmp_path_factory.mktemp("searched")
     space = tiny_space(
         objectives=["top1_percent", "latency_ms"],
-        latency={"seconds": 0.1, "rounds": 2},
+        latency={"seconds": 0.1, "rounds": 2, "reference": tiny_description()},
         teacher={
             "name": "regnety_002",
             "options": SMALL_REGNETY,

@@ -23,7 +23,7 @@ from levit_search.significance import UNJUDGED, Verdict
 from levit_search.study import Study
 from tests.conftest import Cli, needs
 from tests.engines import HereEngine, run
-from tests.networks import tiny_space
+from tests.networks import tiny_description, tiny_space
 
 UNPROBED = Wishes(probe=False)
 
@@ -34,7 +34,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("searched")
     path = folder / "tiny.yaml"
     space = tiny_space(
-        objectives=["top1_percent", "latency_ms"], latency={"seconds": 0.2, "rounds": 4}
+        objectives=["top1_percent", "latency_ms"],
+        latency={"seconds": 0.2, "rounds": 4, "reference": tiny_description()},
     )
     path.write_text(yaml.safe_dump(space))
     with pytest.MonkeyPatch.context() as patch:

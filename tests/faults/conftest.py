@@ -79,3 +79,8 @@ def quoted() -> Quoted:
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     os.environ.pop("FAKETIME", None)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_disks() -> None:
+    """Here they are waited for."""
