@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from levit_search.search.history import History
-from levit_search.search.rungs import Rungs
+from levit_search.search.moasha import MultiObjectiveASHA
 from levit_search.search.samplers import Proposer, Standing, chosen, population_of, reads_pruned
 from levit_search.study import SamplerName, SearchConfig
 
@@ -142,7 +142,7 @@ def test_the_choice_of_auto_depends_on_the_budget() -> None:
 
 
 def test_a_stopped_candidate_teaches_what_it_is_expected_to_reach() -> None:
-    rungs = Rungs((1,), 3.0, OBJECTIVES)
+    rungs = MultiObjectiveASHA((1,), 3.0, OBJECTIVES)
     history = History(OBJECTIVES, SPACE, ["valid"], True, rungs)
     params = {**{f"x{index}": 1 for index in range(5)}, "kind": "a"}
     for number, (first, last) in enumerate([(40.0, None), (50.0, 70.0)]):

@@ -15,8 +15,8 @@ from levit_search.cost import Cost
 from levit_search.errors import GOES_ON, BudgetError, refused_by_disk
 from levit_search.search.history import History
 from levit_search.search.ledger import Ledger
+from levit_search.search.moasha import MultiObjectiveASHA
 from levit_search.search.outcome import Display
-from levit_search.search.rungs import Rungs
 from levit_search.search.samplers import chosen, population_of, reads_pruned
 from levit_search.search.tally import Tally, is_spent
 from levit_search.space import Space
@@ -333,9 +333,9 @@ def notes_of(network: Architecture, found: Cost) -> dict[str, Any]:
     }
 
 
-def _rungs(study: Study) -> Rungs | None:
+def _rungs(study: Study) -> MultiObjectiveASHA | None:
     config = study.config
     epochs = config.rung_epochs
     if not epochs or config.search.reduction is None:
         return None
-    return Rungs(epochs, config.search.reduction, config.objectives)
+    return MultiObjectiveASHA(epochs, config.search.reduction, config.objectives)

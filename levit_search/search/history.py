@@ -26,7 +26,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from levit_search.pareto import Objective, minimised
-from levit_search.search.rungs import Rungs
+from levit_search.search.moasha import MultiObjectiveASHA
 
 _NAME = "history"
 _KEPT = ":generation"  # the end of the one attribute that evolution needs again after a restart
@@ -50,7 +50,7 @@ class History:
         distributions: Mapping[str, BaseDistribution],
         constraints: Sequence[str],
         pruned: bool,
-        rungs: Rungs | None,
+        rungs: MultiObjectiveASHA | None,
     ) -> None:
         self._objectives, self._distributions = tuple(objectives), dict(distributions)
         self._constraints, self._pruned, self._rungs = tuple(constraints), pruned, rungs
