@@ -62,23 +62,24 @@ class Watch:
 
     def at_rung(self, *_: object) -> None: ...
 
-    def finished(self, record: Record, tally: Any, left_s: float | None) -> None:
-        if tally.spent < self._next:
+    def finished(self, record: Record, status: Any, left_s: float | None) -> None:
+        spent = status.counts["evaluated"]
+        if spent < self._next:
             return
         took_s = time.monotonic() - self._at
         gc.collect()
         told = {
-            "trials": tally.spent,
-            "proposals": len(tally.records),
+            "trials": spent,
+            "proposals": len(status.records),
             "rss_mb": _rss_mb("self"),
             "handles": len(list(Path("/proc/self/fd").iterdir())),
             "workers_mb": [_rss_mb(pid) for pid in _workers()],
-            "ms_a_trial": 1000 * took_s / max(1, tally.spent - self._spent),
+            "ms_a_trial": 1000 * took_s / max(1, spent - self._spent),
             "load": os.getloadavg()[0],
         }
         print(json.dumps(told), flush=True)
-        self._spent = tally.spent
-        self._next = (tally.spent // self._every + 1) * self._every
+        self._spent = spent
+        self._next = (spent // self._every + 1) * self._every
         self._at = time.monotonic()
 
     def compared(self, *_: object) -> None: ...

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from levit_search.architecture import Architecture, described, load
 from levit_search.cost import cost
 from levit_search.errors import InputError
-from levit_search.search.preparation import reference_of
+from levit_search.search.setup import reference_of
 from levit_search.space import Space
 from levit_search.study import Study, StudyConfig
 

@@ -15,7 +15,7 @@ from levit_search.architecture import Architecture
 from levit_search.configuration import validated
 from levit_search.engine.interface import Event
 from levit_search.pareto import Points, minimised
-from levit_search.search.preparation import reference_of
+from levit_search.search.setup import reference_of
 from levit_search.space import Limits, Space
 from levit_search.study import Study, StudyConfig, read_config
 

@@ -94,7 +94,7 @@ def evaluation(
     """
     from levit_search.evaluate import Evaluator
     from levit_search.search import checked_space
-    from levit_search.search.preparation import sample_of
+    from levit_search.search.setup import sample_of
     from levit_search.study import training_file
 
     config.check_planned()
@@ -348,7 +348,7 @@ class _Unshown:
 
     def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None: ...
 
-    def finished(self, record: "Record", tally: Any, left_s: float | None) -> None: ...
+    def finished(self, record: "Record", status: Any, left_s: float | None) -> None: ...
 
     def compared(self, trial: int, record: "BaselineRecord") -> None: ...
 

@@ -1,6 +1,7 @@
 """What a person sees on stderr while something long runs."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -18,7 +19,7 @@ from levit_search.printable import careful_console
 from levit_search.study import BaselineRecord, Record, Study
 
 if TYPE_CHECKING:
-    from levit_search.search.tally import Tally
+    from levit_search.search.trials import SearchStatus
 
 _FRONT_ROWS = 12
 
@@ -60,7 +61,7 @@ class SearchProgress(_OnStderr):
         self._preparing = "starting the worker"
         self._fraction: float | None = None
         self._current: dict[int, tuple[Architecture | BaselineConfig, str, float | None]] = {}
-        self._tally: "Tally | None" = None
+        self._status: "SearchStatus | None" = None
         self._last_line = ""
 
     def preparing(self, text: str, fraction: float | None) -> None:
@@ -78,9 +79,9 @@ class SearchProgress(_OnStderr):
 
     def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None: ...
 
-    def finished(self, record: Record, tally: "Tally", left_s: float | None) -> None:
+    def finished(self, record: Record, status: "SearchStatus", left_s: float | None) -> None:
         self._current.pop(record.trial, None)
-        self._tally = tally
+        self._status = status
         self._left_s, self._left_told = left_s, time.monotonic()
         left = f"  about {_clock(left_s)} left" if left_s is not None else ""
         self._line(_outcome(record, self._study) + left)
@@ -110,7 +111,7 @@ class SearchProgress(_OnStderr):
             what = f"trial {trial}" if trial >= 0 else "comparing"
             parts.append(_step(f"{what}: {text}", fraction, network.summary()))
         objectives = self._study.config.objectives
-        best = self._tally.front if self._tally is not None else []
+        best = self._status.front if self._status is not None else []
         if best:
             more = f", {_FRONT_ROWS} of {len(best)}" if len(best) > _FRONT_ROWS else ""
             parts.append(table.terminal(best[:_FRONT_ROWS], objectives, f"\nfront so far{more}"))
@@ -119,17 +120,16 @@ class SearchProgress(_OnStderr):
     def _headline(self) -> str:
         budget, now = self._study.config.search.trials, time.monotonic()
         of = f" of {budget}" if budget is not None else ""
-        spent = self._tally.spent if self._tally is not None else 0
-        parts = [f"{self._study.config.name}: {spent}{of} networks"]
-        if self._tally is not None:
-            counts = {
-                "stopped early": self._tally.stopped,
-                "over a limit": self._tally.over,
-                "known already": self._tally.reused,
-                "failed": self._tally.states["failed"],
-                "taken over": self._tally.taken,
-            }
-            parts += [f"{count} {what}" for what, count in counts.items() if count]
+        counts = self._status.counts if self._status is not None else Counter[str]()
+        parts = [f"{self._study.config.name}: {counts['evaluated']}{of} networks"]
+        words = {
+            "stopped": "stopped early",
+            "infeasible": "over a limit",
+            "reused": "known already",
+            "failed": "failed",
+            "taken": "taken over",
+        }
+        parts += [f"{counts[name]} {word}" for name, word in words.items() if counts[name]]
         parts.append(f"{_clock(now - self._begun)} gone")
         if self._left_s is not None:
             left_s = max(0.0, self._left_s - (now - self._left_told))

@@ -10,7 +10,7 @@ from levit_search.architecture import Architecture
 from levit_search.engine.interface import Event
 from levit_search.engine.worker import Task, TaskEngine, carry_out
 from levit_search.search import Summary, search
-from levit_search.search.tally import Tally
+from levit_search.search.trials import SearchStatus
 from levit_search.study import BaselineRecord, Record, Study, read_config
 
 
@@ -37,7 +37,7 @@ class Silent:
 
     def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None: ...
 
-    def finished(self, record: Record, tally: Tally, left_s: float | None) -> None: ...
+    def finished(self, record: Record, status: SearchStatus, left_s: float | None) -> None: ...
 
     def compared(self, trial: int, record: BaselineRecord) -> None: ...
 

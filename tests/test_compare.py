@@ -26,9 +26,8 @@ from levit_search.model import save_weights
 from levit_search.report import contents, write_report
 from levit_search.report.plots import plots
 from levit_search.search import Summary, begin, driver, search
-from levit_search.search.baselines import Baselines
-from levit_search.search.ledger import Ledger
-from levit_search.search.tally import Tally
+from levit_search.search.comparisons import Comparisons
+from levit_search.search.trials import TrialStore
 from levit_search.significance import judged
 from levit_search.study import BASELINE, REMEASURED, BaselineRecord, Record, Study, read_config
 from levit_search.study.plan import PlanInputs, plan_of
@@ -327,15 +326,15 @@ def test_ctrl_c_leaves_the_others_to_the_next_session(
     kept.touch()
     (study.checkpoints / "gone.training.pt").touch()
     engine.at_rung = False
-    opened = Baselines.run
+    opened = Comparisons.run
 
-    def run(self: Baselines, *given: Any) -> None:
+    def run(self: Comparisons, *given: Any) -> None:
         assert kept.exists(), "it goes on from its checkpoint"
         assert not (study.checkpoints / "gone.training.pt").exists()
         opened(self, *given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Baselines, "run", run)
+        patch.setattr(Comparisons, "run", run)
         search(study, Silent())
     assert all(each.is_complete for each in study.baselines())
     assert not kept.exists()
@@ -390,22 +389,21 @@ def test_time_is_left_for_what_is_to_be_trained(
     changes = {"search.time_s": 100.0, "engine.jobs": 2}
     config = read_config(space_file(**MEASURED), changes)
     study = Study.create(tmp_path / "s", config, ["test"])
-    ledger = Ledger(study, config.space().distributions())
-    baselines, objectives = Baselines(study, ledger), config.objectives
-    assert baselines.reserved_s(Tally(objectives)) == 0, "nothing is known of their speed"
+    store = TrialStore(study, config.space().distributions())
+    comparisons = Comparisons(study, store, Silent())
+    assert comparisons.reserved_s([]) == 0, "nothing is known of their speed"
     network = config.space().sample()[0][0]
     values = {"top1_percent": 50.0, "latency_ms": 1.0}
     record = Record(0, "complete", network, values, None, None, 12.0, {"values": values})
-    tally = Tally(objectives, [record])
-    assert baselines.reserved_s(tally) == 12.0, "two at once"
-    assert baselines.reserved_s(Tally(objectives, [replace(record, seconds=70.0)])) == 50.0
+    assert comparisons.reserved_s([record]) == 12.0, "two at once"
+    assert comparisons.reserved_s([replace(record, seconds=70.0)]) == 50.0
     facts = PlanInputs(
         300, 60, 10, (1, 2), (1.0, 2.0), 600.0, 2, baselines_ms={"timm-test_resnet": 3.0}
     )
     plan = plan_of((), facts, 32)
-    object.__setattr__(baselines, "_config", config.model_copy(update={"plan": plan}))
+    object.__setattr__(comparisons, "_config", config.model_copy(update={"plan": plan}))
     expected = min(50.0, max(plan.baselines_s["timm-test_resnet"], 12.0))
-    assert baselines.reserved_s(tally) == pytest.approx(expected)
+    assert comparisons.reserved_s([record]) == pytest.approx(expected)
 
 
 def test_a_plan_shares_the_budget_with_what_it_compares_with() -> None:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import pytest
 
 from levit_search.search import driver, search
-from levit_search.search.tally import Tally
+from levit_search.search.trials import SearchStatus
 from levit_search.study import Record, Study, read_config
 from levit_search.study.storage import Place
 from tests import mariadb, postgres
@@ -133,9 +133,9 @@ class Looking(Silent):
     def __init__(self, ask: Ask, page: str) -> None:
         self._ask, self._page, self.seen = ask, page, 0
 
-    def finished(self, record: Record, tally: Tally, left_s: float | None) -> None:
+    def finished(self, record: Record, status: SearchStatus, left_s: float | None) -> None:
         deadline = time.monotonic() + (0 if self.seen else 20)
-        while self.seen < len(tally.records) and time.monotonic() < deadline:
+        while self.seen < len(status.records) and time.monotonic() < deadline:
             time.sleep(0.4)  # it reads the storage every two seconds
             self.seen = len(self._ask(self._page)["trials"])
 

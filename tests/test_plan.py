@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from levit_search.errors import InputError
 from levit_search.recipe import Recipe
-from levit_search.search import Summary, begin, beginning, books, driver, search
-from levit_search.search.training_speed import TrainingSpeed
+from levit_search.search import Summary, begin, driver, search, setup
+from levit_search.search.setup import TrainingSpeed
 from levit_search.study import Study, StudyConfig, read_config
 from levit_search.study.plan import PlanInputs, plan_of
 from tests.conftest import Cli
@@ -138,7 +138,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[StudyConfig]:
             (10**9, 2 * 10**9, 4 * 10**9), (0.1, 0.2, 0.3 + len(asked))
         )  # never the same again
 
-    monkeypatch.setattr(beginning, "training_speed", training_speed)
+    monkeypatch.setattr(setup, "training_speed", training_speed)
     return asked
 
 
@@ -318,11 +318,11 @@ def test_a_planned_network_is_not_begun_when_it_would_not_be_half_trained_in_tim
     plan = study.config.plan
     assert plan is not None
     elapsed_s = 600.0 - 0.49 * plan.network_s
-    monkeypatch.setattr(books.Books, "seconds", property(lambda _: elapsed_s))
+    monkeypatch.setattr(driver._Driver, "seconds", property(lambda _: elapsed_s))
     summary = search(study, Silent())
     assert summary.trials["evaluated"] == 0
     monkeypatch.setattr(
-        books.Books, "seconds", property(lambda _: elapsed_s - 0.02 * plan.network_s)
+        driver._Driver, "seconds", property(lambda _: elapsed_s - 0.02 * plan.network_s)
     )
     assert search(study, Silent()).trials["evaluated"] == 5
 

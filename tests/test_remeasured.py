@@ -19,7 +19,7 @@ from levit_search.errors import BudgetError, InputError
 from levit_search.latency.protocol import repeat_sd, repeats_percent
 from levit_search.latency.worker import PROTOCOL
 from levit_search.search import Summary, driver, search
-from levit_search.search.verification import near_rivals
+from levit_search.search.final_evaluation import near_rivals
 from levit_search.study import REMEASURED, Record, Study, backup, read_config, with_measured
 from levit_search.study.notes import check_remeasured
 from levit_search.study.restoring import restore

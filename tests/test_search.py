@@ -19,7 +19,7 @@ from levit_search.errors import BudgetError, InputError
 from levit_search.export import pick
 from levit_search.search import begin, driver, search
 from levit_search.search.ledger import Ledger
-from levit_search.search.preparation import start_values
+from levit_search.search.setup import start_values
 from levit_search.study import Record, Study, read_config
 from levit_search.study.restoring import restore
 from tests.conftest import ROOT

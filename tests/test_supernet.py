@@ -23,7 +23,7 @@ from levit_search.model.blocks import offsets
 from levit_search.pareto import minimised, non_dominated
 from levit_search.recipe import Recipe, SupernetConfig
 from levit_search.search import search
-from levit_search.search.verification import worth_verifying
+from levit_search.search.final_evaluation import worth_verifying
 from levit_search.space import (
     Limits,
     Space,
@@ -868,7 +868,7 @@ def test_settings_that_contradict_each_other_are_refused(space_file):
 
 
 def test_no_trials_are_taken_from_a_study_whose_accuracies_are_inherited(tmp_path):
-    from levit_search.search.takeover import check_source
+    from levit_search.search.warm_start import check_source
 
     source, here = (study_of(tmp_path / name) for name in ("source", "here"))
     with pytest.raises(InputError, match=r"accuracies inherited from its supernet.*weights takes"):

@@ -1,38 +1,41 @@
-"""The ask/tell loop: proposals, limits, repeats, rungs, evaluations, and going on after a kill."""
+"""A search from its first trial to its end: Optuna proposes, an engine evaluates, the study keeps.
+
+Each proposal is decoded, judged (:meth:`_Driver._judge`) and, unless its outcome is known already,
+submitted; multi-objective ASHA says at rungs whether it goes on. A search that goes on after a kill
+takes up its trials first, then does what an undisturbed one would have done.
+"""
 
 import contextlib
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
+from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
 from levit_search.donors import check_donor_weights
-from levit_search.engine.interface import NO_TRIAL, Engine, Event, make_engine, pass_on_warnings
-from levit_search.errors import GOES_ON, BudgetError, InputError, LevitSearchError
+from levit_search.engine.interface import Engine, Event, make_engine
+from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.files import remove_unfinished
-from levit_search.search.baselines import Baselines
-from levit_search.search.books import Books, Candidate, notes_of
+from levit_search.search.comparisons import Comparisons
+from levit_search.search.final_evaluation import FinalEvaluation
+from levit_search.search.loop import Loop
 from levit_search.search.memory import collected_later
+from levit_search.search.moasha import MultiObjectiveASHA
 from levit_search.search.outcome import Display, Summary, front_volume
-from levit_search.search.preparation import (
-    check_data,
-    check_devices,
-    costliest,
-    reference_of,
-    remember,
-    sample_of,
-    start_values,
-)
-from levit_search.search.samplers import Proposer, Standing
-from levit_search.search.takeover import check_fits, check_source, taken_over
-from levit_search.search.verification import Verification
+from levit_search.search.sampling import ProposalStatus, Sampler, chosen, population_of
+from levit_search.search.setup import costliest_figures, reference_of, sample_of, start_values
+from levit_search.search.trials import TrialStore
+from levit_search.search.warm_start import check_prepared, check_source, taken_over
 from levit_search.significance import judged, teacher_choice
 from levit_search.space import Space
-from levit_search.study import Study, training_file
+from levit_search.study import Record, State, Study, record_from_notes, record_of, training_file
 
 # So many networks in a row that turned out to be over a limit only when they were probed mean that
 # the limit cannot be kept.
@@ -41,8 +44,16 @@ _TOO_SLOW = 20
 # single candidates, at the start too, where the largest published networks are tried.
 _FAILURES = 10
 _MOST_TRIES = 2  # of a network that fails
-_REFRESH_S = 0.25
+_PREPARED = ("settled_ms", "device", "devices", "data", "teacher", "supernet")  # kept with a study
 _INTERRUPTED = "you interrupted it"
+_TOO_SLOW_TEXT = f"the last {_TOO_SLOW} networks were over the limit of latency_ms"
+_NOTHING_NEW = "no new network within the limits was found in the space"
+
+_STATES: dict[TrialState, State] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
 
 MakeEngine = Callable[[Study, Architecture, dict[str, float]], Engine]
 """As :func:`levit_search.engine.interface.make_engine`."""
@@ -84,8 +95,22 @@ def search(
         return driver.run()
 
 
+@dataclass
+class _Trial:
+    """A trial on its way from its proposal to its end."""
+
+    number: int
+    params: Mapping[str, Any]
+    notes: dict[str, Any]
+    """What is stored with it."""
+    excess: dict[str, float]
+    """By limit, how far above it, as a share."""
+    network: Architecture | None = None
+    """None where the proposal is no valid network."""
+
+
 class _Driver:
-    """One session of a search."""
+    """One session of a search; its candidates are :class:`levit_search.search.loop.Work`."""
 
     def __init__(
         self,
@@ -93,88 +118,75 @@ class _Driver:
         space: Space,
         display: Display,
         take_from: Path | None,
-        engine: MakeEngine,
+        make_engine: MakeEngine,
         is_asked_to_stop: Callable[[], bool],
     ) -> None:
-        self._make_engine, self._is_asked_to_stop = engine, is_asked_to_stop
+        self._make_engine, self._is_asked_to_stop = make_engine, is_asked_to_stop
         self._study, self._space, self._display = study, space, display
         self._config = study.config
         self._source = check_source(take_from, study) if take_from is not None else None
         self._starts = start_values(study.config, space, str(study.folder / "study.yaml"))
-        self._books = Books(study, space, display)
-        self._proposer = Proposer(
-            self._books.sampler,
-            self._config.search,
-            space.distributions(),
-            self._books.history,
-            self._standing,
-            self._books.population,
+        self._store = TrialStore(study, space.distributions())
+        epochs, reduction = self._config.rung_epochs, self._config.search.reduction
+        self._asha: MultiObjectiveASHA | None = None
+        if epochs and reduction is not None:
+            self._asha = MultiObjectiveASHA(epochs, reduction, self._config.objectives)
+        self._sampler = self._settled_sampler()
+        self._comparisons = Comparisons(study, self._store, display)
+        self._final = FinalEvaluation(study, self._store, self._comparisons, display)
+        self.running: dict[int, _Trial] = {}
+        self._left_over: list[_Trial] = []
+        self._too_slow = self._failures = 0  # of the latest, how many in a row
+        self._is_exhausted = False
+        self._because = _INTERRUPTED
+        self._begun = time.monotonic()
+
+    def _settled_sampler(self) -> Sampler:
+        """What the budget decides is settled when a study begins, and stays when it is extended."""
+        config, attributes = self._config.search, self._store.attributes
+        if "sampler" not in attributes:
+            self._store.set_attribute("population", population_of(config))
+            self._store.set_attribute("sampler", chosen(config))
+        limits = self._space.limits.model_dump()
+        sampler = Sampler(
+            attributes["sampler"],
+            config,
+            self._space.distributions(),
+            self._config.objectives,
+            ["valid", *(name for name, bound in limits.items() if bound is not None)],
+            self._status_of,
+            attributes["population"],
+            self._asha,
         )
-        self._running: dict[int, Candidate] = {}
-        self._left_over: list[Candidate] = []
-        self._baselines = Baselines(study, self._books.ledger)
-        self._verification = Verification(study, self._books.ledger, self._baselines)
-        self._too_slow = self._failures = 0
-        self._is_exhausted = self._is_prepared = False
+        sampler.restore_parents(attributes)
+        return sampler
+
+    @property
+    def seconds(self) -> float:
+        """How long this session lasts."""
+        return time.monotonic() - self._begun
 
     def run(self) -> Summary:
-        trials = self._books.ledger.trials()
-        # Workers take seconds to start; they may do so while trials are recalled.
-        engine = self._started_engine() if self._is_surely_begun(trials) else None
-        try:
-            with collected_later():
-                self._recall_all(trials)
-        except BaseException:
-            if engine is not None:
-                engine.close()
-            raise
-        is_done = self._is_enough() and not self._left_over and self._source is None
-        is_done = is_done and not self._baselines.left()
-        if is_done and not self._verification.left(self._books.tally):
-            if engine is not None:
-                engine.close()
-            if self._verification.left_again(self._books.tally):
-                self._measure_again()
-            self._books.write_tables()
-            self._check_all_failed()
-            return self._summary(
-                _INTERRUPTED if self._is_asked_to_stop() else "the budget was used up before"
-            )
-        engine = engine or self._started_engine()
-        try:
-            self._prepare(engine)
-            if self._study.config.reference is None:
-                self._keep_reference(engine)
-            if self._source is not None:
-                self._take_over(self._source)
-            because = self._loop(engine)
-            self._check_all_failed()
-            self._baselines.run(engine, self._display, self._is_asked_to_stop)
-            self._books.tally = self._verification.run(
-                engine, self._books.tally, self._display, self._is_asked_to_stop
-            )
-        except BaseException:
-            engine.close()
-            with contextlib.suppress(BudgetError):  # it must not take the place of what happened
-                self._books.write_tables()
-            raise
-        engine.close()
-        self._books.write_tables()
-        return self._summary(_INTERRUPTED if self._is_asked_to_stop() else because)
-
-    def _measure_again(self) -> None:
-        """Measure again what is on the front of a search that has ended; where nothing can be
-        measured any more, such as on another device, it stays as it is, with a warning."""
         with contextlib.ExitStack() as stack:
-            try:
-                engine = stack.enter_context(contextlib.closing(self._started_engine()))
-                self._prepare(engine)
-            except LevitSearchError as error:
-                warnings.warn(f"the front is not measured again: {error}", stacklevel=2)
-                return
-            self._books.tally = self._verification.run(
-                engine, self._books.tally, self._display, self._is_asked_to_stop
-            )
+            trials = self._store.trials()
+            # Workers take seconds to start; they may do so while trials are recalled.
+            loop = self._started(stack) if self._is_surely_begun(trials) else None
+            with collected_later():
+                for trial in trials:
+                    self._recall(trial)
+            for tried in {trial.user_attrs.get("architecture_id", "") for trial in trials}:
+                self._starts.pop(tried, None)
+            self._forget_trainings()
+            if self._is_anything_left():
+                self._carry_out(loop or self._started(stack))
+            else:
+                stack.close()
+                self._because = "the budget was used up before"
+                self._check_all_failed()
+                if self._final.left_again():
+                    self._measure_again()
+        self._store.write_tables()
+        return self._summary()
 
     def _is_surely_begun(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether something is left to evaluate, as far as that can be told at a glance."""
@@ -182,190 +194,94 @@ class _Driver:
         evaluated = sum("evaluation" in each and "reused_from" not in each for each in notes)
         return self._config.search.trials is None or evaluated < self._config.search.trials
 
-    def _started_engine(self) -> Engine:
-        settled_ms = self._books.attributes.get("settled_ms", {})
+    def _is_anything_left(self) -> bool:
+        is_left = self._left_over or self._source is not None or not self._is_enough()
+        return bool(is_left or self._comparisons.left() or self._final.left())
+
+    def _started(self, stack: contextlib.ExitStack) -> Loop:
+        """A loop with an engine, which is closed with ``stack``."""
+        settled_ms = self._store.attributes.get("settled_ms", {})
         if not settled_ms and self._source is not None:
             settled_ms = self._source.attributes().get("settled_ms", {})
-        return self._make_engine(self._study, sample_of(self._space), settled_ms)
+        engine = self._make_engine(self._study, sample_of(self._space), settled_ms)
+        stack.callback(engine.close)
+        return Loop(engine, self._display, self._is_asked_to_stop, self._prepared)
 
-    def _take_over(self, source: Study) -> None:
-        ledger = self._books.ledger
-        known = len(ledger.trials())
-        taken_over(source, self._study, self._space, ledger)
-        for trial in ledger.trials()[known:]:
-            self._recall(trial)
-        for name in self._books.tally.known:
-            self._starts.pop(name, None)
+    def _prepared(self, found: Mapping[str, Any]) -> None:
+        """What evaluations need is there; it is kept with the study if it fits."""
+        check_prepared(self._study, self._study, self._store.attributes, found)
+        if self._source is not None:
+            check_prepared(self._study, self._source, self._source.attributes(), found)
+        for key in _PREPARED:
+            if found.get(key):
+                self._store.set_attribute(key, found[key])
 
-    def _recall_all(self, trials: Sequence[FrozenTrial]) -> None:
-        """All trials of earlier sessions."""
-        for trial in trials:
-            self._recall(trial)
-        self._forget_trainings()
-        self._books.fruitless = self._books.tally.fruitless()
-        for tried in {trial.user_attrs.get("architecture_id", "") for trial in trials}:
-            self._starts.pop(tried, None)
+    def _carry_out(self, loop: Loop) -> None:
+        """All that is left to do, from the preparation to the last look at the front."""
+        try:
+            loop.prepare()
+            if self._config.reference is None:
+                data = self._store.attributes.get("data") or {}
+                measured = costliest_figures(self._config, self._space, loop)
+                found = reference_of(self._config, self._space, data, measured)
+                self._store.keep_reference(found)
+            if self._source is not None:
+                self._take_over(self._source)
+            loop.run(self)
+            self._check_all_failed()
+            self._comparisons.run(loop)
+            self._final.run(loop)
+        except BaseException:
+            with contextlib.suppress(BudgetError):  # it must not take the place of what happened
+                self._store.write_tables()
+            raise
+
+    def _measure_again(self) -> None:
+        """Measure again what is on the front of a search that has ended; where nothing can be
+        measured any more, such as on another device, it stays as it is, with a warning."""
+        with contextlib.ExitStack() as engine:
+            try:
+                loop = self._started(engine)
+                loop.prepare()
+            except LevitSearchError as error:
+                warnings.warn(f"the front is not measured again: {error}", stacklevel=2)
+                return
+            self._final.run(loop)
+
+    def _recall(self, trial: FrozenTrial) -> None:
+        """Take up a trial of an earlier session, or of another study."""
+        number, notes, excess = trial.number, dict(trial.user_attrs), dict(trial.constraints)
+        self._sampler.begin(number, trial.system_attrs)
+        self._sampler.set_params(number, trial.params)
+        for rung in notes.get("rungs", ()):
+            if self._asha is not None and rung["epoch"] in self._asha.epochs:
+                network = notes["architecture_id"]
+                self._asha.enter(rung["epoch"], network, rung["values"], rung["goes_on"])
+        if trial.state.is_finished():
+            self._learn(self._store.count(record_of(trial)), excess)
+        else:
+            network = architectures.parse(notes["architecture"])
+            self._left_over.append(_Trial(number, trial.params, notes, excess, network))
 
     def _forget_trainings(self) -> None:
         """Remove what a kill left of trainings whose outcome is written down."""
-        unfinished = {
-            training_file(self._study.folder, name)
-            for name in (
-                *(each.network.id for each in self._left_over),
-                *(each.id for each in self._baselines.left()),
-            )
-        }
+        left = [each.notes["architecture_id"] for each in self._left_over]
+        left += [each.id for each in self._comparisons.left()]
+        unfinished = {training_file(self._study.folder, name) for name in left}
         for path in self._study.checkpoints.glob("*.training.pt"):
             if path not in unfinished:
                 path.unlink()
 
-    def _recall(self, trial: FrozenTrial) -> None:
-        """A trial of an earlier session, or of another study."""
-        self._books.history.begin(trial.number, trial.system_attrs)
-        self._proposer.place(trial.number)
-        left_over = self._books.recall(trial)
-        if left_over is not None:
-            self._left_over.append(left_over)
+    def _take_over(self, source: Study) -> None:
+        known = self._store.next_number
+        taken_over(source, self._study, self._space, self._store)
+        for trial in self._store.trials()[known:]:
+            self._recall(trial)
+        for name in self._store.status.known:
+            self._starts.pop(name, None)
 
-    def _prepare(self, engine: Engine) -> None:
-        while not (self._is_prepared and engine.has_room()):
-            self._handle_all(engine, _REFRESH_S)
-            if self._is_asked_to_stop():  # what is being prepared keeps checkpoints of its own
-                raise KeyboardInterrupt
-
-    def _keep_reference(self, engine: Engine) -> None:
-        """Find what hypervolumes are measured from, and keep it with the study."""
-        measured = self._costliest_figures(engine) if self._config.referred else {}
-        data = self._books.attributes.get("data") or {}
-        found = reference_of(self._config, self._space, data, measured)
-        self._books.ledger.keep_reference(found)
-
-    def _costliest_figures(self, engine: Engine) -> dict[str, float]:
-        """What the configuration has ``referred``, measured of the costliest network that runs.
-
-        Raises:
-            BudgetError: none of them does.
-        """
-        for network in costliest(self._space):
-            self._prepare(engine)  # a worker that the one before has killed starts anew
-            self._display.preparing("measuring the costliest network of the space", None)
-            engine.remeasure(NO_TRIAL, [network])
-            told = self._answer(engine)
-            if told.kind == "done":
-                values = told.content["results"][0]["values"]
-                return {name: values[name] for name in self._config.referred}
-            warnings.warn(
-                f"{network.summary()}, of the costliest, cannot be measured: {told.text}",
-                stacklevel=2,
-            )
-        raise BudgetError(f"no network of the space can be measured, the last: {told.text}")
-
-    def _answer(self, engine: Engine) -> Event:
-        """What comes of what was measured for no trial."""
-        answers: list[Event] = []
-        while not answers:
-            for event in pass_on_warnings(engine.events(_REFRESH_S)):
-                self._handle(engine, event)
-                if event.trial == NO_TRIAL and event.kind in ("done", "failed"):
-                    answers.append(event)
-            self._display.tick()
-            if self._is_asked_to_stop():
-                raise KeyboardInterrupt
-        if refusal := answers[0].content.get("refused_by_disk"):
-            raise BudgetError(f"{refusal}; {GOES_ON}")
-        return answers[0]
-
-    def _unprepared(self, event: Event) -> LevitSearchError:
-        """Why nothing can be evaluated, or nothing any more."""
-        if refusal := event.content.get("refused_by_disk"):
-            return BudgetError(f"{refusal}; {GOES_ON}")
-        kind = InputError if event.content.get("wrong_input") else BudgetError
-        return kind(event.text)
-
-    def _prepared(self, event: Event) -> None:
-        check_devices(self._study, self._books.attributes, event.content)
-        check_data(self._study, self._books.attributes, event.content)
-        if self._source is not None:
-            check_fits(self._source, self._study, event.content)
-        remember(self._books.ledger, event.content)
-        self._is_prepared = True
-
-    def _loop(self, engine: Engine) -> str:
-        """Begin and handle evaluations until there are no more; returns why there are none."""
-        while True:
-            if self._is_asked_to_stop():
-                if not self._running:
-                    return _INTERRUPTED
-                self._tell_of_stopping()
-            elif because := self._filled(engine):
-                return because
-            is_waiting = self._running or not engine.has_room()
-            self._handle_all(engine, _REFRESH_S if is_waiting else 0)
-
-    def _filled(self, engine: Engine) -> str | None:
-        """Begin as many evaluations as there is room for.
-
-        Returns:
-            Why there will be none any more, once nothing runs.
-        """
-        limit_s = self._config.search.time_s
-        out_of_time = limit_s is not None and self._books.seconds >= limit_s - self._reserve_s
-        while engine.has_room() and (self._left_over or not (self._is_enough() or out_of_time)):
-            if not self._start_one(engine):
-                break
-        if self._running or self._left_over:
-            return None
-        if out_of_time:
-            return "the time is up"
-        if self._is_enough():
-            return "the budget is used up"
-        if self._is_exhausted or self._too_slow >= _TOO_SLOW:
-            return self._exhausted()
-        return None
-
-    @property
-    def _reserve_s(self) -> float:
-        """So long before the time is up nothing is begun: a network that was planned would not be
-        half trained by then, and the baselines take their time, too."""
-        plan, limit_s = self._config.plan, self._config.search.time_s
-        reserved_s = self._baselines.reserved_s(self._books.tally)
-        if plan is None or limit_s is None:
-            return reserved_s
-        return min(plan.network_s / 2 + reserved_s, limit_s / 2)
-
-    def _handle_all(self, engine: Engine, wait_s: float) -> None:
-        for event in pass_on_warnings(engine.events(wait_s)):
-            self._handle(engine, event)
-        self._display.tick()
-
-    def _tell_of_stopping(self) -> None:
-        count = len(self._running)
-        what = "1 network goes" if count == 1 else f"{count} networks go"
-        text = f"interrupted: {what} on to the next rung or the end; Ctrl-C again stops now"
-        self._display.preparing(text, None)
-
-    def _is_enough(self) -> bool:
-        trials = self._config.search.trials
-        begun = self._books.tally.spent + len(self._running) + len(self._left_over)
-        return trials is not None and begun >= trials
-
-    def _exhausted(self) -> str:
-        if not self._books.tally.states["complete"]:
-            latest = reversed(self._books.tally.records)
-            reason = next((record.reason for record in latest if record.reason), "nothing")
-            raise BudgetError(
-                f"no network could be evaluated (the last: {reason}); loosen the limits"
-            )
-        if self._too_slow >= _TOO_SLOW:
-            return f"the last {_TOO_SLOW} networks were over the limit of latency_ms"
-        return "no new network within the limits was found in the space"
-
-    def _start_one(self, engine: Engine) -> bool:
-        """Adopt or propose a trial, and submit it unless its outcome is known already.
-
-        Returns:
-            False when asking on is of no use.
-        """
+    def start_next(self, engine: Engine) -> bool:
+        """Adopt or propose a trial, and submit it unless its outcome is known already."""
         if self._left_over:
             left = self._left_over.pop(0)
             if "evaluation" in left.notes:  # the kill came between an evaluation and its telling
@@ -373,130 +289,263 @@ class _Driver:
             else:
                 self._submit(engine, left)
             return True
-        if self._too_slow >= _TOO_SLOW or self._is_exhausted:
+        if self._reason_to_end() is not None:
             return False
-        number = self._books.begin()
-        self._proposer.place(number)
+        number = self._store.next_number
+        self._sampler.begin(number)
         params: Mapping[str, Any] | None
         if self._starts:
             params = self._space.encoded(self._starts.pop(next(iter(self._starts))))
         else:
-            params = self._proposer.propose(number, self._books.fruitless)
+            params = self._sampler.suggest(number, self._store.status.consecutive_rejections)
         if params is None:
             self._is_exhausted = True
             return False
-        self._books.propose(number, params)
+        for generation, parents in self._sampler.parents().items():
+            if generation not in self._store.attributes:
+                self._store.set_attribute(generation, parents)
+        self._sampler.set_params(number, params)
         self._judge(engine, number, params)
         return True
 
+    def is_done(self) -> bool:
+        because = None if self._left_over else self._reason_to_end()
+        status = self._store.status
+        if because in (_TOO_SLOW_TEXT, _NOTHING_NEW) and not status.counts["complete"]:
+            latest = reversed(status.records)
+            reason = next((record.reason for record in latest if record.reason), "nothing")
+            raise BudgetError(
+                f"no network could be evaluated (the last: {reason}); loosen the limits"
+            )
+        self._because = because or _INTERRUPTED
+        return because is not None
+
+    def _reason_to_end(self) -> str | None:
+        """Why nothing more is proposed, if that is so."""
+        if self._is_out_of_time():
+            return "the time is up"
+        if self._is_enough():
+            return "the budget is used up"
+        if self._too_slow >= _TOO_SLOW:
+            return _TOO_SLOW_TEXT
+        return _NOTHING_NEW if self._is_exhausted else None
+
+    def _is_enough(self) -> bool:
+        trials, evaluated = self._config.search.trials, self._store.status.counts["evaluated"]
+        begun = evaluated + len(self.running) + len(self._left_over)
+        return trials is not None and begun >= trials
+
+    def _is_out_of_time(self) -> bool:
+        """So long before the time is up nothing is begun: a network that was planned would not be
+        half trained by then, and the baselines take their time, too."""
+        plan, limit_s = self._config.plan, self._config.search.time_s
+        if limit_s is None:
+            return False
+        reserved_s = self._comparisons.reserved_s(self._store.status.front)
+        if plan is not None:
+            reserved_s = min(plan.network_s / 2 + reserved_s, limit_s / 2)
+        return self.seconds >= limit_s - reserved_s
+
     def _judge(self, engine: Engine, number: int, params: Mapping[str, Any]) -> None:
-        """Turn a proposal down, tell what is known of it, or submit it."""
+        """Reject a proposal, tell what is known of it, or submit it."""
+        trial = _Trial(number, params, {}, {"valid": 0.0})
         try:
             network = self._space.decode(self._space.values(params))
         except InputError as error:
-            self._books.turn_down(number, params, {"reason": str(error)}, {"valid": 1.0})
+            trial.excess["valid"] = 1.0
+            self._reject(trial, str(error))
             return
-        found = cost(network)
-        excess = {"valid": 0.0, **self._space.limits.excess(found)}
-        notes = notes_of(network, found)
-        over = [name for name, value in excess.items() if value > 0]
+        found, status = cost(network), self._store.status
+        trial.network = network
+        trial.excess |= self._space.limits.excess(found)
+        trial.notes |= {
+            "architecture": network.model_dump(mode="json"),
+            "architecture_id": network.id,
+            "cost": found._asdict(),
+        }
+        over = [name for name, value in trial.excess.items() if value > 0]
+        failed = status.failures.get(network.id, [])
         if over:
             limit = getattr(self._space.limits, over[0])
-            notes["reason"] = f"{over[0]} over the limit of {limit:,.0f}"
-            self._books.turn_down(number, params, notes, excess)
-        elif network.id in self._books.tally.known:
-            self._books.reuse(number, params, notes, excess, self._books.tally.known[network.id])
-        elif len(failed := self._books.tally.failures.get(network.id, [])) >= _MOST_TRIES:
-            notes |= {"reused_from": failed[-1], "reason": f"failed in trial {failed[-1]} already"}
-            self._books.turn_down(number, params, notes, excess)
+            self._reject(trial, f"{over[0]} over the limit of {limit:,.0f}")
+        elif network.id in status.known:
+            self._reuse(trial, status.known[network.id])
+        elif len(failed) >= _MOST_TRIES:
+            trial.notes["reused_from"] = failed[-1]
+            self._reject(trial, f"failed in trial {failed[-1]} already")
         elif (twin := self._twin(network)) is not None:
-            notes |= {"reused_from": twin, "reason": f"trial {twin} is evaluating this network"}
-            self._books.turn_down(number, params, notes, excess)
+            trial.notes["reused_from"] = twin
+            self._reject(trial, f"trial {twin} is evaluating this network")
         else:
-            if not self._teaches():
-                notes["taught"] = False
-            candidate = Candidate(number, network, notes, excess)
-            self._books.submit(candidate, params)
-            self._submit(engine, candidate)
+            if not self._is_taught():
+                trial.notes["taught"] = False
+            kept = self._sampler.attributes(number)
+            self._store.begin(params, trial.notes, trial.excess, kept)
+            self._submit(engine, trial)
 
-    def _standing(self, params: Mapping[str, Any]) -> Standing:
-        """What a proposal would come to."""
+    def _status_of(self, params: Mapping[str, Any]) -> ProposalStatus:
+        """What :meth:`_judge` would find."""
         try:
             network = self._space.decode(self._space.values(params))
         except InputError:
             return "infeasible"
         if any(value > 0 for value in self._space.limits.excess(cost(network)).values()):
             return "infeasible"
-        if network.id in self._books.tally.known or self._twin(network) is not None:
+        if network.id in self._store.status.known or self._twin(network) is not None:
             return "known"
-        failed = self._books.tally.failures.get(network.id, ())
+        failed = self._store.status.failures.get(network.id, ())
         return "known" if len(failed) >= _MOST_TRIES else "new"
 
     def _twin(self, network: Architecture) -> int | None:
         """The running trial that evaluates the same network."""
-        running = [*self._running.values(), *self._left_over]
-        return next((each.number for each in running if each.network.id == network.id), None)
+        for each in (*self.running.values(), *self._left_over):
+            if each.notes["architecture_id"] == network.id:
+                return each.number
+        return None
 
-    def _teaches(self) -> bool:
+    def _reject(self, trial: _Trial, reason: str | None) -> None:
+        """Write a proposal that is not evaluated."""
+        trial.notes["reason"] = reason
+        self._add(trial, TrialState.PRUNED)
+
+    def _reuse(self, trial: _Trial, known: Record) -> None:
+        """Write a proposal whose network was evaluated in another trial."""
+        evaluation = {**known.own_evaluation, "seconds": 0.0}
+        trial.notes |= {"reused_from": known.trial, "evaluation": evaluation}
+        if known.rungs:
+            trial.notes["rungs"] = list(known.rungs)
+        if not known.taught:
+            trial.notes["taught"] = False
+        if known.state == "complete":
+            self._add(trial, TrialState.COMPLETE, self._objective_values(trial))
+        else:
+            self._reject(trial, known.reason)
+
+    def _add(self, trial: _Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
+        """Write a trial that costs no evaluation."""
+        kept = self._sampler.attributes(trial.number)
+        self._store.add(state, values, trial.params, trial.notes, trial.excess, kept)
+        self._ended(trial, state)
+
+    def _is_taught(self) -> bool:
         """Whether a network that begins now learns from the teacher, where there is one; decided
         once, after the first networks."""
         teaching = self._config.teaching
         if teaching is None or not teaching.auto:
             return True
-        choice = self._books.attributes.get("teacher_choice")
+        choice = self._store.attributes.get("teacher_choice")
         if choice is None:
-            choice = teacher_choice(self._books.tally.records, self._books.attributes)
+            choice = teacher_choice(self._store.status.records, self._store.attributes)
             if choice is None:
                 return False
-            self._books.ledger.set_attribute("teacher_choice", choice)
+            self._store.set_attribute("teacher_choice", choice)
             self._display.preparing(choice["text"], None)
         return bool(choice["kept"])
 
-    def _submit(self, engine: Engine, candidate: Candidate) -> None:
-        self._running[candidate.number] = candidate
-        taught = candidate.notes.get("taught", True)
-        engine.submit(candidate.number, candidate.network, taught)
-        self._display.started(candidate.number, candidate.network)
+    def _submit(self, engine: Engine, trial: _Trial) -> None:
+        assert trial.network is not None
+        self.running[trial.number] = trial
+        engine.submit(trial.number, trial.network, trial.notes.get("taught", True))
+        self._display.started(trial.number, trial.network)
 
-    def _handle(self, engine: Engine, event: Event) -> None:
-        if event.trial is None:
-            if event.kind == "failed":  # a new worker could not prepare what the old one could
-                raise self._unprepared(event)
-            if event.kind == "progress":
-                self._display.preparing(event.text, event.fraction)
-            if event.kind == "done":
-                self._prepared(event)
-            return
-        candidate = self._running.get(event.trial)
-        if candidate is None:  # it stopped at a rung for Ctrl-C, and its worker died there
-            return
-        match event.kind:
-            case "progress":
-                self._display.progress(event.trial, event.text, event.fraction)
-            case "rung":
-                epoch, values = event.content["epoch"], event.content["values"]
-                goes_on = self._books.at_rung(candidate, epoch, values)
-                if goes_on and self._is_asked_to_stop():
-                    del self._running[event.trial]  # goes on from its checkpoint the next time
-                else:
-                    engine.answer(event.trial, goes_on)
-            case "done":
-                self._books.note_evaluation(candidate, event.content)
-                self._end(candidate)
-            case "failed":
-                if refusal := event.content.get("refused_by_disk"):
-                    raise BudgetError(f"{refusal}; {GOES_ON}")
-                self._books.fail(candidate, event.text)
-                del self._running[event.trial]
-                self._check_failures(event.text)
+    def at_rung(self, number: int, epoch: int, values: Mapping[str, float]) -> bool:
+        """Whether a candidate goes on; what was decided before a kill stays."""
+        assert self._asha is not None
+        notes = self.running[number].notes
+        passed: list[dict[str, Any]] = notes.setdefault("rungs", [])
+        for rung in passed:
+            if rung["epoch"] == epoch:
+                return bool(rung["goes_on"])
+        known = {**notes["cost"], **values}
+        goes_on = self._asha.judge(epoch, notes["architecture_id"], known)
+        rung = {"epoch": epoch, "top1_percent": values["top1_percent"], "goes_on": goes_on}
+        passed.append({**rung, "values": {name: known[name] for name in self._config.objectives}})
+        self._store.note(number, "rungs", passed)
+        self._display.at_rung(number, epoch, values["top1_percent"])
+        return goes_on
 
-    def _check_failures(self, text: str) -> None:
+    def done(self, number: int, content: Mapping[str, Any]) -> None:
+        trial = self.running.pop(number)
+        trial.notes["evaluation"] = content
+        self._store.note(number, "evaluation", content)
+        self._end(trial)
+
+    def failed(self, number: int, event: Event) -> None:
+        self._finish(self.running.pop(number), TrialState.FAIL, event.text)
         self._failures += 1
         if self._failures >= _FAILURES:
             raise BudgetError(
-                f"{self._failures} trials in a row failed, the last with: {text}; the same command "
-                "goes on"
+                f"{self._failures} trials in a row failed, the last with: {event.text}; the same "
+                "command goes on"
             )
+
+    def _end(self, trial: _Trial) -> None:
+        """End a trial whose evaluation is noted."""
+        self._failures = 0
+        limit_ms, rungs = self._space.limits.latency_ms, trial.notes.get("rungs")
+        latency_ms = trial.notes["evaluation"]["values"].get("latency_ms")
+        is_too_slow = limit_ms is not None and latency_ms > limit_ms
+        self._too_slow = self._too_slow + 1 if is_too_slow else 0
+        if limit_ms is not None:
+            trial.excess["latency_ms"] = latency_ms / limit_ms - 1
+            self._store.constrain(trial.number, "latency_ms", latency_ms / limit_ms - 1)
+        if is_too_slow:
+            reason = f"latency_ms {latency_ms:.3g} over the limit of {limit_ms:g}"
+            self._finish(trial, TrialState.PRUNED, reason)
+        elif rungs and not rungs[-1]["goes_on"]:
+            epochs = self._config.candidate_recipe.epochs
+            reason = f"stopped at epoch {rungs[-1]['epoch']} of {epochs}"
+            self._finish(trial, TrialState.PRUNED, reason)
+        else:
+            self._finish(trial, TrialState.COMPLETE)
+
+    def _finish(self, trial: _Trial, state: TrialState, reason: str | None = None) -> None:
+        """End a trial that was evaluated, in the storage, then in memory."""
+        if reason is not None:
+            trial.notes["reason"] = reason
+            self._store.note(trial.number, "reason", reason)
+        values = self._objective_values(trial) if state == TrialState.COMPLETE else None
+        self._store.finish(trial.number, state, values)
+        path = training_file(self._study.folder, trial.notes["architecture_id"])
+        path.unlink(missing_ok=True)
+        self._ended(trial, state)
+
+    def _objective_values(self, trial: _Trial) -> list[float]:
+        values = {**trial.notes["cost"], **trial.notes["evaluation"]["values"]}
+        return [values[name] for name in self._config.objectives]
+
+    def _ended(self, trial: _Trial, state: TrialState) -> None:
+        """A trial has ended in the storage."""
+        now = datetime.now().isoformat(timespec="seconds")
+        told = record_from_notes(trial.number, _STATES[state], trial.notes, now)
+        record = self._store.count(told)
+        self._learn(record, trial.excess)
+        self._display.finished(record, self._store.status, self._left_s())
+        self._store.write_tables(now_and_then=True)
+
+    def _learn(self, record: Record, excess: Mapping[str, float]) -> None:
+        """Tell ASHA and the sampler of a trial that has ended."""
+        is_over = any(value > 0 for value in excess.values())
+        if record.is_stopped and not is_over:
+            rung = record.rungs[-1]
+            self._sampler.tell(record.trial, rung["values"], excess, rung["epoch"])
+            return
+        is_whole = record.state == "complete" and not is_over
+        if is_whole and self._asha is not None and record.architecture is not None:
+            self._asha.complete(record.architecture.id, record.values["top1_percent"])
+        values = record.estimates if is_whole or is_over else None
+        self._sampler.tell(record.trial, values, excess)
+
+    def _left_s(self) -> float | None:
+        """The time that the rest of the budget will take, as far as it is known."""
+        search, status = self._config.search, self._store.status
+        bounds, trial_s = [], status.trial_s()
+        if search.trials is not None and trial_s is not None:
+            left = search.trials - status.counts["evaluated"]
+            bounds.append(left * trial_s / self._config.engine.jobs)
+        if search.time_s is not None:
+            bounds.append(search.time_s - self.seconds)
+        return max(0.0, min(bounds)) if bounds else None
 
     def _check_all_failed(self) -> None:
         """Make sure that something came of a search that is at its end.
@@ -504,39 +553,25 @@ class _Driver:
         Raises:
             BudgetError: every network failed.
         """
-        tally = self._books.tally
-        if tally.spent and tally.spent == tally.states["failed"] and not self._is_asked_to_stop():
-            failed = [record.reason for record in tally.records if record.state == "failed"]
-            count = "the only network" if tally.spent == 1 else f"all {tally.spent} networks"
-            raise BudgetError(f"{count} failed, the last with: {failed[-1]}")
+        counts, records = self._store.status.counts, self._store.status.records
+        count = counts["evaluated"]
+        if count and count == counts["failed"] and not self._is_asked_to_stop():
+            failed = [record.reason for record in records if record.state == "failed"]
+            networks = "the only network" if count == 1 else f"all {count} networks"
+            raise BudgetError(f"{networks} failed, the last with: {failed[-1]}")
 
-    def _end(self, candidate: Candidate) -> None:
-        """A candidate's evaluation is noted."""
-        self._failures = 0
-        is_too_slow = self._books.verdict(candidate) == "too slow"
-        self._too_slow = self._too_slow + 1 if is_too_slow else 0
-        self._books.end(candidate)
-        self._running.pop(candidate.number, None)
-
-    def _summary(self, because: str) -> Summary:
-        tally = self._books.tally
-        front = tally.front
+    def _summary(self) -> Summary:
+        status, attributes = self._store.status, self._store.attributes
+        is_interrupted = self._is_asked_to_stop()
         return Summary(
             study=str(self._study.folder),
-            trials={
-                **{state: tally.states[state] for state in ("complete", "pruned", "failed")},
-                "reused": tally.reused,
-                "evaluated": tally.spent,
-                "stopped": tally.stopped,
-                "infeasible": tally.over,
-                "taken": tally.taken,
-            },
-            seconds=self._books.seconds,
-            hypervolume=front_volume(front, self._study),
-            front=front,
-            stopped_because=because,
-            is_interrupted=because == _INTERRUPTED,
-            verdict=judged(tally.records, self._books.attributes, self._config),
-            teacher_choice=self._books.attributes.get("teacher_choice"),
-            baselines=self._baselines.records(),
+            trials=dict(status.counts),
+            seconds=self.seconds,
+            hypervolume=front_volume(status.front, self._study),
+            front=status.front,
+            stopped_because=_INTERRUPTED if is_interrupted else self._because,
+            is_interrupted=is_interrupted,
+            verdict=judged(status.records, attributes, self._config),
+            teacher_choice=attributes.get("teacher_choice"),
+            baselines=self._comparisons.records(),
         )

@@ -7,17 +7,15 @@ from typing import Any, Protocol
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
 from levit_search.pareto import hypervolume, minimised
-from levit_search.search.tally import Tally
+from levit_search.search.trials import SearchStatus
 from levit_search.significance import UNJUDGED, Verdict
 from levit_search.study import BaselineRecord, Record, Study
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a search ended. ``seconds`` are this session's, ``trials`` counts all of the study's: by
-    state ``complete``, ``pruned`` and ``failed``; ``reused`` ones were known already; ``evaluated``
-    ones cost an evaluation, of which ``stopped`` ones ended at a rung; ``infeasible`` ones were no
-    network or over a limit, ``taken`` ones another study's."""
+    """How a search ended. ``seconds`` are this session's, ``trials`` counts all of the study's, see
+    :data:`levit_search.search.trials.COUNTS`."""
 
     study: str
     trials: dict[str, int]
@@ -50,7 +48,7 @@ class Display(Protocol):
     def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None:
         """A running trial has come to a rung, with this accuracy on the ``val`` split."""
 
-    def finished(self, record: Record, tally: Tally, left_s: float | None) -> None:
+    def finished(self, record: Record, status: SearchStatus, left_s: float | None) -> None:
         """A trial has ended; ``left_s`` is the time that the rest will take, if that is known."""
 
     def compared(self, trial: int, record: BaselineRecord) -> None:

@@ -17,7 +17,7 @@ from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.pareto import is_maximised
 from levit_search.printable import quoted
 from levit_search.search.outcome import Display, front_volume
-from levit_search.search.tally import Tally
+from levit_search.search.trials import SearchStatus
 from levit_search.space import Slot
 from levit_search.study import BaselineRecord, Record, Study
 
@@ -61,7 +61,7 @@ class TensorBoard:
         self._slots = [slot for slot in self._space.slots if len(slot.values) > 1]
         self._objectives = study.config.objectives
         self._metrics = tuple(dict.fromkeys([*self._objectives, *_COSTS]))
-        self._tally = Tally(self._objectives)
+        self._status = SearchStatus(self._objectives)
         self._seen: set[int] = set()
         self._outcomes: Counter[str] = Counter()
         self._volume: tuple[object, float] = ((), 0.0)
@@ -86,12 +86,12 @@ class TensorBoard:
         with self._writing(BudgetError):
             self._run(_name(trial)).add(epoch, time.time(), {"top1_percent": top1_percent})
 
-    def finished(self, record: Record, tally: Tally, left_s: float | None) -> None:
-        self._display.finished(record, tally, left_s)
+    def finished(self, record: Record, status: SearchStatus, left_s: float | None) -> None:
+        self._display.finished(record, status, left_s)
         with self._writing(BudgetError):
             if record.trial in self._seen:
-                self._recount(record, tally)
-            for each in tally.records:  # those taken over from another study are not told
+                self._recount(record, status)
+            for each in status.records:  # those taken over from another study are not told
                 if each.trial not in self._seen:
                     self._count(each)
 
@@ -103,7 +103,7 @@ class TensorBoard:
 
     def _count(self, record: Record) -> None:
         """Write what a finished trial changed."""
-        self._tally.add(record)
+        self._status.add(record)
         self._seen.add(record.trial)
         self._outcomes[outcome(record, self._study.config.candidate_recipe.epochs)] += 1
         at = _ended(record)
@@ -112,18 +112,18 @@ class TensorBoard:
         if record.reused_from is None and record.architecture is not None and record.evaluation:
             self._network(record, at)
 
-    def _recount(self, record: Record, tally: Tally) -> None:
+    def _recount(self, record: Record, status: SearchStatus) -> None:
         """Write what changed as a network's latency was measured that had been predicted."""
-        self._tally = Tally(self._objectives, tally.records)
+        self._status = SearchStatus(self._objectives, status.records)
         epochs = self._study.config.candidate_recipe.epochs
-        self._outcomes = Counter(outcome(each, epochs) for each in tally.records)
+        self._outcomes = Counter(outcome(each, epochs) for each in status.records)
         now = time.time()
         self._whole.add(len(self._seen), now, self._state())
         self._network(record, now)
 
     def _state(self) -> dict[str, float]:
         """The search as a whole, as it stands."""
-        front = self._tally.front
+        front = self._status.front
         names = get_args(Outcome)
         is_known = self._study.config.reference is not None  # not yet in the first session
         return {

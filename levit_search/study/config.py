@@ -38,7 +38,7 @@ class SearchConfig(Frozen):
     """How a space is searched: ``trials`` networks are trained (null for no such bound), or as many
     as can be started within ``time_s`` of a session.
 
-    ``sampler: auto`` is chosen by the budget, see :func:`levit_search.search.samplers.chosen`.
+    ``sampler: auto`` is chosen by the budget, see :func:`levit_search.search.sampling.chosen`.
     Until ``startup_trials`` networks are known, those of ``start`` included, models are not asked
     and networks are drawn at random.
 

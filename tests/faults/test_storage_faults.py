@@ -330,7 +330,7 @@ class Stopping(Silent):
         self._server, self._after, self._seconds = server, after, seconds
         self.thread: threading.Thread | None = None
 
-    def finished(self, record: Any, tally: Any, left_s: float | None) -> None:
+    def finished(self, record: Any, status: Any, left_s: float | None) -> None:
         if record.trial == self._after:
             self._server.stop()
             self.thread = threading.Thread(target=self._start_again)
@@ -408,7 +408,7 @@ def test_a_lost_answer_repeats_nothing(
     search(undisturbed, Silent(), engine=CurveEngine)
 
     class Cutting(Silent):
-        def finished(self, record: Any, tally: Any, left_s: float | None) -> None:
+        def finished(self, record: Any, status: Any, left_s: float | None) -> None:
             relay.every = 3
 
     with postgres.running() as database, relayed(database.port, b"COMMIT") as relay:

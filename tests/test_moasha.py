@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from levit_search.pareto import non_dominated
-from levit_search.search.rungs import Rungs
+from levit_search.search.moasha import MultiObjectiveASHA
 
 OBJECTIVES = ("top1_percent", "flops")
 
 
-def rungs(reduction: float = 3.0) -> Rungs:
-    return Rungs((1, 3), reduction, OBJECTIVES)
+def rungs(reduction: float = 3.0) -> MultiObjectiveASHA:
+    return MultiObjectiveASHA((1, 3), reduction, OBJECTIVES)
 
 
-def come(to: Rungs, epoch: int, name: str, top1_percent: float, flops: float) -> bool:
+def come(to: MultiObjectiveASHA, epoch: int, name: str, top1_percent: float, flops: float) -> bool:
     return to.judge(epoch, name, {"top1_percent": top1_percent, "flops": flops, "latency_ms": 1.0})
 
 

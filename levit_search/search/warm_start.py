@@ -1,4 +1,5 @@
-"""Taking over the finished trials of another study, such as one of a narrower space."""
+"""What was found before: by an earlier session, or in another study whose trials are taken over,
+such as one of a narrower space."""
 
 import warnings
 from collections.abc import Mapping
@@ -9,9 +10,9 @@ from optuna.trial import TrialState
 
 from levit_search.errors import InputError
 from levit_search.files import write_atomically
+from levit_search.latency.cache import fingerprint
 from levit_search.sealed import DamagedFileError, check_weights, read_bounded
-from levit_search.search.ledger import Ledger
-from levit_search.search.preparation import check_data, check_devices
+from levit_search.search.trials import TrialStore
 from levit_search.space import Space
 from levit_search.study import MEASURED, REMEASURED, Record, Study, differences
 
@@ -52,39 +53,63 @@ def check_source(folder: Path, study: Study) -> Study:
     return source
 
 
-def check_fits(source: Study, study: Study, prepared: Mapping[str, Any]) -> None:
-    """Make sure that figures of another study may stand beside those of this one.
+def check_prepared(
+    study: Study, source: Study, attributes: Mapping[str, Any], prepared: Mapping[str, Any]
+) -> None:
+    """Make sure that latencies of two devices, or accuracies on different images, do not come onto
+    one front.
 
     Args:
-        source: the other study.
-        study: this one.
-        prepared: what its evaluations need, as this session found it.
+        study: with the sections of all targets.
+        source: what was found before is its: the study itself, or the one to take from.
+        attributes: of that; ``device`` and ``devices`` are what its latencies were measured on,
+            ``data`` what its accuracies were, which studies of older releases did not note.
+        prepared: the same of now; empty where nothing is measured or trained.
 
     Raises:
-        InputError: latencies there were measured on another device than they are here, or
-            accuracies on other images.
+        InputError: one is another device, or these are other images.
     """
-    attributes = source.attributes()
-    check_devices(study, attributes, prepared)
-    check_data(source, attributes, prepared)
+    sections = {"": study.config.latency, **study.config.targets}
+    devices, devices_now = _devices(attributes), _devices(prepared)
+    for target in devices.keys() & devices_now.keys():
+        runtime = sections[target].runtime
+        old, new = (fingerprint(each[target], runtime) for each in (devices, devices_now))
+        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if changed:
+            name, at = changed[0], f" at {target}" if target else ""
+            raise InputError(
+                f"{study.folder}: its latencies{at} were measured with {name} {old.get(name)}, "
+                f"here it is {new.get(name)}; start another study by --study"
+            )
+    before, now = attributes.get("data") or {}, prepared.get("data") or {}
+    if before.get("id") and now.get("id") and before["id"] != now["id"]:
+        counts = ("num_classes", "train_images", "val_images")
+        changed = [
+            f"{name} {before[name]} then, {now[name]} now"
+            for name in counts
+            if name in before and name in now and before[name] != now[name]
+        ]
+        raise InputError(
+            f"{source.folder}: its accuracies were measured on other images "
+            f"({', '.join(changed) or 'as many as now, of other content'}); put the old ones back, "
+            "or begin another study by --study"
+        )
 
 
-def taken_over(source: Study, study: Study, space: Space, ledger: Ledger) -> None:
+def taken_over(source: Study, study: Study, space: Space, store: TrialStore) -> None:
     """Enter the finished trials of another study that are networks of ``space``.
 
     They use up no budget. What the space, the limits or the rungs do not allow stays behind, and so
     does what is here already. Weights are copied.
 
     Args:
-        source: the other study, see :func:`check_source` and :func:`check_fits`.
+        source: the other study, see :func:`check_source` and :func:`check_prepared`.
         study: where to.
         space: of that study.
-        ledger: of that study, which is prepared.
+        store: of that study, which is prepared.
     """
     attributes = source.attributes()
-    present: set[str | None] = {
-        trial.user_attrs.get("architecture_id") for trial in ledger.trials()
-    }
+    present: set[str | None] = {trial.user_attrs.get("architecture_id") for trial in store.trials()}
     for record in source.records():
         network = record.architecture
         if not _is_whole(record, study) or network is None or network.id in present:
@@ -93,14 +118,14 @@ def taken_over(source: Study, study: Study, space: Space, ledger: Ledger) -> Non
         if values is None or not _keeps_limits(record, space):
             continue
         for key in (f"{kind}{network.id}" for kind in (MEASURED, REMEASURED)):
-            if key in attributes and key not in ledger.attributes:
-                ledger.set_attribute(key, attributes[key])
-        _enter(record, source, study, ledger, space.encoded(values))
+            if key in attributes and key not in store.attributes:
+                store.set_attribute(key, attributes[key])
+        _enter(record, source, study, store, space.encoded(values))
         present.add(network.id)
 
 
 def _enter(
-    record: Record, source: Study, study: Study, ledger: Ledger, params: Mapping[str, Any]
+    record: Record, source: Study, study: Study, store: TrialStore, params: Mapping[str, Any]
 ) -> None:
     assert record.architecture is not None
     network = record.architecture
@@ -120,10 +145,10 @@ def _enter(
     excess = {"valid": 0.0}
     if record.state == "complete":
         objectives = [record.estimates[name] for name in study.config.objectives]
-        ledger.add(TrialState.COMPLETE, objectives, params, notes, excess, {})
+        store.add(TrialState.COMPLETE, objectives, params, notes, excess, {})
     else:
         notes["reason"] = record.reason
-        ledger.add(TrialState.PRUNED, None, params, notes, excess, {})
+        store.add(TrialState.PRUNED, None, params, notes, excess, {})
 
 
 def _copy_weights(weights: Path, study: Study) -> None:
@@ -183,3 +208,9 @@ def _meaning(study: Study) -> dict[str, Any]:
     for name, section in config.also_measured.items():
         meaning[f"targets.{name}"] = section.model_dump(mode="json")
     return meaning
+
+
+def _devices(found: Mapping[str, Any]) -> dict[str, Any]:
+    """By target, the main one by no name."""
+    main = {"": found["device"]} if found.get("device") else {}
+    return {**main, **found.get("devices", {})}

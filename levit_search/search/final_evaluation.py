@@ -14,7 +14,7 @@ The networks that the search is compared with are measured with the first of the
 import math
 import statistics
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -23,8 +23,8 @@ import numpy as np
 from levit_search import table
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
-from levit_search.engine.interface import FIRST_BASELINE, Engine, Event, pass_on_warnings
-from levit_search.errors import GOES_ON, BudgetError
+from levit_search.engine.interface import FIRST_BASELINE, Engine, Event
+from levit_search.errors import BudgetError
 from levit_search.latency.protocol import PLAIN_TIME_SDS, repeats_percent
 from levit_search.latency.worker import PROTOCOL
 from levit_search.pareto import (
@@ -36,10 +36,10 @@ from levit_search.pareto import (
     minimised,
     non_dominated,
 )
-from levit_search.search.baselines import Baselines
-from levit_search.search.ledger import Ledger
+from levit_search.search.comparisons import Comparisons
+from levit_search.search.loop import Loop
 from levit_search.search.outcome import Display
-from levit_search.search.tally import Tally
+from levit_search.search.trials import TrialStore
 from levit_search.study import (
     MEASURED,
     REMEASURED,
@@ -48,12 +48,10 @@ from levit_search.study import (
     Study,
     compared,
     training_file,
-    with_measured,
 )
 
 # Where so many in a row cannot be verified it is not their fault.
 _FAILURES = 3
-_REFRESH_S = 0.25
 # Beside the front so many networks are measured again at most, those that miss it by the least.
 _RIVALS = 8
 # More are measured in several goes: their files lie on the target at once, and each go is kept.
@@ -64,19 +62,22 @@ Measured = Record | BaselineRecord
 """What has latencies."""
 
 
-class Verification:
+class FinalEvaluation:
     """Verifies until nothing that the front needs is estimated, or measured once, only.
 
     Args:
         study: which one.
-        ledger: where what is found is kept, as attributes of the study.
-        baselines: what the search is compared with.
+        store: its trials; what is found is kept there as attributes of the study.
+        comparisons: what the search is compared with.
+        display: told what happens.
     """
 
-    def __init__(self, study: Study, ledger: Ledger, baselines: Baselines) -> None:
-        self._study, self._config, self._ledger = study, study.config, ledger
-        self._baselines = baselines
-        self._running: dict[int, Record] = {}
+    def __init__(
+        self, study: Study, store: TrialStore, comparisons: Comparisons, display: Display
+    ) -> None:
+        self._study, self._config, self._store = study, study.config, store
+        self._comparisons, self._display = comparisons, display
+        self.running: dict[int, Record] = {}
         self._failed: dict[str, dict[str, Any]] = {}
         """What failed since something worked last; kept once something works again."""
         self._works = False
@@ -87,19 +88,12 @@ class Verification:
         self._lost: str | None = None
         """Why nothing can be measured any more."""
 
-    def lay_over(self, tally: Tally) -> Tally:
-        """A tally with what was found in the place of estimates."""
-        limit_ms = self._config.limits.latency_ms
-        found = self._ledger.attributes
-        records = [with_measured(each, found, limit_ms) for each in tally.records]
-        return Tally(self._config.objectives, records)
-
-    def left(self, tally: Tally, aside: Collection[str] = ()) -> list[Record]:
+    def left(self, aside: Collection[str] = ()) -> list[Record]:
         """Records that are to be verified, those ``aside`` left out."""
         config, objectives = self._config, self._config.objectives
         records = [
             record
-            for record in tally.records
+            for record in self._store.status.records
             if record.architecture is None or _key(record) not in aside
         ]
         if config.inherits:
@@ -108,26 +102,23 @@ class Verification:
             wanted = table.front(records, objectives)
         else:
             wanted = []
-        return [record for record in wanted if _key(record) not in self._ledger.attributes]
+        return [record for record in wanted if _key(record) not in self._store.attributes]
 
-    def left_again(self, tally: Tally) -> list[Measured]:
+    def left_again(self) -> list[Measured]:
         """What is to be measured again, together.
 
         These are baselines, members of the front and near rivals of which this was not done by
         today's protocol. Where it was done to each member, rivals alone are no reason.
         """
-        config = self._config
+        config, status = self._config, self._store.status
         if not config.is_measured and not config.also_measured:
             return []
-        again: list[Measured] = [each for each in self._baselines.records() if each.is_complete]
-        front = table.front(tally.records, config.objectives)
-        if any(map(self._is_unrepeated, front)):
-            again += [*front, *near_rivals(tally.records, config.objectives, _RIVALS)]
+        again: list[Measured] = [each for each in self._comparisons.records() if each.is_complete]
+        if any(map(self._is_unrepeated, status.front)):
+            again += [*status.front, *near_rivals(status.records, config.objectives, _RIVALS)]
         return [each for each in again if self._is_unrepeated(each)]
 
-    def run(
-        self, engine: Engine, tally: Tally, display: Display, is_asked_to_stop: Callable[[], bool]
-    ) -> Tally:
+    def run(self, loop: Loop) -> None:
         """Verify and measure again until nothing is left, or somebody asks to stop.
 
         Once asked, what is verified goes on to its next rung or its end, and what is measured again
@@ -139,71 +130,119 @@ class Verification:
             BudgetError: nothing can be verified, or a disk refuses.
         """
         while True:
-            tally = self._verified(engine, tally, display, is_asked_to_stop)
-            records = self.left_again(tally)
-            if not records or is_asked_to_stop():
-                return tally
+            self._verify(loop)
+            records = self.left_again()
+            if not records or loop.is_asked_to_stop():
+                return
             for start in range(0, len(records), _TOGETHER):
                 some = records[start : start + _TOGETHER]
                 if self._lost is not None:
                     self._leave(some, self._lost)
-                    continue
-                tally = self._measured_again(engine, some, tally, display, is_asked_to_stop)
+                else:
+                    self._measure_again(loop, some)
 
-    def _measured_again(
-        self,
-        engine: Engine,
-        records: list[Measured],
-        tally: Tally,
-        display: Display,
-        is_asked_to_stop: Callable[[], bool],
-    ) -> Tally:
-        """The tally with ``records`` measured again; as it was if somebody asks to stop."""
-        networks = [_network(record) for record in records]
+    def _verify(self, loop: Loop) -> None:
+        """Find figures in the place of estimates on the front, as far as nobody asks to stop."""
+        if count := len(self.left()):
+            what = "of the front: measured"
+            if self._config.inherits:
+                what = "of the front and near to it: trained alone"
+            self._display.preparing(f"{_networks(count)} {what}", None)
+        loop.run(self)
+        if self._failed and not loop.is_asked_to_stop():
+            reason = next(reversed(self._failed.values()))["failed"]
+            raise BudgetError(
+                f"{len(self._failed)} networks on the front could not be verified, the last with: "
+                f"{reason}; the same command tries again"
+            )
+
+    def start_next(self, engine: Engine) -> bool:
+        record = self._next()
+        if record is None:
+            return False
+        assert record.architecture is not None
+        self.running[record.trial] = record
+        engine.verify(record.trial, record.architecture)
+        self._display.started(record.trial, record.architecture)
+        return True
+
+    def is_done(self) -> bool:
+        may_be_kept = self._failed and self._works and len(self._failed) < _FAILURES
+        if may_be_kept and self._next() is None:
+            self._keep_failed()  # and look at what comes onto the front now
+        return self._next() is None
+
+    def at_rung(self, number: int, epoch: int, values: Mapping[str, float]) -> bool:
+        self._display.at_rung(number, epoch, values["top1_percent"])
+        return True
+
+    def done(self, number: int, content: Mapping[str, Any]) -> None:
+        record = self.running.pop(number)
+        self._works = True
+        self._seconds.append(content.get("seconds", 0.0))
+        names = ("values", "latency", "training", "seconds")
+        found = {name: content[name] for name in names if name in content}
+        found["finished"] = datetime.now().isoformat(timespec="seconds")
+        self._store.set_attribute(_key(record), found)
+        self._keep_failed()
+        self._ended(record)
+
+    def failed(self, number: int, event: Event) -> None:
+        record = self.running.pop(number)
+        self._failed[_key(record)] = {"failed": event.text}
+        self._ended(record)
+
+    def _next(self) -> Record | None:
+        """What is to be verified next; None if nothing is now."""
+        if len(self._failed) >= _FAILURES:
+            return None
+        if not self._config.inherits and self.running:
+            return None  # what comes onto the front next depends on what is found
+        aside = {*self._failed, *(_key(record) for record in self.running.values())}
+        return next(iter(self.left(aside)), None)
+
+    def _keep_failed(self) -> None:
+        """Write down what failed, and count with all that was found."""
+        for key, content in self._failed.items():
+            self._store.set_attribute(key, content)
+        self._failed = {}
+        self._store.recount()
+
+    def _ended(self, record: Record) -> None:
+        """Show what became of a network that was verified, and of those that are left."""
+        training_file(self._study.folder, _network(record).id).unlink(missing_ok=True)
+        status, left_s = self._store.status, None
+        if self._config.inherits and self._seconds:  # else it is not known which ones are left
+            left = len(self.left(self._failed))
+            left_s = left * statistics.fmean(self._seconds) / self._config.engine.jobs
+        shown = next(each for each in status.records if each.trial == record.trial)
+        self._display.finished(shown, status, left_s)
+
+    def _measure_again(self, loop: Loop, records: list[Measured]) -> None:
+        """Measure records again and together, and say what became of the front."""
         trials = [record.trial for record in records if isinstance(record, Record)]
-        trial, is_begun = next(iter(trials), FIRST_BASELINE), False
-        display.preparing(f"{_told(records)}: measured again", None)
-        while not is_asked_to_stop():
-            if not is_begun and engine.has_room():
-                engine.remeasure(trial, networks)
-                is_begun = True
-            for event in pass_on_warnings(engine.events(_REFRESH_S)):
-                if event.kind == "failed" and event.trial in (None, trial):
-                    if refusal := event.content.get("refused_by_disk"):
-                        raise BudgetError(f"{refusal}; {GOES_ON}")
-                    self._lost = event.text if event.trial is None else None
-                    self._leave(records, event.text)
-                    return tally
-                if event.trial != trial:
-                    continue
-                if event.kind == "done":
-                    return self._noted(records, event.content["results"], tally, display)
-                display.preparing(event.text, event.fraction)
-            display.tick()
-        return tally
-
-    def _noted(
-        self,
-        records: list[Measured],
-        results: list[dict[str, Any]],
-        tally: Tally,
-        display: Display,
-    ) -> Tally:
-        """Keep what was measured again, and say what became of the front."""
+        number = next(iter(trials), FIRST_BASELINE)
+        networks = [_network(record) for record in records]
+        event = loop.measure(number, networks, f"{_told(records)}: measured again")
+        if event is None:
+            return
+        if event.kind == "failed":
+            self._lost = event.text if event.trial is None else None
+            self._leave(records, event.text)
+            return
         finished = datetime.now().isoformat(timespec="seconds")
-        for record, result in zip(records, results, strict=True):
+        for record, result in zip(records, event.content["results"], strict=True):
             if "failed" in result:
                 self._leave([record], result["failed"])
                 continue
             found = {name: result[name] for name in ("values", "latency", "targets")}
             found |= {"protocol": PROTOCOL, "finished": finished}
-            self._ledger.set_attribute(_key(record, REMEASURED), found)
-        before = {record.trial for record in tally.front}
-        tally = self.lay_over(tally)
-        after = {record.trial for record in tally.front}
+            self._store.set_attribute(_key(record, REMEASURED), found)
+        before = {record.trial for record in self._store.status.front}
+        self._store.recount()
+        after = {record.trial for record in self._store.status.front}
         lost, won = len(before - after), len(after - before)
-        display.preparing(f"measured again: {lost} left the front, {won} came onto it", None)
-        return tally
+        self._display.preparing(f"measured again: {lost} left the front, {won} came onto it", None)
 
     def _leave(self, records: list[Measured], reason: str) -> None:
         """Leave records with the search's figures for this session."""
@@ -216,109 +255,8 @@ class Verification:
 
     def _is_unrepeated(self, record: Measured) -> bool:
         key = _key(record, REMEASURED)
-        found = self._ledger.attributes.get(key, {})
+        found = self._store.attributes.get(key, {})
         return key not in self._unmeasured and found.get("protocol") != PROTOCOL
-
-    def _verified(
-        self, engine: Engine, tally: Tally, display: Display, is_asked_to_stop: Callable[[], bool]
-    ) -> Tally:
-        """The tally without estimates on its front, as far as nobody asks to stop."""
-        if count := len(self.left(tally)):
-            display.preparing(self._announced(count), None)
-        while True:
-            while engine.has_room() and not is_asked_to_stop():
-                if len(self._failed) >= _FAILURES or not (record := self._next(tally)):
-                    break
-                self._running[record.trial] = record
-                assert record.architecture is not None
-                engine.verify(record.trial, record.architecture)
-                display.started(record.trial, record.architecture)
-            if not self._running and (engine.has_room() or is_asked_to_stop()):
-                if not self._failed or not self._works or len(self._failed) >= _FAILURES:
-                    break
-                tally = self._kept(tally)  # and look at what comes onto the front now
-                continue
-            for event in pass_on_warnings(engine.events(_REFRESH_S)):
-                tally = self._handle(engine, event, tally, display, is_asked_to_stop)
-            display.tick()
-        if self._failed and not is_asked_to_stop():
-            reason = next(reversed(self._failed.values()))["failed"]
-            raise BudgetError(
-                f"{len(self._failed)} networks on the front could not be verified, the last with: "
-                f"{reason}; the same command tries again"
-            )
-        return tally
-
-    def _next(self, tally: Tally) -> Record | None:
-        aside = {*self._failed, *(_key(record) for record in self._running.values())}
-        if not self._config.inherits and self._running:
-            return None  # what comes onto the front next depends on what is found
-        return next(iter(self.left(tally, aside)), None)
-
-    def _handle(
-        self,
-        engine: Engine,
-        event: Event,
-        tally: Tally,
-        display: Display,
-        is_asked_to_stop: Callable[[], bool],
-    ) -> Tally:
-        if event.trial is None:
-            if event.kind == "failed":
-                raise BudgetError(event.text)
-            return tally
-        record = self._running.get(event.trial)
-        if record is None:
-            return tally
-        match event.kind:
-            case "progress":
-                display.progress(event.trial, event.text, event.fraction)
-                return tally
-            case "rung":
-                accuracy = event.content["values"]["top1_percent"]
-                display.at_rung(event.trial, event.content["epoch"], accuracy)
-                if is_asked_to_stop():  # goes on from its checkpoint the next time
-                    del self._running[event.trial]
-                else:
-                    engine.answer(event.trial, True)
-                return tally
-            case "failed":
-                if refusal := event.content.get("refused_by_disk"):
-                    raise BudgetError(f"{refusal}; {GOES_ON}")
-                self._failed[_key(record)] = {"failed": event.text}
-            case "done":
-                self._works = True
-                self._seconds.append(event.content.get("seconds", 0.0))
-                names = ("values", "latency", "training", "seconds")
-                found = {name: event.content[name] for name in names if name in event.content}
-                found["finished"] = datetime.now().isoformat(timespec="seconds")
-                self._ledger.set_attribute(_key(record), found)
-                tally = self._kept(tally)
-        del self._running[event.trial]
-        assert record.architecture is not None
-        training_file(self._study.folder, record.architecture.id).unlink(missing_ok=True)
-        shown = next(each for each in tally.records if each.trial == record.trial)
-        display.finished(shown, tally, self._left_s(tally))
-        return tally
-
-    def _announced(self, count: int) -> str:
-        if self._config.inherits:
-            return f"{_networks(count)} of the front and near to it: trained alone"
-        return f"{_networks(count)} of the front: measured"
-
-    def _left_s(self, tally: Tally) -> float | None:
-        """The time that the rest will take, where it is known which networks that will be."""
-        if not self._config.inherits or not self._seconds:
-            return None
-        count = len(self.left(tally, self._failed))
-        return count * statistics.fmean(self._seconds) / self._config.engine.jobs
-
-    def _kept(self, tally: Tally) -> Tally:
-        """Write down what failed, and lay over all that was found."""
-        for key, content in self._failed.items():
-            self._ledger.set_attribute(key, content)
-        self._failed = {}
-        return self.lay_over(tally)
 
 
 def worth_verifying(

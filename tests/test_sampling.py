@@ -4,13 +4,12 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.trial import TrialState
 
-from levit_search.search.history import History
-from levit_search.search.rungs import Rungs
-from levit_search.search.samplers import Proposer, Standing, chosen, population_of, reads_pruned
+from levit_search.search.moasha import MultiObjectiveASHA
+from levit_search.search.sampling import ProposalStatus, Sampler, chosen, population_of
 from levit_search.study import SamplerName, SearchConfig
 
 OBJECTIVES = ("top1_percent", "flops")
@@ -41,38 +40,35 @@ class Searched:
 
     def __init__(self, name: SamplerName, seed: int = 0, startup: int = 10) -> None:
         config = SearchConfig(sampler=name, seed=seed, startup_trials=startup, trials=100)
-        self.history = History(OBJECTIVES, SPACE, ["valid", "size"], reads_pruned(name), None)
-        self.proposer = Proposer(
-            name, config, SPACE, self.history, self.judge, population_of(config)
-        )
+        limits, population = ["valid", "size"], population_of(config)
+        self.sampler = Sampler(name, config, SPACE, OBJECTIVES, limits, self.status_of, population)
         self.known: set[tuple[Any, ...]] = set()
         self.proposed: list[dict[str, Any]] = []
         self.infeasible: list[bool] = []
-        self._fruitless = 0
+        self._rejections = 0
 
-    def judge(self, params: Mapping[str, Any]) -> Standing:
+    def status_of(self, params: Mapping[str, Any]) -> ProposalStatus:
         if size(params) > LIMIT:
             return "infeasible"
         return "known" if tuple(params.values()) in self.known else "new"
 
     def step(self) -> bool:
         number = len(self.proposed)
-        self.history.begin(number)
-        self.proposer.place(number)
-        params = self.proposer.propose(number, self._fruitless)
+        self.sampler.begin(number)
+        params = self.sampler.suggest(number, self._rejections)
         if params is None:
             return False
-        self.history.propose(number, params)
+        self.sampler.set_params(number, params)
         excess = {"valid": 0.0, "size": size(params) / LIMIT - 1}
         is_new = tuple(params.values()) not in self.known
         if excess["size"] > 0:
-            self.history.violate(number, {"flops": figures(params)["flops"]}, excess)
+            self.sampler.tell(number, {"flops": figures(params)["flops"]}, excess)
         else:
-            self.history.complete(number, figures(params), excess)
+            self.sampler.tell(number, figures(params), excess)
         self.known.add(tuple(params.values()))
         self.proposed.append(params)
         self.infeasible.append(excess["size"] > 0)
-        self._fruitless = 0 if excess["size"] <= 0 and is_new else self._fruitless + 1
+        self._rejections = 0 if excess["size"] <= 0 and is_new else self._rejections + 1
         return True
 
 
@@ -119,14 +115,13 @@ def test_samplers_find_what_random_draws_find_rarely(name: SamplerName) -> None:
 
 def test_a_grid_meets_every_choice_once_and_ends() -> None:
     choices = {name: SPACE[name] for name in ("x0", "x1", "kind")}
-    history = History(OBJECTIVES, choices, ["valid"], False, None)
     seen: list[tuple[Any, ...]] = []
 
-    def judge(params: Mapping[str, Any]) -> Standing:
+    def status_of(params: Mapping[str, Any]) -> ProposalStatus:
         return "new" if params["x0"] + params["x1"] <= 12 else "infeasible"
 
-    grid = Proposer("grid", SearchConfig(), choices, history, judge, 10)
-    while (params := grid.propose(len(seen), 0)) is not None:
+    grid = Sampler("grid", SearchConfig(), choices, OBJECTIVES, ["valid"], status_of, 10)
+    while (params := grid.suggest(len(seen), 0)) is not None:
         seen.append(tuple(params.values()))
     assert len(seen) == len(set(seen))
     assert set(seen) == {
@@ -141,31 +136,35 @@ def test_the_choice_of_auto_depends_on_the_budget() -> None:
     assert chosen(SearchConfig(sampler="grid")) == "grid"
 
 
+def taught(asha: MultiObjectiveASHA | None) -> Sampler:
+    return Sampler("tpe", SearchConfig(), SPACE, OBJECTIVES, ["valid"], lambda _: "new", 10, asha)
+
+
 def test_a_stopped_candidate_teaches_what_it_is_expected_to_reach() -> None:
-    rungs = Rungs((1,), 3.0, OBJECTIVES)
-    history = History(OBJECTIVES, SPACE, ["valid"], True, rungs)
+    asha = MultiObjectiveASHA((1,), 3.0, OBJECTIVES)
+    sampler = taught(asha)
     params = {**{f"x{index}": 1 for index in range(5)}, "kind": "a"}
     for number, (first, last) in enumerate([(40.0, None), (50.0, 70.0)]):
-        history.begin(number)
-        history.propose(number, {**params, "x0": number})
+        sampler.begin(number)
+        sampler.set_params(number, {**params, "x0": number})
         values = {"top1_percent": first, "flops": 100.0}
-        rungs.enter(1, str(number), values, last is not None)
+        asha.enter(1, str(number), values, last is not None)
         if last is None:
-            history.stop(number, 1, values, {"valid": 0.0})
+            sampler.tell(number, values, {"valid": 0.0}, stopped_at=1)
         else:
-            rungs.complete(str(number), last)
-            history.complete(number, {**values, "top1_percent": last}, {"valid": 0.0})
-    history.refresh()
-    errors = [trial.values[0] for trial in history.study().get_trials()]
+            asha.complete(str(number), last)
+            sampler.tell(number, {**values, "top1_percent": last}, {"valid": 0.0})
+    trials = sampler.study().get_trials()
+    errors = [trial.values[0] for trial in trials]
     assert errors == pytest.approx([0.4, 0.3]), "40 % and the 20 points that the other gained"
-    states = {trial.state for trial in history.study().get_trials()}
-    assert states == {optuna.trial.TrialState.COMPLETE}
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
 
 
 def test_the_same_parameters_again_teach_nothing() -> None:
-    history = History(OBJECTIVES, SPACE, ["valid"], True, None)
+    sampler = taught(None)
     for number in range(2):
-        history.begin(number)
-        history.propose(number, {**{f"x{index}": 1 for index in range(5)}, "kind": "a"})
-        history.complete(number, {"top1_percent": 50.0, "flops": 10.0}, {"valid": 0.0})
-    assert history.evaluated == 1
+        sampler.begin(number)
+        sampler.set_params(number, {**{f"x{index}": 1 for index in range(5)}, "kind": "a"})
+        sampler.tell(number, {"top1_percent": 50.0, "flops": 10.0}, {"valid": 0.0})
+    states = [trial.state for trial in sampler.study().get_trials()]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL]

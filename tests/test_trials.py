@@ -3,7 +3,7 @@
 import sys
 
 from levit_search.architecture import Architecture
-from levit_search.search.tally import Tally
+from levit_search.search.trials import SearchStatus
 from levit_search.study import Record
 
 
@@ -17,14 +17,14 @@ def record(network: Architecture, curve: list[dict[str, float]]) -> Record:
     return Record(3, "complete", network, evaluation["values"], None, None, 2.0, evaluation)
 
 
-def test_a_tally_gives_back_what_it_was_told(tiny: Architecture) -> None:
+def test_a_status_gives_back_what_it_was_told(tiny: Architecture) -> None:
     told = record(tiny, [{"epoch": 1, "train_loss": 0.1 + 0.2}])
-    tally = Tally(("top1_percent", "flops"), [told])
-    assert tally.records == [told]
-    assert tally.known == {tiny.id: told}
-    assert tally.front == [told]
-    assert tally.spent == 1
-    assert {**tally.known[tiny.id].evaluation} == told.evaluation
+    status = SearchStatus(("top1_percent", "flops"), [told])
+    assert status.records == [told]
+    assert status.known == {tiny.id: told}
+    assert status.front == [told]
+    assert status.counts["evaluated"] == 1
+    assert {**status.known[tiny.id].evaluation} == told.evaluation
 
 
 def test_a_learning_curve_is_kept_in_a_fifth_of_its_room(tiny: Architecture) -> None:
@@ -32,7 +32,7 @@ def test_a_learning_curve_is_kept_in_a_fifth_of_its_room(tiny: Architecture) -> 
     plain = sum(map(sys.getsizeof, curve)) + sum(
         sys.getsizeof(value) for point in curve for value in point.values()
     )
-    [kept] = Tally(("top1_percent", "flops"), [record(tiny, curve)]).records
+    [kept] = SearchStatus(("top1_percent", "flops"), [record(tiny, curve)]).records
     room = sum(map(sys.getsizeof, vars(kept.evaluation).values()))
     assert kept.evaluation["training"]["curve"] == curve
     assert room < plain / 5

@@ -1,0 +1,540 @@
+"""What comes before a search: everything is checked that can be without work of its own, a plan is
+made where one is asked for, and what all trials need is settled.
+
+A plan needs to know how fast a space's networks train here. That is timed in processes of its own,
+since a search imports no torch; as many as it has jobs train at once, as they share memory and
+cores, or a GPU.
+"""
+
+import math
+import multiprocessing
+import multiprocessing.connection
+import signal
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from levit_search import architecture as architectures
+from levit_search import data
+from levit_search.architecture import Architecture
+from levit_search.baseline import Baseline
+from levit_search.configuration import validated
+from levit_search.cost import Cost
+from levit_search.engine.interface import NO_TRIAL
+from levit_search.engine.local import start_aside, usable_cores
+from levit_search.errors import BudgetError, InputError, LevitSearchError
+from levit_search.image_size import canonical_size, size_text
+from levit_search.latency.process_pipe import exit_name
+from levit_search.latency.ray_connection import knock
+from levit_search.pareto import Objective, reference_values
+from levit_search.pretrained import check_weights_fit, pinned
+from levit_search.search.loop import Loop, unprepared
+from levit_search.search.warm_start import check_source
+from levit_search.space import Space, envelope_of
+from levit_search.study import Study, StudyConfig
+from levit_search.study.plan import DEFAULT_S, FEW_STEPS, Plan, PlanInputs, plan_of, views_for
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from levit_search.batches import Batches
+    from levit_search.recipe import Recipe
+
+_DRAWN = 100  # networks that stand for a space
+_EACH_S = 1.5  # for each network that is timed
+_MOST_STEPS = 20
+_NOISE_BATCHES = 4  # of images held in memory; which ones does not matter to the time
+_LIMIT_S = 1800.0  # for anything that a process is waited for, such as a stream that is counted
+
+
+def begin(
+    config: StudyConfig,
+    folder: Path | None,
+    command: list[str],
+    take_from: Path | None = None,
+    where: str = "space",
+    anew: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Study:
+    """The study to search: a new one, or the one in ``folder`` that is to go on.
+
+    Args:
+        config: what to search.
+        folder: of the study; None is ``studies/NAME``.
+        command: that asked for it, to be noted.
+        take_from: the folder of another study, whose finished trials are to be taken over.
+        where: the space file, for messages.
+        anew: begin the study again; what is there is kept beside it.
+        say: told what is in the data, the plan where there is one, and what takes long.
+
+    Raises:
+        InputError: the data, the space, the other study or the folder is not fit for it. Nothing
+            was written.
+        BudgetError: a plan was to be made, and training cannot be timed.
+    """
+    survey = None if data.is_known(config.data) else data.survey_of(config.data, say)
+    found = data.looked_at(config.data) if survey is None else data.settled(config.data, survey)
+    train = config.train.model_copy(update={"weights": _pinned(config, folder)})
+    config = config.model_copy(update={"data": found, "train": train})
+    space = checked_space(config, where)
+    folder = folder or Path("studies") / config.name
+    if Study.existing(folder) is None and found.name in ("digits", "fashion-mnist"):
+        survey = data.survey_of(found)
+    if survey is not None:
+        say("\n".join(survey.lines()))
+    if config.engine.kind == "ray" and config.engine.address is not None:
+        address = config.engine.address
+        try:
+            knock(address)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"no Ray cluster at {address!r} ({reason})") from None
+    if anew:
+        Study.put_aside(folder)
+    config = _planned(config, space, folder, take_from, say)
+    if take_from is not None:
+        check_source(take_from, Study(folder, config))
+    study = Study.create(folder, config, command)
+    if survey is not None:
+        study.keep_survey(survey)
+    if config.plan is not None:
+        say(_plan_text(config, config.plan))
+    return study
+
+
+def _pinned(config: StudyConfig, folder: Path | None) -> str:
+    """The weights to start from, with the trial where they are a study's: the one that the search
+    began with, where it goes on."""
+    weights = config.train.weights
+    before = Study.existing(folder or Path("studies") / config.name)
+    earlier = before.config.train.weights if before is not None and before.is_begun() else ""
+    if earlier in (weights, f"{weights}/supernet") or earlier.rpartition("#")[0] == weights:
+        return earlier
+    return pinned(weights)
+
+
+def checked_space(config: StudyConfig, where: str = "space") -> Space:
+    """The space of a configuration, whose data is there.
+
+    Raises:
+        InputError: the data is missing or has other sizes, the template is malformed, no network of
+            the space keeps its limits, its networks cannot share weights as they are to, those to
+            try first are none of them, none can start from the weights that it is to, or those to
+            compare with cannot be trained on the data.
+    """
+    config.check_data(where)
+    space = config.space(where)
+    space.sample(1)
+    if config.shares_weights:
+        for network in envelope_of(space, where).networks.values():
+            check_weights_fit(config.train, [network])
+    starts = start_values(config, space, where)
+    if config.is_trained and config.train.weights != "fresh":
+        first = [space.decode(values) for values in starts.values()]
+        check_weights_fit(config.train, [*first, *(each for each, _ in space.sample())])
+    for index, baseline in enumerate(config.compare):
+        try:
+            baseline.check(**space.sizes)
+        except InputError as error:
+            raise InputError(f"{where}: compare.{index}: {error}") from error
+    return space
+
+
+def start_values(config: StudyConfig, space: Space, where: str) -> dict[str, dict[str, Any]]:
+    """Slot values of the networks to try first, by id: those given by hand, then the published.
+
+    Each network stands there once, though some published names mean the same one. A description
+    that leaves its image size to the data, whose size it does not go with, is left out after a
+    warning.
+
+    Args:
+        config: of the study.
+        space: made from it.
+        where: its file, for messages.
+
+    Raises:
+        InputError: one given by hand is not in the space, or is made for other images.
+    """
+    chosen: dict[str, dict[str, Any]] = {}
+    for index, entry in enumerate(config.start):
+        try:
+            network = _given_to_start(entry, space.sizes, f"{where}: start", index)
+        except architectures.SizeError as error:
+            told = str(error).removeprefix(
+                f"{where}: "
+            )  # the same, and once, when it is asked again
+            warnings.warn(f"{told}; it is not tried first", stacklevel=1)
+            continue
+        values = space.encode(network)
+        if values is None:
+            name = entry if isinstance(entry, str) else "a network"
+            raise InputError(f"{where}: start: {name} ({network.summary()}) is not in the space")
+        chosen.setdefault(network.id, values)
+    for network in architectures.published_for(**space.sizes).values():
+        if network.id not in chosen and (values := space.encode(network)) is not None:
+            chosen[network.id] = values
+    return chosen
+
+
+def _given_to_start(
+    entry: str | Mapping[str, Any], sizes: Mapping[str, Any], where: str, index: int
+) -> Architecture:
+    """A network of ``start`` for images of ``sizes``."""
+    if isinstance(entry, str):
+        network = architectures.published(entry)
+        known = architectures.published_for(**sizes)
+        if entry not in known:
+            raise InputError(
+                f"{where}: {entry} ({network.summary()}) is not in the space: it is made for "
+                f"{size_text(network.image_size)} px, the data has {size_text(sizes['image_size'])}"
+            )
+        return known[entry]
+    for name, size in sizes.items():
+        if canonical_size(entry.get(name, size)) != size:
+            raise InputError(
+                f"{where}.{index}.{name}: {size_text(entry[name])} differs from the data's "
+                f"{size_text(size)}; left out, it is the data's"
+            )
+    return architectures.described(entry, sizes, f"{where}.{index}")
+
+
+def _planned(
+    config: StudyConfig,
+    space: Space,
+    folder: Path,
+    take_from: Path | None,
+    say: Callable[[str], None],
+) -> StudyConfig:
+    """The configuration with the plan of a study that goes on or is taken over, or a new one.
+
+    Raises:
+        InputError: the study was begun without a plan.
+    """
+    before = Study.existing(folder)
+    if before is not None and before.is_begun():
+        plan, epochs = before.config.plan, before.config.train.epochs
+        if plan is None and config.plan is not None and before.config.is_trained:
+            raise InputError(
+                f"{folder}: was begun with train.epochs {epochs}, not auto; choose another folder "
+                f"by --study, or --set train.epochs={epochs}"
+            )
+    elif take_from is not None and config.plan is not None:
+        plan = Study.open(take_from).config.plan
+    else:
+        plan = None
+    asked = config.plan
+    if asked is None or asked.is_made:  # epochs are given as a number
+        return config.model_copy(update={"plan": plan or asked})
+    search = config.search
+    if search.trials is None and search.time_s is None:  # a search by plan has an end
+        search = search.model_copy(update={"time_s": DEFAULT_S})
+        config = config.model_copy(update={"search": search})
+    if not config.is_trained:
+        return config.model_copy(update={"plan": None})
+    if plan is None:
+        return _newly_planned(config, asked.given, space, say)
+    kept = {key: value for key, value in plan.settings.items() if key not in asked.given}
+    planned = config.with_plan(plan.model_copy(update={"settings": kept}))
+    return planned.model_copy(update={"plan": plan})
+
+
+def _newly_planned(
+    config: StudyConfig, given: tuple[str, ...], space: Space, say: Callable[[str], None]
+) -> StudyConfig:
+    """The configuration with a plan for its data, the speed of this machine and its budget."""
+    say("Planning: counting images and timing networks of the space ...")
+    found = data.outline(config.data)
+    images, search = found.images["train"], config.search
+    views = {"train.epochs": 1000, **views_for(images, given)}  # far more than are timed
+    speed = training_speed(config.with_plan(Plan(given=given, settings=views)), space)
+    facts = PlanInputs(
+        images,
+        found.images["val"],
+        found.info.num_classes,
+        speed.flops,
+        speed.image_ms,
+        search.time_s or DEFAULT_S,
+        config.engine.jobs,
+        _trainings(config),
+        search.reduction if config.is_trained and not config.inherits else None,
+        {
+            each.id: found_ms
+            for each, found_ms in zip(config.compare, speed.baselines_ms, strict=True)
+            if not math.isnan(found_ms)
+        },
+        config.train.weights != "fresh",
+    )
+    return config.with_plan(plan_of(given, facts, config.train.batch_size))
+
+
+def _trainings(config: StudyConfig) -> int | None:
+    """How many networks are trained, as far as that is known."""
+    steps = 2 + config.supernet.members  # of the supernet, for each of an own training
+    if config.inherits:  # then the front and its rivals
+        return 2 * (steps + config.supernet.rivals)
+    if config.accuracy == "finetuned":
+        return 2 * steps
+    return config.search.trials
+
+
+def _plan_text(config: StudyConfig, plan: Plan) -> str:
+    """A plan in a few lines."""
+    train, few = config.train, config.data.train_images
+    fitted = min(few or plan.images, plan.images)
+    low, middle, high = plan.image_ms
+    rungs = config.rung_epochs
+    going_on = f"; about one in {config.search.reduction:g} goes on at epoch " if rungs else ""
+    views = {
+        "crop": train.crop if train.crop != "none" else "",
+        "mirrored": train.mirrors(data.describe(config.data).hflip),
+        "color_jitter": train.color_jitter,
+        "rand_augment": train.rand_augment,
+        "mixup": train.mixup,
+        "cutmix": train.cutmix,
+        "random_erasing": train.random_erasing,
+    }
+    shown = [name if value is True else f"{name} {value}" for name, value in views.items() if value]
+    networks = f"about {plan.networks} networks in all"
+    if flops := plan.settings.get("limits.flops"):
+        networks += f" of up to {flops / 1e6:.3g} MFLOPs, others take too long"
+    if config.inherits:
+        networks = "weights that all networks share, then the front's own"
+    elif config.shares_weights:
+        networks = "weights that all networks share; half of the time for candidates' finetuning"
+    known = {each.id: each.summary() for each in config.compare}
+    others = [
+        f"{known[name]} ({_minutes(each_s)})"
+        for name, each_s in plan.baselines_s.items()
+        if name in known
+    ]
+    short = ["  These are few steps for fresh weights: more time (--time) helps, or fewer --trials"]
+    return "\n".join(
+        [
+            f"Plan for {_minutes(plan.budget_s)} and {plan.jobs} job(s), kept in study.yaml:",
+            f"  {fitted:,} of {plan.images:,} images to fit on; training takes {middle:.3g} ms an "
+            f"image ({low:.3g} and {high:.3g} for the smallest and the largest network)",
+            f"  {train.epochs} epochs of {train.batch_size} images a step, {plan.steps:,} steps, "
+            f"about {_minutes(plan.network_s)} a network{going_on}{', '.join(map(str, rungs))}",
+            f"  {networks}; views: {', '.join(shown) or 'as they are'}",
+            *([f"  in the end, to compare with: {', '.join(others)}"] if others else []),
+            *(short if plan.steps < FEW_STEPS and train.weights == "fresh" else []),
+        ]
+    )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 100 else f"{seconds / 60:.3g} min"
+
+
+class TrainingSpeed(NamedTuple):
+    """What training takes an image, while all jobs train."""
+
+    flops: tuple[int, ...]
+    """Of networks that stand for the space, ascending."""
+    image_ms: tuple[float, ...]
+    """With each of them."""
+    baselines_ms: tuple[float, ...] = ()
+    """With each network to compare with, in the configuration's order."""
+
+
+def training_speed(config: StudyConfig, space: Space) -> TrainingSpeed:
+    """Time training by the recipe of ``config``, teacher aside.
+
+    Networks of the fewest FLOPs, the median and the most are timed; for others it is in proportion.
+    Those to compare with are timed as well.
+
+    Raises:
+        InputError: the data cannot be read, or the device is not there.
+        BudgetError: a process ended, or did nothing for minutes.
+    """
+    drawn = {network.id: (costs.flops, network) for network, costs in space.sample(_DRAWN)}
+    ordered = sorted(drawn.values(), key=lambda each: (each[0], each[1].id))
+    timed_ones = [ordered[place] for place in (0, len(ordered) // 2, -1)]
+    networks = [network for _, network in timed_ones]
+    jobs = min(config.engine.jobs, max(1, len(usable_cores()) // config.train.threads))
+    baselines = [each.network(**space.sizes) for each in config.compare]
+    children = [_Child(config, networks, baselines) for _ in range(jobs)]
+    try:
+        for child in children:
+            child.told()  # that it is ready
+        for child in children:
+            child.send("go")
+        timed = np.array([child.told() for child in children]).mean(axis=0)
+    finally:
+        for child in children:
+            child.end()
+    # Jobs beyond the cores wait for each other.
+    timed *= config.engine.jobs / jobs
+    ascending = np.maximum.accumulate(timed[: len(networks)])
+    flops = [each for each, _ in ordered]
+    image_ms = np.interp(flops, [each for each, _ in timed_ones], ascending).tolist()
+    return TrainingSpeed(tuple(flops), tuple(image_ms), tuple(timed[len(networks) :].tolist()))
+
+
+class _Child:
+    """A process that trains each of ``networks``, and of ``baselines``, for a moment."""
+
+    def __init__(
+        self, config: StudyConfig, networks: list[Architecture], baselines: list[Baseline]
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, far_end = context.Pipe()
+        described = [network.model_dump(mode="json") for network in networks]
+        self._process = context.Process(
+            target=_serve,
+            args=(far_end, config.model_dump(mode="json"), described, baselines),
+            name="levit-search-speed",
+        )
+        start_aside(self._process)
+        far_end.close()
+
+    def send(self, message: str) -> None:
+        self._connection.send(message)
+
+    def told(self) -> Any:
+        """What the process says next."""
+        if not self._connection.poll(_LIMIT_S):
+            raise BudgetError(f"timing training took longer than {_LIMIT_S:.0f} s")
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            self._process.join(1)
+            how = exit_name(self._process.exitcode)
+            raise BudgetError(f"timing training: the process ended with {how}") from None
+        if isinstance(answer, LevitSearchError):
+            raise answer
+        return answer
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+
+def _serve(
+    connection: "multiprocessing.connection.Connection",
+    config: dict[str, Any],
+    networks: list[dict[str, Any]],
+    baselines: list[Baseline],
+) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    from levit_search.train import fresh_network
+
+    try:
+        settings = validated(StudyConfig, config, "plan")
+        batches = _opened(settings)
+        connection.send("ready")
+        connection.recv()
+        recipe, each_ms = settings.train, []
+        for network in networks:
+            model: nn.Module = fresh_network(architectures.parse(network), recipe, 0)
+            each_ms.append(_image_ms(model, batches, recipe))
+        for baseline in baselines:
+            try:
+                each_ms.append(_image_ms(baseline.build_as_timm_does(), batches, recipe))
+            except (LevitSearchError, RuntimeError):  # its own training tells why
+                each_ms.append(math.nan)
+        connection.send(each_ms)
+    except LevitSearchError as error:
+        connection.send(error)
+
+
+def _opened(config: StudyConfig) -> "Batches":
+    """Pictures on disk as they are; where the images are held in memory, noise does as well."""
+    from levit_search.batches import noise_batches, open_batches
+
+    info, images, are_held = data.outline(config.data)
+    if not are_held:
+        return open_batches(config.data)
+    count = min(images["train"], _NOISE_BATCHES * config.train.batch_size)
+    return noise_batches(info, config.data.size, count)
+
+
+def _image_ms(model: "nn.Module", batches: "Batches", recipe: "Recipe") -> float:
+    """The median over steps; the first one, in which everything is made, does not count."""
+    from levit_search.train import step_seconds
+
+    seconds: list[float] = []
+    begun = time.perf_counter()
+    for step_s in step_seconds(model, batches, recipe):
+        seconds.append(step_s)
+        is_late = time.perf_counter() - begun > _EACH_S
+        if len(seconds) == _MOST_STEPS or (is_late and len(seconds) > 1):
+            break
+    return 1000 * statistics.median(seconds[1:]) / batches.batch_size(recipe)
+
+
+def sample_of(space: Space) -> Architecture:
+    """Any valid network: what is prepared depends on the images alone."""
+    rng = np.random.default_rng(0)
+    while True:
+        try:
+            return space.draw(rng)
+        except InputError:
+            continue  # the space was checked to have valid networks
+
+
+def costliest_figures(config: StudyConfig, space: Space, loop: Loop) -> dict[str, float]:
+    """What the configuration has ``referred``, measured of a costly network of the space.
+
+    That is the one of :meth:`levit_search.space.Space.sample` with the most FLOPs; on a device on
+    which it does not run, one with fewer than three quarters, a half or a quarter of the others',
+    or that with the fewest.
+
+    Raises:
+        BudgetError: none of them does, or nothing can be evaluated any more.
+        InputError: what evaluations need is wrong or missing.
+        KeyboardInterrupt: asked to stop.
+    """
+    if not config.referred:
+        return {}
+    sample = {network.id: (network, costs.flops) for network, costs in space.sample()}
+    descending = sorted(sample.values(), key=lambda each: each[1], reverse=True)
+    places = [round(share * (len(descending) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)]
+    reason = ""
+    for network, _ in (descending[place] for place in dict.fromkeys(places)):
+        event = loop.measure(NO_TRIAL, [network], "measuring the costliest network of the space")
+        if event is None:
+            raise KeyboardInterrupt
+        if event.trial is None:
+            raise unprepared(event)
+        if event.kind == "done":
+            values = event.content["results"][0]["values"]
+            return {name: values[name] for name in config.referred}
+        reason = event.text
+        warnings.warn(
+            f"{network.summary()}, of the costliest, cannot be measured: {reason}", stacklevel=2
+        )
+    raise BudgetError(f"no network of the space can be measured, the last: {reason}")
+
+
+def reference_of(
+    config: StudyConfig,
+    space: Space,
+    data: Mapping[str, Any],
+    measured: Mapping[Objective, float],
+) -> dict[Objective, float]:
+    """The reference of a study's hypervolumes and knee.
+
+    Args:
+        config: of the study.
+        space: made from it; the worst costs are those of :meth:`levit_search.space.Space.sample`.
+        data: ``guess_percent`` is the accuracy of guessing; that of equally large classes where
+            nothing says more.
+        measured: see :func:`costliest_figures`.
+    """
+    costs = [found for _, found in space.sample()]
+    worst = {name: float(max(getattr(each, name) for each in costs)) for name in Cost._fields}
+    return reference_values(
+        config.objectives,
+        config.hypervolume_reference,
+        config.limits.model_dump(),
+        data.get("guess_percent", 100 / space.sizes["num_classes"]),
+        {**worst, **measured},
+    )
