@@ -30,7 +30,7 @@ def doctor(
     checks = all_checks(study)
     with StepProgress() as shown:
         shown.begin("looking", len(checks))
-        shown.told("", 0.0)
+        shown.update("", 0.0)
 
         def report(check: "Check") -> None:
             shown.step(f"{check.group}: {check.name}")

@@ -149,7 +149,7 @@ def _pretraining(
 def _trained(study: "Study", shown: "StepProgress") -> dict[str, Any]:
     from levit_search.batches import open_batches
     from levit_search.distill import TeacherAnswers, obtain_teacher
-    from levit_search.supernet import SupernetEpoch, obtain_supernet
+    from levit_search.supernet import obtain_supernet
     from levit_search.train import Epoch
 
     config = study.config
@@ -163,9 +163,8 @@ def _trained(study: "Study", shown: "StepProgress") -> dict[str, Any]:
         shown.begin("teacher", 1)
         shown.step(teaching.name)
 
-        def told(epoch: Epoch) -> None:
-            text = f"trained, val {epoch.val_top1_percent:.1f} %"
-            shown.told(text, epoch.epoch / teaching.recipe.epochs)
+        def report_teacher(epoch: Epoch) -> None:
+            shown.update(f"trained, {epoch.summary()}", epoch.epoch / teaching.recipe.epochs)
 
         answers, _ = obtain_teacher(
             teaching,
@@ -174,7 +173,7 @@ def _trained(study: "Study", shown: "StepProgress") -> dict[str, Any]:
             config.train,
             study.folder / "teacher",
             config.search.seed,
-            told,
+            report_teacher,
             say,
         )
         shown.begin("supernet", 1)
@@ -185,14 +184,17 @@ def _trained(study: "Study", shown: "StepProgress") -> dict[str, Any]:
 
     def report(epoch: Epoch) -> None:
         nonlocal text
-        assert isinstance(epoch, SupernetEpoch)
-        text = f"epoch {epoch.epoch} of {epochs}, {epoch.told()}"
-        shown.told(text, epoch.epoch / epochs)
+        text = f"epoch {epoch.epoch} of {epochs}, {epoch.summary()}"
 
     shown.begin("supernet", 1)
     shown.step(config.name)
     return obtain_supernet(
-        config, batches, teacher, study.folder, report, lambda done: shown.told(text, done)
+        config,
+        batches,
+        teacher,
+        study.folder,
+        report,
+        lambda _, done: shown.update(text, done),
     ).card
 
 

@@ -39,7 +39,7 @@ def fill(
     from levit_search.distill import fill as fill_store
     from levit_search.distill import obtain_teacher
     from levit_search.distill.disk import megabytes
-    from levit_search.progress import StepProgress
+    from levit_search.progress import StepProgress, within
 
     config, chosen = _configured(space, settings)
     if not chosen.cache:
@@ -54,7 +54,7 @@ def fill(
             report = _reported(shown, chosen.recipe.epochs)
             answers, card = obtain_teacher(
                 *(chosen, config.data, batches, recipe, None, seed, report, say),
-                told=lambda done: shown.told("features", done),
+                progress=within("features", shown.update),
             )
             store = answers.store(seed)
             assert store is not None
@@ -62,13 +62,13 @@ def fill(
             say(f"{count} epochs: {megabytes(planned)} in {store.folder}, {megabytes(missing)} new")
             shown.begin("epoch", count)
 
-            def told(fraction: float) -> None:
+            def progress(text: str, fraction: float | None) -> None:
                 if fraction == 0.0:
-                    shown.step("")
+                    shown.step(text)
                 else:
-                    shown.told("", fraction)
+                    shown.update(text, fraction)
 
-            filled = fill_store(answers, batches, recipe, seed, count, told)
+            filled = fill_store(answers, batches, recipe, seed, count, progress)
     except KeyboardInterrupt:
         say("\nInterrupted. What was answered is kept; the same command goes on.")
         raise typer.Exit(130) from None
@@ -102,7 +102,7 @@ def _configured(space: str, settings: list[str] | None) -> "tuple[StudyConfig, T
 
 def _reported(shown: "StepProgress", epochs: int) -> Any:
     def report(epoch: "Epoch") -> None:
-        shown.told(f"trained, val {epoch.val_top1_percent:.1f} %", epoch.epoch / epochs)
+        shown.update(f"trained, {epoch.summary()}", epoch.epoch / epochs)
 
     return report
 

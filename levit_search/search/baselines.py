@@ -12,9 +12,9 @@ from datetime import datetime
 
 from levit_search.baseline import BaselineConfig
 from levit_search.errors import GOES_ON, BudgetError
+from levit_search.search.callbacks import CallbackList
 from levit_search.search.engine import FIRST_BASELINE, Engine, Event, pass_on_warnings
 from levit_search.search.ledger import Ledger
-from levit_search.search.outcome import Display
 from levit_search.search.tally import Tally
 from levit_search.study import BASELINE, BaselineRecord, Study, baselines_of, training_file
 
@@ -65,7 +65,9 @@ class Baselines:
         needed_s = max(max(seconds), math.fsum(seconds) / self._config.engine.jobs)
         return min(needed_s, _MOST_RESERVED * limit_s)
 
-    def run(self, engine: Engine, display: Display, is_asked_to_stop: Callable[[], bool]) -> None:
+    def run(
+        self, engine: Engine, callbacks: CallbackList, is_asked_to_stop: Callable[[], bool]
+    ) -> None:
         """Train what is left, as many at once as there is room for, until somebody asks to stop.
 
         Once asked, what runs goes on to its next rung or its end. One that fails is told in a
@@ -81,12 +83,12 @@ class Baselines:
                 trial = FIRST_BASELINE - self._config.compare.index(given)
                 self._running[trial] = given
                 engine.submit(trial, given)
-                display.started(trial, given)
+                callbacks.on_trial_start(trial, given)
             if not self._running and (not left or is_asked_to_stop()):
                 return
             for event in pass_on_warnings(engine.events(_REFRESH_S)):
-                self._handle(engine, event, display, is_asked_to_stop)
-            display.tick()
+                self._handle(engine, event, callbacks, is_asked_to_stop)
+            callbacks.on_loop_end()
 
     def _is_left(self, given: BaselineConfig) -> bool:
         found = self._ledger.attributes.get(f"{BASELINE}{given.id}")
@@ -95,7 +97,11 @@ class Baselines:
         return given.id not in self._tried and found.get("tries", _MOST_TRIES) < _MOST_TRIES
 
     def _handle(
-        self, engine: Engine, event: Event, display: Display, is_asked_to_stop: Callable[[], bool]
+        self,
+        engine: Engine,
+        event: Event,
+        callbacks: CallbackList,
+        is_asked_to_stop: Callable[[], bool],
     ) -> None:
         if event.trial is None and event.kind == "failed":
             raise BudgetError(event.text)
@@ -104,7 +110,7 @@ class Baselines:
             return
         match event.kind:
             case "progress":
-                display.progress(event.trial, event.text, event.fraction)
+                callbacks.on_trial_progress(event.trial, event.text, event.fraction)
                 return
             case "rung":
                 if is_asked_to_stop():  # goes on from its checkpoint the next time
@@ -124,7 +130,7 @@ class Baselines:
         del self._running[event.trial]
         training_file(self._study.folder, given.id).unlink(missing_ok=True)
         record = next(each for each in self.records() if each.config == given)
-        display.compared(event.trial, record)
+        callbacks.on_baseline_complete(event.trial, record)
 
     def _fail(self, given: BaselineConfig, reason: str, is_lasting: bool) -> None:
         """Note a failure; what may be there the next time, such as weights, does not count."""

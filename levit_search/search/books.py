@@ -13,9 +13,9 @@ from levit_search import table
 from levit_search.architecture import Architecture
 from levit_search.cost import Cost
 from levit_search.errors import GOES_ON, BudgetError, refused_by_disk
+from levit_search.search.callbacks import CallbackList
 from levit_search.search.history import History
 from levit_search.search.ledger import Ledger
-from levit_search.search.outcome import Display
 from levit_search.search.rungs import Rungs
 from levit_search.search.samplers import chosen, population_of, reads_pruned
 from levit_search.search.tally import Tally, is_spent
@@ -62,14 +62,14 @@ class Books:
     Args:
         study: its lock is held.
         space: of the study.
-        display: told of every trial that ends.
+        callbacks: told of every trial that ends.
 
     Raises:
         InputError: see :class:`Ledger`.
     """
 
-    def __init__(self, study: Study, space: Space, display: Display) -> None:
-        self._study, self._space, self._display = study, space, display
+    def __init__(self, study: Study, space: Space, callbacks: CallbackList) -> None:
+        self._study, self._space, self._callbacks = study, space, callbacks
         self._config = study.config
         self.ledger = Ledger(study, space.distributions())
         self.sampler, self.population = self._settled_sampler()
@@ -181,7 +181,7 @@ class Books:
         rung = {"epoch": epoch, "top1_percent": values["top1_percent"], "goes_on": goes_on}
         passed.append({**rung, "values": {name: known[name] for name in self._config.objectives}})
         self.ledger.note(candidate.number, "rungs", passed)
-        self._display.at_rung(candidate.number, epoch, values["top1_percent"])
+        self._callbacks.on_trial_result(candidate.number, epoch, values["top1_percent"])
         return goes_on
 
     def note_evaluation(self, candidate: Candidate, evaluation: Mapping[str, Any]) -> None:
@@ -287,7 +287,7 @@ class Books:
         record = self._with_measured(record_from_notes(number, _STATES[state], notes, now))
         self._count(record, excess)
         self.fruitless = 0 if is_spent(record) else self.fruitless + 1
-        self._display.finished(record, self.tally, self._left_s())
+        self._callbacks.on_trial_complete(record, self.tally, self._left_s())
         if time.monotonic() > self._tables_at:
             self.write_tables()
 

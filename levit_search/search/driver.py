@@ -15,9 +15,9 @@ from levit_search.errors import GOES_ON, BudgetError, InputError, LevitSearchErr
 from levit_search.files import remove_unfinished
 from levit_search.search.baselines import Baselines
 from levit_search.search.books import Books, Candidate, notes_of
+from levit_search.search.callbacks import Callback, CallbackList, Summary, front_volume
 from levit_search.search.engine import NO_TRIAL, Engine, Event, make_engine, pass_on_warnings
 from levit_search.search.memory import collected_later
-from levit_search.search.outcome import Display, Summary, front_volume
 from levit_search.search.preparation import (
     check_data,
     check_devices,
@@ -50,7 +50,7 @@ MakeEngine = Callable[[Study, Architecture, dict[str, float]], Engine]
 
 def search(
     study: Study,
-    display: Display,
+    callbacks: Sequence[Callback] = (),
     take_from: Path | None = None,
     engine: MakeEngine | None = None,
     is_asked_to_stop: Callable[[], bool] = lambda: False,
@@ -59,7 +59,7 @@ def search(
 
     Args:
         study: what to search, and where to keep it.
-        display: told what happens.
+        callbacks: each is told what happens.
         take_from: the folder of another study, whose finished trials are taken over where they
             fit.
         engine: makes what carries evaluations out; None is what the study's configuration names.
@@ -80,8 +80,12 @@ def search(
         check_donor_weights(study.config.train.donor_weights, space.donors())
         made = engine or make_engine
         with collected_later():
-            driver = _Driver(study, space, display, take_from, made, is_asked_to_stop)
-        return driver.run()
+            callback_list = CallbackList(callbacks)
+            driver = _Driver(study, space, callback_list, take_from, made, is_asked_to_stop)
+        try:
+            return driver.run()
+        finally:
+            callback_list.on_search_end()
 
 
 class _Driver:
@@ -91,17 +95,17 @@ class _Driver:
         self,
         study: Study,
         space: Space,
-        display: Display,
+        callbacks: CallbackList,
         take_from: Path | None,
         engine: MakeEngine,
         is_asked_to_stop: Callable[[], bool],
     ) -> None:
         self._make_engine, self._is_asked_to_stop = engine, is_asked_to_stop
-        self._study, self._space, self._display = study, space, display
+        self._study, self._space, self._callbacks = study, space, callbacks
         self._config = study.config
         self._source = check_source(take_from, study) if take_from is not None else None
         self._starts = start_values(study.config, space, str(study.folder / "study.yaml"))
-        self._books = Books(study, space, display)
+        self._books = Books(study, space, callbacks)
         self._proposer = Proposer(
             self._books.sampler,
             self._config.search,
@@ -124,6 +128,7 @@ class _Driver:
         try:
             with collected_later():
                 self._recall_all(trials)
+            self._callbacks.on_search_start(self._books.tally)
         except BaseException:
             if engine is not None:
                 engine.close()
@@ -149,9 +154,9 @@ class _Driver:
                 self._take_over(self._source)
             because = self._loop(engine)
             self._check_all_failed()
-            self._baselines.run(engine, self._display, self._is_asked_to_stop)
+            self._baselines.run(engine, self._callbacks, self._is_asked_to_stop)
             self._books.tally = self._verification.run(
-                engine, self._books.tally, self._display, self._is_asked_to_stop
+                engine, self._books.tally, self._callbacks, self._is_asked_to_stop
             )
         except BaseException:
             engine.close()
@@ -173,7 +178,7 @@ class _Driver:
                 warnings.warn(f"the front is not measured again: {error}", stacklevel=2)
                 return
             self._books.tally = self._verification.run(
-                engine, self._books.tally, self._display, self._is_asked_to_stop
+                engine, self._books.tally, self._callbacks, self._is_asked_to_stop
             )
 
     def _is_surely_begun(self, trials: Sequence[FrozenTrial]) -> bool:
@@ -248,7 +253,7 @@ class _Driver:
         """
         for network in costliest(self._space):
             self._prepare(engine)  # a worker that the one before has killed starts anew
-            self._display.preparing("measuring the costliest network of the space", None)
+            self._callbacks.on_progress("measuring the costliest network of the space", None)
             engine.remeasure(NO_TRIAL, [network])
             told = self._answer(engine)
             if told.kind == "done":
@@ -268,7 +273,7 @@ class _Driver:
                 self._handle(engine, event)
                 if event.trial == NO_TRIAL and event.kind in ("done", "failed"):
                     answers.append(event)
-            self._display.tick()
+            self._callbacks.on_loop_end()
             if self._is_asked_to_stop():
                 raise KeyboardInterrupt
         if refusal := answers[0].content.get("refused_by_disk"):
@@ -336,13 +341,13 @@ class _Driver:
     def _handle_all(self, engine: Engine, wait_s: float) -> None:
         for event in pass_on_warnings(engine.events(wait_s)):
             self._handle(engine, event)
-        self._display.tick()
+        self._callbacks.on_loop_end()
 
     def _tell_of_stopping(self) -> None:
         count = len(self._running)
         what = "1 network goes" if count == 1 else f"{count} networks go"
         text = f"interrupted: {what} on to the next rung or the end; Ctrl-C again stops now"
-        self._display.preparing(text, None)
+        self._callbacks.on_progress(text, None)
 
     def _is_enough(self) -> bool:
         trials = self._config.search.trials
@@ -449,21 +454,21 @@ class _Driver:
             if choice is None:
                 return False
             self._books.ledger.set_attribute("teacher_choice", choice)
-            self._display.preparing(choice["text"], None)
+            self._callbacks.on_progress(choice["text"], None)
         return bool(choice["kept"])
 
     def _submit(self, engine: Engine, candidate: Candidate) -> None:
         self._running[candidate.number] = candidate
         taught = candidate.notes.get("taught", True)
         engine.submit(candidate.number, candidate.network, taught)
-        self._display.started(candidate.number, candidate.network)
+        self._callbacks.on_trial_start(candidate.number, candidate.network)
 
     def _handle(self, engine: Engine, event: Event) -> None:
         if event.trial is None:
             if event.kind == "failed":  # a new worker could not prepare what the old one could
                 raise self._unprepared(event)
             if event.kind == "progress":
-                self._display.preparing(event.text, event.fraction)
+                self._callbacks.on_progress(event.text, event.fraction)
             if event.kind == "done":
                 self._prepared(event)
             return
@@ -472,7 +477,7 @@ class _Driver:
             return
         match event.kind:
             case "progress":
-                self._display.progress(event.trial, event.text, event.fraction)
+                self._callbacks.on_trial_progress(event.trial, event.text, event.fraction)
             case "rung":
                 epoch, values = event.content["epoch"], event.content["values"]
                 goes_on = self._books.at_rung(candidate, epoch, values)

@@ -36,9 +36,9 @@ from levit_search.pareto import (
     non_dominated,
 )
 from levit_search.search.baselines import Baselines
+from levit_search.search.callbacks import CallbackList
 from levit_search.search.engine import FIRST_BASELINE, Engine, Event, pass_on_warnings
 from levit_search.search.ledger import Ledger
-from levit_search.search.outcome import Display
 from levit_search.search.tally import Tally
 from levit_search.study import (
     MEASURED,
@@ -126,7 +126,11 @@ class Verification:
         return [each for each in again if self._is_unrepeated(each)]
 
     def run(
-        self, engine: Engine, tally: Tally, display: Display, is_asked_to_stop: Callable[[], bool]
+        self,
+        engine: Engine,
+        tally: Tally,
+        callbacks: CallbackList,
+        is_asked_to_stop: Callable[[], bool],
     ) -> Tally:
         """Verify and measure again until nothing is left, or somebody asks to stop.
 
@@ -139,7 +143,7 @@ class Verification:
             BudgetError: nothing can be verified, or a disk refuses.
         """
         while True:
-            tally = self._verified(engine, tally, display, is_asked_to_stop)
+            tally = self._verified(engine, tally, callbacks, is_asked_to_stop)
             records = self.left_again(tally)
             if not records or is_asked_to_stop():
                 return tally
@@ -148,21 +152,21 @@ class Verification:
                 if self._lost is not None:
                     self._leave(some, self._lost)
                     continue
-                tally = self._measured_again(engine, some, tally, display, is_asked_to_stop)
+                tally = self._measured_again(engine, some, tally, callbacks, is_asked_to_stop)
 
     def _measured_again(
         self,
         engine: Engine,
         records: list[Measured],
         tally: Tally,
-        display: Display,
+        callbacks: CallbackList,
         is_asked_to_stop: Callable[[], bool],
     ) -> Tally:
         """The tally with ``records`` measured again; as it was if somebody asks to stop."""
         networks = [_network(record) for record in records]
         trials = [record.trial for record in records if isinstance(record, Record)]
         trial, is_begun = next(iter(trials), FIRST_BASELINE), False
-        display.preparing(f"{_told(records)}: measured again", None)
+        callbacks.on_progress(f"{_told(records)}: measured again", None)
         while not is_asked_to_stop():
             if not is_begun and engine.has_room():
                 engine.remeasure(trial, networks)
@@ -177,9 +181,9 @@ class Verification:
                 if event.trial != trial:
                     continue
                 if event.kind == "done":
-                    return self._noted(records, event.content["results"], tally, display)
-                display.preparing(event.text, event.fraction)
-            display.tick()
+                    return self._noted(records, event.content["results"], tally, callbacks)
+                callbacks.on_progress(event.text, event.fraction)
+            callbacks.on_loop_end()
         return tally
 
     def _noted(
@@ -187,7 +191,7 @@ class Verification:
         records: list[Measured],
         results: list[dict[str, Any]],
         tally: Tally,
-        display: Display,
+        callbacks: CallbackList,
     ) -> Tally:
         """Keep what was measured again, and say what became of the front."""
         finished = datetime.now().isoformat(timespec="seconds")
@@ -202,7 +206,7 @@ class Verification:
         tally = self.lay_over(tally)
         after = {record.trial for record in tally.front}
         lost, won = len(before - after), len(after - before)
-        display.preparing(f"measured again: {lost} left the front, {won} came onto it", None)
+        callbacks.on_progress(f"measured again: {lost} left the front, {won} came onto it", None)
         return tally
 
     def _leave(self, records: list[Measured], reason: str) -> None:
@@ -220,11 +224,15 @@ class Verification:
         return key not in self._unmeasured and found.get("protocol") != PROTOCOL
 
     def _verified(
-        self, engine: Engine, tally: Tally, display: Display, is_asked_to_stop: Callable[[], bool]
+        self,
+        engine: Engine,
+        tally: Tally,
+        callbacks: CallbackList,
+        is_asked_to_stop: Callable[[], bool],
     ) -> Tally:
         """The tally without estimates on its front, as far as nobody asks to stop."""
         if count := len(self.left(tally)):
-            display.preparing(self._announced(count), None)
+            callbacks.on_progress(self._announced(count), None)
         while True:
             while engine.has_room() and not is_asked_to_stop():
                 if len(self._failed) >= _FAILURES or not (record := self._next(tally)):
@@ -232,15 +240,15 @@ class Verification:
                 self._running[record.trial] = record
                 assert record.architecture is not None
                 engine.verify(record.trial, record.architecture)
-                display.started(record.trial, record.architecture)
+                callbacks.on_trial_start(record.trial, record.architecture)
             if not self._running and (engine.has_room() or is_asked_to_stop()):
                 if not self._failed or not self._works or len(self._failed) >= _FAILURES:
                     break
                 tally = self._kept(tally)  # and look at what comes onto the front now
                 continue
             for event in pass_on_warnings(engine.events(_REFRESH_S)):
-                tally = self._handle(engine, event, tally, display, is_asked_to_stop)
-            display.tick()
+                tally = self._handle(engine, event, tally, callbacks, is_asked_to_stop)
+            callbacks.on_loop_end()
         if self._failed and not is_asked_to_stop():
             reason = next(reversed(self._failed.values()))["failed"]
             raise BudgetError(
@@ -260,7 +268,7 @@ class Verification:
         engine: Engine,
         event: Event,
         tally: Tally,
-        display: Display,
+        callbacks: CallbackList,
         is_asked_to_stop: Callable[[], bool],
     ) -> Tally:
         if event.trial is None:
@@ -272,11 +280,11 @@ class Verification:
             return tally
         match event.kind:
             case "progress":
-                display.progress(event.trial, event.text, event.fraction)
+                callbacks.on_trial_progress(event.trial, event.text, event.fraction)
                 return tally
             case "rung":
                 accuracy = event.content["values"]["top1_percent"]
-                display.at_rung(event.trial, event.content["epoch"], accuracy)
+                callbacks.on_trial_result(event.trial, event.content["epoch"], accuracy)
                 if is_asked_to_stop():  # goes on from its checkpoint the next time
                     del self._running[event.trial]
                 else:
@@ -298,7 +306,7 @@ class Verification:
         assert record.architecture is not None
         training_file(self._study.folder, record.architecture.id).unlink(missing_ok=True)
         shown = next(each for each in tally.records if each.trial == record.trial)
-        display.finished(shown, tally, self._left_s(tally))
+        callbacks.on_trial_complete(shown, tally, self._left_s(tally))
         return tally
 
     def _announced(self, count: int) -> str:

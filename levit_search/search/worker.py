@@ -22,18 +22,18 @@ from levit_search.configuration import validated
 from levit_search.errors import InputError, LevitSearchError, TrialError, refused_by_disk
 from levit_search.latency.sharing import while_no_probe_runs
 from levit_search.printable import escape_what_streams_lack
+from levit_search.progress import Progress
 from levit_search.search.engine import Event
 from levit_search.study import StudyConfig
 
-EVALUATOR = "levit_search.evaluate:Evaluator"
+EVALUATOR = "levit_search.search.evaluate:Evaluator"
 """Where workers find what they do their work with."""
 
-Progress = Callable[[str, float | None], None]
 Decide = Callable[[int, dict[str, float]], bool]
 
 
 class Evaluates(Protocol):
-    """What a worker does its work with, such as :class:`levit_search.evaluate.Evaluator`.
+    """What a worker does its work with, such as :class:`levit_search.search.evaluate.Evaluator`.
 
     It is made of the study's configuration, the study's folder, the reference's latency by id as
     far as that is known, and the cores that it should keep to (None: any).
@@ -85,7 +85,7 @@ class Steps:
     def prepare(self, sample: dict[str, Any]) -> bool:
         """Prepare for the images of a network, ``sample``; returns whether that worked."""
         network = architectures.parse(sample)
-        return self._attempt(None, lambda told: self._evaluator.prepare(network, told))
+        return self._attempt(None, lambda progress: self._evaluator.prepare(network, progress))
 
     def take(self, do: str, trial: int, described: Sequence[dict[str, Any]]) -> None:
         """``evaluate`` one network, with its teacher or ``evaluate_untaught``, ``verify`` one, or
@@ -94,10 +94,10 @@ class Steps:
         To ``evaluate`` a baseline is to compare with it.
         """
 
-        def step(told: Progress) -> dict[str, Any]:
+        def step(progress: Progress) -> dict[str, Any]:
             networks = [_parsed(each) for each in described]
             if do == "remeasure":
-                results = self._evaluator.remeasure(networks, told)
+                results = self._evaluator.remeasure(networks, progress)
                 return {
                     "results": [
                         {"failed": str(each)} if isinstance(each, TrialError) else each.as_json()
@@ -106,12 +106,12 @@ class Steps:
                 }
             (network,) = networks
             if isinstance(network, BaselineConfig):
-                found = self._evaluator.compare(network, told, decide)
+                found = self._evaluator.compare(network, progress, decide)
             elif do == "evaluate_untaught":
-                found = self._evaluator.evaluate(network, told, decide, taught=False)
+                found = self._evaluator.evaluate(network, progress, decide, taught=False)
             else:
                 work = self._evaluator.verify if do == "verify" else self._evaluator.evaluate
-                found = work(network, told, decide)
+                found = work(network, progress, decide)
             content: dict[str, Any] = found.as_json()
             return content
 
@@ -123,12 +123,12 @@ class Steps:
         self._attempt(trial, step)
 
     def _attempt(self, trial: int | None, step: Callable[[Progress], dict[str, Any]]) -> bool:
-        def told(text: str, fraction: float | None) -> None:
+        def progress(text: str, fraction: float | None) -> None:
             self._tell(Event("progress", trial, text, fraction))
 
         try:
             with _warnings_told(self._tell):
-                content = step(told)
+                content = step(progress)
         except (BrokenPipeError, ConnectionResetError, EOFError):
             raise
         except Exception as error:

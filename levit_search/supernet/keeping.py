@@ -26,6 +26,7 @@ from levit_search.files import expanded, file_digest, write_atomically
 from levit_search.model import LevitModel, load_exactly, ordered, save_weights, transfer
 from levit_search.model.source import Source
 from levit_search.pretrained import find_source, weights_digest
+from levit_search.progress import Progress, no_progress
 from levit_search.recipe import Recipe
 from levit_search.sealed import DamagedError, read_sealed, write_sealed
 from levit_search.space import Envelope, Space, envelope_of, extremes_of, stem_name
@@ -33,7 +34,7 @@ from levit_search.study import StudyConfig, differences
 from levit_search.supernet.elastic import Elastic, skeleton
 from levit_search.supernet.inherited import Inheritance
 from levit_search.supernet.sandwich import Sandwich
-from levit_search.train import Checkpoint, Report, Told, device_of, fit, seed_torch, silent
+from levit_search.train import Checkpoint, Report, device_of, fit, seed_torch, silent
 
 _FORMAT = 1
 _MOST_DRAWS = 10_000  # in a row that are over a limit
@@ -83,7 +84,7 @@ def obtain_supernet(
     teacher: Callable[[], TeacherAnswers | None],
     study: Path,
     report: Report = silent,
-    told: Told = silent,
+    progress: Progress = no_progress,
 ) -> Supernet:
     """The supernet of a study, trained now unless it, or the one that it names, is there.
 
@@ -94,7 +95,7 @@ def obtain_supernet(
             only where the supernet is trained.
         study: its folder.
         report: called after each epoch with a :class:`SupernetEpoch`.
-        told: called every few seconds within an epoch.
+        progress: told how far its training is, as by :func:`levit_search.train.fit`.
 
     Raises:
         InputError: the space has networks that share no weights, or the supernet that is there is
@@ -138,7 +139,15 @@ def obtain_supernet(
     checkpoint = Checkpoint(folder / "training.pt", run)
     answers = teacher()
     training = fit(
-        elastic, batches, recipe, seed, answers, report, checkpoint, told=told, lesson=lesson
+        elastic,
+        batches,
+        recipe,
+        seed,
+        answers,
+        report,
+        checkpoint,
+        progress=progress,
+        lesson=lesson,
     )
     found = {
         "made_of": made_of,
