@@ -37,8 +37,8 @@ class Listener(Clock):
         super().__init__()
         self.records: list[Record] = []
 
-    def finished(self, record: Record, *rest: object) -> None:
-        super().finished(record, *rest)
+    def on_trial_complete(self, record: Record, *rest: object) -> None:
+        super().on_trial_complete(record, *rest)
         self.records.append(record)
 
 
@@ -69,7 +69,7 @@ def measured(sampler: str, limit: int, trials: int, seed: int) -> dict[str, Any]
     listener = Listener()
     with tempfile.TemporaryDirectory() as folder:
         study = Study.create(Path(folder) / "study", config, sys.argv)
-        search(study, listener, engine=StubEngine)
+        search(study, [listener], engine=StubEngine)
     new = [record for record in listener.records if record.reused_from is None]
     over = [record.state == "pruned" for record in new]
     early, late = over[: len(over) // 2], over[len(over) // 2 :]

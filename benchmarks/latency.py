@@ -50,6 +50,7 @@ from levit_search.latency.cache import Cache
 from levit_search.latency.forecast import Forecast
 from levit_search.latency.protocol import repeats_percent
 from levit_search.model import build, export_onnx
+from levit_search.progress import Progress
 from levit_search.study import StudyConfig, read_config
 
 SPACES = Path(__file__).parents[1] / "spaces"
@@ -759,14 +760,14 @@ def error(predicted: Any, truth: Any) -> dict[str, float]:
     }
 
 
-def told_now_and_then() -> Callable[[str, float], None]:
+def told_now_and_then() -> Progress:
     """A report that speaks every 20 s at most."""
     last = [0.0]
 
-    def report(text: str, fraction: float) -> None:
+    def report(text: str, fraction: float | None) -> None:
         if time.monotonic() - last[0] > 20:
             last[0] = time.monotonic()
-            say(f"predict: {text} ({fraction:.0%})")
+            say(f"predict: {text} ({fraction or 0.0:.0%})")
 
     return report
 

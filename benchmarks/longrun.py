@@ -29,7 +29,7 @@ from levit_search.engine.interface import Engine
 from levit_search.engine.local import LocalEngine
 from levit_search.environment import environment
 from levit_search.files import write_json
-from levit_search.search import begin, search
+from levit_search.search import Callback, begin, search
 from levit_search.study import Record, Study, read_config
 
 IMPORTED = (time.time(), time.process_time())
@@ -42,7 +42,7 @@ MOST_RESUME_S = 5
 _MB = 1 << 20
 
 
-class Watch:
+class Watch(Callback):
     """Told what the driver does; tells a line of JSON each ``every`` trials."""
 
     def __init__(self, every: int) -> None:
@@ -51,18 +51,12 @@ class Watch:
         self._at = time.monotonic()
         self.first_submitted: tuple[float, float] | None = None
 
-    def preparing(self, *_: object) -> None: ...
-
-    def started(self, *_: object) -> None:
+    def on_trial_start(self, *_: object) -> None:
         if self.first_submitted is None:
             self.first_submitted = _now()
             self._at = time.monotonic()
 
-    def progress(self, *_: object) -> None: ...
-
-    def at_rung(self, *_: object) -> None: ...
-
-    def finished(self, record: Record, status: Any, left_s: float | None) -> None:
+    def on_trial_complete(self, record: Record, status: Any, left_s: float | None) -> None:
         spent = status.counts["evaluated"]
         if spent < self._next:
             return
@@ -81,10 +75,6 @@ class Watch:
         self._spent = spent
         self._next = (spent // self._every + 1) * self._every
         self._at = time.monotonic()
-
-    def compared(self, *_: object) -> None: ...
-
-    def tick(self) -> None: ...
 
 
 def _now() -> tuple[float, float]:
@@ -124,7 +114,7 @@ def drive(options: argparse.Namespace) -> int:
         return LocalEngine(study, sample, settled_ms, EVALUATOR)
 
     watch = Watch(options.every)
-    summary = search(study, watch, engine=engine_of)
+    summary = search(study, [watch], engine=engine_of)
     moments = {"imported": IMPORTED, "begun": begun, "read": made[0]}
     told = {"moments": moments | {"submitted": watch.first_submitted}, "states": summary.trials}
     print(json.dumps(told), flush=True)

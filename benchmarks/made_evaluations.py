@@ -28,7 +28,7 @@ _DEVICE = {
 
 @dataclass(frozen=True)
 class Made:
-    """As :class:`levit_search.evaluate.Evaluation`, which needs torch."""
+    """As :class:`levit_search.search.evaluate.Evaluation`, which needs torch."""
 
     values: dict[str, float]
     latency: dict[str, Any]

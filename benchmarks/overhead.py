@@ -31,7 +31,7 @@ from levit_search.engine.interface import Event
 from levit_search.environment import environment
 from levit_search.errors import InputError
 from levit_search.files import write_json
-from levit_search.search import search
+from levit_search.search import Callback, search
 from levit_search.space import Space
 from levit_search.study import Record, Study, StudyConfig, read_config
 
@@ -82,7 +82,7 @@ class StubEngine:
     def close(self) -> None: ...
 
 
-class Clock:
+class Clock(Callback):
     """When trials ended, and whether they were evaluated."""
 
     def __init__(self) -> None:
@@ -94,21 +94,9 @@ class Clock:
         each = np.diff(self.at)
         return [s for s, is_evaluated in zip(each, self.evaluated[1:], strict=True) if is_evaluated]
 
-    def preparing(self, *_: object) -> None: ...
-
-    def started(self, *_: object) -> None: ...
-
-    def progress(self, *_: object) -> None: ...
-
-    def at_rung(self, *_: object) -> None: ...
-
-    def finished(self, record: Record, *_: object) -> None:
+    def on_trial_complete(self, record: Record, *_: object) -> None:
         self.at.append(time.perf_counter())
         self.evaluated.append(record.state == "complete" and record.reused_from is None)
-
-    def compared(self, *_: object) -> None: ...
-
-    def tick(self) -> None: ...
 
 
 def config_of(storage: str | None, sampler: str, trials: int | None) -> StudyConfig:
@@ -216,7 +204,7 @@ def ours(study: Study, stored: int, trials: int) -> list[float]:
     """Seconds of each trial of the driver, from the end of one to the end of the next."""
     clock = Clock()
     study.config = config_of(study.config.storage, study.config.search.sampler, stored + trials + 1)
-    search(study, clock, engine=StubEngine)
+    search(study, [clock], engine=StubEngine)
     return clock.seconds()[:trials]
 
 

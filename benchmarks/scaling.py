@@ -144,7 +144,7 @@ def sleep(
 def train(config: StudyConfig, networks: Sequence[Architecture], rounds: int) -> dict[str, Any]:
     """Trials an hour of each engine."""
     rates: dict[str, list[float]] = {f"{kind} {jobs}": [] for kind, jobs in TRAIN}
-    evaluator = "levit_search.evaluate:Evaluator"
+    evaluator = "levit_search.search.evaluate:Evaluator"
     for number in range(rounds):
         for kind, jobs in TRAIN if number % 2 == 0 else reversed(TRAIN):
             with _engine(config, kind, jobs, networks[0], evaluator) as engine:

@@ -29,7 +29,7 @@ from replay import OBJECTIVES, ReplayEngine, Table, reference, table_config
 from levit_search.environment import environment
 from levit_search.files import write_json
 from levit_search.pareto import Points, hypervolume, minimised
-from levit_search.search import search
+from levit_search.search import Callback, search
 from levit_search.study import Record, Study
 
 SHARES = (0.10, 0.20, 0.33, 0.50, 1.00)
@@ -69,26 +69,14 @@ def optuna_alone(
     return trail
 
 
-class _Listener:
+class _Listener(Callback):
     """Notes what a search has ended, in its order."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
 
-    def preparing(self, *_: object) -> None: ...
-
-    def started(self, *_: object) -> None: ...
-
-    def progress(self, *_: object) -> None: ...
-
-    def at_rung(self, *_: object) -> None: ...
-
-    def finished(self, record: Record, *_: object) -> None:
+    def on_trial_complete(self, record: Record, *_: object) -> None:
         self.records.append(record)
-
-    def compared(self, *_: object) -> None: ...
-
-    def tick(self) -> None: ...
 
 
 def ours(**settings: Any) -> Any:
@@ -101,7 +89,7 @@ def ours(**settings: Any) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             study = Study.create(Path(folder) / "study", config, sys.argv)
             study.config = config
-            search(study, listener, engine=lambda study, *_: ReplayEngine(known, study))
+            search(study, [listener], engine=lambda study, *_: ReplayEngine(known, study))
         found: Trail = []
         spent = 0
         for record in listener.records:

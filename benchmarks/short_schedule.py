@@ -42,6 +42,7 @@ from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, TrialError
 from levit_search.files import write_atomically, write_json
 from levit_search.latency import Probe
+from levit_search.progress import no_progress
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.study import StudyConfig, parse_settings, read_config
 
@@ -320,7 +321,7 @@ def fill_once(setup: str, seed: int) -> None:
 
     recipe = Setup.model_validate_json(setup).train
     batches, teacher, _ = opened(setup)
-    fill(teacher, batches, recipe, seed, recipe.epochs, lambda *_: None)
+    fill(teacher, batches, recipe, seed, recipe.epochs, no_progress)
 
 
 # --- files

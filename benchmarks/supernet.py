@@ -272,7 +272,7 @@ def run(config: Any, engine: Any) -> list[Record]:
     with tempfile.TemporaryDirectory() as folder:
         study = Study.create(Path(folder) / "study", config, sys.argv)
         study.config = config
-        search(study, listener, engine=engine)
+        search(study, [listener], engine=engine)
     return listener.records
 
 

@@ -32,6 +32,7 @@ from levit_search.data import DataConfig
 from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, TrialError
 from levit_search.files import write_atomically, write_json
+from levit_search.progress import no_progress
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.study import StudyConfig, parse_settings, read_config
 
@@ -195,7 +196,7 @@ def taught(job: Job) -> dict[str, Any]:
         answers, card = obtain_teacher(
             config, setup.data, batches, recipe, None, setup.teacher_seed, say=say
         )
-        filled = fill(answers, batches, recipe, job.seed, recipe.epochs, lambda *_: None)
+        filled = fill(answers, batches, recipe, job.seed, recipe.epochs, no_progress)
         told = {"card": card, "fill_seconds": filled.seconds, "filled_views": filled.new_views}
     model, training = train_network(parse(setup.student), batches, recipe, job.seed, answers)
     return {

@@ -36,6 +36,7 @@ from levit_search.data import DataConfig
 from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, TrialError
 from levit_search.files import user_cache, write_atomically, write_json
+from levit_search.progress import no_progress
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.study import StudyConfig, read_config
 
@@ -537,7 +538,7 @@ def _supernet(images: int, kept: str) -> tuple[Any, Any, Any, StudyConfig]:
         config, batches, lambda: longer, folder, lambda point: say(f"{name}: {point}")
     )
     # Else the first candidate would pay for the answers of all.
-    fill(answers, batches, config.train, config.search.seed, config.train.epochs, lambda _: None)
+    fill(answers, batches, config.train, config.search.seed, config.train.epochs, no_progress)
     return found, batches, answers, config
 
 
@@ -601,7 +602,7 @@ def teacher(cell: Cell) -> dict[str, Any]:
         data = DataConfig(name="folder", root=cell.places["root"], image_size=_PIXELS)
         # One head for all seeds of the networks.
         answers, card = obtain_teacher(config, data, batches, recipe, None, 0, say=say)
-        filled = fill(answers, batches, recipe, key["seed"], epochs, lambda _: None)
+        filled = fill(answers, batches, recipe, key["seed"], epochs, no_progress)
         told = {
             "teacher_id": card["id"],
             "teacher_val_top1_percent": float(card["val_top1_percent"]),

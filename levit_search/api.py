@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     import pandas
 
     from levit_search.architecture import Architecture
-    from levit_search.baseline import BaselineConfig
     from levit_search.cost import Cost
-    from levit_search.evaluate import Evaluation, Progress
     from levit_search.export import Export, Wishes
     from levit_search.model import Model
+    from levit_search.progress import Progress
+    from levit_search.search.evaluate import Evaluation
     from levit_search.significance import Verdict
     from levit_search.study import BaselineRecord, Record, Study, StudyConfig
 
@@ -92,8 +92,8 @@ def evaluation(
     Raises:
         InputError: data, space, teacher, target or ``out`` is wrong or missing.
     """
-    from levit_search.evaluate import Evaluator
     from levit_search.search import checked_space
+    from levit_search.search.evaluate import Evaluator
     from levit_search.search.setup import sample_of
     from levit_search.study import training_file
 
@@ -104,13 +104,13 @@ def evaluation(
     with ExitStack() as stack:
         folder = stack.enter_context(_folder(out))
         evaluator = stack.enter_context(closing(Evaluator(config, folder, {})))
-        with _told(progress, "preparation", config.name) as told:
-            evaluator.prepare(sample, told)
+        with _shown(progress, "preparation", config.name) as shown:
+            evaluator.prepare(sample, shown)
 
         def evaluate(network: "Architecture") -> "Evaluation":
             _check_images(network, sample)
-            with _told(progress, "evaluation", network.id) as told:
-                found = evaluator.evaluate(network, told)
+            with _shown(progress, "evaluation", network.id) as shown:
+                found = evaluator.evaluate(network, shown)
             training_file(folder, network.id).unlink(missing_ok=True)
             return found
 
@@ -148,22 +148,24 @@ def run(
             work on the study, or TensorBoard is asked for and not installed.
         BudgetError: ten networks in a row, or all, failed, or nothing could be evaluated at all.
     """
-    from levit_search.progress import SearchProgress
     from levit_search.report import report_of_run
-    from levit_search.search import begin, search
-    from levit_search.search.tensorboard import require_tensorboard, watched
+    from levit_search.search import Callback, begin, search
+    from levit_search.search.callbacks import SearchProgress
+    from levit_search.search.tensorboard import TensorBoardCallback, require_tensorboard
 
     if tensorboard:
         require_tensorboard()
     source = None if take_from is None else Path(take_from)
     say = functools.partial(print, file=sys.stderr) if progress else _unsaid
     study = begin(config, None if folder is None else Path(folder), sys.argv, source, say=say)
+    callbacks: list[Callback] = []
     try:
-        if progress:
-            with SearchProgress(study) as shown:
-                found = search(study, watched(study, shown, tensorboard), source)
-        else:
-            found = search(study, watched(study, _Unshown(), tensorboard), source)
+        with ExitStack() as stack:
+            if progress:
+                callbacks.append(stack.enter_context(SearchProgress(study)))
+            if tensorboard:
+                callbacks.append(TensorBoardCallback(study))
+            found = search(study, callbacks, source)
     except KeyboardInterrupt:
         report_of_run(study, _warn)
         raise
@@ -337,24 +339,6 @@ def _warn(message: str) -> None:
 def _unsaid(_: str) -> None: ...
 
 
-class _Unshown:
-    """A search that nobody watches."""
-
-    def preparing(self, text: str, fraction: float | None) -> None: ...
-
-    def started(self, trial: int, network: "Architecture | BaselineConfig") -> None: ...
-
-    def progress(self, trial: int, text: str, fraction: float | None) -> None: ...
-
-    def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None: ...
-
-    def finished(self, record: "Record", status: Any, left_s: float | None) -> None: ...
-
-    def compared(self, trial: int, record: "BaselineRecord") -> None: ...
-
-    def tick(self) -> None: ...
-
-
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     """A folder to keep things in, or one that is removed afterwards."""
@@ -375,17 +359,17 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _told(shown: bool, group: str, name: str) -> "Iterator[Progress]":
-    """Where to tell what is being done."""
-    from levit_search.progress import StepProgress
+def _shown(is_shown: bool, group: str, name: str) -> "Iterator[Progress]":
+    """Progress of one step on stderr, or nowhere."""
+    from levit_search.progress import StepProgress, no_progress
 
-    if not shown:
-        yield _Unshown().preparing
+    if not is_shown:
+        yield no_progress
         return
     with StepProgress() as progress:
         progress.begin(group, 1)
         progress.step(name)
-        yield progress.told
+        yield progress.update
 
 
 def _check_images(network: "Architecture", sample: "Architecture") -> None:

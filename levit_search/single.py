@@ -77,7 +77,7 @@ def train_single(
         network, config.train, seed, batches.data_id, teacher.id if teacher is not None else None
     )
     checkpoint = Checkpoint(out / _CHECKPOINT, run, is_required=True) if out is not None else None
-    report = _told(network.id, config.train.epochs, say)
+    lines = _Lines(network.id, config.train.epochs, say)
     model = fresh_network(network, config.train, seed)
     if model.started_from is not None:
         say(f"{network.id}: starts with {model.started_from}")
@@ -87,10 +87,10 @@ def train_single(
         config.train,
         seed,
         teacher,
-        report,
+        lines.report,
         checkpoint,
         until,
-        _within(network.id, say),
+        lines.progress,
     )
     result = {
         "id": network.id,
@@ -140,31 +140,36 @@ def _teacher(
     teacher = config.teaching
     if teacher is None:
         return None
-    report = _told(f"teacher {teacher.name}", teacher.recipe.epochs, say)
-    told = _within(f"features of the teacher {teacher.name}", say)
+    epochs = teacher.recipe.epochs
+    report = _Lines(f"teacher {teacher.name}", epochs, say).report
+    progress = _Lines(f"features of the teacher {teacher.name}", epochs, say).progress
     return shared_teacher(
-        teacher, config.data, batches, config.train, config.search.seed, report, told=told
+        teacher, config.data, batches, config.train, config.search.seed, report, progress=progress
     )
 
 
-def _within(what: str, say: Callable[[str], None]) -> Callable[[float], None]:
-    """Half a minute of silence is too long."""
-    spoken = time.monotonic()
+class _Lines:
+    """What is said of a training: a line for each epoch, and one where half a minute was silent."""
 
-    def told(fraction: float) -> None:
-        nonlocal spoken
-        if time.monotonic() - spoken > 30:
-            say(f"{what}: {100 * fraction:.0f} %")
-            spoken = time.monotonic()
+    def __init__(self, what: str, epochs: int, say: Callable[[str], None]) -> None:
+        self._what, self._epochs, self._say = what, epochs, say
+        self._spoken = time.monotonic()
 
-    return told
+    def report(self, epoch: Epoch) -> None:
+        """After an epoch; see :func:`levit_search.train.fit`."""
+        self._line(
+            f"epoch {epoch.epoch}/{self._epochs}, loss {epoch.train_loss:.4f}, "
+            f"val {epoch.val_top1_percent:.2f} %, {epoch.seconds:.0f} s"
+        )
 
+    def progress(self, _: str, fraction: float | None) -> None:
+        """Now and then; see :data:`levit_search.progress.Progress`."""
+        if fraction is not None and time.monotonic() - self._spoken > 30:
+            self._line(f"{100 * fraction:.0f} %")
 
-def _told(what: str, epochs: int, say: Callable[[str], None]) -> Callable[[Epoch], None]:
-    return lambda epoch: say(
-        f"{what}: epoch {epoch.epoch}/{epochs}, loss {epoch.train_loss:.4f}, "
-        f"val {epoch.val_top1_percent:.2f} %, {epoch.seconds:.0f} s"
-    )
+    def _line(self, text: str) -> None:
+        self._say(f"{self._what}: {text}")
+        self._spoken = time.monotonic()
 
 
 def _keep(model: Model, result: dict[str, Any], out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Engines for tests, and searches with nobody watching."""
+"""Engines for tests."""
 
 import queue
 import threading
@@ -10,13 +10,12 @@ from levit_search.architecture import Architecture
 from levit_search.engine.interface import Event
 from levit_search.engine.worker import Task, TaskEngine, carry_out
 from levit_search.search import Summary, search
-from levit_search.search.trials import SearchStatus
-from levit_search.study import BaselineRecord, Record, Study, read_config
+from levit_search.study import Study, read_config
 
 
 def run(path: Path, folder: Path, **changes: Any) -> tuple[Summary, Study]:
     study = Study.create(folder, read_config(path, changes), ["test"])
-    return search(study, Silent()), study
+    return search(study), study
 
 
 def finals(study: Study) -> list[tuple[int, str, dict[str, float]]]:
@@ -24,24 +23,6 @@ def finals(study: Study) -> list[tuple[int, str, dict[str, float]]]:
         (record.trial, record.architecture.id if record.architecture else "", record.values)
         for record in study.records()
     ]
-
-
-class Silent:
-    """A display that shows nothing."""
-
-    def preparing(self, text: str, fraction: float | None) -> None: ...
-
-    def started(self, trial: int, network: Architecture) -> None: ...
-
-    def progress(self, trial: int, text: str, fraction: float | None) -> None: ...
-
-    def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None: ...
-
-    def finished(self, record: Record, status: SearchStatus, left_s: float | None) -> None: ...
-
-    def compared(self, trial: int, record: BaselineRecord) -> None: ...
-
-    def tick(self) -> None: ...
 
 
 WORST = 100.0
@@ -110,7 +91,7 @@ class HereEngine(TaskEngine):
     """
 
     def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
-        from levit_search.evaluate import Evaluator
+        from levit_search.search.evaluate import Evaluator
 
         self._evaluator = Evaluator(study.config, study.folder, settled_ms)
         prepared = self._evaluator.prepare(sample, lambda text, fraction: None)

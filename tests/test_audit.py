@@ -20,7 +20,8 @@ from levit_search.audit.noise import chances, could_belong, latency_sd, pooled_s
 from levit_search.errors import InputError
 from levit_search.latency.protocol import repeat_sd
 from levit_search.pareto import Objective, hypervolume, minimised, non_dominated
-from levit_search.study import Record, Study, read_config
+from levit_search.progress import StepProgress
+from levit_search.study import Record, Study, outcome, read_config
 from tests.networks import tiny_description
 
 EPOCHS = 4
@@ -197,7 +198,7 @@ def test_each_proposal_has_one_outcome() -> None:
 
 def test_a_network_measured_to_be_over_the_limit_after_its_training_is_infeasible() -> None:
     late = record(0, 80.0, state="pruned", reason="latency_ms 5 over the limit of 4")
-    assert figures.outcome(late, EPOCHS) == "infeasible"
+    assert outcome(late, EPOCHS) == "infeasible"
     assert figures.epochs_of(late) == EPOCHS
 
 
@@ -527,8 +528,9 @@ def test_the_same_seed_gives_the_same_chances(
     assert once == again
 
 
-class Lines:
+class Lines(StepProgress):
     def __init__(self) -> None:
+        super().__init__()
         self.lines: list[str] = []
 
     def begin(self, group: str, count: int) -> None:
@@ -537,7 +539,7 @@ class Lines:
     def step(self, name: str) -> None:
         self.lines.append(name)
 
-    def told(self, text: str, fraction: float | None) -> None: ...
+    def update(self, text: str, fraction: float | None) -> None: ...
 
 
 @pytest.fixture

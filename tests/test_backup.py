@@ -19,7 +19,7 @@ from levit_search.search.ledger import Ledger
 from levit_search.study import Study, read_config
 from levit_search.study.backup import Backup, trial_body
 from levit_search.study.restoring import restore, restore_elsewhere
-from tests.engines import CurveEngine, Silent
+from tests.engines import CurveEngine
 from tests.networks import tiny_description
 
 VALUES = [50.0, 1e6]
@@ -281,7 +281,7 @@ def test_settings_corrected_before_the_first_trial_leave_no_backup_of_the_old(
 
 
 def test_a_search_writes_what_it_needs_and_no_more(study: Study) -> None:
-    search(study, Silent(), engine=CurveEngine)
+    search(study, engine=CurveEngine)
     kept = Backup(study.folder).read()
     assert sorted(kept.ended) == [record.trial for record in study.records()]
     assert kept.running == {}

@@ -20,20 +20,21 @@ from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline, BaselineConfig
 from levit_search.engine.interface import Event
 from levit_search.errors import BudgetError, InputError
-from levit_search.evaluate import Evaluator, goes_on
 from levit_search.export import Wishes
 from levit_search.model import save_weights
 from levit_search.report import contents, write_report
 from levit_search.report.plots import plots
 from levit_search.search import Summary, begin, driver, search
+from levit_search.search.callbacks import CallbackList
 from levit_search.search.comparisons import Comparisons
+from levit_search.search.evaluate import Evaluator, goes_on
 from levit_search.search.trials import TrialStore
 from levit_search.significance import judged
 from levit_search.study import BASELINE, REMEASURED, BaselineRecord, Record, Study, read_config
 from levit_search.study.plan import PlanInputs, plan_of
 from levit_search.train.fitting import _Run
 from tests.conftest import Cli
-from tests.engines import HereEngine, Silent, StubEngine, finals, remeasured
+from tests.engines import HereEngine, StubEngine, finals, remeasured
 from tests.networks import tiny_space
 
 RESNET, EFFICIENTNET = "timm/test_resnet", "timm/test_efficientnet"
@@ -123,7 +124,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> type[BesideEngine]:
 
 def searched(path: Path, folder: Path, **changes: Any) -> tuple[Summary, Study]:
     study = Study.create(folder, read_config(path, changes), ["test"])
-    return search(study, Silent()), study
+    return search(study), study
 
 
 def of(study: Study) -> dict[str, BaselineRecord]:
@@ -318,7 +319,7 @@ def test_ctrl_c_leaves_the_others_to_the_next_session(
 ) -> None:
     study = Study.create(tmp_path / "s", read_config(space_file(**MEASURED)), ["test"])
     engine.at_rung = True
-    summary = search(study, Silent(), is_asked_to_stop=lambda: bool(engine.compared))
+    summary = search(study, is_asked_to_stop=lambda: bool(engine.compared))
     assert summary.is_interrupted and engine.compared == ["timm-test_resnet"]
     assert not any(each.is_complete for each in study.baselines())
     kept = study.checkpoints / "timm-test_resnet.training.pt"
@@ -335,7 +336,7 @@ def test_ctrl_c_leaves_the_others_to_the_next_session(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Comparisons, "run", run)
-        search(study, Silent())
+        search(study)
     assert all(each.is_complete for each in study.baselines())
     assert not kept.exists()
 
@@ -352,7 +353,7 @@ def test_a_full_disk_ends_the_search(
 
     study = Study.create(tmp_path / "s", read_config(space_file(**MEASURED)), ["test"])
     with pytest.raises(BudgetError, match="No space left; what was finished is kept"):
-        search(study, Silent(), engine=Full)
+        search(study, engine=Full)
     assert len(study.records()) == 4
 
 
@@ -390,7 +391,7 @@ def test_time_is_left_for_what_is_to_be_trained(
     config = read_config(space_file(**MEASURED), changes)
     study = Study.create(tmp_path / "s", config, ["test"])
     store = TrialStore(study, config.space().distributions())
-    comparisons = Comparisons(study, store, Silent())
+    comparisons = Comparisons(study, store, CallbackList([]))
     assert comparisons.reserved_s([]) == 0, "nothing is known of their speed"
     network = config.space().sample()[0][0]
     values = {"top1_percent": 50.0, "latency_ms": 1.0}
@@ -563,7 +564,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Study:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         study = Study.create(folder / "s", read_config(path), ["test"])
-        search(study, Silent(), engine=HereEngine)
+        search(study, engine=HereEngine)
     return study
 
 
@@ -591,7 +592,7 @@ def test_a_search_on_rectangles_compares_with_networks_of_timm(
         objectives=["top1_percent", "flops"],
     )
     study = Study.create(tmp_path / "s", read_config(path), ["test"])
-    search(study, Silent(), engine=HereEngine)
+    search(study, engine=HereEngine)
     (found,) = study.baselines()
     square = Baseline("test_resnet", 16, 1, 10)
     assert found.values["flops"] > baseline.count(square).total.flops

@@ -17,12 +17,13 @@ from urllib.parse import quote
 import pytest
 
 from levit_search.search import driver, search
+from levit_search.search.callbacks import Callback
 from levit_search.search.trials import SearchStatus
 from levit_search.study import Record, Study, read_config
 from levit_search.study.storage import Place
 from tests import mariadb, postgres
 from tests.conftest import Cli, needs
-from tests.engines import CurveEngine, Silent
+from tests.engines import CurveEngine
 from tests.servers import Database, free_port, stop, wait_for
 
 needs("optuna_dashboard")
@@ -127,13 +128,13 @@ def stored(study: Study) -> list[Any]:
     return [*told, storage.get_study_user_attrs(study_id), storage.get_study_system_attrs(study_id)]
 
 
-class Looking(Silent):
+class Looking(Callback):
     """Looks at the page of a study until it has the trial that a running search told first."""
 
     def __init__(self, ask: Ask, page: str) -> None:
         self._ask, self._page, self.seen = ask, page, 0
 
-    def finished(self, record: Record, status: SearchStatus, left_s: float | None) -> None:
+    def on_trial_complete(self, record: Record, status: SearchStatus, left_s: float | None) -> None:
         deadline = time.monotonic() + (0 if self.seen else 20)
         while self.seen < len(status.records) and time.monotonic() < deadline:
             time.sleep(0.4)  # it reads the storage every two seconds
@@ -151,7 +152,7 @@ def test_it_shows_all_trials_before_and_during_and_after_a_search(
         found.open_storage()
     with dashboard(found.dashboard_command(), tmp_path / "log") as ask:
         assert len(ask("/api/studies")["study_summaries"]) == (kind != "journal")
-        search(found, Silent(), engine=CurveEngine)
+        search(found, engine=CurveEngine)
         (listed,) = ask("/api/studies")["study_summaries"]
         assert listed["study_name"].startswith("tiny")
         assert listed["directions"] == ["maximize", "minimize"]
@@ -166,7 +167,7 @@ def test_it_shows_all_trials_before_and_during_and_after_a_search(
         assert "<html" in ask(f"/dashboard/studies/{listed['study_id']}")
         assert stored(found) == before, "looking writes nothing"
         more, looking = study(storage, 7), Looking(ask, page)
-        search(more, looking, engine=CurveEngine)
+        search(more, [looking], engine=CurveEngine)
         assert len(more.records()) >= looking.seen > len(records)
 
 

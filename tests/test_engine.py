@@ -20,14 +20,15 @@ from levit_search.architecture import Architecture
 from levit_search.engine.local import core_shares, usable_cores
 from levit_search.latency.sharing import on_cores
 from levit_search.search import driver, search
+from levit_search.search.callbacks import Callback
 from levit_search.study import Study, read_config, training_file
 from tests.conftest import ROOT, command
 from tests.engine_stubs import DIES, Stub, Watched, engine_of, network
-from tests.engines import HereEngine, Silent, finals, run
+from tests.engines import HereEngine, finals, run
 from tests.networks import tiny_description
 
 if TYPE_CHECKING:
-    from levit_search.evaluate import Evaluator
+    from levit_search.search.evaluate import Evaluator
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ RUNGS = {"epochs": 3, "rungs": [1, 2, 3], "batch_size": 64, "threads": 1, "devic
 
 
 def evaluator_of(study: Study, tiny: Architecture) -> "Evaluator":
-    from levit_search.evaluate import Evaluator
+    from levit_search.search.evaluate import Evaluator
 
     evaluator = Evaluator(study.config, study.folder, {})
     evaluator.prepare(tiny, lambda text, fraction: None)
@@ -197,8 +198,8 @@ def test_a_worker_that_dies_is_replaced_and_its_trial_measured_all_the_same(
     since a worker that trains takes twice as long to start."""
     killed: list[int] = []
 
-    class Killer(Silent):
-        def progress(self, trial: int, text: str, fraction: float | None) -> None:
+    class Killer(Callback):
+        def on_trial_progress(self, trial: int, text: str, fraction: float | None) -> None:
             if trial == 1 and not killed:
                 workers = subprocess.run(
                     ["pgrep", "-f", "multiprocessing.spawn"], capture_output=True, text=True
@@ -212,7 +213,7 @@ def test_a_worker_that_dies_is_replaced_and_its_trial_measured_all_the_same(
     path = space_file(objectives=["latency_ms", "flops"], latency=latency)
     config = read_config(path, {"search.trials": 3})
     study = Study.create(tmp_path / "s", config, ["test"])
-    search(study, Killer())
+    search(study, [Killer()])
     records = study.records()
     assert killed
     evaluated = [record.state for record in records if record.reused_from is None]

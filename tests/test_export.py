@@ -219,7 +219,7 @@ def test_a_folder_that_others_filled_meanwhile_is_not_written_over(
 ) -> None:
     out = tmp_path / "out"
 
-    def fill(text: str) -> None:
+    def fill(text: str, fraction: float | None) -> None:
         if text == "measuring accuracy on test":
             out.mkdir()
             (out / "README.md").write_text("theirs")
@@ -238,7 +238,11 @@ def test_a_network_is_trained_again_with_seeds_and_only_once(
     asked = Retraining(epochs=2, seeds=2, changes={"train.lr": 4e-3})
     told: list[str] = []
     wishes = replace(UNPROBED, retraining=asked)
-    written = exports.export(study, record, tmp_path / "out", "knee", wishes, told.append)
+
+    def tell(text: str, fraction: float | None) -> None:
+        told.append(text)
+
+    written = exports.export(study, record, tmp_path / "out", "knee", wishes, tell)
     assert any("epoch 2/2" in text for text in told)
     found = written.retrained
     assert found is not None
@@ -253,11 +257,11 @@ def test_a_network_is_trained_again_with_seeds_and_only_once(
     assert "trained again from scratch" in text
     assert "--pick knee --retrain --epochs 2 --seeds 2 --set train.lr=0.004` on" in text
     told.clear()
-    again = exports.export(study, record, tmp_path / "again", "knee", wishes, told.append)
+    again = exports.export(study, record, tmp_path / "again", "knee", wishes, tell)
     assert again.retrained == found
     assert not any("epoch" in text for text in told)
     other = replace(wishes, retraining=replace(asked, epochs=1, seeds=1))
-    exports.export(study, record, tmp_path / "other", "knee", other, told.append)
+    exports.export(study, record, tmp_path / "other", "knee", other, tell)
     assert any("epoch 1/1" in text for text in told)
 
 

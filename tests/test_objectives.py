@@ -14,12 +14,12 @@ import yaml
 from levit_search import export, table
 from levit_search.architecture import Architecture, parse
 from levit_search.errors import InputError, TrialError
-from levit_search.evaluate import Evaluator
 from levit_search.latency import LatencyConfig, Probe
 from levit_search.search import search
+from levit_search.search.evaluate import Evaluator
 from levit_search.study import Record, Study, StudyConfig, parse_settings, read_config
 from tests.conftest import Cli
-from tests.engines import HereEngine, Silent
+from tests.engines import HereEngine
 from tests.networks import tiny_description
 
 SpaceFile = Callable[..., Path]
@@ -344,7 +344,7 @@ def test_a_search_finds_the_front_of_two_targets(space_file: SpaceFile, tmp_path
     objectives = ["latency_ms", "latency_ms@four", "params"]
     path = space_file(**two_targets(objectives=objectives))
     study = Study.create(tmp_path / "s", read_config(path, {"search.trials": 2}), [])
-    summary = search(study, Silent(), engine=HereEngine)
+    summary = search(study, engine=HereEngine)
     assert summary.trials["complete"] == 2
     assert summary.hypervolume > 0
     for each in study.storage().trials:

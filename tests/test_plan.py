@@ -16,7 +16,7 @@ from levit_search.search.setup import TrainingSpeed
 from levit_search.study import Study, StudyConfig, read_config
 from levit_search.study.plan import PlanInputs, plan_of
 from tests.conftest import Cli
-from tests.engines import Silent, StubEngine
+from tests.engines import StubEngine
 
 CHOSEN = ("warmup_epochs", "rungs", "batch_size", "lr", "rand_augment")
 KEYS = ("data.train_images", *(f"train.{key}" for key in CHOSEN))
@@ -148,7 +148,7 @@ def begun(path: Path, folder: Path, **changes: Any) -> Study:
 
 def searched(path: Path, folder: Path, **changes: Any) -> tuple[Summary, Study]:
     study = begun(path, folder, **changes)
-    return search(study, Silent()), study
+    return search(study), study
 
 
 AUTO = {"train.epochs": "auto"}
@@ -319,12 +319,12 @@ def test_a_planned_network_is_not_begun_when_it_would_not_be_half_trained_in_tim
     assert plan is not None
     elapsed_s = 600.0 - 0.49 * plan.network_s
     monkeypatch.setattr(driver._Driver, "seconds", property(lambda _: elapsed_s))
-    summary = search(study, Silent())
+    summary = search(study)
     assert summary.trials["evaluated"] == 0
     monkeypatch.setattr(
         driver._Driver, "seconds", property(lambda _: elapsed_s - 0.02 * plan.network_s)
     )
-    assert search(study, Silent()).trials["evaluated"] == 5
+    assert search(study).trials["evaluated"] == 5
 
 
 def test_a_supernet_is_planned_for_the_front_that_is_trained_in_the_end(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from levit_search import architecture
-from levit_search.progress import SearchProgress
+from levit_search.search.callbacks import SearchProgress
 from levit_search.search.trials import SearchStatus
 from levit_search.study import Record, Study, read_config
 from tests.networks import tiny_description
@@ -34,7 +34,7 @@ def test_lines_name_the_unit_of_every_figure(
     stopped = replace(done, state="pruned", rungs=(rung,), reason="stopped at epoch 1 of 3")
     with SearchProgress(study) as progress:
         for record in (done, stopped):
-            progress.finished(record, SearchStatus(objectives, [record]), None)
+            progress.on_trial_complete(record, SearchStatus(objectives, [record]), None)
     first, second = capsys.readouterr().err.splitlines()
     assert "top1_percent 71.23, 12.34 M FLOPs, 0.251 M params, 0.0987 M activations" in first
     assert "stopped at epoch 1 of 3: top1_percent 40.00" in second

@@ -19,12 +19,13 @@ from levit_search.errors import BudgetError, InputError
 from levit_search.latency.protocol import repeat_sd, repeats_percent
 from levit_search.latency.worker import PROTOCOL
 from levit_search.search import Summary, driver, search
+from levit_search.search.callbacks import Callback
 from levit_search.search.final_evaluation import near_rivals
 from levit_search.study import REMEASURED, Record, Study, backup, read_config, with_measured
 from levit_search.study.notes import check_remeasured
 from levit_search.study.restoring import restore
 from tests.conftest import Cli
-from tests.engines import PredictingEngine, Silent, StubEngine, remeasured, run
+from tests.engines import PredictingEngine, StubEngine, remeasured, run
 from tests.networks import tiny_description
 
 OBJECTIVES = ("top1_percent", "latency_ms")
@@ -81,11 +82,11 @@ def lucky(monkeypatch: pytest.MonkeyPatch) -> type[LuckyEngine]:
     return LuckyEngine
 
 
-class Telling(Silent):
+class Telling(Callback):
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def preparing(self, text: str, fraction: float | None) -> None:
+    def on_progress(self, text: str, fraction: float | None) -> None:
         self.told.append(text)
 
 
@@ -257,7 +258,7 @@ def test_a_full_disk_ends_the_search(
 
     study = Study.create(tmp_path / "s", read_config(space_file(**MEASURED)), ["test"])
     with pytest.raises(BudgetError, match=r"^latency: No space left on device; what was finished"):
-        search(study, Silent(), engine=Full)
+        search(study, engine=Full)
 
 
 def test_ctrl_c_ends_it_at_once_and_the_next_start_does_it(
@@ -280,8 +281,8 @@ def test_ctrl_c_ends_it_at_once_and_the_next_start_does_it(
 
     path = space_file(**MEASURED)
     config = read_config(path, {"search.trials": 12})
-    study, display = Study.create(tmp_path / "s", config, ["test"]), Telling()
-    summary = search(study, display, None, Slow, lambda: "measuring" in display.told)
+    study, telling = Study.create(tmp_path / "s", config, ["test"]), Telling()
+    summary = search(study, [telling], None, Slow, lambda: "measuring" in telling.told)
     assert (len(asked), len(closed)) == (1, 1)
     assert summary.is_interrupted
     assert on_front(study) == front_by_search(study)
@@ -295,11 +296,11 @@ def test_it_is_told_how_many_are_measured_again_and_what_became_of_them(
     study = Study.create(
         tmp_path / "s", read_config(space_file(**MEASURED), {"search.trials": 30}), ["test"]
     )
-    display = Telling()
-    search(study, display)
+    telling = Telling()
+    search(study, [telling])
     count = len(lucky.rounds[0])
-    assert f"{count} networks of the front and near to it: measured again" in display.told
-    assert any(text.startswith("measured again: ") for text in display.told)
+    assert f"{count} networks of the front and near to it: measured again" in telling.told
+    assert any(text.startswith("measured again: ") for text in telling.told)
 
 
 def test_a_network_over_the_limit_after_all_leaves_the_front(
@@ -365,7 +366,7 @@ def test_trials_that_are_taken_over_bring_what_was_measured_again(
     path = space_file(**MEASURED)
     _, source = run(path, tmp_path / "a", **{"search.trials": 12})
     study = Study.create(tmp_path / "b", read_config(path, {"search.trials": 1}), ["test"])
-    search(study, Silent(), source.folder)
+    search(study, take_from=source.folder)
     theirs = {id_of(r): r.values for r in source.records() if "latency_search_ms" in r.values}
     ours = {id_of(r): r.values for r in study.records()}
     assert theirs
@@ -382,7 +383,7 @@ def test_what_was_predicted_and_verified_is_taken_over_as_verified(
     path = space_file(objectives=[*OBJECTIVES], latency={"method": "predicted"})
     _, source = run(path, tmp_path / "a", **{"search.trials": 12})
     study = Study.create(tmp_path / "b", read_config(path, {"search.trials": 1}), ["test"])
-    search(study, Silent(), source.folder)
+    search(study, take_from=source.folder)
     ours = {id_of(r): r.values for r in study.records()}
     verified = [record for record in source.records() if "verified" in record.evaluation]
     assert any("latency_search_ms" not in record.values for record in verified)

@@ -357,7 +357,7 @@ def test_a_report_that_cannot_be_written_is_said_in_a_line(
 def test_a_run_ends_with_its_report_and_tells_of_it(
     study: Study, monkeypatch: pytest.MonkeyPatch, cli: Cli, space_file: Callable[..., Path]
 ) -> None:
-    from levit_search.search.outcome import Summary
+    from levit_search.search.callbacks import Summary
 
     kinds = ("evaluated", "stopped", "failed", "reused", "infeasible", "taken")
     summary = Summary(str(study.folder), dict.fromkeys(kinds, 1), 1.0, 2.0, [], "of the test")

@@ -22,7 +22,7 @@ from levit_search.report.plots import front, hypervolume, importance, learning_c
 from levit_search.report.static import write_pictures
 from levit_search.search import search
 from levit_search.study import Study, read_config
-from tests.engines import CurveEngine, FailingEngine, Silent, StubEngine
+from tests.engines import CurveEngine, FailingEngine, StubEngine
 from tests.networks import tiny_description, tiny_space
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -32,7 +32,7 @@ FIRST = tiny_description(stages=[{"depth": 1, "embed_dim": 8, "num_heads": 1, "k
 def studied(path: Path, folder: Path, engine: type = StubEngine, **changes: Any) -> Study:
     config = read_config(path, {"storage": "journal", **changes})  # the quickest
     study = Study.create(folder, config, ["test"])
-    search(study, Silent(), engine=engine)
+    search(study, engine=engine)
     return study
 
 

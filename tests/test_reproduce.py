@@ -17,6 +17,7 @@ from levit_search.errors import InputError
 from levit_search.latency import LatencyConfig
 from levit_search.model import build, fold
 from levit_search.model.blocks import Block
+from levit_search.progress import StepProgress
 from levit_search.reproduce import (
     TABLES,
     Request,
@@ -207,10 +208,11 @@ def request(tmp_path: Path, table: str, columns: tuple[str, ...], **changes: Any
     return Request(**{**values, **changes})
 
 
-class Watcher:
+class Watcher(StepProgress):
     """Notes what a reproduction tells, and may interrupt it."""
 
     def __init__(self, stop_at: str = "") -> None:
+        super().__init__()
         self.steps: list[str] = []
         self.texts: list[str] = []
         self.stop_at = stop_at
@@ -223,13 +225,13 @@ class Watcher:
             raise KeyboardInterrupt
         self.steps.append(name)
 
-    def told(self, text: str, fraction: float | None) -> None:
+    def update(self, text: str, fraction: float | None) -> None:
         self.texts.append(text)
 
 
 def run(wanted: Request, folder: Path, stop_at: str = "") -> tuple[Results, Watcher]:
     results, watcher = Results(folder, wanted.table.name), Watcher(stop_at)
-    reproduce(wanted, results, watcher.begin, watcher.step, watcher.told)
+    reproduce(wanted, results, watcher)
     return results, watcher
 
 

@@ -29,7 +29,6 @@ from tests.engines import (
     FailingEngine,
     HereEngine,
     PredictingEngine,
-    Silent,
     StubEngine,
     finals,
     run,
@@ -350,7 +349,7 @@ def test_many_generations_in_two_sessions_are_those_of_one(sampler: str, tmp_pat
             # The budget of the first session settles how many make a generation.
             search_ = config.search.model_copy(update={"trials": budget})
             study = Study.create(folder, config.model_copy(update={"search": search_}), ["test"])
-            search(study, Silent(), engine=CurveEngine)
+            search(study, engine=CurveEngine)
         return finals(study)
 
     one = trials(tmp_path / "one", 20, 60)
@@ -478,7 +477,7 @@ def test_a_second_driver_is_refused(
 ) -> None:
     _, study = run(space_file(), tmp_path / "s")
     with study.lock(), pytest.raises(InputError, match="another levit-search run"):
-        search(study, Silent())
+        search(study)
 
 
 IMAGES = {
@@ -541,7 +540,7 @@ def test_trials_on_other_images_are_not_taken_over(
     monkeypatch.setattr(StubEngine, "data", IMAGES | {"id": "other"})
     study = Study.create(tmp_path / "b", read_config(space_file(), {}), ["test"])
     with pytest.raises(InputError, match=r"a: its accuracies were measured on other images"):
-        search(study, Silent(), source.folder)
+        search(study, take_from=source.folder)
     assert study.records() == []
 
 
@@ -717,7 +716,7 @@ def test_a_worker_may_die_where_ctrl_c_stopped_its_trial_at_a_rung(
     path = space_file(train={"epochs": 9, "rungs": [1, 3], "device": "cpu"})
     config = read_config(path, {"engine.jobs": 3, "search.trials": 20})
     study = Study.create(tmp_path / "study", config, ["test"])
-    summary = search(study, Silent(), None, Dying, lambda: bool(waiting or stopped))
+    summary = search(study, (), None, Dying, lambda: bool(waiting or stopped))
     assert waiting and summary.is_interrupted
     assert [record for record in study.records() if record.state == "failed"] == []
 
@@ -735,7 +734,7 @@ def test_a_preparation_that_a_disk_refuses_says_how_to_go_on(
 
     study = Study.create(tmp_path / "study", read_config(space_file(), {}), ["test"])
     with pytest.raises(BudgetError, match=r"^a\.pt: No space left on device; what was finished"):
-        search(study, Silent(), engine=Refused)
+        search(study, engine=Refused)
 
 
 def test_a_training_whose_result_could_not_be_noted_is_not_trained_again(
@@ -788,7 +787,7 @@ def test_the_reference_is_the_space_s_own_and_never_changes(
 
     config = read_config(path, {"search.trials": 6})
     again = Study.create(study.folder, config, ["test"])
-    later = search(again, Silent(), engine=Slower)
+    later = search(again, engine=Slower)
     assert reference_kept(study.folder) == kept
     assert later.hypervolume >= summary.hypervolume
 
@@ -809,7 +808,7 @@ def test_guessing_is_answering_the_largest_class_where_that_is_known(
         data: ClassVar[dict[str, Any]] = {"guess_percent": 40.0}
 
     study = Study.create(tmp_path / "s", read_config(space_file()), ["test"])
-    search(study, Silent(), engine=Uneven)
+    search(study, engine=Uneven)
     assert reference_kept(study.folder)["top1_percent"] == 40.0
 
 
@@ -881,7 +880,7 @@ def test_a_costliest_network_that_kills_its_worker_leaves_it_to_smaller_ones_too
     with pytest.warns(
         UserWarning, match="of the costliest, cannot be measured: the worker process"
     ):
-        search(study, Silent(), engine=Dying)
+        search(study, engine=Dying)
     assert reference_kept(study.folder)["latency_ms"] == pytest.approx(1.1 * WORST)
 
 
@@ -904,10 +903,10 @@ def test_a_costliest_network_that_cannot_be_measured_leaves_it_to_smaller_ones(
         tmp_path / "s", read_config(space_file(objectives=["top1_percent", "latency_ms"])), ["test"]
     )
     if failing == 2:
-        search(study, Silent(), engine=Small)
+        search(study, engine=Small)
     else:
         with pytest.raises(BudgetError, match="no network of the space can be measured"):
-            search(study, Silent(), engine=Small)
+            search(study, engine=Small)
     assert Small.asked == sorted(set(Small.asked), reverse=True)
     if failing == 2:
         assert len(Small.asked) == 3

@@ -16,7 +16,7 @@ from levit_search.report.choices import Choices
 from levit_search.search import driver, search
 from levit_search.study import Study, read_config
 from tests.conftest import ROOT
-from tests.engines import HereEngine, Silent, StubEngine
+from tests.engines import HereEngine, StubEngine
 
 GRAFTS: dict[str, Any] = {
     "family": "graft",
@@ -57,7 +57,7 @@ def test_grafts_are_searched_shown_and_exported(
     study: Callable[..., Study], tmp_path: Path
 ) -> None:
     opened = study(**{"search.trials": 4})
-    summary = search(opened, Silent())
+    summary = search(opened)
     assert summary.trials["complete"] - summary.trials["reused"] == 4
     assert all(isinstance(record.architecture, Graft) for record in summary.front)
     objectives = opened.config.objectives
@@ -89,7 +89,7 @@ def test_levits_and_grafts_are_searched_and_reported_side_by_side(
 ) -> None:
     changes = {"architecture": BESIDE_LEVITS, "search.trials": 12, "search.sampler": "random"}
     opened = study(**changes)
-    summary = search(opened, Silent())
+    summary = search(opened)
     assert summary.trials["complete"] - summary.trials["reused"] == 12
     networks = {r.architecture.id: r.architecture for r in opened.records() if r.architecture}
     stems = {n.stem.kind for n in networks.values() if isinstance(n, Levit)}
@@ -118,7 +118,7 @@ def test_a_donors_file_that_does_not_fit_fails_its_candidates_alone(
     save_weights(narrow, tmp_path / "resnet18.safetensors")
     pattern = str(tmp_path / "{name}.safetensors")
     opened = study(**{"train.donor_weights": pattern, "search.trials": 8})
-    search(opened, Silent())
+    search(opened)
     by_scale: dict[float | None, set[str]] = {}
     for record in opened.records():
         if isinstance(record.architecture, Graft):
@@ -134,7 +134,7 @@ def test_a_missing_donors_file_ends_the_search_before_it_starts(
 ) -> None:
     opened = study(**{"train.donor_weights": str(tmp_path / "{name}.safetensors")})
     with pytest.raises(InputError, match=r"resnet18\.safetensors: no such file"):
-        search(opened, Silent())
+        search(opened)
     assert opened.records() == []
 
 
@@ -149,6 +149,6 @@ def test_a_network_with_two_names_is_tried_once(
     }
     config = read_config(ROOT / "spaces" / "levit-imagenet.yaml", changes)
     study = Study.create(tmp_path / "study", config, ["test"])
-    search(study, Silent())
+    search(study)
     names = ["ablation-base", "LeViT-128S", "LeViT-128", "LeViT-192", "LeViT-256", "LeViT-384"]
     assert StubEngine.evaluated == [architecture.published(name).id for name in names]

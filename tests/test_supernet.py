@@ -46,7 +46,7 @@ from levit_search.supernet import (
 )
 from levit_search.supernet.elastic import skeleton
 from levit_search.train import Checkpoint, fit, seed_torch
-from tests.engines import HereEngine, Silent, StubEngine
+from tests.engines import HereEngine, StubEngine
 from tests.networks import tiny_space
 
 IMAGES = {"image_size": 16, "in_channels": 1, "num_classes": 10}
@@ -650,7 +650,7 @@ def test_the_doctor_tells_of_a_supernet(tmp_path):
 
 
 def searched(study: Study, engine: Any = HereEngine) -> Any:
-    return search(study, Silent(), engine=engine)
+    return search(study, engine=engine)
 
 
 def test_a_search_ends_with_figures_of_networks_that_stand_alone(tmp_path):

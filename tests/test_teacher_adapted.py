@@ -39,7 +39,7 @@ from levit_search.significance import teacher_choice
 from levit_search.study import Record, Study, read_config
 from levit_search.train import seed_torch, top1_percent
 from tests.conftest import Cli
-from tests.engines import HereEngine, Silent, StubEngine, run
+from tests.engines import HereEngine, StubEngine, run
 
 RECIPE = Recipe(epochs=1, batch_size=20, lr=5e-3, threads=1, device="cpu")
 DATA = DataConfig(image_size=16, train_images=200)
@@ -99,8 +99,11 @@ def some_views(batches: Batches) -> tuple[Tensor, Tensor]:
 
 
 def test_a_new_head_learns_the_data_and_its_card_says_how_well(batches, weights, tmp_path):
-    told: list[float] = []
-    answers, card = obtained(config_of(weights), batches, tmp_path / "study", told=told.append)
+    told: list[float | None] = []
+    answers, card = obtained(
+        *(config_of(weights), batches, tmp_path / "study"),
+        progress=lambda _, done: told.append(done),
+    )
     model = built(answers)
     assert card["val_top1_percent"] == top1_percent(model, batches, "val") > 50
     assert (card["adapt"], card["image_size"], card["seed"]) == ("head", SIZE, 0)
@@ -217,13 +220,13 @@ def test_an_interrupted_adaptation_computes_no_feature_twice(passes, batches, we
         asked.append(len(images))
         return features(self, images)
 
-    def dies(done: float) -> None:
+    def dies(_: str, done: float) -> None:
         if done > 0.6:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Adapted, "features", counted)
     with pytest.raises(KeyboardInterrupt):
-        obtained(other, batches, told=dies)
+        obtained(other, batches, progress=dies)
     answers, card = obtained(other, batches)
     steps = batches.size("train") // 32
     assert asked.index(256) == passes * steps, "val, in batches of 256, comes after them"
@@ -581,7 +584,7 @@ def test_a_network_that_was_begun_untaught_goes_on_so(engine, space_file, tmp_pa
     monkeypatch.setattr(driver, "make_engine", Killed)
     study = Study.create(tmp_path / "s", read_config(path, {}), ["test"])
     with pytest.raises(KeyboardInterrupt):
-        search(study, Silent())
+        search(study)
     monkeypatch.setattr(driver, "make_engine", TaughtEngine)
     _, study = run(path, tmp_path / "s")
     trials = [trial for trial, _ in engine.taught]

@@ -13,15 +13,15 @@ from levit_search.architecture import Architecture
 from levit_search.engine.interface import Event
 from levit_search.errors import BudgetError, InputError
 from levit_search.search import driver, search
-from levit_search.search.tensorboard import TensorBoard, command
+from levit_search.search.callbacks import Callback
+from levit_search.search.tensorboard import TensorBoardCallback, _Run, command
 from levit_search.study import Record, Study, read_config
 from tests.conftest import ROOT, Cli, needs
-from tests.engines import CurveEngine, PredictingEngine, Silent, StubEngine
+from tests.engines import CurveEngine, PredictingEngine, StubEngine
 
 events = needs("tensorboard.backend.event_processing.event_accumulator")
 
 RUNGS = {"epochs": 9, "rungs": [1, 3], "device": "cpu"}
-FILE = "events.out.tfevents.levit-search"
 
 Points = list[tuple[int, float]]
 
@@ -44,7 +44,7 @@ def studied(path: Path, folder: Path, **changes: object) -> Study:
 def searched(path: Path, folder: Path, **changes: object) -> Study:
     """With TensorBoard, and rungs."""
     study = studied(path, folder, **changes)
-    search(study, TensorBoard(study, Silent()), engine=CurveEngine)
+    search(study, [TensorBoardCallback(study)], engine=CurveEngine)
     return study
 
 
@@ -63,7 +63,7 @@ def rungs(space_file: Callable[..., Path]) -> Path:
 
 def test_the_search_is_there_by_finished_trials(rungs: Path, tmp_path: Path) -> None:
     study = studied(rungs, tmp_path / "s", **{"search.trials": 12})
-    summary = search(study, TensorBoard(study, Silent()), engine=CurveEngine)
+    summary = search(study, [TensorBoardCallback(study)], engine=CurveEngine)
     found = scalars(study.folder / "tensorboard" / "search")
     records = study.records()
     volumes = [volume for _, volume in found["front/hypervolume"]]
@@ -105,7 +105,7 @@ def test_a_rung_is_there_before_the_network_is_done(rungs: Path, tmp_path: Path)
             seen.append(scalars(tmp_path / "s" / "tensorboard" / f"trial-{trial:04d}"))
 
     study = studied(rungs, tmp_path / "s", **{"search.trials": 1})
-    search(study, TensorBoard(study, Silent()), engine=Looking)
+    search(study, [TensorBoardCallback(study)], engine=Looking)
     curve = own(study)[0].evaluation["training"]["curve"]
     first, third = curve[0]["val_top1_percent"], curve[2]["val_top1_percent"]
     assert dict(seen[0]["top1_percent"]) == pytest.approx({1: first})
@@ -127,7 +127,7 @@ def test_losses_are_there_by_epoch(space_file: Callable[..., Path], tmp_path: Pa
 
     study = studied(space_file(), tmp_path / "s", **{"search.trials": 2})
     for _ in range(2):
-        search(study, TensorBoard(study, Silent()), engine=Losses)
+        search(study, [TensorBoardCallback(study)], engine=Losses)
         found = scalars(study.folder / "tensorboard" / "trial-0000")["train_loss"]
         assert found[:2] == [(1, 2.0), (2, 1.0)]
         assert len(found) == 3 and found[2][1] != found[2][1]
@@ -136,7 +136,7 @@ def test_losses_are_there_by_epoch(space_file: Callable[..., Path], tmp_path: Pa
 def test_what_went_before_is_filled_in(rungs: Path, tmp_path: Path) -> None:
     whole = searched(rungs, tmp_path / "whole", **{"search.trials": 10})
     study = studied(rungs, tmp_path / "s", **{"search.trials": 6})
-    search(study, Silent(), engine=CurveEngine)
+    search(study, engine=CurveEngine)
     searched(rungs, tmp_path / "s", **{"search.trials": 10})
     for name in ("search", "trial-0000", f"trial-{own(whole)[-1].trial:04d}"):
         live = scalars(whole.folder / "tensorboard" / name)
@@ -150,7 +150,7 @@ def test_a_study_that_is_done_is_filled_in_without_an_evaluation(
     rungs: Path, tmp_path: Path
 ) -> None:
     study = studied(rungs, tmp_path / "s", **{"search.trials": 4})
-    search(study, Silent(), engine=CurveEngine)
+    search(study, engine=CurveEngine)
     searched(rungs, tmp_path / "s", **{"search.trials": 4})
     found = scalars(study.folder / "tensorboard" / "search")
     assert len(found["front/hypervolume"]) == len(study.records())
@@ -165,18 +165,20 @@ def test_a_search_that_goes_on_adds_and_repeats_nothing(rungs: Path, tmp_path: P
         assert all(after[name].startswith(data) for name, data in before.items())
         added = {name for name in after if after[name] != before.get(name)}
         assert bool(added) == (trials == 10 or not before)
-        assert not added & before.keys() - {f"search/{FILE}"}
+        assert not {Path(name).parent for name in added & before.keys()} - {Path("search")}
     found = scalars(folder / "search")
     assert [step for step, _ in found["front/networks"]] == [*range(1, len(study.records()) + 1)]
 
 
 def test_a_torn_record_is_taken_away_and_written_again(rungs: Path, tmp_path: Path) -> None:
     study = searched(rungs, tmp_path / "s", **{"search.trials": 4})
-    path = study.folder / "tensorboard" / "search" / FILE
+    (path,) = (study.folder / "tensorboard" / "search").iterdir()
     whole, data = scalars(path.parent), path.read_bytes()
     for left in (0, 10, 30, len(data) - 30, len(data) - 5, len(data) - 1):
+        for each in path.parent.iterdir():
+            each.unlink()
         path.write_bytes(data[:left])
-        TensorBoard(study, Silent())
+        searched(rungs, tmp_path / "s", **{"search.trials": 4})
         assert scalars(path.parent) == whole, left
 
 
@@ -186,7 +188,7 @@ def test_a_latency_that_is_measured_takes_the_place_of_the_predicted(
     path = space_file(objectives=["top1_percent", "latency_ms"], latency="predicted")
     study = studied(path, tmp_path / "s", **{"search.trials": 8})
     for _ in range(2):
-        summary = search(study, TensorBoard(study, Silent()), engine=PredictingEngine)
+        summary = search(study, [TensorBoardCallback(study)], engine=PredictingEngine)
         best = summary.front[0]
         found = scalars(study.folder / "tensorboard" / f"trial-{best.trial:04d}")
         told = [value for _, value in found["final/latency_ms"]]
@@ -241,7 +243,7 @@ def test_names_and_lists_are_texts_among_hyperparameters(
     path = space_file()
     changes = {"architecture.stem": {"kind": "conv", "channels": {"choices": [[4], [2, 8]]}}}
     study = studied(path, tmp_path / "s", **{"search.trials": 2}, **changes)
-    search(study, TensorBoard(study, Silent()), engine=StubEngine)
+    search(study, [TensorBoardCallback(study)], engine=StubEngine)
     read = events.EventAccumulator(str(study.folder / "tensorboard" / "search"))
     read.Reload()
     content = read.SummaryMetadata(metadata.EXPERIMENT_TAG).plugin_data.content
@@ -252,57 +254,67 @@ def test_names_and_lists_are_texts_among_hyperparameters(
 
 def test_a_trial_of_another_study_is_there_too(rungs: Path, tmp_path: Path) -> None:
     source = studied(rungs, tmp_path / "a", **{"search.trials": 3})
-    search(source, Silent(), engine=CurveEngine)
+    search(source, engine=CurveEngine)
     study = studied(rungs, tmp_path / "b", **{"search.trials": 2})
-    search(study, TensorBoard(study, Silent()), source.folder, engine=CurveEngine)
+    search(study, [TensorBoardCallback(study)], source.folder, engine=CurveEngine)
     found = scalars(study.folder / "tensorboard" / "search")
     assert found["trials/taken_over"][-1][1] > 0
     assert len(found["front/networks"]) == len(study.records())
 
 
 def test_values_beyond_single_precision_are_infinite(tmp_path: Path) -> None:
-    from levit_search.search.event_file import EventFile
-
-    EventFile(tmp_path).add(1, 0.0, {"loss": 1e300, "gain": -1e300})
-    assert scalars(tmp_path) == {"loss": [(1, float("inf"))], "gain": [(1, -float("inf"))]}
+    for _ in range(2):
+        run = _Run(tmp_path)
+        run.add(1, 0.0, {"loss": 1e300, "gain": -1e300})
+        run.close()
+        assert scalars(tmp_path) == {"loss": [(1, float("inf"))], "gain": [(1, -float("inf"))]}
 
 
 def test_another_search_at_work_is_an_error(rungs: Path, tmp_path: Path) -> None:
     study = studied(rungs, tmp_path / "s")
     with study.lock(), pytest.raises(InputError, match="another levit-search run is at work"):
-        TensorBoard(study, Silent())
+        search(study, [TensorBoardCallback(study)], engine=CurveEngine)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(rungs: Path, tmp_path: Path) -> None:
     study = studied(rungs, tmp_path / "s", **{"search.trials": 2})
     (study.folder / "tensorboard").write_text("a file")
     with pytest.raises(InputError, match=r"tensorboard: cannot be read or written \(File exists"):
-        TensorBoard(study, Silent())
+        search(study, [TensorBoardCallback(study)], engine=CurveEngine)
+    assert not study.records()
     (study.folder / "tensorboard").unlink()
-    shown = TensorBoard(study, Silent())
-    (study.folder / "tensorboard").rmdir()
-    (study.folder / "tensorboard").write_text("a file")
+
+    class Spoiling(Callback):
+        def on_trial_start(self, trial: int, network: object) -> None:
+            if trial == 0:
+                (study.folder / "tensorboard").rmdir()
+                (study.folder / "tensorboard").write_text("a file")
+
     with pytest.raises(BudgetError, match="cannot be read or written"):
-        search(study, shown, engine=CurveEngine)
+        search(study, [TensorBoardCallback(study), Spoiling()], engine=CurveEngine)
 
 
-def test_everything_is_shown_on_the_other_display(rungs: Path, tmp_path: Path) -> None:
-    called: set[str] = set()
+def test_several_callbacks_are_told_everything(rungs: Path, tmp_path: Path) -> None:
+    called: list[str] = []
 
-    class Noting:
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            return lambda *_: called.add(name)
+    class Noting(Callback):
+        def __getattribute__(self, name: str) -> object:
+            called.append(name)
+            return super().__getattribute__(name)
 
     class Telling(CurveEngine):
         def submit(self, trial: int, network: Architecture, taught: bool = True) -> None:
             super().submit(trial, network)
-            self._events.insert(0, Event("progress", trial, "epoch 1", 0.1))
+            news = Event("progress", trial, "epoch 1", 0.1), Event("progress", None, "a word", None)
+            self._events[:0] = news
 
     study = studied(rungs, tmp_path / "s", **{"search.trials": 2})
-    shown = TensorBoard(study, Noting())
-    search(study, shown, engine=Telling)
-    shown.preparing("", None)
-    assert called == {"preparing", "started", "progress", "at_rung", "finished", "tick"}
+    search(study, [TensorBoardCallback(study), Noting(), Noting()], engine=Telling)
+    assert set(called) == {name for name in vars(Callback) if name.startswith("on_")} - {
+        "on_baseline_complete"
+    }
+    assert called[::2] == called[1::2]
+    assert (called[0], called[-1]) == ("on_search_start", "on_search_end")
 
 
 def test_the_command_writes_events_and_tells_how_to_look_at_them(
@@ -343,7 +355,6 @@ def test_neither_torch_nor_timm_is_imported() -> None:
     text = (
         "import sys, levit_search.search.tensorboard\n"
         "if 'tensorboard' in sys.modules: sys.exit('before it is asked for')\n"
-        "import levit_search.search.event_file\n"
         "heavy = ('torch', 'timm', 'tensorboardX', 'matplotlib')\n"
         "sys.exit(', '.join(name for name in heavy if name in sys.modules) or None)"
     )
@@ -351,8 +362,26 @@ def test_neither_torch_nor_timm_is_imported() -> None:
 
 
 def test_a_run_in_a_folder_that_is_no_utf_8_is_gone_on_with(tmp_path: Path) -> None:
-    from levit_search.search.event_file import EventFile
-
     folder = tmp_path / os.fsdecode(b"caf\xe9")
-    EventFile(folder).add(1, 0.0, {"loss": 1.0})
-    assert EventFile(folder).steps("loss") == [1]
+    for step in (1, 2):
+        run = _Run(folder)
+        run.add(1, 0.0, {"loss": 1.0})
+        run.add(step, 0.0, {"loss": 1.0})
+        run.close()
+    assert _Run(folder).last_step("loss") == 2
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_what_an_earlier_release_wrote_is_gone_on_with(rungs: Path, tmp_path: Path) -> None:
+    """Its one file in each run is named so that TensorBoard would read it last."""
+    study = searched(rungs, tmp_path / "s", **{"search.trials": 4})
+    search_run = study.folder / "tensorboard" / "search"
+    (path,) = search_run.iterdir()
+    path.rename(search_run / "events.out.tfevents.levit-search")
+    before = scalars(search_run)
+    study = searched(rungs, tmp_path / "s", **{"search.trials": 8})
+    first, second = sorted(path.name for path in search_run.iterdir())
+    assert first == "events.out.tfevents.0.levit-search" and second > first
+    found = scalars(search_run)
+    assert found["front/networks"][: len(before["front/networks"])] == before["front/networks"]
+    assert [step for step, _ in found["front/networks"]] == [*range(1, len(study.records()) + 1)]

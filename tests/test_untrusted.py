@@ -38,6 +38,7 @@ from levit_search.latency.targets import read_latency
 from levit_search.model import build, load_weights
 from levit_search.plain_yaml import LARGEST, parse_yaml
 from levit_search.printable import careful_console, printable
+from levit_search.progress import no_progress
 from levit_search.sealed import DamagedFileError, read_sealed
 from levit_search.study import Study, read_config
 from levit_search.study.record import record_from_notes
@@ -78,7 +79,7 @@ def test_nothing_in_the_package_turns_data_into_code() -> None:
         assert name not in ("eval", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"), file
         assert name not in ("__import__", "marshal.load", "joblib.load", "shelve.open"), file
         if name == "marshal.loads":
-            assert file == "tally.py", "which has packed it in the same process"
+            assert file == "trials.py", "which has packed it in the same process"
         assert given.get("allow_pickle", "False") == "False", file
         if name == "torch.load":
             assert given["weights_only"] == "True", file
@@ -419,7 +420,7 @@ def test_an_export_of_a_strangers_study_starts_nothing(tmp_path: Path, tiny: Arc
         },
         None,
     )
-    (again,) = probed_again(study, record, tmp_path / "model.onnx", lambda _: None)
+    (again,) = probed_again(study, record, tmp_path / "model.onnx", no_progress)
     assert again.now is None and 'would start ["touch"' in str(again.reason)
     assert not made.exists()
 

@@ -10,7 +10,7 @@ import yaml
 from levit_search.errors import InputError
 from levit_search.search import check_source, search
 from levit_search.study import Study, read_config
-from tests.engines import CurveEngine, Silent
+from tests.engines import CurveEngine
 from tests.networks import tiny_space
 
 WEIGHTS = b"\x02" + bytes(7) + b"{}"  # safetensors without any
@@ -29,7 +29,7 @@ def source(space_file: Callable[..., Path], tmp_path: Path) -> Study:
     config = read_config(space_file(train=TRAIN), {"search.trials": 8})
     study = Study.create(tmp_path / "source", config, ["test"])
     study.checkpoints.mkdir()
-    search(study, Silent(), engine=CurveEngine)
+    search(study, engine=CurveEngine)
     for record in study.records():
         assert record.architecture is not None
         (study.checkpoints / f"{record.architecture.id}.safetensors").write_bytes(WEIGHTS)
@@ -40,7 +40,7 @@ def taken(tmp_path: Path, source: Study, space: dict[str, Any], **changes: Any) 
     path = tmp_path / "wider.yaml"
     path.write_text(yaml.safe_dump(space))
     study = Study.create(tmp_path / "wider", read_config(path, changes), ["test"])
-    search(study, Silent(), source.folder, CurveEngine)
+    search(study, take_from=source.folder, engine=CurveEngine)
     return study
 
 
@@ -115,7 +115,7 @@ def test_latencies_of_another_device_stay_where_they_are(
     path.write_text(yaml.safe_dump(wider()))
     study = Study.create(tmp_path / "wider", read_config(path), ["test"])
     with pytest.raises(InputError, match="measured with cpu another CPU, here it is this CPU"):
-        search(study, Silent(), source.folder, Here)
+        search(study, take_from=source.folder, engine=Here)
     assert study.records() == []
 
 

@@ -21,7 +21,7 @@ from levit_search.search import begin, search
 from levit_search.study import Study, parse_settings, read_config
 from levit_search.train import fresh_network, training_id
 from tests.conftest import Cli
-from tests.engines import HereEngine, Silent
+from tests.engines import HereEngine
 from tests.random_networks import images_for, random_network, randomised
 from tests.test_weights import SMALL
 
@@ -654,7 +654,7 @@ def test_a_search_starts_its_networks_from_another_studys_best(
     path = space_file(search={"trials": 4, "sampler": "random"})
     narrow = {"architecture.num_stages": 1, "architecture.stages.0.embed_dim": 8}
     first = Study.create(tmp_path / "first", read_config(path, narrow), ["test"])
-    search(first, Silent(), engine=HereEngine)
+    search(first, engine=HereEngine)
     best = max(
         (record for record in first.records() if "top1_percent" in record.values),
         key=lambda record: record.values["top1_percent"],
@@ -664,7 +664,7 @@ def test_a_search_starts_its_networks_from_another_studys_best(
     pinned = f"{tmp_path / 'first'}#{best.trial}"
     assert second.config.train.weights == pinned
     with pytest.warns(UserWarning, match="starts with fresh weights"):
-        search(second, Silent())
+        search(second)
     assert best.architecture is not None
     source = TrainedWeights(best.architecture, {}, "")
     found = set()

@@ -7,32 +7,20 @@ trained with others, and the test split is looked at for the first time.
 import contextlib
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from typing import Any, Protocol
+from typing import Any
 
 from levit_search import table
 from levit_search.audit import figures
 from levit_search.audit.kept import Accuracies, Kept
 from levit_search.audit.membership import candidates, front_figures
 from levit_search.errors import InputError, TrialError
+from levit_search.progress import StepProgress
 from levit_search.study import Record, Study
 
-__all__ = ["Display", "audit"]
+__all__ = ["audit"]
 
 
-class Display(Protocol):
-    """Whoever shows an audit while it runs."""
-
-    def begin(self, group: str, count: int) -> None:
-        """A group of ``count`` steps comes next."""
-
-    def step(self, name: str) -> None:
-        """A step has ended."""
-
-    def told(self, text: str, fraction: float | None) -> None:
-        """What goes on, and which part of a step is done; more than 1 where several run."""
-
-
-def audit(study: Study, seeds: int, jobs: int, display: Display) -> dict[str, Any]:
+def audit(study: Study, seeds: int, jobs: int, progress: StepProgress) -> dict[str, Any]:
     """Look at a study from all sides, and write ``audit.json``, ``audit.md`` and ``audit.svg``.
 
     What was measured of a network is kept in ``audit.json``; an audit that was interrupted, or is
@@ -43,7 +31,7 @@ def audit(study: Study, seeds: int, jobs: int, display: Display) -> dict[str, An
         seeds: of how many other seeds each member of the front shall have been trained with: those
             after the study's own. 0 trains nothing.
         jobs: networks measured at once, each by a process with the recipe's threads.
-        display: told what goes on.
+        progress: shows what goes on.
 
     Returns:
         What ``audit.json`` holds: ``study``, ``finished``, ``objectives``, ``trials``, ``search``
@@ -65,14 +53,14 @@ def audit(study: Study, seeds: int, jobs: int, display: Display) -> dict[str, An
         )
     study.reference()  # where there is none, that is said before anything is trained
     with kept.lock():
-        failed = _measure(study, front, kept, seeds, jobs, display)
+        failed = _measure(study, front, kept, seeds, jobs, progress)
         document = _document(study, records, kept, failed)
         _write(document, kept)
     return {**document, "networks": {name: a.as_json() for name, a in kept.networks.items()}}
 
 
 def _measure(
-    study: Study, front: Sequence[Record], kept: Kept, seeds: int, jobs: int, display: Display
+    study: Study, front: Sequence[Record], kept: Kept, seeds: int, jobs: int, progress: StepProgress
 ) -> list[dict[str, Any]]:
     """Fill in the accuracies that are not kept yet; returns those that could not be had."""
     if not study.config.is_trained:
@@ -91,20 +79,20 @@ def _measure(
                 todo.append(Job(record.trial, network, seed, record.taught))
     failed = []
     ended = 0
-    display.begin("audit", len(todo))
+    progress.begin("audit", len(todo))
 
-    def told(text: str, fraction: float) -> None:
-        # The display's step is the one that ended last; what runs comes on top of it.
-        display.told("" if ended else text, fraction + (ended > 0))
+    def running(text: str, fraction: float | None) -> None:
+        # The step that is shown is the one that ended last; what runs comes on top of it.
+        progress.update("" if ended else text, (fraction or 0.0) + (ended > 0))
 
-    with contextlib.closing(retraining.carried_out(study, todo, jobs, told)) as outcomes:
+    with contextlib.closing(retraining.carried_out(study, todo, jobs, running)) as outcomes:
         for job, found in outcomes:
             what = f"trial {job.trial}"
             what += ", the search's weights" if job.seed is None else f", seed {job.seed}"
             ended += 1
             if isinstance(found, TrialError):
                 failed.append({"trial": job.trial, "seed": job.seed, "reason": str(found)})
-                display.step(f"{what}: {found}")
+                progress.step(f"{what}: {found}")
                 continue
             known = kept.networks[job.network.id]
             if job.seed is None:
@@ -112,7 +100,7 @@ def _measure(
             else:
                 known.seeds[job.seed] = found
             kept.save({"study": study.config.name, "finished": None})
-            display.step(
+            progress.step(
                 f"{what}: val {found['val_top1_percent']:.2f} %, "
                 f"test {found['test_top1_percent']:.2f} %"
             )

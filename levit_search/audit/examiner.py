@@ -11,11 +11,11 @@ from levit_search.distill import TeacherAnswers, obtain_teacher
 from levit_search.errors import InputError, TrialError
 from levit_search.latency.sharing import on_cores
 from levit_search.model import Model, build, load_weights
+from levit_search.progress import Progress
 from levit_search.study import Study, StudyConfig
 from levit_search.supernet import Supernet, obtain_supernet, supernet_folder
 from levit_search.train import (
     Checkpoint,
-    Epoch,
     device_of,
     fit,
     fresh_network,
@@ -25,7 +25,6 @@ from levit_search.train import (
 
 _AGAIN = "`levit-search export STUDY --pick trial=N --retrain` trains a network again"
 
-Progress = Callable[[str, float | None], None]
 Decide = Callable[[int, dict[str, float]], bool]
 
 
@@ -141,12 +140,6 @@ class Examiner:
         path = self._folder / "audit" / f"{network.id}.{seed}.training.pt"
         checkpoint = Checkpoint(path, run)
 
-        def told(fraction: float) -> None:
-            progress("training", fraction)
-
-        def report(epoch: Epoch) -> None:
-            told(epoch.epoch / recipe.epochs)
-
         with on_cores(self._cores):
             if self._supernet is not None:
                 assert isinstance(network, Levit)
@@ -154,7 +147,13 @@ class Examiner:
             else:
                 model = fresh_network(network, recipe, seed)
             training = fit(
-                model, self._batches, recipe, seed, teacher, report, checkpoint, told=told
+                model,
+                self._batches,
+                recipe,
+                seed,
+                teacher,
+                checkpoint=checkpoint,
+                progress=lambda _, done: progress("training", done),
             )
             found = self._examined(model, training.seconds)
         checkpoint.remove()

@@ -5,17 +5,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from levit_search.pareto import Objective, hypervolume, minimised
-from levit_search.study import Record
-
-Outcome = Literal["complete", "stopped", "infeasible", "repeat", "taken over", "failed"]
-"""What became of a proposal. ``infeasible``: no valid network, or over a limit. ``taken over``:
-from another study."""
+from levit_search.study import Outcome, Record, outcome
 
 _MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the trials at which a search is looked at
 _MOST_REASONS = 5
@@ -23,36 +19,11 @@ _MOST_REASONS = 5
 
 def epochs_of(record: Record) -> int:
     """Epochs that were trained for a trial in this study."""
-    return 0 if _is_free(record) else len(_curve(record))
-
-
-def outcome(record: Record, epochs: int) -> Outcome:
-    """What became of a proposal.
-
-    Args:
-        record: of a finished trial.
-        epochs: of the whole recipe.
-    """
-    if record.state == "failed":
-        return "failed"
-    if record.reused_from is not None:
-        return "repeat"
-    is_partial = record.is_stopped or 0 < len(_curve(record)) < epochs
-    if record.state == "pruned" and not is_partial:
-        return "infeasible"
-    if record.taken_from is not None:
-        return "taken over"
-    return "stopped" if is_partial else "complete"
+    return 0 if _is_free(record) else len(record.curve)
 
 
 def _is_free(record: Record) -> bool:
     return record.reused_from is not None or record.taken_from is not None
-
-
-def _curve(record: Record) -> Sequence[dict[str, Any]]:
-    training = record.evaluation.get("training") or {}
-    curve: Sequence[dict[str, Any]] = training.get("curve", ())
-    return curve
 
 
 @dataclass(frozen=True)
@@ -206,7 +177,7 @@ def savings(records: Sequence[Record], epochs: int) -> Savings | None:
     went_on = Counter(point["epoch"] for point in asked if point["goes_on"])
     spent = sum(map(epochs_of, trained))
     saved = [epochs - epochs_of(record) for record in stopped]
-    each_s = [_curve(record)[-1]["seconds"] / epochs_of(record) for record in stopped]
+    each_s = [record.curve[-1]["seconds"] / epochs_of(record) for record in stopped]
     return Savings(
         tuple({"epoch": e, "came": came[e], "went_on": went_on[e]} for e in sorted(came)),
         len(trained),

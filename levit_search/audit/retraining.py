@@ -5,7 +5,7 @@ its workers.
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,11 @@ from levit_search.architecture import Architecture
 from levit_search.engine.interface import Event, pass_on_warnings
 from levit_search.engine.local import LocalEngine
 from levit_search.errors import InputError, TrialError
+from levit_search.progress import Progress
 from levit_search.study import EngineConfig, Study
 
 _EXAMINER = "levit_search.audit.examiner:Examiner"
 _LOOKS_S = 0.5
-
-Told = Callable[[str, float], None]
-"""Told what goes on, and the sum of the fractions done of all that runs."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ Found = dict[str, Any] | TrialError
 
 
 def carried_out(
-    study: Study, jobs: Sequence[Job], processes: int, told: Told
+    study: Study, jobs: Sequence[Job], processes: int, progress: Progress
 ) -> Generator[tuple[Job, Found], None, None]:
     """Each job with what came of it, in the order in which they end.
 
@@ -48,7 +46,8 @@ def carried_out(
         study: whose recipe, teacher and weights are used.
         jobs: those of stored weights come first, with the first seed's.
         processes: workers, each with the recipe's threads.
-        told: called a few times a second.
+        progress: told a few times a second what goes on, and the sum of the fractions done of all
+            that runs.
 
     Raises:
         InputError: data, teacher or donor weights are missing or unfit.
@@ -59,11 +58,11 @@ def carried_out(
     for seed in seeds or [study.config.search.seed] * bool(stored):
         group = [*stored, *(job for job in jobs if job.seed == seed)]
         stored = []
-        yield from _with_seed(study, seed, group, min(processes, len(group)), told)
+        yield from _with_seed(study, seed, group, min(processes, len(group)), progress)
 
 
 def _with_seed(
-    study: Study, seed: int, jobs: Sequence[Job], processes: int, told: Told
+    study: Study, seed: int, jobs: Sequence[Job], processes: int, progress: Progress
 ) -> Generator[tuple[Job, Found], None, None]:
     config = study.config
     changed = config.model_copy(
@@ -98,7 +97,8 @@ def _with_seed(
                     yield running.pop(event.trial)[0], event.content
                 elif event.kind == "failed":
                     yield running.pop(event.trial)[0], TrialError(event.text)
-            told("" if running else doing, sum(fraction for _, fraction in running.values()))
+            done = sum(fraction for _, fraction in running.values())
+            progress("" if running else doing, done)
 
 
 def _check(event: Event) -> None:

@@ -32,7 +32,7 @@ def targets(
             shown.step(f"{found.name} {'reached' if found.reachable else 'not reached'}")
 
         shown.begin("targets", len(known_names(named)))
-        shown.told("", 0.0)
+        shown.update("", 0.0)
         rows = reach(named, timeout, report)
     if as_json:
         print_json([row.as_json() for row in rows])
@@ -105,7 +105,7 @@ def doctor(
     checks = all_checks(study)
     with StepProgress() as shown:
         shown.begin("looking", len(checks))
-        shown.told("", 0.0)
+        shown.update("", 0.0)
 
         def report(check: "Check") -> None:
             shown.step(f"{check.group}: {check.name}")

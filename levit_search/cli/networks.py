@@ -13,12 +13,11 @@ from levit_search.cli.printing import figures_table, print_json, print_table, sa
 from levit_search.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from levit_search.architecture import Architecture
     from levit_search.baseline import Baseline
     from levit_search.cost import Cost, LayerCost
     from levit_search.latency import LatencyConfig
+    from levit_search.progress import Progress
     from levit_search.study import StudyConfig
 
 Archs = Annotated[
@@ -171,7 +170,7 @@ def probe(
     with StepProgress() as shown:
         shown.begin(target, 1)
         shown.step("")
-        with Probe(config, fresh=fresh, report=_named(shown.told, names)) as opened:
+        with Probe(config, fresh=fresh, report=_named(shown.update, names)) as opened:
             found = opened.measure_all([network for _, network in networks])
     rows, failed = [], []
     for (name, network), result in zip(networks, found, strict=True):
@@ -187,16 +186,14 @@ def probe(
         raise TrialError("\n".join(failed))
 
 
-def _named(
-    told: "Callable[[str, float | None], None]", names: dict[str, str]
-) -> "Callable[[str, float], None]":
+def _named(progress: "Progress", names: dict[str, str]) -> "Progress":
     """Progress with networks under the names that the user gave them."""
 
-    def report(text: str, fraction: float) -> None:
+    def named(text: str, fraction: float | None) -> None:
         *words, last = text.split(" ")
-        told(" ".join([*words, names.get(last, last)]), fraction)
+        progress(" ".join([*words, names.get(last, last)]), fraction)
 
-    return report
+    return named
 
 
 def _print_measurements(rows: list[dict[str, Any]], config: "LatencyConfig") -> None:

@@ -151,7 +151,7 @@ def _pretraining(
 def _trained(study: "Study", shown: "StepProgress") -> dict[str, Any]:
     from levit_search.batches import open_batches
     from levit_search.distill import TeacherAnswers, obtain_teacher
-    from levit_search.supernet import SupernetEpoch, obtain_supernet
+    from levit_search.supernet import obtain_supernet
     from levit_search.train import Epoch
 
     config = study.config
@@ -165,9 +165,8 @@ def _trained(study: "Study", shown: "StepProgress") -> dict[str, Any]:
         shown.begin("teacher", 1)
         shown.step(teaching.name)
 
-        def told(epoch: Epoch) -> None:
-            text = f"trained, val {epoch.val_top1_percent:.1f} %"
-            shown.told(text, epoch.epoch / teaching.recipe.epochs)
+        def report_teacher(epoch: Epoch) -> None:
+            shown.update(f"trained, {epoch.summary()}", epoch.epoch / teaching.recipe.epochs)
 
         answers, _ = obtain_teacher(
             teaching,
@@ -176,7 +175,7 @@ def _trained(study: "Study", shown: "StepProgress") -> dict[str, Any]:
             config.train,
             study.folder / "teacher",
             config.search.seed,
-            told,
+            report_teacher,
             say,
         )
         shown.begin("supernet", 1)
@@ -187,14 +186,17 @@ def _trained(study: "Study", shown: "StepProgress") -> dict[str, Any]:
 
     def report(epoch: Epoch) -> None:
         nonlocal text
-        assert isinstance(epoch, SupernetEpoch)
-        text = f"epoch {epoch.epoch} of {epochs}, {epoch.told()}"
-        shown.told(text, epoch.epoch / epochs)
+        text = f"epoch {epoch.epoch} of {epochs}, {epoch.summary()}"
 
     shown.begin("supernet", 1)
     shown.step(config.name)
     return obtain_supernet(
-        config, batches, teacher, study.folder, report, lambda done: shown.told(text, done)
+        config,
+        batches,
+        teacher,
+        study.folder,
+        report,
+        lambda _, done: shown.update(text, done),
     ).card
 
 
@@ -246,7 +248,7 @@ def fill(
     from levit_search.distill import fill as fill_store
     from levit_search.distill import obtain_teacher
     from levit_search.distill.disk import megabytes
-    from levit_search.progress import StepProgress
+    from levit_search.progress import StepProgress, within
 
     config, chosen = _configured(space, settings)
     if not chosen.cache:
@@ -261,7 +263,7 @@ def fill(
             report = _reported(shown, chosen.recipe.epochs)
             answers, card = obtain_teacher(
                 *(chosen, config.data, batches, recipe, None, seed, report, say),
-                told=lambda done: shown.told("features", done),
+                progress=within("features", shown.update),
             )
             store = answers.store(seed)
             assert store is not None
@@ -269,13 +271,13 @@ def fill(
             say(f"{count} epochs: {megabytes(planned)} in {store.folder}, {megabytes(missing)} new")
             shown.begin("epoch", count)
 
-            def told(fraction: float) -> None:
+            def progress(text: str, fraction: float | None) -> None:
                 if fraction == 0.0:
-                    shown.step("")
+                    shown.step(text)
                 else:
-                    shown.told("", fraction)
+                    shown.update(text, fraction)
 
-            filled = fill_store(answers, batches, recipe, seed, count, told)
+            filled = fill_store(answers, batches, recipe, seed, count, progress)
     except KeyboardInterrupt:
         say("\nInterrupted. What was answered is kept; the same command goes on.")
         raise typer.Exit(130) from None
@@ -309,7 +311,7 @@ def _configured(space: str, settings: list[str] | None) -> "tuple[StudyConfig, T
 
 def _reported(shown: "StepProgress", epochs: int) -> Any:
     def report(epoch: "Epoch") -> None:
-        shown.told(f"trained, val {epoch.val_top1_percent:.1f} %", epoch.epoch / epochs)
+        shown.update(f"trained, {epoch.summary()}", epoch.epoch / epochs)
 
     return report
 

@@ -116,7 +116,7 @@ def reproduce(
     results = Results(out or Path("studies") / table, table)
     try:
         with results.lock(), StepProgress() as progress:
-            measure(request, results, progress.begin, progress.step, progress.told)
+            measure(request, results, progress)
     except KeyboardInterrupt:
         say(f"\nInterrupted. What was measured is in {results.folder}; the same command goes on.")
         raise typer.Exit(130) from None

@@ -1,6 +1,7 @@
 """Commands around a search: its space, the search itself and its front."""
 
 import re
+import signal
 import sys
 import textwrap
 from pathlib import Path
@@ -15,6 +16,7 @@ from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import FrameType
 
     from levit_search.search import Summary
     from levit_search.significance import Verdict
@@ -58,10 +60,9 @@ def run(
 
     Ends with 1 where no network is better than guessing; what was found is kept all the same.
     """
-    from levit_search.progress import SearchProgress
-    from levit_search.search import begin, search
-    from levit_search.search.interruption import Interruption
-    from levit_search.search.tensorboard import require_tensorboard, watched
+    from levit_search.search import Callback, begin, search
+    from levit_search.search.callbacks import SearchProgress
+    from levit_search.search.tensorboard import TensorBoardCallback, require_tensorboard
     from levit_search.study import parse_settings, read_config, space_file
 
     if tensorboard:
@@ -85,9 +86,11 @@ def run(
     _say_where_to_look(opened, tensorboard)
     try:
         with Interruption() as interruption, SearchProgress(opened) as progress:
-            shown = watched(opened, progress, tensorboard)
+            callbacks: list[Callback] = [progress]
+            if tensorboard:
+                callbacks.append(TensorBoardCallback(opened))
             summary = search(
-                opened, shown, take_from, is_asked_to_stop=lambda: interruption.is_asked
+                opened, callbacks, take_from, is_asked_to_stop=lambda: interruption.is_asked
             )
         page = _report(opened)
     except KeyboardInterrupt:
@@ -102,6 +105,33 @@ def run(
         _print_summary(summary, opened.config.objectives, page)
     if summary.verdict.kind == "guessing":
         raise typer.Exit(1)
+
+
+class Interruption:
+    """A context in which the first Ctrl-C sets ``is_asked``, by which a search comes to an end; the
+    next is a KeyboardInterrupt.
+
+    It is for the main thread, whose signals it takes over. Where Ctrl-C is ignored, as in what a
+    script leaves behind by ``&``, it stays so.
+    """
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> "Interruption":
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before != signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, _number: int, _frame: "FrameType | None") -> None:
+        if self.is_asked:
+            raise KeyboardInterrupt
+        self.is_asked = True
 
 
 def _goes_on(study: "Study") -> str:
@@ -225,7 +255,7 @@ def data(
             raise InputError(f"--set {key}: this command knows keys of data alone")
         given[key.removeprefix("data.")] = value
     config = validated(DataConfig, given, "data")
-    found = survey_of(config, say)
+    found = survey_of(config, lambda text, _: say(text))
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:

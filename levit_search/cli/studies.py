@@ -131,9 +131,7 @@ def export(
         with opened.reading_data(), StepProgress() as progress:
             progress.begin("export", 1)
             progress.step(f"trial {record.trial}")
-            written = exports.export(
-                opened, record, folder, pick, wishes, lambda text: progress.told(text, None)
-            )
+            written = exports.export(opened, record, folder, pick, wishes, progress.update)
     except KeyboardInterrupt:
         goes_on = "; the same command goes on" if retrain else ""
         say(f"\nInterrupted; {folder} was not written{goes_on}.")

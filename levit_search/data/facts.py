@@ -9,7 +9,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
@@ -44,6 +44,7 @@ from levit_search.data.sources import (
 )
 from levit_search.data.timm_sets import RowSource
 from levit_search.files import expanded, user_cache, write_atomically
+from levit_search.progress import Progress
 
 LOOKED_AT = 100_000
 """Pictures of a set at most; of larger ones so many, evenly spread over each class."""
@@ -59,7 +60,6 @@ _FOLDS = 5
 SPOKEN_S = 5.0
 """Between two words about how far it is."""
 
-Told = Callable[[str], None]
 _Stamp = tuple[int | str, int, int]
 
 
@@ -146,7 +146,7 @@ class FactTable:
                 self._files, self._mirroring = dict(kept["files"]), dict(kept["mirroring"])
         self.looked: list[Looked] = []
 
-    def fill(self, told: Told) -> None:
+    def fill(self, progress: Progress) -> None:
         """Look at the pictures that are new or changed since the last time."""
         total = sum(len(source.labels) for source in self._sources.values())
         every = -(-total // LOOKED_AT)
@@ -165,7 +165,7 @@ class FactTable:
             else:
                 new.append((split, index, key, stamp))
         try:
-            self._look_at(new, told)
+            self._look_at(new, progress)
         finally:
             if new or len(known) != len(self._files):
                 self._save()
@@ -176,7 +176,9 @@ class FactTable:
                 facts = None if row is None else _from_row(row[3:])
                 self.looked.append(Looked(split, label, name, source.where(index), facts, index))
 
-    def _look_at(self, places: Sequence[tuple[SplitName, int, str, _Stamp]], told: Told) -> None:
+    def _look_at(
+        self, places: Sequence[tuple[SplitName, int, str, _Stamp]], progress: Progress
+    ) -> None:
         spoken = time.monotonic()
         # Pillow decodes and hashlib hashes without Python's lock.
         with without_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
@@ -184,7 +186,8 @@ class FactTable:
             for count, (place, facts) in enumerate(zip(places, found, strict=True), start=1):
                 self._files[place[2]] = [*place[3], *facts]
                 if time.monotonic() - spoken > SPOKEN_S:
-                    told(f"looking at the pictures: {count:,} of {len(places):,}")
+                    text = f"looking at the pictures: {count:,} of {len(places):,}"
+                    progress(text, count / len(places))
                     spoken = time.monotonic()
 
     def mirroring(

@@ -27,7 +27,6 @@ from levit_search.data.facts import (
     Looked,
     Mirroring,
     PictureFacts,
-    Told,
     content_digest,
     facts_of,
     span,
@@ -50,6 +49,7 @@ from levit_search.data.timm_sets import Rows, Stream, TorchSet, class_labels
 from levit_search.errors import InputError
 from levit_search.image_size import ImageSize, size_text
 from levit_search.printable import readable_name
+from levit_search.progress import Progress, no_progress
 
 _MOST, _STEP = 224, 16  # pixels of the size that suits a set
 # Of pictures that were stored again in other ways: measured on JPEG and WebP of 80, and on scales
@@ -58,10 +58,6 @@ _NEAR_BITS = 2  # that their perceptual hashes differ in at most
 _NEAR_TINT = 5  # of 255, between their tints at most
 _COMPARED = 100  # pictures at most of one part of the hash, those of like brightness
 _LISTED = 20  # unreadable pictures that are kept by name
-
-
-def _silent(text: str) -> None:
-    del text
 
 
 class Duplicates(Frozen):
@@ -182,12 +178,11 @@ def _check_channels(config: DataConfig, described: DataInfo) -> None:
         )
 
 
-def looked_at(config: DataConfig, told: Told = _silent) -> DataConfig:
+def looked_at(config: DataConfig) -> DataConfig:
     """A configuration with all that is to be found by looking at the pictures.
 
     Args:
         config: what it says already stays.
-        told: told what is being done, where it takes long.
 
     Raises:
         InputError: the data is missing, or nothing can be learnt from it, see :func:`check`.
@@ -198,7 +193,7 @@ def looked_at(config: DataConfig, told: Told = _silent) -> DataConfig:
     if isinstance(described, DataInfo):
         size = config.image_size or described.image_size
         return config.model_copy(update={"image_size": size})
-    return settled(config, survey_of(config, told))
+    return settled(config, survey_of(config))
 
 
 def is_known(config: DataConfig) -> bool:
@@ -249,13 +244,13 @@ def _check_fingerprint(config: DataConfig, found: str) -> None:
         )
 
 
-def survey_of(config: DataConfig, told: Told = _silent) -> DataSurvey:
+def survey_of(config: DataConfig, progress: Progress = no_progress) -> DataSurvey:
     """Look at all pictures of a data set, of more than :data:`LOOKED_AT` at as many.
 
     Args:
         config: the set. What it says of its pictures (channels, ground, ranges, size, mirroring)
             takes the place of what is found.
-        told: told every few seconds how far it is.
+        progress: told every few seconds how far it is.
 
     Raises:
         InputError: the data is missing, or a class has no readable picture.
@@ -265,11 +260,11 @@ def survey_of(config: DataConfig, told: Told = _silent) -> DataSurvey:
     if isinstance(described, DataInfo):
         return _known(config, data_set, described)
     if isinstance(data_set, Stream):
-        return _survey(config, described, _of_stream(data_set, described, told), {}, None)
+        return _survey(config, described, _of_stream(data_set, described, progress), {}, None)
     sources = data_set.sources()
     left_out = dict(data_set.left_out) if isinstance(data_set, Folder) else {}
     table = FactTable(config, sources)
-    table.fill(told)
+    table.fill(progress)
     return _survey(config, described, table.looked, left_out, table)
 
 
@@ -283,7 +278,7 @@ def unreadable_of(config: DataConfig) -> dict[str, str]:
     if isinstance(data_set, Stream) or isinstance(data_set.describe(), DataInfo):
         return {}
     table = FactTable(config, data_set.sources())
-    table.fill(_silent)
+    table.fill(no_progress)
     broken = {
         each.name: each.facts.error
         for each in table.looked
@@ -542,7 +537,7 @@ def _alike(
             yield some[near], others[near]
 
 
-def _of_stream(stream: Stream, class_names: tuple[str, ...], told: Told) -> list[Looked]:
+def _of_stream(stream: Stream, class_names: tuple[str, ...], progress: Progress) -> list[Looked]:
     splits, labels, facts = [], [], []
     spoken = time.monotonic()
     for split, label, picture in islice(stream.pictures(), LOOKED_AT):
@@ -556,7 +551,7 @@ def _of_stream(stream: Stream, class_names: tuple[str, ...], told: Told) -> list
         labels.append(label)
         facts.append(found)
         if time.monotonic() - spoken > SPOKEN_S:
-            told(f"looking at the pictures: {len(facts):,}")
+            progress(f"looking at the pictures: {len(facts):,}", None)
             spoken = time.monotonic()
     numbered = class_labels(labels, class_names, "data") if labels else ()
     if not labels:

@@ -22,8 +22,9 @@ from levit_search.errors import InputError
 from levit_search.files import write_atomically
 from levit_search.image_size import Sides, sides
 from levit_search.latency.sharing import between_probes
+from levit_search.progress import Progress, no_progress
 from levit_search.recipe import Recipe, TeacherConfig
-from levit_search.train import Told, device_of, silent
+from levit_search.train import device_of
 
 _ENOUGH_VIEWS = 20_000
 _PASSES = (1, 4)
@@ -94,7 +95,7 @@ def fit_head(
     batches: Batches,
     seed: int,
     folder: Path,
-    told: Told = silent,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Fit the head of ``model`` by L2-regularised multinomial logistic regression on its features.
 
@@ -108,7 +109,7 @@ def fit_head(
         batches: the data, of which ``train`` alone is looked at.
         seed: of the views, and of the images that are held out.
         folder: where features are kept until the end, so that an interrupted call goes on.
-        told: called now and then with the part that is done.
+        progress: told now and then which part of the features is done.
 
     Returns:
         ``{passes, views, features, held_out_images, held_out_top1_percent, weight_decay}``.
@@ -122,7 +123,7 @@ def fit_head(
     )
     torch.set_num_threads(recipe.threads)
     device = device_of(recipe)
-    found = _features(model.to(device).eval(), batches, recipe, seed, passes, folder, told)
+    found = _features(model.to(device).eval(), batches, recipe, seed, passes, folder, progress)
     features, labels, images = found
     if not torch.isfinite(features).all():
         raise InputError(
@@ -184,7 +185,7 @@ def _features(
     seed: int,
     passes: int,
     folder: Path,
-    told: Told,
+    progress: Progress,
 ) -> _Features:
     """The features of so many passes over the training images, kept in ``folder`` chunk by chunk.
 
@@ -216,7 +217,7 @@ def _features(
                 _write_chunk(_chunk(folder, number, first), chunk)
                 parts.append(chunk)
                 first += _CHUNK_STEPS
-                told((number + min(first, steps) / steps) / passes)
+                progress("", (number + min(first, steps) / steps) / passes)
     order = torch.cat(images)
     return _Features(torch.cat(parts), torch.from_numpy(batches.labels("train"))[order], order)
 

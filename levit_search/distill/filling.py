@@ -1,7 +1,6 @@
 """Asking a teacher about all views of a recipe ahead of time."""
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,9 @@ from levit_search.distill.answers import TeacherAnswers
 from levit_search.distill.store import Store
 from levit_search.errors import InputError, TrialError
 from levit_search.latency.sharing import between_probes
+from levit_search.progress import Progress
 from levit_search.recipe import Recipe
 from levit_search.train import device_of
-
-# The part of an epoch that is done, 0 at its start.
-Told = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def fill(
     recipe: Recipe,
     seed: int,
     epochs: int,
-    told: Told,
+    progress: Progress,
 ) -> Filled:
     """Ask the teacher about every view of the first ``epochs`` epochs that has no answer yet.
 
@@ -60,7 +57,7 @@ def fill(
         recipe: the candidates'.
         seed: of their views.
         epochs: how many, of the recipe or beyond it.
-        told: called as it goes on.
+        progress: told which part of an epoch is done, 0 at its start.
 
     Raises:
         InputError: the answers are not kept, or there is no room for them.
@@ -74,8 +71,8 @@ def fill(
     start = time.perf_counter()
     asked = answers.asked
     for epoch in range(epochs):
-        told(0.0)
-        _fill_epoch(answers, store, batches, recipe, seed, epoch, told)
+        progress("", 0.0)
+        _fill_epoch(answers, store, batches, recipe, seed, epoch, progress)
     seconds = time.perf_counter() - start
     new_views = (answers.asked - asked) * store.header.rows
     return Filled(
@@ -96,7 +93,7 @@ def _fill_epoch(
     recipe: Recipe,
     seed: int,
     epoch: int,
-    told: Told,
+    progress: Progress,
 ) -> None:
     missing = np.flatnonzero(~store.filled(epoch)).tolist()
     if not missing:
@@ -112,7 +109,7 @@ def _fill_epoch(
         for step, batch in zip(range(first, last + 1), shared, strict=False):
             if step in left:
                 answers(seed, epoch, step, batch.images)
-                told((step + 1) / store.header.steps)
+                progress("", (step + 1) / store.header.steps)
             if not store.is_writable:
                 raise TrialError(
                     f"{store.folder}: could not be written any more in epoch {epoch + 1}; what was "

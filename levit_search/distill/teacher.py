@@ -36,12 +36,12 @@ from levit_search.distill.network import (
 from levit_search.errors import InputError, TrialError
 from levit_search.files import expanded, file_digest, user_cache, write_atomically
 from levit_search.image_size import plain_size
+from levit_search.progress import Progress, no_progress
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.sealed import DamagedFileError, read_sealed, write_sealed
 from levit_search.train import (
     Checkpoint,
     Report,
-    Told,
     Training,
     device_of,
     fit,
@@ -69,7 +69,7 @@ def obtain_teacher(
     seed: int,
     report: Report = silent,
     say: Say = _warn,
-    told: Told = silent,
+    progress: Progress = no_progress,
 ) -> tuple[TeacherAnswers, dict[str, Any]]:
     """The teacher's answers and its card; it is trained or adapted now if need be, by one process
     for all.
@@ -86,7 +86,7 @@ def obtain_teacher(
         seed: of the teacher's weights and training, and of the views that it will be asked about.
         report: called after each epoch of its training.
         say: told where another process is waited for.
-        told: called now and then with the part that is done of computing features.
+        progress: told now and then which part of the features is computed.
 
     Returns:
         The answers, and ``{id, name, options, weights, params, sha256, data, val_top1_percent,
@@ -114,7 +114,7 @@ def obtain_teacher(
             with _alone(key, config.name, say):
                 card = _cached(key, config)  # made by whom we have waited for
                 if card is None:
-                    card = _made(key, config, data, batches, seed, needed, report, told)
+                    card = _made(key, config, data, batches, seed, needed, report, progress)
     _check_accuracy(config, card)
     card = {**card, "weights": config.weights, "required_top1_percent": config.top1_percent}
     place = cache
@@ -143,7 +143,7 @@ def shared_teacher(
     seed: int,
     report: Report = silent,
     say: Say = _warn,
-    told: Told = silent,
+    progress: Progress = no_progress,
 ) -> TeacherAnswers:
     """The teacher outside of a study: :func:`obtain_teacher`, kept in the user's cache alone.
 
@@ -151,7 +151,7 @@ def shared_teacher(
         InputError, TrialError: as there; or it is left to a search whether it teaches.
     """
     config.check_decided()
-    answers, _ = obtain_teacher(config, data, batches, recipe, None, seed, report, say, told)
+    answers, _ = obtain_teacher(config, data, batches, recipe, None, seed, report, say, progress)
     return answers
 
 
@@ -280,7 +280,7 @@ def _made(
     seed: int,
     needed_bytes: int,
     report: Report,
-    told: Told,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Train or adapt the teacher, or measure the one that is given, and keep it in the user's
     cache.
@@ -289,7 +289,7 @@ def _made(
     """
     start = time.perf_counter()
     if config.adapt != "none":
-        sha256, facts = _adapted(key, config, batches, seed, needed_bytes, report, told)
+        sha256, facts = _adapted(key, config, batches, seed, needed_bytes, report, progress)
     elif config.weights == "train":
         sha256, facts = _trained(key, config, data, batches, seed, needed_bytes, report)
     else:
@@ -375,7 +375,7 @@ def _adapted(
     seed: int,
     needed_bytes: int,
     report: Report,
-    told: Told,
+    progress: Progress,
 ) -> tuple[str, dict[str, Any]]:
     seed_torch(seed, 4)
     model = create_teacher(config, batches)
@@ -387,7 +387,7 @@ def _adapted(
         facts = {"params": _params(model), "adapted_from": adapted_from, "val_top1_percent": None}
         return _write_weights(key, model), facts
     folder = _cache() / f"{key}.features"
-    head = fit_head(model, config, batches, seed, folder, told)
+    head = fit_head(model, config, batches, seed, folder, progress)
     head["val_top1_percent"] = _val_top1_percent(model, config, batches)
     facts = {
         "recipe": config.recipe.model_dump(mode="json"),

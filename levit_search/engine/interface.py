@@ -31,8 +31,8 @@ class Event:
     content: dict[str, Any] = field(default_factory=dict)
     """Of a rung ``epoch`` and the ``values`` known there. When done, an evaluation (also of what
     was only measured), ``results`` with an evaluation or ``{failed}`` for each of
-    several networks, or what :meth:`levit_search.evaluate.Evaluator.prepare` returned. Of a failure
-    ``wrong_input``, whether the user can mend it, and ``refused_by_disk``, what a disk
+    several networks, or what :meth:`levit_search.search.evaluate.Evaluator.prepare` returned. Of a
+    failure ``wrong_input``, whether the user can mend it, and ``refused_by_disk``, what a disk
     refused, if that is why."""
 
 

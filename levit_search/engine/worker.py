@@ -19,21 +19,21 @@ from levit_search.configuration import validated
 from levit_search.engine.interface import NO_TRIAL, Event
 from levit_search.errors import InputError, LevitSearchError, TrialError, refused_by_disk
 from levit_search.latency.sharing import while_no_probe_runs
+from levit_search.progress import Progress
 from levit_search.study import StudyConfig
 
-EVALUATOR = "levit_search.evaluate:Evaluator"
+EVALUATOR = "levit_search.search.evaluate:Evaluator"
 """Where workers find what they do their work with."""
 
 _MOST_DEATHS = 2  # of workers at one task
 
-Progress = Callable[[str, float | None], None]
 Decide = Callable[[int, dict[str, float]], bool]
 Tell = Callable[[Event], None]
 Do = Literal["evaluate", "evaluate_untaught", "verify", "remeasure"]
 
 
 class Evaluates(Protocol):
-    """What a worker does its work with, such as :class:`levit_search.evaluate.Evaluator`.
+    """What a worker does its work with, such as :class:`levit_search.search.evaluate.Evaluator`.
 
     It is made of the study's configuration, the study's folder, the reference's latency by id as
     far as that is known, and the cores that it should keep to (None: any).

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from levit_search.errors import LevitSearchError
 from levit_search.export import reader
+from levit_search.progress import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,7 +77,7 @@ def sample_of(model: "Model", batches: "Batches") -> Sample:
 
 
 def compared(
-    folder: Path, names: Sequence[str], sample: Sample, told: Callable[[str], None]
+    folder: Path, names: Sequence[str], sample: Sample, progress: Progress
 ) -> dict[str, float]:
     """How far the logits of each file are from the trained network's, at most, by its name.
 
@@ -84,7 +85,7 @@ def compared(
         folder: of the export.
         names: keys of :data:`READABLE`.
         sample: images to compare on.
-        told: told what is being read.
+        progress: told what is being read.
 
     Raises:
         LevitSearchError: one cannot be read, or is further from it than it may be.
@@ -96,7 +97,7 @@ def compared(
         (scratch / "reader.py").write_bytes(Path(reader.__file__).read_bytes())
         np.save(scratch / "images.npy", sample.images)
         for name in names:
-            told(f"reading {name} in a clean process")
+            progress(f"reading {name} in a clean process", None)
             readable = READABLE[name]
             answer = _predicted if readable.kind == "predict" else _read
             logits = answer(folder.absolute(), readable, sample, scratch)

@@ -4,7 +4,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -20,6 +20,7 @@ from levit_search.export.retraining import (
     retrained,
 )
 from levit_search.files import named_in_utf_8, write_atomically
+from levit_search.progress import Progress, no_progress
 from levit_search.proportion import (
     accuracy_text,
     guess_percent,
@@ -38,8 +39,6 @@ Also = Literal["openvino", "torch-export"]
 """Files that are written when they are asked for."""
 
 ALSO: tuple[Also, ...] = get_args(Also)
-
-Told = Callable[[str], None]
 
 _PREDICT = Path(__file__).with_name("predict.py")
 _SHARED = "from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, middle, opened\n"
@@ -112,7 +111,7 @@ def export(
     out: Path,
     choice: str,
     wishes: Wishes | None = None,
-    told: Told = lambda _: None,
+    progress: Progress = no_progress,
 ) -> Export:
     """Write the network of ``record`` into ``out``, check what was written and time it again.
 
@@ -124,7 +123,7 @@ def export(
         out: a folder that is not there, or empty unless ``wishes.force`` is set.
         choice: how the record was picked, for the model card.
         wishes: what else is asked for.
-        told: told what is being done.
+        progress: told what is being done.
 
     Raises:
         InputError: ``out`` is not empty and ``wishes.force`` is not set, something that is asked
@@ -141,7 +140,7 @@ def export(
     config, found = study.config, None
     if wishes.retraining is not None:
         config = config_for(study, wishes.retraining)
-        weights, found = retrained(study, network, config, wishes.retraining.seeds, told)
+        weights, found = retrained(study, network, config, wishes.retraining.seeds, progress)
     else:
         weights = study.weights_of(record)
     target = out.resolve()  # a link stays one
@@ -153,7 +152,7 @@ def export(
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     try:
-        work = _Work(study, record, network, config, found, weights, choice, wishes, told)
+        work = _Work(study, record, network, config, found, weights, choice, wishes, progress)
         with named_in_utf_8(staging) as reached:
             written, again = work.written(reached, out)
         _check_out(out, wishes.force, staging.name)  # hours may have passed
@@ -226,7 +225,7 @@ class _Work:
     weights: Path
     choice: str
     wishes: Wishes
-    told: Told
+    progress: Progress
 
     def written(self, folder: Path, out: Path) -> "tuple[Export, Sequence[Again]]":
         """Write everything into ``folder``, which will be ``out``."""
@@ -237,7 +236,7 @@ class _Work:
         from levit_search.export.probing import probed_again
         from levit_search.model import build, load_weights
 
-        self.told("loading data")
+        self.progress("loading data", None)
         batches = open_batches(self.config.data)
         check_images(self.network, batches.info)
         model = build(self.network)
@@ -245,7 +244,7 @@ class _Work:
         prepared = preprocessing(self.config.data, batches)
         timm = self._write_files(folder, model.eval(), prepared)
         readable = [name for name in checks.READABLE if (folder / name).exists()]
-        parity = checks.compared(folder, readable, checks.sample_of(model, batches), self.told)
+        parity = checks.compared(folder, readable, checks.sample_of(model, batches), self.progress)
         accuracies = self._accuracies(model, batches)
         self._check_data(*accuracies["val"])
         verdict = judged(self.study.records(), self.study.attributes(), self.study.config)
@@ -255,7 +254,7 @@ class _Work:
         again: Sequence[Again] = ()
         if self.wishes.probe:
             graph = folder / "model.onnx"
-            again = probed_again(self.study, self.record, graph, self.told)
+            again = probed_again(self.study, self.record, graph, self.progress)
         names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
         facts = Facts(
             self.study,
@@ -306,7 +305,7 @@ class _Work:
         from levit_search.export.probing import graph_layout
         from levit_search.model import save_weights, set_layout
 
-        self.told("writing the network")
+        self.progress("writing the network", None)
         described = self.network.to_yaml()
         write_atomically(folder / "architecture.yaml", described)
         title = f"{self.study.config.name} {self.network.id}"
@@ -317,7 +316,7 @@ class _Work:
         timm = self._write_timm(folder / "timm", model, prepared)
         write_atomically(folder / "preprocess.json", json.dumps(prepared, indent=2) + "\n")
         write_atomically(folder / "predict.py", predict_source())
-        self.told("writing model.onnx")
+        self.progress("writing model.onnx", None)
         set_layout(model, graph_layout(self.study, self.record))
         graph = folder / "model.onnx"
         write_onnx(model, graph, prepared, {"architecture": described})
@@ -341,10 +340,10 @@ class _Work:
         from levit_search.export.programs import write_openvino, write_torch_export
 
         if "openvino" in self.wishes.also:
-            self.told("writing model.openvino.xml")
+            self.progress("writing model.openvino.xml", None)
             write_openvino(graph, folder / "model.openvino.xml")
         if "torch-export" in self.wishes.also:
-            self.told("writing model.pt2")
+            self.progress("writing model.pt2", None)
             write_torch_export(model, folder / "model.pt2")
 
     def _accuracies(self, model: "Model", batches: "Batches") -> dict[str, tuple[float, int]]:
@@ -354,7 +353,7 @@ class _Work:
         model.to(device)
         found = {}
         for split in ("val", "test"):
-            self.told(f"measuring accuracy on {split}")
+            self.progress(f"measuring accuracy on {split}", None)
             found[split] = top1_percent(model, batches, split), batches.size(split)
         return found
 

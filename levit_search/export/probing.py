@@ -1,17 +1,17 @@
 """The exported graph timed again where the front's latencies were measured."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError, TrialError
-from levit_search.evaluate import settled_on
 from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.programs import check_programs
 from levit_search.latency.targets import TORCH_RUNTIMES
 from levit_search.pareto import on_target
+from levit_search.progress import Progress
+from levit_search.search.evaluate import settled_on
 from levit_search.study import Record, Study, StudyConfig
 
 if TYPE_CHECKING:
@@ -85,9 +85,7 @@ class Again:
         }
 
 
-def probed_again(
-    study: Study, record: Record, graph: Path, told: Callable[[str], None]
-) -> list[Again]:
+def probed_again(study: Study, record: Record, graph: Path, progress: Progress) -> list[Again]:
     """Time an exported graph on every target on which its network was measured.
 
     One whose ratio to the reference does not agree is measured once more, for twice as long.
@@ -96,7 +94,7 @@ def probed_again(
         study: with its settled reference latencies.
         record: of the network.
         graph: its ONNX file, of dynamic batch.
-        told: told what is being measured.
+        progress: told what is being measured.
 
     Returns:
         One for each target; none where the study measured nothing.
@@ -105,7 +103,7 @@ def probed_again(
     exported = _Exported(record.architecture, graph, graph_layout(study, record))
     settled_ms = study.attributes().get("settled_ms", {})
     return [
-        _again(known, settled_on(known.target, settled_ms), exported, told)
+        _again(known, settled_on(known.target, settled_ms), exported, progress)
         for known in latencies(study.config, record)
     ]
 
@@ -156,7 +154,7 @@ def _again(
     known: Known,
     settled_ms: dict[str, float],
     exported: "_Exported",
-    told: Callable[[str], None],
+    progress: Progress,
 ) -> Again:
     name, config, before = on_target("latency_ms", known.target), known.config, known.found
     if before.get("method") == "predicted":
@@ -170,7 +168,7 @@ def _again(
         timed, layout = "the network in torch", before.get("layout", layout)
     found = None
     for seconds in (config.seconds, 2 * config.seconds):
-        told(f"timing {timed} on {config.target.label}")
+        progress(f"timing {timed} on {config.target.label}", None)
         longer = config.model_copy(update={"seconds": seconds})
         try:
             with Probe(longer, settled_ms, fresh=True) as probe:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from levit_search.architecture import Architecture
 from levit_search.data import DataInfo, describe
 from levit_search.errors import InputError
+from levit_search.progress import Progress
 from levit_search.recipe import RecipeName
 from levit_search.sealed import DamagedFileError, check_weights, read_bounded, read_sealed
 from levit_search.study import Study, StudyConfig, config_of
@@ -104,7 +105,7 @@ def retrained(
     network: Architecture,
     config: StudyConfig,
     count: int,
-    say: Callable[[str], None],
+    progress: Progress,
 ) -> tuple[Path, Retrained]:
     """Train ``network`` from scratch with each seed, and measure it on the test split.
 
@@ -116,7 +117,7 @@ def retrained(
         network: of the study.
         config: see :func:`config_for`.
         count: of seeds; the first is the configuration's.
-        say: told of each epoch.
+        progress: told of each epoch.
 
     Returns:
         The weights of the seed that is best on val, and what came of all.
@@ -131,6 +132,10 @@ def retrained(
     seeds = range(first, first + count)
     base = study.folder / "retrained" / f"{network.id}-{_digest(config)}"
     results = []
+
+    def say(text: str) -> None:
+        progress(text, None)
+
     for seed in seeds:
         if len(seeds) > 1:
             say(f"{network.id}: seed {seed}, {seed - first + 1} of {len(seeds)}")

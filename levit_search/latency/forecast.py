@@ -13,11 +13,11 @@ from levit_search.latency.predictor import (
     BlockTable,
     Prediction,
     Predictor,
-    Report,
     calibration_networks,
 )
 from levit_search.latency.probe import Probe
 from levit_search.latency.protocol import Measurement
+from levit_search.progress import Progress
 from levit_search.sealed import DamagedFileError, read_sealed, write_sealed
 from levit_search.space import Space
 
@@ -49,7 +49,7 @@ class Forecast:
         self._probe, self._space, self._seed, self._file = probe, space, seed, file
         self._cache = cache or Cache()
 
-    def prepare(self, report: Report) -> dict[str, Any]:
+    def prepare(self, report: Progress) -> dict[str, Any]:
         """Load the table, and the calibration or else measure its networks whole.
 
         Returns:
@@ -83,7 +83,7 @@ class Forecast:
         write_sealed(self._file, known)
         return known
 
-    def predict(self, network: Architecture, report: Report) -> Prediction:
+    def predict(self, network: Architecture, report: Progress) -> Prediction:
         """The latency of a network; its blocks that are new are timed now.
 
         Raises:
@@ -132,7 +132,7 @@ class Forecast:
             )
             return None
 
-    def _time_missing(self, networks: Sequence[Architecture], report: Report) -> None:
+    def _time_missing(self, networks: Sequence[Architecture], report: Progress) -> None:
         missing = self._table.missing(networks)
         if missing:
             self._table_file.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from levit_search.architecture import Architecture
 from levit_search.cost import Cost, cost
 from levit_search.errors import InputError, TrialError
 from levit_search.latency.blocks import Block, blocks, distinct_blocks
+from levit_search.progress import Progress
 from levit_search.sealed import read_sealed, write_sealed
 from levit_search.space import Space
 
@@ -28,7 +29,6 @@ MIN_NETWORKS = 4
 
 # Milliseconds a run of each graph, on the scale that whole networks' latencies have.
 TimeGraphs = Callable[[Sequence[Path]], Sequence[float]]
-Report = Callable[[str, float], None]
 
 # Graphs that are timed in one go, and so in turn with one reference.
 _CHUNK = 8
@@ -79,7 +79,7 @@ class BlockTable:
         self,
         wanted: Sequence[Block],
         time_graphs: TimeGraphs,
-        report: Report,
+        report: Progress,
         save: Callable[[], None],
     ) -> None:
         """Time blocks, a few at once.

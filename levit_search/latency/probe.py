@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -29,6 +29,7 @@ from levit_search.latency.protocol import (
 )
 from levit_search.latency.sharing import while_no_probe_runs
 from levit_search.latency.targets import TORCH_RUNTIMES, CommandTarget, LatencyConfig
+from levit_search.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from levit_search.model import Layout
@@ -43,13 +44,6 @@ _MOST_ROUNDS = 48
 _COMPILING_S = 900.0
 # A round is started if it can be expected to end by then.
 _TIME_IS_UP = 1.02
-
-# (what is being done, which part of it is done)
-Report = Callable[[str, float], None]
-
-
-def _silent(text: str, fraction: float) -> None:
-    del text, fraction
 
 
 class Probe:
@@ -72,7 +66,7 @@ class Probe:
         settled_ms: dict[str, float] | None = None,
         fresh: bool = False,
         cache: Cache | None = None,
-        report: Report = _silent,
+        report: Progress = no_progress,
     ) -> None:
         self.config = config
         self.settled_ms = dict(settled_ms or {})
@@ -113,7 +107,7 @@ class Probe:
         return self._channel.device
 
     @contextmanager
-    def reporting(self, report: Report) -> Iterator[None]:
+    def reporting(self, report: Progress) -> Iterator[None]:
         """Tell ``report`` what is being measured, in place of whoever is told usually."""
         usual, self._report = self._report, report
         try:

@@ -32,7 +32,7 @@ from levit_search.report.reasons import grouped
 from levit_search.report.tabs import network_id, rounded, tabs, upwards
 from levit_search.reproduce.paper import published_table
 from levit_search.significance import Accuracy, judged
-from levit_search.study import Record, Study
+from levit_search.study import Outcome, Record, Study, outcome
 
 _CURVE_POINTS = 60  # of a learning curve that are shown at most
 # Not where trials are kept or how targets are reached: those may hold what is not for everybody.
@@ -104,7 +104,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
     listed = chosen(study, records, front, named, picked)
     accuracies = audited(study)
     epochs = config.candidate_recipe.epochs
-    by_outcome = [(record, figures.outcome(record, epochs)) for record in records]
+    by_outcome = [(record, outcome(record, epochs)) for record in records]
     on_front = {record.trial for record in front}
     reference = study.reference() if config.reference is not None else None
     path = figures.trajectory(records, objectives, reference)
@@ -121,13 +121,13 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         "tabs": costs,
         "trials": [
             {
-                **_trial(record, outcome, names, choices),
+                **_trial(record, became, names, choices),
                 "accuracy": _accuracy(verdict.by_trial.get(record.trial)),
                 "on_front": record.trial in on_front,
                 "is_start": network_id(record) in starts,
                 "is_reference": network_id(record) in references,
             }
-            for record, outcome in by_outcome
+            for record, became in by_outcome
         ],
         "trajectory": _by_column(path.steps()),
         "importance": choices.importance(records, objectives),
@@ -197,16 +197,16 @@ def _references(study: Study, sample: Architecture) -> dict[str, str]:
 
 def _summary(
     study: Study,
-    by_outcome: Sequence[tuple[Record, figures.Outcome]],
+    by_outcome: Sequence[tuple[Record, Outcome]],
     front: Sequence[Record],
     path: figures.Trajectory,
 ) -> dict[str, Any]:
     records = [record for record, _ in by_outcome]
-    counts = Counter(outcome for _, outcome in by_outcome)
+    counts = Counter(became for _, became in by_outcome)
     saved = figures.savings(records, study.config.candidate_recipe.epochs)
     return {
         "trials": len(records),
-        "counts": {name: counts[name] for name in get_args(figures.Outcome)},
+        "counts": {name: counts[name] for name in get_args(Outcome)},
         "front": len(front),
         "hypervolume": path.hypervolumes[-1] if path.hypervolumes is not None else None,
         "hours": path.hours[-1] if path.hours is not None else None,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from levit_search.configuration import write_yaml
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.latency.targets import TORCH_RUNTIMES, LatencyConfig
+from levit_search.progress import StepProgress
 from levit_search.reproduce import render
 from levit_search.reproduce.paper import TABLES, Table, published_table
-from levit_search.reproduce.results import COLUMNS, Results, Run, Step, Told
+from levit_search.reproduce.results import COLUMNS, Results, Run
 
 if TYPE_CHECKING:
     from levit_search.study import StudyConfig
@@ -34,9 +35,6 @@ class Request:
     again: bool
 
 
-Begin = Callable[[str, int], None]  # a group of columns, and its number of rows
-
-
 def check_columns(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
     """The groups of columns in the order they are measured.
 
@@ -52,11 +50,16 @@ def check_columns(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS if name in columns)
 
 
-def reproduce(request: Request, results: Results, begin: Begin, step: Step, told: Told) -> None:
+def reproduce(request: Request, results: Results, progress: StepProgress) -> None:
     """Measure what is asked for, into ``results`` and its folder.
 
     All files are written after each row. An interrupted run goes on with the same settings. A row
     that fails says why under ``failed``, and the others follow.
+
+    Args:
+        request: what to measure.
+        results: goes on from what it holds.
+        progress: shows each group of columns, and its rows as steps.
 
     Raises:
         InputError: missing data, settings that the table does not have, a folder that cannot be
@@ -75,8 +78,8 @@ def reproduce(request: Request, results: Results, begin: Begin, step: Step, told
         keep = columns == "accuracy" and not request.again
         run = results.begin(columns, settings, request.environment, keep)
         if run.finished is None or columns == "static":
-            begin(columns, len(table.built))
-            _fill(request, columns, run, step, told, save)
+            progress.begin(columns, len(table.built))
+            _fill(request, columns, run, progress, save)
             results.finish(run)
         save()
 
@@ -109,8 +112,7 @@ def _fill(
     request: Request,
     columns: str,
     run: Run,
-    step: Step,
-    told: Told,
+    progress: StepProgress,
     save: Callable[[], None],
 ) -> None:
     table = request.table
@@ -119,23 +121,23 @@ def _fill(
             from levit_search.reproduce.static import static_row, stem_rows
 
             for row in table.built:
-                step(row.name)
+                progress.step(row.name)
                 run.rows[row.name] = static_row(row)
             if "stems" in table.extra:
                 run.extra["stems"] = stem_rows(table)
         case "speed" if table.name == "blocks":
             from levit_search.reproduce.blocks import fill_blocks
 
-            fill_blocks(run, table, request.latency, step, save)
+            fill_blocks(run, table, request.latency, progress.step, save)
         case "speed":
             from levit_search.reproduce.speed import fill_speed
 
-            fill_speed(run, table, request.latency, step, save)
+            fill_speed(run, table, request.latency, progress.step, save)
         case _:
             from levit_search.reproduce.accuracy import fill_accuracy
 
             training, scale = request.training, request.width_scale
-            fill_accuracy(run, table, training, scale, step, told, save)
+            fill_accuracy(run, table, training, scale, progress, save)
 
 
 def _save(table: Table, results: Results, columns: str) -> None:

@@ -15,8 +15,9 @@ from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import TrialError
 from levit_search.image_size import size_text
 from levit_search.pretrained import check_weights_fit
+from levit_search.progress import Progress, StepProgress
 from levit_search.reproduce.paper import Row, Table
-from levit_search.reproduce.results import Figures, Run, Step, Told
+from levit_search.reproduce.results import Figures, Run
 from levit_search.study import StudyConfig
 from levit_search.train import Answers, Epoch, fit, seed_torch, top1_percent, train_network
 
@@ -48,8 +49,7 @@ def fill_accuracy(
     table: Table,
     config: StudyConfig,
     width_scale: float,
-    step: Step,
-    told: Told,
+    progress: StepProgress,
     save: Callable[[], None],
 ) -> None:
     """Train the rows that ``run`` lacks.
@@ -63,8 +63,7 @@ def fill_accuracy(
         table: whose rows are built.
         config: its data, train and teacher sections and its seed count.
         width_scale: of all rows.
-        step: told the row that comes next.
-        told: told what goes on within a row, and how far it is.
+        progress: shows each row as a step, and what goes on within it.
         save: called after each row.
 
     Raises:
@@ -79,13 +78,13 @@ def fill_accuracy(
     built = [n for n in networks.values() if n and not isinstance(n, Baseline)]
     check_weights_fit(config.train, built)
     batches = open_batches(config.data)
-    teacher = _teacher(config, batches, told) if has_teacher(table) else None
+    teacher = _teacher(config, batches, progress.update) if has_teacher(table) else None
     for name, network in networks.items():
-        step(name)
+        progress.step(name)
         if name in run.rows or network is None:
             continue
         try:
-            run.rows[name] = _train(network, config, batches, teacher, told)
+            run.rows[name] = _train(network, config, batches, teacher, progress.update)
         except TrialError as error:
             run.rows[name] = {"failed": str(error)}
         save()
@@ -116,16 +115,16 @@ def row_network(
     return scaled(sized, width_scale)
 
 
-def _teacher(config: StudyConfig, batches: Batches, told: Told) -> Answers | None:
+def _teacher(config: StudyConfig, batches: Batches, progress: Progress) -> Answers | None:
     chosen = config.teaching
     if chosen is None:
         return None
     epochs = chosen.recipe.epochs
 
     def report(epoch: Epoch) -> None:
-        told(f"teacher, val {epoch.val_top1_percent:.1f} %", epoch.epoch / epochs)
+        progress(f"teacher, {epoch.summary()}", epoch.epoch / epochs)
 
-    told("teacher", 0.0)
+    progress("teacher", 0.0)
     return shared_teacher(chosen, config.data, batches, config.train, config.search.seed, report)
 
 
@@ -134,14 +133,14 @@ def _train(
     config: StudyConfig,
     batches: Batches,
     teacher: Answers | None,
-    told: Told,
+    progress: Progress,
 ) -> Figures:
     recipe, seed = config.train, config.search.seed
 
     def report(epoch: Epoch) -> None:
-        told(f"val {epoch.val_top1_percent:.1f} %", epoch.epoch / recipe.epochs)
+        progress(epoch.summary(), epoch.epoch / recipe.epochs)
 
-    told("training", 0.0)
+    progress("training", 0.0)
     model: nn.Module
     described: object
     if isinstance(network, Baseline):

@@ -1,7 +1,7 @@
 """The folder of a reproduction: what was measured, by run, and what is still to do."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -13,8 +13,6 @@ from levit_search.files import write_atomically
 from levit_search.sealed import read_sealed, write_sealed
 
 Figures = dict[str, Any]
-Step = Callable[[str], None]  # the row that comes next
-Told = Callable[[str, float | None], None]  # what goes on within it, and how far it is
 
 COLUMNS = ("static", "speed", "accuracy")
 VERSION = 1

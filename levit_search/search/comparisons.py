@@ -13,8 +13,8 @@ from typing import Any
 
 from levit_search.baseline import BaselineConfig
 from levit_search.engine.interface import FIRST_BASELINE, Engine, Event
+from levit_search.search.callbacks import CallbackList
 from levit_search.search.loop import Loop
-from levit_search.search.outcome import Display
 from levit_search.search.trials import TrialStore
 from levit_search.study import BASELINE, BaselineRecord, Record, Study, baselines_of, training_file
 
@@ -28,15 +28,15 @@ class Comparisons:
     Args:
         study: which one.
         store: where what is found is kept, as attributes of the study.
-        display: told what happens.
+        callbacks: told what happens.
 
     Raises:
         InputError: what earlier sessions kept is not what they wrote.
     """
 
-    def __init__(self, study: Study, store: TrialStore, display: Display) -> None:
+    def __init__(self, study: Study, store: TrialStore, callbacks: CallbackList) -> None:
         self._study, self._config = study, study.config
-        self._store, self._display = store, display
+        self._store, self._callbacks = store, callbacks
         self.running: dict[int, BaselineConfig] = {}
         self._waiting: list[BaselineConfig] = []
         self._tried: set[str] = set()
@@ -83,7 +83,7 @@ class Comparisons:
         number = FIRST_BASELINE - self._config.compare.index(given)
         self.running[number] = given
         engine.submit(number, given)
-        self._display.started(number, given)
+        self._callbacks.on_trial_start(number, given)
         return True
 
     def is_done(self) -> bool:
@@ -121,4 +121,4 @@ class Comparisons:
         self._store.set_attribute(f"{BASELINE}{given.id}", found)
         training_file(self._study.folder, given.id).unlink(missing_ok=True)
         record = next(each for each in self.records() if each.config == given)
-        self._display.compared(number, record)
+        self._callbacks.on_baseline_complete(number, record)

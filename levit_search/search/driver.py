@@ -23,12 +23,12 @@ from levit_search.donors import check_donor_weights
 from levit_search.engine.interface import Engine, Event, make_engine
 from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.files import remove_unfinished
+from levit_search.search.callbacks import Callback, CallbackList, Summary, front_volume
 from levit_search.search.comparisons import Comparisons
 from levit_search.search.final_evaluation import FinalEvaluation
 from levit_search.search.loop import Loop
 from levit_search.search.memory import collected_later
 from levit_search.search.moasha import MultiObjectiveASHA
-from levit_search.search.outcome import Display, Summary, front_volume
 from levit_search.search.sampling import ProposalStatus, Sampler, chosen, population_of
 from levit_search.search.setup import costliest_figures, reference_of, sample_of, start_values
 from levit_search.search.trials import TrialStore
@@ -61,7 +61,7 @@ MakeEngine = Callable[[Study, Architecture, dict[str, float]], Engine]
 
 def search(
     study: Study,
-    display: Display,
+    callbacks: Sequence[Callback] = (),
     take_from: Path | None = None,
     engine: MakeEngine | None = None,
     is_asked_to_stop: Callable[[], bool] = lambda: False,
@@ -70,7 +70,7 @@ def search(
 
     Args:
         study: what to search, and where to keep it.
-        display: told what happens.
+        callbacks: each is told what happens.
         take_from: the folder of another study, whose finished trials are taken over where they
             fit.
         engine: makes what carries evaluations out; None is what the study's configuration names.
@@ -91,8 +91,12 @@ def search(
         check_donor_weights(study.config.train.donor_weights, space.donors())
         made = engine or make_engine
         with collected_later():
-            driver = _Driver(study, space, display, take_from, made, is_asked_to_stop)
-        return driver.run()
+            callback_list = CallbackList(callbacks)
+            driver = _Driver(study, space, callback_list, take_from, made, is_asked_to_stop)
+        try:
+            return driver.run()
+        finally:
+            callback_list.on_search_end()
 
 
 @dataclass
@@ -116,13 +120,13 @@ class _Driver:
         self,
         study: Study,
         space: Space,
-        display: Display,
+        callbacks: CallbackList,
         take_from: Path | None,
         make_engine: MakeEngine,
         is_asked_to_stop: Callable[[], bool],
     ) -> None:
         self._make_engine, self._is_asked_to_stop = make_engine, is_asked_to_stop
-        self._study, self._space, self._display = study, space, display
+        self._study, self._space, self._callbacks = study, space, callbacks
         self._config = study.config
         self._source = check_source(take_from, study) if take_from is not None else None
         self._starts = start_values(study.config, space, str(study.folder / "study.yaml"))
@@ -132,8 +136,8 @@ class _Driver:
         if epochs and reduction is not None:
             self._asha = MultiObjectiveASHA(epochs, reduction, self._config.objectives)
         self._sampler = self._settled_sampler()
-        self._comparisons = Comparisons(study, self._store, display)
-        self._final = FinalEvaluation(study, self._store, self._comparisons, display)
+        self._comparisons = Comparisons(study, self._store, callbacks)
+        self._final = FinalEvaluation(study, self._store, self._comparisons, callbacks)
         self.running: dict[int, _Trial] = {}
         self._left_over: list[_Trial] = []
         self._too_slow = self._failures = 0  # of the latest, how many in a row
@@ -177,6 +181,7 @@ class _Driver:
             for tried in {trial.user_attrs.get("architecture_id", "") for trial in trials}:
                 self._starts.pop(tried, None)
             self._forget_trainings()
+            self._callbacks.on_search_start(self._store.status)
             if self._is_anything_left():
                 self._carry_out(loop or self._started(stack))
             else:
@@ -205,7 +210,7 @@ class _Driver:
             settled_ms = self._source.attributes().get("settled_ms", {})
         engine = self._make_engine(self._study, sample_of(self._space), settled_ms)
         stack.callback(engine.close)
-        return Loop(engine, self._display, self._is_asked_to_stop, self._prepared)
+        return Loop(engine, self._callbacks, self._is_asked_to_stop, self._prepared)
 
     def _prepared(self, found: Mapping[str, Any]) -> None:
         """What evaluations need is there; it is kept with the study if it fits."""
@@ -439,14 +444,14 @@ class _Driver:
             if choice is None:
                 return False
             self._store.set_attribute("teacher_choice", choice)
-            self._display.preparing(choice["text"], None)
+            self._callbacks.on_progress(choice["text"], None)
         return bool(choice["kept"])
 
     def _submit(self, engine: Engine, trial: _Trial) -> None:
         assert trial.network is not None
         self.running[trial.number] = trial
         engine.submit(trial.number, trial.network, trial.notes.get("taught", True))
-        self._display.started(trial.number, trial.network)
+        self._callbacks.on_trial_start(trial.number, trial.network)
 
     def at_rung(self, number: int, epoch: int, values: Mapping[str, float]) -> bool:
         """Whether a candidate goes on; what was decided before a kill stays."""
@@ -461,7 +466,7 @@ class _Driver:
         rung = {"epoch": epoch, "top1_percent": values["top1_percent"], "goes_on": goes_on}
         passed.append({**rung, "values": {name: known[name] for name in self._config.objectives}})
         self._store.note(number, "rungs", passed)
-        self._display.at_rung(number, epoch, values["top1_percent"])
+        self._callbacks.on_trial_result(number, epoch, values["top1_percent"])
         return goes_on
 
     def done(self, number: int, content: Mapping[str, Any]) -> None:
@@ -520,7 +525,7 @@ class _Driver:
         told = record_from_notes(trial.number, _STATES[state], trial.notes, now)
         record = self._store.count(told)
         self._learn(record, trial.excess)
-        self._display.finished(record, self._store.status, self._left_s())
+        self._callbacks.on_trial_complete(record, self._store.status, self._left_s())
         self._store.write_tables(now_and_then=True)
 
     def _learn(self, record: Record, excess: Mapping[str, float]) -> None:

@@ -36,9 +36,9 @@ from levit_search.pareto import (
     minimised,
     non_dominated,
 )
+from levit_search.search.callbacks import CallbackList
 from levit_search.search.comparisons import Comparisons
 from levit_search.search.loop import Loop
-from levit_search.search.outcome import Display
 from levit_search.search.trials import TrialStore
 from levit_search.study import (
     MEASURED,
@@ -69,14 +69,14 @@ class FinalEvaluation:
         study: which one.
         store: its trials; what is found is kept there as attributes of the study.
         comparisons: what the search is compared with.
-        display: told what happens.
+        callbacks: told what happens.
     """
 
     def __init__(
-        self, study: Study, store: TrialStore, comparisons: Comparisons, display: Display
+        self, study: Study, store: TrialStore, comparisons: Comparisons, callbacks: CallbackList
     ) -> None:
         self._study, self._config, self._store = study, study.config, store
-        self._comparisons, self._display = comparisons, display
+        self._comparisons, self._callbacks = comparisons, callbacks
         self.running: dict[int, Record] = {}
         self._failed: dict[str, dict[str, Any]] = {}
         """What failed since something worked last; kept once something works again."""
@@ -147,7 +147,7 @@ class FinalEvaluation:
             what = "of the front: measured"
             if self._config.inherits:
                 what = "of the front and near to it: trained alone"
-            self._display.preparing(f"{_networks(count)} {what}", None)
+            self._callbacks.on_progress(f"{_networks(count)} {what}", None)
         loop.run(self)
         if self._failed and not loop.is_asked_to_stop():
             reason = next(reversed(self._failed.values()))["failed"]
@@ -163,7 +163,7 @@ class FinalEvaluation:
         assert record.architecture is not None
         self.running[record.trial] = record
         engine.verify(record.trial, record.architecture)
-        self._display.started(record.trial, record.architecture)
+        self._callbacks.on_trial_start(record.trial, record.architecture)
         return True
 
     def is_done(self) -> bool:
@@ -173,7 +173,7 @@ class FinalEvaluation:
         return self._next() is None
 
     def at_rung(self, number: int, epoch: int, values: Mapping[str, float]) -> bool:
-        self._display.at_rung(number, epoch, values["top1_percent"])
+        self._callbacks.on_trial_result(number, epoch, values["top1_percent"])
         return True
 
     def done(self, number: int, content: Mapping[str, Any]) -> None:
@@ -216,7 +216,7 @@ class FinalEvaluation:
             left = len(self.left(self._failed))
             left_s = left * statistics.fmean(self._seconds) / self._config.engine.jobs
         shown = next(each for each in status.records if each.trial == record.trial)
-        self._display.finished(shown, status, left_s)
+        self._callbacks.on_trial_complete(shown, status, left_s)
 
     def _measure_again(self, loop: Loop, records: list[Measured]) -> None:
         """Measure records again and together, and say what became of the front."""
@@ -242,7 +242,8 @@ class FinalEvaluation:
         self._store.recount()
         after = {record.trial for record in self._store.status.front}
         lost, won = len(before - after), len(after - before)
-        self._display.preparing(f"measured again: {lost} left the front, {won} came onto it", None)
+        text = f"measured again: {lost} left the front, {won} came onto it"
+        self._callbacks.on_progress(text, None)
 
     def _leave(self, records: list[Measured], reason: str) -> None:
         """Leave records with the search's figures for this session."""

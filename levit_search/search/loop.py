@@ -7,7 +7,7 @@ from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
 from levit_search.engine.interface import Engine, Event, pass_on_warnings
 from levit_search.errors import GOES_ON, BudgetError, InputError, LevitSearchError
-from levit_search.search.outcome import Display
+from levit_search.search.callbacks import CallbackList
 
 _REFRESH_S = 0.25
 
@@ -39,7 +39,7 @@ class Loop:
 
     Args:
         engine: which begins to prepare at once.
-        display: told what happens.
+        callbacks: told what happens.
         is_asked_to_stop: asked often.
         prepared: called with what the engine prepared, before the first evaluation and for each
             worker that takes the place of another.
@@ -48,11 +48,11 @@ class Loop:
     def __init__(
         self,
         engine: Engine,
-        display: Display,
+        callbacks: CallbackList,
         is_asked_to_stop: Callable[[], bool],
         prepared: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        self._engine, self._display = engine, display
+        self._engine, self._callbacks = engine, callbacks
         self.is_asked_to_stop = is_asked_to_stop
         self._prepared, self._is_prepared = prepared, False
 
@@ -67,7 +67,7 @@ class Loop:
         while not (self._is_prepared and self._engine.has_room()):
             for event in self._events(_REFRESH_S):
                 self._handle_preparation(event)
-            self._display.tick()
+            self._callbacks.on_loop_end()
             if self.is_asked_to_stop():
                 raise KeyboardInterrupt
 
@@ -91,7 +91,7 @@ class Loop:
             is_waiting = work.running or not self._engine.has_room()
             for event in self._events(_REFRESH_S if is_waiting else 0):
                 self._handle(work, event)
-            self._display.tick()
+            self._callbacks.on_loop_end()
 
     def measure(
         self, number: int, networks: Sequence[Architecture | BaselineConfig], text: str
@@ -110,7 +110,7 @@ class Loop:
         Raises:
             BudgetError: a disk refuses.
         """
-        self._display.preparing(text, None)
+        self._callbacks.on_progress(text, None)
         is_begun = False
         while not self.is_asked_to_stop():
             if not is_begun and self._engine.has_room():
@@ -125,8 +125,8 @@ class Loop:
                 elif event.trial == number and event.kind == "done":
                     return event
                 elif event.trial == number:
-                    self._display.preparing(event.text, event.fraction)
-            self._display.tick()
+                    self._callbacks.on_progress(event.text, event.fraction)
+            self._callbacks.on_loop_end()
         return None
 
     def _events(self, wait_s: float) -> list[Event]:
@@ -136,7 +136,7 @@ class Loop:
         """News that are of no evaluation."""
         match event.kind:
             case "progress":
-                self._display.preparing(event.text, event.fraction)
+                self._callbacks.on_progress(event.text, event.fraction)
             case "done":
                 self._prepared(event.content)
                 self._is_prepared = True
@@ -151,7 +151,7 @@ class Loop:
             return  # it stopped at a rung for Ctrl-C, and its worker died there
         match event.kind:
             case "progress":
-                self._display.progress(number, event.text, event.fraction)
+                self._callbacks.on_trial_progress(number, event.text, event.fraction)
             case "rung":
                 goes_on = work.at_rung(number, event.content["epoch"], event.content["values"])
                 if goes_on and self.is_asked_to_stop():
@@ -167,7 +167,7 @@ class Loop:
     def _tell_of_stopping(self, count: int) -> None:
         what = "1 network goes" if count == 1 else f"{count} networks go"
         text = f"interrupted: {what} on to the next rung or the end; Ctrl-C again stops now"
-        self._display.preparing(text, None)
+        self._callbacks.on_progress(text, None)
 
 
 def unprepared(event: Event) -> LevitSearchError:

@@ -78,7 +78,9 @@ def begin(
             was written.
         BudgetError: a plan was to be made, and training cannot be timed.
     """
-    survey = None if data.is_known(config.data) else data.survey_of(config.data, say)
+    survey = None
+    if not data.is_known(config.data):
+        survey = data.survey_of(config.data, lambda text, _: say(text))
     found = data.looked_at(config.data) if survey is None else data.settled(config.data, survey)
     train = config.train.model_copy(update={"weights": _pinned(config, folder)})
     config = config.model_copy(update={"data": found, "train": train})

@@ -1,174 +1,211 @@
-"""A search as TensorBoard's scalars, written while it goes on."""
+"""A search as scalars and hyperparameters of TensorBoard, written while it goes on.
+
+TensorBoard's package and torch, whose ``SummaryWriter`` writes the files, are imported as a search
+begins, not before.
+"""
 
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from levit_search.architecture import Architecture
-from levit_search.audit.figures import Outcome, outcome
-from levit_search.baseline import BaselineConfig
+import numpy as np
+
+from levit_search import table
 from levit_search.errors import BudgetError, InputError, LevitSearchError
+from levit_search.files import named_in_utf_8
 from levit_search.pareto import is_maximised
 from levit_search.printable import quoted
-from levit_search.search.outcome import Display, front_volume
+from levit_search.search.callbacks import Callback, front_volume
 from levit_search.search.trials import SearchStatus
 from levit_search.space import Slot
-from levit_search.study import BaselineRecord, Record, Study
+from levit_search.study import Outcome, Record, Study, outcome
 
 if TYPE_CHECKING:
-    from levit_search.search.event_file import EventFile, Hparam
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from torch.utils.tensorboard import SummaryWriter
 
+_SEARCH = "search"  # the run of the search as a whole
 _FINAL = "final/"
 _COSTS = ("flops", "params")
+_QUEUED = 1000  # events for the thread that writes them; each wait for it takes time
+_EARLIER = "events.out.tfevents.levit-search"  # the one file of a run, by earlier releases
+_EARLIER_FIRST = "events.out.tfevents.0.levit-search"  # the same before files of SummaryWriter
 
 
-class TensorBoard:
-    """A display that writes into ``STUDY/tensorboard``, and shows everything on another one.
+class TensorBoardCallback(Callback):
+    """Writes a search into ``STUDY/tensorboard``.
 
     The run ``search`` is the search as a whole. By the number of finished trials it has
     ``front/hypervolume``, ``front/networks``, the front's best value of each objective as
     ``best/top1_percent`` and so forth, and as ``trials/complete``, ``trials/stopped`` and so forth
-    what became of the proposals (:data:`levit_search.audit.figures.Outcome`). By the number of the
+    what became of the proposals (:data:`levit_search.study.Outcome`). By the number of the
     trial, ``network/top1_percent`` and so forth is what each network came to.
 
     Each network that was evaluated has a run of its own, ``trial-0007``: ``top1_percent`` and
     ``train_loss`` by epoch, its last figures as ``final/latency_ms`` and so forth, and for the
     table of hyperparameters the choices it is made of.
 
-    What is missing in the folder is added first, such as trials of a session without this display;
+    What is missing in the folder is added first, such as trials of a session without this callback;
     what is there is not written again.
 
+    A folder that cannot be read or written raises an InputError as the search begins and a
+    BudgetError later.
+
     Args:
-        study: no search is at work on it.
-        display: another one.
+        study: which one.
 
     Raises:
-        InputError: TensorBoard is not installed, another search is at work on the study, its
-            storage cannot be read or the folder not be written.
+        InputError: TensorBoard is not installed.
     """
 
-    def __init__(self, study: Study, display: Display) -> None:
+    def __init__(self, study: Study) -> None:
         require_tensorboard()
-        self._study, self._display = study, display
-        self._folder = _folder(study)
+        self._study, self._folder = study, _folder(study)
         self._space = study.config.space(str(study.folder / "study.yaml"))
         self._slots = [slot for slot in self._space.slots if len(slot.values) > 1]
         self._objectives = study.config.objectives
-        self._metrics = tuple(dict.fromkeys([*self._objectives, *_COSTS]))
-        self._status = SearchStatus(self._objectives)
-        self._seen: set[int] = set()
-        self._outcomes: Counter[str] = Counter()
-        self._volume: tuple[object, float] = ((), 0.0)
-        with study.lock(), self._writing(InputError):
+        self._epochs = study.config.candidate_recipe.epochs
+        self._front: list[Record] = []
+        self._hypervolume: float | None = None
+        """Of the front; None where the study has no reference yet."""
+        self._outcomes: Counter[Outcome] = Counter()
+        self._count = 0
+        """Trials that have been told."""
+        self._known = 0
+        """Trials that earlier sessions have written."""
+        self._runs: dict[str, _Run] = {}
+        """Those that are written to, by name."""
+
+    def on_search_start(self, status: SearchStatus) -> None:
+        with self._writing(InputError):
             self._folder.mkdir(exist_ok=True)
-            self._whole = self._run("search")
-            self._known = max(self._whole.steps("front/networks"), default=0)
-            for record in sorted(study.records(), key=_order):
-                self._count(record)
+            self._known = self._run(_SEARCH).last_step("front/networks")
+            for record in sorted(status.records, key=_order):
+                self._add(record)
+            self._run(_SEARCH).flush()
 
-    def preparing(self, text: str, fraction: float | None) -> None:
-        self._display.preparing(text, fraction)
-
-    def started(self, trial: int, network: Architecture | BaselineConfig) -> None:
-        self._display.started(trial, network)
-
-    def progress(self, trial: int, text: str, fraction: float | None) -> None:
-        self._display.progress(trial, text, fraction)
-
-    def at_rung(self, trial: int, epoch: int, top1_percent: float) -> None:
-        self._display.at_rung(trial, epoch, top1_percent)
+    def on_trial_result(self, trial: int, epoch: int, top1_percent: float) -> None:
         with self._writing(BudgetError):
-            self._run(_name(trial)).add(epoch, time.time(), {"top1_percent": top1_percent})
+            run = self._run(_name(trial))
+            run.add(epoch, time.time(), {"top1_percent": top1_percent})
+            run.flush()
 
-    def finished(self, record: Record, status: SearchStatus, left_s: float | None) -> None:
-        self._display.finished(record, status, left_s)
+    def on_trial_complete(self, record: Record, status: SearchStatus, left_s: float | None) -> None:
+        del left_s
         with self._writing(BudgetError):
-            if record.trial in self._seen:
-                self._recount(record, status)
-            for each in status.records:  # those taken over from another study are not told
-                if each.trial not in self._seen:
-                    self._count(each)
+            if self._count == len(status.records):  # measured or trained now, after an estimate
+                self._outcomes = Counter(outcome(each, self._epochs) for each in status.records)
+                self._add_state(status.front, time.time())
+                self._add_network(record, time.time())
+            for each in status.records[self._count :]:
+                self._add(each)
+            self._close(_name(record.trial))
+            self._run(_SEARCH).flush()
 
-    def compared(self, trial: int, record: BaselineRecord) -> None:
-        self._display.compared(trial, record)
+    def on_search_end(self) -> None:
+        with self._writing(BudgetError):
+            for name in list(self._runs):
+                self._close(name)
 
-    def tick(self) -> None:
-        self._display.tick()
-
-    def _count(self, record: Record) -> None:
-        """Write what a finished trial changed."""
-        self._status.add(record)
-        self._seen.add(record.trial)
-        self._outcomes[outcome(record, self._study.config.candidate_recipe.epochs)] += 1
+    def _add(self, record: Record) -> None:
+        """Write what a trial changed."""
         at = _ended(record)
-        if len(self._seen) >= self._known:
-            self._whole.add(len(self._seen), at, self._state())
+        self._count += 1
+        self._outcomes[outcome(record, self._epochs)] += 1
+        self._add_state(table.front([*self._front, record], self._objectives), at)
         if record.reused_from is None and record.architecture is not None and record.evaluation:
-            self._network(record, at)
+            self._add_network(record, at)
+        self._close(_name(record.trial))
 
-    def _recount(self, record: Record, status: SearchStatus) -> None:
-        """Write what changed as a network's latency was measured that had been predicted."""
-        self._status = SearchStatus(self._objectives, status.records)
-        epochs = self._study.config.candidate_recipe.epochs
-        self._outcomes = Counter(outcome(each, epochs) for each in status.records)
-        now = time.time()
-        self._whole.add(len(self._seen), now, self._state())
-        self._network(record, now)
-
-    def _state(self) -> dict[str, float]:
-        """The search as a whole, as it stands."""
-        front = self._status.front
-        names = get_args(Outcome)
+    def _add_state(self, front: list[Record], at: float) -> None:
+        """Write the search as a whole, as it stands."""
         is_known = self._study.config.reference is not None  # not yet in the first session
-        return {
-            **({"front/hypervolume": self._hypervolume(front)} if is_known else {}),
-            "front/networks": len(front),
-            **{f"best/{name}": _best(name, front) for name in self._objectives if front},
-            **{f"trials/{name.replace(' ', '_')}": self._outcomes[name] for name in names},
-        }
+        if is_known and (front != self._front or self._hypervolume is None):
+            self._hypervolume = front_volume(front, self._study)
+        self._front = front
+        if self._count < self._known:
+            return
+        state: dict[str, float] = {"front/networks": len(front)}
+        if self._hypervolume is not None:
+            state["front/hypervolume"] = self._hypervolume
+        for name in self._objectives if front else ():
+            best = max if is_maximised(name) else min
+            state[f"best/{name}"] = best(record.values[name] for record in front)
+        for kind in get_args(Outcome):
+            state[f"trials/{kind.replace(' ', '_')}"] = self._outcomes[kind]
+        self._run(_SEARCH).add(self._count, at, state)
 
-    def _hypervolume(self, front: list[Record]) -> float:
-        """Few trials change it."""
-        points = [[record.values[name] for name in self._objectives] for record in front]
-        if self._volume[0] != points:
-            self._volume = (points, front_volume(front, self._study))
-        return self._volume[1]
-
-    def _network(self, record: Record, at: float) -> None:
-        """What is known of a network at its end."""
-        known = {n: record.values[n] for n in self._objectives if n in record.values}
-        self._whole.add(record.trial, at, {f"network/{n}": value for n, value in known.items()})
-        run, step = self._run(_name(record.trial)), 0
-        curve: list[dict[str, Any]] = (record.evaluation.get("training") or {}).get("curve", [])
+    def _add_network(self, record: Record, at: float) -> None:
+        """Write what a network came to: into its own run first, so that its figures in the run of
+        the search stand for all of it."""
+        name, whole = _name(record.trial), self._run(_SEARCH)
+        figures = {f"network/{n}": record.values[n] for n in self._objectives if n in record.values}
+        if whole.has(record.trial, figures) and (self._folder / name).is_dir():
+            return
+        run, curve, step = self._run(name), record.curve, 0
         for point in curve:
             step = point["epoch"]
-            begun = at - curve[-1].get("seconds", 0.0)
-            run.add(step, begun + point.get("seconds", 0.0), _figures(point))
+            before_s = curve[-1].get("seconds", 0.0) - point.get("seconds", 0.0)
+            run.add(step, at - before_s, {"top1_percent": point["val_top1_percent"]})
+            if (loss := point.get("train_loss")) is not None:  # not known of all engines' trainings
+                run.add(step, at - before_s, {"train_loss": loss})
         run.add(step, at, {f"{_FINAL}{name}": value for name, value in record.values.items()})
-        self._begin_experiment(at)
         if not run.has_hparams:
-            assert record.architecture is not None
-            choices = self._space.chosen(record.architecture) or {}
-            slots = [slot for slot in self._slots if slot.name in choices]
-            values = {slot.name: _hparam(slot, choices[slot.name]) for slot in slots}
-            run.add_hparams(_name(record.trial), values, at - record.seconds, at)
+            if not whole.has_hparams:
+                whole.add_hparams(self._experiment(at), at)
+            run.add_hparams(self._session(record, at), at)
+        whole.add(record.trial, at, figures)
 
-    def _begin_experiment(self, at: float) -> None:
-        if not self._whole.has_hparams:
-            hparams = {slot.name: [_hparam(slot, v) for v in slot.values] for slot in self._slots}
-            metrics = {_FINAL + name: name for name in self._metrics}
-            self._whole.begin_experiment(at, hparams, metrics)
+    def _experiment(self, at: float) -> "Summary":
+        """For the table of hyperparameters: what varies over all networks, and what is shown of
+        each."""
+        from tensorboard.plugins.hparams.summary_v2 import (
+            Discrete,
+            HParam,
+            Metric,
+            hparams_config_pb,
+        )
 
-    def _run(self, name: str) -> "EventFile":
-        from levit_search.search.event_file import EventFile
+        choices = [
+            HParam(slot.name, Discrete([_hparam(slot, value) for value in slot.values]))
+            for slot in self._slots
+        ]
+        names = dict.fromkeys([*self._objectives, *_COSTS])
+        metrics = [Metric(f"{_FINAL}{name}", display_name=name) for name in names]
+        return hparams_config_pb(choices, metrics, at)
 
-        return EventFile(self._folder / name)
+    def _session(self, record: Record, at: float) -> "Summary":
+        """For the table of hyperparameters: a network's own, that it is done, and when."""
+        from tensorboard.plugins.hparams import metadata, plugin_data_pb2, summary_v2
+        from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
+
+        assert record.architecture is not None
+        chosen = self._space.chosen(record.architecture) or {}
+        choices = {s.name: _hparam(s, chosen[s.name]) for s in self._slots if s.name in chosen}
+        summary = summary_v2.hparams_pb(choices, _name(record.trial), at - record.seconds)
+        end = plugin_data_pb2.SessionEndInfo(status=STATUS_SUCCESS, end_time_secs=at)
+        content = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+        summary.value.add(
+            tag=metadata.SESSION_END_INFO_TAG,
+            metadata=metadata.create_summary_metadata(content),
+            tensor=metadata.NULL_TENSOR,
+        )
+        return summary
+
+    def _run(self, name: str) -> "_Run":
+        if name not in self._runs:
+            self._runs[name] = _Run(self._folder / name)
+        return self._runs[name]
+
+    def _close(self, name: str) -> None:
+        if name in self._runs:
+            self._runs.pop(name).close()
 
     @contextmanager
     def _writing(self, kind: type[LevitSearchError]) -> Iterator[None]:
@@ -177,6 +214,82 @@ class TensorBoard:
         except OSError as error:
             reason = error.strerror or error
             raise kind(f"{self._folder}: cannot be read or written ({reason})") from None
+
+
+class _Run:
+    """One of TensorBoard's runs: a folder, to which a session adds a file with what is not there.
+
+    A record that a killed session left torn is the last of its file, which TensorBoard reads up to
+    there. Each method raises OSError where the folder cannot be read or written. Times are in
+    seconds since 1970, values are kept in single precision.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._stack = folder, ExitStack()
+        self._writer: "SummaryWriter | None" = None
+        self._values: dict[tuple[str, int], bytes] = {}
+        self.has_hparams = False
+        if folder.is_dir():
+            self._read()
+
+    def last_step(self, tag: str) -> int:
+        """The last at which there is a value, or 0."""
+        return max((step for name, step in self._values if name == tag), default=0)
+
+    def has(self, step: int, scalars: Mapping[str, float]) -> bool:
+        """Whether all of these values are there."""
+        return all(self._values.get((tag, step)) == _raw(each) for tag, each in scalars.items())
+
+    def add(self, step: int, at: float, scalars: Mapping[str, float]) -> None:
+        """Write by tag what is not there, or not with this value; :meth:`flush` makes it seen."""
+        for tag, value in scalars.items():
+            if self._values.get((tag, step)) != (raw := _raw(value)):
+                self._opened().add_scalar(tag, value, step, at)
+                self._values[tag, step] = raw
+
+    def add_hparams(self, summary: "Summary", at: float) -> None:
+        """Write what is for the table of hyperparameters.
+
+        ``SummaryWriter.add_hparams`` would make a run within the run, with neither the time nor the
+        choices that other runs have.
+        """
+        writer: Any = self._opened().file_writer  # torch's hints have None alone
+        writer.add_summary(summary, 0, at)
+        self.has_hparams = True
+
+    def flush(self) -> None:
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        self._stack.close()
+        self._writer = None
+
+    def _opened(self) -> "SummaryWriter":
+        """The writer of this session, whose file is made now."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._writer is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            folder = self._stack.enter_context(named_in_utf_8(self._folder))
+            writer = SummaryWriter(str(folder), max_queue=_QUEUED)
+            self._writer = self._stack.enter_context(writer)
+        return self._writer
+
+    def _read(self) -> None:
+        from tensorboard.backend.event_processing import event_accumulator
+
+        with suppress(FileNotFoundError):  # files are read in the order of their names
+            (self._folder / _EARLIER).rename(self._folder / _EARLIER_FIRST)
+        with named_in_utf_8(self._folder) as folder:
+            every_one = {event_accumulator.SCALARS: 0}
+            read = event_accumulator.EventAccumulator(str(folder), every_one)
+            read.Reload()
+        for tag in read.Tags()[event_accumulator.SCALARS]:
+            for event in read.Scalars(tag):
+                self._values[tag, event.step] = _raw(event.value)
+        with suppress(KeyError):  # there are none
+            self.has_hparams = bool(read.PluginTagToContent("hparams"))
 
 
 def require_tensorboard() -> None:
@@ -190,15 +303,6 @@ def require_tensorboard() -> None:
             "tensorboard is not installed, which writes its events; "
             "pip install 'levit-search[tensorboard]'"
         )
-
-
-def watched(study: Study, display: Display, tensorboard: bool) -> Display:
-    """A display that shows what another one does, and writes TensorBoard's events if asked to.
-
-    Raises:
-        InputError: see :class:`TensorBoard`.
-    """
-    return TensorBoard(study, display) if tensorboard else display
 
 
 def command(study: Study) -> str:
@@ -223,20 +327,13 @@ def _ended(record: Record) -> float:
     return datetime.fromisoformat(record.finished).timestamp() if record.finished else time.time()
 
 
-def _best(objective: str, front: list[Record]) -> float:
-    return (max if is_maximised(objective) else min)(r.values[objective] for r in front)
-
-
-def _figures(point: dict[str, Any]) -> dict[str, float]:
-    """Of an epoch; the loss is not known of other engines' own trainings."""
-    found = {
-        "top1_percent": point["val_top1_percent"],
-        "train_loss": point.get("train_loss"),
-    }
-    return {tag: value for tag, value in found.items() if value is not None}
-
-
-def _hparam(slot: Slot, value: Any) -> "Hparam":
+def _hparam(slot: Slot, value: Any) -> float | str:
     if slot.ordinal:
         return float(value)
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _raw(value: float) -> bytes:
+    """A value as it is kept, in single precision; NaN is the same as NaN."""
+    with np.errstate(over="ignore"):
+        return np.float32(value).tobytes()

@@ -21,6 +21,10 @@ ESTIMATES = {"top1_percent": "top1_inherited_percent", "latency_ms": "latency_pr
 
 State = Literal["complete", "pruned", "failed"]
 
+Outcome = Literal["complete", "stopped", "infeasible", "repeat", "taken over", "failed"]
+"""What became of a proposal. ``infeasible``: no valid network, or over a limit. ``taken over``:
+from another study."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -85,6 +89,33 @@ class Record:
     def is_stopped(self) -> bool:
         """Whether a rung ended its training."""
         return self.state == "pruned" and bool(self.rungs) and not self.rungs[-1]["goes_on"]
+
+    @property
+    def curve(self) -> Sequence[dict[str, Any]]:
+        """Its learning curve, a :class:`levit_search.train.Epoch` as JSON for each epoch; empty
+        where it was not trained."""
+        training = self.evaluation.get("training") or {}
+        curve: Sequence[dict[str, Any]] = training.get("curve", ())
+        return curve
+
+
+def outcome(record: Record, epochs: int) -> Outcome:
+    """What became of a proposal.
+
+    Args:
+        record: of a finished trial.
+        epochs: of the whole recipe.
+    """
+    if record.state == "failed":
+        return "failed"
+    if record.reused_from is not None:
+        return "repeat"
+    is_partial = record.is_stopped or 0 < len(record.curve) < epochs
+    if record.state == "pruned" and not is_partial:
+        return "infeasible"
+    if record.taken_from is not None:
+        return "taken over"
+    return "stopped" if is_partial else "complete"
 
 
 def compared(records: Sequence[Record]) -> list[Record]:

@@ -23,6 +23,7 @@ from levit_search.errors import InputError, kept_by_checkpoint
 from levit_search.files import expanded, file_digest, write_atomically
 from levit_search.model import LevitModel, load_exactly, ordered, save_weights, transfer
 from levit_search.pretrained import find_source, weights_digest
+from levit_search.progress import Progress, no_progress
 from levit_search.recipe import Recipe
 from levit_search.sealed import write_sealed
 from levit_search.space import Envelope, Space, envelope_of, extremes_of, stem_name
@@ -30,7 +31,7 @@ from levit_search.study import StudyConfig, differences
 from levit_search.supernet.elastic import Elastic, read_card
 from levit_search.supernet.inherited import Inheritance
 from levit_search.supernet.sandwich import Sandwich
-from levit_search.train import Checkpoint, Report, Told, device_of, fit, seed_torch, silent
+from levit_search.train import Checkpoint, Report, device_of, fit, seed_torch, silent
 from levit_search.version import __version__
 
 _FORMAT = 1
@@ -81,7 +82,7 @@ def obtain_supernet(
     teacher: Callable[[], TeacherAnswers | None],
     study: Path,
     report: Report = silent,
-    told: Told = silent,
+    progress: Progress = no_progress,
 ) -> Supernet:
     """The supernet of a study, trained now unless it, or the one that it names, is there.
 
@@ -92,7 +93,7 @@ def obtain_supernet(
             only where the supernet is trained.
         study: its folder.
         report: called after each epoch with a :class:`SupernetEpoch`.
-        told: called every few seconds within an epoch.
+        progress: told how far its training is, as by :func:`levit_search.train.fit`.
 
     Raises:
         InputError: the space has networks that share no weights, or the supernet that is there is
@@ -136,7 +137,15 @@ def obtain_supernet(
     checkpoint = Checkpoint(folder / "training.pt", run)
     answers = teacher()
     training = fit(
-        elastic, batches, recipe, seed, answers, report, checkpoint, told=told, lesson=lesson
+        elastic,
+        batches,
+        recipe,
+        seed,
+        answers,
+        report,
+        checkpoint,
+        progress=progress,
+        lesson=lesson,
     )
     found = {
         "made_of": made_of,

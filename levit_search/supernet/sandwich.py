@@ -27,7 +27,7 @@ class SupernetEpoch(Epoch):
 
     smallest_top1_percent: float
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """Both accuracies, for people."""
         return (
             f"val of its largest {self.val_top1_percent:.1f} %, of its smallest "

@@ -13,7 +13,7 @@ from levit_search.train.lesson import Lesson, Views
 from levit_search.train.loss import Answers
 from levit_search.train.memory import out_of_memory_as_trial_error
 from levit_search.train.optimization import Optimization, device_of
-from levit_search.train.outcome import Decide, Epoch, Report, Told, Training, always, silent
+from levit_search.train.outcome import Decide, Epoch, Report, Training, always, silent
 
 __all__ = [
     "Answers",
@@ -23,7 +23,6 @@ __all__ = [
     "Lesson",
     "Optimization",
     "Report",
-    "Told",
     "Training",
     "Views",
     "always",

@@ -18,6 +18,7 @@ from levit_search.errors import TrialError
 from levit_search.latency.sharing import between_probes
 from levit_search.model import Model, build
 from levit_search.pretrained import start_from
+from levit_search.progress import Progress, no_progress
 from levit_search.proportion import guess_percent, most_guessed
 from levit_search.recipe import Recipe
 from levit_search.train.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ from levit_search.train.lesson import Alone, Lesson, Views
 from levit_search.train.loss import Answers
 from levit_search.train.memory import is_out_of_memory, out_of_memory_as_trial_error
 from levit_search.train.optimization import Optimization, device_of
-from levit_search.train.outcome import Decide, Epoch, Report, Told, Training, always, silent
+from levit_search.train.outcome import Decide, Epoch, Report, Training, always, silent
 
 _CHECKPOINT_S = 60.0  # between two checkpoints where there is no rung
 _FEWEST_STEPS = 1000  # after fewer, one that guesses may yet learn (letters: 700 of 32 images)
@@ -47,7 +48,7 @@ def train_network(
     report: Report = silent,
     checkpoint: Checkpoint | None = None,
     until: int | None = None,
-    told: Told = silent,
+    progress: Progress = no_progress,
     decide: Decide = always,
 ) -> tuple[Model, Training]:
     """Build ``network`` with the weights that it starts from, and fit it; see :func:`fit`.
@@ -57,7 +58,7 @@ def train_network(
     model = fresh_network(network, recipe, seed)
     answers = teacher if network.distillation else None
     return model, fit(
-        model, batches, recipe, seed, answers, report, checkpoint, until, told, decide
+        model, batches, recipe, seed, answers, report, checkpoint, until, progress, decide
     )
 
 
@@ -84,7 +85,7 @@ def fit(
     report: Report = silent,
     checkpoint: Checkpoint | None = None,
     until: int | None = None,
-    told: Told = silent,
+    progress: Progress = no_progress,
     decide: Decide = always,
     lesson: Lesson | None = None,
 ) -> Training:
@@ -105,7 +106,8 @@ def fit(
             stops and once a minute; None keeps nothing.
         until: the epoch to stop after; the learning rate is that of the whole recipe. None: the
             recipe's last.
-        told: called every few seconds within an epoch.
+        progress: told every few seconds, and after each epoch, which part of the whole recipe is
+            done; its text is the :meth:`Epoch.summary` of the latest epoch.
         decide: asked at each rung, after ``report``, and before training goes on again about the
             rungs that earlier sessions came to; the run ends at a rung where it says no.
         lesson: what is learnt from a batch; None: ``model``'s own loss.
@@ -123,8 +125,9 @@ def fit(
     goes_on = run.was_let_go_on(decide)
     with _as_trial_errors(run):
         while goes_on and len(run.curve) < last:
-            run.train_epoch(len(run.curve) + 1 == last, told)
+            run.train_epoch(len(run.curve) + 1 == last, progress)
             report(run.curve[-1])
+            progress(run.curve[-1].summary(), len(run.curve) / recipe.epochs)
             run.check_guessing()
             goes_on = not run.is_rung(run.curve[-1]) or decide(run.curve[-1])
     run.keep_weights()
@@ -196,7 +199,7 @@ class _Run:
         )
         self._saved = time.perf_counter()
 
-    def train_epoch(self, is_last: bool, told: Told = silent) -> None:
+    def train_epoch(self, is_last: bool, progress: Progress = no_progress) -> None:
         """Train one epoch, look at ``val``, and keep a checkpoint where one is due."""
         number = len(self.curve)
         seed_torch(self._seed, number, 2)
@@ -210,7 +213,9 @@ class _Run:
                 if step % _WATCHED_STEPS == 0 or step + 1 == self._steps:
                     _check_finite(losses[-_WATCHED_STEPS:], number)
                     if time.perf_counter() - spoken > _SPOKEN_S:
-                        told((number + (step + 1) / self._steps) / self._recipe.epochs)
+                        latest = self.curve[-1].summary() if self.curve else ""
+                        done = (number + (step + 1) / self._steps) / self._recipe.epochs
+                        progress(latest, done)
                         spoken = time.perf_counter()
         accuracy, *others = self._lesson.top1_percent(self._optimization.evaluated)
         mean = float(torch.stack(losses).double().mean())

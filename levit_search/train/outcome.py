@@ -18,6 +18,10 @@ class Epoch:
     val_top1_percent: float
     seconds: float
 
+    def summary(self) -> str:
+        """Its accuracy, for people."""
+        return f"val {self.val_top1_percent:.1f} %"
+
 
 @dataclass(frozen=True)
 class Training:
@@ -43,16 +47,11 @@ class Training:
 
 Report = Callable[[Epoch], None]
 
-
 Decide = Callable[[Epoch], bool]
 """Asked at each rung before the last epoch whether to go on."""
 
 
-Told = Callable[[float], None]
-"""Told, every few seconds within an epoch, which part of the whole recipe is done."""
-
-
-def silent(_: Epoch | float) -> None:
+def silent(_: Epoch) -> None:
     """Report to nobody."""
 
 

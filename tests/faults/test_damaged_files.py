@@ -31,6 +31,7 @@ from levit_search.latency.forecast import Forecast
 from levit_search.latency.predictor import BlockTable, Calibration, Predictor
 from levit_search.latency.protocol import Round, Samples
 from levit_search.model import build, load_weights, save_weights
+from levit_search.progress import no_progress
 from levit_search.recipe import TeacherConfig
 from levit_search.reproduce.results import Results
 from levit_search.sealed import read_sealed, write_sealed
@@ -362,7 +363,7 @@ def test_damaged_weights_are_named_with_the_way_out_and_the_rest_goes_on(
         lost.append("a temporary file of a killed writer is left")
     asked = retraining.Retraining(epochs=1)
     config = retraining.config_for(study, asked)
-    trained, _ = retraining.retrained(study, record.architecture, config, 1, lambda text: None)
+    trained, _ = retraining.retrained(study, record.architecture, config, 1, no_progress)
     load_weights(build(record.architecture), trained)
     account("damaged-weights", 1, lost)
 

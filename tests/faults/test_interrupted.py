@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from levit_search.search.interruption import Interruption
+from levit_search.cli.searching import Interruption
 from tests.faults.conftest import Account, Quoted
 from tests.faults.sessions import Search, Session
 

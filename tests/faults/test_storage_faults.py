@@ -21,13 +21,14 @@ from optuna.trial import FrozenTrial
 from levit_search.errors import BudgetError, InputError
 from levit_search.search import driver, search
 from levit_search.search import ledger as ledgers
+from levit_search.search.callbacks import Callback
 from levit_search.search.ledger import Ledger
 from levit_search.study import Study, read_config
 from levit_search.study.backup import Backup, trial_body
 from levit_search.study.restoring import restore
 from tests import mariadb, postgres
 from tests.conftest import Cli
-from tests.engines import CurveEngine, Silent, finals, run
+from tests.engines import CurveEngine, finals, run
 from tests.faults.conftest import Account, Quoted
 from tests.relay import relayed
 from tests.servers import Server
@@ -67,7 +68,7 @@ def distributions(study: Study) -> Any:
 
 def searched(study: Study) -> Study:
     """A study with finished trials, and one that a killed search left at its first rung."""
-    search(study, Silent(), engine=CurveEngine)
+    search(study, engine=CurveEngine)
     with study.lock():
         written = Ledger(study, distributions(study))
         known = written.trials()[0]
@@ -323,14 +324,14 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield started
 
 
-class Stopping(Silent):
+class Stopping(Callback):
     """Stops a server as soon as a trial has ended, for a while."""
 
     def __init__(self, server: Server, after: int, seconds: float) -> None:
         self._server, self._after, self._seconds = server, after, seconds
         self.thread: threading.Thread | None = None
 
-    def finished(self, record: Any, status: Any, left_s: float | None) -> None:
+    def on_trial_complete(self, record: Any, status: Any, left_s: float | None) -> None:
         if record.trial == self._after:
             self._server.stop()
             self.thread = threading.Thread(target=self._start_again)
@@ -352,16 +353,16 @@ def test_a_server_that_stops_is_waited_for(
     monkeypatch.setattr(ledgers, "_LOOK_AGAIN_S", 0.3)
     monkeypatch.setattr("optuna.storages._rdb.storage.random", SOON)
     undisturbed = make(None, "whole")
-    search(undisturbed, Silent(), engine=CurveEngine)
+    search(undisturbed, engine=CurveEngine)
     chance, lost = random.Random(8), []
     count = times(1, 10)
     for number in range(count):
         study = make(server.database.url, f"s{number}")
-        shown = Stopping(server, chance.randrange(1, 5), times(4, 30))
+        stopping = Stopping(server, chance.randrange(1, 5), times(4, 30))
         with pytest.warns() as warned:
-            search(study, shown, engine=CurveEngine)
-        assert shown.thread is not None
-        shown.thread.join()
+            search(study, [stopping], engine=CurveEngine)
+        assert stopping.thread is not None
+        stopping.thread.join()
         told = "\n".join(str(each.message) for each in warned)
         quoted(told, "…: does not answer (…); waiting for up to 10 min")
         quoted(told, "…: answers again after … s")
@@ -380,11 +381,11 @@ def test_a_server_that_stops_for_good_is_given_up(
     monkeypatch.setattr(ledgers, "_PATIENCE_S", 1.0)
     monkeypatch.setattr("optuna.storages._rdb.storage.random", SOON)
     undisturbed = make(None, "whole")
-    search(undisturbed, Silent(), engine=CurveEngine)
+    search(undisturbed, engine=CurveEngine)
     with postgres.server() as server:
         study = make(server.database.url)
         with pytest.raises(BudgetError) as raised, pytest.warns():
-            search(study, Stopping(server, 3, 4.0), engine=CurveEngine)
+            search(study, [Stopping(server, 3, 4.0)], engine=CurveEngine)
         quoted(
             str(raised.value),
             "…: has not answered for … min (…); what was finished is kept, and the same command "
@@ -392,7 +393,7 @@ def test_a_server_that_stops_for_good_is_given_up(
         )
         while server.process is None:
             time.sleep(0.1)
-        search(study, Silent(), engine=CurveEngine)
+        search(study, engine=CurveEngine)
         lost = [] if finals(study) == finals(undisturbed) else ["trials"]
     account("server-stops", 1, lost)
 
@@ -405,16 +406,16 @@ def test_a_lost_answer_repeats_nothing(
     monkeypatch.setattr(ledgers, "_LOOK_AGAIN_S", 0.01)
     monkeypatch.setattr("optuna.storages._rdb.storage.random", SOON)
     undisturbed = make(None, "whole")
-    search(undisturbed, Silent(), engine=CurveEngine)
+    search(undisturbed, engine=CurveEngine)
 
-    class Cutting(Silent):
-        def finished(self, record: Any, status: Any, left_s: float | None) -> None:
+    class Cutting(Callback):
+        def on_trial_complete(self, record: Any, status: Any, left_s: float | None) -> None:
             relay.every = 3
 
     with postgres.running() as database, relayed(database.port, b"COMMIT") as relay:
         study = make(replace(database, port=relay.port).url)
         with pytest.warns():
-            search(study, Cutting(), engine=CurveEngine)
+            search(study, [Cutting()], engine=CurveEngine)
         relay.every = 0
         lost = [] if finals(study) == finals(undisturbed) else [str(len(study.records()))]
         trials, _ = contents(study)
@@ -489,12 +490,12 @@ def test_a_second_driver_is_refused(
         shutil.copytree(study.folder, copy.folder)
         with study.lock():
             with pytest.raises(InputError) as raised:
-                search(Study.open(study.folder), Silent(), engine=CurveEngine)
+                search(Study.open(study.folder), engine=CurveEngine)
             quoted(str(raised.value), "…: another levit-search run is at work on this study")
             if kind in ("file", "postgresql"):
                 count += 1
                 with pytest.raises(InputError) as raised:
-                    search(copy, Silent(), engine=CurveEngine)
+                    search(copy, engine=CurveEngine)
                 quoted(
                     str(raised.value),
                     "…: another levit-search run is at work on this study in …",
@@ -528,7 +529,7 @@ def test_a_second_driver_that_no_lock_stopped_writes_nothing(
 ) -> None:
     with storage_of(kind, tmp_path) as storage:
         study = make(storage)
-        search(study, Silent(), engine=CurveEngine)
+        search(study, engine=CurveEngine)
         shutil.copytree(study.folder, tmp_path / "copy")
         other = Study.open(tmp_path / "copy")
         one, two = (Ledger(each, distributions(each)) for each in (study, other))

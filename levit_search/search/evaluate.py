@@ -1,7 +1,23 @@
-"""One architecture to one evaluation, in the order cheap to dear: latency first, then training."""
+"""One architecture to one evaluation, in the order cheap to dear.
+
+What all evaluations share is made ready once, by :meth:`Evaluator.prepare`: workers that probe, the
+data, the teacher, a supernet, the latency of the reference network, a latency predictor. Then each
+network goes through three steps, of which a study has those that its objectives and limits name:
+
+1. its latency: predicted, or measured. A network over the limit of ``latency_ms`` ends here;
+2. its latency on further targets;
+3. its accuracy: that which it inherits from the supernet, or that of a training, which a rung may
+   end.
+
+Parameters, FLOPs and activations are counted before, by the driver, in no time.
+
+At the end of a search some are looked at again: :meth:`Evaluator.verify` takes the steps that an
+estimate stood for, :meth:`Evaluator.remeasure` the first two, of several networks together.
+"""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -20,15 +36,15 @@ from levit_search.latency import LatencyConfig, Measurement, Probe
 from levit_search.latency.forecast import Forecast
 from levit_search.latency.sharing import on_cores, while_no_probe_runs
 from levit_search.model import save_weights
-from levit_search.pareto import PROBED
+from levit_search.pareto import PROBED, on_target
+from levit_search.progress import Progress, within
 from levit_search.proportion import guess_percent
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.study import StudyConfig, training_file
-from levit_search.supernet import Supernet, SupernetEpoch, obtain_supernet
+from levit_search.supernet import Supernet, obtain_supernet
 from levit_search.train import (
     Checkpoint,
     Epoch,
-    Training,
     always,
     fit,
     fresh_network,
@@ -36,9 +52,6 @@ from levit_search.train import (
     seed_torch,
     training_id,
 )
-
-# (what is being done, fraction done or None where that is not known)
-Progress = Callable[[str, float | None], None]
 
 Decide = Callable[[int, dict[str, float]], bool]
 """Whether a candidate goes on after an epoch at which its values are these."""
@@ -50,9 +63,9 @@ def goes_on(epoch: int, values: dict[str, float]) -> bool:
     return True
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluation:
-    """What was found out about one network.
+    """What is found out about one network, filled in step by step.
 
     ``values`` holds the measured objectives by name. A network over the latency limit is not
     trained, and has no accuracy; one that was stopped at a rung has a learning curve up to there,
@@ -60,15 +73,26 @@ class Evaluation:
     ``top1_inherited_percent``.
     """
 
-    values: dict[str, float]
-    latency: dict[str, Any] | None
-    training: dict[str, Any] | None
-    seconds: float
+    values: dict[str, float] = field(default_factory=dict)
+    latency: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    seconds: float = 0.0
     targets: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Latencies on further targets, by name."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@contextmanager
+def _evaluation() -> Iterator[Evaluation]:
+    """An evaluation to fill in. It takes as many seconds as the block; want of memory there is a
+    TrialError."""
+    start = time.perf_counter()
+    found = Evaluation()
+    with out_of_memory_as_trial_error():
+        yield found
+    found.seconds = round(time.perf_counter() - start, 3)
 
 
 class Evaluator:
@@ -89,22 +113,23 @@ class Evaluator:
         settled_ms: dict[str, float],
         cores: frozenset[int] | None = None,
     ) -> None:
-        self._config = config
-        self._folder = folder
-        self._cores = cores
-        self._probe = Probe(config.latency, settled_on(None, settled_ms))
-        self._others = {
-            name: Probe(section, settled_on(name, settled_ms))
-            for name, section in config.also_measured.items()
+        self._config, self._folder, self._cores = config, folder, cores
+        sections: list[tuple[str | None, LatencyConfig]] = [*config.also_measured.items()]
+        if config.is_measured:
+            sections.insert(0, (None, config.latency))
+        self._stack = ExitStack()
+        self._probes = {
+            target: self._stack.enter_context(Probe(section, settled_on(target, settled_ms)))
+            for target, section in sections
         }
+        """By target, that of the study's own section, named None, first."""
         self._teacher: TeacherAnswers | None = None
         self._forecast: Forecast | None = None
         self._supernet: Supernet | None = None
 
     def close(self) -> None:
         """End the probes' workers."""
-        for probe in (self._probe, *self._others.values()):
-            probe.__exit__(None, None, None)
+        self._stack.close()
 
     def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
         """Load the data, obtain the teacher and settle the reference's latency on each target.
@@ -126,50 +151,45 @@ class Evaluator:
         self._sizes = sizes_of(sample)
         for kept in ("latency", "teachers"):  # what killed writers left in the user's cache
             remove_unfinished(user_cache() / kept)
-        card: dict[str, Any] = {}
-        shared: dict[str, Any] = {}
+        devices = {}
+        for target, probe in self._probes.items():
+            progress(f"starting the probe{_on(target)}", None)
+            devices[target] = probe.connect()
+            section = "latency" if target is None else f"targets.{target}"
+            _refuse_emulated(devices[target], probe.config, section)
         data: dict[str, Any] = {}
-        device: dict[str, Any] = {}
-        if config.is_measured:
-            progress("starting the probe", None)
-            device = self._probe.connect()
-            _refuse_emulated(device, config.latency, "latency")
-        devices = {name: self._connected(name, progress) for name in self._others}
+        teacher: dict[str, Any] = {}
+        supernet: dict[str, Any] = {}
         if config.is_trained:
             progress("loading data", None)
             self._batches = open_batches(config.data)
             data = described_data(self._batches, config)
             if config.teaching is not None:
-                card = self._prepare_teacher(config.teaching, progress)
+                teacher = self._prepare_teacher(config.teaching, progress)
             if config.shares_weights:
                 self._supernet = self._obtained_supernet(progress)
-                shared = self._supernet.summary()
-        if config.is_measured and not self._probe.settled_ms:
-            progress("timing the reference network", None)
-            self._probe.settle_reference(sample)
-        if config.is_measured and config.latency.method == "predicted":
-            self._forecast = self._calibrated(progress)
-        settled_ms = dict(self._probe.settled_ms)
-        for name, probe in self._others.items():
+                supernet = self._supernet.summary()
+        for target, probe in self._probes.items():
             if not probe.settled_ms:
-                progress(f"timing the reference network on {name}", None)
+                progress(f"timing the reference network{_on(target)}", None)
                 probe.settle_reference(sample)
-            settled_ms |= {f"{name}:{id}": ms for id, ms in probe.settled_ms.items()}
+        if config.is_measured and config.latency.method == "predicted":
+            progress("calibrating the latency predictor", None)
+            file, seed = self._folder / "predictor.json", config.search.seed
+            self._forecast = Forecast(self._probes[None], config.space(), seed, file)
+            self._forecast.prepare(progress)
         return {
-            "settled_ms": settled_ms,
-            "device": device,
+            "settled_ms": {
+                id if target is None else f"{target}:{id}": ms
+                for target, probe in self._probes.items()
+                for id, ms in probe.settled_ms.items()
+            },
+            "device": devices.pop(None, {}),
             "devices": devices,
             "data": data,
-            "teacher": card,
-            "supernet": shared,
+            "teacher": teacher,
+            "supernet": supernet,
         }
-
-    def _connected(self, name: str, progress: Progress) -> dict[str, Any]:
-        """The device of a further target."""
-        progress(f"starting the probe on {name}", None)
-        device = self._others[name].connect()
-        _refuse_emulated(device, self._config.targets[name], f"targets.{name}")
-        return device
 
     def _prepare_teacher(self, teacher: TeacherConfig, progress: Progress) -> dict[str, Any]:
         if teacher.adapt == "own":
@@ -180,7 +200,7 @@ class Evaluator:
         progress("preparing the teacher", None)
 
         def report(epoch: Epoch) -> None:
-            text = f"training the teacher, val {epoch.val_top1_percent:.1f} %"
+            text = f"training the teacher, {epoch.summary()}"
             progress(text, epoch.epoch / teacher.recipe.epochs)
 
         self._teacher, card = obtain_teacher(
@@ -192,7 +212,7 @@ class Evaluator:
             self._config.search.seed,
             report,
             lambda text: progress(text, None),
-            lambda done: progress("computing the teacher's features", done),
+            within("computing the teacher's features", progress),
         )
         return card
 
@@ -200,23 +220,18 @@ class Evaluator:
         config = self._config
         epochs = config.supernet.recipe(config.train).epochs
         progress("preparing the supernet", None)
-        text = "training the supernet"
-
-        def report(epoch: Epoch) -> None:
-            nonlocal text
-            assert isinstance(epoch, SupernetEpoch)
-            text = f"training the supernet, {epoch.told()}"
-            told(epoch.epoch / epochs)
-
-        def told(fraction: float) -> None:
-            progress(text, fraction)
 
         def teacher() -> TeacherAnswers | None:
             return self._teacher.lasting(epochs) if self._teacher is not None else None
 
-        return obtain_supernet(config, self._batches, teacher, self._folder, report, told)
+        return obtain_supernet(
+            config,
+            self._batches,
+            teacher,
+            self._folder,
+            progress=within("training the supernet", progress),
+        )
 
-    @out_of_memory_as_trial_error()
     def evaluate(
         self,
         network: Architecture,
@@ -237,43 +252,22 @@ class Evaluator:
         Raises:
             TrialError: the probe or the training failed.
         """
-        start = time.perf_counter()
         config = self._config
-        values: dict[str, float] = {}
-        latency: dict[str, Any] | None = None
-        training = None
-        targets: dict[str, dict[str, Any]] = {}
-        if self._forecast is not None:
-            progress("predicting latency", None)
-            latency = self._predicted(self._forecast, network, values, progress)
-        elif config.is_measured:
-            progress("measuring latency", None)
-            latency = self._measured(self._probe, network, values)
-        limit = config.limits.latency_ms
-        too_slow = limit is not None and values["latency_ms"] > limit
-        for name, probe in self._others.items() if not too_slow else ():
-            progress(f"measuring latency on {name}", None)
-            targets[name] = self._measured(probe, network, values, f"@{name}")
-        if self._config.inherits and not too_slow:
-            assert self._supernet is not None
-            progress("asking the supernet", None)
-            with on_cores(self._cores):
-                inherited = self._supernet.top1_percent(_levit(network))
-            values["top1_percent"] = values["top1_inherited_percent"] = inherited
-        elif config.is_trained and not too_slow:
-            result = self._train(network, values, progress, decide, taught)
-            training = result.as_json()
-            if len(result.curve) == config.candidate_recipe.epochs:
-                values["top1_percent"] = result.val_top1_percent
-        return Evaluation(
-            values,
-            latency,
-            training,
-            round(time.perf_counter() - start, 3),
-            targets,
-        )
+        with _evaluation() as found:
+            if self._forecast is not None:
+                self._predict(self._forecast, network, found, progress)
+            elif config.is_measured:
+                self._measure(None, network, found, progress)
+            if self._is_too_slow(found):
+                return found
+            for target in config.also_measured:
+                self._measure(target, network, found, progress)
+            if config.inherits:
+                self._inherit(network, found, progress)
+            elif config.is_trained:
+                self._train(network, found, progress, decide, taught)
+        return found
 
-    @out_of_memory_as_trial_error()
     def verify(
         self, network: Architecture, progress: Progress, decide: Decide = goes_on
     ) -> Evaluation:
@@ -288,21 +282,13 @@ class Evaluator:
         Raises:
             TrialError: the probe or the training failed.
         """
-        start = time.perf_counter()
-        values: dict[str, float] = {}
-        latency, training = None, None
-        if self._forecast is not None:
-            progress("measuring what was predicted", None)
-            latency = self._measured(self._probe, network, values)
-        limit = self._config.limits.latency_ms
-        too_slow = limit is not None and values.get("latency_ms", 0.0) > limit
-        if self._config.inherits and not too_slow:
-            result = self._train(network, values, progress, decide, True)
-            values["top1_percent"] = result.val_top1_percent
-            training = result.as_json()
-        return Evaluation(values, latency, training, round(time.perf_counter() - start, 3))
+        with _evaluation() as found:
+            if self._forecast is not None:
+                self._measure(None, network, found, progress, "measuring what was predicted")
+            if self._config.inherits and not self._is_too_slow(found):
+                self._train(network, found, progress, decide, taught=True)
+        return found
 
-    @out_of_memory_as_trial_error()
     def compare(
         self, given: BaselineConfig, progress: Progress, decide: Decide = goes_on
     ) -> Evaluation:
@@ -324,36 +310,25 @@ class Evaluator:
             TrialError: the probe or the training failed.
             InputError: its weights are not to be had.
         """
-        start = time.perf_counter()
-        config, network = self._config, given.network(**self._sizes)
-        progress("counting", None)
-        with while_no_probe_runs():
-            values: dict[str, float] = dict(baseline.count(network).total._asdict())
-        latency, training = None, None
-        targets: dict[str, dict[str, Any]] = {}
-        if config.is_measured:
-            progress("measuring latency", None)
-            latency = self._measured(self._probe, network, values)
-        for name, probe in self._others.items():
-            progress(f"measuring latency on {name}", None)
-            targets[name] = self._measured(probe, network, values, f"@{name}")
-        if config.is_trained:
-            seed = config.search.seed
+        config, seed = self._config, self._config.search.seed
+        with _evaluation() as found:
+            network = given.network(**self._sizes)
+            progress("counting", None)
+            with while_no_probe_runs():
+                found.values.update(baseline.count(network).total._asdict())
+            for target in self._probes:
+                self._measure(target, network, found, progress)
+            if config.is_trained:
 
-            def begun() -> nn.Module:
-                seed_torch(seed, 3)
-                return network.build_to_train(given.weights)
+                def begun() -> nn.Module:
+                    seed_torch(seed, 3)
+                    return network.build_to_train(given.weights)
 
-            run = training_id(given, config.train, seed, self._batches.data_id, None)
-            run += (given.weights_sha256() or "")[:16]
-            known = dict(values)
-            result = self._fitted(given.id, run, begun, config.train, None, known, progress, decide)
-            values["top1_percent"] = result.val_top1_percent
-            training = result.as_json()
-        seconds = round(time.perf_counter() - start, 3)
-        return Evaluation(values, latency, training, seconds, targets)
+                run = training_id(given, config.train, seed, self._batches.data_id, None)
+                run += (given.weights_sha256() or "")[:16]
+                self._fit(given.id, run, begun, config.train, None, found, progress, decide)
+        return found
 
-    @out_of_memory_as_trial_error()
     def remeasure(
         self, networks: Sequence[Architecture | BaselineConfig], progress: Progress
     ) -> list[Evaluation | TrialError]:
@@ -372,107 +347,104 @@ class Evaluator:
         Raises:
             TrialError: none could be measured.
         """
-        start = time.perf_counter()
         built = [
             each.network(**self._sizes) if isinstance(each, BaselineConfig) else each
             for each in networks
         ]
-        values: list[dict[str, float]] = [{} for _ in networks]
-        latency: list[dict[str, Any] | None] = [None] * len(networks)
-        targets: list[dict[str, dict[str, Any]]] = [{} for _ in networks]
+        found = [Evaluation() for _ in networks]
         errors: dict[int, TrialError] = {}
-        probes: list[tuple[str | None, Probe]] = list(self._others.items())
-        if self._config.is_measured:
-            probes.insert(0, (None, self._probe))
-        for name, probe in probes:
-            on = "" if name is None else f" on {name}"
-            text = f"measuring {len(networks)} networks together{on}"
-            progress(text, None)
-            suffix = "" if name is None else f"@{name}"
+        with _evaluation() as together:
+            for target, probe in self._probes.items():
+                text = f"measuring {len(networks)} networks together{_on(target)}"
+                progress(text, None)
 
-            def report(_: str, fraction: float, text: str = text) -> None:
-                progress(text, fraction)
+                def report(_: str, fraction: float | None, text: str = text) -> None:
+                    progress(text, fraction)
 
-            with probe.reporting(report):
-                measured = probe.measure_all(built, fresh=True)
-            for place, found in enumerate(measured):
-                try:
-                    if isinstance(found, TrialError):
-                        raise found
-                    kept = self._kept(found, values[place], suffix, "-remeasured")
-                except TrialError as error:
-                    errors[place] = error
-                    continue
-                if name is None:
-                    latency[place] = kept
-                else:
-                    targets[place][name] = kept
-        if len(errors) == len(networks):
-            raise errors[0]
-        seconds = round(time.perf_counter() - start, 3)
-        return [
-            errors.get(place)
-            or Evaluation(values[place], latency[place], None, seconds, targets[place])
-            for place in range(len(networks))
-        ]
+                with probe.reporting(report):
+                    measured = probe.measure_all(built, fresh=True)
+                for place, each in enumerate(measured):
+                    try:
+                        if isinstance(each, TrialError):
+                            raise each
+                        self._keep(each, target, found[place], "-remeasured")
+                    except TrialError as error:
+                        errors[place] = error
+            if len(errors) == len(networks):
+                raise errors[0]
+        for evaluation in found:
+            evaluation.seconds = together.seconds
+        return [errors.get(place) or evaluation for place, evaluation in enumerate(found)]
 
-    def _calibrated(self, progress: Progress) -> Forecast:
-        config = self._config
-        progress("calibrating the latency predictor", None)
-        file = self._folder / "predictor.json"
-        forecast = Forecast(self._probe, config.space(), config.search.seed, file)
-        forecast.prepare(progress)
-        return forecast
+    def _predict(
+        self, forecast: Forecast, network: Architecture, found: Evaluation, progress: Progress
+    ) -> None:
+        """Predict the latency, which stands for the measured one until :meth:`verify`."""
+        progress("predicting latency", None)
+        predicted = forecast.predict(network, progress)
+        found.values["latency_ms"] = found.values["latency_predicted_ms"] = predicted.latency_ms
+        found.latency = {"method": "predicted", **asdict(predicted)}
 
-    def _predicted(
+    def _measure(
         self,
-        forecast: Forecast,
-        network: Architecture,
-        values: dict[str, float],
-        progress: Progress,
-    ) -> dict[str, Any]:
-        found = forecast.predict(network, progress)
-        values["latency_ms"] = values["latency_predicted_ms"] = found.latency_ms
-        return {"method": "predicted", **asdict(found)}
-
-    def _measured(
-        self,
-        probe: Probe,
+        target: str | None,
         network: Architecture | Baseline,
-        values: dict[str, float],
-        suffix: str = "",
-    ) -> dict[str, Any]:
-        """Probe a network; see :meth:`_kept`."""
-        return self._kept(probe.measure(network), values, suffix)
+        found: Evaluation,
+        progress: Progress,
+        text: str = "measuring latency",
+    ) -> None:
+        """Probe a network on one target; see :meth:`_keep`."""
+        progress(f"{text}{_on(target)}", None)
+        self._keep(self._probes[target].measure(network), target, found)
 
-    def _kept(
-        self, found: Measurement, values: dict[str, float], suffix: str, mark: str = ""
-    ) -> dict[str, Any]:
-        """Note the objectives, whose names end in ``suffix``, and keep the raw samples with the
-        study, in a file whose name ends in ``mark``."""
+    def _keep(
+        self, measured: Measurement, target: str | None, found: Evaluation, mark: str = ""
+    ) -> None:
+        """Note what was measured, and keep the raw samples with the study, in a file whose name
+        ends in ``mark``.
+
+        Raises:
+            TrialError: the target does not tell an objective.
+        """
         for figure in PROBED:
-            value, name = getattr(found, figure), f"{figure}{suffix}"
+            value, name = getattr(measured, figure), on_target(figure, target)
             if value is not None:
-                values[name] = value
+                found.values[name] = value
             elif name in self._config.objectives:
-                raise TrialError(f"{found.target} does not tell {name}")
-        assert found.samples_file is not None
-        source = Path(found.samples_file)
+                raise TrialError(f"{measured.target} does not tell {name}")
+        assert measured.samples_file is not None
+        source = Path(measured.samples_file)
         folder = self._folder / "latency"
         folder.mkdir(exist_ok=True)
-        name = f"{source.stem}{mark}{source.suffix}"
-        write_atomically(folder / name, source.read_bytes())
-        return replace(found, samples_file=f"latency/{name}").as_json()
+        file = f"{source.stem}{mark}{source.suffix}"
+        write_atomically(folder / file, source.read_bytes())
+        kept = replace(measured, samples_file=f"latency/{file}").as_json()
+        if target is None:
+            found.latency = kept
+        else:
+            found.targets[target] = kept
+
+    def _is_too_slow(self, found: Evaluation) -> bool:
+        limit_ms = self._config.limits.latency_ms
+        return limit_ms is not None and found.values.get("latency_ms", 0.0) > limit_ms
+
+    def _inherit(self, network: Architecture, found: Evaluation, progress: Progress) -> None:
+        """Take the accuracy from the supernet, which stands for its own until :meth:`verify`."""
+        assert self._supernet is not None
+        progress("asking the supernet", None)
+        with on_cores(self._cores):
+            inherited = self._supernet.top1_percent(_levit(network))
+        found.values["top1_percent"] = found.values["top1_inherited_percent"] = inherited
 
     def _train(
         self,
         network: Architecture,
-        values: dict[str, float],
+        found: Evaluation,
         progress: Progress,
         decide: Decide,
         taught: bool,
-    ) -> Training:
-        """Train a network of which ``values`` are known; see :meth:`_fitted`."""
+    ) -> None:
+        """Train a network of the space from fresh weights, or from its part of the supernet."""
         config = self._config
         recipe, seed = config.candidate_recipe, config.search.seed
         is_tuned = config.accuracy == "finetuned"
@@ -491,19 +463,19 @@ class Evaluator:
                 return self._supernet.extracted(_levit(network))
             return fresh_network(network, recipe, seed)
 
-        return self._fitted(network.id, run, begun, recipe, teacher, values, progress, decide)
+        self._fit(network.id, run, begun, recipe, teacher, found, progress, decide)
 
-    def _fitted(
+    def _fit(
         self,
         name: str,
         run: str,
         begun: Callable[[], nn.Module],
         recipe: Recipe,
         teacher: TeacherAnswers | None,
-        values: dict[str, float],
+        found: Evaluation,
         progress: Progress,
         decide: Decide,
-    ) -> Training:
+    ) -> None:
         """Train a network to the end or to where it is stopped, and write its weights.
 
         Its checkpoint stays; whoever has written the result down removes it.
@@ -514,25 +486,16 @@ class Evaluator:
             begun: gives the network as training begins with it.
             recipe: how.
             teacher: of its second head, where it has one.
-            values: that are known of it.
+            found: what is known of it; takes the training, and the accuracy at its end.
             progress: told how far it is.
             decide: asked at each rung, where there is something to decide.
         """
-        text = "training"
-
-        def report(epoch: Epoch) -> None:
-            nonlocal text
-            text = f"training, val {epoch.val_top1_percent:.1f} %"
-            told(epoch.epoch / recipe.epochs)
-
-        def told(fraction: float) -> None:
-            progress(text, fraction)
 
         def decided(epoch: Epoch) -> bool:
-            return decide(epoch.epoch, {**values, "top1_percent": epoch.val_top1_percent})
+            return decide(epoch.epoch, {**found.values, "top1_percent": epoch.val_top1_percent})
 
         is_asked = self._config.search.reduction is not None or self._config.inherits
-        told(0.0)
+        progress("training", 0.0)
         folder = self._folder / "checkpoints"
         folder.mkdir(exist_ok=True)
         checkpoint = Checkpoint(training_file(self._folder, name), run)
@@ -545,21 +508,21 @@ class Evaluator:
                     recipe,
                     self._config.search.seed,
                     teacher,
-                    report,
-                    checkpoint,
-                    told=told,
+                    checkpoint=checkpoint,
+                    progress=within("training", progress),
                     decide=decided if is_asked else always,
                 )
         except TrialError as error:
             if refused_by_disk(error) is None:
                 checkpoint.remove()
             raise
+        found.training = result.as_json()
         weights = folder / f"{name}.safetensors"
         if len(result.curve) == recipe.epochs:
             save_weights(model, weights)
+            found.values["top1_percent"] = result.val_top1_percent
         else:
             weights.unlink(missing_ok=True)
-        return result
 
 
 def described_data(batches: Batches, config: StudyConfig) -> dict[str, Any]:
@@ -589,6 +552,11 @@ def described_data(batches: Batches, config: StudyConfig) -> dict[str, Any]:
 def _levit(network: Architecture) -> Levit:
     assert isinstance(network, Levit), "a supernet's space has no grafts"
     return network
+
+
+def _on(target: str | None) -> str:
+    """Where something is done, for people."""
+    return "" if target is None else f" on {target}"
 
 
 def settled_on(target: str | None, settled_ms: dict[str, float]) -> dict[str, float]:
