@@ -187,7 +187,8 @@ def bare(study: Study, sampler: str, trials: int) -> list[float]:
         "tpe": lambda: optuna.samplers.TPESampler(seed=0, multivariate=True, constant_liar=True),
         "random": lambda: optuna.samplers.RandomSampler(seed=0),
     }
-    alone = study.storage(kinds[sampler]())
+    alone = study.storage()
+    alone.sampler = kinds[sampler]()
     alone.get_trials(deepcopy=False)  # read once, as the driver has by then
     seconds = []
     for _ in range(trials):

@@ -15,10 +15,9 @@ from levit_search.api import (
     write_export,
     write_report,
 )
-from levit_search.version import __version__
+from levit_search.version import __version__ as __version__
 
 __all__ = [
-    "__version__",
     "baselines",
     "count",
     "evaluation",

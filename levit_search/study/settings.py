@@ -308,7 +308,9 @@ def with_networks_read(
             return entry
         found = _absolute(entry, key, path, changes or {})
         if not is_there(found) and found.suffix not in (".yaml", ".yml"):
-            raise UnknownNameError("architecture", entry, architectures.published_names())
+            unknown = UnknownNameError("architecture", entry, architectures.published_names())
+            place = "--set" if _is_given(key, changes or {}) else f"{path}:"
+            raise InputError(f"{place} {key}: {unknown}")
         stated = read_yaml(found)
         if not {"image_size", "num_classes"} <= stated.keys():
             return stated  # what it is in full depends on the data
@@ -325,10 +327,14 @@ def with_networks_read(
     return config.model_copy(update={"start": start, "latency": latency, "targets": targets})
 
 
+def _is_given(key: str, changes: Mapping[str, Any]) -> bool:
+    return any(f"{key}.".startswith(f"{given}.") for given in changes)
+
+
 def _absolute(text: str, key: str, path: Path, changes: Mapping[str, Any]) -> Path:
     """The path that stands at ``key`` of the file ``path``, or in ``changes``."""
     place = Path(os.path.expanduser(text))  # noqa: PTH111 (leaves a home that nobody has as it is)
-    if not any(f"{key}.".startswith(f"{given}.") for given in changes):
+    if not _is_given(key, changes):
         beside = path.parent / place
         # ``{name}`` in it stands for any name, to be filled in later.
         if glob.glob(glob.escape(str(beside)).replace("{name}", "*")):  # noqa: PTH207 (from anywhere)
