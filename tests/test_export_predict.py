@@ -438,5 +438,5 @@ def test_the_check_of_an_export_passes_with_pictures_read_from_disk(mode, size, 
     assert batches.info.in_channels == len(mode)
     model = model_for(size, len(mode), 2)
     out = exported(tmp_path / "out", model, preprocessing(config, batches))
-    found = compared(out, ["predict.py"], sample_of(model, batches), lambda _: None)
+    found = compared(out, ["predict.py"], sample_of(model, batches), lambda *_: None)
     assert found["predict.py"] <= 1e-4

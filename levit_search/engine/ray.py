@@ -216,9 +216,8 @@ class DriverScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         del tune_controller
-        why = ray_cluster.death(Path(trial.error_file).read_text("utf-8", "replace"))
-        where = trial.node_ip or "a node"
-        self._searcher.bury(trial.trial_id, f"the worker on {where} died: {why}")
+        said = Path(trial.error_file).read_text("utf-8", "replace")
+        self._searcher.bury(trial.trial_id, ray_cluster.death(said, trial.node_ip))
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Tune starts what is pending anyway; this ends it all once the searcher is closed."""
@@ -340,7 +339,10 @@ class Worker(tune.Trainable):
         self._answers.put(goes_on)
 
     def step(self) -> dict[str, Any]:
-        """Work for a while, or until there is more to tell than progress."""
+        """Work for a while, or until there is more to tell than progress.
+
+        One that could not prepare has nothing to tell any more; its failure ends the search.
+        """
         with self._changed:
             if self._last in ("rung", "done", "failed"):  # what it waits for comes between steps
                 pause_s = max(_LEAST_PAUSE_S, time.monotonic() - self._last_at)
@@ -352,8 +354,6 @@ class Worker(tune.Trainable):
             events, self._events = self._events, []
         if events:
             self._last, self._last_at = events[-1].kind, time.monotonic()
-        elif not self._thread.is_alive():
-            raise RuntimeError("it could not prepare")  # so that Tune does not keep it
         return {"events": events, "actor": ray.get_runtime_context().current_actor}
 
     def cleanup(self) -> None:

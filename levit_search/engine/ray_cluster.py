@@ -209,12 +209,18 @@ def watch_head(tell: Callable[[str], None], is_over: Callable[[], bool]) -> thre
     return is_gone
 
 
-def death(said: str) -> str:
-    """Why a worker died, out of what Ray says of that at length."""
-    found = re.search(r"dead because (its .*? has died)|is unavailable", said)
-    if found is None:
-        return said.strip().splitlines()[-1][:300]
-    return found[1] or "it cannot be reached"
+def death(said: str, node: str | None) -> str:
+    """What is told of a worker that died, out of what Ray says of that at length.
+
+    Args:
+        said: by Ray.
+        node: the address of its node, as far as that is known otherwise.
+    """
+    why = re.search(r"dead because (its .*? has died)|is unavailable", said)
+    reason = said.strip().splitlines()[-1][:300] if why is None else why[1]
+    where = re.search(r"^\s*ip: (\S+)$", said, re.MULTILINE)
+    place = where[1] if where is not None else node or "a node"
+    return f"the worker on {place} died: {reason or 'it cannot be reached'}"
 
 
 class Placement(PlacementGroupFactory):
