@@ -60,11 +60,14 @@ class Probing(Stub):
 
 
 class Plain(tune.Trainable):
-    """Is done at once; with a file in its configuration it dies as it is handed over, but once."""
+    """Is done at once, or once another runs, too; with a file in its configuration it dies as it is
+    handed over, but once."""
 
-    def setup(self, config: dict[str, Any]) -> None: ...
+    def setup(self, config: dict[str, Any]) -> None:
+        self._begins, self._awaits = config.get("meets", (None, None))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
         dies = new_config["dies"]
         if dies is not None and not Path(dies).exists():
             Path(dies).touch()
@@ -72,6 +75,10 @@ class Plain(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        if self._begins is not None:
+            Path(self._begins).touch()
+            while not Path(self._awaits).exists():
+                time.sleep(0.05)
         return {"worker": os.getpid(), "done": True}
 
 

@@ -380,7 +380,10 @@ def test_tune_alone_keeps_one_worker_while_there_is_nothing_to_do(
     nodes: Nodes, tmp_path: Path
 ) -> None:
     """Why a trial that is done is held open; where this fails Tune has learnt to keep them all."""
-    rounds = [[{"dies": None}, {"dies": None}] for _ in range(2)]
+    rounds = []
+    for number in range(2):
+        one, other = str(tmp_path / f"{number}-one"), str(tmp_path / f"{number}-other")
+        rounds.append([{"dies": None, "meets": pair} for pair in ((one, other), (other, one))])
     trials = run_by_tune_alone(nodes, tmp_path, rounds)
     assert [trial.status for trial in trials] == ["TERMINATED"] * 4
     assert len({trial.last_result["worker"] for trial in trials}) == 3

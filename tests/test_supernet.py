@@ -23,7 +23,7 @@ from levit_search.model.blocks import offsets
 from levit_search.pareto import minimised, non_dominated
 from levit_search.recipe import Recipe, SupernetConfig
 from levit_search.search import search
-from levit_search.search.verification import worth_verifying
+from levit_search.search.final_evaluation import worth_verifying
 from levit_search.space import (
     Limits,
     Space,
@@ -46,7 +46,7 @@ from levit_search.supernet import (
 )
 from levit_search.supernet.elastic import skeleton
 from levit_search.train import Checkpoint, fit, seed_torch
-from tests.engines import HereEngine, Silent, StubEngine
+from tests.engines import HereEngine, StubEngine
 from tests.networks import tiny_space
 
 IMAGES = {"image_size": 16, "in_channels": 1, "num_classes": 10}
@@ -650,7 +650,7 @@ def test_the_doctor_tells_of_a_supernet(tmp_path):
 
 
 def searched(study: Study, engine: Any = HereEngine) -> Any:
-    return search(study, Silent(), engine=engine)
+    return search(study, engine=engine)
 
 
 def test_a_search_ends_with_figures_of_networks_that_stand_alone(tmp_path):
@@ -721,7 +721,7 @@ class Inheriting(StubEngine):
         }
 
     def verify(self, trial: int, network: Any) -> None:
-        from levit_search.search.engine import Event
+        from levit_search.engine.interface import Event
 
         if self.ends_after is not None and len(self.verified) == self.ends_after:
             raise KeyboardInterrupt
@@ -868,7 +868,7 @@ def test_settings_that_contradict_each_other_are_refused(space_file):
 
 
 def test_no_trials_are_taken_from_a_study_whose_accuracies_are_inherited(tmp_path):
-    from levit_search.search.takeover import check_source
+    from levit_search.search.warm_start import check_source
 
     source, here = (study_of(tmp_path / name) for name in ("source", "here"))
     with pytest.raises(InputError, match=r"accuracies inherited from its supernet.*weights takes"):
