@@ -16,6 +16,7 @@ from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from sys import UnraisableHookArgs
     from types import FrameType
 
     from levit_search.search import Summary
@@ -89,9 +90,7 @@ def run(
             callbacks: list[Callback] = [progress]
             if tensorboard:
                 callbacks.append(TensorBoardCallback(opened))
-            summary = search(
-                opened, callbacks, take_from, is_asked_to_stop=lambda: interruption.is_asked
-            )
+            summary = search(opened, callbacks, take_from, is_asked_to_stop=interruption.is_asked)
         page = _report(opened)
     except KeyboardInterrupt:
         say(f"\n{_goes_on(opened)}")
@@ -108,30 +107,47 @@ def run(
 
 
 class Interruption:
-    """A context in which the first Ctrl-C sets ``is_asked``, by which a search comes to an end; the
-    next is a KeyboardInterrupt.
+    """A context in which the first Ctrl-C asks a search to come to an end; the next stops it now.
 
     It is for the main thread, whose signals it takes over. Where Ctrl-C is ignored, as in what a
     script leaves behind by ``&``, it stays so.
     """
 
     def __init__(self) -> None:
-        self.is_asked = False
+        self._count = 0
         self._before: Any = None
+        self._hook_before = sys.unraisablehook
 
     def __enter__(self) -> "Interruption":
         self._before = signal.getsignal(signal.SIGINT)
+        self._hook_before, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
         if self._before != signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)
+        sys.unraisablehook = self._hook_before
+
+    def is_asked(self) -> bool:
+        """Whether Ctrl-C was pressed.
+
+        Raises:
+            KeyboardInterrupt: it was pressed twice, and Python lost what its handler raised.
+        """
+        if self._count > 1:
+            raise KeyboardInterrupt
+        return self._count > 0
 
     def _ask(self, _number: int, _frame: "FrameType | None") -> None:
-        if self.is_asked:
+        self._count += 1
+        if self._count > 1:
             raise KeyboardInterrupt
-        self.is_asked = True
+
+    def _on_unraisable(self, lost: "UnraisableHookArgs") -> None:
+        # A handler that raises while an object is finalized raises for nobody: is_asked does then.
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            self._hook_before(lost)
 
 
 def _goes_on(study: "Study") -> str:

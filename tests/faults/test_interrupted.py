@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from levit_search.cli.searching import Interruption
 from tests.faults.conftest import Account, Quoted
 from tests.faults.sessions import Search, Session
@@ -42,10 +44,26 @@ def test_ctrl_c_stays_ignored_in_what_a_script_left_behind() -> None:
     try:
         with Interruption() as interruption:
             signal.raise_signal(signal.SIGINT)
-        assert not interruption.is_asked
+        assert not interruption.is_asked()
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_that_comes_while_an_object_is_finalized_counts_and_says_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.is_asked()
+        Finalized()
+        with pytest.raises(KeyboardInterrupt):
+            interruption.is_asked()
+    assert capfd.readouterr().err == ""
 
 
 def test_ctrl_c_while_all_is_prepared_ends_at_once(tmp_path: Path, quoted: Quoted) -> None:
