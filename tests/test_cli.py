@@ -566,6 +566,18 @@ def test_a_training_ends_with_the_interval_of_its_accuracies(
         assert f"{split} {percent:.2f} % ({interval_text(*ends)} %)" in line
 
 
+def test_pictures_of_ones_own_are_learnt_without_a_teacher_that_nobody_asked_for(
+    cli: Cli, tmp_path: Path, tiny: architecture.Architecture, flowers: Path
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny.to_yaml())
+    options = ("--data", "folder", "--set", f"data.root={flowers}", "--epochs", 1)
+    done = cli("train", "tiny.yaml", *options)
+    assert done.returncode == 0, done.stderr
+    assert "teacher" not in done.stdout + done.stderr
+    taught = cli("train", "tiny.yaml", *options, "--set", "teacher.name=resnet10t")
+    assert "teacher resnet10t: epoch 1/" in taught.stdout + taught.stderr
+
+
 @pytest.fixture
 def flowers(tmp_path: Path) -> Path:
     rng = np.random.default_rng(2)

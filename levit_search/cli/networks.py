@@ -420,7 +420,10 @@ def train(
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help="A timm network with the recipe short, or none [default: the file's]."),
+        typer.Option(
+            help="A timm network with the recipe short, or none [default: the space file's; none "
+            "for other data]."
+        ),
     ] = None,
     final: Annotated[bool, typer.Option("--final", help="Report the test split too.")] = False,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
@@ -445,6 +448,8 @@ def train(
     }
     if teacher is not None:
         given["teacher"] = None if teacher == "none" else {"name": teacher}
+    elif data not in _SPACE_OF:  # one that is trained here is seldom better than its student
+        given["teacher"] = None
     config = training_config(data, given, settings)
     try:
         result = train_single(network, config, final, out, stop_after, say)
