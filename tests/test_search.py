@@ -21,7 +21,7 @@ from levit_search.search import begin, driver, search
 from levit_search.search.ledger import Ledger
 from levit_search.search.setup import start_values
 from levit_search.study import Record, Study, read_config
-from levit_search.study.restoring import restore
+from levit_search.study.restore import restore
 from tests.conftest import ROOT
 from tests.engines import (
     WORST,

@@ -5,6 +5,7 @@ transaction; a kill leaves a trial or none. One that costs no evaluation is writ
 server that does not answer is waited for, and nothing is written twice when it does again.
 """
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,16 +14,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
 from levit_search.errors import GOES_ON, BudgetError
 from levit_search.pareto import Objective
 from levit_search.study import Study
-from levit_search.study.backup import trial_body
-from levit_search.study.database import Database, NumberTakenError
-from levit_search.study.writing import study_line
+from levit_search.study.backends import ServerAwayError
+from levit_search.study.backup import Line, study_line, trial_line
 
 _SOMEBODY_ELSE = "{}: another search writes to the same storage, perhaps from a copy of the folder"
 
@@ -34,6 +33,10 @@ _LOOK_AGAIN_S = 2.0
 _OF_THE_END = ("evaluation", "reason")
 
 Answer = TypeVar("Answer")
+
+
+class _NumberTakenError(Exception):
+    """Somebody else has written a trial of that number."""
 
 
 class _RefusedError(BudgetError):
@@ -62,10 +65,13 @@ class Ledger:
         opened = study.open_to_write(self._distributions)
         self._storage, self._study_id = opened.storage, opened.study_id
         self._backup = opened.backup
-        self.attributes = opened.contents.attributes
+        self.attributes = opened.attributes
         """Of the study."""
-        self._ids = {trial.number: trial._trial_id for trial in opened.contents.trials}
-        self._just_read: Sequence[FrozenTrial] | None = opened.contents.trials
+        self.next_number = len(opened.trials)
+        """Of the trial that is written next."""
+        self._ids: dict[int, int] = {}
+        """In the storage, of trials that were begun or gone on with."""
+        self._just_read: Sequence[FrozenTrial] | None = opened.trials
         """Until they are asked for, or one is written."""
 
     def trials(self) -> Sequence[FrozenTrial]:
@@ -74,11 +80,6 @@ class Ledger:
         if trials is None:
             trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
         return trials
-
-    @property
-    def next_number(self) -> int:
-        """Of the trial that is written next."""
-        return len(self._ids)
 
     def begin(
         self,
@@ -117,27 +118,42 @@ class Ledger:
             system_attrs=dict(kept),
             constraints=dict(excess),
         )
-        trial.number = self.next_number
-        self._ids[trial.number] = self._written(partial(self._create, trial))
-        self._back_up(trial.number)
+        number, tries = self.next_number, 0
+
+        def create() -> int:
+            nonlocal tries
+            tries += 1
+            trial_id = self._stored_id(number)
+            if trial_id is None:
+                return self._storage.create_new_trial(self._study_id, trial)
+            found = self._storage.get_trial(trial_id)
+            wanted = json.loads(json.dumps(trial.user_attrs))
+            if tries == 1 or (found.params, found.user_attrs) != (trial.params, wanted):
+                raise _NumberTakenError
+            return trial_id  # the answer to an earlier try was lost
+
+        self._ids[number] = self._written(create)
+        self._back_up(number)
+        self.next_number += 1
 
     def note(self, number: int, key: str, value: Any) -> None:
         """Note plain data with a running trial."""
         self._just_read = None
         if key not in _OF_THE_END:
             self._log({"trial": number, "note": key, "value": value})
-        self._written(partial(self._storage.set_trial_user_attr, self._ids[number], key, value))
+        trial_id = self._id(number)
+        self._written(partial(self._storage.set_trial_user_attr, trial_id, key, value))
 
     def constrain(self, number: int, key: str, excess: float) -> None:
         """Note how far above its limit a running trial turned out to be."""
         spelt = create_trial(state=TrialState.PRUNED, constraints={key: excess}).system_attrs
-        trial_id = self._ids[number]
+        trial_id = self._id(number)
         for name, value in spelt.items():
             self._written(partial(self._storage.set_trial_system_attr, trial_id, name, value))
 
     def finish(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
         """End a running trial."""
-        trial_id, tries = self._ids[number], 0
+        trial_id, tries = self._id(number), 0
 
         def end() -> None:
             nonlocal tries
@@ -169,25 +185,35 @@ class Ledger:
         name = self._written(partial(self._storage.get_study_name_from_id, self._study_id))
         self._log(study_line(name, self._study.config, self._distributions))
 
-    def _create(self, trial: FrozenTrial) -> int:
-        if isinstance(self._storage, Database):
-            return self._storage.create_at(self._study_id, trial)
-        trial_id = self._storage.create_new_trial(self._study_id, trial)
-        number = trial.number
-        found = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-        if found != trial_id:
-            raise NumberTakenError
-        return trial_id
+    def _stored_id(self, number: int) -> int | None:
+        try:
+            return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        except KeyError:
+            return None
+
+    def _id(self, number: int) -> int:
+        """Of a running trial in the storage."""
+        if number not in self._ids:
+            found = self._written(partial(self._stored_id, number))
+            assert found is not None, "it was there when all were read"
+            self._ids[number] = found
+        return self._ids[number]
 
     def _back_up(self, number: int) -> None:
         """Write down a trial as the storage has it."""
-        self._just_read = None
-        read = partial(self._storage.get_trial, self._ids[number])
-        self._log(trial_body(self._written(read)))
 
-    def _log(self, body: Mapping[str, Any]) -> None:
+        def read() -> FrozenTrial:
+            found = self._storage.get_trial(self._ids[number])
+            if found.number != number:
+                raise _NumberTakenError
+            return found
+
+        self._just_read = None
+        self._log(trial_line(self._written(read)))
+
+    def _log(self, line: Line) -> None:
         try:
-            self._backup.append([body])
+            self._backup.append([line])
         except OSError as error:
             raise _RefusedError(f"{self._backup.path}: {error.strerror or error}") from None
 
@@ -202,10 +228,8 @@ class Ledger:
                 try:
                     answer = write()
                     break
-                except (SQLAlchemyError, StorageInternalError) as error:
-                    reason = self._study.place.does_not_answer(error)
-                    if reason is None:
-                        raise
+                except ServerAwayError as error:
+                    reason = self._study.place.reason(error)
             since = self._wait(reason, since)
         if since is not None:
             self._tell(f"answers again after {time.monotonic() - since:.0f} s")
@@ -238,5 +262,5 @@ class Ledger:
         try:
             with self._study.storage_errors(_RefusedError):
                 yield
-        except (UpdateFinishedTrialError, NumberTakenError):
+        except (UpdateFinishedTrialError, _NumberTakenError):
             raise BudgetError(_SOMEBODY_ELSE.format(self._study.folder)) from None

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +23,8 @@ from levit_search.search import ledger as ledgers
 from levit_search.search.callbacks import Callback
 from levit_search.search.ledger import Ledger
 from levit_search.study import Study, read_config
-from levit_search.study.backup import Backup, trial_body
-from levit_search.study.restoring import restore
+from levit_search.study.backup import Backup, trial_line
+from levit_search.study.restore import restore
 from tests import mariadb, postgres
 from tests.conftest import Cli
 from tests.engines import CurveEngine, finals, run
@@ -44,7 +43,6 @@ NOTES = [
     "rungs",
     "taken_from",
 ]
-SOON = SimpleNamespace(random=lambda: 0.005)  # how long Optuna waits before it tries again
 Times = Callable[[int, int], int]
 Make = Callable[..., Study]
 Contents = tuple[list[dict[str, Any]], dict[str, Any]]
@@ -81,7 +79,7 @@ def searched(study: Study) -> Study:
 def contents(study: Study) -> Contents:
     """All that we wrote, as it is read back by the next driver."""
     with study.lock():
-        found = study.open_to_write(distributions(study)).contents
+        found = study.open_to_write(distributions(study))
     return described(found.trials, found.attributes)
 
 
@@ -89,7 +87,7 @@ def described(trials: Sequence[FrozenTrial], attributes: dict[str, Any]) -> Cont
     """What we wrote, without what others may have added."""
     bodies = []
     for trial in trials:
-        body = {**trial_body(trial), "ranges": trial.distributions}
+        body = {**trial_line(trial), "ranges": trial.distributions}
         notes = {key: each for key, each in trial.user_attrs.items() if key in NOTES}
         bodies.append({**body, "user_attrs": notes})
     return bodies, attributes
@@ -351,7 +349,6 @@ def test_a_server_that_stops_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ledgers, "_LOOK_AGAIN_S", 0.3)
-    monkeypatch.setattr("optuna.storages._rdb.storage.random", SOON)
     undisturbed = make(None, "whole")
     search(undisturbed, engine=CurveEngine)
     chance, lost = random.Random(8), []
@@ -379,7 +376,6 @@ def test_a_server_that_stops_for_good_is_given_up(
         pytest.skip(reason)
     monkeypatch.setattr(ledgers, "_LOOK_AGAIN_S", 0.1)
     monkeypatch.setattr(ledgers, "_PATIENCE_S", 1.0)
-    monkeypatch.setattr("optuna.storages._rdb.storage.random", SOON)
     undisturbed = make(None, "whole")
     search(undisturbed, engine=CurveEngine)
     with postgres.server() as server:
@@ -404,7 +400,6 @@ def test_a_lost_answer_repeats_nothing(
     if reason := postgres.missing():
         pytest.skip(reason)
     monkeypatch.setattr(ledgers, "_LOOK_AGAIN_S", 0.01)
-    monkeypatch.setattr("optuna.storages._rdb.storage.random", SOON)
     undisturbed = make(None, "whole")
     search(undisturbed, engine=CurveEngine)
 
