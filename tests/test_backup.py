@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from levit_search import architecture
 from levit_search.errors import InputError
 from levit_search.search import search
-from levit_search.search.ledger import Ledger
+from levit_search.search.trials import TrialStore
 from levit_search.study import Study, read_config
 from levit_search.study.backup import Backup, trial_line, trial_of
 from levit_search.study.restore import restore, restore_elsewhere
@@ -43,23 +43,23 @@ def distributions(study: Study) -> Any:
     return study.config.space().distributions()
 
 
-def opened(study: Study) -> Ledger:
+def opened(study: Study) -> TrialStore:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return Ledger(study, distributions(study))
+        return TrialStore(study, distributions(study))
 
 
-def begun(ledger: Ledger, study: Study) -> int:
-    number = ledger.next_number
+def begun(store: TrialStore, study: Study) -> int:
+    number = store.next_number
     params = {name: each.low for name, each in distributions(study).items()}
-    ledger.begin(params, NOTES, {"valid": 0.0}, {"sampler:generation": 1})
+    store.begin(params, NOTES, {"valid": 0.0}, {"sampler:generation": 1})
     return number
 
 
-def ended(ledger: Ledger, study: Study) -> int:
-    number = begun(ledger, study)
-    ledger.note(number, "evaluation", {"values": {"top1_percent": 50.0}})
-    ledger.finish(number, TrialState.COMPLETE, VALUES)
+def ended(store: TrialStore, study: Study) -> int:
+    number = begun(store, study)
+    store.note(number, "evaluation", {"values": {"top1_percent": 50.0}})
+    store.finish(number, TrialState.COMPLETE, VALUES)
     return number
 
 
@@ -71,8 +71,8 @@ def silent(count: int, of: int) -> None: ...
 
 
 def test_a_finished_trial_is_there_whole(study: Study) -> None:
-    ledger = opened(study)
-    number = ended(ledger, study)
+    store = opened(study)
+    number = ended(store, study)
     backup = Backup(study.folder)
     kept = backup.read()
     stored = study.storage().trials[number]
@@ -84,10 +84,10 @@ def test_a_finished_trial_is_there_whole(study: Study) -> None:
 
 
 def test_nothing_is_written_twice(study: Study) -> None:
-    ledger = opened(study)
-    ended(ledger, study)
-    begun(ledger, study)
-    ledger.set_attribute("device", {"name": "here"})
+    store = opened(study)
+    ended(store, study)
+    begun(store, study)
+    store.set_attribute("device", {"name": "here"})
     before = lines(study)
     for _ in range(3):
         opened(study)
@@ -106,10 +106,10 @@ def test_half_a_line_of_a_killed_writer_is_cut_off_and_written_again(study: Stud
 
 
 def test_what_a_kill_kept_from_the_backup_is_added(study: Study) -> None:
-    ledger = opened(study)
+    store = opened(study)
     for _ in range(3):
-        ended(ledger, study)
-    begun(ledger, study)
+        ended(store, study)
+    begun(store, study)
     before = lines(study)
     for count in (1, 2, 4):
         Backup(study.folder).path.write_bytes(b"".join(before[:-count]))
@@ -123,18 +123,18 @@ def test_what_a_kill_kept_from_the_backup_is_added(study: Study) -> None:
 def test_what_a_kill_kept_from_the_storage_is_written_there(
     what: str, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = opened(study)
-    number = begun(ledger, study)
-    ledger.set_attribute("key", 1)
-    ledger.note(number, "rungs", [1])
+    store = opened(study)
+    number = begun(store, study)
+    store.set_attribute("key", 1)
+    store.note(number, "rungs", [1])
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ledger, "_written", killed)
+    monkeypatch.setattr(store, "_written", killed)
     write = {
-        "attribute": lambda: ledger.set_attribute("key", 2),
-        "note": lambda: ledger.note(number, "rungs", [1, 2]),
+        "attribute": lambda: store.set_attribute("key", 2),
+        "note": lambda: store.note(number, "rungs", [1, 2]),
     }
     with pytest.raises(KeyboardInterrupt):
         write[what]()
@@ -146,10 +146,10 @@ def test_what_a_kill_kept_from_the_storage_is_written_there(
 
 
 def test_a_backup_that_was_cut_off_takes_no_rung_back(study: Study) -> None:
-    ledger = opened(study)
-    number = begun(ledger, study)
+    store = opened(study)
+    number = begun(store, study)
     for rungs in ([1], [1, 2]):
-        ledger.note(number, "rungs", rungs)
+        store.note(number, "rungs", rungs)
     before = lines(study)
     for count in (1, 2):
         Backup(study.folder).path.write_bytes(b"".join(before[:-count]))
@@ -157,9 +157,9 @@ def test_a_backup_that_was_cut_off_takes_no_rung_back(study: Study) -> None:
 
 
 def test_a_study_of_before_gets_one_with_its_next_search(study: Study) -> None:
-    ledger = opened(study)
+    store = opened(study)
     for _ in range(3):
-        ended(ledger, study)
+        ended(store, study)
     whole = Backup(study.folder).read().finished.keys()
     Backup(study.folder).path.unlink()
     assert len(study.records()) == 3
@@ -171,8 +171,8 @@ def test_a_study_of_before_gets_one_with_its_next_search(study: Study) -> None:
 
 
 def test_what_others_add_to_a_trial_is_theirs(study: Study) -> None:
-    ledger = opened(study)
-    number = begun(ledger, study)
+    store = opened(study)
+    number = begun(store, study)
     storage, study_id = study.open_storage()
     trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
     storage.set_trial_user_attr(trial_id, "liked", True)
@@ -182,11 +182,11 @@ def test_what_others_add_to_a_trial_is_theirs(study: Study) -> None:
 
 @pytest.mark.parametrize("what", ["finished", "running", "attribute"])
 def test_what_the_storage_does_not_have_any_longer_is_missed(what: str, study: Study) -> None:
-    ledger = opened(study)
-    ledger.set_attribute("device", {"name": "here"})
-    ledger.set_attribute("key", 1)
-    ended(ledger, study)
-    begun(ledger, study)
+    store = opened(study)
+    store.set_attribute("device", {"name": "here"})
+    store.set_attribute("key", 1)
+    ended(store, study)
+    begun(store, study)
     path = study.folder / "study.journal"
     text = path.read_text()
     if what == "attribute":
@@ -208,10 +208,10 @@ def test_what_the_storage_does_not_have_any_longer_is_missed(what: str, study: S
 
 
 def test_trials_that_ended_out_of_order_keep_their_numbers(study: Study) -> None:
-    ledger = opened(study)
-    running = [begun(ledger, study) for _ in range(3)]
-    ledger.finish(running[2], TrialState.FAIL)
-    ledger.note(running[1], "rungs", [7])
+    store = opened(study)
+    running = [begun(store, study) for _ in range(3)]
+    store.finish(running[2], TrialState.FAIL)
+    store.note(running[1], "rungs", [7])
     before = [trial_line(trial) for trial in study.storage().trials]
     (study.folder / "study.journal").unlink()
     restored = restore(study.folder, False, silent)
@@ -230,10 +230,10 @@ def test_a_sound_storage_is_restored_only_by_force(study: Study) -> None:
 
 
 def test_what_the_backup_has_not_yet_is_taken_from_the_storage(study: Study) -> None:
-    ledger = opened(study)
+    store = opened(study)
     for _ in range(3):
-        ended(ledger, study)
-    ledger.set_attribute("key", 1)
+        ended(store, study)
+    store.set_attribute("key", 1)
     before = [trial_line(trial) for trial in study.storage().trials]
     path = Backup(study.folder).path
     path.write_bytes(b"".join(lines(study)[:-3]))  # less than a search would leave

@@ -36,7 +36,7 @@ from levit_search.search.warm_start import check_prepared, check_source, taken_o
 from levit_search.significance import judged, teacher_choice
 from levit_search.space import Space
 from levit_search.study import Record, State, Study, record_from_notes, record_of, training_file
-from levit_search.study.trials import without_garbage_collection
+from levit_search.study.stored_trials import without_garbage_collection
 
 # So many networks in a row that turned out to be over a limit only when they were probed mean that
 # the limit cannot be kept.

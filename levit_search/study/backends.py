@@ -19,8 +19,6 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy import event, inspect, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from levit_search.study.address import spelt
-
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine
     from sqlalchemy.engine import ExceptionContext
@@ -61,12 +59,16 @@ def sqlite_storage(url: str) -> RDBStorage:
     return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_BUSY_S}})
 
 
-def server_storage(url: "URL") -> RDBStorage:
+def server_storage(url: "URL", address: str) -> RDBStorage:
     """The storage on a PostgreSQL or MySQL server, with tables that are made if they are not there.
 
     Whatever it does raises :class:`ServerAwayError` at once where the server does not answer.
     Optuna itself would create a trial up to five times, also where the database has it and only the
     answer to the commit was lost.
+
+    Args:
+        url: of the server.
+        address: the same as Optuna takes it.
     """
     patience: dict[str, Any] = {"read_timeout": _SILENCE_S, "write_timeout": _SILENCE_S}
     if url.get_backend_name() == "postgresql":
@@ -82,7 +84,7 @@ def server_storage(url: "URL") -> RDBStorage:
         "pool_pre_ping": True,  # hours may pass between two trials
         "connect_args": {key: n for key, n in patience.items() if key not in url.query},
     }
-    storage = RDBStorage(spelt(url), engine_kwargs=arguments)
+    storage = RDBStorage(address, engine_kwargs=arguments)
     event.listen(storage.engine, "handle_error", _away)
     if storage.engine.name == "mysql":
         _widen_texts(storage.engine)

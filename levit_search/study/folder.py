@@ -26,7 +26,6 @@ from levit_search.sealed import (
     read_sealed,
     write_sealed,
 )
-from levit_search.study.address import masked
 from levit_search.study.backup import NAME as BACKUP
 from levit_search.study.backup import Backup, put_aside
 from levit_search.study.config import StudyConfig
@@ -41,8 +40,8 @@ from levit_search.study.record import (
     with_measured,
 )
 from levit_search.study.settings import comparable, differences, read_settings
-from levit_search.study.storage import DamagedError, Place
-from levit_search.study.trials import Opened, Trials, without_garbage_collection
+from levit_search.study.storage import DamagedError, Place, masked
+from levit_search.study.stored_trials import Opened, StoredTrials, without_garbage_collection
 
 if TYPE_CHECKING:
     import optuna
@@ -405,8 +404,8 @@ class Study:
         return self._trials.place.dashboard_command()
 
     @property
-    def _trials(self) -> Trials:
-        return Trials(self.folder, self.config)
+    def _trials(self) -> StoredTrials:
+        return StoredTrials(self.folder, self.config)
 
     @contextmanager
     def _told_of_place(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from levit_search.study.backup import (
 from levit_search.study.config import StudyConfig
 from levit_search.study.folder import Study, check_folder
 from levit_search.study.storage import DamagedError, Place
-from levit_search.study.trials import SETTINGS, Contents, Trials
+from levit_search.study.stored_trials import SETTINGS, Contents, StoredTrials
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -68,7 +68,7 @@ def restore(folder: Path, force: bool, told: Told) -> Restored:
     kept = _backup_of(folder)
     files: list[str] = []
     study = _with_settings(folder, kept, files)
-    trials = Trials(folder, study.config)
+    trials = StoredTrials(folder, study.config)
     _name(trials, kept, files)
     with study.lock():
         kept = trials.backup.read()  # a search may have ended meanwhile
@@ -111,7 +111,7 @@ def restore_elsewhere(folder: Path, storage: str | None, told: Told) -> Restored
             f"--storage {place.file}: is there already; move it away, or give another one"
         )
     with Study(folder, before.config.model_copy(update={"storage": None})).lock():
-        left = _left(Trials(folder, before.config))
+        left = _left(StoredTrials(folder, before.config))
         restored = _make(study, None, Backup(folder).read(), left, told)
         write_atomically(folder / "study.yaml", write_yaml(study.config.model_dump(mode="json")))
     restored.files = [*files, "study.yaml"]
@@ -142,7 +142,7 @@ def _with_settings(folder: Path, kept: BackupContents, made: list[str]) -> Study
     return Study.open(folder)
 
 
-def _name(trials: Trials, kept: BackupContents, made: list[str]) -> None:
+def _name(trials: StoredTrials, kept: BackupContents, made: list[str]) -> None:
     """Have a ``storage.json`` that tells the study's name in a storage of many."""
     try:
         is_there = trials.name is not None
@@ -154,7 +154,7 @@ def _name(trials: Trials, kept: BackupContents, made: list[str]) -> None:
         made.append(trials.name_file.name)
 
 
-def _is_sound(trials: Trials, kept: BackupContents) -> bool:
+def _is_sound(trials: StoredTrials, kept: BackupContents) -> bool:
     try:
         with trials.found() as found:
             if found is None:
@@ -165,7 +165,7 @@ def _is_sound(trials: Trials, kept: BackupContents) -> bool:
     return True
 
 
-def _left(trials: Trials) -> Contents:
+def _left(trials: StoredTrials) -> Contents:
     """What can be read in the storage, for what is not in the backup."""
     try:
         with trials.found() as found:
@@ -190,7 +190,7 @@ def _make(
         left: what is left in the damaged storage, for what is not in the backup.
         told: called as it goes on.
     """
-    trials = Trials(study.folder, study.config)
+    trials = StoredTrials(study.folder, study.config)
     restored = Restored(str(trials.place))
     attributes = {**left.attributes, **kept.attributes}
     ranges = _ranges(study, kept)
@@ -213,7 +213,7 @@ def _make(
 
 @contextmanager
 def _new_storage(
-    trials: Trials, damaged: str | None, restored: Restored
+    trials: StoredTrials, damaged: str | None, restored: Restored
 ) -> Iterator[tuple["BaseStorage", str]]:
     """A storage to be filled within the block, and the study's name in it.
 

@@ -1,10 +1,12 @@
 """Where a study's trials are kept: Optuna's storage in the study folder, or on a database server.
 
-Only Optuna's own schemas are used, so that its dashboard and its other tools read them all.
+Only Optuna's own schemas are used, so that its dashboard and its other tools read them all. The
+address of a storage is spelt for Optuna, for a shell, and without its password for people to see.
 """
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,7 +19,6 @@ from pydantic import AfterValidator
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
 from levit_search.files import expanded
 from levit_search.printable import quoted
-from levit_search.study.address import filled, masked, quoted_but_variables, spelt
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
@@ -32,6 +33,7 @@ _DRIVERS = {
 _EXTRAS = {"psycopg": "postgres", "pymysql": "mysql"}
 _KNOWN = ("journal", "sqlite:///PATH", *(f"{scheme}://..." for scheme in _DRIVERS))
 
+_OURS = "LEVIT_SEARCH_"
 _JOURNAL = "study.journal"
 _DASHBOARD = "optuna-dashboard"
 
@@ -100,7 +102,7 @@ class Place:
         if self.storage == "journal":
             return self.folder / _JOURNAL
         if self.storage.startswith("sqlite:"):
-            return Path(filled(self.storage, str).removeprefix("sqlite:///")).absolute()
+            return Path(_filled(self.storage, str).removeprefix("sqlite:///")).absolute()
         return None
 
     def check(self) -> None:
@@ -138,7 +140,7 @@ class Place:
         assert self.storage is not None
         scheme, _, rest = masked(self.storage).partition("://")
         scheme = f"{scheme.partition('+')[0]}+{_DRIVERS[scheme]}"
-        return f"{_DASHBOARD} {quoted_but_variables(f'{scheme}://{rest}')}"
+        return f"{_DASHBOARD} {_quoted_but_variables(f'{scheme}://{rest}')}"
 
     @contextmanager
     def opened(self, file: Path | None = None) -> Iterator["BaseStorage"]:
@@ -278,7 +280,7 @@ class Place:
         if find_spec(driver) is None:
             raise InputError(told)
         try:
-            return server_storage(url)
+            return server_storage(url, _spelt(url))
         except ImportError as error:  # installed, and without the library that it wraps
             raise InputError(f"{told}: {error.__cause__ or error}") from None
 
@@ -288,7 +290,7 @@ class Place:
 
         assert self.storage is not None
         try:
-            url = make_url(filled(self.storage, lambda value: quote(value, safe="")))
+            url = make_url(_filled(self.storage, lambda value: quote(value, safe="")))
         except (ArgumentError, ValueError):  # such as a port that is no number
             raise InputError(
                 f"{self}: is no address of a database (expected SCHEME://USER:PASSWORD@HOST:PORT/"
@@ -302,5 +304,56 @@ def _sqlite_url(path: Path) -> str:
 
     path = path.absolute()
     if _AS_URI.search(str(path)) is None:
-        return spelt(URL.create("sqlite", database=str(path)))
-    return spelt(URL.create("sqlite", database=path.as_uri(), query={"uri": "true"}))
+        return _spelt(URL.create("sqlite", database=str(path)))
+    return _spelt(URL.create("sqlite", database=path.as_uri(), query={"uri": "true"}))
+
+
+def masked(text: str) -> str:
+    """A text without the passwords of the addresses in it; ``${NAME}`` may be seen."""
+    text = re.sub(r"(://[^:@/\s]*):(?!\$\{\w+\}@)\S*@", r"\1:***@", text)
+    return re.sub(r"([?&]\w*passw(?:or)?d=)(?!\$\{\w+\}(?:&|$))[^&\s]*", r"\1***", text)
+
+
+def _filled(text: str, spell: Callable[[str], str]) -> str:
+    """The text with environment variables put in, each spelt for where it stands.
+
+    Raises:
+        InputError: there is no such variable, or it is none of ours: a study from anybody could
+            have any other sent to a server of theirs.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1]
+        if not name.startswith(_OURS):
+            raise InputError(
+                f"storage {masked(text)}: {name} does not begin with {_OURS}, and no other "
+                f"variable is put into an address; call it {_OURS}{name}"
+            )
+        if name not in os.environ:
+            raise InputError(f"storage {masked(text)}: the environment has no {name}")
+        return spell(os.environ[name])
+
+    return re.sub(r"\$\{(\w+)\}", value, text)
+
+
+def _spelt(url: "URL") -> str:
+    return _braced(url.render_as_string(hide_password=False))
+
+
+def _braced(text: str) -> str:
+    """As Optuna takes it, to which braces are places to fill in."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _quoted_but_variables(text: str) -> str:
+    """An argument for a shell, which fills in ``${NAME}`` itself.
+
+    What an address could not hold as it stands is masked.
+    """
+    parts = re.split(r"(\$\{\w+\})", text)
+    for place, part in enumerate(parts):
+        if place % 2 == 0:
+            parts[place] = re.sub(r'([\\"$`])', r"\\\1", _braced(part))
+        elif (value := os.environ.get(part[2:-1], "")) != quote(value, safe=""):
+            parts[place] = "***"
+    return f'"{"".join(parts)}"' if len(parts) > 1 else quoted(_braced(text))

@@ -68,7 +68,7 @@ class Opened(Contents):
     backup: Backup
 
 
-class Trials:
+class StoredTrials:
     """The trials of a configuration in a study folder.
 
     A storage within the folder has them under the study's name. In one that other folders may use
@@ -319,15 +319,14 @@ class Trials:
         ]
 
     def _settle(self, storage: "BaseStorage", study_id: int) -> None:
-        """What a new study is told; a kill may have come between."""
+        """Tell a new study what it was made from; a kill may have come between."""
         from optuna.exceptions import ExperimentalWarning
 
-        attributes = storage.get_study_user_attrs(study_id)
-        settings = comparable(self._config)
-        if _has_trials(storage, study_id):
+        is_new = not _has_trials(storage, study_id)
+        if not is_new:
             self._check_settings(storage, study_id)
-        if SETTINGS not in attributes or not _has_trials(storage, study_id):
-            storage.set_study_user_attr(study_id, SETTINGS, settings)
+        if is_new or SETTINGS not in storage.get_study_user_attrs(study_id):
+            storage.set_study_user_attr(study_id, SETTINGS, comparable(self._config))
         study = _opened(storage, study_id)
         if study.metric_names is None:
             with warnings.catch_warnings():
