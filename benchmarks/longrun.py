@@ -38,7 +38,7 @@ SPACE = ROOT / "spaces" / "levit.yaml"
 EVALUATOR = "made_evaluations:MadeEvaluator"
 FIRST = 100  # trials after which growth counts: by then every part has been used
 MOST_GROWTH_MB = 50
-MOST_RESUME_S = 5
+MOST_RESUME_S = 6
 _MB = 1 << 20
 
 

@@ -12,7 +12,7 @@ import pytest
 import levit_search as ls
 from levit_search.errors import InputError
 from levit_search.study import Study
-from levit_search.study.notes import check_attributes, check_measured
+from levit_search.study.record import check_attributes, check_measured
 from tests.conftest import ROOT
 
 

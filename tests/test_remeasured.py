@@ -22,8 +22,8 @@ from levit_search.search import Summary, driver, search
 from levit_search.search.callbacks import Callback
 from levit_search.search.final_evaluation import near_rivals
 from levit_search.study import REMEASURED, Record, Study, backup, read_config, with_measured
-from levit_search.study.notes import check_remeasured
-from levit_search.study.restoring import restore
+from levit_search.study.record import check_remeasured
+from levit_search.study.restore import restore
 from tests.conftest import Cli
 from tests.engines import PredictingEngine, StubEngine, remeasured, run
 from tests.networks import tiny_description

@@ -18,10 +18,10 @@ from levit_search.engine.interface import Event
 from levit_search.errors import BudgetError, InputError
 from levit_search.export import pick
 from levit_search.search import begin, driver, search
-from levit_search.search.ledger import Ledger
 from levit_search.search.setup import start_values
+from levit_search.search.trials import TrialStore
 from levit_search.study import Record, Study, read_config
-from levit_search.study.restoring import restore
+from levit_search.study.restore import restore
 from tests.conftest import ROOT
 from tests.engines import (
     WORST,
@@ -744,20 +744,20 @@ def test_a_training_whose_result_could_not_be_noted_is_not_trained_again(
 
     monkeypatch.setattr(driver, "make_engine", HereEngine)
     path = space_file(train={"epochs": 2, "batch_size": 64, "threads": 1, "device": "cpu"})
-    trained, note, train = [], Ledger.note, fitting._Run.train_epoch
+    trained, note, train = [], TrialStore.note, fitting._Run.train_epoch
 
     def counted(self: fitting._Run, *arguments: Any) -> None:
         trained.append(1)
         train(self, *arguments)
 
-    def refused(self: Ledger, number: int, key: str, value: object) -> None:
+    def refused(self: TrialStore, number: int, key: str, value: object) -> None:
         if key == "evaluation":
             raise BudgetError("the disk is full")
         note(self, number, key, value)
 
     monkeypatch.setattr(fitting._Run, "train_epoch", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(Ledger, "note", refused)
+        patch.setattr(TrialStore, "note", refused)
         with pytest.raises(BudgetError):
             run(path, tmp_path / "s", **{"search.trials": 1})
     _, study = run(path, tmp_path / "s", **{"search.trials": 1})

@@ -25,9 +25,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from levit_search import architecture
 from levit_search.errors import BudgetError, InputError
-from levit_search.study import Study, StudyConfig, journal, read_config, storage
-from levit_search.study.address import masked
-from levit_search.study.storage import Place
+from levit_search.study import Study, StudyConfig, backends, read_config, storage
+from levit_search.study.storage import Place, masked
 from tests import mariadb, postgres
 from tests.conftest import ROOT, Cli, needs
 from tests.networks import tiny_description
@@ -373,8 +372,8 @@ def test_a_server_that_does_not_answer_is_given_up(
     kind: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs({"postgresql": "psycopg", "mysql": "pymysql"}[kind])
-    monkeypatch.setattr(storage, "_CONNECT_S", 2)
-    monkeypatch.setattr(storage, "_SILENCE_S", 6)
+    monkeypatch.setattr(backends, "_CONNECT_S", 2)
+    monkeypatch.setattr(backends, "_SILENCE_S", 6)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(InputError, match=r"cannot be used \(.*(time|lost|Lost)"):
@@ -570,6 +569,7 @@ def test_a_file_of_another_study_is_refused(make: Make, tmp_path: Path) -> None:
         Study.open(tmp_path / "other").open_storage()
 
 
+@pytest.mark.filterwarnings("ignore:The value of `grace_period` might be too small")
 @pytest.mark.parametrize("holder", ["study.journal", "moved/away/study.journal"])
 def test_a_lock_that_a_killed_writer_left_is_taken_away(
     holder: str, make: Make, monkeypatch: pytest.MonkeyPatch
@@ -577,7 +577,7 @@ def test_a_lock_that_a_killed_writer_left_is_taken_away(
     study = make("journal")
     kept, study_id = study.open_storage()
     (study.folder / "study.journal.lock").symlink_to(study.folder / holder)
-    monkeypatch.setattr(journal, "_STALE_S", 0.3)
+    monkeypatch.setattr(backends, "_STALE_S", 0.3)
     evaluated(kept, study_id, 0)
     assert len(study.records()) == 1
     assert not (study.folder / "study.journal.lock").is_symlink()

@@ -22,7 +22,7 @@ from levit_search.study import (
     parse_settings,
     read_config,
 )
-from levit_search.study.restoring import restore
+from levit_search.study.restore import restore
 from levit_search.study.settings import space_file as found_space
 from tests.conftest import ROOT, Cli
 from tests.networks import tiny_description, tiny_space

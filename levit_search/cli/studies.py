@@ -15,7 +15,7 @@ from levit_search.printable import quoted
 if TYPE_CHECKING:
     from levit_search.export import Export, Retraining
     from levit_search.study import Study
-    from levit_search.study.restoring import Restored
+    from levit_search.study.restore import Restored
 
 _FORMATS = ("html", "png", "svg")
 
@@ -267,7 +267,7 @@ def restore(
     """Make a study's damaged or lost storage again from the backup in its folder."""
     from dataclasses import asdict
 
-    from levit_search.study.restoring import restore, restore_elsewhere
+    from levit_search.study.restore import restore, restore_elsewhere
 
     if storage is None:
         restored = restore(study, force, _told)

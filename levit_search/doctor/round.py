@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from levit_search.doctor.finding import Check, Finding, fail
-from levit_search.study.address import masked
+from levit_search.study.storage import masked
 
 
 def examine(checks: Sequence[Check], report: Callable[[Check], None]) -> list[Finding]:

@@ -28,7 +28,6 @@ from levit_search.search.callbacks import Callback, CallbackList, Summary, front
 from levit_search.search.comparisons import Comparisons
 from levit_search.search.final_evaluation import FinalEvaluation
 from levit_search.search.loop import Loop
-from levit_search.search.memory import collected_later
 from levit_search.search.moasha import MultiObjectiveASHA
 from levit_search.search.sampling import ProposalStatus, Sampler, chosen, population_of
 from levit_search.search.setup import costliest_figures, reference_of, sample_of, start_values
@@ -37,6 +36,7 @@ from levit_search.search.warm_start import check_prepared, check_source, taken_o
 from levit_search.significance import judged, teacher_choice
 from levit_search.space import Space
 from levit_search.study import Record, State, Study, record_from_notes, record_of, training_file
+from levit_search.study.stored_trials import without_garbage_collection
 
 # So many networks in a row that turned out to be over a limit only when they were probed mean that
 # the limit cannot be kept.
@@ -91,9 +91,8 @@ def search(
         space = study.config.space(str(study.folder / "study.yaml"))
         check_donor_weights(study.config.train.donor_weights, space.donors())
         made = engine or make_engine
-        with collected_later():
-            callback_list = CallbackList(callbacks)
-            driver = _Driver(study, space, callback_list, take_from, made, is_asked_to_stop)
+        callback_list = CallbackList(callbacks)
+        driver = _Driver(study, space, callback_list, take_from, made, is_asked_to_stop)
         try:
             return driver.run()
         finally:
@@ -176,7 +175,7 @@ class _Driver:
             trials = self._store.trials()
             # Workers take seconds to start; they may do so while trials are recalled.
             loop = self._started(stack) if self._is_surely_begun(trials) else None
-            with collected_later():
+            with without_garbage_collection():
                 for trial in trials:
                     self._recall(trial)
             for tried in {trial.user_attrs.get("architecture_id", "") for trial in trials}:

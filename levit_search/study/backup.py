@@ -5,7 +5,7 @@ rest and is one of
 
 - the study: its name in the storage, configuration and distributions, as of the latest session;
 - an attribute of the study, or a note with a running trial: written before the storage is, so that
-  only that of the very last line may be missing there;
+  only that of the very last line may be missing there, and is written again;
 - a trial as it began, or as it ended: written once the storage has it, so that only the latest may
   be missing here.
 
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
+    from levit_search.study.config import StudyConfig
+
 NAME = "backup.jsonl"
 
 _LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})",(.*\})\n', re.DOTALL)
 _MERGED = ("params", "user_attrs", "system_attrs")
+"""Parts of a trial to which other tools may add."""
 
 _TRIAL: dict[str, type] = {"trial": int, "state": str, **dict.fromkeys(_MERGED, dict)}
 _SHAPES: tuple[dict[str, type], ...] = (
@@ -43,22 +46,13 @@ _SHAPES: tuple[dict[str, type], ...] = (
 )
 """Of all lines: their keys, and what stands there."""
 
-
-@dataclass(frozen=True)
-class Pending:
-    """The last line, where it says something that the storage may not have yet."""
-
-    key: str
-    value: Any
-    before: Any
-    """What was there until then; None if nothing was."""
-    trial: int | None = None
-    """Whose note it is; None: it is an attribute of the study."""
+Line = Mapping[str, Any]
+"""What a line says, without the checksum."""
 
 
 @dataclass
-class Kept:
-    """What a backup holds. Finished trials are left in the file; see :meth:`Backup.ended`."""
+class BackupContents:
+    """What a backup holds, and how a storage differs from it."""
 
     size: int = 0
     """Of its whole lines, in bytes."""
@@ -66,17 +60,101 @@ class Kept:
     """Whether a killed writer left half a line at the end."""
     broken: list[int] = field(default_factory=list)
     """Lines that are not what was written, from 1."""
-    study: dict[str, Any] | None = None
+    study: Line | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
-    ended: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Of each finished trial by its number: where its line begins, and the checksum of it."""
-    running: dict[int, dict[str, Any]] = field(default_factory=dict)
-    pending: Pending | None = None
+    finished: dict[int, Line] = field(default_factory=dict)
+    """Each finished trial by its number."""
+    running: dict[int, Line] = field(default_factory=dict)
+    """Each running trial, with its notes."""
+    pending: Line | None = None
+    """The last line, where it is an attribute or a note, which the storage need not have yet."""
 
     @property
     def has_trials(self) -> bool:
         """Whether any trial is in it."""
-        return bool(self.ended or self.running)
+        return bool(self.finished or self.running)
+
+    def add(self, line: Line) -> None:
+        """Take in the next line."""
+        self.pending = None
+        if "study" in line:
+            self.study = line
+        elif "attribute" in line:
+            self.attributes[line["attribute"]] = line["value"]
+            self.pending = line
+        elif "note" in line:
+            if line["trial"] in self.running:
+                self.running[line["trial"]]["user_attrs"][line["note"]] = line["value"]
+                self.pending = line
+        elif line["state"] == "RUNNING":
+            self.running[line["trial"]] = line
+        else:
+            self.running.pop(line["trial"], None)
+            self.finished[line["trial"]] = line
+
+    def missing(self, trials: Iterable["FrozenTrial"]) -> list[Line]:
+        """Lines of trials that a kill kept from being written here."""
+        return [
+            trial_line(trial)
+            for trial in trials
+            if (trial.state.is_finished() and trial.number not in self.finished)
+            or (trial.state.name == "RUNNING" and trial.number not in self.running)
+        ]
+
+    def lost(
+        self, trials: Sequence["FrozenTrial"], attributes: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        """What a storage does not have, or not as it was, in words.
+
+        What other tools added to it does not count.
+
+        Args:
+            trials: of the storage.
+            attributes: of the study there; None while a search may be at work, where only finished
+                trials can be compared.
+        """
+        stored = {trial.number: trial for trial in trials}
+        told = [f"trial {n} is missing" for n in sorted(self.finished.keys() - stored.keys())]
+        for number in sorted(self.finished.keys() & stored.keys()):
+            wanted, found = self.finished[number], trial_line(stored[number])
+            if wanted != found and not _agrees(wanted, found):
+                told.append(f"trial {number} is changed")
+        if attributes is None:
+            return told
+        told += [
+            f"the ranges of trial {number} are changed" for number in self._other_ranges(trials)
+        ]
+        for number in self.running:
+            if number not in stored:
+                told.append(f"running trial {number} is missing")
+            elif not self.is_as_begun(stored[number]):
+                told.append(f"running trial {number} is changed")
+        for key, value in self.attributes.items():
+            if key not in attributes or _json(attributes[key]) != _json(value):
+                told.append(f"attribute {key!r} is changed")
+        return told
+
+    def is_as_begun(self, trial: "FrozenTrial") -> bool:
+        """Whether a storage's trial, ended or not, agrees with the running one here."""
+        line, stored = self.running[trial.number], trial_line(trial)
+        wanted = {part: line[part] for part in ("params", "system_attrs", "started")}
+        notes = dict(line["user_attrs"])
+        for key, value in notes.items():
+            known = stored["user_attrs"].get(key)
+            if has_more(known, value):
+                notes[key] = known
+        return _agrees({**wanted, "user_attrs": notes}, stored)
+
+    def _other_ranges(self, trials: Iterable["FrozenTrial"]) -> Iterator[int]:
+        from optuna.distributions import json_to_distribution
+
+        if self.study is None:
+            return
+        spelt = self.study["distributions"]
+        ranges = {name: json_to_distribution(text) for name, text in spelt.items()}
+        for trial in trials:
+            if any(ranges.get(name) != each for name, each in trial.distributions.items()):
+                yield trial.number
 
 
 class Backup:
@@ -85,55 +163,45 @@ class Backup:
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
 
-    def read(self) -> Kept:
+    def read(self) -> BackupContents:
         """All of it, whatever its state.
 
         Raises:
             InputError: the file cannot be read.
         """
-        kept = Kept()
+        found = BackupContents()
         if self.path.exists() and not self.path.is_file():  # a pipe or a device may have no end
             raise InputError(f"{self.path}: is no regular file")
         try:
             with self.path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    if not line.endswith(b"\n"):
-                        kept.is_torn = True
+                for number, raw in enumerate(file, start=1):
+                    if not raw.endswith(b"\n"):  # the storage has what the line before says
+                        found.is_torn, found.pending = True, None
                         break
-                    text = _whole(line)
-                    body = None if text is None else _ours(text)
-                    if text is None or body is None:
-                        kept.broken.append(number)
-                        kept.pending = None
+                    line = _read(raw)
+                    if line is None:
+                        found.broken.append(number)
+                        found.pending = None
                     else:
-                        _enter(kept, body, zlib.crc32(text))
-                    kept.size += len(line)
+                        found.add(line)
+                    found.size += len(raw)
         except FileNotFoundError:
             pass
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
-        return kept
+        return found
 
-    def ended(self, kept: Kept, number: int) -> dict[str, Any]:
-        """A finished trial that :meth:`read` found."""
-        with self.path.open("rb") as file:
-            file.seek(kept.ended[number][0])
-            text = _whole(file.readline())
-        assert text is not None
-        body: dict[str, Any] = json.loads(text)
-        return body
-
-    def append(self, bodies: Iterable[Mapping[str, Any]], at: int | None = None) -> None:
+    def append(self, lines: Iterable[Line], at: int | None = None) -> None:
         """Add lines; they have reached the disk on return.
 
         Args:
-            bodies: one of each.
+            lines: what each says.
             at: where whole lines end; what comes after is cut off. None is the end of the file.
 
         Raises:
             OSError: they could not be written, and are not there.
         """
-        raw = b"".join(map(_line, bodies))
+        raw = b"".join(map(_sealed, lines))
         mode = "r+b" if self.path.exists() else "w+b"
         # A buffer would write the rest, as the file is closed, into the room that is made here.
         with self.path.open(mode, buffering=0) as file:
@@ -149,25 +217,32 @@ class Backup:
                 file.truncate(end)
                 raise
 
-    def rewrite(self, bodies: Iterable[Mapping[str, Any]]) -> None:
-        """Put these lines in the place of all that is there."""
-        write_atomically(self.path, b"".join(map(_line, bodies)))
+    def rewrite(
+        self, study: Line, attributes: Mapping[str, Any], trials: Iterable["FrozenTrial"]
+    ) -> None:
+        """Put what a storage has in the place of all that is here.
+
+        Args:
+            study: see :func:`study_line`.
+            attributes: those of the study that are ours.
+            trials: all of them.
+        """
+        ours = [{"attribute": key, "value": value} for key, value in attributes.items()]
+        lines = [study, *ours, *BackupContents().missing(trials)]
+        write_atomically(self.path, b"".join(map(_sealed, lines)))
 
 
-def study_body(
-    name: str, config: Mapping[str, Any], distributions: Mapping[str, str]
-) -> dict[str, Any]:
-    """A line about the study.
+def study_line(
+    name: str, config: "StudyConfig", distributions: Mapping[str, "BaseDistribution"]
+) -> Line:
+    """A line about the study, by its name in the storage."""
+    from optuna.distributions import distribution_to_json
 
-    Args:
-        name: in the storage.
-        config: the whole configuration, as plain data.
-        distributions: of all parameters, as Optuna's JSON.
-    """
-    return {"study": name, "config": dict(config), "distributions": dict(distributions)}
+    spelt = {key: distribution_to_json(each) for key, each in distributions.items()}
+    return {"study": name, "config": config.model_dump(mode="json"), "distributions": spelt}
 
 
-def trial_body(trial: "FrozenTrial") -> dict[str, Any]:
+def trial_line(trial: "FrozenTrial") -> Line:
     """A line about a trial, as it is now."""
     return {
         "trial": trial.number,
@@ -181,123 +256,27 @@ def trial_body(trial: "FrozenTrial") -> dict[str, Any]:
     }
 
 
-def trial_of(
-    body: Mapping[str, Any], distributions: Mapping[str, "BaseDistribution"]
-) -> "FrozenTrial":
+def trial_of(line: Line, distributions: Mapping[str, "BaseDistribution"]) -> "FrozenTrial":
     """The trial of a line, to be written to a storage."""
     from optuna.trial import TrialState, create_trial
 
     trial = create_trial(
-        state=TrialState[body["state"]],
-        values=body["values"],
-        params=body["params"],
-        distributions={name: distributions[name] for name in body["params"]},
-        user_attrs=body["user_attrs"],
-        system_attrs=body["system_attrs"],
+        state=TrialState[line["state"]],
+        values=line["values"],
+        params=line["params"],
+        distributions={name: distributions[name] for name in line["params"]},
+        user_attrs=line["user_attrs"],
+        system_attrs=line["system_attrs"],
     )
-    trial.number = body["trial"]
-    trial.datetime_start = _local(body["started"])
-    trial.datetime_complete = _local(body["ended"])
+    trial.datetime_start, trial.datetime_complete = _local(line["started"]), _local(line["ended"])
     return trial
 
 
-def lines_of(
-    study: Mapping[str, Any], attributes: Mapping[str, Any], trials: Iterable["FrozenTrial"]
-) -> Iterator[Mapping[str, Any]]:
-    """All lines of a backup that is made from a storage.
-
-    Args:
-        study: see :func:`study_body`.
-        attributes: those of the study that are ours.
-        trials: all of them.
-    """
-    yield study
-    for key, value in attributes.items():
-        yield {"attribute": key, "value": value}
-    for trial in trials:
-        if trial.state.is_finished() or trial.state.name == "RUNNING":
-            yield trial_body(trial)
-
-
-def missing_lines(kept: Kept, trials: Iterable["FrozenTrial"]) -> list[Mapping[str, Any]]:
-    """What a kill kept from being written to a backup."""
-    return [
-        trial_body(trial)
-        for trial in trials
-        if (trial.state.is_finished() and trial.number not in kept.ended)
-        or (trial.state.name == "RUNNING" and trial.number not in kept.running)
-    ]
-
-
-def lost_trials(
-    backup: Backup, kept: Kept, trials: Sequence["FrozenTrial"]
-) -> tuple[list[int], list[int]]:
-    """The numbers of finished trials that a storage does not have, or not as they were.
-
-    What other tools added to them does not count.
-
-    Args:
-        backup: of the study.
-        kept: what it held before the trials were read.
-        trials: of the storage.
-    """
-    by_number = {trial.number: trial for trial in trials}
-    missing = sorted(kept.ended.keys() - by_number.keys())
-    changed = []
-    for number in sorted(kept.ended.keys() & by_number.keys()):
-        stored = trial_body(by_number[number])
-        is_same = zlib.crc32(_text(stored)) == kept.ended[number][1]
-        if not is_same and not _agrees(backup.ended(kept, number), stored):
-            changed.append(number)
-    return missing, changed
-
-
-def lost_rest(
-    kept: Kept, trials: Sequence["FrozenTrial"], attributes: Mapping[str, Any]
-) -> list[str]:
-    """What else a storage does not have as it was: running trials and attributes, in words.
-
-    Args:
-        kept: what the backup holds; no driver is at work.
-        trials: of the storage.
-        attributes: of the study in the storage.
-    """
-    lost = []
-    by_number = {trial.number: trial for trial in trials}
-    pending = kept.pending
-    if kept.study is not None:
-        spelt = kept.study["distributions"]
-        lost += [f"the ranges of trial {n} are changed" for n in _other_ranges(trials, spelt)]
-    for number in kept.running:
-        if number not in by_number:
-            lost.append(f"running trial {number} is missing")
-        elif not is_as_begun(kept, by_number[number]):
-            lost.append(f"running trial {number} is changed")
-    wanted = dict(kept.attributes)
-    if pending is not None and pending.trial is None:
-        _undo(wanted, attributes, pending)
-    for key, value in wanted.items():
-        if key not in attributes or _text(attributes[key]) != _text(value):
-            lost.append(f"attribute {key!r} is changed")
-    return lost
-
-
-def is_as_begun(kept: Kept, trial: "FrozenTrial") -> bool:
-    """Whether a storage's trial, ended or not, agrees with the running one of a backup.
-
-    Args:
-        kept: what the backup holds, this trial among those that run.
-        trial: of the storage.
-    """
-    pending, body, stored = kept.pending, kept.running[trial.number], trial_body(trial)
-    wanted = {part: dict(body[part]) for part in _MERGED} | {"started": body["started"]}
-    if pending is not None and pending.trial == trial.number:
-        _undo(wanted["user_attrs"], stored["user_attrs"], pending)
-    for key, value in wanted["user_attrs"].items():  # a backup that was cut off has fewer rungs
-        known = stored["user_attrs"].get(key)
-        if isinstance(value, list) and isinstance(known, list) and known[: len(value)] == value:
-            wanted["user_attrs"][key] = known
-    return _agrees(wanted, stored)
+def has_more(known: object, value: object) -> bool:
+    """Whether a storage knows of further rungs than a backup, which was cut off."""
+    if not (isinstance(known, list) and isinstance(value, list)):
+        return False
+    return known[: len(value)] == value
 
 
 def put_aside(path: Path, companions: tuple[str, ...] = ()) -> Path:
@@ -312,80 +291,38 @@ def put_aside(path: Path, companions: tuple[str, ...] = ()) -> Path:
     return path.rename(aside)
 
 
-def _other_ranges(
-    trials: Iterable["FrozenTrial"], distributions: Mapping[str, str]
-) -> Iterator[int]:
-    from optuna.distributions import json_to_distribution
-
-    wanted = {name: json_to_distribution(text) for name, text in distributions.items()}
-    for trial in trials:
-        if any(wanted.get(name) != each for name, each in trial.distributions.items()):
-            yield trial.number
-
-
-def _undo(wanted: dict[str, Any], stored: Mapping[str, Any], pending: Pending) -> None:
-    """Take back what the storage need not have yet."""
-    if _text(stored.get(pending.key)) == _text(pending.before):
-        wanted.pop(pending.key)
-
-
-def _agrees(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
+def _agrees(wanted: Line, stored: Line) -> bool:
+    """Whether a trial has all that it should, whatever others added to it."""
     for key, value in wanted.items():
         found = stored[key]
         if key in _MERGED:
             found = {name: found[name] for name in value if name in found}
-        if _text(found) != _text(value):
+        if _json(found) != _json(value):
             return False
     return True
 
 
-def _enter(kept: Kept, body: dict[str, Any], checksum: int) -> None:
-    kept.pending = None
-    if "study" in body:
-        kept.study = body
-    elif "attribute" in body:
-        key, value = body["attribute"], body["value"]
-        kept.pending = Pending(key, value, kept.attributes.get(key))
-        kept.attributes[key] = value
-    elif "note" in body:
-        number, key, value = body["trial"], body["note"], body["value"]
-        if number in kept.running:
-            notes = kept.running[number]["user_attrs"]
-            kept.pending = Pending(key, value, notes.get(key), number)
-            notes[key] = value
-    elif body["state"] == "RUNNING":
-        kept.running[body["trial"]] = body
-    else:
-        kept.running.pop(body["trial"], None)
-        kept.ended[body["trial"]] = kept.size, checksum
-
-
-def _whole(line: bytes) -> bytes | None:
-    """The JSON text of a line; None where it is not as it was written."""
-    found = _LINE.fullmatch(line)
+def _read(raw: bytes) -> Line | None:
+    """What a line says; None where it is not as it was written, or a stranger wrote it."""
+    found = _LINE.fullmatch(raw)
     if found is None or int(found[1], 16) != zlib.crc32(found[2]):
         return None
-    return b"{" + found[2]
-
-
-def _ours(text: bytes) -> dict[str, Any] | None:
-    """What a line says; None where nobody but a stranger would have written it."""
     try:
-        body: dict[str, Any] = json.loads(text)
+        line: dict[str, Any] = json.loads(b"{" + found[2])
     except (ValueError, RecursionError):
         return None
     for shape in _SHAPES:
-        if body.keys() == shape.keys():
-            return body if all(isinstance(body[key], shape[key]) for key in shape) else None
+        if line.keys() == shape.keys():
+            return line if all(isinstance(line[key], shape[key]) for key in shape) else None
     return None
 
 
-def _line(body: Mapping[str, Any]) -> bytes:
-    text = _text(body)[1:]
+def _sealed(line: Line) -> bytes:
+    text = _json(line)[1:]
     return b'{"crc32":"%08x",%s\n' % (zlib.crc32(text), text)
 
 
-def _text(value: object) -> bytes:
+def _json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 

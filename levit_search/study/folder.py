@@ -26,23 +26,22 @@ from levit_search.sealed import (
     read_sealed,
     write_sealed,
 )
-from levit_search.study.address import masked
 from levit_search.study.backup import NAME as BACKUP
 from levit_search.study.backup import Backup, put_aside
 from levit_search.study.config import StudyConfig
-from levit_search.study.notes import check_attributes, check_trial
 from levit_search.study.record import (
     BaselineRecord,
     Record,
     baselines_of,
+    check_attributes,
     check_complete,
+    check_trial,
     record_of,
     with_measured,
 )
 from levit_search.study.settings import comparable, differences, read_settings
-from levit_search.study.storage import DamagedError, Place
-from levit_search.study.trials import Trials
-from levit_search.study.writing import Opened, open_to_write
+from levit_search.study.storage import DamagedError, Place, masked
+from levit_search.study.stored_trials import Opened, StoredTrials, without_garbage_collection
 
 if TYPE_CHECKING:
     import optuna
@@ -312,7 +311,7 @@ class Study:
         Raises:
             InputError: as :meth:`open_storage`, or what is there is not what was written.
         """
-        return open_to_write(self._trials, self.config, distributions)
+        return self._trials.open_to_write(distributions)
 
     @property
     def place(self) -> Place:
@@ -338,6 +337,7 @@ class Study:
             name = storage.get_study_name_from_id(study_id)
             return optuna.load_study(study_name=name, storage=storage)
 
+    @without_garbage_collection()
     def records(self) -> list[Record]:
         """All finished trials in the order of their numbers.
 
@@ -404,8 +404,8 @@ class Study:
         return self._trials.place.dashboard_command()
 
     @property
-    def _trials(self) -> Trials:
-        return Trials(self.folder, self.config)
+    def _trials(self) -> StoredTrials:
+        return StoredTrials(self.folder, self.config)
 
     @contextmanager
     def _told_of_place(self) -> Iterator[None]:

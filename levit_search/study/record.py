@@ -1,17 +1,26 @@
 """A finished trial, and a network to compare with, as tables, fronts and exports see them: made of
-what stands in the storage."""
+what stands in the storage.
 
+The storage may come from anybody, so that the shape of all that is read of it is checked.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import NotRequired, TypedDict
 
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
+from levit_search.configuration import describe
 from levit_search.errors import InputError
 from levit_search.latency.protocol import repeats_percent
+from levit_search.pareto import PROBED, figure_and_target
 from levit_search.study.config import StudyConfig
-from levit_search.study.notes import check_baseline, check_measured, check_remeasured
 
 if TYPE_CHECKING:
     import optuna
@@ -346,3 +355,229 @@ def _baseline(
     if again is not None:
         values, evaluation = measured_again(again, values, evaluation, where)
     return BaselineRecord(given, values, evaluation)
+
+
+# The shape of what stands with trials and with studies.
+
+_Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
+_Positive = Annotated[_Finite, Field(gt=0)]
+_NotNegative = Annotated[_Finite, Field(ge=0)]
+_Number = Annotated[int, Field(ge=0, le=2**63)]
+_Images = Annotated[int, Field(gt=0, le=2**53)]
+_Interval = Annotated[list[_Positive], Field(min_length=2, max_length=2)]
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Open(TypedDict):
+    """More may stand there; what earlier releases did not write may be missing."""
+
+
+class _Device(_Open, total=False):
+    cpu: str | None
+    gpu: str | None
+    emulated: bool
+
+
+class _Predicted(_Open):
+    latency_ms: _Positive
+
+
+class _Accurate(_Open):
+    top1_percent: _Finite
+
+
+class _Latency(_Open, total=False):
+    method: str
+    latency_ms: _Positive
+    low_ms: _Finite
+    high_ms: _Finite
+    ratio_to_reference: _Positive
+    ratio_ci95: _Interval
+    median_sd_percent: _NotNegative | None
+    p95_sd_percent: _NotNegative | None
+    rounds: _Number
+    pairs: _Number
+    converged: bool
+    layout: str
+    runtime: str
+    device: _Device
+    predicted: _Predicted
+
+
+class _Point(_Open):
+    epoch: _Number
+    val_top1_percent: _Finite
+
+
+class _Training(_Open, total=False):
+    curve: list[_Point]
+
+
+class _Evaluation(_Open, total=False):
+    values: dict[str, _Finite]
+    seconds: _NotNegative
+    latency: _Latency | None
+    targets: dict[str, _Latency | None]
+    training: _Training | None
+
+
+class _Rung(_Open):
+    epoch: _Number
+    top1_percent: _Finite
+    goes_on: bool
+
+
+class _Trial(_Open, total=False):
+    architecture: dict[str, Any] | None
+    cost: dict[str, _Finite]
+    evaluation: _Evaluation
+    rungs: list[_Rung]
+    reason: str | None
+    reused_from: _Number | None
+    taken_from: str | None
+    taught: bool
+
+
+class _Measured(_Open, total=False):
+    failed: str
+    latency: _Predicted | None
+    training: _Training | None
+    values: dict[str, _Finite]
+    seconds: _NotNegative
+    finished: str
+
+
+class _Failed(_Open):
+    failed: str
+    tries: _Number
+
+
+class _Baseline(_Open):
+    values: Annotated[dict[str, _Finite], Field(min_length=1)]
+    seconds: _NotNegative
+    latency: NotRequired[_Latency | None]
+    targets: NotRequired[dict[str, _Latency | None]]
+    training: NotRequired[_Training | None]
+
+
+class _InPairs(_Open):
+    latency_ms: _Positive
+    ratio_to_reference: _Positive
+    ratio_ci95: _Interval
+    rounds: _Number
+    pairs: _Number
+    converged: bool
+
+
+class _Remeasured(_Open):
+    protocol: _Number
+    values: dict[str, _Positive]
+    latency: NotRequired[_InPairs | None]
+    targets: NotRequired[dict[str, _InPairs]]
+    finished: str
+
+
+class _Teacher(_Open, total=False):
+    name: str
+    id: str
+    val_top1_percent: _Finite
+
+
+class _TeacherChoice(_Open):
+    kept: bool
+    text: str
+
+
+class _Supernet(_Open, total=False):
+    params: _Number
+    epochs: _Number
+    seconds: _Finite
+    val_top1_percent: _Finite
+
+
+class _Data(_Open, total=False):
+    id: str
+    train_images: _Images
+    val_images: _Images
+    test_images: _Images
+    inherited_images: _Images
+    num_classes: _Images
+    guess_percent: Annotated[_Finite, Field(ge=0, le=100)]
+    mirrored: bool
+
+
+class _Attributes(_Open, total=False):
+    settled_ms: dict[str, _Positive]
+    device: _Device
+    devices: dict[str, _Device]
+    teacher: _Teacher
+    teacher_choice: _TeacherChoice
+    supernet: _Supernet
+    data: _Data
+
+
+def check_trial(notes: Mapping[str, Any], trial: int) -> None:
+    """Make sure that a trial's user attributes are what is written there.
+
+    Raises:
+        InputError: one is something else; the message names it.
+    """
+    _check(_Trial, notes, f"trial {trial}")
+
+
+def check_measured(found: object, latency: object, trial: int) -> None:
+    """The same for what was found of a trial's network later, and its latency until then."""
+    _check(_Measured, found, f"trial {trial}: measured")
+    if not isinstance(found, Mapping) or "failed" in found:
+        return
+    if found.get("training") is not None:
+        _check(_Accurate, found.get("values"), f"trial {trial}: measured.values")
+    if found.get("training") is None or found.get("latency") is not None:
+        _check(_Predicted, found.get("latency"), f"trial {trial}: measured.latency")
+        _check(_Predicted, found.get("values"), f"trial {trial}: measured.values")
+        _check(_Predicted, latency, f"trial {trial}: evaluation.latency")
+
+
+def check_baseline(found: object, where: str) -> None:
+    """The same for what was found of a network that the study is compared with."""
+    _check(_Failed if isinstance(found, Mapping) and "failed" in found else _Baseline, found, where)
+
+
+def check_remeasured(found: object, known: Mapping[str, float], where: str) -> None:
+    """The same for what was measured again of a network whose values are ``known``."""
+    where = f"{where}: remeasured"
+    _check(_Remeasured, found, where)
+    assert isinstance(found, Mapping)
+    for name in found["values"]:
+        figure, target = figure_and_target(name)
+        latency = found.get("latency") if target is None else found.get("targets", {}).get(target)
+        if figure not in PROBED or name not in known or latency is None:
+            raise InputError(
+                f"{where}: values.{name[:80]!r}: no latency of this network has it; this is not "
+                "what a search writes there"
+            )
+
+
+def check_attributes(attributes: Mapping[str, Any]) -> None:
+    """The same for a study's attributes."""
+    where = "attributes of the study"
+    _check(_Attributes, attributes, where)
+    try:
+        shown = [attributes.get(name) for name in ("device", "devices", "teacher")]
+        json.dumps(shown, allow_nan=False)
+    except ValueError:
+        raise InputError(f"{where}: device or teacher: a number is not finite") from None
+
+
+def _check(shape: Any, found: object, where: str) -> None:
+    try:
+        _adapter(shape).validate_python(found)
+    except ValidationError as error:
+        raise InputError(
+            f"{where}: {describe(error)}; this is not what a search writes there"
+        ) from None
+
+
+@cache
+def _adapter(shape: Any) -> "TypeAdapter[Any]":
+    return TypeAdapter(shape)

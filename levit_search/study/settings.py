@@ -351,7 +351,7 @@ VERSION = 1
 """Of a study folder. Whoever raises it brings older folders up to date in :func:`read_settings`.
 
 Folders without a backup, as earlier releases left them, are of this version, too: the next search
-makes one, see :mod:`levit_search.study.writing`.
+makes one, see :mod:`levit_search.study.stored_trials`.
 """
 
 

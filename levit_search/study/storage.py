@@ -1,16 +1,17 @@
 """Where a study's trials are kept: Optuna's storage in the study folder, or on a database server.
 
-Only Optuna's own schemas are used, so that its dashboard and its other tools read them all.
+Only Optuna's own schemas are used, so that its dashboard and its other tools read them all. The
+address of a storage is spelt for Optuna, for a shell, and without its password for people to see.
 """
 
+import os
 import re
-import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 from pydantic import AfterValidator
@@ -18,13 +19,10 @@ from pydantic import AfterValidator
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
 from levit_search.files import expanded
 from levit_search.printable import quoted
-from levit_search.study.address import filled, masked, quoted_but_variables, spelt
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
-    from sqlalchemy import URL, Engine
-
-    from levit_search.study.database import Database
+    from optuna.storages import BaseStorage, RDBStorage
+    from sqlalchemy import URL
 
 _DRIVERS = {
     "postgresql": "psycopg",
@@ -35,27 +33,14 @@ _DRIVERS = {
 _EXTRAS = {"psycopg": "postgres", "pymysql": "mysql"}
 _KNOWN = ("journal", "sqlite:///PATH", *(f"{scheme}://..." for scheme in _DRIVERS))
 
+_OURS = "LEVIT_SEARCH_"
 _JOURNAL = "study.journal"
 _DASHBOARD = "optuna-dashboard"
 
-_CONNECT_S = 5
-# A server that went away without a word is noticed after about this long.
-_SILENCE_S = 60
 # SQLAlchemy 2.0 ends a path at its first `?`, and 2.1 takes none that is no UTF-8.
 _AS_URI = re.compile("[?\ud800-\udfff]")
-# Another process may hold SQLite's lock for as long as it reads all trials.
-_SQLITE_BUSY_S = 60
-
-
 # What reading nonsense comes to in Optuna and below it.
-_NONSENSE = (
-    LookupError,
-    ValueError,
-    TypeError,
-    ArithmeticError,
-    RuntimeError,
-    AssertionError,
-)
+_NONSENSE = (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, AssertionError)
 
 
 class DamagedError(InputError):
@@ -117,7 +102,7 @@ class Place:
         if self.storage == "journal":
             return self.folder / _JOURNAL
         if self.storage.startswith("sqlite:"):
-            return Path(filled(self.storage, str).removeprefix("sqlite:///")).absolute()
+            return Path(_filled(self.storage, str).removeprefix("sqlite:///")).absolute()
         return None
 
     def check(self) -> None:
@@ -151,22 +136,47 @@ class Place:
             path = str(self.folder.absolute() / _JOURNAL)  # it need not be there yet
             return f"{_DASHBOARD} --storage-class JournalFileStorage {quoted(path)}"
         if self.file is not None:
-            return f"{_DASHBOARD} {quoted(self._sqlite_url())}"
+            return f"{_DASHBOARD} {quoted(_sqlite_url(self.file))}"
         assert self.storage is not None
         scheme, _, rest = masked(self.storage).partition("://")
         scheme = f"{scheme.partition('+')[0]}+{_DRIVERS[scheme]}"
-        return f"{_DASHBOARD} {quoted_but_variables(f'{scheme}://{rest}')}"
+        return f"{_DASHBOARD} {_quoted_but_variables(f'{scheme}://{rest}')}"
 
     @contextmanager
-    def opened(self) -> Iterator["BaseStorage"]:
+    def opened(self, file: Path | None = None) -> Iterator["BaseStorage"]:
         """The storage as long as the block lasts; see :meth:`open`."""
-        storage, engine = self._connected()
+        from optuna.storages import RDBStorage
+
+        storage = self.open(file)
         try:
             with self.errors():
                 yield storage
         finally:
-            if engine is not None:
-                engine.dispose()
+            if isinstance(storage, RDBStorage):
+                storage.engine.dispose()
+
+    def open(self, file: Path | None = None) -> "BaseStorage":
+        """Optuna's storage, made if it is not there.
+
+        Args:
+            file: of a storage of the same kind; None is the one where the trials are.
+
+        Raises:
+            InputError: it cannot be reached or read, refuses us, was written by a release of
+                Optuna that this one does not understand, or its driver is not installed.
+        """
+        import optuna
+
+        from levit_search.study import backends
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        file = file or self.file
+        with self.errors(reads=True):
+            if file is None:
+                return self._on_server()
+            if self.storage == "journal":
+                return backends.journal_storage(file)
+            return backends.sqlite_storage(_sqlite_url(file))
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[None]:
@@ -189,76 +199,43 @@ class Place:
             except Timeout:
                 raise InputError(told) from None
             return
-        from levit_search.study.database import claim, held
+        from levit_search.study import backends
 
         with ExitStack() as stack:
             with self.errors():
-                engine = self._server().engine
+                engine = self._on_server().engine
                 stack.callback(engine.dispose)
-                connection = stack.enter_context(held(engine))
-                is_ours = claim(connection, name)
+                is_ours = stack.enter_context(backends.claimed(engine, name))
             if not is_ours:
                 raise InputError(told)
             yield
 
-    def open(self) -> "BaseStorage":
-        """Optuna's storage, made if it is not there.
-
-        Raises:
-            InputError: it cannot be reached or read, refuses us, was written by a release of
-                Optuna that this one does not understand, or its driver is not installed.
-        """
-        return self._connected()[0]
-
     @contextmanager
-    def errors(self, kind: type[LevitSearchError] = InputError) -> Iterator[None]:
+    def errors(
+        self, kind: type[LevitSearchError] = InputError, reads: bool = False
+    ) -> Iterator[None]:
         """What goes wrong with the storage within the block becomes one line.
 
         Args:
             kind: of the error that is raised.
+            reads: whether the block only reads, so that nonsense is damage, too.
         """
-        from optuna.exceptions import StorageInternalError
-        from sqlalchemy.exc import SQLAlchemyError
-
-        from levit_search.study.database import is_damage
-        from levit_search.study.journal import DamagedJournalError
+        from levit_search.study.backends import ERRORS, is_damage
 
         try:
             yield
-        except (SQLAlchemyError, StorageInternalError, DamagedJournalError, OSError) as error:
+            return
+        except ERRORS as error:
+            reason = self.reason(error)
             if kind is InputError and self.file is not None and is_damage(error):
                 kind = DamagedError
-            raise kind(f"{self}: {self._trouble} ({self._reason(error)})") from None
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """As :meth:`errors` around calls that only read, where nonsense is damage, too."""
-        try:
-            with self.errors():
-                yield
         except _NONSENSE as error:
-            raise DamagedError(f"{self}: {self._trouble} ({self._reason(error)})") from None
-
-    @contextmanager
-    def beside(self, path: Path) -> Iterator["BaseStorage"]:
-        """A new storage of the same kind in another file, which has reached the disk only when the
-        caller sees to it."""
-        from sqlalchemy import event
-
-        from levit_search.study.journal import journal
-
-        if self.storage == "journal":
-            yield journal(path)
-            return
-        place = Place(f"sqlite:///{path.absolute()}", self.folder)
-        storage, engine = place._connected()
-        assert engine is not None
-        try:
-            event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous=OFF"))
-            engine.dispose()
-            yield storage
-        finally:
-            engine.dispose()
+            if not reads:
+                raise
+            reason = self.reason(error) if str(error) else "its tables are not whole"
+            is_other_release = "optuna storage upgrade" in reason  # of Optuna's check of its schema
+            kind = InputError if is_other_release else DamagedError
+        raise kind(f"{self}: {self._trouble} ({reason})") from None
 
     def check_file(self) -> None:
         """Have SQLite look through its file, and see that it may be written to.
@@ -266,104 +243,46 @@ class Place:
         Raises:
             InputError: the file is damaged, or cannot be used.
         """
-        from levit_search.study.database import check_file, is_damage
+        from levit_search.study.backends import sqlite_damage
 
         if self.storage == "journal" or self.file is None:
             return
-        try:
-            found = check_file(self.file)
-        except sqlite3.Error as error:
-            kind = DamagedError if is_damage(error) else InputError
-            raise kind(f"{self}: {self._trouble} ({self._reason(error)})") from None
+        with self.errors():
+            found = sqlite_damage(self.file)
         if found is not None:
             raise DamagedError(f"{self}: is damaged ({found})")
-
-    def does_not_answer(self, error: BaseException) -> str | None:
-        """Why a server is away that may come back; None: the error is another one."""
-        from levit_search.study.database import does_not_answer
-
-        is_away = self.file is None and does_not_answer(error)
-        return self._reason(error) if is_away else None
 
     @property
     def _trouble(self) -> str:
         return "cannot be used" if self.file is None else "cannot be read or written"
 
-    def _reason(self, error: BaseException) -> str:
-        """The driver's own words, on one line and without the password."""
-        if error.__cause__ is not None and type(error).__name__ == "StorageInternalError":
-            error = error.__cause__
-        original = getattr(error, "orig", None) or error
-        if isinstance(original, OSError) and original.strerror:
-            return original.strerror
+    def reason(self, error: BaseException) -> str:
+        """The driver's own words for an error, on one line and without the password."""
+        from levit_search.study.backends import driver_error
+
+        error = driver_error(error)
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
         # PyMySQL's errors are a number and a text.
-        told = [text for text in original.args if isinstance(text, str)]
-        lines = [line.strip() for line in (told[-1] if told else str(original)).splitlines()]
-        text = next((line for line in lines if line), type(original).__name__)
+        told = [text for text in error.args if isinstance(text, str)]
+        lines = [line.strip() for line in (told[-1] if told else str(error)).splitlines()]
+        text = next((line for line in lines if line), type(error).__name__)
         text = text.removeprefix("connection failed: ")
         secret = self._url().password if self.file is None else None
         return text.replace(str(secret), "***") if secret else text
 
-    def _connected(self) -> "tuple[BaseStorage, Engine | None]":
-        import optuna
-        from optuna.storages import get_storage
-
-        from levit_search.study.journal import journal
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        if self.storage == "journal":
-            assert self.file is not None
-            with self.reading():
-                return journal(self.file), None
-        try:
-            with self.errors():
-                database = self._sqlite() if self.file is not None else self._server()
-                return get_storage(database), database.engine
-        except _NONSENSE as error:  # Optuna's check of its schema
-            reason = str(error) or "its tables are not whole"
-            is_other_release = "optuna storage upgrade" in reason
-            kind = InputError if is_other_release or self.file is None else DamagedError
-            raise kind(f"{self}: {self._trouble} ({reason.strip()})") from None
-
-    def _sqlite(self) -> "Database":
-        from levit_search.study.database import Database
-
-        arguments = {"connect_args": {"timeout": _SQLITE_BUSY_S}}
-        return Database(self._sqlite_url(), engine_kwargs=arguments)
-
-    def _sqlite_url(self) -> str:
-        from sqlalchemy import URL
-
-        assert self.file is not None
-        path = self.file.absolute()
-        if _AS_URI.search(str(path)) is None:
-            return spelt(URL.create("sqlite", database=str(path)))
-        return spelt(URL.create("sqlite", database=path.as_uri(), query={"uri": "true"}))
-
-    def _server(self) -> "Database":
-        from levit_search.study.database import Database, widen_texts
+    def _on_server(self) -> "RDBStorage":
+        from levit_search.study.backends import server_storage
 
         url = self._url()
-        driver = _DRIVERS[url.drivername]
-        patience: dict[str, Any] = {"read_timeout": _SILENCE_S, "write_timeout": _SILENCE_S}
-        if driver == "psycopg":
-            patience = {
-                "keepalives_idle": _SILENCE_S // 2,
-                "keepalives_interval": _SILENCE_S // 6,
-                "keepalives_count": 3,
-                "tcp_user_timeout": 1000 * _SILENCE_S,
-                "client_encoding": "utf8",  # a server without one gives bytes otherwise
-            }
-        patience["connect_timeout"] = _CONNECT_S
-        arguments = {
-            "pool_pre_ping": True,  # hours may pass between two trials
-            "connect_args": {key: n for key, n in patience.items() if key not in url.query},
-        }
-        with self._installed(driver):
-            database = Database(spelt(url), engine_kwargs=arguments)
-        if driver == "pymysql":
-            widen_texts(database.engine)
-        return database
+        driver = url.get_driver_name()
+        told = f"{self}: needs {driver} (pip install 'levit-search[{_EXTRAS[driver]}]')"
+        if find_spec(driver) is None:
+            raise InputError(told)
+        try:
+            return server_storage(url, _spelt(url))
+        except ImportError as error:  # installed, and without the library that it wraps
+            raise InputError(f"{told}: {error.__cause__ or error}") from None
 
     def _url(self) -> "URL":
         from sqlalchemy.engine import make_url
@@ -371,7 +290,7 @@ class Place:
 
         assert self.storage is not None
         try:
-            url = make_url(filled(self.storage, lambda value: quote(value, safe="")))
+            url = make_url(_filled(self.storage, lambda value: quote(value, safe="")))
         except (ArgumentError, ValueError):  # such as a port that is no number
             raise InputError(
                 f"{self}: is no address of a database (expected SCHEME://USER:PASSWORD@HOST:PORT/"
@@ -379,13 +298,62 @@ class Place:
             ) from None
         return url.set(drivername=f"{url.get_backend_name()}+{_DRIVERS[url.drivername]}")
 
-    @contextmanager
-    def _installed(self, driver: str) -> Iterator[None]:
-        told = f"{self}: needs {driver} (pip install 'levit-search[{_EXTRAS[driver]}]')"
-        if find_spec(driver) is None:
-            raise InputError(told)
-        try:
-            yield
-        except ImportError as error:  # installed, and without the library that it wraps
-            reason = error.__cause__ or error
-            raise InputError(f"{told}: {reason}") from None
+
+def _sqlite_url(path: Path) -> str:
+    from sqlalchemy import URL
+
+    path = path.absolute()
+    if _AS_URI.search(str(path)) is None:
+        return _spelt(URL.create("sqlite", database=str(path)))
+    return _spelt(URL.create("sqlite", database=path.as_uri(), query={"uri": "true"}))
+
+
+def masked(text: str) -> str:
+    """A text without the passwords of the addresses in it; ``${NAME}`` may be seen."""
+    text = re.sub(r"(://[^:@/\s]*):(?!\$\{\w+\}@)\S*@", r"\1:***@", text)
+    return re.sub(r"([?&]\w*passw(?:or)?d=)(?!\$\{\w+\}(?:&|$))[^&\s]*", r"\1***", text)
+
+
+def _filled(text: str, spell: Callable[[str], str]) -> str:
+    """The text with environment variables put in, each spelt for where it stands.
+
+    Raises:
+        InputError: there is no such variable, or it is none of ours: a study from anybody could
+            have any other sent to a server of theirs.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1]
+        if not name.startswith(_OURS):
+            raise InputError(
+                f"storage {masked(text)}: {name} does not begin with {_OURS}, and no other "
+                f"variable is put into an address; call it {_OURS}{name}"
+            )
+        if name not in os.environ:
+            raise InputError(f"storage {masked(text)}: the environment has no {name}")
+        return spell(os.environ[name])
+
+    return re.sub(r"\$\{(\w+)\}", value, text)
+
+
+def _spelt(url: "URL") -> str:
+    return _braced(url.render_as_string(hide_password=False))
+
+
+def _braced(text: str) -> str:
+    """As Optuna takes it, to which braces are places to fill in."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _quoted_but_variables(text: str) -> str:
+    """An argument for a shell, which fills in ``${NAME}`` itself.
+
+    What an address could not hold as it stands is masked.
+    """
+    parts = re.split(r"(\$\{\w+\})", text)
+    for place, part in enumerate(parts):
+        if place % 2 == 0:
+            parts[place] = re.sub(r'([\\"$`])', r"\\\1", _braced(part))
+        elif (value := os.environ.get(part[2:-1], "")) != quote(value, safe=""):
+            parts[place] = "***"
+    return f'"{"".join(parts)}"' if len(parts) > 1 else quoted(_braced(text))

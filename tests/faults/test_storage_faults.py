@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,12 +19,12 @@ from optuna.trial import FrozenTrial
 
 from levit_search.errors import BudgetError, InputError
 from levit_search.search import driver, search
-from levit_search.search import ledger as ledgers
+from levit_search.search import trials as stores
 from levit_search.search.callbacks import Callback
-from levit_search.search.ledger import Ledger
+from levit_search.search.trials import TrialStore
 from levit_search.study import Study, read_config
-from levit_search.study.backup import Backup, trial_body
-from levit_search.study.restoring import restore
+from levit_search.study.backup import Backup, trial_line
+from levit_search.study.restore import restore
 from tests import mariadb, postgres
 from tests.conftest import Cli
 from tests.engines import CurveEngine, finals, run
@@ -44,7 +43,6 @@ NOTES = [
     "rungs",
     "taken_from",
 ]
-SOON = SimpleNamespace(random=lambda: 0.005)  # how long Optuna waits before it tries again
 Times = Callable[[int, int], int]
 Make = Callable[..., Study]
 Contents = tuple[list[dict[str, Any]], dict[str, Any]]
@@ -70,7 +68,7 @@ def searched(study: Study) -> Study:
     """A study with finished trials, and one that a killed search left at its first rung."""
     search(study, engine=CurveEngine)
     with study.lock():
-        written = Ledger(study, distributions(study))
+        written = TrialStore(study, distributions(study))
         known = written.trials()[0]
         number = written.next_number
         written.begin(known.params, {**known.user_attrs, "rungs": []}, {"valid": 0.0}, {})
@@ -81,7 +79,7 @@ def searched(study: Study) -> Study:
 def contents(study: Study) -> Contents:
     """All that we wrote, as it is read back by the next driver."""
     with study.lock():
-        found = study.open_to_write(distributions(study)).contents
+        found = study.open_to_write(distributions(study))
     return described(found.trials, found.attributes)
 
 
@@ -89,7 +87,7 @@ def described(trials: Sequence[FrozenTrial], attributes: dict[str, Any]) -> Cont
     """What we wrote, without what others may have added."""
     bodies = []
     for trial in trials:
-        body = {**trial_body(trial), "ranges": trial.distributions}
+        body = {**trial_line(trial), "ranges": trial.distributions}
         notes = {key: each for key, each in trial.user_attrs.items() if key in NOTES}
         bodies.append({**body, "user_attrs": notes})
     return bodies, attributes
@@ -127,7 +125,7 @@ def test_a_flipped_bit_is_noticed_or_does_no_harm(
         where = flip(study.folder / name, chance)
         try:
             with study.lock():
-                written = Ledger(study, ranges)
+                written = TrialStore(study, ranges)
                 if not are_kept(whole, described(written.trials(), dict(written.attributes))):
                     lost.append(f"{where} went unnoticed")
                 written.set_attribute("key", "value")
@@ -311,8 +309,8 @@ def kill_at_write(monkeypatch: pytest.MonkeyPatch, write: int) -> None:
 
         return one
 
-    monkeypatch.setattr(Ledger, "_log", dying(Ledger._log))
-    monkeypatch.setattr(Ledger, "_written", dying(Ledger._written))
+    monkeypatch.setattr(TrialStore, "_log", dying(TrialStore._log))
+    monkeypatch.setattr(TrialStore, "_written", dying(TrialStore._written))
 
 
 @pytest.fixture(params=["postgresql", "mysql"])
@@ -350,8 +348,7 @@ def test_a_server_that_stops_is_waited_for(
     quoted: Quoted,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ledgers, "_LOOK_AGAIN_S", 0.3)
-    monkeypatch.setattr("optuna.storages._rdb.storage.random", SOON)
+    monkeypatch.setattr(stores, "_LOOK_AGAIN_S", 0.3)
     undisturbed = make(None, "whole")
     search(undisturbed, engine=CurveEngine)
     chance, lost = random.Random(8), []
@@ -377,9 +374,8 @@ def test_a_server_that_stops_for_good_is_given_up(
 ) -> None:
     if reason := postgres.missing():
         pytest.skip(reason)
-    monkeypatch.setattr(ledgers, "_LOOK_AGAIN_S", 0.1)
-    monkeypatch.setattr(ledgers, "_PATIENCE_S", 1.0)
-    monkeypatch.setattr("optuna.storages._rdb.storage.random", SOON)
+    monkeypatch.setattr(stores, "_LOOK_AGAIN_S", 0.1)
+    monkeypatch.setattr(stores, "_PATIENCE_S", 1.0)
     undisturbed = make(None, "whole")
     search(undisturbed, engine=CurveEngine)
     with postgres.server() as server:
@@ -403,8 +399,7 @@ def test_a_lost_answer_repeats_nothing(
 ) -> None:
     if reason := postgres.missing():
         pytest.skip(reason)
-    monkeypatch.setattr(ledgers, "_LOOK_AGAIN_S", 0.01)
-    monkeypatch.setattr("optuna.storages._rdb.storage.random", SOON)
+    monkeypatch.setattr(stores, "_LOOK_AGAIN_S", 0.01)
     undisturbed = make(None, "whole")
     search(undisturbed, engine=CurveEngine)
 
@@ -532,7 +527,7 @@ def test_a_second_driver_that_no_lock_stopped_writes_nothing(
         search(study, engine=CurveEngine)
         shutil.copytree(study.folder, tmp_path / "copy")
         other = Study.open(tmp_path / "copy")
-        one, two = (Ledger(each, distributions(each)) for each in (study, other))
+        one, two = (TrialStore(each, distributions(each)) for each in (study, other))
         known = one.trials()[0]
         proposal = (known.params, known.user_attrs, {"valid": 0.0}, {})
         one.begin(*proposal)

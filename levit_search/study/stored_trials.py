@@ -1,10 +1,14 @@
-"""A study's trials in Optuna's storage: found, made, and refused where they are another study's."""
+"""A study's trials in Optuna's storage: found or made, compared with their backup, and read.
 
+What is another study's is refused, and so is what is not as it was written.
+"""
+
+import gc
 import json
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +18,14 @@ from levit_search.errors import InputError
 from levit_search.files import write_json
 from levit_search.pareto import is_maximised
 from levit_search.printable import quoted
-from levit_search.study.backup import NAME, Backup, Kept, lost_trials
+from levit_search.study.backup import NAME, Backup, BackupContents, Line, has_more, study_line
 from levit_search.study.config import StudyConfig
+from levit_search.study.record import check_attributes
 from levit_search.study.settings import comparable, differences, up_to_date
 from levit_search.study.storage import DamagedError, Place
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
     from optuna.study import Study as OptunaStudy
     from optuna.study import StudyDirection
@@ -27,6 +33,22 @@ if TYPE_CHECKING:
 
 SETTINGS = "settings"
 """Attribute of the study in the storage: what it was made from."""
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Switch cyclic garbage collection off within the block.
+
+    Thousands of trials are read there and stay; looking through them again and again, as they come,
+    takes as long as reading them.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @dataclass(frozen=True)
@@ -37,7 +59,16 @@ class Contents:
     attributes: dict[str, Any]
 
 
-class Trials:
+@dataclass(frozen=True)
+class Opened(Contents):
+    """The same, with what a driver writes to."""
+
+    storage: "BaseStorage"
+    study_id: int
+    backup: Backup
+
+
+class StoredTrials:
     """The trials of a configuration in a study folder.
 
     A storage within the folder has them under the study's name. In one that other folders may use
@@ -58,17 +89,40 @@ class Trials:
                 were here and are not any longer.
         """
         self.place.check_parent()
-        with self.way_out():
+        with self.pointing_to_restore():
             name = self.name
             if name is None or not self.place.may_hold_trials:
                 self._check_not_lost()
             storage = self.place.open()
-            with self.place.reading():
+            with self.place.errors(reads=True):
                 study_id = None if name is None else self._find(storage, name)
                 if study_id is None:
-                    return storage, self.make(storage, self._named())
+                    return storage, self.make(storage, self.named())
                 self._settle(storage, study_id)
         return storage, study_id
+
+    @without_garbage_collection()
+    def open_to_write(self, distributions: "Mapping[str, BaseDistribution]") -> Opened:
+        """Open a study whose lock is held; storage and backup are made if they are not there.
+
+        What a kill kept from being written to one of them is written now.
+
+        Args:
+            distributions: of all parameters.
+
+        Raises:
+            InputError: the storage cannot be used, or is not as it was left. Nothing was changed.
+        """
+        kept = self.backup.read()
+        storage, study_id = self.open()
+        with self.pointing_to_restore():
+            found = self.read_alone(kept, storage, study_id)
+        try:
+            check_attributes(found.attributes)
+        except InputError as error:
+            raise InputError(f"{self.place}: {error}") from None
+        self._bring_up_to_date(kept, found, study_line(self.named(), self._config, distributions))
+        return Opened(found.trials, found.attributes, storage, study_id, self.backup)
 
     def contents(self) -> Contents | None:
         """What the storage has; None if there is nothing yet.
@@ -80,33 +134,46 @@ class Trials:
         """
         kept = self.backup.read()  # before the storage, to which a search may be adding
         with self.found() as found:
-            if found is None:
-                return None
-            storage, study_id = found
-            trials = storage.get_all_trials(study_id, deepcopy=False)
-            attributes = dict(storage.get_study_user_attrs(study_id))
-            self.check_whole(kept, trials)
-        return Contents(trials, attributes)
+            return None if found is None else self.read(kept, *found, is_alone=False)
 
-    def check_whole(
-        self, kept: Kept, trials: "Sequence[FrozenTrial]", others: Sequence[str] = ()
-    ) -> None:
-        """See that a storage has what the backup has.
+    def read_alone(self, kept: BackupContents, storage: "BaseStorage", study_id: int) -> Contents:
+        """Read and check all that a storage has of a study at which no search is at work.
 
-        Args:
-            kept: the backup, read before the trials were.
-            trials: of the storage.
-            others: what else it does not have, in words.
+        What was about to be written to it when a search was killed is written first.
 
         Raises:
-            DamagedError: it has not.
+            InputError: something was changed or is gone, or the file is damaged elsewhere.
         """
-        missing, changed = lost_trials(self.backup, kept, trials)
-        told = [f"trial {number} is missing" for number in missing]
-        told += [f"trial {number} is changed" for number in changed]
-        if told := [*told, *others]:
+        self.place.check_file()
+        if kept.pending is not None:
+            with self.place.errors(reads=True):
+                _write_pending(kept.pending, storage, study_id)
+        return self.read(kept, storage, study_id)
+
+    def read(
+        self, kept: BackupContents, storage: "BaseStorage", study_id: int, is_alone: bool = True
+    ) -> Contents:
+        """Read all that a storage has of a study, and compare it with the backup.
+
+        Args:
+            kept: the backup, read before.
+            storage: with the study.
+            study_id: of it.
+            is_alone: whether no search is at work, so that everything can be compared.
+
+        Raises:
+            DamagedError: something was changed or is gone.
+        """
+        with self.place.errors(reads=True):
+            trials = storage.get_all_trials(study_id, deepcopy=False)
+            attributes = dict(storage.get_study_user_attrs(study_id))
+        told = kept.lost(trials, attributes if is_alone else None)
+        if is_alone and [trial.number for trial in trials] != list(range(len(trials))):
+            told.insert(0, "its trials are not numbered in a row")
+        if told:
             more = f" and {len(told) - 2} more" if len(told) > 2 else ""
             raise DamagedError(f"{self.place}: is damaged ({', '.join(told[:2])}{more})")
+        return Contents(trials, attributes)
 
     @contextmanager
     def found(self) -> "Iterator[tuple[BaseStorage, int] | None]":
@@ -115,13 +182,13 @@ class Trials:
         Raises:
             InputError: as there, and for what fails within the block.
         """
-        with self.way_out():
+        with self.pointing_to_restore():
             name = self.name
             if name is None or not self.place.may_hold_trials:
                 self._check_not_lost()
                 yield None
                 return
-            with self.place.opened() as storage, self.place.reading():
+            with self.place.opened() as storage, self.place.errors(reads=True):
                 study_id = self._find(storage, name)
                 if study_id is not None and _has_trials(storage, study_id):
                     self._check_settings(storage, study_id)
@@ -157,26 +224,24 @@ class Trials:
         if not self.place.is_shared or not is_begun:
             yield
             return
-        with self.place.claimed(self._named()):
+        with self.place.claimed(self.named()):
             yield
 
     @contextmanager
-    def way_out(self) -> Iterator[None]:
-        """What is said within the block of a damaged storage says how to go on, too."""
+    def pointing_to_restore(self) -> Iterator[None]:
+        """Add to what is said within the block of a damaged storage how it is restored."""
         try:
             yield
         except DamagedError as error:
-            raise DamagedError(f"{error}{self._told_of_backup()}") from None
-
-    def _told_of_backup(self) -> str:
-        kept = self.backup.read()
-        if not kept.has_trials:
-            return ""
-        count = len(kept.ended)
-        trials = "1 finished trial is" if count == 1 else f"{count} finished trials are"
-        broken = f", {len(kept.broken)} of its lines are not" if kept.broken else ""
-        command = f"levit-search restore {quoted(str(self._folder))}"
-        return f"; {trials} whole in its {NAME}{broken}: {command}"
+            kept = self.backup.read()
+            if not kept.has_trials:
+                raise
+            count = len(kept.finished)
+            trials = "1 finished trial is" if count == 1 else f"{count} finished trials are"
+            broken = f", {len(kept.broken)} of its lines are not" if kept.broken else ""
+            command = f"levit-search restore {quoted(str(self._folder))}"
+            told = f"{error}; {trials} whole in its {NAME}{broken}: {command}"
+            raise DamagedError(told) from None
 
     @property
     def name_file(self) -> Path:
@@ -207,7 +272,7 @@ class Trials:
         """Go by another name in the storage from now on."""
         write_json(self.name_file, {"study": name})
 
-    def _named(self) -> str:
+    def named(self) -> str:
         """The name, a new one if there was none."""
         name = self.name
         if name is None:
@@ -254,15 +319,14 @@ class Trials:
         ]
 
     def _settle(self, storage: "BaseStorage", study_id: int) -> None:
-        """What a new study is told; a kill may have come between."""
+        """Tell a new study what it was made from; a kill may have come between."""
         from optuna.exceptions import ExperimentalWarning
 
-        attributes = storage.get_study_user_attrs(study_id)
-        settings = comparable(self._config)
-        if _has_trials(storage, study_id):
+        is_new = not _has_trials(storage, study_id)
+        if not is_new:
             self._check_settings(storage, study_id)
-        if SETTINGS not in attributes or not _has_trials(storage, study_id):
-            storage.set_study_user_attr(study_id, SETTINGS, settings)
+        if is_new or SETTINGS not in storage.get_study_user_attrs(study_id):
+            storage.set_study_user_attr(study_id, SETTINGS, comparable(self._config))
         study = _opened(storage, study_id)
         if study.metric_names is None:
             with warnings.catch_warnings():
@@ -304,6 +368,41 @@ class Trials:
         except InputError as error:
             return str(error)
         return differences(comparable(before), comparable(self._config))
+
+    def _bring_up_to_date(self, kept: BackupContents, found: Contents, study: Line) -> None:
+        """Write to the backup what is missing there; one that is damaged, or not there, is made
+        anew."""
+        if not kept.broken and kept.study is not None:
+            lines = kept.missing(found.trials)
+            if kept.study != study:
+                lines.insert(0, study)
+            if lines or kept.is_torn:
+                self.backup.append(lines, at=kept.size)
+            return
+        ours = {key: each for key, each in found.attributes.items() if key != SETTINGS}
+        self.backup.rewrite(study, ours, found.trials)
+        if kept.broken:
+            count = len(kept.broken)
+            told = "1 line is" if count == 1 else f"{count} lines are"
+            warnings.warn(
+                f"{self.backup.path}: {told} damaged; the storage is whole, and the file was "
+                "written anew from it",
+                stacklevel=2,
+            )
+
+
+def _write_pending(pending: Line, storage: "BaseStorage", study_id: int) -> None:
+    """Write an attribute, or a note with a running trial, which may be there already."""
+    from optuna.exceptions import UpdateFinishedTrialError
+
+    if "attribute" in pending:
+        storage.set_study_user_attr(study_id, pending["attribute"], pending["value"])
+        return
+    with suppress(KeyError, UpdateFinishedTrialError):  # where it is damaged, comparing tells
+        trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, pending["trial"])
+        known = storage.get_trial(trial_id).user_attrs.get(pending["note"])
+        if not has_more(known, pending["value"]):
+            storage.set_trial_user_attr(trial_id, pending["note"], pending["value"])
 
 
 def _opened(storage: "BaseStorage", study_id: int) -> "OptunaStudy":
