@@ -48,7 +48,7 @@ _FIRST = (
     "test_torch_worker.py",
     "test_plugins.py",
     "test_cli_audit.py",
-    "test_takeover.py",
+    "test_warm_start.py",
     "test_predictor.py",
 )
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from levit_search.architecture import Architecture
 from levit_search.engine.interface import Event
-from levit_search.engine.worker import Task, TaskEngine, carry_out
+from levit_search.engine.tasks import Task, TaskEngine, carry_out
 from levit_search.search import Summary, search
 from levit_search.study import Study, read_config
 

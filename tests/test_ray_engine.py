@@ -24,7 +24,7 @@ from levit_search.engine import make_engine
 from levit_search.engine.interface import Event
 from levit_search.engine.ray import CandidateSearcher, RayEngine
 from levit_search.engine.ray_cluster import Placement
-from levit_search.engine.worker import Task
+from levit_search.engine.tasks import Task
 from levit_search.errors import InputError
 from levit_search.latency.ray_connection import join
 from levit_search.study import Study, read_config

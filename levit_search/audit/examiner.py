@@ -43,7 +43,7 @@ class Examination:
 
 
 class Examiner:
-    """Examines one network after another; see :class:`levit_search.engine.worker.Evaluates`.
+    """Examines one network after another; see :class:`levit_search.engine.tasks.Evaluates`.
 
     Args:
         config: of the study, but for ``search.seed``: that of the trainings.

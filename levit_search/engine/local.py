@@ -16,7 +16,7 @@ from typing import Any
 
 from levit_search.architecture import Architecture
 from levit_search.engine.interface import Event
-from levit_search.engine.worker import (
+from levit_search.engine.tasks import (
     EVALUATOR,
     Task,
     TaskEngine,
@@ -53,7 +53,7 @@ class LocalEngine(TaskEngine):
         sample: any network of its space.
         settled_ms: the reference's latency by id, where an earlier session settled it.
         evaluator: ``module:attribute`` of what workers do their work with; see
-            :class:`levit_search.engine.worker.Evaluates`.
+            :class:`levit_search.engine.tasks.Evaluates`.
     """
 
     def __init__(

@@ -34,9 +34,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from levit_search.architecture import Architecture
-from levit_search.engine import ray_cluster, worker
+from levit_search.engine import ray_cluster, tasks
 from levit_search.engine.interface import Event
-from levit_search.engine.worker import Evaluates, Task, TaskEngine
+from levit_search.engine.tasks import Evaluates, Task, TaskEngine
 from levit_search.errors import InputError
 from levit_search.latency.ray_connection import first_line
 from levit_search.study import Study
@@ -237,7 +237,7 @@ class RayEngine(CandidateSearcher):
         sample: any network of its space.
         settled_ms: the reference's latency by id, where an earlier session settled it.
         evaluator: ``module:attribute`` of what workers do their work with; see
-            :class:`levit_search.engine.worker.Evaluates`.
+            :class:`levit_search.engine.tasks.Evaluates`.
 
     Raises:
         InputError: there is no such cluster, or none of its nodes can serve a worker.
@@ -248,7 +248,7 @@ class RayEngine(CandidateSearcher):
         study: Study,
         sample: Architecture,
         settled_ms: dict[str, float],
-        evaluator: str = worker.EVALUATOR,
+        evaluator: str = tasks.EVALUATOR,
     ) -> None:
         engine = study.config.engine
         super().__init__(settled_ms, engine.jobs)
@@ -370,11 +370,11 @@ class Worker(tune.Trainable):
             self._tasks.put(Task(**task))
 
     def _work(self, make: Callable[[], Evaluates], sample: dict[str, Any]) -> None:
-        evaluator = worker.prepare(make, sample, self._tell)
+        evaluator = tasks.prepare(make, sample, self._tell)
         if evaluator is not None:
             with contextlib.closing(evaluator):
                 while (task := self._tasks.get()) is not None:
-                    worker.carry_out(task, evaluator, self._tell, self._answers.get)
+                    tasks.carry_out(task, evaluator, self._tell, self._answers.get)
 
     def _tell(self, event: Event) -> None:
         with self._changed:
@@ -391,4 +391,4 @@ def _evaluator(
             f"the node {ray.util.get_node_ip_address()} does not see the study's folder {folder}; "
             "a search on several machines needs it on a file system that they share"
         )
-    return worker.evaluator_maker(evaluator, config, str(folder))(settled_ms, None)
+    return tasks.evaluator_maker(evaluator, config, str(folder))(settled_ms, None)

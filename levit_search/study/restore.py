@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _LOST = "neither the storage nor its backup has anything of it any longer"
 _ROWS = "its tables have rows of what is gone; empty the database, or give another one by --storage"
 
-Told = Callable[[int, int], None]
+OnWritten = Callable[[int, int], None]
 """How many trials of how many were written."""
 
 
@@ -52,7 +52,7 @@ class Restored:
     """Other files of the folder that were made again."""
 
 
-def restore(folder: Path, force: bool, told: Told) -> Restored:
+def restore(folder: Path, force: bool, on_written: OnWritten) -> Restored:
     """Make again what is damaged of a study's storage, ``study.yaml`` and ``storage.json``.
 
     What was damaged is kept under another name.
@@ -60,7 +60,7 @@ def restore(folder: Path, force: bool, told: Told) -> Restored:
     Args:
         folder: of the study.
         force: make the storage again though it is sound.
-        told: called as it goes on.
+        on_written: called as it goes on.
 
     Raises:
         InputError: there is nothing to restore from, nothing is damaged, or a search is at work.
@@ -73,7 +73,7 @@ def restore(folder: Path, force: bool, told: Told) -> Restored:
     with study.lock():
         kept = trials.backup.read()  # a search may have ended meanwhile
         if force or not _is_sound(trials, kept):
-            restored = _make(study, trials.name, kept, _left(trials), told)
+            restored = _make(study, trials.name, kept, _left(trials), on_written)
         elif files:
             restored = Restored(str(trials.place), len(kept.finished), sorted(kept.running))
         else:
@@ -85,13 +85,13 @@ def restore(folder: Path, force: bool, told: Told) -> Restored:
     return restored
 
 
-def restore_elsewhere(folder: Path, storage: str | None, told: Told) -> Restored:
+def restore_elsewhere(folder: Path, storage: str | None, on_written: OnWritten) -> Restored:
     """Make a study's storage in another place, such as where a server is gone.
 
     Args:
         folder: of the study.
         storage: as in a configuration.
-        told: called as it goes on.
+        on_written: called as it goes on.
 
     Raises:
         InputError: there is nothing to restore from, the place cannot be used or is the study's
@@ -112,7 +112,7 @@ def restore_elsewhere(folder: Path, storage: str | None, told: Told) -> Restored
         )
     with Study(folder, before.config.model_copy(update={"storage": None})).lock():
         left = _left(StoredTrials(folder, before.config))
-        restored = _make(study, None, Backup(folder).read(), left, told)
+        restored = _make(study, None, Backup(folder).read(), left, on_written)
         write_atomically(folder / "study.yaml", write_yaml(study.config.model_dump(mode="json")))
     restored.files = [*files, "study.yaml"]
     return restored
@@ -179,7 +179,7 @@ def _left(trials: StoredTrials) -> Contents:
 
 
 def _make(
-    study: Study, name: str | None, kept: BackupContents, left: Contents, told: Told
+    study: Study, name: str | None, kept: BackupContents, left: Contents, on_written: OnWritten
 ) -> Restored:
     """Make the storage of a study, and see that all of it is there.
 
@@ -188,7 +188,7 @@ def _make(
         name: of the damaged study in this place; None if there is none.
         kept: its backup.
         left: what is left in the damaged storage, for what is not in the backup.
-        told: called as it goes on.
+        on_written: called as it goes on.
     """
     trials = StoredTrials(study.folder, study.config)
     restored = Restored(str(trials.place))
@@ -200,9 +200,9 @@ def _make(
         for key, value in attributes.items():
             storage.set_study_user_attr(study_id, key, value)
         for count, line in enumerate(lines):
-            told(count, len(lines))
+            on_written(count, len(lines))
             storage.create_new_trial(study_id, trial_of(line, ranges))
-        told(len(lines), len(lines))
+        on_written(len(lines), len(lines))
         made = trials.read(kept, storage, study_id).trials
     restored.running = [trial.number for trial in made if not trial.state.is_finished()]
     restored.finished = len(made) - len(restored.running) - len(restored.lost)
