@@ -7,62 +7,69 @@ torch.
 
 import errno
 import os
-import signal
 import sys
-import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
+from typer.core import TyperGroup
 
-from levit_search.cli import diagnostics, networks, pretraining, reproducing, searching, studies
-from levit_search.cli.printing import say
+from levit_search.cli import networks, searching, studies, training
+from levit_search.cli.terminal import end_at_signals, say
 from levit_search.errors import InputError, LevitSearchError, refused_by_disk
 from levit_search.printable import escape_what_streams_lack
 from levit_search.version import __version__
 
+
+class _InOrder(TyperGroup):
+    """Lists commands in the order in which people need them, that of :data:`_COMMANDS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        del ctx
+        return [name for name in _COMMANDS if name in self.commands]
+
+
 app = typer.Typer(
     help="Find the best LeViT-like vision transformer for a data set and a device.",
+    cls=_InOrder,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for _command in (
-    searching.run,
-    pretraining.supernet,
-    searching.front,
-    studies.restore,
-    studies.report,
-    studies.audit,
-    studies.export,
-    networks.show,
-    networks.count,
-    networks.probe,
-    diagnostics.targets,
-    networks.train,
-    reproducing.reproduce,
-    searching.data,
-    searching.space,
-    diagnostics.doctor,
-):
-    app.command()(_command)
-app.add_typer(pretraining.teacher, name="teacher")
+_COMMANDS: "dict[str, Callable[..., None] | typer.Typer]" = {
+    "run": searching.run,
+    "front": searching.front,
+    "report": studies.report,
+    "export": studies.export,
+    "audit": studies.audit,
+    "count": networks.count,
+    "show": networks.show,
+    "probe": networks.probe,
+    "targets": networks.targets,
+    "train": training.train,
+    "teacher": training.teacher,
+    "supernet": training.supernet,
+    "reproduce": training.reproduce,
+    "space": searching.space,
+    "data": searching.data,
+    "doctor": studies.doctor,
+    "restore": studies.restore,
+}
+for _name, _command in _COMMANDS.items():
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name)
+    else:
+        app.command(_name)(_command)
 
 
 def main() -> None:
     """Run the command in ``sys.argv``; exit 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     warnings.showwarning = _show_warning
-    sys.unraisablehook = _ignore_error
     escape_what_streams_lack()
     try:
-        # Whoever ends us this way means what Ctrl-C means, only at once.
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-                signal.signal(number, _interrupt)
+        end_at_signals()
         _check_working_directory()
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
@@ -102,30 +109,6 @@ def _check_working_directory() -> None:
         Path.cwd()
     except FileNotFoundError:
         raise InputError("the working directory is gone; change to another one") from None
-
-
-class _Ended(KeyboardInterrupt):
-    """Raised at a signal that asks for an end.
-
-    One that is a plain KeyboardInterrupt, and is raised while text is executed (as named tuples do
-    it when they are made), has Python end itself by SIGINT at its exit, though it was caught.
-    """
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise _Ended
-
-
-_ignore_any_error = sys.unraisablehook
-
-
-def _ignore_error(ignored: "sys.UnraisableHookArgs") -> None:
-    """Ask for the end again where Python ignored that, as it does within callbacks of its own."""
-    if isinstance(ignored.exc_value, _Ended):
-        # From another thread: raised here, it would be ignored like the first one.
-        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    else:
-        _ignore_any_error(ignored)
 
 
 def _deaf() -> int:

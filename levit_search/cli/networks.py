@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.options import Json, Settings
-from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
+from levit_search.cli.terminal import (
+    Json,
+    figures_table,
+    print_json,
+    print_table,
+    say,
+    tell,
+)
 from levit_search.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -17,8 +23,8 @@ if TYPE_CHECKING:
     from levit_search.baseline import Baseline
     from levit_search.cost import Cost, LayerCost
     from levit_search.latency import LatencyConfig
+    from levit_search.latency.reach import Reached
     from levit_search.progress import Progress
-    from levit_search.study import StudyConfig
 
 Archs = Annotated[
     list[str],
@@ -37,7 +43,10 @@ def count(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Count parameters, FLOPs and activations; one multiply-add is one FLOP."""
+    """Count parameters, FLOPs and activations of networks.
+
+    One multiply-add is one FLOP.
+    """
     from levit_search.cost import Cost
 
     networks = [(name, _network(name)) for name in archs]
@@ -232,6 +241,79 @@ def _print_measurements(rows: list[dict[str, Any]], config: "LatencyConfig") -> 
         tell("An emulator ran these: the times say nothing of the device that it plays.")
 
 
+def targets(
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, max=3600, help="Wait so long for each.")
+    ] = 20.0,
+    as_json: Json = False,
+) -> None:
+    """Show where latency can be measured now, and why not elsewhere."""
+    from levit_search.latency.reach import reach
+    from levit_search.latency.targets import known_names, read_targets
+    from levit_search.progress import StepProgress
+
+    named = read_targets()
+    with StepProgress() as shown:
+
+        def report(found: "Reached") -> None:
+            shown.step(f"{found.name} {'reached' if found.reachable else 'not reached'}")
+
+        shown.begin("targets", len(known_names(named)))
+        shown.update("", 0.0)
+        rows = reach(named, timeout, report)
+    if as_json:
+        print_json([row.as_json() for row in rows])
+        return
+    _print_targets(rows)
+
+
+def _print_targets(rows: "list[Reached]") -> None:
+    from rich.table import Table
+
+    from levit_search.latency.targets import target_files
+
+    table = Table(box=None, pad_edge=False)
+    for head in ("target", "reachable", "device, or why not"):
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(row.name, "yes" if row.reachable else "no", "\n".join(_reached_lines(row)))
+    print_table(table)
+    tell()
+    *others, last = [str(path) for path in target_files()]
+    hint = (
+        "`--target` and `latency: {target: ...}` also take ssh://[user@]host[:port] and "
+        f"ray://RESOURCE. Names of your own are looked for in {', '.join(others)}, in {last} here "
+        "and in one beside the space file; the last one that has a name counts."
+    )
+    tell(textwrap.fill(hint, 100, break_long_words=False, break_on_hyphens=False))
+
+
+def _reached_lines(row: "Reached") -> list[str]:
+    """What there is to say of a target, line by line."""
+    lines = [row.address] if row.address is not None and row.address != row.name else []
+    if row.device is not None:
+        lines.append(_device(row.device) + (" (emulated)" if row.is_emulated else ""))
+        versions = ", ".join(f"{name} {version}" for name, version in row.runtimes.items())
+        lines.append(f"installed: {versions}")
+    if row.reason is not None:
+        lines.append(row.reason)
+    if row.settings:
+        settings = row.settings
+        lines.append(
+            f"settings: {settings['runtime']}, {settings['precision']}, batch "
+            f"{settings['batch_size']}, {settings['threads']} thread(s)"
+        )
+    return lines
+
+
+def _device(device: dict[str, Any]) -> str:
+    cpu = f"{device['cpu']}, {device['machine']}, {device['cores']} core(s)"
+    if "gpu" not in device:
+        return cpu
+    memory = f"{device['gpu_memory_bytes'] / 1e9:.0f} GB"
+    return f"{device['gpu']}, {memory}, CUDA {device['cuda']}, driver {device['driver']}; {cpu}"
+
+
 _FORMATS = ("terminal", "svg", "png", "json")
 _FORMAT_OF = {".svg": "svg", ".png": "png", ".json": "json", ".txt": "terminal", "": "terminal"}
 
@@ -259,7 +341,7 @@ def show(
         ),
     ] = None,
 ) -> None:
-    """Draw a network's blocks with bars of their FLOPs and parameters.
+    """Draw a network's blocks with their FLOPs and parameters.
 
     Where there are trained weights, SVG and PNG show the attention biases and the first layer's
     filters below the blocks. JSON has the figures of every block, and the biases.
@@ -271,7 +353,7 @@ def show(
         raise InputError("--weights: the terminal shows no maps; give --format svg, png or json")
     if form == "png" and out is None and sys.stdout.isatty():
         raise InputError("--format png: is nothing for a terminal; give --out FILE")
-    network = _architecture(arch)
+    network = architecture_of(arch)
     title = _title(arch)
     if form == "terminal":
         listing = diagram.terminal(network, title)
@@ -351,145 +433,21 @@ def _write(content: str | bytes, out: Path | None) -> None:
         sys.stdout.buffer.flush()
 
 
-# The embedded space whose recipe and teacher a data set's training starts from; those of
-# levit-fashion serve for others, whatever their size.
-_SPACE_OF = {"digits": "levit", "fashion-mnist": "levit-fashion"}
-
-
-def given_size(text: str | None) -> int | list[int] | None:
-    """``--image-size`` as a configuration has it."""
-    from levit_search.image_size import plain_size, read_size
-
-    return None if text is None else plain_size(read_size(text, "--image-size"))
-
-
-def training_config(data: str, given: dict[str, Any], settings: list[str] | None) -> "StudyConfig":
-    """The default recipe and teacher of a data set, changed by options and by ``--set``.
-
-    Options that were not given are None; a teacher that is None was given as ``none``.
-    """
-    from levit_search.study import parse_settings, read_config, space_file
-
-    changes: dict[str, Any] = {"start": []}
-    if data not in _SPACE_OF:
-        changes["data"] = {"name": data}
-    changes |= {k: v for k, v in given.items() if v is not None or k == "teacher"}
-    changes |= parse_settings(settings or [])
-    config = read_config(space_file(_SPACE_OF.get(data, "levit-fashion")), changes)
-    config.check_planned()
-    return config
-
-
-def train(
-    arch: Annotated[
-        str, typer.Argument(metavar="ARCH", help="A published name, a YAML file or STUDY#TRIAL.")
-    ],
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="digits, fashion-mnist, folder (with --set data.root=DIR), or a name of timm's "
-            "readers such as torch/cifar10.",
-        ),
-    ] = "digits",
-    image_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Pixels a side, or HxW such as 64x96 [default: the space file's or the data's].",
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="short or levit, in place of the space file's train section."),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs to train.")] = None,
-    stop_after: Annotated[
-        int | None,
-        typer.Option(
-            metavar="EPOCH", min=1, help="Stop here; the same command without it goes on."
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WEIGHTS",
-            help="Start from these: a file, the folder of an export or of --out, STUDY or "
-            "STUDY#TRIAL, or timm's name of a LeViT, DeiT or ResNet [default: fresh].",
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help="A timm network with the recipe short, or none [default: the space file's; none "
-            "for other data]."
-        ),
-    ] = None,
-    final: Annotated[bool, typer.Option("--final", help="Report the test split too.")] = False,
-    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Keep architecture, weights and checkpoint here."),
-    ] = None,
-    settings: Settings = None,
-    as_json: Json = False,
-) -> None:
-    """Train one network, its stem fitted to the images, with the data set's default recipe."""
-    from levit_search.proportion import accuracy_text
-    from levit_search.single import train_single
-
-    network = _architecture(arch)
-    given: dict[str, Any] = {
-        "train": {"recipe": recipe} if recipe is not None else None,
-        "train.epochs": epochs,
-        "train.weights": weights,
-        "data.image_size": given_size(image_size),
-        "search.seed": seed,
-    }
-    if teacher is not None:
-        given["teacher"] = None if teacher == "none" else {"name": teacher}
-    elif data not in _SPACE_OF:  # one that is trained here is seldom better than its student
-        given["teacher"] = None
-    config = training_config(data, given, settings)
-    try:
-        result = train_single(network, config, final, out, stop_after, say)
-    except KeyboardInterrupt:
-        goes_on = (
-            f"the same command goes on from the last checkpoint in {out}, if there is one"
-            if out is not None
-            else "nothing is kept; with --out DIR the same command would go on from a checkpoint"
-        )
-        say(f"\nInterrupted; {goes_on}.")
-        raise typer.Exit(130) from None
-    if as_json:
-        print_json(result)
-        return
-    accuracies = [
-        f"{split} {accuracy_text(result[f'{split}_top1_percent'], result[f'{split}_images'])}"
-        for split in ("val", "test")[: 1 + final]
-    ]
-    tell(
-        f"{arch} ({result['id']}) on {data}, {result['epochs']} epochs: top-1 "
-        f"{', '.join(accuracies)}; {result['images_per_second']:.0f} images/s, "
-        f"{result['seconds']:.0f} s"
-    )
-
-
 def _network(text: str) -> "Architecture | Baseline":
-    """What ARCH names: ``timm/NAME`` or ``timm/NAME@SIZE``, or as :func:`_architecture` a network
+    """What ARCH names: ``timm/NAME`` or ``timm/NAME@SIZE``, or as :func:`architecture_of` a network
     of ours.
 
     Raises:
         InputError: there is no such thing.
     """
     if not text.startswith("timm/"):
-        return _architecture(text)
+        return architecture_of(text)
     from levit_search import baseline
 
     return baseline.load(text)
 
 
-def _architecture(text: str) -> "Architecture":
+def architecture_of(text: str) -> "Architecture":
     """The network of ours that ARCH names: a published one, a YAML file or ``STUDY#TRIAL``.
 
     Raises:

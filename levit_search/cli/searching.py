@@ -1,7 +1,6 @@
 """Commands around a search: its space, the search itself and its front."""
 
 import re
-import signal
 import sys
 import textwrap
 from pathlib import Path
@@ -9,15 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.options import Json, NewStudyFolder, Settings, StudyFolder
-from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
+from levit_search.cli.terminal import (
+    Interruption,
+    Json,
+    NewStudyFolder,
+    Settings,
+    StudyFolder,
+    figures_table,
+    print_json,
+    print_table,
+    say,
+    tell,
+)
 from levit_search.errors import InputError
 from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from sys import UnraisableHookArgs
-    from types import FrameType
 
     from levit_search.search import Summary
     from levit_search.significance import Verdict
@@ -57,7 +64,7 @@ def run(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Search a space; on a study folder that exists, go on with it.
+    """Search a space; with a study that is there, go on.
 
     Ends with 1 where no network is better than guessing; what was found is kept all the same.
     """
@@ -90,7 +97,9 @@ def run(
             callbacks: list[Callback] = [progress]
             if tensorboard:
                 callbacks.append(TensorBoardCallback(opened))
-            summary = search(opened, callbacks, take_from, is_asked_to_stop=interruption.is_asked)
+            summary = search(
+                opened, callbacks, take_from, is_asked_to_stop=lambda: interruption.is_asked
+            )
         page = _report(opened)
     except KeyboardInterrupt:
         say(f"\n{_goes_on(opened)}")
@@ -104,50 +113,6 @@ def run(
         _print_summary(summary, opened.config.objectives, page)
     if summary.verdict.kind == "guessing":
         raise typer.Exit(1)
-
-
-class Interruption:
-    """A context in which the first Ctrl-C asks a search to come to an end; the next stops it now.
-
-    It is for the main thread, whose signals it takes over. Where Ctrl-C is ignored, as in what a
-    script leaves behind by ``&``, it stays so.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._before: Any = None
-        self._hook_before = sys.unraisablehook
-
-    def __enter__(self) -> "Interruption":
-        self._before = signal.getsignal(signal.SIGINT)
-        self._hook_before, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
-        if self._before != signal.SIG_IGN:
-            signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-        sys.unraisablehook = self._hook_before
-
-    def is_asked(self) -> bool:
-        """Whether Ctrl-C was pressed.
-
-        Raises:
-            KeyboardInterrupt: it was pressed twice, and Python lost what its handler raised.
-        """
-        if self._count > 1:
-            raise KeyboardInterrupt
-        return self._count > 0
-
-    def _ask(self, _number: int, _frame: "FrameType | None") -> None:
-        self._count += 1
-        if self._count > 1:
-            raise KeyboardInterrupt
-
-    def _on_unraisable(self, lost: "UnraisableHookArgs") -> None:
-        # A handler that raises while an object is finalized raises for nobody: is_asked does then.
-        if not isinstance(lost.exc_value, KeyboardInterrupt):
-            self._hook_before(lost)
 
 
 def _goes_on(study: "Study") -> str:
@@ -255,7 +220,10 @@ def data(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Show what is in a data set and how it is read: pictures, classes, sizes, faults, copies."""
+    """Show what is in a data set and how it is read.
+
+    Pictures, classes, sizes, modes, what cannot be read, and pictures that are there twice.
+    """
     from levit_search.configuration import validated
     from levit_search.data import DataConfig, check, survey_of
     from levit_search.study import parse_settings
@@ -283,7 +251,7 @@ def front(
     study: StudyFolder,
     format: Annotated[str, typer.Option(help="table, csv, json or markdown.")] = "table",
 ) -> None:
-    """Print the Pareto front of a study, and what its accuracies are worth.
+    """Print a study's Pareto front and how sure it is.
 
     Networks to compare with come after it, in JSON with null as their trial; csv has none. Where
     the output is for programs the sentences are on standard error; the exit code is 0 either way.
@@ -321,7 +289,7 @@ def space(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a space holds: its slots, its size and what random networks in it cost."""
+    """Show what a space holds: slots, size, costs of random networks."""
     from levit_search import architecture
     from levit_search.study import parse_settings, read_config, space_file
 

@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.options import DataFolder, Json, StudyFolder
-from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
+from levit_search.cli.terminal import (
+    DataFolder,
+    Json,
+    StudyFolder,
+    figures_table,
+    print_json,
+    print_table,
+    say,
+    tell,
+)
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.printable import quoted
 
 if TYPE_CHECKING:
+    from levit_search.doctor import Check, Finding
     from levit_search.export import Export, Retraining
     from levit_search.study import Study
     from levit_search.study.restore import Restored
@@ -44,7 +53,7 @@ def report(
         bool, typer.Option("--open", help="Show the page in the browser as well.")
     ] = False,
 ) -> None:
-    """Show what a search found and how it went, as a page that opens offline.
+    """Show what a search found, as a page that opens offline.
 
     The front against each cost, the networks on it in detail, all trials, hypervolume, learning
     curves, which choices matter, predicted latencies, failures and how it was made.
@@ -110,7 +119,7 @@ def export(
     data: DataFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Write a chosen network as a folder that runs without this package.
+    """Write a network as a folder that needs nothing of this package.
 
     A readable torch module, ONNX, weights, a timm checkpoint where timm can express it, a script
     that classifies images, and a model card. Each file is read in a process of its own and compared
@@ -203,11 +212,12 @@ def audit(
     data: DataFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what a search cost and brought, and what its front is worth beyond its luck.
+    """Tell what a front is worth beyond the luck of its search.
 
-    Each network on the front is trained again with further seeds and measured on the test split,
-    which no search reads. Results go to audit.json, audit.md and audit.svg in the study folder,
-    network by network: an audit that was interrupted goes on with the same command.
+    Told is what the search cost and brought, too. Each network on the front is trained again with
+    further seeds and measured on the test split, which no search reads. Results go to audit.json,
+    audit.md and audit.svg in the study folder, network by network: an audit that was interrupted
+    goes on with the same command.
     """
     from levit_search.audit import audit as look
     from levit_search.progress import StepProgress
@@ -264,7 +274,7 @@ def restore(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a study's damaged or lost storage again from the backup in its folder."""
+    """Make a damaged or lost storage again from its backup."""
     from dataclasses import asdict
 
     from levit_search.study.restore import restore, restore_elsewhere
@@ -302,3 +312,77 @@ def _print_restored(restored: "Restored", elsewhere: str | None) -> None:
 
 def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
+
+
+_WIDTH = 110
+_WORDS = {"ok": ("ok", "green"), "warn": ("WARN", "yellow"), "fail": ("FAIL", "bold red")}
+_GROUPS = ("installation", "runtimes", "machine", "targets", "data", "disk", "study")
+
+
+def doctor(
+    study: Annotated[
+        Path | None, typer.Argument(metavar="STUDY", help="A study folder to look at as well.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for what would fail here, and say how to mend it.
+
+    Ends with 1 where something would.
+    """
+    from levit_search.doctor import all_checks, examine
+    from levit_search.progress import StepProgress
+
+    checks = all_checks(study)
+    with StepProgress() as shown:
+        shown.begin("looking", len(checks))
+        shown.update("", 0.0)
+
+        def report(check: "Check") -> None:
+            shown.step(f"{check.group}: {check.name}")
+
+        findings = examine(checks, report)
+    findings.sort(key=lambda each: _GROUPS.index(each.group))
+    failed = sum(each.status == "fail" for each in findings)
+    if as_json:
+        print_json({"ok": not failed, "findings": [each.as_json() for each in findings]})
+    else:
+        _print_findings(findings)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print_findings(findings: "list[Finding]") -> None:
+    from rich.text import Text
+
+    from levit_search.printable import careful_console
+
+    console = careful_console()
+
+    def line(*parts: str | tuple[str, str]) -> None:
+        console.print(Text.assemble(*parts), soft_wrap=True)  # commands stay whole, to be copied
+
+    width = max(len(each.name) for each in findings)
+    group = ""
+    for each in findings:
+        if each.group != group:
+            line(f"\n{each.group}" if group else each.group)
+            group = each.group
+        indent = " " * (width + 9)
+        word, colour = _WORDS[each.status]
+        line("  ", (f"{word:<4}", colour), f" {each.name:<{width}}  ", _folded(each.found, indent))
+        if each.breaks:
+            label = "would fail: " if each.status == "fail" else "this means: "
+            line(indent, label, _folded(each.breaks, indent + " " * len(label)))
+        if each.mend:
+            line(indent, "to mend:    ", each.mend)
+    counts = {status: sum(each.status == status for each in findings) for status in _WORDS}
+    failed = "nothing would fail" if not counts["fail"] else f"{counts['fail']} would fail"
+    warned = "1 warning" if counts["warn"] == 1 else f"{counts['warn']} warnings"
+    line(f"\n{failed}, {warned} ({len(findings)} looked at)")
+
+
+def _folded(text: str, indent: str) -> str:
+    lines = textwrap.wrap(
+        text, max(40, _WIDTH - len(indent)), break_long_words=False, break_on_hyphens=False
+    )
+    return f"\n{indent}".join(lines)

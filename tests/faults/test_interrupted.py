@@ -2,13 +2,14 @@
 
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from levit_search.cli.searching import Interruption
+from levit_search.cli.terminal import Ended, Interruption, end_at_signals
 from tests.faults.conftest import Account, Quoted
 from tests.faults.sessions import Search, Session
 
@@ -44,25 +45,31 @@ def test_ctrl_c_stays_ignored_in_what_a_script_left_behind() -> None:
     try:
         with Interruption() as interruption:
             signal.raise_signal(signal.SIGINT)
-        assert not interruption.is_asked()
+        assert not interruption.is_asked
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_ctrl_c_that_comes_while_an_object_is_finalized_counts_and_says_nothing(
-    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     class Finalized:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGINT)
 
-    with Interruption() as interruption:
-        signal.raise_signal(signal.SIGINT)
-        assert interruption.is_asked()
-        Finalized()
-        with pytest.raises(KeyboardInterrupt):
-            interruption.is_asked()
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        end_at_signals()
+        with Interruption():
+            signal.raise_signal(signal.SIGINT)
+            Finalized()
+            with pytest.raises(Ended):
+                time.sleep(10)
+    finally:
+        for number, answer in before.items():
+            signal.signal(number, answer)
     assert capfd.readouterr().err == ""
 
 

@@ -1,4 +1,5 @@
-"""Commands that train ahead of a search: weights that a space's networks share, and its teacher."""
+"""Commands that train: one network, weights that a space's networks share, a teacher, and the
+paper's tables beside ours."""
 
 import sys
 import textwrap
@@ -8,16 +9,153 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from levit_search.cli.options import Json, NewStudyFolder, Settings
-from levit_search.cli.printing import figures_table, print_json, print_table, say, tell
+from levit_search.cli.networks import architecture_of
+from levit_search.cli.terminal import (
+    Json,
+    NewStudyFolder,
+    Settings,
+    figures_table,
+    print_json,
+    print_table,
+    say,
+    tell,
+)
 from levit_search.errors import InputError
 from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from levit_search.progress import StepProgress
     from levit_search.recipe import TeacherConfig
+    from levit_search.reproduce import Results
+    from levit_search.reproduce.paper import Table
     from levit_search.study import Study, StudyConfig
     from levit_search.train import Epoch
+
+# The embedded space whose recipe and teacher a data set's training starts from; those of
+# levit-fashion serve for others, whatever their size.
+_SPACE_OF = {"digits": "levit", "fashion-mnist": "levit-fashion"}
+
+
+def given_size(text: str | None) -> int | list[int] | None:
+    """``--image-size`` as a configuration has it."""
+    from levit_search.image_size import plain_size, read_size
+
+    return None if text is None else plain_size(read_size(text, "--image-size"))
+
+
+def training_config(data: str, given: dict[str, Any], settings: list[str] | None) -> "StudyConfig":
+    """The default recipe and teacher of a data set, changed by options and by ``--set``.
+
+    Options that were not given are None; a teacher that is None was given as ``none``.
+    """
+    from levit_search.study import parse_settings, read_config, space_file
+
+    changes: dict[str, Any] = {"start": []}
+    if data not in _SPACE_OF:
+        changes["data"] = {"name": data}
+    changes |= {k: v for k, v in given.items() if v is not None or k == "teacher"}
+    changes |= parse_settings(settings or [])
+    config = read_config(space_file(_SPACE_OF.get(data, "levit-fashion")), changes)
+    config.check_planned()
+    return config
+
+
+def train(
+    arch: Annotated[
+        str, typer.Argument(metavar="ARCH", help="A published name, a YAML file or STUDY#TRIAL.")
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="digits, fashion-mnist, folder (with --set data.root=DIR), or a name of timm's "
+            "readers such as torch/cifar10.",
+        ),
+    ] = "digits",
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Pixels a side, or HxW such as 64x96 [default: the space file's or the data's].",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="short or levit, in place of the space file's train section."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs to train.")] = None,
+    stop_after: Annotated[
+        int | None,
+        typer.Option(
+            metavar="EPOCH", min=1, help="Stop here; the same command without it goes on."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Start from these: a file, the folder of an export or of --out, STUDY or "
+            "STUDY#TRIAL, or timm's name of a LeViT, DeiT or ResNet [default: fresh].",
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="A timm network with the recipe short, or none [default: the space file's; none "
+            "for other data]."
+        ),
+    ] = None,
+    final: Annotated[bool, typer.Option("--final", help="Report the test split too.")] = False,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep architecture, weights and checkpoint here."),
+    ] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Train one network with the default recipe of its data.
+
+    Its stem is fitted to the images.
+    """
+    from levit_search.proportion import accuracy_text
+    from levit_search.single import train_single
+
+    network = architecture_of(arch)
+    given: dict[str, Any] = {
+        "train": {"recipe": recipe} if recipe is not None else None,
+        "train.epochs": epochs,
+        "train.weights": weights,
+        "data.image_size": given_size(image_size),
+        "search.seed": seed,
+    }
+    if teacher is not None:
+        given["teacher"] = None if teacher == "none" else {"name": teacher}
+    elif data not in _SPACE_OF:  # one that is trained here is seldom better than its student
+        given["teacher"] = None
+    config = training_config(data, given, settings)
+    try:
+        result = train_single(network, config, final, out, stop_after, say)
+    except KeyboardInterrupt:
+        goes_on = (
+            f"the same command goes on from the last checkpoint in {out}, if there is one"
+            if out is not None
+            else "nothing is kept; with --out DIR the same command would go on from a checkpoint"
+        )
+        say(f"\nInterrupted; {goes_on}.")
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json(result)
+        return
+    accuracies = [
+        f"{split} {accuracy_text(result[f'{split}_top1_percent'], result[f'{split}_images'])}"
+        for split in ("val", "test")[: 1 + final]
+    ]
+    tell(
+        f"{arch} ({result['id']}) on {data}, {result['epochs']} epochs: top-1 "
+        f"{', '.join(accuracies)}; {result['images_per_second']:.0f} images/s, "
+        f"{result['seconds']:.0f} s"
+    )
 
 
 def supernet(
@@ -55,11 +193,11 @@ def supernet(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Train one set of weights for all networks of a space; on one that is begun, go on.
+    """Train one set of weights for all networks of a space.
 
-    It is kept in the study folder, where `run` with `--set accuracy=supernet` takes the accuracy of
-    its candidates from it. With `--data generated` it is for other data: `run --set weights=STUDY`
-    lets each candidate start from its part of it.
+    One that is begun is gone on with. It is kept in the study folder, where `run` with
+    `--set accuracy=supernet` takes the accuracy of its candidates from it. With `--data generated`
+    it is for other data: `run --set weights=STUDY` lets each candidate start from its part of it.
     """
     from levit_search.progress import StepProgress
     from levit_search.search import begin
@@ -381,3 +519,164 @@ def _told(card: dict[str, Any]) -> str:
         f"{size_text(card['data']['image_size'])} px{enlarged}."
     )
     return textwrap.fill(lines, 100, break_long_words=False, break_on_hyphens=False)
+
+
+def reproduce(
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="grafting, variants, ablation or blocks.")
+    ],
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="static, speed, accuracy, comma-separated [default: static; blocks: speed]."
+        ),
+    ] = None,
+    data: Annotated[
+        str, typer.Option(help="What accuracy is trained on: digits, fashion-mnist or folder.")
+    ] = "digits",
+    epochs: Annotated[int | None, typer.Option(help="Epochs to train.")] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Pixels a side, or HxW such as 64x96, for accuracy."),
+    ] = None,
+    width_scale: Annotated[
+        float, typer.Option(min=0.01, max=100, help="Multiplies widths and heads, for accuracy.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Where to time; see `targets` [default: paper-intel; blocks: cpu]."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images in a timed run [default: the target's].")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of a timed run [default: the target's].")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Timing spent on each row.")] = 8.0,
+    layout: Annotated[
+        str, typer.Option(help="Timed as tokens (linear layers) or maps (1x1 convolutions).")
+    ] = "tokens",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to [default: studies/TABLE].")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Train again what is trained with these settings.")
+    ] = False,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Put a table of the LeViT paper beside figures of our own.
+
+    They are counts, timings and trainings, and go to table.md, table.csv and results.json in the
+    folder, row by row: a run that was
+    interrupted goes on with the same command. Grafts are trained with a learning rate of 1e-3 and
+    batches of 64, where --set does not say otherwise.
+    """
+    from levit_search.latency.targets import read_latency
+    from levit_search.progress import StepProgress
+    from levit_search.reproduce import (
+        Request,
+        Results,
+        check_columns,
+        failures,
+        published_table,
+    )
+    from levit_search.reproduce import reproduce as measure
+    from levit_search.study import parse_settings
+
+    paper = published_table(table)
+    default = "speed" if table == "blocks" else "static"
+    wanted = [name.strip() for name in (columns or default).split(",") if name.strip()]
+    changes = parse_settings(settings or [])
+    for key in changes:
+        if key.partition(".")[0] not in ("data", "train", "teacher", "latency"):
+            raise InputError(f"--set {key}: only data, train, teacher and latency matter here")
+    where = target or ("cpu" if table == "blocks" else "paper-intel")  # batch 16, one thread
+    options = {"batch_size": batch_size, "threads": threads, "target": where}
+    timing: dict[str, Any] = {
+        "seconds": seconds,
+        "layout": layout,
+        **{name: value for name, value in options.items() if value is not None},
+    }
+    timing |= {
+        key.partition(".")[2]: value for key, value in changes.items() if key.startswith("latency.")
+    }
+    given: dict[str, Any] = {
+        "train.epochs": epochs,
+        "data.image_size": given_size(image_size),
+        "data.val_share": 0.05,  # for the curves alone; the figures are those of the test split
+        "search.seed": seed,
+    }
+    if table == "grafting":  # at the LeViTs' rates the layers of a DeiT learn little in few epochs
+        given |= {"train.lr": 1e-3, "train.batch_size": 64}
+    request = Request(
+        table=paper,
+        columns=check_columns(paper, wanted),
+        latency=read_latency(timing, "reproduce"),
+        training=training_config(data, given, settings),
+        width_scale=width_scale,
+        environment=_environment(),
+        again=fresh,
+    )
+    results = Results(out or Path("studies") / table, table)
+    try:
+        with results.lock(), StepProgress() as progress:
+            measure(request, results, progress)
+    except KeyboardInterrupt:
+        say(f"\nInterrupted. What was measured is in {results.folder}; the same command goes on.")
+        raise typer.Exit(130) from None
+    failed = failures(results)
+    if as_json:
+        print_json(_document(paper, results))
+    else:
+        _print(paper, results)
+    for row, reason in failed.items():
+        say(f"levit-search: {row} failed: {reason}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print(paper: "Table", results: "Results") -> None:
+    from levit_search.reproduce import COLUMNS, render
+
+    tell(f"{paper.title}\n")  # a table would wrap its title at its own width
+    for group in COLUMNS:  # all of them side by side would be too wide for a terminal
+        if results.latest(group):
+            heads, body = render.cells(paper, results, (group,))
+            shown = figures_table("", heads)
+            for row in body:
+                shown.add_row(*row)
+            print_table(shown)
+            tell()
+    for line in render.notes(paper, results):
+        tell(line)
+    picture = ", curves.svg" if results.latest("accuracy") else ""
+    tell(f"\nIn {results.folder}: table.md, table.csv, results.json, study.yaml{picture}")
+
+
+def _environment() -> dict[str, Any]:
+    """What a reader of the table needs to know of this machine; its name is not part of that."""
+    from levit_search.environment import environment
+
+    found = environment(["levit-search", *sys.argv[1:]])
+    return {name: value for name, value in found.items() if name not in ("host", "system")}
+
+
+def _document(paper: "Table", results: "Results") -> dict[str, Any]:
+    from levit_search.reproduce import render
+
+    return {
+        "table": paper.name,
+        "rows": render.as_rows(paper, results),
+        "runs": {
+            run.columns: {
+                "settings": run.settings,
+                "environment": run.environment,
+                "finished": run.finished,
+                **run.extra,
+            }
+            for run in results.shown()
+        },
+        "notes": render.notes(paper, results),
+    }
