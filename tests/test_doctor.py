@@ -14,21 +14,10 @@ import yaml
 from optuna.trial import TrialState, create_trial
 
 from levit_search.architecture import Architecture
-from levit_search.doctor import (
-    Check,
-    Finding,
-    disks,
-    examine,
-    installation,
-    machine,
-    runtimes,
-    surroundings,
-)
-from levit_search.doctor.checks import all_checks
-from levit_search.doctor.child import carried_out
-from levit_search.doctor.finding import ok
-from levit_search.doctor.of_study import study as looked_at
-from levit_search.doctor.surroundings import data_of
+from levit_search.doctor import Check, Finding, examine, installation, machine, ok
+from levit_search.doctor.checks import all_checks, data_of, targets
+from levit_search.doctor.checks import study_folder as looked_at
+from levit_search.doctor.installation import carried_out
 from levit_search.latency.worker import UNKNOWN
 from levit_search.model import build, save_weights
 from levit_search.study import Study, read_config
@@ -141,7 +130,7 @@ def test_the_table_says_what_would_fail_and_how_to_mend_it(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     findings = [
-        ok("machine", "cores", "2 of 2"),
+        Finding("machine", "cores", "ok", "2 of 2"),
         Finding("disk", "cache", "fail", "/x: Read-only", "every probe", f"export {'X' * 120}"),
         Finding("disk", "temporary", "warn", "\033[31mred", "it fills", "make room"),
     ]
@@ -161,17 +150,17 @@ def test_the_table_says_what_would_fail_and_how_to_mend_it(
 
 
 def test_a_check_that_raises_or_hangs_is_a_finding() -> None:
-    def raises() -> list[Finding]:
+    def raises() -> Finding:
         raise ZeroDivisionError("by chance")
 
-    def hangs() -> list[Finding]:
+    def hangs() -> Finding:
         time.sleep(60)
-        return []
+        return ok("never")
 
     found = looked(
         Check("machine", "raises", raises),
         Check("machine", "hangs", hangs, limit_s=0.3),
-        Check("machine", "works", lambda: [ok("machine", "works", "yes")]),
+        Check("machine", "works", lambda: ok("yes")),
     )
     assert found["raises"].status == found["hangs"].status == "fail"
     assert "ZeroDivisionError: by chance" in found["raises"].found
@@ -190,7 +179,7 @@ def test_a_torchvision_of_another_torch_is_told_with_what_needs_it(
     fake: Callable[[str, str], None],
 ) -> None:
     fake("torchvision", "raise RuntimeError('operator torchvision::nms does not exist')\n")
-    found = by_name(runtimes.runtimes())
+    found = by_name(installation.runtimes())
     assert found["torch"].status == "ok"
     broken = found["torchvision"]
     assert broken.status == "fail"
@@ -261,7 +250,7 @@ def test_another_distribution_of_the_same_module_is_as_good(
     else:
         assert packages.found == "onnxruntime-gpu is 1.2, not >=1.20"
         assert packages.mend == "python -m pip install 'onnxruntime-gpu>=1.20'"
-    assert runtimes._mend("onnxruntime").endswith("--force-reinstall onnxruntime-gpu")
+    assert installation.how_to_mend("onnxruntime").endswith("--force-reinstall onnxruntime-gpu")
 
 
 def test_a_package_that_pip_does_not_know_is_told_and_no_mishap(
@@ -272,7 +261,7 @@ def test_a_package_that_pip_does_not_know_is_told_and_no_mishap(
 
     monkeypatch.setattr("importlib.metadata.version", unknown)
     monkeypatch.setattr("importlib.metadata.requires", unknown)
-    [package] = installation.package()
+    package = installation.package()
     assert package.status == "fail" and "not installed" in package.found
     assert installation.packages()[0].status == "ok"
 
@@ -280,8 +269,8 @@ def test_a_package_that_pip_does_not_know_is_told_and_no_mishap(
 def test_a_mount_whose_name_is_no_utf_8_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = b"1 0 8:1 / / rw - ext4 d rw\n2 1 8:2 / /caf\xe9\\040x rw - nfs4 h:/d rw\n"
     monkeypatch.setattr(Path, "read_bytes", lambda path: mounts)
-    assert disks._file_system(Path(os.fsdecode(b"/caf\xe9 x/studies"))) == "nfs4"
-    assert disks._file_system(Path("/caf/studies")) == "ext4"
+    assert machine._file_system(Path(os.fsdecode(b"/caf\xe9 x/studies"))) == "nfs4"
+    assert machine._file_system(Path("/caf/studies")) == "ext4"
 
 
 def test_a_read_only_cache_fails_with_a_way_out(
@@ -289,7 +278,8 @@ def test_a_read_only_cache_fails_with_a_way_out(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmpfs("ro,size=1m")))
     [cache] = [each for each in all_checks(None) if each.name == "cache"]
-    [found] = cache.look()
+    found = cache.look()
+    assert isinstance(found, Finding)
     assert found.status == "fail"
     assert "Read-only file system" in found.found
     assert found.mend == "have it mounted for writing, or export XDG_CACHE_HOME=DIR"
@@ -298,11 +288,11 @@ def test_a_read_only_cache_fails_with_a_way_out(
 def test_a_full_disk_fails_with_a_way_out(tmpfs: Callable[[str], Path]) -> None:
     place = tmpfs("size=1m")
     (place / "big").write_bytes(bytes(900_000))
-    [found] = disks.folder("studies", place / "mine", "run", "choose another", locks=True)
+    found = machine.folder(place / "mine", "run", "choose another", locks=True)
     assert found.status == "fail"
     assert "No space left on device" in found.found
     assert found.mend == f"make room in {place}, or choose another"
-    [roomy] = disks.folder("studies", tmpfs("size=50m"), "run", "choose another", locks=True)
+    roomy = machine.folder(tmpfs("size=50m"), "run", "choose another", locks=True)
     assert roomy.status == "fail"
     assert "free, tmpfs" in roomy.found
 
@@ -311,15 +301,15 @@ def test_locks_that_do_not_hold_fail(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import fcntl
 
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    [found] = disks.folder("studies", tmp_path, "run", "choose another", locks=True)
+    found = machine.folder(tmp_path, "run", "choose another", locks=True)
     assert found.status == "fail"
     assert "file locks let two in at once" in found.found
     assert found.breaks == "two searches could write to one study at once"
 
 
 def test_a_disk_of_another_machine_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disks, "_file_system", lambda place: "nfs4")
-    [found] = disks.folder("studies", tmp_path, "run", "choose another", locks=True)
+    monkeypatch.setattr(machine, "_file_system", lambda place: "nfs4")
+    found = machine.folder(tmp_path, "run", "choose another", locks=True)
     assert found.status == "warn"
     assert "--set storage=journal" in found.mend
 
@@ -330,12 +320,12 @@ def test_a_target_that_cannot_be_reached_is_told(
     monkeypatch.chdir(tmp_path)
     named = {"box": {"target": {"kind": "command", "python": ["/bin/false"]}}}
     Path("targets.yaml").write_text(yaml.safe_dump(named))
-    found = by_name(surroundings.targets())
+    found = by_name(targets())
     assert found["cpu"].status == "ok"
     assert found["box"].status == "warn"
     assert "targets.yaml" in found["box"].mend
     Path("targets.yaml").write_text("- no mapping\n")
-    [broken] = surroundings.targets()
+    [broken] = targets()
     assert broken.status == "fail"
     assert "targets.yaml" in broken.found
 
@@ -343,7 +333,7 @@ def test_a_target_that_cannot_be_reached_is_told(
 def test_few_open_files_are_told() -> None:
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100));"
-        "from levit_search.doctor.machine import files_limit; print(files_limit()[0])"
+        "from levit_search.doctor.machine import files_limit; print(files_limit())"
     )
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert "at most 100" in told.stdout, told.stderr
@@ -354,14 +344,14 @@ def test_locks_for_probes_that_cannot_be_had_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LEVIT_SEARCH_LOCKS", str(tmp_path / "gone"))
-    [found] = machine.probe_locks()
+    found = machine.probe_locks()
     assert found.status == "fail"
     assert "LEVIT_SEARCH_LOCKS" in found.mend
 
 
 def test_a_number_of_threads_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    [found] = machine.settings()
+    found = machine.settings()
     assert (found.status, found.mend) == ("warn", "unset OMP_NUM_THREADS")
 
 
@@ -372,7 +362,7 @@ def test_a_container_of_less_than_its_cores_is_told(
     (tmp_path / "memory.max").write_text("1000000000\n")
     (tmp_path / "memory.current").write_text("900000000\n")
     monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
-    [cores], [memory] = machine.cores(), machine.memory()
+    cores, memory = machine.cores(), machine.memory()
     assert "may use 0.5 of them" in cores.found
     assert "may use 1.0 GB, 0.9 GB of it in use" in memory.found
     assert cores.status == memory.status == "warn"
@@ -385,7 +375,7 @@ def test_memory_that_holds_files_is_not_in_use(
     (tmp_path / "memory.current").write_text("7900000000\n")
     (tmp_path / "memory.stat").write_text("anon 900000000\ninactive_file 7000000000\n")
     monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
-    assert machine._memory_limit() == (8_000_000_000, 900_000_000)
+    assert machine.memory_limit() == (8_000_000_000, 900_000_000)
 
 
 def test_the_working_directory_is_not_imported_from(
@@ -449,7 +439,7 @@ def test_a_folder_that_is_no_study_fails(tmp_path: Path) -> None:
 
 def test_data_that_was_moved_is_told_with_the_ways_to_name_it(a_study: Study) -> None:
     gone = a_study.config.data.model_copy(update={"name": "folder", "root": "/nowhere"})
-    (found,) = data_of(Path("my studies/1"), gone)
+    found = data_of(Path("my studies/1"), gone)
     assert found.status == "fail" and "/nowhere has no folder train/" in found.found
     assert found.mend is not None
     assert "levit-search export 'my studies/1' --data DIR" in found.mend

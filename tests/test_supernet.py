@@ -16,7 +16,7 @@ from levit_search.batches import Batches, open_batches
 from levit_search.configuration import validated
 from levit_search.cost import cost
 from levit_search.data import DataConfig
-from levit_search.doctor.of_study import study as doctor_study
+from levit_search.doctor.checks import study_folder as doctor_study
 from levit_search.errors import BudgetError, InputError
 from levit_search.model import LevitModel, load_weights, save_weights
 from levit_search.model.blocks import offsets

@@ -329,7 +329,8 @@ def doctor(
 
     Ends with 1 where something would.
     """
-    from levit_search.doctor import all_checks, examine
+    from levit_search.doctor import examine
+    from levit_search.doctor.checks import all_checks
     from levit_search.progress import StepProgress
 
     checks = all_checks(study)

@@ -1,29 +1,38 @@
-"""The Python that runs this, and what is installed in it."""
+"""Python, the packages that are installed in it, and whether they work.
 
+What may take a process down with it is tried in one of its own, step by step: imports, and a tiny
+network that trains and that each inference runtime runs.
+"""
+
+import importlib
+import json
+import os
 import platform
 import re
+import subprocess
 import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from levit_search.doctor.child import carried_out
-from levit_search.doctor.finding import Finding, fail, ok, warn
-from levit_search.latency.worker import UNKNOWN, distribution
+from levit_search.doctor import Finding, fail, ok, warn
+from levit_search.latency.process_pipe import exit_name
+from levit_search.latency.worker import UNKNOWN, distribution, version
 from levit_search.printable import quoted
 from levit_search.version import __version__
-
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
 
 _OLDEST = (3, 10)
 _NAME = "levit-search"
 _PIP = "python -m pip"
-CHILD_S = 60.0
+STEPS_S = 60.0
 """For torch and all that needs it; a busy machine takes a while."""
 
 # Modules that are imported somewhere, by the distribution that brings them; torch and what needs it
-# are tried with a network, see :mod:`levit_search.doctor.runtimes`.
+# are tried by runtimes().
 _MODULES = {
     "numpy": "numpy",
     "pandas": "pandas",
@@ -53,75 +62,76 @@ _EXTRAS = {
     "mysql": "a MySQL server as storage",
 }
 
+# What trains and times networks, in the order in which it is tried, and what fails without it.
+_BREAKS = {
+    "torch": "training, and probes of networks",
+    "torchvision": "training, timm's networks and sets of pictures",
+    "timm": "training, teachers and timm's networks",
+    "network": "every trial that is trained",
+    "augmentation": "training on sets that stay on disk, with RandAugment",
+    "graph": "every probe, and export",
+    "onnxruntime": "every probe with runtime onnxruntime, and the check of exports",
+    "openvino": "probes with runtime openvino",
+    "gpu": "training with device cuda and probes of target cuda",
+}
 
-def python() -> list[Finding]:
+# Where these fail there is no use in trying.
+_NEEDS = {
+    "torchvision": ("torch",),
+    "timm": ("torch", "torchvision"),
+    "network": ("torch", "timm"),
+    "augmentation": ("torch", "torchvision", "timm"),
+    "gpu": ("torch",),
+    "graph": ("network",),
+    "onnxruntime": ("graph",),
+    "openvino": ("graph",),
+}
+
+
+def python() -> Finding:
     """Which Python this is."""
     version = ".".join(map(str, sys.version_info[:3]))
     found = f"{version} at {sys.executable}"
     if sys.version_info < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
-        return [
-            fail(
-                "installation",
-                "python",
-                found,
-                "this package does not run",
-                f"install Python {oldest} or newer, and this package with it",
-            )
-        ]
+        told = f"install Python {oldest} or newer, and this package with it"
+        return fail(found, "this package does not run", told)
     if sys.maxsize < 2**32:
-        return [
-            fail(
-                "installation",
-                "python",
-                f"{found}, 32 bits",
-                "torch has no such build",
-                "install a Python of 64 bits",
-            )
-        ]
-    return [ok("installation", "python", f"{found} ({platform.platform(terse=True)})")]
+        told = "install a Python of 64 bits"
+        return fail(f"{found}, 32 bits", "torch has no such build", told)
+    return ok(f"{found} ({platform.platform(terse=True)})")
 
 
-def package() -> list[Finding]:
+def package() -> Finding:
     """Where this package is, and whether pip knows of it."""
     where = Path(__file__).parents[1]
+    found, mend = f"{__version__} in {where}", f"{_PIP} install -e {quoted(str(where.parent))}"
     try:
         known = metadata.version(_NAME)
     except metadata.PackageNotFoundError:
-        return [
-            fail(
-                "installation",
-                _NAME,
-                f"{__version__} in {where}, not installed",
-                "the bounds of packages are not known",
-                f"{_PIP} install -e {quoted(str(where.parent))}",
-            )
-        ]
+        return fail(f"{found}, not installed", "the bounds of packages are not known", mend)
     if known != __version__:
-        return [
-            warn(
-                "installation",
-                _NAME,
-                f"{__version__} in {where}, installed as {known}",
-                "bounds of packages may be those of another release",
-                f"{_PIP} install -e {quoted(str(where.parent))}",
-            )
-        ]
-    return [ok("installation", _NAME, f"{__version__} in {where}")]
+        breaks = "bounds of packages may be those of another release"
+        return warn(f"{found}, installed as {known}", breaks, mend)
+    return ok(found)
 
 
 def packages() -> list[Finding]:
     """Versions beside what this package asks for, and which extras are there."""
     from packaging.requirements import Requirement
 
+    try:
+        required = metadata.requires(_NAME) or []
+    except metadata.PackageNotFoundError:  # which is a finding of its own
+        required = []
     wrong: list[str] = []
     wanted_again: list[Requirement] = []
     lacking: dict[str, list[str]] = {name: [] for name in _EXTRAS}
     count = 0
     others: list[str] = []
-    for line in _required():
-        wanted = Requirement(line)
-        extra = _extra_of(wanted)
+    for wanted in map(Requirement, required):
+        named = re.search(r"extra == ['\"]([\w-]+)", str(wanted.marker or ""))
+        extra = named[1] if named else None
         if extra == "dev" or (extra is None and wanted.marker and not wanted.marker.evaluate()):
             continue
         found = _installed(wanted.name)
@@ -142,51 +152,16 @@ def packages() -> list[Finding]:
         wanted.marker = None
         wanted_again.append(wanted)
     told = "".join(f"; {each}" for each in others)
-    findings = [ok("installation", "packages", f"{count} as asked for{told}")]
+    finding = ok(f"{count} as asked for{told}")
     if wrong:
         names = " ".join(f"'{each}'" for each in wanted_again)
-        mend = f"{_PIP} install {names}"
-        breaks = "whatever needs them"
-        findings = [fail("installation", "packages", "; ".join(wrong), breaks, mend)]
-    there = [name for name, absent in lacking.items() if not absent]
+        finding = fail("; ".join(wrong), "whatever needs them", f"{_PIP} install {names}")
     away = [name for name, absent in lacking.items() if absent]
-    extras = ", ".join(there) or "none"
+    extras = ", ".join(name for name, absent in lacking.items() if not absent) or "none"
     if away:
         told_of = ", ".join(f"{name} ({_EXTRAS.get(name, 'more')})" for name in away)
         extras += f"; not installed: {told_of}; pip install '{_NAME}[{','.join(away)}]'"
-    return [*findings, ok("installation", "extras", extras)]
-
-
-def imports() -> list[Finding]:
-    """Whether everything imports but torch and what needs it."""
-    modules = {name: each for name, each in _MODULES.items() if _installed(name) is not None}
-    steps = carried_out(list(modules.values()), CHILD_S)
-    broken = [name for name, module in modules.items() if not steps[module].is_ok]
-    if not broken:
-        return [ok("installation", "imports", f"all {len(modules)} packages import")]
-    return [
-        fail(
-            "installation",
-            name,
-            f"{found[1]} does not import: {steps[modules[name]].text}",
-            "whatever needs it",
-            f"{_PIP} install --force-reinstall {found[0]}",
-        )
-        for name in broken
-        if (found := _installed(name)) is not None
-    ]
-
-
-def _extra_of(wanted: "Requirement") -> str | None:
-    found = re.search(r"extra == ['\"]([\w-]+)", str(wanted.marker or ""))
-    return found[1] if found else None
-
-
-def _required() -> list[str]:
-    try:
-        return metadata.requires(_NAME) or []
-    except metadata.PackageNotFoundError:  # which is a finding of its own
-        return []
+    return [finding, ok(extras, "extras")]
 
 
 def _installed(name: str) -> tuple[str, str] | None:
@@ -196,3 +171,234 @@ def _installed(name: str) -> tuple[str, str] | None:
     except metadata.PackageNotFoundError:
         module = _MODULES.get(name, name.replace("-", "_"))
         return distribution(module.partition(".")[0])
+
+
+def imports() -> Finding | list[Finding]:
+    """Whether everything imports but torch and what needs it."""
+    there = {name: found for name in _MODULES if (found := _installed(name)) is not None}
+    steps = carried_out([_MODULES[name] for name in there], STEPS_S)
+    broken = [
+        fail(
+            f"{version} does not import: {steps[_MODULES[name]].text}",
+            "whatever needs it",
+            f"{_PIP} install --force-reinstall {brought_by}",
+            name,
+        )
+        for name, (brought_by, version) in there.items()
+        if not steps[_MODULES[name]].is_ok
+    ]
+    return broken or ok(f"all {len(there)} packages import")
+
+
+def runtimes() -> list[Finding]:
+    """Torch with what needs it, and each inference runtime."""
+    has_openvino = distribution("openvino") is not None
+    done = carried_out([name for name in _BREAKS if name != "openvino" or has_openvino], STEPS_S)
+    findings = []
+    for name, step in done.items():
+        if step.is_ok:
+            finding = ok(step.text, name)
+        elif step.needs is not None:
+            breaks, mend = f"{_BREAKS[name]} may fail", f"mend {step.needs} first"
+            finding = warn(step.text, breaks, mend, name)
+        else:
+            found = f"{version(name) or ''} fails: {step.text}".lstrip()
+            finding = fail(found, _BREAKS[name], how_to_mend(name), name)
+        findings.append(replace(finding, group="machine") if name == "gpu" else finding)
+    if not has_openvino:
+        told = "not installed; pip install 'levit-search[intel]' for runtime openvino"
+        findings.append(ok(told, "openvino"))
+    return findings
+
+
+def how_to_mend(name: str) -> str:
+    """What to do where a step of :func:`runtimes` fails."""
+    if name in ("torch", "torchvision", "network"):
+        # A torchvision that was built for another torch does not import. The build of torch that is
+        # installed came from where its version tells, as far as it does.
+        _, plus, build = (version("torch") or "").partition("+")
+        index = f" --index-url https://download.pytorch.org/whl/{build}" if plus else ""
+        return f"{_PIP} install --force-reinstall torch torchvision{index}"
+    if name == "gpu":
+        return "see nvidia-smi, and https://pytorch.org for a torch built for its driver"
+    if name == "augmentation":
+        return f"{_PIP} install --upgrade timm pillow"
+    if name == "graph":
+        return f"{_PIP} install --upgrade onnx"
+    brought_by, _ = distribution(name) or (name, "")
+    return f"{_PIP} install --force-reinstall {brought_by}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one ended: ``text`` is what it told, or why it failed."""
+
+    is_ok: bool
+    text: str
+    needs: str | None = None
+    """The step without which it was not tried."""
+
+
+def carried_out(names: Sequence[str], limit_s: float) -> dict[str, Step]:
+    """Carry steps out one after another, in a process of their own.
+
+    Args:
+        names: of modules to import, or of the methods of :class:`_Work`.
+        limit_s: for all of them together.
+
+    Returns:
+        How each ended, in this order, those that were not reached included.
+    """
+    # Not by -m, which would import what lies in the working directory first.
+    command = [sys.executable, "-c", _PROGRAM, json.dumps(sys.path), *names]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s
+        )
+        told = done.stdout
+        end = f"the process ended with {exit_name(done.returncode)}"
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        end = f"{end}: {last[:200]}" if last else end
+    except subprocess.TimeoutExpired as late:
+        told, end = late.stdout or b"", f"not done after {limit_s:g} s"
+    # What is not written to its end is none of them, nor is what libraries print at the start.
+    lines = [line for line in told.split(b"\n")[:-1] if line.startswith(b"[")]
+    found = {name: Step(*json.loads(line)) for name, line in zip(names, lines[1:], strict=False)}
+    left = names[len(found) :]
+    blamed = left[0] if lines and left else None
+    for name in left:
+        told_of = end if name == blamed else f"not reached ({end})"
+        found[name] = Step(False, told_of, None if name == blamed else blamed)
+    return found
+
+
+_PROGRAM = """
+import sys
+sys.path = [place for place in sys.path if place]
+import json
+sys.path += [place for place in json.loads(sys.argv.pop(1)) if place and place not in sys.path]
+from levit_search.doctor.installation import carry_out
+carry_out(sys.argv[1:])
+"""
+
+
+def carry_out(names: Sequence[str]) -> None:
+    """Carry steps out here, where :func:`carried_out` waits for them.
+
+    A line of JSON goes to standard output at the beginning, and a :class:`Step` after each step:
+    which one ended this process, or hangs, is known by the lines that are not there.
+    """
+    told = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print is no answer
+    told.write("[]\n")
+    failed: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        work = _Work(Path(folder))
+        for name in names:
+            cause = next((each for each in _NEEDS.get(name, ()) if each in failed), None)
+            try:
+                if cause is not None:
+                    step = Step(False, f"not tried without {cause}", cause)
+                elif hasattr(work, name):
+                    step = Step(True, getattr(work, name)())
+                else:
+                    module = importlib.import_module(name)
+                    step = Step(True, str(getattr(module, "__version__", "imports")))
+            except BaseException as error:
+                traceback.print_exc()
+                step = Step(False, " ".join(f"{type(error).__name__}: {error}".split())[:300])
+            if not step.is_ok:
+                failed.add(name)
+            told.write(json.dumps(astuple(step)) + "\n")
+
+
+class _Work:
+    """Steps that are more than an import, and what one leaves for the next."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._model: Any = None
+        self._logits: Any = None
+
+    def network(self) -> str:
+        """One step of training of a tiny network, and its logits."""
+        import torch
+
+        from levit_search import architecture
+        from levit_search.model import build
+
+        torch.manual_seed(0)
+        self._model = build(architecture.parse(_TINY))
+        images = torch.randn(2, 1, 16, 16)
+        loss = self._model.train()(images).square().mean()
+        loss.backward()
+        if not torch.isfinite(loss):
+            raise ValueError(f"its loss is {loss.item()}")
+        with torch.no_grad():
+            self._logits = self._model.eval()(images[:1]).numpy()
+        return f"trains and evaluates a network ({torch.get_num_threads()} threads)"
+
+    def augmentation(self) -> str:
+        """RandAugment on some pictures, as sets on disk have it."""
+        import numpy as np
+        from PIL import Image
+
+        from levit_search.batches.on_disk import seeded, training_view
+        from levit_search.recipe import Recipe
+
+        view = training_view(Recipe(rand_augment="rand-m9-mstd0.5-inc1"), 16, True, [128] * 3)
+        pixels = np.random.default_rng(0).integers(0, 256, (32, 24, 24, 3), dtype=np.uint8)
+        with seeded(0):
+            for each in pixels:
+                view(Image.fromarray(each))
+        return "pictures are augmented"
+
+    def gpu(self) -> str:
+        """A product of matrices on the GPU, if there is one."""
+        import torch
+
+        if not torch.cuda.is_available():
+            built = "without CUDA" if torch.version.cuda is None else f"CUDA {torch.version.cuda}"
+            return f"none (torch {torch.__version__}, {built})"
+        ones = torch.ones(64, 64, device="cuda")
+        if (ones @ ones).sum().item() != 64**3:
+            raise ValueError("it does not multiply")
+        memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+        return f"{torch.cuda.get_device_name(0)}, {memory:.0f} GB, CUDA {torch.version.cuda}"
+
+    def graph(self) -> str:
+        """The network as ONNX."""
+        from levit_search.model.onnx_graph import export_onnx
+
+        export_onnx(self._model, self._folder / "tiny.onnx", 1)
+        return "a network is written as ONNX"
+
+    def onnxruntime(self) -> str:
+        """The graph by ONNX Runtime, as a probe has it."""
+        return self._run("onnxruntime")
+
+    def openvino(self) -> str:
+        """The graph by OpenVINO, as a probe has it."""
+        return self._run("openvino")
+
+    def _run(self, runtime: str) -> str:
+        import numpy as np
+
+        from levit_search.latency.worker import RUNTIMES
+
+        job = {"threads": 1, "batch_size": 1, "seed": 0}
+        runner = RUNTIMES[runtime](job, {"path": str(self._folder / "tiny.onnx")})
+        logits = np.asarray(runner.run())
+        if logits.shape != self._logits.shape or not np.isfinite(logits).all():
+            raise ValueError(f"its logits are {logits!r}")
+        return f"{version(runtime)} runs a network"
+
+
+_TINY = {
+    "image_size": 16,
+    "in_channels": 1,
+    "num_classes": 10,
+    "stem": {"kind": "conv", "layers": 2},
+    "stages": [{"depth": 1, "embed_dim": 16, "num_heads": 2, "key_dim": 8}],
+    "distillation": False,
+}

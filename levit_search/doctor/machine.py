@@ -1,18 +1,23 @@
-"""Cores, memory, limits and clocks of this machine."""
+"""Cores, memory, limits, clocks and disks of this machine."""
 
+import contextlib
+import errno
 import math
 import os
 import platform
 import shutil
 import socket
+import sqlite3
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from levit_search.doctor.finding import Finding, fail, ok, warn
+from levit_search.doctor import Finding, fail, ok, warn
+from levit_search.files import write_atomically
 from levit_search.latency.worker import cores as usable_cores
 from levit_search.latency.worker import device_name, is_emulated, lock_paths, open_lock
+from levit_search.printable import quoted
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _LEAST_MEMORY_GB = 2.0
@@ -31,253 +36,79 @@ _SETTINGS = (
     "LD_PRELOAD",
     "CUDA_VISIBLE_DEVICES",
 )
+_BLOCK = 1 << 20
+_NO_ROOM_MB, _LITTLE_ROOM_MB = 100, 2000
+# File systems on other machines, whose locks are not to be trusted by SQLite.
+_REMOTE = {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "lustre", "gpfs", "glusterfs", "beegfs"}
 
 
-def cores() -> list[Finding]:
+def cores() -> Finding:
     """How many cores there are, and how many of them this process may use."""
     count, usable = os.cpu_count() or 1, usable_cores()
     found = f"{usable} of {count} ({device_name()}, {platform.machine()})"
     quota = _cpu_quota()
     if is_emulated():
-        return [
-            warn(
-                "machine",
-                "cores",
-                f"{found}, emulated",
-                "latencies say nothing of the machine that it plays",
-                "measure on the device itself",
-            )
-        ]
+        return warn(
+            f"{found}, emulated",
+            "latencies say nothing of the machine that it plays",
+            "measure on the device itself",
+        )
     if quota is not None and quota < usable:
         whole = max(1, math.floor(quota))
-        return [
-            warn(
-                "machine",
-                "cores",
-                f"{found}; the container may use {quota:g} of them",
-                "threads wait for each other, and latencies are far too long",
-                f"start the container with whole cores (docker run --cpuset-cpus=0-{whole - 1})",
-            )
-        ]
+        return warn(
+            f"{found}; the container may use {quota:g} of them",
+            "threads wait for each other, and latencies are far too long",
+            f"start the container with whole cores (docker run --cpuset-cpus=0-{whole - 1})",
+        )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 1.5 * usable:
-        return [
-            warn(
-                "machine",
-                "cores",
-                f"{found}; load {load:.1f}",
-                "trials take longer and latencies are less sure",
-                "see what else runs (top)",
-            )
-        ]
-    return [ok("machine", "cores", f"{found}, load {load:.1f}")]
+        return warn(
+            f"{found}; load {load:.1f}",
+            "trials take longer and latencies are less sure",
+            "see what else runs (top)",
+        )
+    return ok(f"{found}, load {load:.1f}")
 
 
-def governor() -> list[Finding]:
+def governor() -> Finding:
     """Whether cores change their clock while they are timed."""
     path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     try:
         name = path.read_text().strip()
     except OSError:
-        return [ok("machine", "governor", "none to be seen")]
+        return ok("none to be seen")
     if name in ("powersave", "ondemand", "conservative", "schedutil"):
-        return [
-            warn(
-                "machine",
-                "governor",
-                name,
-                "latencies vary with the clock; the reference in turn takes out most of it",
-                "sudo cpupower frequency-set --governor performance",
-            )
-        ]
-    return [ok("machine", "governor", name)]
+        return warn(
+            name,
+            "latencies vary with the clock; the reference in turn takes out most of it",
+            "sudo cpupower frequency-set --governor performance",
+        )
+    return ok(name)
 
 
-def memory() -> list[Finding]:
+def memory() -> Finding:
     """Memory that is left, within the limits of a container."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
-        return [ok("machine", "memory", "not told by this system")]
+        return ok("not told by this system")
     known = {
         name: int(rest.split()[0]) * 1024 for name, _, rest in (x.partition(":") for x in lines)
     }
     free, total = known["MemAvailable"], known["MemTotal"]
-    limit = _memory_limit()
+    limit = memory_limit()
     found = f"{free / 1e9:.1f} GB of {total / 1e9:.1f} GB available"
     if limit is not None and limit[0] < total:
         bound, used = limit
         free = min(free, bound - used)
         found += f"; the container may use {bound / 1e9:.1f} GB, {used / 1e9:.1f} GB of it in use"
     if free < _LEAST_MEMORY_GB * 1e9:
-        return [
-            warn(
-                "machine",
-                "memory",
-                found,
-                "a worker takes about 1 GB and is killed where there is none left",
-                "end other work, or run with --jobs 1 --set data.in_memory=false",
-            )
-        ]
-    return [ok("machine", "memory", found)]
-
-
-def shared_memory() -> list[Finding]:
-    """Room for what processes that read pictures hand over."""
-    place = Path("/dev/shm")
-    if not place.is_dir():
-        return [ok("machine", "shared memory", "none to be seen")]
-    free = shutil.disk_usage(place).free / 1e6
-    if free < _LEAST_SHARED_MB:
-        return [
-            warn(
-                "machine",
-                "shared memory",
-                f"{free:.0f} MB free in {place}",
-                "training on sets that stay on disk may end with a bus error",
-                "docker run --shm-size=2g, or --set data.in_memory=true",
-            )
-        ]
-    return [ok("machine", "shared memory", f"{free:,.0f} MB free")]
-
-
-def files_limit() -> list[Finding]:
-    """How many files a process may have open."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return [ok("machine", "open files", "no such limit")]
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < _FEWEST_FILES:
-        return [
-            warn(
-                "machine",
-                "open files",
-                f"at most {soft} (may be raised to {hard})",
-                "training with several readers, and Ray, run out of them",
-                f"ulimit -n {min(4096, hard) if hard > 0 else 4096}",
-            )
-        ]
-    told = "any number" if soft == resource.RLIM_INFINITY else f"at most {soft}"
-    return [ok("machine", "open files", told)]
-
-
-def clock() -> list[Finding]:
-    """Whether the clock tells a time after this package was made, and the same as the disk's."""
-    now = time.time()
-    made = Path(__file__).stat().st_mtime
-    shown = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    with tempfile.NamedTemporaryFile() as file:
-        skew = Path(file.name).stat().st_mtime - time.time()
-    if now < made - 86400 or abs(skew) > _SKEW_S:
-        cause = "before this package was installed" if now < made else f"{skew:+.0f} s on the disk"
-        return [
-            warn(
-                "machine",
-                "clock",
-                f"{shown}, {cause}",
-                "times in records and downloads over https are wrong",
-                "sudo timedatectl set-ntp true",
-            )
-        ]
-    return [ok("machine", "clock", shown)]
-
-
-def probe_locks() -> list[Finding]:
-    """The locks that keep probes and training of this host apart."""
-    try:
-        import fcntl
-    except ImportError:
-        return [ok("machine", "probe locks", "this system has none; probe while nothing else runs")]
-    for path in lock_paths():
-        try:
-            handle = open_lock(path)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass  # a probe is at work
-            finally:
-                os.close(handle)
-        except OSError as error:
-            return [
-                fail(
-                    "machine",
-                    "probe locks",
-                    f"{path}: {error.strerror}",
-                    "every probe, and training beside one",
-                    "export LEVIT_SEARCH_LOCKS=DIR, a local folder that all users may write to",
-                )
-            ]
-    return [ok("machine", "probe locks", str(Path(lock_paths()[0]).parent))]
-
-
-def network() -> list[Finding]:
-    """The machine's own name and the ports that Ray takes."""
-    name = socket.gethostname()
-    taken = []
-    for port in _RAY_PORTS:
-        with socket.socket() as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                tried.bind(("", port))
-            except OSError:
-                taken.append(port)
-    try:
-        socket.getaddrinfo(name, None)
-    except OSError:
-        return [
-            warn(
-                "machine",
-                "network",
-                f"the name of this machine, {name}, has no address",
-                "Ray does not start",
-                f"add a line to /etc/hosts: 127.0.1.1 {name}",
-            )
-        ]
-    if taken:
-        uses = ", ".join(f"{port} ({_RAY_PORTS[port]})" for port in taken)
-        return [ok("machine", "network", f"ports in use: {uses}; a cluster of Ray may run here")]
-    return [ok("machine", "network", "ports of Ray are free")]
-
-
-def settings() -> list[Finding]:
-    """Environment variables and the C library that decide how fast networks run."""
-    given = {name: os.environ[name] for name in _SETTINGS if os.environ.get(name)}
-    library = " ".join(platform.libc_ver()).strip() or "an unknown C library"
-    shown = ", ".join([library, *(f"{name}={value}" for name, value in given.items())])
-    wrong = [
-        f"{name}={value}"
-        for name, value in given.items()
-        if name.endswith("_NUM_THREADS") and not (value.isdigit() and int(value) > 0)
-    ]
-    if wrong:
-        return [
-            warn(
-                "machine",
-                "settings",
-                shown,
-                f"{', '.join(wrong)} is no number of threads, and is ignored",
-                f"unset {' '.join(each.partition('=')[0] for each in wrong)}",
-            )
-        ]
-    return [ok("machine", "settings", shown)]
-
-
-def terminal() -> list[Finding]:
-    """Whether what is printed can be shown."""
-    encoding = (sys.stdout.encoding or "").lower()
-    if encoding.replace("-", "") != "utf8":
-        return [
-            warn(
-                "machine",
-                "terminal",
-                f"takes {encoding or 'no known characters'}",
-                "names with other letters are not printed as they are",
-                "export PYTHONUTF8=1 LC_ALL=C.UTF-8",
-            )
-        ]
-    kind = os.environ.get("TERM", "unknown") if sys.stdout.isatty() else "none"
-    return [ok("machine", "terminal", f"{kind}, {encoding}")]
+        return warn(
+            found,
+            "a worker takes about 1 GB and is killed where there is none left",
+            "end other work, or run with --jobs 1 --set data.in_memory=false",
+        )
+    return ok(found)
 
 
 def _cpu_quota() -> float | None:
@@ -292,26 +123,21 @@ def _cpu_quota() -> float | None:
     return None
 
 
-def _memory_limit() -> tuple[int, int] | None:
+def memory_limit() -> tuple[int, int] | None:
     """Bytes that a container may use and does, without what of files the system lets go of first;
     None: any."""
     for path in _cgroup_files("memory.max"):
         bound = path.read_text().strip()
         if bound != "max":
-            used = int((path.parent / "memory.current").read_text())
-            return int(bound), used - _let_go(path.parent / "memory.stat")
+            used, statistics = int((path.parent / "memory.current").read_text()), ""
+            with contextlib.suppress(OSError):
+                statistics = (path.parent / "memory.stat").read_text()
+            rows = [line.split() for line in statistics.splitlines()]
+            return int(bound), used - sum(int(row[1]) for row in rows if row[0] == "inactive_file")
     old = _CGROUPS / "memory" / "memory.limit_in_bytes"
     if old.is_file():
         return int(old.read_text()), int((old.parent / "memory.usage_in_bytes").read_text())
     return None
-
-
-def _let_go(path: Path) -> int:
-    try:
-        rows = [line.split() for line in path.read_text().splitlines()]
-    except OSError:
-        return 0
-    return sum(int(count) for name, count in rows if name == "inactive_file")
 
 
 def _cgroup_files(name: str) -> list[Path]:
@@ -324,3 +150,245 @@ def _cgroup_files(name: str) -> list[Path]:
     place = _CGROUPS / own.strip("/")
     folders = [place, *(each for each in place.parents if each.is_relative_to(_CGROUPS))]
     return [folder / name for folder in folders if (folder / name).is_file()]
+
+
+def shared_memory() -> Finding:
+    """Room for what processes that read pictures hand over."""
+    place = Path("/dev/shm")
+    if not place.is_dir():
+        return ok("none to be seen")
+    free = shutil.disk_usage(place).free / 1e6
+    if free < _LEAST_SHARED_MB:
+        return warn(
+            f"{free:.0f} MB free in {place}",
+            "training on sets that stay on disk may end with a bus error",
+            "docker run --shm-size=2g, or --set data.in_memory=true",
+        )
+    return ok(f"{free:,.0f} MB free")
+
+
+def files_limit() -> Finding:
+    """How many files a process may have open."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ok("no such limit")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < _FEWEST_FILES:
+        return warn(
+            f"at most {soft} (may be raised to {hard})",
+            "training with several readers, and Ray, run out of them",
+            f"ulimit -n {min(4096, hard) if hard > 0 else 4096}",
+        )
+    return ok("any number" if soft == resource.RLIM_INFINITY else f"at most {soft}")
+
+
+def clock() -> Finding:
+    """Whether the clock tells a time after this package was made, and the same as the disk's."""
+    now = time.time()
+    made = Path(__file__).stat().st_mtime
+    shown = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    with tempfile.NamedTemporaryFile() as file:
+        skew = Path(file.name).stat().st_mtime - time.time()
+    if now < made - 86400 or abs(skew) > _SKEW_S:
+        cause = "before this package was installed" if now < made else f"{skew:+.0f} s on the disk"
+        return warn(
+            f"{shown}, {cause}",
+            "times in records and downloads over https are wrong",
+            "sudo timedatectl set-ntp true",
+        )
+    return ok(shown)
+
+
+def probe_locks() -> Finding:
+    """The locks that keep probes and training of this host apart."""
+    try:
+        import fcntl
+    except ImportError:
+        return ok("this system has none; probe while nothing else runs")
+    for path in lock_paths():
+        try:
+            handle = open_lock(path)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass  # a probe is at work
+            finally:
+                os.close(handle)
+        except OSError as error:
+            return fail(
+                f"{path}: {error.strerror}",
+                "every probe, and training beside one",
+                "export LEVIT_SEARCH_LOCKS=DIR, a local folder that all users may write to",
+            )
+    return ok(str(Path(lock_paths()[0]).parent))
+
+
+def network() -> Finding:
+    """The machine's own name and the ports that Ray takes."""
+    name = socket.gethostname()
+    taken = []
+    for port in _RAY_PORTS:
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind(("", port))
+            except OSError:
+                taken.append(port)
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return warn(
+            f"the name of this machine, {name}, has no address",
+            "Ray does not start",
+            f"add a line to /etc/hosts: 127.0.1.1 {name}",
+        )
+    if taken:
+        uses = ", ".join(f"{port} ({_RAY_PORTS[port]})" for port in taken)
+        return ok(f"ports in use: {uses}; a cluster of Ray may run here")
+    return ok("ports of Ray are free")
+
+
+def settings() -> Finding:
+    """Environment variables and the C library that decide how fast networks run."""
+    given = {name: os.environ[name] for name in _SETTINGS if os.environ.get(name)}
+    library = " ".join(platform.libc_ver()).strip() or "an unknown C library"
+    shown = ", ".join([library, *(f"{name}={value}" for name, value in given.items())])
+    wrong = [
+        f"{name}={value}"
+        for name, value in given.items()
+        if name.endswith("_NUM_THREADS") and not (value.isdigit() and int(value) > 0)
+    ]
+    if wrong:
+        return warn(
+            shown,
+            f"{', '.join(wrong)} is no number of threads, and is ignored",
+            f"unset {' '.join(each.partition('=')[0] for each in wrong)}",
+        )
+    return ok(shown)
+
+
+def terminal() -> Finding:
+    """Whether what is printed can be shown."""
+    encoding = (sys.stdout.encoding or "").lower()
+    if encoding.replace("-", "") != "utf8":
+        return warn(
+            f"takes {encoding or 'no known characters'}",
+            "names with other letters are not printed as they are",
+            "export PYTHONUTF8=1 LC_ALL=C.UTF-8",
+        )
+    kind = os.environ.get("TERM", "unknown") if sys.stdout.isatty() else "none"
+    return ok(f"{kind}, {encoding}")
+
+
+def folder(path: Path, breaks: str, elsewhere: str, locks: bool) -> Finding:
+    """A folder that is written to: permissions, room, and locks that hold.
+
+    Args:
+        path: it need not be there yet.
+        breaks: what fails where it cannot be written.
+        elsewhere: how another one is chosen.
+        locks: whether a study is kept in it, with SQLite's locks and ours.
+    """
+    place = next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
+    found = f"{path}" if place == path else f"{path} (to be made in {place})"
+    make_room = f"make room in {place}"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".levit-search-doctor-", dir=place) as scratch:
+            write_atomically(Path(scratch) / "file", b"\1" * _BLOCK)
+            broken = _broken_locks(Path(scratch)) if locks else None
+    except OSError as error:
+        ways_out = {
+            errno.ENOSPC: make_room,
+            errno.EDQUOT: make_room,
+            errno.EROFS: "have it mounted for writing",
+            errno.EACCES: f"chmod u+rwx {quoted(str(place))}, or have its owner do so",
+            errno.EPERM: f"chmod u+rwx {quoted(str(place))}, or have its owner do so",
+        }
+        way_out = ways_out.get(error.errno or 0, f"see what is wrong with {place}")
+        reason = error.strerror or str(error)
+        return fail(f"{found}: {reason}", breaks, f"{way_out}, or {elsewhere}")
+    if broken is not None:
+        return fail(
+            f"{found}: {broken}",
+            "two searches could write to one study at once",
+            "keep studies in a folder of this machine: --study DIR",
+        )
+    kind = _file_system(place)
+    free_mb = shutil.disk_usage(place).free / 1e6
+    size = f"{free_mb / 1000:,.0f} GB" if free_mb >= 10_000 else f"{free_mb:,.0f} MB"
+    found = f"{found}: {size} free" + (f", {kind}" if kind else "")
+    if free_mb < _NO_ROOM_MB:
+        return fail(found, breaks, f"{make_room}, or {elsewhere}")
+    if locks and (kind in _REMOTE or kind.startswith("fuse.")):
+        return warn(
+            f"{found}, which is on another machine",
+            "SQLite's locks may not hold there, and each trial takes longer to write",
+            "run with --set storage=journal, or in a folder of this machine",
+        )
+    if free_mb < _LITTLE_ROOM_MB:
+        told = "weights and answers of teachers may fill it"
+        return warn(found, told, f"make room, or {elsewhere}")
+    return ok(found)
+
+
+def _broken_locks(scratch: Path) -> str | None:
+    """Which locks let two in at once."""
+    for kind, holds in {"file locks": _file_locks_hold, "SQLite locks": _sqlite_locks_hold}.items():
+        try:
+            if not holds(scratch):
+                return f"{kind} let two in at once"
+        except (OSError, sqlite3.Error) as error:
+            return f"has no {kind} ({error})"
+    return None
+
+
+def _file_locks_hold(scratch: Path) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows locks whatever is open
+        return True
+    path = scratch / "lock"
+    with path.open("w") as first, path.open("w") as second:
+        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _sqlite_locks_hold(scratch: Path) -> bool:
+    path = scratch / "trials.db"
+    with contextlib.ExitStack() as stack:
+        first, second = (
+            stack.enter_context(
+                contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None))
+            )
+            for _ in range(2)
+        )
+        first.execute("CREATE TABLE trials (number INTEGER)")
+        first.execute("BEGIN IMMEDIATE")
+        try:
+            second.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            first.execute("COMMIT")
+            return True
+    return False
+
+
+def _file_system(place: Path) -> str:
+    """The kind of file system that a folder is on; empty where that is not told."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return ""
+    best, kind = Path("/"), ""
+    here = place.resolve()
+    for line in lines:
+        fields, _, rest = line.partition(b" - ")
+        name = fields.split()[4].decode("unicode_escape").encode("latin-1")
+        point = Path(os.fsdecode(name))
+        if here.is_relative_to(point) and len(point.parts) >= len(best.parts):
+            best, kind = point, os.fsdecode(rest.split()[0])
+    return kind
