@@ -17,9 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from levit_search.errors import InputError
-from levit_search.files import write_atomically
+from levit_search.files import WEIGHTS_KEY, weights_checksum, write_atomically, write_checksummed
 from levit_search.pretrained import weights_digest
-from levit_search.sealed import WEIGHTS_KEY, weights_checksum, write_sealed
 from levit_search.study import Study
 from levit_search.supernet import read_card, supernet_folder
 
@@ -47,7 +46,7 @@ def main() -> None:
     write_atomically(out / "weights.safetensors", raw)
     told = {"licence": asked.licence, "sources": asked.sources, "made": made}
     here = f"{Path.cwd()}/"  # where the training ran is of no use to others
-    write_sealed(out / "card.json", json.loads(json.dumps({**card, **told}).replace(here, "")))
+    write_checksummed(out / "card.json", json.loads(json.dumps({**card, **told}).replace(here, "")))
     count = sum(each.numel() for each in weights.values())
     print(f"{out}: {len(raw) / 1e6:.2f} MB, {count:,} weights")
 

@@ -1,27 +1,40 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, checksums that they carry, and where they are kept.
+
+JSON has its checksum under ``checksum``, safetensors in the file's metadata under ``sha256``. What
+was written before files had one is taken as it is.
+"""
 
 import contextlib
 import errno
 import hashlib
+import io
 import json
+import mmap
 import os
 import re
 import stat
 import tempfile
 import warnings
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from levit_search.errors import InputError
-from levit_search.printable import encodable, encodable_json
+from levit_search.escaping import encodable, encodable_json
 
 _OURS = "levit-search"
 # What write_atomically calls a file until it is whole.
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")
-
 # What file systems answer that cannot flush a folder, or flush it by themselves.
 _NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.ENOSYS}
+
+_JSON_KEY = "checksum"
+WEIGHTS_KEY = "sha256"
+_MOST_BYTES = 1 << 33
+
+# What torch takes from a pickle, and fills with zeros, as many as it says; no weights have one.
+_FILLED = b"bytearray"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -53,6 +66,215 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         _flush_folder(path.parent)
 
 
+def _temporary(path: Path) -> tuple[int, Path]:
+    """A new file beside ``path``, locked where there are locks: its descriptor and its path."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)  # as soon as nobody else has it any longer
+        if Path(name).exists():
+            return handle, Path(name)
+        os.close(handle)  # taken for left over before it was locked
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the new name on the disk as well."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NOT_FLUSHED:
+            raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write ``data`` as readable JSON, atomically."""
+    write_atomically(path, json.dumps(encodable_json(data), indent=2) + "\n")
+
+
+def remove_unfinished(folder: Path) -> list[Path]:
+    """Remove the temporary files below ``folder`` whose writers were killed; returns their paths.
+
+    A writer holds a lock on its own, which ends with it. Where there are no such locks nothing is
+    removed.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has none
+        return []
+    removed = []
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names if _UNFINISHED.fullmatch(name)):
+            # Somebody else's, locked, finished just now, or on a file system without locks: then it
+            # is not ours to remove.
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+class DamagedFileError(ValueError):
+    """A file is not as it was written; the message says in a few words what is wrong with it."""
+
+
+def read_bounded(path: Path) -> bytes:
+    """The content of a file that may come from anybody.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        DamagedFileError: it is a pipe or a device, which may have no end, or larger than any of
+            ours.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DamagedFileError("it is no regular file")
+    if found.st_size > _MOST_BYTES:
+        raise DamagedFileError(f"it has {found.st_size} bytes, more than {_MOST_BYTES}")
+    return path.read_bytes()
+
+
+def checksummed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """``content``, which is for JSON and has no ``checksum``, with one."""
+    assert _JSON_KEY not in content
+    written = encodable_json(content)
+    return {**written, _JSON_KEY: _digest(json.loads(json.dumps(written)))}
+
+
+def write_checksummed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` as readable JSON with a checksum, atomically."""
+    write_json(path, checksummed(content))
+
+
+def read_checksummed(path: Path) -> dict[str, Any]:
+    """The content of a file of :func:`checksummed` JSON.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        DamagedFileError: it is damaged.
+    """
+    raw = read_bounded(path)
+    if not raw.strip():
+        raise DamagedFileError("it is empty")
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise DamagedFileError("it is cut short, or no JSON") from None
+    if not isinstance(content, dict):
+        raise DamagedFileError("it holds something else")
+    if _JSON_KEY in content:
+        is_sound = content.pop(_JSON_KEY) == _digest(content)
+    else:  # older than checksums, unless its last entry is one whose name is damaged
+        *rest, last = content.items() or [("", None)]
+        is_sound = last[1] != _digest(dict(rest))
+    if not is_sound:
+        raise DamagedFileError("its checksum is that of other content")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def weights_checksum(raw: bytes) -> str:
+    """A SHA-256 over a safetensors file: its tensors' names, types, shapes and bytes.
+
+    Raises:
+        DamagedFileError: it is no such file.
+    """
+    header, start = _header(raw)
+    header.pop("__metadata__", None)
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    digest.update(memoryview(raw)[start:])
+    return digest.hexdigest()
+
+
+def check_weights(raw: bytes) -> None:
+    """Make sure that a safetensors file has the tensors that its checksum tells of.
+
+    Raises:
+        DamagedFileError: it has not.
+    """
+    metadata = _header(raw)[0].get("__metadata__")
+    known = metadata.get(WEIGHTS_KEY) if isinstance(metadata, dict) else None
+    if known is not None and known != weights_checksum(raw):
+        raise DamagedFileError("its checksum is that of other weights")
+
+
+def _header(raw: bytes) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where the tensors' bytes begin."""
+    if not raw:
+        raise DamagedFileError("it is empty")
+    start = 8 + int.from_bytes(raw[:8], "little")
+    if start > len(raw):
+        raise DamagedFileError("it is cut short, or no safetensors file")
+    try:
+        header = json.loads(raw[8:start])
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise DamagedFileError("it is no safetensors file")
+    return header, start
+
+
+def check_no_zip_bomb(checkpoint: Path | bytes) -> None:
+    """Make sure that a checkpoint of torch is as large as what it holds.
+
+    It is a zip archive, which torch writes without compressing it but reads with: a few kilobytes
+    could stand for all memory there is.
+
+    Args:
+        checkpoint: its file or its content; of one that is no zip archive, only what its pickle
+            asks for is judged.
+
+    Raises:
+        ValueError: something in it is compressed, or it says to hold more than it is long, or asks
+            for bytes that it does not have.
+        OSError: the file cannot be read.
+    """
+    file = io.BytesIO(checkpoint) if isinstance(checkpoint, bytes) else checkpoint.open("rb")
+    with file:
+        length = file.seek(0, io.SEEK_END)
+        if isinstance(checkpoint, bytes):
+            is_filled = _FILLED in checkpoint
+        elif length:
+            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as content:
+                is_filled = content.find(_FILLED) >= 0
+        else:
+            is_filled = False
+        if is_filled:
+            raise ValueError("asks for a bytearray, which no weights have")
+        if not zipfile.is_zipfile(file):
+            return
+        try:
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise ValueError(f"a damaged archive: {error}") from None
+    held = sum(entry.file_size for entry in entries)
+    packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or held > length:
+        raise ValueError(f"has {held} bytes packed into {length}; torch packs nothing")
+
+
 def expanded(path: str | Path) -> Path:
     """A path with a leading ``~`` or ``~NAME`` filled in; as it is where there is no such home.
 
@@ -62,6 +284,15 @@ def expanded(path: str | Path) -> Path:
     if "\0" in str(path):
         raise InputError(f"{path}: no path has a zero byte")
     return Path(os.path.expanduser(path))  # noqa: PTH111 (pathlib raises RuntimeError)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything at ``path``; what is too long for a path, or no text for one, names
+    nothing."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 @contextlib.contextmanager
@@ -113,90 +344,3 @@ def _can_be_made(folder: Path) -> bool:
     """Whether a folder is there, or may be."""
     there = next(each for each in (folder, *folder.parents) if os.access(each, os.F_OK))
     return there == folder or os.access(there, os.W_OK | os.X_OK)
-
-
-def is_there(path: Path) -> bool:
-    """Whether there is anything at ``path``; what is too long for a path, or no text for one, names
-    nothing."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write ``data`` as readable JSON, atomically."""
-    write_atomically(path, json.dumps(encodable_json(data), indent=2) + "\n")
-
-
-def remove_unfinished(folder: Path) -> list[Path]:
-    """Remove the temporary files below ``folder`` whose writers were killed; returns their paths.
-
-    A writer holds a lock on its own, which ends with it. Where there are no such locks nothing is
-    removed.
-    """
-    removed = []
-    for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names if _UNFINISHED.fullmatch(name)):
-            # Somebody else's, or finished just now: then it is not ours to remove.
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                if _is_locked_by_us(file.fileno()):
-                    path.unlink()
-                    removed.append(path)
-    return removed
-
-
-def _temporary(path: Path) -> tuple[int, Path]:
-    """A new file beside ``path``, locked: its descriptor and its path."""
-    while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        _lock(handle)
-        if Path(name).exists():
-            return handle, Path(name)
-        os.close(handle)  # taken for left over before it was locked
-
-
-def _lock(handle: int) -> None:
-    """Lock a file as soon as nobody else has it any longer, where there are locks."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX)
-
-
-def _is_locked_by_us(handle: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows has none
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # another's, or a file system without locks
-        return False
-    return True
-
-
-def _flush_folder(folder: Path) -> None:
-    """Have the new name on the disk as well."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        if error.errno not in _NOT_FLUSHED:
-            raise
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from levit_search.printable import careful_console
+from levit_search.escaping import careful_console
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -9,13 +9,11 @@ from typing import Any
 from levit_search.architecture import Architecture, fitted
 from levit_search.batches import Batches, open_batches
 from levit_search.distill import TeacherAnswers, shared_teacher
-from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import InputError, kept_by_checkpoint
-from levit_search.files import write_atomically
+from levit_search.files import write_atomically, write_checksummed
 from levit_search.model import Model, save_weights
-from levit_search.pretrained import check_weights_fit
-from levit_search.proportion import wilson_percent
-from levit_search.sealed import write_sealed
+from levit_search.pretrained import check_donor_weights, check_weights_fit, donor_of
+from levit_search.significance import wilson_percent
 from levit_search.study import StudyConfig
 from levit_search.train import (
     Checkpoint,
@@ -176,4 +174,4 @@ def _keep(model: Model, result: dict[str, Any], out: Path) -> None:
     with kept_by_checkpoint(out):
         write_atomically(out / "architecture.yaml", model.architecture.to_yaml())
         save_weights(model, out / "model.safetensors")
-        write_sealed(out / "training.json", result)
+        write_checksummed(out / "training.json", result)

@@ -22,8 +22,8 @@ from levit_search import architecture
 from levit_search.cli import searching
 from levit_search.cost import cost
 from levit_search.errors import InputError
-from levit_search.proportion import interval_text, wilson_percent
 from levit_search.search import driver
+from levit_search.significance import interval_text, wilson_percent
 from tests.conftest import ROOT, Cli, command
 from tests.engines import StubEngine
 from tests.networks import SMALL_REGNETY, tiny_description, tiny_space

@@ -17,9 +17,8 @@ from levit_search.batches.in_memory import MemoryBatches
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.export import Retraining, Wishes, card, checks, module, package, probing
 from levit_search.export.probing import Again
-from levit_search.proportion import wilson_percent
 from levit_search.search import driver
-from levit_search.significance import UNJUDGED, Verdict
+from levit_search.significance import UNJUDGED, Verdict, wilson_percent
 from levit_search.study import Study
 from tests.conftest import Cli, needs
 from tests.engines import HereEngine, run

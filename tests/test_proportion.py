@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from levit_search.proportion import (
+from levit_search.significance import (
     guess_percent,
     is_better_than_guessing,
     most_guessed,

@@ -16,10 +16,10 @@ from levit_search import table
 from levit_search.architecture import published
 from levit_search.audit.kept import Accuracies
 from levit_search.errors import InputError
-from levit_search.proportion import wilson_percent
 from levit_search.report import contents, report_of_run, write_report
 from levit_search.report.details import details
 from levit_search.report.reasons import grouped
+from levit_search.significance import wilson_percent
 from levit_search.study import Record, Study, StudyConfig
 from tests.conftest import ROOT, Cli
 from tests.networks import tiny_space

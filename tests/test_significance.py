@@ -13,13 +13,14 @@ from PIL import Image
 import levit_search as ls
 from levit_search import architecture
 from levit_search.batches import open_batches
-from levit_search.proportion import (
+from levit_search.search.evaluate import described_data
+from levit_search.significance import (
+    Verdict,
+    judged,
     needed_right,
     told_apart,
     wilson_percent,
 )
-from levit_search.search.evaluate import described_data
-from levit_search.significance import Verdict, judged
 from levit_search.study import Record, StudyConfig
 from tests.networks import tiny_description, tiny_space
 

@@ -25,8 +25,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from levit_search import architecture
 from levit_search.errors import BudgetError, InputError
+from levit_search.escaping import masked
 from levit_search.study import Study, StudyConfig, backends, read_config, storage
-from levit_search.study.storage import Place, masked
+from levit_search.study.storage import Place
 from tests import mariadb, postgres
 from tests.conftest import ROOT, Cli, needs
 from tests.networks import tiny_description

@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from levit_search.baseline import load_checkpoint
 from levit_search.errors import InputError
-from levit_search.timm_weights import load_checkpoint
 from tests import bombs
 
 

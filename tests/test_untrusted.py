@@ -26,20 +26,19 @@ from PIL import Image
 import levit_search as ls
 from levit_search import diagram
 from levit_search.architecture import Architecture, parse, published
-from levit_search.configuration import read_yaml
+from levit_search.configuration import LARGEST, parse_yaml, read_yaml
 from levit_search.data import DataConfig, describe
 from levit_search.data import load as load_data
 from levit_search.data.decoding import Decoding
 from levit_search.data.sources import FileSource, UnreadableError, decode, keep_from_ghostscript
 from levit_search.errors import InputError, LevitSearchError
+from levit_search.escaping import careful_console, printable
 from levit_search.export import predict
+from levit_search.files import DamagedFileError, read_checksummed
 from levit_search.latency.programs import check_programs
 from levit_search.latency.targets import read_latency
 from levit_search.model import build, load_weights
-from levit_search.plain_yaml import LARGEST, parse_yaml
-from levit_search.printable import careful_console, printable
 from levit_search.progress import no_progress
-from levit_search.sealed import DamagedFileError, read_sealed
 from levit_search.study import Study, read_config
 from levit_search.study.record import record_from_notes
 from levit_search.train import Checkpoint
@@ -759,6 +758,6 @@ def test_files_without_an_end_are_refused(link: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"regular file|more than"):
         load_weights(build(parse(tiny_description())), path)
     with pytest.raises(DamagedFileError, match=r"regular file|more than"):
-        read_sealed(path)
+        read_checksummed(path)
     with pytest.warns(UserWarning, match="starts anew"):
         assert Checkpoint(path, "run").load() is None

@@ -16,9 +16,9 @@ from levit_search import pretrained
 from levit_search.architecture import Levit, parse
 from levit_search.data import generated as generation
 from levit_search.errors import InputError
+from levit_search.files import write_checksummed
 from levit_search.model import build, load_exactly
 from levit_search.pretrained import find_source, pinned, start_from, weights_digest
-from levit_search.sealed import write_sealed
 from levit_search.search import driver
 from levit_search.space import Limits, envelope_of, extremes_of
 from levit_search.study import read_config
@@ -214,7 +214,7 @@ def test_damaged_and_earlier_ones_are_named(trained: Path) -> None:
         find_source(str(trained), network())
     card = read_card(trained / "supernet")
     del card["bounds"]
-    write_sealed(trained / "supernet" / "card.json", card)
+    write_checksummed(trained / "supernet" / "card.json", card)
     weights.touch()
     with pytest.raises(InputError, match="earlier release"):
         find_source(str(trained), network())

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from levit_search.errors import InputError
-from levit_search.files import write_atomically
-from levit_search.sealed import read_sealed, write_sealed
+from levit_search.files import read_checksummed, write_atomically, write_checksummed
 
 VERSION = 1
 
@@ -50,7 +49,7 @@ class Kept:
         self.networks: dict[str, Accuracies] = {}
         """By id."""
         try:
-            raw = read_sealed(self._path)
+            raw = read_checksummed(self._path)
             version = raw["version"]
             if version == VERSION:
                 self.networks = {
@@ -106,7 +105,7 @@ class Kept:
         """
         networks = {name: found.as_json() for name, found in self.networks.items()}
         try:
-            write_sealed(self._path, {"version": VERSION, **figures, "networks": networks})
+            write_checksummed(self._path, {"version": VERSION, **figures, "networks": networks})
         except OSError as error:
             raise self._unwritable(error) from None
 

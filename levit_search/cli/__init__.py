@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from levit_search.cli import networks, searching, studies, training
 from levit_search.cli.terminal import end_at_signals, say
 from levit_search.errors import InputError, LevitSearchError, refused_by_disk
-from levit_search.printable import escape_what_streams_lack
+from levit_search.escaping import escape_what_streams_lack
 from levit_search.version import __version__
 
 

@@ -419,8 +419,8 @@ def _trained(arch: str, network: "Architecture") -> Path | None:
 
 
 def _write(content: str | bytes, out: Path | None) -> None:
+    from levit_search.escaping import encodable
     from levit_search.files import write_atomically
-    from levit_search.printable import encodable
 
     if out is not None:
         try:

@@ -21,7 +21,7 @@ from levit_search.cli.terminal import (
     tell,
 )
 from levit_search.errors import InputError
-from levit_search.printable import quoted
+from levit_search.escaping import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ from levit_search.cli.terminal import (
     tell,
 )
 from levit_search.errors import InputError, UnknownNameError
-from levit_search.printable import quoted
+from levit_search.escaping import quoted
 
 if TYPE_CHECKING:
     from levit_search.doctor import Check, Finding
@@ -172,7 +172,7 @@ def _retraining(
 
 
 def _print_export(written: "Export", network: str) -> None:
-    from levit_search.proportion import accuracy_text
+    from levit_search.significance import accuracy_text
 
     tell(f"{network} written to {written.dir}:")
     for name in written.files:
@@ -355,7 +355,7 @@ def doctor(
 def _print_findings(findings: "list[Finding]") -> None:
     from rich.text import Text
 
-    from levit_search.printable import careful_console
+    from levit_search.escaping import careful_console
 
     console = careful_console()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from levit_search.printable import careful_console, encodable_json, printable
+from levit_search.escaping import careful_console, encodable_json, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

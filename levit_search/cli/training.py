@@ -21,7 +21,7 @@ from levit_search.cli.terminal import (
     tell,
 )
 from levit_search.errors import InputError
-from levit_search.printable import quoted
+from levit_search.escaping import quoted
 
 if TYPE_CHECKING:
     from levit_search.progress import StepProgress
@@ -118,7 +118,7 @@ def train(
 
     Its stem is fitted to the images.
     """
-    from levit_search.proportion import accuracy_text
+    from levit_search.significance import accuracy_text
     from levit_search.single import train_single
 
     network = architecture_of(arch)

@@ -27,10 +27,10 @@ from levit_search.data.sources import (
     first_line,
 )
 from levit_search.errors import InputError, did_you_mean
+from levit_search.escaping import readable_name
 from levit_search.files import expanded, user_cache
 from levit_search.image_size import compact, sides
 from levit_search.plugins import Plugin
-from levit_search.printable import readable_name
 
 DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
 FASHION_CLASSES = (

@@ -47,8 +47,8 @@ from levit_search.data.sources import (
 )
 from levit_search.data.timm_sets import Rows, Stream, TorchSet, class_labels
 from levit_search.errors import InputError
+from levit_search.escaping import readable_name
 from levit_search.image_size import ImageSize, size_text
-from levit_search.printable import readable_name
 from levit_search.progress import Progress, no_progress
 
 _MOST, _STEP = 224, 16  # pixels of the size that suits a set

@@ -34,9 +34,9 @@ from levit_search.data.sources import (
     unreadable,
 )
 from levit_search.errors import InputError, did_you_mean
+from levit_search.escaping import readable_name
 from levit_search.files import expanded, user_cache
 from levit_search.image_size import sides
-from levit_search.printable import readable_name
 
 _TRAIN = ("train", "training")
 _VAL = ("validation", "val", "valid", "eval", "evaluation", "dev")

@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from levit_search.baseline import described_modules, load_checkpoint, read_checkpoint
 from levit_search.batches import Batches
 from levit_search.data import DataInfo
 from levit_search.distill import plugged
@@ -17,7 +18,6 @@ from levit_search.files import file_digest
 from levit_search.image_size import Sides, compact, sides, size_text
 from levit_search.plugins import Plugin
 from levit_search.recipe import TeacherConfig
-from levit_search.timm_weights import described_modules, load_checkpoint, read_checkpoint
 
 # What timm.create_model takes that says which weights, and from where, instead of which network.
 _NOT_OPTIONS = (

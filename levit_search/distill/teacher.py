@@ -34,11 +34,18 @@ from levit_search.distill.network import (
     state_digest,
 )
 from levit_search.errors import InputError, TrialError
-from levit_search.files import expanded, file_digest, user_cache, write_atomically
+from levit_search.files import (
+    DamagedFileError,
+    expanded,
+    file_digest,
+    read_checksummed,
+    user_cache,
+    write_atomically,
+    write_checksummed,
+)
 from levit_search.image_size import plain_size
 from levit_search.progress import Progress, no_progress
 from levit_search.recipe import Recipe, TeacherConfig
-from levit_search.sealed import DamagedFileError, read_sealed, write_sealed
 from levit_search.train import (
     Checkpoint,
     Report,
@@ -215,7 +222,7 @@ def _kept(place: Path, key: str, config: TeacherConfig) -> dict[str, Any] | None
     """
     path, weights = place / f"{key}.json", place / f"{key}.pt"
     try:
-        card = read_sealed(path)
+        card = read_checksummed(path)
         if not {"id", "sha256", "val_top1_percent"} <= card.keys():
             raise DamagedFileError("it is no teacher's card")
     except (FileNotFoundError, NotADirectoryError):
@@ -459,7 +466,7 @@ def _check_accuracy(config: TeacherConfig, card: dict[str, Any]) -> None:
 def _keep(folder: Path, cache: Path, key: str, card: dict[str, Any]) -> None:
     """Put the card, and the weights of a teacher that was trained, into a study's folder."""
     path, weights = folder / f"{key}.json", folder / f"{key}.pt"
-    if path.exists() and read_sealed(path) == json.loads(json.dumps(card)):
+    if path.exists() and read_checksummed(path) == json.loads(json.dumps(card)):
         return
     _write(path.parent, None)
     if (card["weights"] == "train" or "adapt" in card) and not path.exists():
@@ -475,7 +482,7 @@ def _write(path: Path, content: bytes | dict[str, Any] | None) -> None:
         elif isinstance(content, bytes):
             write_atomically(path, content)
         else:
-            write_sealed(path, content)
+            write_checksummed(path, content)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 

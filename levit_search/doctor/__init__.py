@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from levit_search.deadlines import DeadlineError, run_with_deadlines
-from levit_search.study.storage import masked
+from levit_search.escaping import masked
 
 Status = Literal["ok", "warn", "fail"]
 Group = Literal["installation", "machine", "runtimes", "targets", "data", "disk", "study"]

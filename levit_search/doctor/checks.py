@@ -11,10 +11,15 @@ from shlex import quote
 from levit_search.data import DataConfig
 from levit_search.doctor import Check, Finding, fail, installation, machine, ok, warn
 from levit_search.errors import InputError, LevitSearchError
-from levit_search.files import user_cache
+from levit_search.escaping import quoted
+from levit_search.files import (
+    DamagedFileError,
+    check_weights,
+    read_bounded,
+    read_checksummed,
+    user_cache,
+)
 from levit_search.image_size import size_text
-from levit_search.printable import quoted
-from levit_search.sealed import DamagedFileError, check_weights, read_bounded, read_sealed
 from levit_search.study import Record, Study
 
 _STEPS_S = installation.STEPS_S + 5
@@ -241,7 +246,7 @@ def _supernet(study: Study) -> Finding:
     if not (folder / "card.json").exists():
         return ok("is not trained yet; `run` trains it", "supernet")
     try:
-        card = read_sealed(folder / "card.json")
+        card = read_checksummed(folder / "card.json")
         check_weights(read_bounded(folder / "weights.safetensors"))
         told = f"{card['params']:,} weights, {card['epochs']} epochs; they are whole"
         return ok(told, "supernet")

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from levit_search.doctor import Finding, fail, ok, warn
+from levit_search.escaping import quoted
 from levit_search.latency.process_pipe import exit_name
 from levit_search.latency.worker import UNKNOWN, distribution, version
-from levit_search.printable import quoted
 from levit_search.version import __version__
 
 _OLDEST = (3, 10)

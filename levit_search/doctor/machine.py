@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 from levit_search.doctor import Finding, fail, ok, warn
+from levit_search.escaping import quoted
 from levit_search.files import write_atomically
 from levit_search.latency.worker import cores as usable_cores
 from levit_search.latency.worker import device_name, is_emulated, lock_paths, open_lock
-from levit_search.printable import quoted
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _LEAST_MEMORY_GB = 2.0

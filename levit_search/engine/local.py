@@ -24,8 +24,8 @@ from levit_search.engine.tasks import (
     evaluator_maker,
     prepare,
 )
+from levit_search.escaping import escape_what_streams_lack
 from levit_search.latency.process_pipe import exit_name
-from levit_search.printable import escape_what_streams_lack
 from levit_search.study import Study
 
 # So many workers in a row that die before they are prepared are no accident.

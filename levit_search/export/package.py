@@ -21,13 +21,14 @@ from levit_search.export.retraining import (
 )
 from levit_search.files import named_in_utf_8, write_atomically
 from levit_search.progress import Progress, no_progress
-from levit_search.proportion import (
+from levit_search.significance import (
+    Verdict,
     accuracy_text,
     guess_percent,
     is_better_than_guessing,
+    judged,
     wilson_percent,
 )
-from levit_search.significance import Verdict, judged
 from levit_search.study import Record, Study, StudyConfig
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any, get_args
 from levit_search.architecture import Architecture
 from levit_search.data import DataInfo, describe
 from levit_search.errors import InputError
+from levit_search.files import DamagedFileError, check_weights, read_bounded, read_checksummed
 from levit_search.progress import Progress
 from levit_search.recipe import RecipeName
-from levit_search.sealed import DamagedFileError, check_weights, read_bounded, read_sealed
 from levit_search.study import Study, StudyConfig, config_of
 
 
@@ -203,7 +203,7 @@ def _finished(folder: Path) -> dict[str, Any] | None:
         return None
     path = files[0]
     try:
-        result = read_sealed(path)
+        result = read_checksummed(path)
         if not result.keys() >= _RESULT:
             raise DamagedFileError("it is no training's result")
         path = files[1]

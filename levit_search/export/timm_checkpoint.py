@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from levit_search.architecture import LEVITS, Architecture, ConvStem, Graft, Levit, published
 from levit_search.architecture.resnet import stage_channels
 from levit_search.errors import InputError
-from levit_search.files import write_atomically
+from levit_search.files import WEIGHTS_KEY, weights_checksum, write_atomically
 from levit_search.image_size import image_shape, plain_size, sides
-from levit_search.sealed import WEIGHTS_KEY, weights_checksum
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from levit_search.errors import TrialError
-from levit_search.files import user_cache, write_atomically
+from levit_search.files import (
+    DamagedFileError,
+    checksummed,
+    read_checksummed,
+    user_cache,
+    write_atomically,
+)
 from levit_search.latency.protocol import Round, Samples, estimate
 from levit_search.latency.targets import LatencyConfig, Runtime, package_of
 from levit_search.latency.worker import PROTOCOL
-from levit_search.sealed import DamagedFileError, read_sealed, sealed
 
 # What makes two devices one to a network; the rest of their accounts may differ.
 _IDENTITY = (
@@ -85,7 +90,7 @@ class Cache:
         """
         path = self.path(key)
         try:
-            kept = read_sealed(path)
+            kept = read_checksummed(path)
             if kept["key"] != json.loads(json.dumps(key)):
                 raise DamagedFileError("it is that of another network or device")
             samples = samples_from(kept["samples"])
@@ -112,7 +117,7 @@ class Cache:
         content = {"key": key, "samples": asdict(samples)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path(key), json.dumps(sealed(content)) + "\n")
+            write_atomically(self.path(key), json.dumps(checksummed(content)) + "\n")
         except OSError as error:
             raise TrialError(f"{self.folder}: cannot be written ({error.strerror})") from None
 

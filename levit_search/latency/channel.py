@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from levit_search.errors import TrialError
+from levit_search.escaping import encodable
 from levit_search.files import expanded
 from levit_search.latency import worker
 from levit_search.latency.answers import LieError, check_ready
@@ -34,7 +35,6 @@ from levit_search.latency.targets import (
     Target,
     package_of,
 )
-from levit_search.printable import encodable
 
 # Starting, warming up and building sessions take seconds; a worker silent for longer is stuck.
 PATIENCE_S = 120.0

@@ -7,6 +7,7 @@ from typing import Any
 
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError, TrialError
+from levit_search.files import DamagedFileError, read_checksummed, write_checksummed
 from levit_search.latency.cache import Cache, cache_key
 from levit_search.latency.predictor import (
     MIN_NETWORKS,
@@ -18,7 +19,6 @@ from levit_search.latency.predictor import (
 from levit_search.latency.probe import Probe
 from levit_search.latency.protocol import Measurement
 from levit_search.progress import Progress
-from levit_search.sealed import DamagedFileError, read_sealed, write_sealed
 from levit_search.space import Space
 
 # Blocks are timed together, a few at once; half of a second each makes some dozens of pairs. An
@@ -80,7 +80,7 @@ class Forecast:
         self._time_missing([network for network, _ in measured], report)
         self._predictor = Predictor.fit(self._table, measured)
         known = self._predictor.as_json()
-        write_sealed(self._file, known)
+        write_checksummed(self._file, known)
         return known
 
     def predict(self, network: Architecture, report: Progress) -> Prediction:
@@ -120,7 +120,7 @@ class Forecast:
 
     def _kept_predictor(self) -> tuple[Predictor, dict[str, Any]] | None:
         try:
-            known = read_sealed(self._file)
+            known = read_checksummed(self._file)
             return Predictor.from_json(self._table, known), known
         except FileNotFoundError:
             return None

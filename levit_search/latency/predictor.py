@@ -17,9 +17,9 @@ import numpy as np
 from levit_search.architecture import Architecture
 from levit_search.cost import Cost, cost
 from levit_search.errors import InputError, TrialError
+from levit_search.files import read_checksummed, write_checksummed
 from levit_search.latency.blocks import Block, blocks, distinct_blocks
 from levit_search.progress import Progress
-from levit_search.sealed import read_sealed, write_sealed
 from levit_search.space import Space
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class BlockTable:
             InputError: the file cannot be read, is damaged or holds no such table.
         """
         try:
-            table = cls(**read_sealed(path))
+            table = cls(**read_checksummed(path))
             table.blocks_ms = {str(name): float(ms) for name, ms in table.blocks_ms.items()}
             if not all(
                 math.isfinite(ms) for ms in [table.run_ms or 0.0, *table.blocks_ms.values()]
@@ -68,7 +68,7 @@ class BlockTable:
 
     def save(self, path: Path) -> None:
         """Write the table as JSON with a checksum, atomically."""
-        write_sealed(path, asdict(self))
+        write_checksummed(path, asdict(self))
 
     def missing(self, architectures: Iterable[Architecture]) -> list[Block]:
         """The blocks of some networks that have not been timed, each once."""

@@ -9,19 +9,19 @@ from torch import Tensor, nn
 
 from levit_search.architecture import Graft, ResNetStem
 from levit_search.errors import InputError
-from levit_search.files import write_atomically
-from levit_search.inflation import check_not_inflated
+from levit_search.files import (
+    WEIGHTS_KEY,
+    DamagedFileError,
+    check_no_zip_bomb,
+    check_weights,
+    read_bounded,
+    weights_checksum,
+    write_atomically,
+)
 from levit_search.model import naming as namings
 from levit_search.model.build import Model
 from levit_search.model.naming import Naming
 from levit_search.model.resnet import ResNetHead
-from levit_search.sealed import (
-    WEIGHTS_KEY,
-    DamagedFileError,
-    check_weights,
-    read_bounded,
-    weights_checksum,
-)
 
 
 def load_weights(
@@ -167,7 +167,7 @@ def _read(path: Path) -> dict[str, Any]:
             raw = read_bounded(path)
             check_weights(raw)
             return dict(sorted(load(raw).items()))  # it has them in any order
-        check_not_inflated(path)
+        check_no_zip_bomb(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except DamagedFileError as error:
         raise InputError(f"{path}: damaged ({error})") from None

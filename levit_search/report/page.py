@@ -18,14 +18,14 @@ from levit_search import diagram, table, weight_maps
 from levit_search.architecture import Architecture, parse
 from levit_search.configuration import write_yaml
 from levit_search.errors import InputError, LevitSearchError
+from levit_search.escaping import quoted
 from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, is_maximised, on_target
 from levit_search.portrait import portrait
-from levit_search.printable import quoted
-from levit_search.proportion import interval_text
 from levit_search.report.choices import FEWEST
 from levit_search.report.contents import contents
 from levit_search.report.tabs import TITLES
+from levit_search.significance import interval_text
 from levit_search.study import Study
 from levit_search.version import __version__
 

@@ -11,10 +11,9 @@ from levit_search.baseline import Baseline, check_runs, load_network
 from levit_search.batches import Batches, open_batches
 from levit_search.data import DataInfo, describe
 from levit_search.distill import shared_teacher
-from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import TrialError
 from levit_search.image_size import size_text
-from levit_search.pretrained import check_weights_fit
+from levit_search.pretrained import check_donor_weights, check_weights_fit, donor_of
 from levit_search.progress import Progress, StepProgress
 from levit_search.reproduce.paper import Row, Table
 from levit_search.reproduce.results import Figures, Run

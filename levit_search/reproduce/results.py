@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from levit_search.errors import InputError
-from levit_search.files import write_atomically
-from levit_search.sealed import read_sealed, write_sealed
+from levit_search.files import read_checksummed, write_atomically, write_checksummed
 
 Figures = dict[str, Any]
 
@@ -52,7 +51,7 @@ class Results:
             raise InputError(f"{folder}: is a file, not a folder for results")
         if self._path.exists():
             try:
-                raw = read_sealed(self._path)
+                raw = read_checksummed(self._path)
                 found = (raw["version"], raw["table"])
                 self.runs = [Run(**run) for run in raw["runs"]]
             except (OSError, ValueError, KeyError, TypeError) as error:
@@ -136,7 +135,7 @@ class Results:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             runs = [asdict(run) for run in self.runs]
-            write_sealed(self._path, {"version": VERSION, "table": self.table, "runs": runs})
+            write_checksummed(self._path, {"version": VERSION, "table": self.table, "runs": runs})
         except OSError as error:
             raise self._unwritable(error) from None
 

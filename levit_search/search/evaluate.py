@@ -38,8 +38,8 @@ from levit_search.latency.sharing import on_cores, while_no_probe_runs
 from levit_search.model import save_weights
 from levit_search.pareto import PROBED, on_target
 from levit_search.progress import Progress, within
-from levit_search.proportion import guess_percent
 from levit_search.recipe import Recipe, TeacherConfig
+from levit_search.significance import guess_percent
 from levit_search.study import StudyConfig, training_file
 from levit_search.supernet import Supernet, obtain_supernet
 from levit_search.train import (

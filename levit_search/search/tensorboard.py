@@ -18,9 +18,9 @@ import numpy as np
 
 from levit_search import table
 from levit_search.errors import BudgetError, InputError, LevitSearchError
+from levit_search.escaping import quoted
 from levit_search.files import named_in_utf_8
 from levit_search.pareto import is_maximised
-from levit_search.printable import quoted
 from levit_search.search.callbacks import Callback, front_volume
 from levit_search.search.trials import SearchStatus
 from levit_search.space import Slot

@@ -9,9 +9,8 @@ from typing import Any
 from optuna.trial import TrialState
 
 from levit_search.errors import InputError
-from levit_search.files import write_atomically
+from levit_search.files import DamagedFileError, check_weights, read_bounded, write_atomically
 from levit_search.latency.cache import fingerprint
-from levit_search.sealed import DamagedFileError, check_weights, read_bounded
 from levit_search.search.trials import TrialStore
 from levit_search.space import Space
 from levit_search.study import MEASURED, REMEASURED, Record, Study, differences

@@ -16,16 +16,18 @@ from levit_search.configuration import write_yaml
 from levit_search.data import DataSurvey
 from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
-from levit_search.files import is_there, write_atomically, write_json
-from levit_search.pareto import Objective, Points, minimised
-from levit_search.printable import quoted
-from levit_search.sealed import (
+from levit_search.escaping import masked, quoted
+from levit_search.files import (
     DamagedFileError,
     check_weights,
+    is_there,
     read_bounded,
-    read_sealed,
-    write_sealed,
+    read_checksummed,
+    write_atomically,
+    write_checksummed,
+    write_json,
 )
+from levit_search.pareto import Objective, Points, minimised
 from levit_search.study.backup import NAME as BACKUP
 from levit_search.study.backup import Backup, put_aside
 from levit_search.study.config import StudyConfig
@@ -40,7 +42,7 @@ from levit_search.study.record import (
     with_measured,
 )
 from levit_search.study.settings import comparable, differences, read_settings
-from levit_search.study.storage import DamagedError, Place, masked
+from levit_search.study.storage import DamagedError, Place
 from levit_search.study.stored_trials import Opened, StoredTrials, without_garbage_collection
 
 if TYPE_CHECKING:
@@ -192,13 +194,13 @@ class Study:
 
     def keep_survey(self, survey: DataSurvey) -> None:
         """Write what was found in the data into the folder."""
-        write_sealed(self.folder / _SURVEY, survey.model_dump(mode="json"))
+        write_checksummed(self.folder / _SURVEY, survey.model_dump(mode="json"))
 
     def survey(self) -> DataSurvey | None:
         """What was found in the data; None of a study that has no such file."""
         path = self.folder / _SURVEY
         try:
-            return DataSurvey.model_validate(read_sealed(path))
+            return DataSurvey.model_validate(read_checksummed(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

@@ -17,8 +17,8 @@ from urllib.parse import quote
 from pydantic import AfterValidator
 
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
+from levit_search.escaping import masked, quoted
 from levit_search.files import expanded
-from levit_search.printable import quoted
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
@@ -306,12 +306,6 @@ def _sqlite_url(path: Path) -> str:
     if _AS_URI.search(str(path)) is None:
         return _spelt(URL.create("sqlite", database=str(path)))
     return _spelt(URL.create("sqlite", database=path.as_uri(), query={"uri": "true"}))
-
-
-def masked(text: str) -> str:
-    """A text without the passwords of the addresses in it; ``${NAME}`` may be seen."""
-    text = re.sub(r"(://[^:@/\s]*):(?!\$\{\w+\}@)\S*@", r"\1:***@", text)
-    return re.sub(r"([?&]\w*passw(?:or)?d=)(?!\$\{\w+\}(?:&|$))[^&\s]*", r"\1***", text)
 
 
 def _filled(text: str, spell: Callable[[str], str]) -> str:

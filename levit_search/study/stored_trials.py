@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from levit_search.configuration import validated
 from levit_search.errors import InputError
+from levit_search.escaping import quoted
 from levit_search.files import write_json
 from levit_search.pareto import is_maximised
-from levit_search.printable import quoted
 from levit_search.study.backup import NAME, Backup, BackupContents, Line, has_more, study_line
 from levit_search.study.config import StudyConfig
 from levit_search.study.record import check_attributes

@@ -18,12 +18,12 @@ from torch.func import functional_call
 
 from levit_search.architecture import Levit, parse
 from levit_search.errors import InputError
+from levit_search.files import DamagedFileError, read_checksummed
 from levit_search.image_size import Sides
 from levit_search.model import LevitModel, load_exactly
 from levit_search.model.blocks import Attention, AttentionCore, ShrinkAttention
 from levit_search.model.levit import NormLinear
 from levit_search.model.source import TrainedWeights
-from levit_search.sealed import DamagedFileError, read_sealed
 from levit_search.space import Envelope, stem_name
 
 
@@ -177,7 +177,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         InputError: it is damaged.
     """
     try:
-        card = read_sealed(folder / "card.json")
+        card = read_checksummed(folder / "card.json")
         if not {"made_of", "curve", "largest", "smallest"} <= card.keys():
             raise DamagedFileError("it is no supernet's card")
     except FileNotFoundError:

@@ -18,14 +18,12 @@ from levit_search.batches import Batches
 from levit_search.cost import cost
 from levit_search.distill import TeacherAnswers
 from levit_search.distill.network import taught_classes
-from levit_search.donors import load_donor_weights
 from levit_search.errors import InputError, kept_by_checkpoint
-from levit_search.files import expanded, file_digest, write_atomically
+from levit_search.files import expanded, file_digest, write_atomically, write_checksummed
 from levit_search.model import LevitModel, load_exactly, ordered, save_weights, transfer
-from levit_search.pretrained import find_source, weights_digest
+from levit_search.pretrained import find_source, load_donor_weights, weights_digest
 from levit_search.progress import Progress, no_progress
 from levit_search.recipe import Recipe
-from levit_search.sealed import write_sealed
 from levit_search.space import Envelope, Space, envelope_of, extremes_of, stem_name
 from levit_search.study import StudyConfig, differences
 from levit_search.supernet.elastic import Elastic, read_card
@@ -243,7 +241,7 @@ def _take(source: Path, folder: Path, made_of: dict[str, Any]) -> None:
         write_atomically(
             folder / "weights.safetensors", (place / "weights.safetensors").read_bytes()
         )
-        write_sealed(folder / "card.json", {**card, "taken_from": str(source)})
+        write_checksummed(folder / "card.json", {**card, "taken_from": str(source)})
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
@@ -252,7 +250,7 @@ def _keep(folder: Path, elastic: Elastic, card: dict[str, Any]) -> None:
     with kept_by_checkpoint(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(elastic, folder / "weights.safetensors")
-        write_sealed(folder / "card.json", card)
+        write_checksummed(folder / "card.json", card)
 
 
 def _described(network: Levit) -> dict[str, Any]:

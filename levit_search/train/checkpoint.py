@@ -13,11 +13,9 @@ import torch
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
 from levit_search.errors import InputError, TrialError
-from levit_search.files import write_atomically
-from levit_search.inflation import check_not_inflated
+from levit_search.files import DamagedFileError, check_no_zip_bomb, read_bounded, write_atomically
 from levit_search.pretrained import weights_digest
 from levit_search.recipe import Recipe
-from levit_search.sealed import DamagedFileError, read_bounded
 
 _FORMAT = 1
 
@@ -94,7 +92,7 @@ class Checkpoint:
             return None
         # The checksum tells damage, not malice: nothing but tensors and plain values is read.
         try:
-            check_not_inflated(content)
+            check_no_zip_bomb(content)
             state: dict[str, Any] = torch.load(
                 io.BytesIO(content), map_location="cpu", weights_only=True
             )

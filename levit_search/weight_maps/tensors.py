@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from levit_search.architecture import Architecture, Graft, Levit, PatchStem, Stage
 from levit_search.errors import InputError
+from levit_search.files import DamagedFileError, check_weights, read_bounded
 from levit_search.image_size import Sides
-from levit_search.sealed import DamagedFileError, check_weights, read_bounded
 
 Array = npt.NDArray[np.float32]
 Weights = Mapping[str, Array]

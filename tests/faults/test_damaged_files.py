@@ -24,7 +24,7 @@ from levit_search.distill.chunks import Answer, Header
 from levit_search.distill.store import Store
 from levit_search.errors import LevitSearchError, TrialError
 from levit_search.export import retraining
-from levit_search.files import remove_unfinished
+from levit_search.files import read_checksummed, remove_unfinished, write_checksummed
 from levit_search.latency import Probe
 from levit_search.latency.cache import Cache
 from levit_search.latency.forecast import Forecast
@@ -34,7 +34,6 @@ from levit_search.model import build, load_weights, save_weights
 from levit_search.progress import no_progress
 from levit_search.recipe import TeacherConfig
 from levit_search.reproduce.results import Results
-from levit_search.sealed import read_sealed, write_sealed
 from levit_search.study import Study, read_config
 from levit_search.train import Checkpoint
 from levit_search.weight_maps import read_weights
@@ -75,7 +74,7 @@ def block_table(folder: Path) -> Kind:
 def predictor(folder: Path) -> Kind:
     path, table = folder / "predictor.json", BlockTable("tokens", 1)
     made = Predictor(table, [Calibration(f"n{n}", 1.0 + n, n, 2.0 + n) for n in range(8)])
-    write_sealed(path, made.as_json())
+    write_checksummed(path, made.as_json())
     forecast = Forecast.__new__(Forecast)
     forecast._file, forecast._table = path, table
 
@@ -120,7 +119,7 @@ def teacher_files(folder: Path) -> dict[str, Kind]:
     (folder / "key.pt").write_bytes(np.random.default_rng(0).bytes(3000))
     card = {"id": "regnety_002-1", "val_top1_percent": 71.25, "params": 3}
     digest = teachers.file_digest(folder / "key.pt")
-    write_sealed(folder / "key.json", {**card, "sha256": digest})
+    write_checksummed(folder / "key.json", {**card, "sha256": digest})
     return {
         name: Kind(folder / f"key.{name}", lambda: teachers._kept(folder, "key", config))
         for name in ("json", "pt")
@@ -182,7 +181,7 @@ def training(folder: Path, name: str = "training.json") -> Kind:
     made.mkdir()
     save_weights(build(architecture.parse(tiny_description())), made / "model.safetensors")
     result = {"val_top1_percent": 91.5, "test_top1_percent": 90.25, "train_images": 9, "curve": []}
-    write_sealed(made / "training.json", result)
+    write_checksummed(made / "training.json", result)
 
     def read() -> Any:
         # A damaged training is removed, so each is another copy.
@@ -390,5 +389,5 @@ def test_a_search_measures_again_what_is_damaged_in_the_cache_and_says_so(
     said = quoted(done.stderr, "…: damaged (…); the network is measured again")
     assert kept.name in said
     lost = [] if done.returncode == 0 else ["the search does not go on"]
-    read_sealed(kept)  # written anew
+    read_checksummed(kept)  # written anew
     account("damaged-latency", 1, lost)

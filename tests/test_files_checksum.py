@@ -8,21 +8,21 @@ from safetensors.torch import load_file, save
 
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError
+from levit_search.files import DamagedFileError, check_weights, read_checksummed, write_checksummed
 from levit_search.model import build, load_weights, save_weights
-from levit_search.sealed import DamagedFileError, check_weights, read_sealed, write_sealed
 
 
 def test_content_is_read_as_it_was_written(tmp_path: Path) -> None:
     content = {"a": [1, 2.5, None, "ü"], "b": {"1": 1e-30}}
-    write_sealed(tmp_path / "a.json", content)
-    assert read_sealed(tmp_path / "a.json") == content
+    write_checksummed(tmp_path / "a.json", content)
+    assert read_checksummed(tmp_path / "a.json") == content
 
 
 def test_a_file_from_before_there_were_checksums_is_taken_as_it_is(
     tmp_path: Path, tiny: Architecture
 ) -> None:
     (tmp_path / "a.json").write_text('{"a": 1}')
-    assert read_sealed(tmp_path / "a.json") == {"a": 1}
+    assert read_checksummed(tmp_path / "a.json") == {"a": 1}
     model = build(tiny)
     check_weights(save(model.state_dict()))
     (tmp_path / "w.safetensors").write_bytes(save(model.state_dict()))
@@ -42,10 +42,10 @@ def test_a_file_from_before_there_were_checksums_is_taken_as_it_is(
 )
 def test_changed_content_is_damaged(change, told, tmp_path):
     path = tmp_path / "a.json"
-    write_sealed(path, {"a": 1.5})
+    write_checksummed(path, {"a": 1.5})
     path.write_text(change(path.read_text()))
     with pytest.raises(DamagedFileError, match=told):
-        read_sealed(path)
+        read_checksummed(path)
 
 
 def test_weights_carry_a_checksum_that_other_readers_do_not_mind(

@@ -1,4 +1,4 @@
-r"""Foreign text made fit for whatever takes it: terminals, files, JSON and shells.
+r"""Foreign text escaped for whatever takes it: terminals, files, JSON and shells.
 
 Names and reasons may come from anybody's study folder, and names on a disk need not be text at all:
 Python gives each byte that is none as half of a character, U+DC80 to U+DCFF, which no file of text
@@ -85,6 +85,12 @@ def quoted(argument: str) -> str:
         for letter in argument
     )
     return f"$'{spelt}'"
+
+
+def masked(text: str) -> str:
+    """A text without the passwords of the addresses in it; ``${NAME}`` may be seen."""
+    text = re.sub(r"(://[^:@/\s]*):(?!\$\{\w+\}@)\S*@", r"\1:***@", text)
+    return re.sub(r"([?&]\w*passw(?:or)?d=)(?!\$\{\w+\}(?:&|$))[^&\s]*", r"\1***", text)
 
 
 def _bytes(letter: str) -> bytes:

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from levit_search.printable import (
+from levit_search.escaping import (
     careful_console,
     encodable,
     encodable_json,
