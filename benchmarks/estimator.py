@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from levit_search.environment import environment
 from levit_search.latency.protocol import (
     Round,
     balanced_log_ratio,
@@ -29,6 +28,7 @@ from levit_search.latency.protocol import (
     is_settled,
     mean_interval,
 )
+from levit_search.study.folder import environment
 
 TRUTH = 0.8
 CASES: dict[str, dict[str, Any]] = {

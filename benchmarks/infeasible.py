@@ -19,12 +19,12 @@ import numpy as np
 from overhead import SPACE, Clock, StubEngine
 
 from levit_search.cost import cost
-from levit_search.environment import environment
 from levit_search.errors import InputError
 from levit_search.files import write_json
 from levit_search.search import search
 from levit_search.space import Space
 from levit_search.study import Record, Study, read_config
+from levit_search.study.folder import environment
 
 FEASIBLE = 0.2
 SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random", "grid")

@@ -42,7 +42,6 @@ from scipy.stats import kendalltau
 
 from levit_search.architecture import Architecture, parse, published
 from levit_search.cost import cost
-from levit_search.environment import environment
 from levit_search.errors import TrialError
 from levit_search.files import write_json
 from levit_search.latency import LatencyConfig, Measurement, Probe
@@ -52,6 +51,7 @@ from levit_search.latency.protocol import repeats_percent
 from levit_search.model import build, export_onnx
 from levit_search.progress import Progress
 from levit_search.study import StudyConfig, read_config
+from levit_search.study.folder import environment
 
 SPACES = Path(__file__).parents[1] / "spaces"
 CONDITIONS = ("quiet", "neighbour")

@@ -27,10 +27,10 @@ from typing import Any
 
 from levit_search.engine.interface import Engine
 from levit_search.engine.local import LocalEngine
-from levit_search.environment import environment
 from levit_search.files import write_json
 from levit_search.search import Callback, begin, search
 from levit_search.study import Record, Study, read_config
+from levit_search.study.folder import environment
 
 IMPORTED = (time.time(), time.process_time())
 ROOT = Path(__file__).parents[1]

@@ -28,12 +28,12 @@ from optuna.trial import TrialState, create_trial
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
 from levit_search.engine.interface import Event
-from levit_search.environment import environment
 from levit_search.errors import InputError
 from levit_search.files import write_json
 from levit_search.search import Callback, search
 from levit_search.space import Space
 from levit_search.study import Record, Study, StudyConfig, read_config
+from levit_search.study.folder import environment
 
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "spaces" / "levit.yaml"

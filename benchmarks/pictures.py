@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from levit_search.environment import environment
 from levit_search.files import write_json
+from levit_search.study.folder import environment
 
 
 def command(*arguments: object) -> "subprocess.CompletedProcess[str]":

@@ -20,8 +20,8 @@ from timm.data.auto_augment import rand_augment_transform
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from levit_search.environment import environment
 from levit_search.files import write_json
+from levit_search.study.folder import environment
 
 VIEWS = ("plain", "mirrored", "randaug")
 

@@ -31,12 +31,12 @@ from short_schedule import ROOT, SPACE, Setup, fill_once, opened
 
 from levit_search.architecture import Architecture, Levit
 from levit_search.cost import cost
-from levit_search.environment import environment
 from levit_search.errors import LevitSearchError, TrialError
 from levit_search.files import write_atomically, write_json
 from levit_search.recipe import Recipe, SupernetConfig
 from levit_search.space import Envelope, Extremes
 from levit_search.study import StudyConfig, parse_settings, read_config
+from levit_search.study.folder import environment
 
 if TYPE_CHECKING:
     from levit_search.batches import Batches

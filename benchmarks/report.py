@@ -20,9 +20,9 @@ from typing import Any
 
 from made_study import make, weigh
 
-from levit_search.environment import environment
 from levit_search.files import write_json
 from levit_search.study import Study, read_config
+from levit_search.study.folder import environment
 
 SPACE = Path(__file__).parents[1] / "spaces" / "levit-fashion.yaml"
 MUST = {"make_seconds": 10.0, "megabytes": 8.0, "first_picture_seconds": 2.0}

@@ -26,11 +26,11 @@ import numpy as np
 import optuna
 from replay import OBJECTIVES, ReplayEngine, Table, reference, table_config
 
-from levit_search.environment import environment
 from levit_search.files import write_json
 from levit_search.pareto import Points, hypervolume, minimised
 from levit_search.search import Callback, search
 from levit_search.study import Record, Study
+from levit_search.study.folder import environment
 
 SHARES = (0.10, 0.20, 0.33, 0.50, 1.00)
 _MOST_PROPOSALS = 300

@@ -36,13 +36,13 @@ from short_schedule import SPACE, Setup, opened, setup_of
 from levit_search.architecture import Architecture, Levit
 from levit_search.cost import cost
 from levit_search.engine.interface import Event
-from levit_search.environment import environment
 from levit_search.errors import LevitSearchError, TrialError
 from levit_search.files import write_json
 from levit_search.pareto import minimised, non_dominated
 from levit_search.recipe import SupernetConfig
 from levit_search.search import search
 from levit_search.study import Record, Study, read_config
+from levit_search.study.folder import environment
 
 SUPERNET_SEEDS = (0, 1)
 SHARES = (0.10, 0.15, 0.20, 0.25, 0.33, 0.50)

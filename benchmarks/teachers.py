@@ -29,12 +29,12 @@ from levit_search.architecture import Architecture, parse
 from levit_search.configuration import Frozen
 from levit_search.cost import cost
 from levit_search.data import DataConfig
-from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, TrialError
 from levit_search.files import write_atomically, write_json
 from levit_search.progress import no_progress
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.study import StudyConfig, parse_settings, read_config
+from levit_search.study.folder import environment
 
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "spaces" / "levit-fashion.yaml"

@@ -37,9 +37,9 @@ from training_shown import shown
 
 from levit_search.batches import open_batches
 from levit_search.data import Arrays, DataConfig, load
-from levit_search.environment import environment
 from levit_search.model import build
 from levit_search.recipe import Recipe
+from levit_search.study.folder import environment
 from levit_search.train import device_of, seed_torch, top1_percent, train_network
 from levit_search.train.optimization import precision_of
 

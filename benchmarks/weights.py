@@ -33,12 +33,12 @@ from weights_shown import as_markdown, document_of, rows_of
 
 from levit_search.architecture import Architecture, parse
 from levit_search.data import DataConfig
-from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, TrialError
 from levit_search.files import user_cache, write_atomically, write_json
 from levit_search.progress import no_progress
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.study import StudyConfig, read_config
+from levit_search.study.folder import environment
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from levit_search import __version__
-from levit_search import environment as environments
-from levit_search.environment import environment
 from levit_search.latency import worker
+from levit_search.study import folder as environments
+from levit_search.study.folder import environment
 from tests.conftest import ROOT
 
 

@@ -657,7 +657,7 @@ def _print(paper: "Table", results: "Results") -> None:
 
 def _environment() -> dict[str, Any]:
     """What a reader of the table needs to know of this machine; its name is not part of that."""
-    from levit_search.environment import environment
+    from levit_search.study.folder import environment
 
     found = environment(["levit-search", *sys.argv[1:]])
     return {name: value for name, value in found.items() if name not in ("host", "system")}

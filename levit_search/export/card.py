@@ -9,13 +9,13 @@ from typing import Any
 
 from levit_search.architecture import Architecture, sizes_of
 from levit_search.data import DataConfig
-from levit_search.environment import environment
 from levit_search.escaping import printable, quoted
 from levit_search.export.probing import Again, Known, latencies
 from levit_search.export.retraining import Retrained, Retraining
 from levit_search.image_size import image_shape
 from levit_search.significance import Accuracy, interval_text, wilson_percent
 from levit_search.study import BaselineRecord, Record, Study, StudyConfig
+from levit_search.study.folder import environment
 from levit_search.table import figure
 
 _KINDS = {"levit": "LeViT", "graft": "graft (ResNet stages, then ViT layers)"}

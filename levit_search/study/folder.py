@@ -5,16 +5,20 @@ the search, which holds the folder's lock; everything else (tables, front, expor
 """
 
 import json
+import os
+import platform
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from levit_search.architecture import Architecture
 from levit_search.configuration import write_yaml
 from levit_search.data import DataSurvey
-from levit_search.environment import environment
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
 from levit_search.escaping import masked, quoted
 from levit_search.files import (
@@ -27,6 +31,7 @@ from levit_search.files import (
     write_checksummed,
     write_json,
 )
+from levit_search.latency.worker import device_name, distribution
 from levit_search.pareto import Objective, Points, minimised
 from levit_search.study.backup import NAME as BACKUP
 from levit_search.study.backup import Backup, put_aside
@@ -44,6 +49,7 @@ from levit_search.study.record import (
 from levit_search.study.settings import comparable, differences, read_settings
 from levit_search.study.storage import DamagedError, Place
 from levit_search.study.stored_trials import Opened, StoredTrials, without_garbage_collection
+from levit_search.version import __version__
 
 if TYPE_CHECKING:
     import optuna
@@ -479,6 +485,54 @@ class Study:
                 )
         shown = [masked(argument) for argument in command]
         write_json(path, {"sessions": [*sessions, environment(shown)]})
+
+
+def environment(command: list[str]) -> dict[str, Any]:
+    """Where and how a run was started, for ``environment.json``."""
+    modules = ("torch", "torchvision", "timm", "optuna", "onnxruntime", "numpy")
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "host": platform.node(),
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "cpu": device_name(),
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+        "packages": {
+            "levit-search": __version__,
+            **dict(found for module in modules if (found := distribution(module)) is not None),
+        },
+        "revision": _revision(),
+    }
+
+
+def _revision() -> str | None:
+    """The commit this package runs from, or None where it was installed without its history.
+
+    A repository of something else may surround the environment that this is installed in.
+    """
+    if not (_CHECKOUT / ".git").exists():
+        return None
+    try:
+        project = (_CHECKOUT / "pyproject.toml").read_text("utf-8", "replace").splitlines()
+        if 'name = "levit-search"' not in project:
+            return None
+        found = subprocess.run(
+            ["git", "-C", str(_CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+            # Git's hooks name their own repository in the environment.
+            env={name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+_CHECKOUT = Path(__file__).parents[2]
 
 
 def training_file(folder: Path, network_id: str) -> Path:
