@@ -266,9 +266,13 @@ def test_a_package_that_pip_does_not_know_is_told_and_no_mishap(
     assert installation.packages()[0].status == "ok"
 
 
-def test_a_mount_whose_name_is_no_utf_8_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    mounts = b"1 0 8:1 / / rw - ext4 d rw\n2 1 8:2 / /caf\xe9\\040x rw - nfs4 h:/d rw\n"
-    monkeypatch.setattr(Path, "read_bytes", lambda path: mounts)
+def test_a_mount_whose_name_is_no_utf_8_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "self").mkdir()
+    mounts = b"d / ext4 rw 0 0\nh:/d /caf\xe9\\040x nfs4 rw 0 0\n"
+    (tmp_path / "self" / "mounts").write_bytes(mounts)
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
     assert machine._file_system(Path(os.fsdecode(b"/caf\xe9 x/studies"))) == "nfs4"
     assert machine._file_system(Path("/caf/studies")) == "ext4"
 

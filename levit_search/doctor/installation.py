@@ -41,6 +41,7 @@ _MODULES = {
     "rich": "rich",
     "typer": "typer",
     "filelock": "filelock",
+    "psutil": "psutil",
     "pillow": "PIL.Image",
     "sqlalchemy": "sqlalchemy",
     "optuna": "optuna",

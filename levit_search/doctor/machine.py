@@ -89,13 +89,11 @@ def governor() -> Finding:
 def memory() -> Finding:
     """Memory that is left, within the limits of a container."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return ok("not told by this system")
-    known = {
-        name: int(rest.split()[0]) * 1024 for name, _, rest in (x.partition(":") for x in lines)
-    }
-    free, total = known["MemAvailable"], known["MemTotal"]
+        import psutil
+    except ImportError:  # which is a finding of its own
+        return ok("not told without psutil")
+    whole = psutil.virtual_memory()
+    free, total = whole.available, whole.total
     limit = memory_limit()
     found = f"{free / 1e9:.1f} GB of {total / 1e9:.1f} GB available"
     if limit is not None and limit[0] < total:
@@ -380,15 +378,14 @@ def _sqlite_locks_hold(scratch: Path) -> bool:
 def _file_system(place: Path) -> str:
     """The kind of file system that a folder is on; empty where that is not told."""
     try:
-        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    except OSError:
+        import psutil
+
+        mounts = psutil.disk_partitions(all=True)
+    except (ImportError, OSError):
         return ""
-    best, kind = Path("/"), ""
-    here = place.resolve()
-    for line in lines:
-        fields, _, rest = line.partition(b" - ")
-        name = fields.split()[4].decode("unicode_escape").encode("latin-1")
-        point = Path(os.fsdecode(name))
+    here, best, kind = place.resolve(), Path("/"), ""
+    for mount in mounts:
+        point = Path(mount.mountpoint)
         if here.is_relative_to(point) and len(point.parts) >= len(best.parts):
-            best, kind = point, os.fsdecode(rest.split()[0])
+            best, kind = point, mount.fstype
     return kind
