@@ -1,7 +1,8 @@
-"""Files that are either whole or not there, checksums that they carry, and where they are kept.
+"""Atomic writes, checksums, a guard against zip bombs, and where caches are kept.
 
-JSON has its checksum under ``checksum``, safetensors in the file's metadata under ``sha256``. What
-was written before files had one is taken as it is.
+A file is either whole or not there, and tells whether it is as it was written: JSON has its
+checksum under ``checksum``, safetensors in the file's metadata under ``sha256``. What was written
+before files had one is taken as it is.
 """
 
 import contextlib

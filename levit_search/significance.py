@@ -1,4 +1,4 @@
-"""What the accuracies of a search are worth: guessing, and what is the same.
+"""Statistics of accuracies: binomial intervals, what is better than guessing, and what is the same.
 
 The accuracy of a network on n images is a share of n: its interval is that of a binomial
 (Wilson 1927). Whether the best of N networks is better than guessing is asked one-sided at 99 %,
