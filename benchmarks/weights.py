@@ -372,7 +372,7 @@ def trained_source(kept: Path, seed: int) -> Path:
     """The folder of a LeViT that was trained long on Fashion-MNIST, now unless it is there."""
     from filelock import FileLock
 
-    from levit_search.single import train_single
+    from levit_search.distill.single import train_single
 
     out = kept / f"fashion-{seed}"
     kept.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,7 @@ def test_what_is_left_of_a_first_checkpoint_is_no_hindrance(
 def test_a_disk_that_is_full_fails_the_command_and_keeps_the_checkpoint(
     train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from levit_search import single
+    from levit_search.distill import single
     from levit_search.train import checkpoint
 
     def refuse(*_: object) -> None:

@@ -118,8 +118,8 @@ def train(
 
     Its stem is fitted to the images.
     """
+    from levit_search.distill.single import train_single
     from levit_search.significance import accuracy_text
-    from levit_search.single import train_single
 
     network = architecture_of(arch)
     given: dict[str, Any] = {

@@ -178,7 +178,7 @@ def _trained(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The result of one training, from its folder where it is finished."""
-    from levit_search.single import train_single
+    from levit_search.distill.single import train_single
 
     result = _finished(folder)
     if result is None:

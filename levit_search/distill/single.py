@@ -1,4 +1,4 @@
-"""Training one network outside of any search."""
+"""Training one network, with its teacher, outside of any search."""
 
 import tempfile
 import time
