@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from filelock import FileLock, Timeout
 
@@ -24,14 +24,24 @@ class ResultStore:
     """Results that a command keeps in a folder, so that it goes on where it was interrupted.
 
     Args:
-        folder: it is made by the first :meth:`lock` or :meth:`save`.
-        name: of the JSON file, which carries a checksum.
-        advice: what to do with a file that cannot be read, for the end of the message.
+        folder: it is made by the first :meth:`lock` or :meth:`write`.
     """
 
-    def __init__(self, folder: Path, name: str, advice: str = "") -> None:
-        self.folder, self.path = folder, folder / name
-        self._advice = advice
+    file_name: ClassVar[str]
+    """Of the JSON file, which carries a checksum."""
+    lock_name: ClassVar[str]
+    held: ClassVar[str]
+    """What is said where another command holds the lock."""
+    advice: ClassVar[str] = ""
+    """What to do with a file that cannot be read, for the end of the message."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def path(self) -> Path:
+        """Of the JSON file."""
+        return self.folder / self.file_name
 
     @contextmanager
     def reading(self) -> Iterator[Document | None]:
@@ -43,26 +53,23 @@ class ResultStore:
         try:
             yield read_sealed(self.path) if self.path.exists() else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.path}: cannot be read ({error}){self._advice}") from None
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{self.path}: cannot be read ({reason}){self.advice}") from None
 
     @contextmanager
-    def hold(self, name: str, held: str) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Hold the folder against another command that fills it.
 
-        Args:
-            name: of the lock's file.
-            held: what is said where another command holds it.
-
         Raises:
-            InputError: another one does, or the folder cannot be written.
+            InputError: there is one, or the folder cannot be written.
         """
-        lock = FileLock(self.folder / name)
+        lock = FileLock(self.folder / self.lock_name)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                raise InputError(f"{self.folder}: {held}") from None
+                raise InputError(f"{self.folder}: {self.held}") from None
         try:
             yield
         finally:

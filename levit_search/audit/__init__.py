@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from levit_search import table
 from levit_search.architecture import Architecture
 from levit_search.audit import search_cost, sections
@@ -29,11 +31,12 @@ from levit_search.study import EngineConfig, Record, Study
 _REEVALUATOR = "levit_search.audit.reevaluation:Reevaluator"
 _LOOKS_S = 0.5
 _VERSION = 1  # of audit.json
+_NETWORKS = TypeAdapter(dict[str, Accuracies])
 
 
 class AuditStore(ResultStore):
     """``audit.json`` of a study folder: what was measured of each network, so that no training is
-    done twice.
+    done twice. Its lock is none of a search, which may go on meanwhile.
 
     Args:
         folder: of the study.
@@ -42,8 +45,12 @@ class AuditStore(ResultStore):
         InputError: there is an ``audit.json`` that cannot be read.
     """
 
+    file_name, lock_name = "audit.json", ".audit.lock"
+    held = "another levit-search audit is at work on this study"
+    advice = "; remove it to audit anew"
+
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "audit.json", "; remove it to audit anew")
+        super().__init__(folder)
         self.networks: dict[str, Accuracies] = {}
         """By id."""
         with self.reading() as raw:
@@ -51,21 +58,12 @@ class AuditStore(ResultStore):
                 return
             version = raw["version"]
             if version == _VERSION:
-                networks = raw["networks"].items()
-                self.networks = {name: Accuracies.from_json(found) for name, found in networks}
+                self.networks = _NETWORKS.validate_python(raw["networks"])
         if version != _VERSION:
             raise InputError(
                 f"{self.path}: version {version!r} is not {_VERSION}, the one this release reads; "
                 "remove it to audit anew"
             )
-
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the files against another audit; a search may go on meanwhile.
-
-        Raises:
-            InputError: there is one, or the folder cannot be written.
-        """
-        return self.hold(".audit.lock", "another levit-search audit is at work on this study")
 
     def save(self, figures: Document) -> None:
         """Write ``figures`` and what was measured of each network.
@@ -73,8 +71,12 @@ class AuditStore(ResultStore):
         Raises:
             InputError: it cannot be written.
         """
-        networks = {name: found.as_json() for name, found in self.networks.items()}
-        self.write("audit.json", {"version": _VERSION, **figures, "networks": networks})
+        self.write(self.file_name, {"version": _VERSION, **figures, "networks": self.as_json()})
+
+    def as_json(self) -> Document:
+        """What was measured, by network id."""
+        found: Document = _NETWORKS.dump_python(self.networks, mode="json")
+        return found
 
 
 def audit(study: Study, seeds: int, jobs: int, progress: StepProgress) -> Document:
@@ -116,7 +118,7 @@ def audit(study: Study, seeds: int, jobs: int, progress: StepProgress) -> Docume
         store.save(document)
         store.write("audit.svg", sections.draw(document))
         store.write("audit.md", sections.markdown(document, "audit.svg"))
-    return {**document, "networks": {name: a.as_json() for name, a in store.networks.items()}}
+    return {**document, "networks": store.as_json()}
 
 
 def _document(

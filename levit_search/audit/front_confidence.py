@@ -76,20 +76,6 @@ class Accuracies:
     seeds: dict[int, Reevaluation] = field(default_factory=dict)
     """Of trainings with other seeds."""
 
-    @classmethod
-    def from_json(cls, found: Document) -> "Accuracies":
-        """What :meth:`as_json` gave.
-
-        Raises:
-            KeyError, TypeError, ValueError, AttributeError: it is something else.
-        """
-        stored = Reevaluation(**found["stored"]) if found["stored"] is not None else None
-        return cls(stored, {int(seed): Reevaluation(**f) for seed, f in found["seeds"].items()})
-
-    def as_json(self) -> Document:
-        seeds = {str(seed): self.seeds[seed].as_json() for seed in sorted(self.seeds)}
-        return {"stored": self.stored and self.stored.as_json(), "seeds": seeds}
-
     def val_percents(self) -> list[float]:
         """On val, by seed."""
         return [self.seeds[seed].val_top1_percent for seed in sorted(self.seeds)]

@@ -384,7 +384,7 @@ def fill(
     from levit_search.batches import open_batches
     from levit_search.distill import fill as fill_store
     from levit_search.distill import obtain_teacher
-    from levit_search.distill.disk import megabytes
+    from levit_search.distill.store import megabytes
     from levit_search.progress import StepProgress, within
 
     config, chosen = _configured(space, settings)
@@ -481,7 +481,7 @@ def show(space: SpaceFile, settings: Settings = None, as_json: Json = False) -> 
 
 
 def _told_answers(state: dict[str, Any]) -> str:
-    from levit_search.distill.disk import megabytes
+    from levit_search.distill.store import megabytes
 
     whole = sum(kept == state["steps"] for kept in state["batches_kept"])
     begun = sum(0 < kept < state["steps"] for kept in state["batches_kept"])

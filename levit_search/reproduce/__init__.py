@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cache
@@ -121,8 +120,11 @@ class ReproductionStore(ResultStore):
         InputError: the folder holds another table's results, or a file that cannot be read.
     """
 
+    file_name, lock_name = "results.json", ".lock"
+    held = "another levit-search reproduce fills it"
+
     def __init__(self, folder: Path, table: str) -> None:
-        super().__init__(folder, "results.json")
+        super().__init__(folder)
         self.table = table
         self.runs: list[Run] = []
         if folder.exists() and not folder.is_dir():
@@ -137,14 +139,6 @@ class ReproductionStore(ResultStore):
                 f"{self.path}: holds {found} (version {version}), not {table} (version "
                 f"{_VERSION}); choose another --out"
             )
-
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the folder, which is made, against another command that fills it.
-
-        Raises:
-            InputError: there is one, or the folder cannot be written.
-        """
-        return self.hold(".lock", "another levit-search reproduce fills it")
 
     def begin(self, columns: str, settings: Document, environment: Document, keep: bool) -> Run:
         """The run to fill: one with the same settings that was interrupted, or a new one.
@@ -198,4 +192,4 @@ class ReproductionStore(ResultStore):
             InputError: the folder cannot be written.
         """
         runs = [asdict(run) for run in self.runs]
-        self.write("results.json", {"version": _VERSION, "table": self.table, "runs": runs})
+        self.write(self.file_name, {"version": _VERSION, "table": self.table, "runs": runs})

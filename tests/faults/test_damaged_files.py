@@ -21,8 +21,7 @@ from levit_search.audit import AuditStore
 from levit_search.audit.front_confidence import Accuracies, Reevaluation
 from levit_search.audit.reevaluation import Reevaluator
 from levit_search.distill import teacher as teachers
-from levit_search.distill.chunks import Answer, Header
-from levit_search.distill.store import Store
+from levit_search.distill.store import Answer, Header, Store
 from levit_search.errors import LevitSearchError, TrialError
 from levit_search.export import retraining
 from levit_search.files import remove_unfinished
