@@ -9,11 +9,10 @@ from typing import Any
 from levit_search.architecture import Architecture, fitted
 from levit_search.batches import Batches, open_batches
 from levit_search.distill import TeacherAnswers, shared_teacher
-from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import InputError, kept_by_checkpoint
 from levit_search.files import write_atomically
 from levit_search.model import Model, save_weights
-from levit_search.pretrained import check_weights_fit
+from levit_search.pretrained import check_donor_weights, check_weights_fit, donor_of
 from levit_search.proportion import wilson_percent
 from levit_search.sealed import write_sealed
 from levit_search.study import StudyConfig

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from levit_search import architecture
 from levit_search.architecture import Architecture
 from levit_search.configuration import validated
-from levit_search.donors import check_donor_weights, donor_of, load_donor_weights
 from levit_search.errors import InputError
 from levit_search.model import build, save_weights
+from levit_search.pretrained import check_donor_weights, donor_of, load_donor_weights
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.search.evaluate import Evaluator
 from levit_search.single import train_single

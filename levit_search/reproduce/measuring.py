@@ -22,7 +22,6 @@ from levit_search.batches import open_batches
 from levit_search.configuration import write_yaml
 from levit_search.data import DataInfo, describe
 from levit_search.distill import shared_teacher
-from levit_search.donors import check_donor_weights, donor_of
 from levit_search.errors import InputError, TrialError
 from levit_search.image_size import size_text
 from levit_search.latency import LatencyConfig, Probe
@@ -30,7 +29,7 @@ from levit_search.latency.cache import fingerprint
 from levit_search.latency.targets import TORCH_RUNTIMES
 from levit_search.model import build, fold, write_graph
 from levit_search.model.blocks import Attention, AttentionCore, Block
-from levit_search.pretrained import check_weights_fit
+from levit_search.pretrained import check_donor_weights, check_weights_fit, donor_of
 from levit_search.progress import StepProgress
 from levit_search.reproduce import PaperRow, PaperTable, ReproductionStore, Run, rendering
 from levit_search.results import Document

@@ -19,11 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
-from levit_search.donors import check_donor_weights
 from levit_search.engine import make_engine
 from levit_search.engine.interface import Engine, Event
 from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.files import remove_unfinished
+from levit_search.pretrained import check_donor_weights
 from levit_search.search.callbacks import Callback, CallbackList, Summary, front_volume
 from levit_search.search.comparisons import Comparisons
 from levit_search.search.final_evaluation import FinalEvaluation

@@ -21,12 +21,11 @@ from levit_search.batches import Batches
 from levit_search.cost import cost
 from levit_search.distill import TeacherAnswers
 from levit_search.distill.teacher_network import taught_classes
-from levit_search.donors import load_donor_weights
 from levit_search.errors import InputError, kept_by_checkpoint, writing
 from levit_search.files import expanded, file_digest, write_atomically
 from levit_search.latency.sharing import between_probes
 from levit_search.model import LevitModel, load_exactly, ordered, save_weights, transfer
-from levit_search.pretrained import find_source, weights_digest
+from levit_search.pretrained import find_source, load_donor_weights, weights_digest
 from levit_search.progress import Progress, no_progress
 from levit_search.recipe import Recipe, SupernetConfig
 from levit_search.sealed import write_sealed
