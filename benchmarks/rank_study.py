@@ -176,7 +176,7 @@ def supernet_config(epochs: int, images: int = 1024) -> SupernetConfig:
 
 
 def made(job: SupernetJob) -> tuple[Any, Any, Any]:
-    """The shared weights, their lesson and their teacher, before training."""
+    """The shared weights, their objective and their teacher, before training."""
     from levit_search.distill import obtain_teacher
     from levit_search.space import envelope_of, extremes_of
     from levit_search.supernet import draw_within
@@ -195,11 +195,11 @@ def made(job: SupernetJob) -> tuple[Any, Any, Any]:
         return draw_within(space, chance, stem)
 
     ends = extremes_of(space, envelope)
-    elastic, _, lesson = lesson_of(envelope, ends, member, config, recipe, batches, job.seed)
-    return elastic, lesson, teacher
+    elastic, _, objective = objective_of(envelope, ends, member, config, recipe, batches, job.seed)
+    return elastic, objective, teacher
 
 
-def lesson_of(
+def objective_of(
     envelope: Envelope,
     ends: Mapping[str, Extremes],
     draw: Callable[[np.random.Generator, str], Levit],
@@ -216,7 +216,7 @@ def lesson_of(
     elastic = Elastic(envelope)
     inheritance = Inheritance(batches, recipe, config, seed, device_of(recipe))
     whole_steps = config.whole_epochs * batches.steps(recipe)
-    lesson = Sandwich(
+    objective = Sandwich(
         elastic,
         ends,
         draw,
@@ -226,7 +226,7 @@ def lesson_of(
         seed,
         inheritance.top1_percent,
     )
-    return elastic, inheritance, lesson
+    return elastic, inheritance, objective
 
 
 def asked(job: SupernetJob) -> list[dict[str, Any]]:
@@ -236,7 +236,7 @@ def asked(job: SupernetJob) -> list[dict[str, Any]]:
 
     setup = Setup.model_validate_json(job.setup)
     batches, _, _ = opened(job.setup)
-    elastic, lesson, teacher = made(job)
+    elastic, objective, teacher = made(job)
     recipe = supernet_config(job.epochs).recipe(setup.train)
     name = f"supernet {job.epochs} epochs seed {job.seed}"
     training = fit(
@@ -247,7 +247,7 @@ def asked(job: SupernetJob) -> list[dict[str, Any]]:
         teacher,
         lambda point: say(f"{name}: {point}"),
         Checkpoint(job.kept, f"{job.epochs}-{job.seed}"),
-        lesson=lesson,
+        objective=objective,
     )
     say(f"{name}: {training.seconds:.0f} s")
     rows = []
@@ -258,14 +258,14 @@ def asked(job: SupernetJob) -> list[dict[str, Any]]:
             if images:
                 accuracy = inheritance.top1_percent(elastic, network)
             else:
-                accuracy = uncalibrated(elastic, inheritance, lesson, network, batches, config)
+                accuracy = uncalibrated(elastic, inheritance, objective, network, batches, config)
             values = (network.id, job.epochs, job.seed, images, f"{accuracy:.4f}")
             rows.append(dict(zip(INHERITED, values, strict=True)))
     return rows
 
 
 def uncalibrated(
-    elastic: Any, inheritance: Any, lesson: Any, network: Any, batches: Any, config: Any
+    elastic: Any, inheritance: Any, objective: Any, network: Any, batches: Any, config: Any
 ) -> float:
     """The accuracy with the leading part of the statistics of the largest network with the same
     stem, as if they were weights; where that lacks a part, those of fresh networks."""
@@ -275,7 +275,7 @@ def uncalibrated(
     from levit_search.supernet.elastic import skeleton
     from levit_search.train import top1_percent
 
-    largest = lesson.extremes[stem_name(network)].largest
+    largest = objective.extremes[stem_name(network)].largest
     source = dict(inheritance.extracted(elastic, largest).named_buffers())
     model = elastic.extract(network).eval()
     own, lender = dict(model.named_buffers()), skeleton(largest)
@@ -331,10 +331,9 @@ def costs(config: StudyConfig, options: argparse.Namespace) -> dict[str, Any]:
     """What a supernet's step and a candidate take, as shares of training alone, timed in turn."""
     import torch
 
-    from levit_search.supernet import Inheritance
-    from levit_search.supernet.inherited import calibrate
+    from levit_search.supernet import Inheritance, calibrate
     from levit_search.train import Optimization, Views, device_of, fresh_network, top1_percent
-    from levit_search.train.lesson import Alone
+    from levit_search.train.objective import PlainLoss
 
     torch.set_num_threads(1)
     setup = setup_of(config, options.train_images)
@@ -349,12 +348,12 @@ def costs(config: StudyConfig, options: argparse.Namespace) -> dict[str, Any]:
     batch = next(iter(batches.train(0, 0, recipe, device)))
     taught = batch.targets  # as good as a teacher's for the clock
 
-    def stepping(model: Any, lesson: Any) -> Callable[[int], float]:
+    def stepping(model: Any, objective: Any) -> Callable[[int], float]:
         optimization = Optimization(model, recipe, steps)
 
         def step(number: int) -> float:
             start = time.process_time()
-            lesson.learn(Views(batch.images, batch.targets, taught, number), optimization, 1.0)
+            objective.learn(Views(batch.images, batch.targets, taught, number), optimization, 1.0)
             optimization.step(number)
             return time.process_time() - start
 
@@ -362,7 +361,7 @@ def costs(config: StudyConfig, options: argparse.Namespace) -> dict[str, Any]:
 
     def alone(network: Architecture) -> Callable[[int], float]:
         model = fresh_network(network, setup.train, 0).train()
-        return stepping(model, Alone(model, batches, setup.train))
+        return stepping(model, PlainLoss(model, batches, setup.train))
 
     shared, largest = stepping(elastic, sandwich), alone(sandwich.ends.largest)
     pairs = [(shared(n), largest(n)) for n in range(2 + 2 * _TIMED)][2:]

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 from job_pool import carried_out, say
-from rank_study import FOLDER, append, lesson_of
+from rank_study import FOLDER, append, objective_of
 from rank_study_shown import rows_of
 from replay import OBJECTIVES, ReplayEngine, Table, table_config
 from search_quality import Worth, _Listener, optuna_alone
@@ -123,7 +123,7 @@ def trained(job: Job) -> list[dict[str, Any]]:
         return by_stem[stem][chance.integers(len(by_stem[stem]))]
 
     envelope = envelope_around(networks)
-    elastic, inheritance, lesson = lesson_of(
+    elastic, inheritance, objective = objective_of(
         envelope, extremes(), draw, CONFIG, recipe, batches, job.seed
     )
     training = fit(
@@ -134,7 +134,7 @@ def trained(job: Job) -> list[dict[str, Any]]:
         teacher,
         lambda point: say(f"supernet of seed {job.seed}: {point}"),
         Checkpoint(job.kept, f"table-{job.seed}-{recipe.epochs}"),
-        lesson=lesson,
+        objective=objective,
     )
     seconds = f"{training.seconds:.1f}"
     return [

@@ -22,7 +22,7 @@ from levit_search.distill import TeacherAnswers, create_teacher
 from levit_search.model import build
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.train import device_of, fit, seed_torch, train_network
-from levit_search.train.loss import loss_of
+from levit_search.train.objective import loss_of
 
 SIZE = 32
 TEACHER = "regnety_160"

@@ -452,7 +452,7 @@ def _accuracies(model: Any, batches: "Batches", training: Any) -> dict[str, Any]
 def _fitted(cell: Cell, model: "Model", batches: "Batches") -> dict[str, Any]:
     """What a network is worth after no, one or three epochs; after none also with batch-norm
     statistics calibrated."""
-    from levit_search.supernet.inherited import calibrate
+    from levit_search.supernet import calibrate
     from levit_search.train import fit, top1_percent
 
     epochs, seed = cell.key["epochs"], cell.key["seed"]

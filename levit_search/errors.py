@@ -60,6 +60,19 @@ def refused_by_disk(error: BaseException) -> str | None:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what keeps the block from writing to ``path`` into an error of the user's.
+
+    Raises:
+        InputError: the block met an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+@contextmanager
 def kept_by_checkpoint(folder: Path) -> Iterator[None]:
     """What cannot be written to a folder, of which a checkpoint there has all that it takes.
 

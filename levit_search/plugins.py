@@ -12,7 +12,7 @@ A distribution names them in its ``pyproject.toml``, and whoever installs it use
     bench = "my_package:BENCH"              # latency: {target: bench}
 
 What each entry point has to be is told by :class:`levit_search.data.DataSet`,
-:class:`levit_search.distill.plugged.BuildTeacher` and
+:class:`levit_search.distill.teacher_network.BuildTeacher` and
 :class:`levit_search.latency.targets.PluggedTarget`.
 
 Names consist of letters, digits, ``_``, ``.`` and ``-``; others are no plug-ins. Our own names, and

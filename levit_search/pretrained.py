@@ -1,4 +1,4 @@
-"""Trained weights that networks, or the ResNets that they begin with, start from, as a recipe names
+"""Trained weights that networks, or the ResNets that they begin with, start from; a recipe names
 them."""
 
 import hashlib

@@ -12,11 +12,20 @@ import pytest
 from scipy import stats
 
 from levit_search import architecture, table
-from levit_search.audit import audit, figures, noise, pictures, render
-from levit_search.audit.belief import accuracy_draws
-from levit_search.audit.kept import Accuracies, Kept
-from levit_search.audit.membership import candidates, front_figures
-from levit_search.audit.noise import chances, could_belong, latency_sd, pooled_sd, student_factor
+from levit_search.audit import AuditStore, audit, search_cost, sections
+from levit_search.audit.front_confidence import (
+    Accuracies,
+    Reevaluation,
+    accuracy_draws,
+    candidates,
+    could_belong,
+    front_confidence,
+    front_figures,
+    latency_sd,
+    pooled_sd,
+    spreads,
+    student_factor,
+)
 from levit_search.errors import InputError
 from levit_search.latency.protocol import repeat_sd
 from levit_search.pareto import Objective, hypervolume, minimised, non_dominated
@@ -85,7 +94,7 @@ def test_hypervolume_after_each_trial_is_that_of_all_trials_so_far() -> None:
     ]
     records[7] = infeasible(7)
     records[9] = replace(records[3], trial=9, reused_from=3)
-    found = figures.trajectory(records, OBJECTIVES, REFERENCE)
+    found = search_cost.trajectory(records, OBJECTIVES, REFERENCE)
     for count in range(1, len(records) + 1):
         best = table.front(records[:count], OBJECTIVES)
         slow = hypervolume(minimised([each.values for each in best], OBJECTIVES), REFERENCE)
@@ -97,10 +106,10 @@ def test_hypervolume_after_each_trial_is_that_of_all_trials_so_far() -> None:
 
 
 def test_steps_end_with_the_last_trial_though_it_brought_nothing() -> None:
-    path = figures.trajectory([record(0, 80.0), record(1, 70.0, 2.0)], OBJECTIVES, REFERENCE)
+    path = search_cost.trajectory([record(0, 80.0), record(1, 70.0, 2.0)], OBJECTIVES, REFERENCE)
     assert [step["trials"] for step in path.steps()] == [1, 2]
     assert [point["trials"] for point in path.milestones()] == [1, 2]
-    assert figures.trajectory([], OBJECTIVES, REFERENCE).milestones() == []
+    assert search_cost.trajectory([], OBJECTIVES, REFERENCE).milestones() == []
 
 
 def test_what_is_known_already_costs_no_epochs_and_no_time() -> None:
@@ -111,7 +120,7 @@ def test_what_is_known_already_costs_no_epochs_and_no_time() -> None:
         stopped(3, 2),
         record(4, epochs=0, state="failed", reason="no luck", seconds=0.0, evaluation={}),
     ]
-    found = figures.trajectory(records, OBJECTIVES, REFERENCE)
+    found = search_cost.trajectory(records, OBJECTIVES, REFERENCE)
     assert found.epochs == (4, 4, 4, 6, 6)
     assert found.worker_hours == pytest.approx(np.array([45, 45, 45, 70, 70]) / 3600)
     assert found.hours is None, "nobody wrote the times of day down"
@@ -121,7 +130,7 @@ def test_hours_are_those_in_which_anybody_worked() -> None:
     """Two workers for 45 s each, overlapping by 25; a night; then one alone."""
     times = ["2026-01-01T10:00:45", "2026-01-01T10:01:05", "2026-01-02T08:00:00"]
     records = [record(n, 80.0 + n, finished=time) for n, time in enumerate(times)]
-    found = figures.trajectory([records[2], *records[:2]], OBJECTIVES, REFERENCE)
+    found = search_cost.trajectory([records[2], *records[:2]], OBJECTIVES, REFERENCE)
     assert found.trials == (0, 1, 2), "in the order in which they ended"
     assert found.hours == pytest.approx(np.array([45, 65, 110]) / 3600)
     assert found.worker_hours == pytest.approx(np.array([45, 90, 135]) / 3600)
@@ -135,7 +144,7 @@ def test_hours_agree_with_counting_seconds_one_by_one() -> None:
         record(n, 80.0, seconds=float(s), finished=f"2026-01-01T10:{t // 60:02d}:{t % 60:02d}")
         for n, (t, s) in enumerate(zip(ends, spent, strict=True))
     ]
-    found = figures.trajectory(records, OBJECTIVES, REFERENCE)
+    found = search_cost.trajectory(records, OBJECTIVES, REFERENCE)
     assert found.hours is not None
     for end, hours in zip(ends, found.hours, strict=True):
         busy = {
@@ -150,7 +159,7 @@ def test_hours_agree_with_counting_seconds_one_by_one() -> None:
 def test_rungs_save_what_stopped_networks_were_not_trained() -> None:
     records = [through(0), stopped(1, 1), stopped(2, 1), stopped(3, 2), infeasible(4)]
     records.append(replace(stopped(1, 1), trial=5, reused_from=1))
-    found = figures.savings(records, EPOCHS)
+    found = search_cost.savings(records, EPOCHS)
     assert found is not None
     assert found.rungs == (
         {"epoch": 1, "came": 4, "went_on": 2},
@@ -159,7 +168,7 @@ def test_rungs_save_what_stopped_networks_were_not_trained() -> None:
     assert (found.trained, found.stopped, found.epochs, found.epochs_saved) == (4, 3, 8, 8)
     assert found.saved_percent == 50
     assert found.hours_saved == pytest.approx(80 / 3600)
-    assert figures.savings([record(0, 80.0)], EPOCHS) is None
+    assert search_cost.savings([record(0, 80.0)], EPOCHS) is None
 
 
 def test_each_proposal_has_one_outcome() -> None:
@@ -176,7 +185,7 @@ def test_each_proposal_has_one_outcome() -> None:
         record(9, epochs=0, state="failed", reason="the loss became nan"),
     ]
     records[5] = replace(records[5], architecture=None)
-    found = figures.shares(records, EPOCHS)
+    found = search_cost.shares(records, EPOCHS)
     assert found["counts"] == {
         "complete": 1,
         "stopped": 1,
@@ -199,7 +208,7 @@ def test_each_proposal_has_one_outcome() -> None:
 def test_a_network_measured_to_be_over_the_limit_after_its_training_is_infeasible() -> None:
     late = record(0, 80.0, state="pruned", reason="latency_ms 5 over the limit of 4")
     assert outcome(late, EPOCHS) == "infeasible"
-    assert figures.epochs_of(late) == EPOCHS
+    assert search_cost.epochs_of(late) == EPOCHS
 
 
 def test_errors_of_predictions_are_counted_once_for_each_network() -> None:
@@ -207,13 +216,13 @@ def test_errors_of_predictions_are_counted_once_for_each_network() -> None:
     for each, error in zip(records, (4.0, -2.0, 1.0), strict=True):
         each.values["prediction_error_percent"] = error
     records.append(replace(records[0], trial=3, reused_from=0))
-    assert figures.prediction_errors(records) == {
+    assert search_cost.prediction_errors(records) == {
         "networks": 3,
         "mean_percent": pytest.approx(1.0),
         "mean_abs_percent": pytest.approx(7 / 3),
         "worst_abs_percent": 4.0,
     }
-    assert figures.prediction_errors([record(0, 80.0)]) is None
+    assert search_cost.prediction_errors([record(0, 80.0)]) is None
 
 
 def test_pooled_deviation_is_that_of_the_residuals() -> None:
@@ -283,7 +292,7 @@ def test_chance_of_one_of_two_is_the_normal_distribution_of_their_difference() -
         OBJECTIVES,
     )
     sds = np.array([[0.006, 0.0], [0.008, 0.0]])
-    found = chances(points, sds, OBJECTIVES, np.random.default_rng(0), draws=20_000)
+    found = front_confidence(points, sds, OBJECTIVES, np.random.default_rng(0), draws=20_000)
     assert found[0] == 1
     assert found[1] == pytest.approx(stats.norm.cdf(0.005 / 0.010), abs=0.01)
 
@@ -293,17 +302,17 @@ def test_plain_times_on_one_target_are_off_together() -> None:
     names: tuple[Objective, ...] = ("top1_percent", "latency_median_ms", "latency_p95_ms")
     rows = [{"top1_percent": 80.0, **dict.fromkeys(names[1:], ms)} for ms in (1.0, 1.01)]
     points, sds = minimised(rows, names), np.array([[0.0, 0.01, 0.01]] * 2)
-    found = chances(points, sds, names, np.random.default_rng(0))
+    found = front_confidence(points, sds, names, np.random.default_rng(0))
     assert found.sum() == pytest.approx(1)
     for other in ("latency_p95_ms@phone", "latency_ms"):  # a ratio does not see what they see
         apart = ("top1_percent", "latency_median_ms", other)
-        found = chances(points, sds, apart, np.random.default_rng(0))
+        found = front_confidence(points, sds, apart, np.random.default_rng(0))
         assert found.sum() > 1.2
 
 
 def test_costs_in_closed_form_have_no_noise() -> None:
     names: tuple[Objective, ...] = ("top1_percent", "flops", "latency_ms", "peak_memory_mb")
-    sds = noise.spreads([record(0, 80.0)], [0.5], names)
+    sds = spreads([record(0, 80.0)], [0.5], names)
     assert sds[0, 0] == 0.005 and sds[0, 1] == 0 and sds[0, 3] == 0
     assert sds[0, 2] == pytest.approx(repeat_sd(1.0) / math.log(10))
 
@@ -315,7 +324,7 @@ def test_who_is_left_out_has_hardly_a_chance() -> None:
         members = non_dominated(points)
         doubtful = could_belong(points, sds, members)
         assert doubtful[members].all()
-        found = chances(points, sds, ("top1_percent", "flops"), chance, draws=500)
+        found = front_confidence(points, sds, ("top1_percent", "flops"), chance, draws=500)
         assert found[~doubtful].max(initial=0) <= 0.01
 
 
@@ -352,7 +361,7 @@ def simulated(
         draws.append(means + found_sd / np.sqrt(counts) * chance.normal(size=draws[0].shape))
     points, nothing = np.stack([1 - means / 100, costs], axis=1), np.zeros((networks, 2))
     names = ("top1_percent", "flops")
-    found = [chances(points, nothing, names, chance, drawn, len(drawn)) for drawn in draws]
+    found = [front_confidence(points, nothing, names, chance, drawn, len(drawn)) for drawn in draws]
     belongs = non_dominated(np.stack([-truth, costs], axis=1))
     return belongs[members], *(each[members] for each in found)
 
@@ -413,14 +422,8 @@ def test_two_networks_whose_seeds_agree_are_taken_at_their_word() -> None:
     assert same == pytest.approx(np.tile(means, (10, 1)))
 
 
-def measured(val: float, test: float) -> dict[str, Any]:
-    return {
-        "val_top1_percent": val,
-        "test_top1_percent": test,
-        "val_images": 400,
-        "test_images": 900,
-        "seconds": 1.0,
-    }
+def measured(val: float, test: float) -> Reevaluation:
+    return Reevaluation(val, test, val_images=400, test_images=900, seconds=1.0)
 
 
 @pytest.fixture
@@ -554,7 +557,7 @@ def study(
     opened = Study.create(tmp_path / "s", read_config(space_file(), changes), ["test"])
     opened.keep_reference(REFERENCE_VALUES)
     monkeypatch.setattr(Study, "records", lambda self: records)
-    kept = Kept(opened.folder)
+    kept = AuditStore(opened.folder)
     kept.networks = networks
     kept.save({"finished": None})
     return opened
@@ -581,10 +584,10 @@ def test_sections_of_a_search_by_the_clock_have_no_accuracies(study: Study) -> N
     update = {"objectives": names, "hypervolume_reference": {"latency_ms": 1e3, "flops": 1e11}}
     clock = Study(study.folder, study.config.model_copy(update=update))
     document = audit(clock, 2, 1, Lines())
-    (front,) = [part for part in render.sections(document) if part.title == "The front"]
+    (front,) = [part for part in sections.sections(document) if part.title == "The front"]
     assert front.heads == ["network", "latency_ms", "flops", "chance"]
     assert document["moves"] is None and document["test"] is None
-    ElementTree.fromstring(pictures.draw(document))
+    ElementTree.fromstring(sections.draw(document))
 
 
 def test_a_study_without_a_complete_trial_cannot_be_audited(
@@ -599,7 +602,10 @@ def test_a_study_without_a_complete_trial_cannot_be_audited(
 
 
 def test_two_audits_of_a_study_do_not_meet(study: Study) -> None:
-    with Kept(study.folder).lock(), pytest.raises(InputError, match="another levit-search audit"):
+    with (
+        AuditStore(study.folder).lock(),
+        pytest.raises(InputError, match="another levit-search audit"),
+    ):
         audit(study, 0, 1, Lines())
     with study.lock():  # of a search, which goes on meanwhile
         audit(study, 0, 1, Lines())

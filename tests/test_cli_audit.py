@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from levit_search import table
-from levit_search.audit import retraining
-from levit_search.audit.examiner import Examiner
-from levit_search.audit.retraining import Job
+from levit_search.audit import Job
+from levit_search.audit.front_confidence import Reevaluation
+from levit_search.audit.reevaluation import Reevaluator
 from levit_search.batches import open_batches
 from levit_search.distill import obtain_teacher
 from levit_search.errors import TrialError
@@ -82,30 +82,29 @@ def test_an_audit_trains_the_front_again_and_reads_the_test_split(cli: Cli, stud
 
 def test_missing_and_damaged_weights_fail_their_network_alone(study: Path) -> None:
     first, *others = front_of(study)
-    examiner = Examiner(Study.open(study).config, study, {}, None)
-    examiner.prepare(first.architecture, lambda text, fraction: None)
+    worker = Reevaluator(Study.open(study).config, study, {}, None)
+    worker.prepare(first.architecture, lambda text, fraction: None)
     weights = study / "checkpoints" / f"{first.architecture.id}.safetensors"
     for other in others:
-        found = examiner.verify(other.architecture, lambda text, fraction: None)
+        found = worker.verify(other.architecture, lambda text, fraction: None)
         assert found.val_top1_percent == other.values["top1_percent"]
     weights.write_bytes(b"no weights")
     with pytest.raises(TrialError, match=f"{weights.name}: "):
-        examiner.verify(first.architecture, lambda text, fraction: None)
+        worker.verify(first.architecture, lambda text, fraction: None)
     weights.unlink()
     with pytest.raises(TrialError, match=f"{weights.name}: the trained weights are not there"):
-        examiner.verify(first.architecture, lambda text, fraction: None)
+        worker.verify(first.architecture, lambda text, fraction: None)
 
 
 def test_an_interrupted_audit_goes_on_where_it_was(
     cli: Cli, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[tuple[int, int | None]]] = []
-    figures = {"val_top1_percent": 50.0, "test_top1_percent": 49.0}
-    figures |= {"val_images": 100, "test_images": 100, "seconds": 1.0}
+    figures = Reevaluation(50.0, 49.0, val_images=100, test_images=100, seconds=1.0)
 
     def interrupted(
         study: Study, jobs: Sequence[Job], processes: int, told: Any
-    ) -> Generator[tuple[Job, dict[str, Any] | TrialError], None, None]:
+    ) -> Generator[tuple[Job, Reevaluation | TrialError], None, None]:
         asked.append([(job.trial, job.seed) for job in jobs])
         yield jobs[0], figures
         yield jobs[1], TrialError("no luck today")
@@ -114,7 +113,7 @@ def test_an_interrupted_audit_goes_on_where_it_was(
         for job in jobs[2:]:
             yield job, figures
 
-    monkeypatch.setattr(retraining, "carried_out", interrupted)
+    monkeypatch.setattr("levit_search.audit.reevaluated", interrupted)
     ended = cli("audit", "s")
     assert ended.returncode == 130 and "the same command goes on" in ended.stderr
     ended = cli("audit", "s")
@@ -138,7 +137,7 @@ def test_nothing_is_trained_where_that_is_asked_for(
         asked.extend(job.seed for job in jobs)
         yield from ((job, TrialError("no luck today")) for job in jobs)
 
-    monkeypatch.setattr(retraining, "carried_out", refused)
+    monkeypatch.setattr("levit_search.audit.reevaluated", refused)
     ended = cli("audit", "s", "--no-retrain", "--json")
     assert ended.returncode == 1
     assert asked == [None] * len(front_of(study))

@@ -19,9 +19,8 @@ from levit_search.architecture import parse
 from levit_search.batches import Batches, open_batches
 from levit_search.data import DataConfig
 from levit_search.distill import TeacherAnswers, create_teacher, kept_card, obtain_teacher, teacher
-from levit_search.distill.answers import header_of
-from levit_search.distill.chunks import Header
-from levit_search.distill.disk import megabytes
+from levit_search.distill.store import Header, megabytes
+from levit_search.distill.teacher_answers import header_of
 from levit_search.errors import InputError
 from levit_search.model import LevitModel
 from levit_search.recipe import Recipe, TeacherConfig

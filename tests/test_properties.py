@@ -290,7 +290,7 @@ def _cheap_ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             "levit_search.search.begin": begun,
             "levit_search.latency.Probe": reached,
             "levit_search.distill.single.train_single": reached,
-            "levit_search.reproduce.reproduce": reached,
+            "levit_search.reproduce.measuring.reproduce": reached,
             "levit_search.batches.open_batches": reached,
             "levit_search.data.survey.Stream": unreachable,
             "levit_search.data.survey.Rows": unreachable,

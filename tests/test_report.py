@@ -14,7 +14,7 @@ import pytest
 import levit_search as ls
 from levit_search import table
 from levit_search.architecture import published
-from levit_search.audit.kept import Accuracies
+from levit_search.audit.front_confidence import Accuracies, Reevaluation
 from levit_search.errors import InputError
 from levit_search.report import contents, report_of_run, write_report
 from levit_search.report.details import details
@@ -145,9 +145,9 @@ def test_a_study_without_a_complete_trial_is_refused(tmp_path: Path) -> None:
 def test_accuracies_of_an_audit_are_the_spread(study: Study) -> None:
     record = next(r for r in study.records() if r.state == "complete")
     percent = record.values["top1_percent"]
-    seeds = {s: {"val_top1_percent": percent - s, "test_top1_percent": 70.0} for s in (1, 2)}
+    seeds = {s: Reevaluation(percent - s, 70.0, 100, 100, 1.0) for s in (1, 2)}
     assert record.architecture is not None
-    known = {record.architecture.id: Accuracies({"test_top1_percent": 69.0}, seeds)}
+    known = {record.architecture.id: Accuracies(Reevaluation(percent, 69.0, 100, 100, 0.0), seeds)}
     row = details(record, known)["figures"][0]
     assert (row["low"], row["high"]) == (percent - 2, percent)
     assert "test 70.00 ± 0.00 % (2 seeds)" in row["spread"]
@@ -175,7 +175,7 @@ def test_seeds_of_an_audit_widen_the_interval_of_an_accuracy(study: Study) -> No
     record = next(r for r in study.records() if r.state == "complete")
     percent = record.values["top1_percent"]
     own = ls.verdict(study).by_trial[record.trial]
-    seeds = {1: {"val_top1_percent": 0.0, "test_top1_percent": 70.0}}
+    seeds = {1: Reevaluation(0.0, 70.0, 100, 100, 1.0)}
     assert record.architecture is not None
     known = {record.architecture.id: Accuracies(None, seeds)}
     row = details(record, known, own)["figures"][0]

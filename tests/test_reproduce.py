@@ -13,33 +13,42 @@ import torch
 
 from levit_search import architecture, cost
 from levit_search.architecture import ABLATIONS, GRAFTS, LEVITS, Graft, Levit
-from levit_search.errors import InputError
+from levit_search.errors import InputError, TrialError
 from levit_search.latency import LatencyConfig
 from levit_search.model import build, fold
 from levit_search.model.blocks import Block
 from levit_search.progress import StepProgress
 from levit_search.reproduce import (
     TABLES,
-    Request,
-    Results,
+    PaperRow,
+    ReproductionStore,
+    Run,
     check_columns,
+    measuring,
+    paper_ratios,
     published_table,
-    render,
-    reproduce,
+    rendering,
 )
-from levit_search.reproduce.accuracy import row_network
-from levit_search.reproduce.blocks import components
-from levit_search.reproduce.paper import Row
-from levit_search.reproduce.results import Run
-from levit_search.reproduce.speed import comparisons, paper_ratios
-from levit_search.reproduce.static import agreement, static_row, stem_rows
+from levit_search.reproduce.measuring import (
+    Request,
+    agreement,
+    comparisons,
+    components,
+    deit_layer,
+    levit_layer,
+    reproduce,
+    row_network,
+    static_row,
+    stem_rows,
+)
 from levit_search.study import StudyConfig, read_config
+from levit_search.train import Epoch, Training
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT.parent / "shared" / "reference" / "paper.md"
 
 
-def ours(table: str) -> list[Row]:
+def ours(table: str) -> list[PaperRow]:
     rows = published_table(table).built
     return [row for row in rows if row.network in architecture.published_names()]
 
@@ -156,10 +165,8 @@ def test_blocks_have_no_counts_and_an_unknown_table_is_named() -> None:
 @pytest.mark.parametrize("kind", ["deit", "levit"])
 def test_the_components_of_a_layer_make_up_the_layer(kind: str) -> None:
     """Put together by hand they give what the whole layer gives."""
-    from levit_search.reproduce import blocks
-
     torch.manual_seed(0)
-    block = blocks._deit_layer() if kind == "deit" else blocks._levit_layer()
+    block = deit_layer() if kind == "deit" else levit_layer()
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     tokens = 197 if kind == "deit" else 196
@@ -229,8 +236,8 @@ class Watcher(StepProgress):
         self.texts.append(text)
 
 
-def run(wanted: Request, folder: Path, stop_at: str = "") -> tuple[Results, Watcher]:
-    results, watcher = Results(folder, wanted.table.name), Watcher(stop_at)
+def run(wanted: Request, folder: Path, stop_at: str = "") -> tuple[ReproductionStore, Watcher]:
+    results, watcher = ReproductionStore(folder, wanted.table.name), Watcher(stop_at)
     reproduce(wanted, results, watcher)
     return results, watcher
 
@@ -238,7 +245,7 @@ def run(wanted: Request, folder: Path, stop_at: str = "") -> tuple[Results, Watc
 def test_static_columns_are_written_as_table_csv_and_json(tmp_path: Path) -> None:
     results, watcher = run(request(tmp_path, "grafting", ("static",)), tmp_path / "out")
     assert watcher.steps == ["static 5", *GRAFTS]
-    rows = render.as_rows(published_table("grafting"), results)
+    rows = rendering.as_rows(published_table("grafting"), results)
     assert rows[2]["name"] == "graft-2-6"
     assert rows[2]["paper"]["params_m"] == 13.1
     network = architecture.published("graft-2-6")
@@ -297,10 +304,10 @@ def test_other_settings_make_another_run_and_lose_nothing(tmp_path: Path) -> Non
     (tmp_path / "results.json").write_text(
         json.dumps({"version": 1, "table": "grafting", "runs": [run_of]})
     )
-    results = Results(tmp_path, "grafting")
+    results = ReproductionStore(tmp_path, "grafting")
     results.begin("accuracy", {"epochs": 3}, {}, keep=True)
     results.save()
-    again = Results(tmp_path, "grafting")
+    again = ReproductionStore(tmp_path, "grafting")
     assert [r.settings["epochs"] for r in again.runs] == [300, 3]
     assert again.latest("accuracy") == again.runs[1]
     assert again.begin("accuracy", {"epochs": 300}, {}, keep=True).finished == "2026-01-01"
@@ -321,14 +328,14 @@ def test_speeds_are_told_by_what_their_protocol_takes(
 ) -> None:
     given = {"cpu": "a CPU", "runtime": "onnxruntime", "layout": "tokens"}
     settings = {**given, "threads": 1, "batch_size": 16, **protocol}
-    results = Results(tmp_path, "variants")
+    results = ReproductionStore(tmp_path, "variants")
     results.finish(results.begin("speed", settings, {}, keep=False))
-    notes = "\n".join(render.notes(published_table("variants"), results))
+    notes = "\n".join(rendering.notes(published_table("variants"), results))
     assert f"; {estimate} with its 95 % interval;" in notes
 
 
 def test_a_finished_timing_stays_until_it_is_measured_again(tmp_path: Path) -> None:
-    results = Results(tmp_path, "variants")
+    results = ReproductionStore(tmp_path, "variants")
     first = results.begin("speed", {"batch_size": 1}, {}, keep=False)
     results.finish(first)
     second = results.begin("speed", {"batch_size": 1}, {}, keep=False)
@@ -347,36 +354,32 @@ def test_a_damaged_or_foreign_folder_is_refused(tmp_path: Path, content: str, me
         content = json.dumps({"version": 1, "table": "ablation", "runs": []})
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(InputError, match=message):
-        Results(tmp_path, "grafting")
+        ReproductionStore(tmp_path, "grafting")
     assert (tmp_path / "results.json").read_text() == content
 
 
 def test_two_commands_do_not_fill_one_folder(tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    with Results(folder, "grafting").lock():
-        second = Results(folder, "grafting").lock()
+    with ReproductionStore(folder, "grafting").lock():
+        second = ReproductionStore(folder, "grafting").lock()
         with pytest.raises(InputError, match="another levit-search reproduce fills it"):
             second.__enter__()
-    with Results(folder, "grafting").lock():
+    with ReproductionStore(folder, "grafting").lock():
         pass
 
 
 def test_a_row_that_fails_is_named_and_the_others_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from levit_search.errors import TrialError
-    from levit_search.reproduce import accuracy, failures
-
-    figures = {"test_top1_percent": 50.0, "val_top1_percent": 50.0, "curve": []}
-
-    def train(network: Any, *_: Any) -> dict[str, Any]:
+    def train(network: Any, *_: Any) -> tuple[None, Training]:
         if isinstance(network, Graft) and network.donor is None:
             raise TrialError("the loss became nan in epoch 1")
-        return {**figures, "curve": [{"epoch": 1, "val_top1_percent": 50.0}]}
+        return None, Training(50.0, 100.0, 1.0, (Epoch(1, 1.0, 50.0, 1.0),))
 
-    monkeypatch.setattr(accuracy, "_train", train)
+    monkeypatch.setattr(measuring, "train_network", train)
+    monkeypatch.setattr(measuring, "top1_percent", lambda *_: 50.0)
     results, _ = run(request(tmp_path, "grafting", ("accuracy",)), tmp_path / "out")
-    assert failures(results) == {"accuracy: graft-0-12": "the loss became nan in epoch 1"}
+    assert results.failures() == {"accuracy: graft-0-12": "the loss became nan in epoch 1"}
     assert list(results.runs[0].rows) == list(GRAFTS)
     text = (tmp_path / "out" / "table.md").read_text()
     assert "- graft-0-12 failed: the loss became nan in epoch 1" in text
@@ -444,8 +447,6 @@ def test_speeds_are_measured_against_the_first_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With small networks in the rows' places, through the real probe."""
-    from levit_search.reproduce import speed
-
     small = architecture.scaled(
         architecture.fitted(
             architecture.published("LeViT-128S"), image_size=32, in_channels=3, num_classes=10
@@ -454,7 +455,7 @@ def test_speeds_are_measured_against_the_first_row(
     )
     larger = architecture.scaled(small, 4)
     networks = {"graft-0-12": small, "graft-4-0": larger}
-    monkeypatch.setattr(speed, "load_network", lambda name: networks.get(name, small))
+    monkeypatch.setattr(measuring, "load_network", lambda name: networks.get(name, small))
     results, _ = run(request(tmp_path, "grafting", ("speed",)), tmp_path / "out")
     rows = results.runs[0].rows
     assert list(rows) == list(GRAFTS)
@@ -469,11 +470,9 @@ def test_speeds_are_measured_against_the_first_row(
 
 def test_the_folded_layers_of_table_6_are_the_papers() -> None:
     """Widths, heads and channels as the table's head gives them."""
-    from levit_search.reproduce import blocks
-
     for block, width, heads, key_dim in (
-        (blocks._deit_layer(), 192, 3, 64),
-        (blocks._levit_layer(), 256, 4, 32),
+        (deit_layer(), 192, 3, 64),
+        (levit_layer(), 256, 4, 32),
     ):
         assert isinstance(block, Block)
         core = block.attention.core

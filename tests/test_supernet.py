@@ -462,7 +462,7 @@ def sandwich(space: Space, batches: Batches, recipe: Recipe = RECIPE) -> tuple[E
     elastic = Elastic(envelope)
     config = SupernetConfig(calibration_images=64, val_images=100)
     inheritance = Inheritance(batches, recipe, config, 0, CPU)
-    lesson = Sandwich(
+    objective = Sandwich(
         elastic,
         extremes_of(space, envelope),
         lambda chance, stem: draw_within(space, chance, stem),
@@ -472,14 +472,14 @@ def sandwich(space: Space, batches: Batches, recipe: Recipe = RECIPE) -> tuple[E
         0,
         inheritance.top1_percent,
     )
-    return elastic, lesson
+    return elastic, objective
 
 
 def test_a_supernet_learns_and_each_point_has_both_ends(digits):
     space = space_of({**IMAGES, **tiny_space()["architecture"]})
     recipe = RECIPE.model_copy(update={"epochs": 4, "batch_size": 16})
-    elastic, lesson = sandwich(space, digits, recipe)
-    training = fit(elastic, digits, recipe, 0, lesson=lesson)
+    elastic, objective = sandwich(space, digits, recipe)
+    training = fit(elastic, digits, recipe, 0, objective=objective)
     last = training.curve[-1]
     assert isinstance(last, SupernetEpoch)
     assert training.val_top1_percent > 30 and last.smallest_top1_percent > 20
@@ -487,13 +487,13 @@ def test_a_supernet_learns_and_each_point_has_both_ends(digits):
 
 def test_training_that_is_taken_up_again_gives_the_same_weights(digits, tmp_path):
     space = space_of({**IMAGES, **tiny_space()["architecture"]})
-    whole, lesson = sandwich(space, digits)
-    curve = fit(whole, digits, RECIPE, 0, lesson=lesson).curve
-    part, lesson = sandwich(space, digits)
+    whole, objective = sandwich(space, digits)
+    curve = fit(whole, digits, RECIPE, 0, objective=objective).curve
+    part, objective = sandwich(space, digits)
     checkpoint = Checkpoint(tmp_path / "training.pt", "run")
-    fit(part, digits, RECIPE, 0, checkpoint=checkpoint, until=1, lesson=lesson)
-    again, lesson = sandwich(space, digits)
-    found = fit(again, digits, RECIPE, 0, checkpoint=checkpoint, lesson=lesson).curve
+    fit(part, digits, RECIPE, 0, checkpoint=checkpoint, until=1, objective=objective)
+    again, objective = sandwich(space, digits)
+    found = fit(again, digits, RECIPE, 0, checkpoint=checkpoint, objective=objective).curve
     assert all(
         torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True)
     )
@@ -504,7 +504,7 @@ def test_training_that_is_taken_up_again_gives_the_same_weights(digits, tmp_path
 
 def test_the_members_of_a_batch_have_its_stem_and_all_of_them_learn(digits, monkeypatch):
     space = space_of(template())
-    elastic, lesson = sandwich(space, digits)
+    elastic, objective = sandwich(space, digits)
     seen: list[Levit] = []
     forward = Elastic.forward
 
@@ -513,7 +513,7 @@ def test_the_members_of_a_batch_have_its_stem_and_all_of_them_learn(digits, monk
         return forward(self, views, member)
 
     monkeypatch.setattr(Elastic, "forward", watched)
-    fit(elastic, digits, RECIPE, 0, lesson=lesson, until=1)
+    fit(elastic, digits, RECIPE, 0, objective=objective, until=1)
     assert len(seen) == 4 * digits.steps(RECIPE)
     for step in range(digits.steps(RECIPE)):
         batch = seen[4 * step : 4 * step + 4]

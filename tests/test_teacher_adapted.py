@@ -30,7 +30,7 @@ from levit_search.distill import (
     teacher,
 )
 from levit_search.distill.adapting import Adapted
-from levit_search.distill.network import load_first_weights
+from levit_search.distill.teacher_network import load_first_weights
 from levit_search.errors import InputError
 from levit_search.export.retraining import Retraining, config_for
 from levit_search.recipe import Recipe, TeacherConfig
@@ -410,8 +410,10 @@ def test_a_network_without_a_classifier_is_refused(batches, weights, monkeypatch
 
 
 def test_a_plug_in_is_not_adapted(batches, weights, monkeypatch):
-    monkeypatch.setattr("levit_search.distill.plugged.find", lambda _: SimpleNamespace())
-    monkeypatch.setattr("levit_search.distill.network.identity", lambda _: {})
+    monkeypatch.setattr(
+        "levit_search.distill.teacher_network.find_plugin", lambda _: SimpleNamespace()
+    )
+    monkeypatch.setattr("levit_search.distill.teacher_network.identity", lambda _: {})
     with pytest.raises(InputError, match=r"teacher.adapt: head is for timm's networks; mine is"):
         create_teacher(config_of(weights, name="mine", image_size=None), batches)
     with pytest.raises(InputError, match=r"teacher.adapt: head is for timm's networks; mine is"):

@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from levit_search.distill.chunks import Answer, Header
-from levit_search.distill.disk import check_room
-from levit_search.distill.store import Store
+from levit_search.distill.store import Answer, Header, Store, check_room
 from levit_search.errors import InputError
 
 HEADER = Header(

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from levit_search.recipe import Recipe
-from levit_search.train.loss import loss_of
+from levit_search.train.objective import loss_of
 
 LABELS = torch.tensor([0, 3, 1])
 TAUGHT = torch.tensor([0, 2, 1])

@@ -183,13 +183,13 @@ def test_a_checkpoint_that_is_a_program_is_not_run(
 def test_a_teacher_that_is_a_program_is_not_run(
     content: Callable[[Path], bytes], tmp_path: Path
 ) -> None:
-    from levit_search.distill import network
+    from levit_search.distill.teacher_network import load_weights
 
     made, path = tmp_path / "made", tmp_path / "teacher.pth"
     path.write_bytes(content(made))
     model = build(parse(tiny_description()))
     with pytest.raises(InputError, match=r"teacher mine: .*teacher\.pth: is no readable"):
-        network.load_weights(model, path, "mine")
+        load_weights(model, path, "mine")
     assert not made.exists()
 
 
@@ -249,7 +249,7 @@ def test_what_torch_saves_is_read_in_both_its_formats(
 
 
 def test_options_of_a_teacher_do_not_say_where_weights_come_from(tmp_path: Path) -> None:
-    from levit_search.distill.network import create_teacher
+    from levit_search.distill.teacher_network import create_teacher
     from levit_search.recipe import TeacherConfig
 
     for name in ("checkpoint_path", "cache_dir", "pretrained_cfg", "num_classes"):
@@ -260,7 +260,7 @@ def test_options_of_a_teacher_do_not_say_where_weights_come_from(tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["hf-hub:stranger/model", "local-dir:/tmp", "../../x"])
 def test_a_teacher_and_a_baseline_are_names_that_timm_knows(name: str, cli: Cli) -> None:
-    from levit_search.distill.network import find_plugin
+    from levit_search.distill.teacher_network import find_plugin
     from levit_search.recipe import TeacherConfig
 
     with pytest.raises(InputError, match="unknown teacher"):

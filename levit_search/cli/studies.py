@@ -242,7 +242,7 @@ def audit(
 
 
 def _print_audit(document: dict[str, Any], study: "Study") -> None:
-    from levit_search.audit.render import sections
+    from levit_search.audit.sections import sections
 
     tell(f"Audit of {study.folder}: {document['trials']} proposals\n")
     for section in sections(document):

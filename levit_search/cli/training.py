@@ -26,8 +26,7 @@ from levit_search.escaping import quoted
 if TYPE_CHECKING:
     from levit_search.progress import StepProgress
     from levit_search.recipe import TeacherConfig
-    from levit_search.reproduce import Results
-    from levit_search.reproduce.paper import Table
+    from levit_search.reproduce import PaperTable, ReproductionStore
     from levit_search.study import Study, StudyConfig
     from levit_search.train import Epoch
 
@@ -385,7 +384,7 @@ def fill(
     from levit_search.batches import open_batches
     from levit_search.distill import fill as fill_store
     from levit_search.distill import obtain_teacher
-    from levit_search.distill.disk import megabytes
+    from levit_search.distill.store import megabytes
     from levit_search.progress import StepProgress, within
 
     config, chosen = _configured(space, settings)
@@ -482,7 +481,7 @@ def show(space: SpaceFile, settings: Settings = None, as_json: Json = False) -> 
 
 
 def _told_answers(state: dict[str, Any]) -> str:
-    from levit_search.distill.disk import megabytes
+    from levit_search.distill.store import megabytes
 
     whole = sum(kept == state["steps"] for kept in state["batches_kept"])
     begun = sum(0 < kept < state["steps"] for kept in state["batches_kept"])
@@ -575,14 +574,7 @@ def reproduce(
     """
     from levit_search.latency.targets import read_latency
     from levit_search.progress import StepProgress
-    from levit_search.reproduce import (
-        Request,
-        Results,
-        check_columns,
-        failures,
-        published_table,
-    )
-    from levit_search.reproduce import reproduce as measure
+    from levit_search.reproduce import ReproductionStore, check_columns, published_table
     from levit_search.study import parse_settings
 
     paper = published_table(table)
@@ -610,49 +602,47 @@ def reproduce(
     }
     if table == "grafting":  # at the LeViTs' rates the layers of a DeiT learn little in few epochs
         given |= {"train.lr": 1e-3, "train.batch_size": 64}
-    request = Request(
-        table=paper,
-        columns=check_columns(paper, wanted),
-        latency=read_latency(timing, "reproduce"),
-        training=training_config(data, given, settings),
-        width_scale=width_scale,
-        environment=_environment(),
-        again=fresh,
-    )
-    results = Results(out or Path("studies") / table, table)
+    groups = check_columns(paper, wanted)
+    latency, training = read_latency(timing, "reproduce"), training_config(data, given, settings)
+    store = ReproductionStore(out or Path("studies") / table, table)
+    # It loads torch: whatever is wrong with the command is said before.
+    from levit_search.reproduce.measuring import Request
+    from levit_search.reproduce.measuring import reproduce as measure
+
+    request = Request(paper, groups, latency, training, width_scale, _environment(), fresh)
     try:
-        with results.lock(), StepProgress() as progress:
-            measure(request, results, progress)
+        with store.lock(), StepProgress() as progress:
+            measure(request, store, progress)
     except KeyboardInterrupt:
-        say(f"\nInterrupted. What was measured is in {results.folder}; the same command goes on.")
+        say(f"\nInterrupted. What was measured is in {store.folder}; the same command goes on.")
         raise typer.Exit(130) from None
-    failed = failures(results)
+    failed = store.failures()
     if as_json:
-        print_json(_document(paper, results))
+        print_json(_document(paper, store))
     else:
-        _print(paper, results)
+        _print(paper, store)
     for row, reason in failed.items():
         say(f"levit-search: {row} failed: {reason}")
     if failed:
         raise typer.Exit(1)
 
 
-def _print(paper: "Table", results: "Results") -> None:
-    from levit_search.reproduce import COLUMNS, render
+def _print(paper: "PaperTable", store: "ReproductionStore") -> None:
+    from levit_search.reproduce import COLUMNS, rendering
 
     tell(f"{paper.title}\n")  # a table would wrap its title at its own width
     for group in COLUMNS:  # all of them side by side would be too wide for a terminal
-        if results.latest(group):
-            heads, body = render.cells(paper, results, (group,))
+        if store.latest(group):
+            heads, body = rendering.cells(paper, store, (group,))
             shown = figures_table("", heads)
             for row in body:
                 shown.add_row(*row)
             print_table(shown)
             tell()
-    for line in render.notes(paper, results):
+    for line in rendering.notes(paper, store):
         tell(line)
-    picture = ", curves.svg" if results.latest("accuracy") else ""
-    tell(f"\nIn {results.folder}: table.md, table.csv, results.json, study.yaml{picture}")
+    picture = ", curves.svg" if store.latest("accuracy") else ""
+    tell(f"\nIn {store.folder}: table.md, table.csv, results.json, study.yaml{picture}")
 
 
 def _environment() -> dict[str, Any]:
@@ -663,12 +653,12 @@ def _environment() -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in ("host", "system")}
 
 
-def _document(paper: "Table", results: "Results") -> dict[str, Any]:
-    from levit_search.reproduce import render
+def _document(paper: "PaperTable", store: "ReproductionStore") -> dict[str, Any]:
+    from levit_search.reproduce import rendering
 
     return {
         "table": paper.name,
-        "rows": render.as_rows(paper, results),
+        "rows": rendering.as_rows(paper, store),
         "runs": {
             run.columns: {
                 "settings": run.settings,
@@ -676,7 +666,7 @@ def _document(paper: "Table", results: "Results") -> dict[str, Any]:
                 "finished": run.finished,
                 **run.extra,
             }
-            for run in results.shown()
+            for run in store.shown()
         },
-        "notes": render.notes(paper, results),
+        "notes": rendering.notes(paper, store),
     }

@@ -1,10 +1,9 @@
 """Teachers: obtained once, asked once for each batch of views, replayed for every candidate."""
 
-from levit_search.distill.answers import TeacherAnswers, kept_store
-from levit_search.distill.filling import Filled, fill
-from levit_search.distill.network import create_teacher
 from levit_search.distill.store import Store
 from levit_search.distill.teacher import kept_card, obtain_teacher, shared_teacher
+from levit_search.distill.teacher_answers import Filled, TeacherAnswers, fill, kept_store
+from levit_search.distill.teacher_network import create_teacher
 
 __all__ = [
     "Filled",

@@ -4,7 +4,6 @@ Shapes: N views of the training images, B of a batch, C channels, H x W pixels, 
 """
 
 import io
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 
 from levit_search.batches import Batches, generator
 from levit_search.batches.batch import ordered
-from levit_search.distill.disk import check_room
-from levit_search.errors import InputError
+from levit_search.distill.store import check_room
+from levit_search.errors import InputError, writing
 from levit_search.files import write_atomically
 from levit_search.image_size import Sides, sides
 from levit_search.latency.sharing import between_probes
@@ -108,7 +107,7 @@ def fit_head(
         config: of the teacher.
         batches: the data, of which ``train`` alone is looked at.
         seed: of the views, and of the images that are held out.
-        folder: where features are kept until the end, so that an interrupted call goes on.
+        folder: where features are kept, so that an interrupted call goes on; the caller removes it.
         progress: told now and then which part of the features is done.
 
     Returns:
@@ -162,11 +161,6 @@ def fit_head(
         "held_out_top1_percent": best[2] if best is not None else None,
         "weight_decay": decay,
     }
-
-
-def forget_features(folder: Path) -> None:
-    """Remove the features that :func:`fit_head` kept."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Features(NamedTuple):
@@ -247,11 +241,9 @@ def _chunk(folder: Path, number: int, first: int) -> Path:
 def _write_chunk(path: Path, features: Tensor) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, features=features.numpy())
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def _read_chunk(path: Path) -> Tensor | None:

@@ -3,32 +3,124 @@
 A store is a folder that is named by a hash of its header::
 
     header.json      what the answers depend on, and a checksum
-    epoch-00000.bin  a chunk for each batch, see :mod:`levit_search.distill.chunks`
+    epoch-00000.bin  a chunk for each batch
 
 Everybody reads through a memory map and without a lock. One process at a time, of whichever host,
 writes an epoch; it looks again once it has the lock, as another may have been quicker. The stamp of
 a chunk is written last: whoever dies before leaves no answer, and no damage either.
+
+A chunk is a stamp uint64, classes uint16 [B, k] and their shares float16 [B, k], little-endian,
+with zeros up to a multiple of eight bytes; B are the rows of a batch, k the classes kept for a
+view, the likeliest first. A stamp of 0 stands for no answer. Any other is 2**32 plus the CRC-32 of
+what follows and of where that belongs, so that neither a damaged answer nor one of another place is
+taken.
 """
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
 import warnings
+import zlib
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from levit_search.distill.chunks import Answer, Header, digest_of
-from levit_search.distill.disk import allocate, allocated_bytes, check_room
 from levit_search.errors import InputError
 from levit_search.files import write_json
 
+MOST_CLASSES = 2**16
+
+_FORMAT = 1
+_STAMP_BYTES = 8
 _POLL_S = 0.01  # between two looks at an epoch that another process writes
+_BLOCK = 1 << 20
+
+
+class Answer(NamedTuple):
+    """What a teacher says of the views of one batch: its likeliest classes, the first one first."""
+
+    classes: NDArray[np.uint16]
+    """[B, k]"""
+    shares: NDArray[np.float16]
+    """[B, k], probabilities"""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything that the answers in a store depend on, and their sizes."""
+
+    teacher: str
+    data: str
+    augmentation: dict[str, Any]
+    versions: dict[str, str]
+    seed: int
+    distillation: Literal["hard", "soft"]
+    temperature: float
+    k: int
+    classes: int
+    rows: int
+    steps: int
+    format: int = _FORMAT
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is read back from a file, with lists for tuples."""
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return content
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits of a hash over all of it."""
+        return digest_of(self.as_json())
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of one batch, stamp included; a multiple of eight."""
+        return _STAMP_BYTES + -(-4 * self.rows * self.k // 8) * 8
+
+    @property
+    def epoch_bytes(self) -> int:
+        """Of one epoch's file."""
+        return self.steps * self.chunk_bytes
+
+    def packed(self, answer: Answer, epoch: int, step: int) -> tuple[bytes, bytes]:
+        """(stamp, payload) of the chunk for the batch ``step`` of ``epoch``."""
+        assert answer.classes.shape == answer.shares.shape == (self.rows, self.k)
+        payload = answer.classes.astype("<u2").tobytes() + answer.shares.astype("<f2").tobytes()
+        payload = payload.ljust(self.chunk_bytes - _STAMP_BYTES, b"\0")
+        return self._stamp(payload, epoch, step).to_bytes(_STAMP_BYTES, "little"), payload
+
+    def unpacked(self, chunk: bytes, epoch: int, step: int) -> tuple[Answer | None, bool]:
+        """(the answer in the chunk of a batch, whether there is one that is damaged)."""
+        if len(chunk) < self.chunk_bytes:
+            return None, True
+        stamp, payload = int.from_bytes(chunk[:_STAMP_BYTES], "little"), chunk[_STAMP_BYTES:]
+        if stamp == 0:
+            return None, False
+        if stamp != self._stamp(payload, epoch, step):
+            return None, True
+        shape, count = (self.rows, self.k), self.rows * self.k
+        classes = np.frombuffer(payload, "<u2", count).reshape(shape)
+        shares = np.frombuffer(payload, "<f2", count, offset=2 * count).reshape(shape)
+        return Answer(classes, shares), False
+
+    def _stamp(self, payload: bytes, epoch: int, step: int) -> int:
+        place = zlib.crc32(f"{self.digest} {epoch} {step}".encode())
+        return 2**32 + zlib.crc32(payload, place)
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """Sixteen hexadecimal digits of a hash over JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Store:
@@ -78,7 +170,7 @@ class Store:
     def _settle_header(self) -> None:
         if self._complaint() is None:
             return
-        with _file_lock(self.folder / "header.lock"):
+        with FileLock(self.folder / "header.lock"):
             complaint = self._complaint()
             if complaint is None:
                 return
@@ -158,7 +250,7 @@ class Store:
         """
         if not self.is_writable:
             return ask()
-        lock = _file_lock(self._file(epoch).with_suffix(".lock"))
+        lock = FileLock(self._file(epoch).with_suffix(".lock"))
         try:
             while not _acquired(lock):
                 time.sleep(_POLL_S)
@@ -295,15 +387,7 @@ class Store:
         )
 
 
-def _file_lock(path: Path) -> Any:
-    from filelock import FileLock
-
-    return FileLock(path)
-
-
 def _acquired(lock: Any) -> bool:
-    from filelock import Timeout
-
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -311,3 +395,55 @@ def _acquired(lock: Any) -> bool:
     except NotImplementedError:
         raise OSError(errno.ENOLCK, "its disk has no file locks") from None
     return True
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Make sure that ``needed_bytes`` more fit onto the disk that ``folder`` is, or will be, on.
+
+    Raises:
+        InputError: they do not.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if needed_bytes > free:
+        raise InputError(
+            f"teacher: what is kept of it needs {megabytes(needed_bytes)} in {folder}, and "
+            f"{megabytes(free)} are free there; set XDG_CACHE_HOME to a folder with more room, or "
+            "teacher.cache to false"
+        )
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes in millions, for people."""
+    return f"{count / 1e6:,.0f} MB" if count >= 10e6 else f"{count / 1e6:.2f} MB"
+
+
+def allocated_bytes(path: Path) -> int:
+    """What a file occupies; a sparse one may be longer than that."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0
+    return min(found.st_size, 512 * found.st_blocks) if os.name == "posix" else found.st_size
+
+
+def allocate(file: BinaryIO, size: int) -> None:
+    """Let a file grow to ``size`` bytes with zeros that have room on the disk.
+
+    A file with holes would do for writing, but reading one through a map of a full disk may end the
+    process.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+    left = size - file.seek(0, os.SEEK_END)
+    while left > 0:
+        left -= file.write(bytes(min(left, _BLOCK)))
+    file.flush()

@@ -7,23 +7,26 @@ here; the weights of others stay where they are. Written last, it says that the 
 import hashlib
 import io
 import json
+import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from levit_search.batches import Batches
 from levit_search.data import DataConfig
-from levit_search.distill.adapting import Adapted, fit_head, forget_features
-from levit_search.distill.answers import TeacherAnswers, header_of
-from levit_search.distill.disk import check_room
-from levit_search.distill.network import (
+from levit_search.distill.adapting import Adapted, fit_head
+from levit_search.distill.store import check_room
+from levit_search.distill.teacher_answers import TeacherAnswers, header_of
+from levit_search.distill.teacher_network import (
     check_size,
     create_teacher,
     identity,
@@ -33,7 +36,7 @@ from levit_search.distill.network import (
     shown_size,
     state_digest,
 )
-from levit_search.errors import InputError, TrialError
+from levit_search.errors import InputError, TrialError, writing
 from levit_search.files import (
     DamagedFileError,
     expanded,
@@ -46,10 +49,10 @@ from levit_search.files import (
 from levit_search.image_size import plain_size
 from levit_search.progress import Progress, no_progress
 from levit_search.recipe import Recipe, TeacherConfig
+from levit_search.results import Document
 from levit_search.train import (
     Checkpoint,
     Report,
-    Training,
     device_of,
     fit,
     seed_torch,
@@ -77,7 +80,7 @@ def obtain_teacher(
     report: Report = silent,
     say: Say = _warn,
     progress: Progress = no_progress,
-) -> tuple[TeacherAnswers, dict[str, Any]]:
+) -> tuple[TeacherAnswers, Document]:
     """The teacher's answers and its card; it is trained or adapted now if need be, by one process
     for all.
 
@@ -121,7 +124,8 @@ def obtain_teacher(
             with _alone(key, config.name, say):
                 card = _cached(key, config)  # made by whom we have waited for
                 if card is None:
-                    card = _made(key, config, data, batches, seed, needed, report, progress)
+                    making = _Making(key, config, data, batches, seed, needed, report, progress)
+                    card = making.card()
     _check_accuracy(config, card)
     card = {**card, "weights": config.weights, "required_top1_percent": config.top1_percent}
     place = cache
@@ -162,7 +166,7 @@ def shared_teacher(
     return answers
 
 
-def kept_card(config: TeacherConfig, batches: Batches, seed: int) -> dict[str, Any] | None:
+def kept_card(config: TeacherConfig, batches: Batches, seed: int) -> Document | None:
     """The card of a teacher that the user's cache holds; None where it is still to be made.
 
     Raises:
@@ -214,7 +218,7 @@ def _checkpoint_digest(path: Path) -> str:
         raise InputError(f"teacher.weights: {path} cannot be read ({error.strerror})") from None
 
 
-def _kept(place: Path, key: str, config: TeacherConfig) -> dict[str, Any] | None:
+def _kept(place: Path, key: str, config: TeacherConfig) -> Document | None:
     """The card in a folder; None if there is none.
 
     Raises:
@@ -243,7 +247,7 @@ def _kept(place: Path, key: str, config: TeacherConfig) -> dict[str, Any] | None
     return card
 
 
-def _cached(key: str, config: TeacherConfig) -> dict[str, Any] | None:
+def _cached(key: str, config: TeacherConfig) -> Document | None:
     """The card in the user's cache; a damaged teacher is as good as none there, after a warning."""
     try:
         return _kept(_cache(), key, config)
@@ -255,8 +259,6 @@ def _cached(key: str, config: TeacherConfig) -> dict[str, Any] | None:
 @contextmanager
 def _alone(key: str, name: str, say: Say) -> Iterator[None]:
     """Keep other processes from making the same teacher meanwhile."""
-    from filelock import FileLock, Timeout
-
     cache = _cache()
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -279,164 +281,141 @@ def _alone(key: str, name: str, say: Say) -> Iterator[None]:
         lock.release()
 
 
-def _made(
-    key: str,
-    config: TeacherConfig,
-    data: DataConfig,
-    batches: Batches,
-    seed: int,
-    needed_bytes: int,
-    report: Report,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Train or adapt the teacher, or measure the one that is given, and keep it in the user's
+@dataclass(frozen=True)
+class _Making:
+    """Trains or adapts a teacher, or measures the one that is given, and keeps it in the user's
     cache.
 
     ``needed_bytes`` for its answers must be free before anything long begins.
     """
-    start = time.perf_counter()
-    if config.adapt != "none":
-        sha256, facts = _adapted(key, config, batches, seed, needed_bytes, report, progress)
-    elif config.weights == "train":
-        sha256, facts = _trained(key, config, data, batches, seed, needed_bytes, report)
-    else:
-        sha256, facts = _measured(config, data, batches, needed_bytes)
-    network = identity(config)
-    card = {
-        "id": f"{config.name}-{_digest([*network.values(), sha256])}",
-        **network,
-        "weights": config.weights,
-        "sha256": sha256,
-        "data": {
-            "name": data.name,
-            "id": batches.data_id,
-            "image_size": plain_size(data.size),
-            "in_channels": batches.info.in_channels,
-            "num_classes": batches.info.num_classes,
-        },
-        "seconds": round(time.perf_counter() - start, 3),
-        "version": __version__,
-        **facts,
-    }
-    _write(_cache() / f"{key}.json", card)
-    return card
 
+    key: str
+    config: TeacherConfig
+    data: DataConfig
+    batches: Batches
+    seed: int
+    needed_bytes: int
+    report: Report
+    progress: Progress
 
-def _trained(
-    key: str,
-    config: TeacherConfig,
-    data: DataConfig,
-    batches: Batches,
-    seed: int,
-    needed_bytes: int,
-    report: Report,
-) -> tuple[str, dict[str, Any]]:
-    seed_torch(seed, 4)
-    model = create_teacher(config, batches)
-    check_size(model, config, batches.info, data.size)
-    check_room(_cache(), _bytes(model) + needed_bytes)
-    training = _fitted(key, model, config, batches, seed, report)
-    facts = {
-        "recipe": config.recipe.model_dump(mode="json"),
-        "seed": seed,
-        "params": _params(model),
-        **training.as_json(),
-    }
-    return _write_weights(key, model), facts
+    def card(self) -> Document:
+        """Make it now; returns its card."""
+        start = time.perf_counter()
+        config, data, batches = self.config, self.data, self.batches
+        if config.adapt != "none":
+            sha256, facts = self._adapted()
+        elif config.weights == "train":
+            sha256, facts = self._trained()
+        else:
+            sha256, facts = self._measured()
+        network = identity(config)
+        card = {
+            "id": f"{config.name}-{_digest([*network.values(), sha256])}",
+            **network,
+            "weights": config.weights,
+            "sha256": sha256,
+            "data": {
+                "name": data.name,
+                "id": batches.data_id,
+                "image_size": plain_size(data.size),
+                "in_channels": batches.info.in_channels,
+                "num_classes": batches.info.num_classes,
+            },
+            "seconds": round(time.perf_counter() - start, 3),
+            "version": __version__,
+            **facts,
+        }
+        _write(_cache() / f"{self.key}.json", card)
+        return card
 
+    def _trained(self) -> tuple[str, Document]:
+        seed_torch(self.seed, 4)
+        model = create_teacher(self.config, self.batches)
+        check_size(model, self.config, self.batches.info, self.data.size)
+        check_room(_cache(), _bytes(model) + self.needed_bytes)
+        facts = {
+            "recipe": self.config.recipe.model_dump(mode="json"),
+            "seed": self.seed,
+            "params": _params(model),
+            **self._fitted(model),
+        }
+        return self._kept_weights(model), facts
 
-def _fitted(
-    key: str,
-    model: nn.Module,
-    config: TeacherConfig,
-    batches: Batches,
-    seed: int,
-    report: Report,
-) -> Training:
-    """Train by the teacher's recipe, from the checkpoint of an interrupted training on."""
-    checkpoint = Checkpoint(_cache() / f"{key}.training.pt", key)
-    try:
-        return fit(model, batches, config.recipe, seed, report=report, checkpoint=checkpoint)
-    except TrialError as error:
-        raise TrialError(f"teacher {config.name}: {error} (teacher.recipe)") from error
+    def _adapted(self) -> tuple[str, Document]:
+        config, batches, seed = self.config, self.batches, self.seed
+        seed_torch(seed, 4)
+        model = create_teacher(config, batches)
+        assert isinstance(model, Adapted)
+        check_room(_cache(), _bytes(model) + self.needed_bytes)
+        adapted_from = load_first_weights(model, config, batches, _file(config))
+        facts: Document = {"params": _params(model), "adapted_from": adapted_from}
+        if config.adapt == "own":
+            return self._kept_weights(model), {**facts, "val_top1_percent": None}
+        folder = _cache() / f"{self.key}.features"
+        head = fit_head(model, config, batches, seed, folder, self.progress)
+        head["val_top1_percent"] = self._val_top1_percent(model)
+        facts = {
+            "recipe": config.recipe.model_dump(mode="json"),
+            "seed": seed,
+            "params": _params(model),
+            "image_size": plain_size(shown_size(config, batches.image_size)),
+            "adapted_from": adapted_from,
+            "head": head,
+            "val_top1_percent": head["val_top1_percent"],
+        }
+        if config.weights == "pretrained":
+            facts["pretrained"] = pretrained_source(config)
+        if config.adapt == "all":
+            facts |= self._fitted(model)
+        sha256 = self._kept_weights(model)
+        shutil.rmtree(folder, ignore_errors=True)
+        return sha256, facts
 
+    def _measured(self) -> tuple[str, Document]:
+        check_room(_cache(), self.needed_bytes)
+        config, path = self.config, _file(self.config)
+        model = create_teacher(config, self.batches)
+        check_size(model, config, self.batches.info, self.data.size)
+        if path is not None:
+            sha256, facts = file_digest(path), {}
+            load_weights(model, path, config.name)
+        else:
+            sha256, facts = state_digest(model), {"pretrained": pretrained_source(config)}
+        accuracy = self._val_top1_percent(model.to(device_of(config.recipe)))
+        return sha256, {**facts, "params": _params(model), "val_top1_percent": accuracy}
 
-def _write_weights(key: str, model: nn.Module) -> str:
-    """Keep a network's weights in the user's cache, in the place of what was kept meanwhile.
+    def _fitted(self, model: nn.Module) -> Document:
+        """Train by the teacher's recipe, from the checkpoint of an interrupted training on."""
+        checkpoint = Checkpoint(_cache() / f"{self.key}.training.pt", self.key)
+        recipe, report = self.config.recipe, self.report
+        try:
+            training = fit(
+                model, self.batches, recipe, self.seed, report=report, checkpoint=checkpoint
+            )
+        except TrialError as error:
+            raise TrialError(f"teacher {self.config.name}: {error} (teacher.recipe)") from error
+        return training.as_json()
 
-    Returns:
-        The SHA-256 of the file.
-    """
-    buffer = io.BytesIO()
-    torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, buffer)
-    raw = buffer.getvalue()
-    _write(_cache() / f"{key}.pt", raw)
-    (_cache() / f"{key}.training.pt").unlink(missing_ok=True)
-    return hashlib.sha256(raw).hexdigest()
+    def _kept_weights(self, model: nn.Module) -> str:
+        """Keep a network's weights in the user's cache, in the place of what was kept meanwhile.
 
+        Returns:
+            The SHA-256 of the file.
+        """
+        buffer = io.BytesIO()
+        torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, buffer)
+        raw = buffer.getvalue()
+        _write(_cache() / f"{self.key}.pt", raw)
+        (_cache() / f"{self.key}.training.pt").unlink(missing_ok=True)
+        return hashlib.sha256(raw).hexdigest()
 
-def _adapted(
-    key: str,
-    config: TeacherConfig,
-    batches: Batches,
-    seed: int,
-    needed_bytes: int,
-    report: Report,
-    progress: Progress,
-) -> tuple[str, dict[str, Any]]:
-    seed_torch(seed, 4)
-    model = create_teacher(config, batches)
-    assert isinstance(model, Adapted)
-    check_room(_cache(), _bytes(model) + needed_bytes)
-    adapted_from = load_first_weights(model, config, batches, _file(config))
-    facts: dict[str, Any]
-    if config.adapt == "own":
-        facts = {"params": _params(model), "adapted_from": adapted_from, "val_top1_percent": None}
-        return _write_weights(key, model), facts
-    folder = _cache() / f"{key}.features"
-    head = fit_head(model, config, batches, seed, folder, progress)
-    head["val_top1_percent"] = _val_top1_percent(model, config, batches)
-    facts = {
-        "recipe": config.recipe.model_dump(mode="json"),
-        "seed": seed,
-        "params": _params(model),
-        "image_size": plain_size(shown_size(config, batches.image_size)),
-        "adapted_from": adapted_from,
-        "head": head,
-        "val_top1_percent": head["val_top1_percent"],
-    }
-    if config.weights == "pretrained":
-        facts["pretrained"] = pretrained_source(config)
-    if config.adapt == "all":
-        facts |= _fitted(key, model, config, batches, seed, report).as_json()
-    sha256 = _write_weights(key, model)
-    forget_features(folder)
-    return sha256, facts
-
-
-def _measured(
-    config: TeacherConfig, data: DataConfig, batches: Batches, needed_bytes: int
-) -> tuple[str, dict[str, Any]]:
-    check_room(_cache(), needed_bytes)
-    model, path = create_teacher(config, batches), _file(config)
-    check_size(model, config, batches.info, data.size)
-    if path is not None:
-        sha256, facts = file_digest(path), {}
-        load_weights(model, path, config.name)
-    else:
-        sha256, facts = state_digest(model), {"pretrained": pretrained_source(config)}
-    model.to(device_of(config.recipe))
-    accuracy = _val_top1_percent(model, config, batches)
-    return sha256, {**facts, "params": _params(model), "val_top1_percent": accuracy}
-
-
-def _val_top1_percent(model: nn.Module, config: TeacherConfig, batches: Batches) -> float:
-    try:
-        return top1_percent(model, batches, "val")
-    except TrialError:
-        raise InputError(
-            f"teacher {config.name}: its answers are no finite numbers; choose another one"
-        ) from None
+    def _val_top1_percent(self, model: nn.Module) -> float:
+        try:
+            return top1_percent(model, self.batches, "val")
+        except TrialError:
+            raise InputError(
+                f"teacher {self.config.name}: its answers are no finite numbers; choose another one"
+            ) from None
 
 
 def _bytes(model: nn.Module) -> int:
@@ -447,7 +426,7 @@ def _params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _check_accuracy(config: TeacherConfig, card: dict[str, Any]) -> None:
+def _check_accuracy(config: TeacherConfig, card: Document) -> None:
     reached, required = card["val_top1_percent"], config.top1_percent
     if required is None or reached >= required:
         return
@@ -463,28 +442,24 @@ def _check_accuracy(config: TeacherConfig, card: dict[str, Any]) -> None:
     )
 
 
-def _keep(folder: Path, cache: Path, key: str, card: dict[str, Any]) -> None:
+def _keep(folder: Path, cache: Path, key: str, card: Document) -> None:
     """Put the card, and the weights of a teacher that was trained, into a study's folder."""
     path, weights = folder / f"{key}.json", folder / f"{key}.pt"
     if path.exists() and read_checksummed(path) == json.loads(json.dumps(card)):
         return
-    _write(path.parent, None)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if (card["weights"] == "train" or "adapt" in card) and not path.exists():
         _write(weights, (cache / weights.name).read_bytes())
     _write(path, card)
 
 
-def _write(path: Path, content: bytes | dict[str, Any] | None) -> None:
-    """Write a file or, for None, make a folder."""
-    try:
-        if content is None:
-            path.mkdir(parents=True, exist_ok=True)
-        elif isinstance(content, bytes):
+def _write(path: Path, content: bytes | Document) -> None:
+    with writing(path):
+        if isinstance(content, bytes):
             write_atomically(path, content)
         else:
             write_checksummed(path, content)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def _built(config: TeacherConfig, batches: Batches, path: Path | None, sha256: str) -> nn.Module:

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any, get_args
 
@@ -22,7 +23,7 @@ from levit_search.architecture import (
     published_names,
     sizes_of,
 )
-from levit_search.audit import figures
+from levit_search.audit import search_cost
 from levit_search.data import DataSurvey, describe
 from levit_search.errors import InputError
 from levit_search.image_size import plain_size
@@ -30,7 +31,7 @@ from levit_search.report.choices import Choices
 from levit_search.report.details import audited, chosen, details
 from levit_search.report.reasons import grouped
 from levit_search.report.tabs import network_id, rounded, tabs, upwards
-from levit_search.reproduce.paper import published_table
+from levit_search.reproduce import published_table
 from levit_search.significance import Accuracy, judged
 from levit_search.study import Outcome, Record, Study, outcome
 
@@ -107,7 +108,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
     by_outcome = [(record, outcome(record, epochs)) for record in records]
     on_front = {record.trial for record in front}
     reference = study.reference() if config.reference is not None else None
-    path = figures.trajectory(records, objectives, reference)
+    path = search_cost.trajectory(records, objectives, reference)
     costs = tabs(study, records, attributes, references)
     return {
         "study": config.name,
@@ -199,11 +200,11 @@ def _summary(
     study: Study,
     by_outcome: Sequence[tuple[Record, Outcome]],
     front: Sequence[Record],
-    path: figures.Trajectory,
+    path: search_cost.Trajectory,
 ) -> dict[str, Any]:
     records = [record for record, _ in by_outcome]
     counts = Counter(became for _, became in by_outcome)
-    saved = figures.savings(records, study.config.candidate_recipe.epochs)
+    saved = search_cost.savings(records, study.config.candidate_recipe.epochs)
     return {
         "trials": len(records),
         "counts": {name: counts[name] for name in get_args(Outcome)},
@@ -212,8 +213,8 @@ def _summary(
         "hours": path.hours[-1] if path.hours is not None else None,
         "worker_hours": path.worker_hours[-1],
         "epochs": path.epochs[-1],
-        "rungs": {**saved.as_json(), "rungs": list(saved.rungs)} if saved is not None else None,
-        "prediction": figures.prediction_errors(records),
+        "rungs": {**asdict(saved), "rungs": list(saved.rungs)} if saved is not None else None,
+        "prediction": search_cost.prediction_errors(records),
     }
 
 

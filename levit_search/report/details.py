@@ -5,7 +5,8 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from levit_search import table
-from levit_search.audit.kept import Accuracies, Kept
+from levit_search.audit import AuditStore
+from levit_search.audit.front_confidence import Accuracies
 from levit_search.errors import InputError
 from levit_search.export import pick
 from levit_search.pareto import figure_and_target, knee, minimised
@@ -132,7 +133,7 @@ def audited(study: Study) -> dict[str, Accuracies]:
     Raises:
         InputError: its file cannot be read.
     """
-    return Kept(study.folder).networks
+    return AuditStore(study.folder).networks
 
 
 class _Spread(NamedTuple):
@@ -174,7 +175,7 @@ def _of_accuracy(percent: float | None, own: Accuracy | None, found: Accuracies 
     vals, tests = found.val_percents(), found.test_percents()
     texts.append(f"other seeds: val {_several(vals)}, test {_several(tests)}")
     if found.stored is not None:
-        texts.append(f"these weights on test {found.stored['test_top1_percent']:.2f} %")
+        texts.append(f"these weights on test {found.stored.test_top1_percent:.2f} %")
     ends += [percent, *vals]
     return _Spread(min(ends), max(ends), "; ".join(texts))
 

@@ -1,41 +1,74 @@
-"""The paper's tables, published figures beside ours."""
+"""The paper's tables, published figures beside ours: the tables as data, and the results kept."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from levit_search.configuration import write_yaml
+from levit_search.configuration import read_yaml
 from levit_search.errors import InputError, UnknownNameError
-from levit_search.latency.targets import TORCH_RUNTIMES, LatencyConfig
-from levit_search.progress import StepProgress
-from levit_search.reproduce import render
-from levit_search.reproduce.paper import TABLES, Table, published_table
-from levit_search.reproduce.results import COLUMNS, Results, Run
+from levit_search.results import Document, ResultStore
 
-if TYPE_CHECKING:
-    from levit_search.study import StudyConfig
+TABLES = ("grafting", "variants", "ablation", "blocks")
+COLUMNS = ("static", "speed", "accuracy")
+"""Groups of columns, in the order in which they are measured and shown."""
+
+_VERSION = 1  # of results.json
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to reproduce, and how.
+class PaperRow:
+    """One row of a table: what the paper says, and what we build for it."""
 
-    ``training`` is used by the accuracy columns: its data, train and teacher sections and its seed.
-    ``again`` repeats what is finished with the same settings; unfinished work is always gone on
-    with, and timings are always repeated.
+    name: str
+    network: str | None
+    """As the command line takes it; None where there is nothing to build."""
+    paper: dict[str, float]
+    what: str
+    """The row in words where its name does not say it."""
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of the paper."""
+
+    name: str
+    title: str
+    regime: str
+    """How the paper's figures came about."""
+    rows: tuple[PaperRow, ...]
+    extra: dict[str, Any]
+    """What belongs to the table and is no row of it."""
+
+    @property
+    def built(self) -> tuple[PaperRow, ...]:
+        """The rows with a network."""
+        return tuple(row for row in self.rows if row.network is not None)
+
+
+@cache
+def published_table(name: str) -> PaperTable:
+    """One of :data:`TABLES`.
+
+    Raises:
+        InputError: there is no such table.
     """
+    if name not in TABLES:
+        raise UnknownNameError("table", name, TABLES)
+    raw = read_yaml(Path(__file__).with_name("published.yaml"))[name]
+    rows = []
+    for row in raw["rows"]:
+        paper = {k: v for k, v in row.items() if k not in ("name", "network", "what")}
+        network = row.get("network", row["name"])
+        rows.append(PaperRow(row["name"], network, paper, row.get("what", "")))
+    extra = {key: value for key, value in raw.items() if key not in ("title", "regime", "rows")}
+    return PaperTable(name, raw["title"], raw["regime"], tuple(rows), extra)
 
-    table: Table
-    columns: tuple[str, ...]
-    latency: LatencyConfig
-    training: "StudyConfig"
-    width_scale: float
-    environment: dict[str, Any]
-    again: bool
 
-
-def check_columns(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
+def check_columns(table: PaperTable, columns: Sequence[str]) -> tuple[str, ...]:
     """The groups of columns in the order they are measured.
 
     Raises:
@@ -50,121 +83,113 @@ def check_columns(table: Table, columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS if name in columns)
 
 
-def reproduce(request: Request, results: Results, progress: StepProgress) -> None:
-    """Measure what is asked for, into ``results`` and its folder.
+def paper_ratios(row: PaperRow, first: PaperRow) -> dict[str, float]:
+    """The paper's speeds of a row relative to the first row's, by device."""
+    names = ("gpu_ips", "intel_ips", "arm_ips")
+    return {
+        name.removesuffix("_ips"): row.paper[name] / first.paper[name]
+        for name in names
+        if name in row.paper and name in first.paper
+    }
 
-    All files are written after each row. An interrupted run goes on with the same settings. A row
-    that fails says why under ``failed``, and the others follow.
+
+@dataclass
+class Run:
+    """One group of columns, measured with one set of settings.
+
+    ``rows`` holds the figures by row name; ``settings`` is everything that they depend on and
+    ``environment`` where they were measured; ``extra`` is what belongs to no row.
+    """
+
+    columns: str
+    settings: Document
+    environment: Document
+    rows: dict[str, Document] = field(default_factory=dict)
+    extra: Document = field(default_factory=dict)
+    finished: str | None = None
+
+
+class ReproductionStore(ResultStore):
+    """All runs of one table's folder; nothing measured is ever thrown away unasked.
 
     Args:
-        request: what to measure.
-        results: goes on from what it holds.
-        progress: shows each group of columns, and its rows as steps.
+        folder: holds ``results.json``, or will.
+        table: the table's name.
 
     Raises:
-        InputError: missing data, settings that the table does not have, a folder that cannot be
-            written or is being filled by another command.
-        TrialError: the teacher could not be trained.
+        InputError: the folder holds another table's results, or a file that cannot be read.
     """
-    table = request.table
-    if table.name == "blocks" and request.latency.layout != "tokens":
-        raise InputError("--layout: blocks are timed over tokens, as Table 6 is")
-    if table.name == "blocks" and request.latency.runtime in TORCH_RUNTIMES:
-        raise InputError("--target: blocks are timed on CPUs, by onnxruntime or openvino")
 
-    for columns in request.columns:
-        save = partial(_save, table, results, columns)
-        settings = _settings(request, columns)
-        keep = columns == "accuracy" and not request.again
-        run = results.begin(columns, settings, request.environment, keep)
-        if run.finished is None or columns == "static":
-            progress.begin(columns, len(table.built))
-            _fill(request, columns, run, progress, save)
-            results.finish(run)
-        save()
+    file_name, lock_name = "results.json", ".lock"
+    held = "another levit-search reproduce fills it"
 
+    def __init__(self, folder: Path, table: str) -> None:
+        super().__init__(folder)
+        self.table = table
+        self.runs: list[Run] = []
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file, not a folder for results")
+        with self.reading() as raw:
+            if raw is None:
+                return
+            version, found = raw["version"], raw["table"]
+            self.runs = [Run(**run) for run in raw["runs"]]
+        if (version, found) != (_VERSION, table):
+            raise InputError(
+                f"{self.path}: holds {found} (version {version}), not {table} (version "
+                f"{_VERSION}); choose another --out"
+            )
 
-def failures(results: Results) -> dict[str, str]:
-    """The rows of the latest runs that failed, by ``columns: row``, with the reason."""
-    return {
-        f"{run.columns}: {name}": row["failed"]
-        for run in results.shown()
-        for name, row in run.rows.items()
-        if "failed" in row
-    }
+    def begin(self, columns: str, settings: Document, environment: Document, keep: bool) -> Run:
+        """The run to fill: one with the same settings that was interrupted, or a new one.
 
+        Args:
+            columns: which group.
+            settings: what the figures depend on.
+            environment: where they are measured now.
+            keep: take a finished run with the same settings, too, as it is.
+        """
+        settings = json.loads(json.dumps(settings))
+        known = [r for r in self.runs if r.columns == columns and r.settings == settings]
+        if known and (keep or known[-1].finished is None):
+            run = known[-1]
+            self.runs.remove(run)
+            if run.finished is None and run.environment != environment:
+                run.extra.setdefault("earlier_environments", []).append(run.environment)
+                run.environment = environment
+        else:
+            run = Run(columns, settings, environment)
+        self.runs.append(run)
+        return run
 
-def _settings(request: Request, columns: str) -> dict[str, Any]:
-    match columns:
-        case "static":
-            return {}
-        case "speed":
-            from levit_search.reproduce.speed import speed_settings
+    def finish(self, run: Run) -> None:
+        """All rows are there: ``run`` takes the place of an earlier one with the same settings."""
+        run.finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        same = [r for r in self.runs if (r.columns, r.settings) == (run.columns, run.settings)]
+        self.runs = [r for r in self.runs if r is run or r not in same]
 
-            return speed_settings(request.latency)
-        case _:
-            from levit_search.reproduce.accuracy import accuracy_settings
+    def latest(self, columns: str) -> Run | None:
+        """The run of a group that was asked for last."""
+        return next((run for run in reversed(self.runs) if run.columns == columns), None)
 
-            return accuracy_settings(request.table, request.training, request.width_scale)
+    def shown(self) -> list[Run]:
+        """The latest run of each group that has one: what the table shows."""
+        return [run for columns in COLUMNS if (run := self.latest(columns)) is not None]
 
+    def failures(self) -> dict[str, str]:
+        """The rows that failed of what is shown, by ``columns: row``, with the reason."""
+        return {
+            f"{run.columns}: {name}": row["failed"]
+            for run in self.shown()
+            for name, row in run.rows.items()
+            if "failed" in row
+        }
 
-def _fill(
-    request: Request,
-    columns: str,
-    run: Run,
-    progress: StepProgress,
-    save: Callable[[], None],
-) -> None:
-    table = request.table
-    match columns:
-        case "static":
-            from levit_search.reproduce.static import static_row, stem_rows
+    def save(self) -> None:
+        """Write ``results.json``.
 
-            for row in table.built:
-                progress.step(row.name)
-                run.rows[row.name] = static_row(row)
-            if "stems" in table.extra:
-                run.extra["stems"] = stem_rows(table)
-        case "speed" if table.name == "blocks":
-            from levit_search.reproduce.blocks import fill_blocks
-
-            fill_blocks(run, table, request.latency, progress.step, save)
-        case "speed":
-            from levit_search.reproduce.speed import fill_speed
-
-            fill_speed(run, table, request.latency, progress.step, save)
-        case _:
-            from levit_search.reproduce.accuracy import fill_accuracy
-
-            training, scale = request.training, request.width_scale
-            fill_accuracy(run, table, training, scale, progress, save)
-
-
-def _save(table: Table, results: Results, columns: str) -> None:
-    """Write all files of the folder; the curves only where ``columns`` are what changes them."""
-    results.save()
-    accuracy = results.latest("accuracy")
-    if columns == "accuracy" and accuracy is not None:
-        from levit_search.reproduce.curves import draw_curves
-
-        results.write("curves.svg", draw_curves(accuracy, table))
-    results.write("table.csv", render.as_csv(table, results))
-    results.write("table.md", render.as_markdown(table, results))
-    settings = {
-        run.columns: {"finished": run.finished, "settings": run.settings, **run.environment}
-        for run in results.shown()
-    }
-    results.write("study.yaml", write_yaml({"reproduces": table.name, **settings}))
-
-
-__all__ = [
-    "COLUMNS",
-    "TABLES",
-    "Request",
-    "Results",
-    "check_columns",
-    "failures",
-    "published_table",
-    "render",
-    "reproduce",
-]
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        runs = [asdict(run) for run in self.runs]
+        self.write(self.file_name, {"version": _VERSION, "table": self.table, "runs": runs})

@@ -4,9 +4,10 @@ The rest of the package imports it where it is needed: it loads torch.
 """
 
 from levit_search.supernet.elastic import Elastic, read_card
-from levit_search.supernet.inherited import Inheritance, calibrate
 from levit_search.supernet.keeping import (
+    Inheritance,
     Supernet,
+    calibrate,
     draw_within,
     obtain_supernet,
     supernet_folder,

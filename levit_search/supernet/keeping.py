@@ -1,4 +1,5 @@
-"""Obtaining a study's supernet: read where it is, taken from another study, or trained now.
+"""Obtaining a study's supernet: read where it is, taken from another study, or trained now; and
+what its networks are worth with the weights that they inherit.
 
 Its folder holds ``weights.safetensors`` and ``card.json``, which is written last and says that the
 weights are whole; while it is trained, ``training.pt``.
@@ -12,28 +13,105 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from levit_search.architecture import Levit
 from levit_search.batches import Batches
 from levit_search.cost import cost
 from levit_search.distill import TeacherAnswers
-from levit_search.distill.network import taught_classes
-from levit_search.errors import InputError, kept_by_checkpoint
+from levit_search.distill.teacher_network import taught_classes
+from levit_search.errors import InputError, kept_by_checkpoint, writing
 from levit_search.files import expanded, file_digest, write_atomically, write_checksummed
+from levit_search.latency.sharing import between_probes
 from levit_search.model import LevitModel, load_exactly, ordered, save_weights, transfer
 from levit_search.pretrained import find_source, load_donor_weights, weights_digest
 from levit_search.progress import Progress, no_progress
-from levit_search.recipe import Recipe
+from levit_search.recipe import Recipe, SupernetConfig
 from levit_search.space import Envelope, Space, envelope_of, extremes_of, stem_name
 from levit_search.study import StudyConfig, differences
 from levit_search.supernet.elastic import Elastic, read_card
-from levit_search.supernet.inherited import Inheritance
 from levit_search.supernet.sandwich import Sandwich
-from levit_search.train import Checkpoint, Report, device_of, fit, seed_torch, silent
+from levit_search.train import Checkpoint, Report, device_of, fit, seed_torch, silent, top1_percent
 from levit_search.version import __version__
 
 _FORMAT = 1
 _MOST_DRAWS = 10_000  # in a row that are over a limit
+
+
+class Inheritance:
+    """Extracts networks out of shared weights and finds their accuracy.
+
+    Args:
+        batches: what the weights were trained on.
+        recipe: of the shared weights, whose views batch-norm statistics are calibrated on.
+        config: how many images for what.
+        seed: of the views.
+        device: where all this is done.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        recipe: Recipe,
+        config: SupernetConfig,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._batches, self._recipe, self._config = batches, recipe, config
+        self._seed, self._device = seed, device
+        self._kept: list[Tensor] = []
+
+    def top1_percent(self, elastic: Elastic, network: Levit) -> float:
+        """Accuracy on ``val_images`` of ``val``, in percent.
+
+        Raises:
+            TrialError: the network answers no finite numbers.
+        """
+        model = self.extracted(elastic, network)
+        return top1_percent(model, self._batches, "val", most=self._config.val_images)
+
+    def extracted(self, elastic: Elastic, network: Levit) -> LevitModel:
+        """A network of its own with its part of the weights, its batch norm calibrated, in
+        evaluation mode."""
+        model = elastic.extract(network)
+        calibrate(model, self._views())
+        return model
+
+    def _views(self) -> list[Tensor]:
+        """The views that statistics come from; in memory, since each candidate needs them."""
+        if not self._kept:
+            left = self._config.calibration_images
+            views = self._batches.train(self._seed, 0, self._recipe, self._device)
+            with between_probes(views) as shared:
+                for batch in shared:
+                    self._kept.append(batch.images[:left].clone())
+                    left -= len(self._kept[-1])
+                    if left < 2:  # of a single image there are no statistics
+                        break
+        return self._kept
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, views: list[Tensor]) -> None:
+    """Set batch-norm statistics to the mean of those of ``views``, float [B, C, H, W] each.
+
+    The model is in evaluation mode then. One without batch norm stays as it is.
+    """
+    model.eval()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches, each weighing the same
+        norm.train()
+    for images in views:
+        model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 @dataclass(frozen=True)
@@ -117,14 +195,18 @@ def obtain_supernet(
     folder = supernet_folder(study)
     if config.supernet.weights != "train" and not (folder / "card.json").exists():
         _take(expanded(config.supernet.weights), folder, made_of)
-    kept = _kept(folder, made_of, is_own=config.supernet.weights == "train")
-    if kept is not None:
+    try:
+        kept = read_card(folder)
+    except FileNotFoundError:
+        pass  # it is trained below
+    else:
+        _check_same(kept["made_of"], made_of, folder, config.supernet.weights == "train")
         load_exactly(elastic, folder / "weights.safetensors")
         return Supernet(elastic, inheritance, kept)
-    lesson = Sandwich(
+    objective = Sandwich(
         elastic,
         extremes_of(space, envelope),
-        lambda chance, stem: draw_within(space, chance, stem),
+        lambda rng, stem: draw_within(space, rng, stem),
         config.supernet.members,
         config.supernet.whole_epochs * batches.steps(recipe),
         recipe,
@@ -143,7 +225,7 @@ def obtain_supernet(
         report,
         checkpoint,
         progress=progress,
-        lesson=lesson,
+        objective=objective,
     )
     found = {
         "made_of": made_of,
@@ -152,15 +234,18 @@ def obtain_supernet(
         "bounds": {name: each.model_dump(mode="json") for name, each in envelope.networks.items()},
         "num_stages": envelope.num_stages,
         "taught_classes": taught,
-        "largest": _described(lesson.ends.largest),
-        "smallest": _described(lesson.ends.smallest),
+        "largest": _described(objective.ends.largest),
+        "smallest": _described(objective.ends.smallest),
         "epochs": recipe.epochs,
         "members": config.supernet.members,
         "teacher": answers.id if answers is not None else None,
         **training.as_json(),
     }
     card: dict[str, Any] = json.loads(json.dumps(found))
-    _keep(folder, elastic, card)
+    with kept_by_checkpoint(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(elastic, folder / "weights.safetensors")
+        write_checksummed(folder / "card.json", card)
     checkpoint.remove()
     return Supernet(elastic, inheritance, card)
 
@@ -202,15 +287,6 @@ def identity(config: StudyConfig, envelope: Envelope, batches: Batches) -> dict[
     return found
 
 
-def _kept(folder: Path, made_of: dict[str, Any], is_own: bool) -> dict[str, Any] | None:
-    try:
-        card = read_card(folder)
-    except FileNotFoundError:
-        return None
-    _check_same(card["made_of"], made_of, folder, is_own)
-    return card
-
-
 def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path, is_own: bool) -> None:
     """Refuse the supernet of another space or of other data, and as one's own any other."""
     compared = before.keys() | now.keys() if is_own else {"format", "space", "data"}
@@ -236,21 +312,11 @@ def _take(source: Path, folder: Path, made_of: dict[str, Any]) -> None:
             "study with one"
         ) from None
     _check_same(card["made_of"], made_of, place, is_own=False)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            folder / "weights.safetensors", (place / "weights.safetensors").read_bytes()
-        )
+        raw = (place / "weights.safetensors").read_bytes()
+        write_atomically(folder / "weights.safetensors", raw)
         write_checksummed(folder / "card.json", {**card, "taken_from": str(source)})
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
-
-
-def _keep(folder: Path, elastic: Elastic, card: dict[str, Any]) -> None:
-    with kept_by_checkpoint(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(elastic, folder / "weights.safetensors")
-        write_checksummed(folder / "card.json", card)
 
 
 def _described(network: Levit) -> dict[str, Any]:
@@ -262,12 +328,12 @@ def _described(network: Levit) -> dict[str, Any]:
     }
 
 
-def draw_within(space: Space, chance: np.random.Generator, stem: str | None = None) -> Levit:
+def draw_within(space: Space, rng: np.random.Generator, stem: str | None = None) -> Levit:
     """A random network within the limits that can be told without measuring.
 
     Args:
         space: of LeViTs.
-        chance: where random numbers come from.
+        rng: where random numbers come from.
         stem: the stem that it has, see :func:`stem_name`; None for any.
 
     Raises:
@@ -275,7 +341,7 @@ def draw_within(space: Space, chance: np.random.Generator, stem: str | None = No
     """
     for _ in range(_MOST_DRAWS):
         try:
-            network = space.draw(chance)
+            network = space.draw(rng)
         except InputError:
             continue
         assert isinstance(network, Levit)

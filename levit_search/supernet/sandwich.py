@@ -16,7 +16,7 @@ from levit_search.recipe import Recipe
 from levit_search.space import Extremes
 from levit_search.supernet.elastic import Elastic, skeleton
 from levit_search.train import Epoch, Optimization, Views
-from levit_search.train.loss import loss_of
+from levit_search.train.objective import loss_of
 
 _DRAW = 201  # keeps these random numbers apart from those of the data
 
@@ -89,16 +89,16 @@ class Sandwich:
         stem, (largest, smallest) = self._stems[views.step % len(self._stems)]
         with optimization.autocast():
             answers = self._elastic(views.images, self._skeleton(largest))
-            first = loss_of(answers, views.targets, views.taught, self._recipe) * share
+            first = loss_of(answers, views.targets, views.teacher_targets, self._recipe) * share
         optimization.backward(first)
         if views.step < self._whole_steps:
             return first.detach()
         wanted = [answer.detach().float().softmax(1) for answer in _heads(answers)]
-        chance = np.random.default_rng([self._seed, views.step, _DRAW])
-        for network in (smallest, *(self._draw(chance, stem) for _ in range(self._members))):
+        rng = np.random.default_rng([self._seed, views.step, _DRAW])
+        for network in (smallest, *(self._draw(rng, stem) for _ in range(self._members))):
             with optimization.autocast():
                 answers = self._elastic(views.images, self._skeleton(network))
-                own = loss_of(answers, views.targets, views.taught, self._recipe)
+                own = loss_of(answers, views.targets, views.teacher_targets, self._recipe)
                 pairs = zip(_heads(answers), wanted, strict=True)
                 taught = torch.stack([F.cross_entropy(head, shares) for head, shares in pairs])
                 loss = (own + taught.mean()) / 2

@@ -1,9 +1,10 @@
 """Fitting one network by a recipe, and its accuracy."""
 
+import errno
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple
 from typing import Any
@@ -21,16 +22,26 @@ from levit_search.progress import Progress, no_progress
 from levit_search.recipe import Recipe
 from levit_search.significance import guess_percent, most_guessed
 from levit_search.train.checkpoint import Checkpoint
-from levit_search.train.lesson import Alone, Lesson, Views
-from levit_search.train.loss import Answers
-from levit_search.train.memory import is_out_of_memory, out_of_memory_as_trial_error
+from levit_search.train.objective import (
+    Answers,
+    Decide,
+    Epoch,
+    Objective,
+    PlainLoss,
+    Report,
+    Training,
+    Views,
+    always,
+    silent,
+)
 from levit_search.train.optimization import Optimization, device_of
-from levit_search.train.outcome import Decide, Epoch, Report, Training, always, silent
 
 _CHECKPOINT_S = 60.0  # between two checkpoints where there is no rung
 _FEWEST_STEPS = 1000  # after fewer, one that guesses may yet learn (letters: 700 of 32 images)
 _SPOKEN_S = 5.0  # between two reports within an epoch
 _WATCHED_STEPS = 32  # between two looks at the loss; each makes a GPU wait
+# What torch and Python say with a RuntimeError where there is no memory for it.
+_NO_MEMORY = ("DefaultCPUAllocator", "std::bad_alloc", "can't start new thread")
 
 
 def seed_torch(*numbers: int) -> None:
@@ -86,7 +97,7 @@ def fit(
     until: int | None = None,
     progress: Progress = no_progress,
     decide: Decide = always,
-    lesson: Lesson | None = None,
+    objective: Objective | None = None,
 ) -> Training:
     """Train ``model`` in place, to the end of the recipe or to an earlier rung.
 
@@ -109,7 +120,7 @@ def fit(
             done; its text is the :meth:`Epoch.summary` of the latest epoch.
         decide: asked at each rung, after ``report``, and before training goes on again about the
             rungs that earlier sessions came to; the run ends at a rung where it says no.
-        lesson: what is learnt from a batch; None: ``model``'s own loss.
+        objective: what is learnt from a batch; None: ``model``'s own loss.
 
     Raises:
         TrialError: the loss or the answers became no finite numbers, the accuracy at the first rung
@@ -118,7 +129,7 @@ def fit(
             another run.
     """
     torch.set_num_threads(recipe.threads)
-    run = _Run(model, batches, recipe, seed, teacher, checkpoint, lesson)
+    run = _Run(model, batches, recipe, seed, teacher, checkpoint, objective)
     last = min(until or recipe.epochs, recipe.epochs)
     run.check_guessing()  # of a run that was given up before
     goes_on = run.was_let_go_on(decide)
@@ -158,14 +169,14 @@ class _Run:
         seed: int,
         teacher: Answers | None,
         checkpoint: Checkpoint | None,
-        lesson: Lesson | None,
+        objective: Objective | None,
     ) -> None:
         self._model, self._batches, self._recipe, self._seed = model, batches, recipe, seed
         self._device = device_of(recipe)
         self._format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         # torch's stubs lack the overload that its documentation has.
         model.to(self._device, memory_format=self._format)  # type: ignore[call-overload]
-        self._lesson = lesson or Alone(model, batches, recipe)
+        self._objective = objective or PlainLoss(model, batches, recipe)
         self._teacher = teacher if recipe.distillation != "none" else None
         self._steps = batches.steps(recipe)
         self._optimization = Optimization(model, recipe, self._steps)
@@ -183,7 +194,7 @@ class _Run:
         self._model.load_state_dict(state["model"])
         self._optimization.load_state_dict(state["optimization"])
         self.parts = state["parts"]
-        self.curve = [self._lesson.point(*point) for point in state["curve"]]
+        self.curve = [self._objective.point(*point) for point in state["curve"]]
 
     def _save(self) -> None:
         if self._checkpoint is None:
@@ -216,10 +227,10 @@ class _Run:
                         done = (number + (step + 1) / self._steps) / self._recipe.epochs
                         progress(latest, done)
                         spoken = time.perf_counter()
-        accuracy, *others = self._lesson.top1_percent(self._optimization.evaluated)
+        accuracy, *others = self._objective.top1_percent(self._optimization.evaluated)
         mean = float(torch.stack(losses).double().mean())
         elapsed = time.perf_counter() - self._start
-        point = self._lesson.point(number + 1, mean, accuracy, round(elapsed, 3), *others)
+        point = self._objective.point(number + 1, mean, accuracy, round(elapsed, 3), *others)
         self.curve.append(point)
         is_due = time.perf_counter() - self._saved > _CHECKPOINT_S
         if is_last or is_due or number + 1 in self._recipe.rungs:
@@ -239,12 +250,12 @@ class _Run:
     def _step(self, epoch: int, step: int, batch: Batch) -> Tensor:
         """One batch; its loss, a scalar without gradients."""
         images = batch.images.to(memory_format=self._format)
-        taught = None
+        teacher_targets = None
         if self._teacher is not None:
-            taught = self._teacher(self._seed, epoch, step, batch.images)
+            teacher_targets = self._teacher(self._seed, epoch, step, batch.images)
         number = epoch * self._steps + step
         try:
-            loss = self._gradients(number, images, batch.targets, taught)
+            loss = self._gradients(number, images, batch.targets, teacher_targets)
         except (RuntimeError, MemoryError) as error:
             # Halves of fewer than two images have no batch statistics.
             if not is_out_of_memory(error) or self.parts > 1 or len(images) < 4:
@@ -255,20 +266,21 @@ class _Run:
             self._optimization.forget()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            loss = self._gradients(number, images, batch.targets, taught)
+            loss = self._gradients(number, images, batch.targets, teacher_targets)
         self._optimization.step(number)
         return loss
 
     def _gradients(
-        self, number: int, images: Tensor, targets: Tensor, taught: Tensor | None
+        self, number: int, images: Tensor, targets: Tensor, teacher_targets: Tensor | None
     ) -> Tensor:
         total = torch.zeros((), device=images.device)
         for part in torch.arange(len(images)).tensor_split(self.parts):
             rows = slice(int(part[0]), int(part[-1]) + 1)
-            views = Views(
-                images[rows], targets[rows], taught[rows] if taught is not None else None, number
+            of_teacher = teacher_targets[rows] if teacher_targets is not None else None
+            views = Views(images[rows], targets[rows], of_teacher, number)
+            total = total + self._objective.learn(
+                views, self._optimization, len(part) / len(images)
             )
-            total = total + self._lesson.learn(views, self._optimization, len(part) / len(images))
         return total
 
     def check_guessing(self) -> None:
@@ -341,3 +353,28 @@ def _as_trial_errors(run: _Run) -> Iterator[None]:
             reason = (str(error).splitlines() or [""])[0][:200]
             raise TrialError(f"train.compile: torch.compile failed ({reason})") from error
         raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or the host's memory was too small; torch has no type for the host's."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    )
+
+
+@contextmanager
+def out_of_memory_as_trial_error(note: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Raise want of memory within the block as a :class:`TrialError` that says so.
+
+    Args:
+        note: further words on it, asked for when it happens.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["the host's"])[0][:200]
+        raise TrialError(f"out of memory{note()} ({reason})") from error

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from levit_search import architecture
-from levit_search.audit.examiner import Examiner
-from levit_search.audit.kept import Accuracies, Kept
+from levit_search.audit import AuditStore
+from levit_search.audit.front_confidence import Accuracies, Reevaluation
+from levit_search.audit.reevaluation import Reevaluator
 from levit_search.distill import teacher as teachers
-from levit_search.distill.chunks import Answer, Header
-from levit_search.distill.store import Store
+from levit_search.distill.store import Answer, Header, Store
 from levit_search.errors import LevitSearchError, TrialError
 from levit_search.export import retraining
 from levit_search.files import read_checksummed, remove_unfinished, write_checksummed
@@ -33,7 +33,7 @@ from levit_search.latency.protocol import Round, Samples
 from levit_search.model import build, load_weights, save_weights
 from levit_search.progress import no_progress
 from levit_search.recipe import TeacherConfig
-from levit_search.reproduce.results import Results
+from levit_search.reproduce import ReproductionStore
 from levit_search.study import Study, read_config
 from levit_search.train import Checkpoint
 from levit_search.weight_maps import read_weights
@@ -200,17 +200,18 @@ def trained_again(folder: Path) -> Kind:
 
 
 def audit(folder: Path) -> Kind:
-    kept = Kept(folder)
-    kept.networks["a"] = Accuracies({"val_top1_percent": 90.5}, {1: {"val_top1_percent": 91.0}})
-    kept.save({"rows": []})
-    return Kind(folder / "audit.json", lambda: Kept(folder).networks)
+    store = AuditStore(folder)
+    found = [Reevaluation(percent, 90.0, 100, 100, 1.0) for percent in (90.5, 91.0)]
+    store.networks["a"] = Accuracies(found[0], {1: found[1]})
+    store.save({"rows": []})
+    return Kind(folder / "audit.json", lambda: AuditStore(folder).networks)
 
 
 def reproduction(folder: Path) -> Kind:
-    results = Results(folder, "ablation")
+    results = ReproductionStore(folder, "ablation")
     results.begin("static", {"a": 1}, {"cpu": "x"}, keep=False).rows["A1"] = {"flops": 305.5}
     results.save()
-    return Kind(folder / "results.json", lambda: Results(folder, "ablation").runs)
+    return Kind(folder / "results.json", lambda: ReproductionStore(folder, "ablation").runs)
 
 
 def damages(sound: bytes, count: int, chance: np.random.Generator) -> list[tuple[str, bytes]]:
@@ -348,7 +349,7 @@ def test_damaged_weights_are_named_with_the_way_out_and_the_rest_goes_on(
     page = (tmp_path / "s" / "report.html").read_text()
     if "damaged (its checksum" not in page:
         lost.append("the report does not say that weights are damaged")
-    examiner = Examiner(study.config, study.folder, {}, None)
+    examiner = Reevaluator(study.config, study.folder, {}, None)
     examiner.prepare(record.architecture, lambda text, fraction: None)
     with pytest.raises(TrialError) as failed:
         examiner.verify(record.architecture, lambda text, fraction: None)

@@ -1,17 +1,20 @@
 """What a worker of an audit does: it measures and trains networks, and reads the test split."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from levit_search.architecture import Architecture, Levit
+from levit_search.audit.front_confidence import Reevaluation
 from levit_search.batches import open_batches
 from levit_search.distill import TeacherAnswers, obtain_teacher
 from levit_search.errors import InputError, TrialError
 from levit_search.latency.sharing import on_cores
 from levit_search.model import Model, build, load_weights
 from levit_search.progress import Progress
+from levit_search.results import Document
 from levit_search.study import Study, StudyConfig
 from levit_search.supernet import Supernet, obtain_supernet, supernet_folder
 from levit_search.train import (
@@ -25,25 +28,9 @@ from levit_search.train import (
 
 _AGAIN = "`levit-search export STUDY --pick trial=N --retrain` trains a network again"
 
-Decide = Callable[[int, dict[str, float]], bool]
 
-
-@dataclass(frozen=True)
-class Examination:
-    """A network's accuracies, and of how many images they are; ``seconds`` is its training's."""
-
-    val_top1_percent: float
-    test_top1_percent: float
-    val_images: int
-    test_images: int
-    seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-class Examiner:
-    """Examines one network after another; see :class:`levit_search.engine.tasks.Evaluates`.
+class Reevaluator:
+    """Measures one network after another; see :class:`levit_search.engine.tasks.Evaluates`.
 
     Args:
         config: of the study, but for ``search.seed``: that of the trainings.
@@ -67,42 +54,35 @@ class Examiner:
     def close(self) -> None:
         """There is nothing to let go of."""
 
-    def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
+    def prepare(self, sample: Architecture, progress: Progress) -> Document:
         """Load the data, and find the teacher where a training needs it.
 
         Raises:
-            LevitSearchError: whatever keeps every network from being examined.
+            LevitSearchError: whatever keeps every network from being measured.
         """
-        import torch
-
         del sample
-        torch.set_num_threads(self._config.train.threads)
+        config, searched = self._config, Study.open(self._folder).config
+        torch.set_num_threads(config.train.threads)
         progress("loading data", None)
-        self._batches = open_batches(self._config.data)
-        teaching, seed = self._config.teaching, Study.open(self._folder).config.search.seed
-        if teaching is not None and seed != self._config.search.seed:
+        self._batches = open_batches(config.data)
+        seed, folder = searched.search.seed, self._folder / "teacher"
+        if config.teaching is not None and seed != config.search.seed:
             progress("preparing the teacher", None)
             self._teacher, _ = obtain_teacher(
-                teaching,
-                self._config.data,
-                self._batches,
-                self._config.train,
-                self._folder / "teacher",
-                seed,
+                config.teaching, config.data, self._batches, config.train, folder, seed
             )
-        if self._config.accuracy == "finetuned":
+        if config.accuracy == "finetuned":
             progress("reading the supernet", None)
-            kept = Study.open(self._folder).config
             if not (supernet_folder(self._folder) / "card.json").is_file():
                 raise InputError(
                     f"{self._folder}: its supernet is gone, from which its networks start; `run` "
                     "trains it again"
                 )
-            self._supernet = obtain_supernet(kept, self._batches, lambda: None, self._folder)
+            self._supernet = obtain_supernet(searched, self._batches, lambda: None, self._folder)
         return {"settled_ms": {}, "device": {}, "teacher": {}}
 
-    def verify(self, network: Architecture, progress: Progress, decide: Any = None) -> Examination:
-        """Examine a network with the weights that the search left.
+    def verify(self, network: Architecture, progress: Progress, decide: Any = None) -> Reevaluation:
+        """Measure a network with the weights that the search left.
 
         Raises:
             TrialError: they are not there, or not this network's.
@@ -118,12 +98,16 @@ class Examiner:
         except InputError as error:
             raise TrialError(f"{error}; {_AGAIN}") from None
         with on_cores(self._cores):
-            return self._examined(model.to(device_of(self._config.train)), 0.0)
+            return self._measured(model.to(device_of(self._config.train)), 0.0)
 
     def evaluate(
-        self, network: Architecture, progress: Progress, decide: Decide, taught: bool = True
-    ) -> Examination:
-        """Train a network from the start, or from where an audit was interrupted, and examine it.
+        self,
+        network: Architecture,
+        progress: Progress,
+        decide: Callable[[int, dict[str, float]], bool],
+        taught: bool = True,
+    ) -> Reevaluation:
+        """Train a network from the start, or from where an audit was interrupted, and measure it.
 
         No rung ends the training.
 
@@ -139,7 +123,6 @@ class Examiner:
             run = f"{run}-finetuned"
         path = self._folder / "audit" / f"{network.id}.{seed}.training.pt"
         checkpoint = Checkpoint(path, run)
-
         with on_cores(self._cores):
             if self._supernet is not None:
                 assert isinstance(network, Levit)
@@ -155,16 +138,15 @@ class Examiner:
                 checkpoint=checkpoint,
                 progress=lambda _, done: progress("training", done),
             )
-            found = self._examined(model, training.seconds)
+            found = self._measured(model, training.seconds)
         checkpoint.remove()
         return found
 
-    def _examined(self, model: Model, seconds: float) -> Examination:
-        batches = self._batches
-        return Examination(
-            top1_percent(model, batches, "val"),
-            top1_percent(model, batches, "test"),
-            batches.size("val"),
-            batches.size("test"),
+    def _measured(self, model: Model, seconds: float) -> Reevaluation:
+        return Reevaluation(
+            top1_percent(model, self._batches, "val"),
+            top1_percent(model, self._batches, "test"),
+            self._batches.size("val"),
+            self._batches.size("test"),
             round(seconds, 3),
         )

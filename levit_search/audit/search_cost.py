@@ -2,16 +2,25 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from levit_search.pareto import Objective, hypervolume, minimised
+from levit_search.results import Document
 from levit_search.study import Outcome, Record, outcome
+
+COSTS = {
+    "trials": "proposals",
+    "epochs": "epochs trained",
+    "worker_hours": "worker hours",
+    "hours": "hours",
+}
+"""What a search spends, by its name in a trajectory."""
 
 _MARKS = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the trials at which a search is looked at
 _MOST_REASONS = 5
@@ -45,7 +54,7 @@ class Trajectory:
     hours: tuple[float, ...] | None
     """Those in which any worker was at work; None where the times of day are not known."""
 
-    def point(self, index: int) -> dict[str, Any]:
+    def point(self, index: int) -> Document:
         """One of them, as JSON."""
         return {
             "trials": index + 1,
@@ -55,7 +64,7 @@ class Trajectory:
             "hours": round(self.hours[index], 6) if self.hours is not None else None,
         }
 
-    def steps(self) -> list[dict[str, Any]]:
+    def steps(self) -> list[Document]:
         """The points at which the hypervolume changed, and the last."""
         volumes = (0.0, *(self.hypervolumes or [0.0] * len(self.trials)))
         last = len(self.trials) - 1
@@ -65,7 +74,7 @@ class Trajectory:
             if volumes[index + 1] != volumes[index] or index == last
         ]
 
-    def milestones(self) -> list[dict[str, Any]]:
+    def milestones(self) -> list[Document]:
         """The points at a tenth, each quarter and the end of the trials."""
         count = len(self.trials)
         indices = sorted({max(1, round(mark * count)) - 1 for mark in _MARKS}) if count else []
@@ -86,7 +95,8 @@ def trajectory(
         reference: [objectives], minimised, that volumes are measured from, if there is one.
         before_s: what a worker had spent before the first trial.
     """
-    ended = sorted(records, key=_when)
+    # Trials of unknown end, those of an earlier release, come first.
+    ended = sorted(records, key=lambda record: (_end_s(record) or 0.0, record.trial))
     spent_s = np.array([0.0 if _is_free(record) else record.seconds for record in ended])
     volumes, front = [], np.empty((0, len(objectives)))
     volume = 0.0
@@ -105,11 +115,6 @@ def trajectory(
         tuple(((before_s + np.cumsum(spent_s)) / 3600).tolist()),
         _busy_hours(ended, spent_s),
     )
-
-
-def _when(record: Record) -> tuple[float, int]:
-    """Trials of unknown end, those of an earlier release, come first."""
-    return (_end_s(record) or 0.0, record.trial)
 
 
 def _end_s(record: Record) -> float | None:
@@ -157,9 +162,6 @@ class Savings:
     hours_saved: float
     """A worker's, by what an epoch of each stopped network took."""
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def savings(records: Sequence[Record], epochs: int) -> Savings | None:
     """What the rungs saved; None where no candidate came to one.
@@ -189,7 +191,7 @@ def savings(records: Sequence[Record], epochs: int) -> Savings | None:
     )
 
 
-def shares(records: Sequence[Record], epochs: int) -> dict[str, Any]:
+def shares(records: Sequence[Record], epochs: int) -> Document:
     """What became of the proposals, in all and in the two halves of the search, with reasons.
 
     Args:
@@ -202,20 +204,24 @@ def shares(records: Sequence[Record], epochs: int) -> dict[str, Any]:
     """
     found = [outcome(record, epochs) for record in records]
     half = len(found) // 2
-    by_outcome = list(zip(records, found, strict=True))
+    names = get_args(Outcome)
+
+    def percent(part: Sequence[Outcome]) -> dict[str, float]:
+        return {name: 100 * part.count(name) / max(1, len(part)) for name in names}
+
+    def reasons(of: Outcome, told: Callable[[Record], str]) -> list[Document]:
+        given = Counter(told(r) for r, name in zip(records, found, strict=True) if name == of)
+        common = given.most_common(_MOST_REASONS)
+        return [{"reason": reason, "count": count} for reason, count in common]
+
     return {
-        "counts": {name: found.count(name) for name in get_args(Outcome)},
-        "percent": _percent(found),
-        "early_percent": _percent(found[:half]),
-        "late_percent": _percent(found[half:]),
-        "infeasible": _reasons(_limit_of(r) for r, name in by_outcome if name == "infeasible"),
-        "failures": _reasons(r.reason or "?" for r, name in by_outcome if name == "failed"),
+        "counts": {name: found.count(name) for name in names},
+        "percent": percent(found),
+        "early_percent": percent(found[:half]),
+        "late_percent": percent(found[half:]),
+        "infeasible": reasons("infeasible", _limit_of),
+        "failures": reasons("failed", lambda record: record.reason or "?"),
     }
-
-
-def _percent(found: Sequence[Outcome]) -> dict[str, float]:
-    count = max(1, len(found))
-    return {name: 100 * found.count(name) / count for name in get_args(Outcome)}
 
 
 def _limit_of(record: Record) -> str:
@@ -227,12 +233,7 @@ def _limit_of(record: Record) -> str:
     return f"{over[1]} over the limit" if over else reason
 
 
-def _reasons(reasons: Any) -> list[dict[str, Any]]:
-    common = Counter(reasons).most_common(_MOST_REASONS)
-    return [{"reason": reason, "count": count} for reason, count in common]
-
-
-def prediction_errors(records: Sequence[Record]) -> dict[str, Any] | None:
+def prediction_errors(records: Sequence[Record]) -> Document | None:
     """How far predicted latencies were from the measured ones; None where none was both.
 
     Returns:
@@ -255,7 +256,7 @@ def prediction_errors(records: Sequence[Record]) -> dict[str, Any] | None:
     }
 
 
-def inheritance(records: Sequence[Record], supernet: Mapping[str, Any]) -> dict[str, Any] | None:
+def inheritance(records: Sequence[Record], supernet: Mapping[str, float]) -> Document | None:
     """How inherited accuracies stand beside those of the networks alone; None where none was both.
 
     Args:

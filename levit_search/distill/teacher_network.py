@@ -1,17 +1,18 @@
 """A teacher's network and its weights, out of timm, a plug-in, a file or the hub."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from levit_search import plugins
 from levit_search.baseline import described_modules, load_checkpoint, read_checkpoint
 from levit_search.batches import Batches
 from levit_search.data import DataInfo
-from levit_search.distill import plugged
 from levit_search.distill.adapting import Adapted
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.files import file_digest
@@ -24,6 +25,43 @@ _NOT_OPTIONS = (
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
     *("num_classes", "in_chans", "features_only", "scriptable", "exportable", "no_jit"),
 )
+
+
+class BuildTeacher(Protocol):
+    """What an entry point of ``levit_search.teachers`` is: a builder of networks.
+
+        def build_net(name, num_classes, in_channels, image_size, width=64):
+            return nn.Sequential(
+                nn.Conv2d(in_channels, width, 3, stride=2), nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes),
+            )
+
+    Everything is given by keyword; ``image_size`` is the side of squares, or (height, width), and
+    ``options`` are those of the study's teacher section. The network takes images float32
+    [B, in_channels, height, width], normalised as candidates are shown them, and gives logits
+    [B, num_classes]. Its fresh weights may depend on torch's seed and on nothing else; they are
+    trained here (``weights: train``) or replaced by those of a file, which has to fit its
+    ``state_dict``.
+
+    A builder that can give weights of its own (``weights: pretrained``) takes ``pretrained`` too,
+    which is True then and is not given otherwise. The network says how it wants images normalised
+    by an attribute ``pretrained_cfg`` as timm's do, ``{"mean": (...), "std": (...)}`` of values up
+    to 1, one a channel (or three, whose means are taken for grey images), or by
+    ``pretrained_cfg = None`` that it takes them as candidates do.
+
+    A user's mistake is told by raising ``levit_search.errors.InputError``.
+    """
+
+    def __call__(
+        self,
+        *,
+        name: str,
+        num_classes: int,
+        in_channels: int,
+        image_size: int | Sides,
+        **options: int | float | bool | str,
+    ) -> nn.Module:
+        """The network in float32 on the CPU; ``name`` is that of the entry point."""
 
 
 def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
@@ -43,24 +81,16 @@ def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
         raise InputError(f"teacher.options.{taken[0]}: is not the network's to set; see weights")
     if config.adapt != "none":
         return _create_adapted(config, batches)
+    info, is_pretrained = batches.info, config.weights == "pretrained"
     if plugin is not None:
-        info = batches.info
-        model = plugged.create_plugged(
-            plugin, config, info.num_classes, info.in_channels, batches.image_size
-        )
+        model = _plugged_model(plugin, config, batches)
     else:
-        model = _create_timm(config, batches)
-    if config.weights == "pretrained" and model.pretrained_cfg is not None:
+        if is_pretrained:
+            _check_pretrained(config, info.num_classes)
+        model = _timm_model(config, is_pretrained, info.num_classes, info.in_channels)
+    if is_pretrained and model.pretrained_cfg is not None:
         _show_as_trained(model, batches)
     return model
-
-
-def _create_timm(config: TeacherConfig, batches: Batches) -> nn.Module:
-    is_pretrained = config.weights == "pretrained"
-    if is_pretrained:
-        _check_pretrained(config, batches.info.num_classes)
-    info = batches.info
-    return _timm_model(config, is_pretrained, info.num_classes, info.in_channels)
 
 
 def _timm_model(
@@ -77,14 +107,61 @@ def _timm_model(
         )
     except Exception as error:  # timm's builders and the hub's client each raise their own kinds
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        cure = (
-            "; if the hub is out of reach, set teacher.weights to a file of them"
-            if is_pretrained
-            else ""
-        )
+        cure = "; if the hub is out of reach, set teacher.weights to a file of them" * is_pretrained
         raise InputError(f"teacher {config.name}: cannot be built ({reason}){cure}") from error
     assert isinstance(model, nn.Module)
     return model
+
+
+def _plugged_model(plugin: Plugin, config: TeacherConfig, batches: Batches) -> nn.Module:
+    """The network that a plug-in builds.
+
+    Raises:
+        InputError: it cannot be loaded, fails, or gives something else.
+    """
+    build = plugin.load_callable()
+    is_pretrained = config.weights == "pretrained"
+    weights = {"pretrained": True} if is_pretrained else {}
+    with plugin.explained("cannot be built"):
+        model: object = build(
+            name=config.name,
+            num_classes=batches.info.num_classes,
+            in_channels=batches.info.in_channels,
+            image_size=batches.image_size,
+            **weights,
+            **config.options,
+        )
+    if not isinstance(model, nn.Module):
+        raise plugin.wrong("expected a torch.nn.Module", model)
+    if is_pretrained:
+        _check_colors(plugin, model, batches.info.in_channels)
+    return model
+
+
+def _check_colors(plugin: Plugin, model: nn.Module, in_channels: int) -> None:
+    if not hasattr(model, "pretrained_cfg"):
+        raise InputError(
+            f"{plugin}: its pretrained network has no pretrained_cfg; expected "
+            "{'mean': ..., 'std': ...}, or None where it is shown what candidates are shown"
+        )
+    known: Any = model.pretrained_cfg
+    if known is None:
+        return
+    values = [known.get(part) for part in ("mean", "std")] if isinstance(known, Mapping) else []
+    if not values or not all(_is_colors(each, in_channels) for each in values):
+        raise plugin.wrong(
+            f"pretrained_cfg: expected None, or mean and std of {in_channels} channel(s)", known
+        )
+    if min(known["std"]) <= 0:
+        raise plugin.wrong("pretrained_cfg: std has to be above 0", known["std"])
+
+
+def _is_colors(values: object, in_channels: int) -> bool:
+    return (
+        isinstance(values, Sequence)
+        and len(values) in {in_channels, 3}
+        and all(isinstance(value, int | float) for value in values)
+    )
 
 
 def _show_as_trained(model: nn.Module, batches: Batches) -> None:
@@ -268,11 +345,10 @@ def find_plugin(config: TeacherConfig) -> Plugin | None:
     """
     if timm.is_model(config.name):
         return None
-    plugin = plugged.find(config.name)
-    if plugin is None:
-        known = [*timm.list_models(), *plugged.names()]
-        raise UnknownNameError("teacher", config.name, known)
-    return plugin
+    plugged = plugins.installed("levit_search.teachers")
+    if config.name not in plugged:
+        raise UnknownNameError("teacher", config.name, [*timm.list_models(), *plugged])
+    return plugged[config.name]
 
 
 def identity(config: TeacherConfig) -> dict[str, Any]:
