@@ -10,7 +10,7 @@ from typing import Any
 from levit_search.architecture import Architecture, sizes_of
 from levit_search.data import DataConfig
 from levit_search.environment import environment
-from levit_search.export.probing import Again, Known, latencies
+from levit_search.export.checks import KnownLatency, Remeasurement, latencies
 from levit_search.export.retraining import Retrained, Retraining
 from levit_search.image_size import image_shape
 from levit_search.printable import printable, quoted
@@ -56,7 +56,7 @@ class Facts:
     """How it was asked for."""
     parity: Mapping[str, float]
     """How far each file's logits are from the trained network's, at most."""
-    again: Sequence[Again]
+    again: Sequence[Remeasurement]
     timm: "Mapping[str, Any] | str"
     """``{name, arguments}`` of timm's network, or why timm has none."""
     config: StudyConfig
@@ -200,11 +200,11 @@ def _accuracies(facts: Facts) -> list[Row]:
     return rows
 
 
-def _on(known: Known) -> str:
+def _on(known: KnownLatency) -> str:
     return "" if known.target is None else f" on {text(known.target)}"
 
 
-def _latency(known: Known, reference: str) -> list[Row]:
+def _latency(known: KnownLatency, reference: str) -> list[Row]:
     head, found, repeats = f"latency{_on(known)}", known.found, ""
     if known.repeats_percent is not None:
         repeats = (
@@ -235,7 +235,7 @@ def _conditions(found: Mapping[str, Any]) -> str:
     )
 
 
-def _again(again: Again) -> Row:
+def _again(again: Remeasurement) -> Row:
     target = again.figure.partition("@")[2]
     head = f"latency of {text(again.timed)}" + (f" on {text(target)}" if target else "")
     if again.now is None:

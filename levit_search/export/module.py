@@ -88,8 +88,9 @@ class Network($model):
 
     def __init__(self) -> None:
         super().__init__(ARCHITECTURE)
+'''
 
-
+_LOADING = '''
 def load(path: str | Path = WEIGHTS) -> Network:
     """The trained network, in eval mode.
 
@@ -142,9 +143,6 @@ if __name__ == "__main__":
 '''
 
 
-_ROOTS = ("Network", "load", "main")
-
-
 def module_source(network: Architecture, class_names: Sequence[str] = ()) -> str:
     """A Python file that defines one network, loads its weights and needs torch alone.
 
@@ -160,13 +158,14 @@ def module_source(network: Architecture, class_names: Sequence[str] = ()) -> str
     """
     family, shape = type(network).__name__, _resnet_shape(network)
     conditions, values = _conditions(network, shape), _values(network)
-    text = _specialized(family, tuple(conditions.items()), tuple(values.items()))
+    known = tuple(conditions.items()), tuple(values.items())
+    text = _specialized(family, shape is not None, *known)
     numbers = f"ARCHITECTURE = {_literal(network, text, ahead=len('ARCHITECTURE = '))}"
     if shape is not None:
         numbers = f"RESNET = {_literal(shape, text, ahead=len('RESNET = '))}\n{numbers}"
     classes, start, rest = text.partition("class Network(")
     rows = [_row(name, network, text) for name in _row_names(network)]
-    text = "\n\n\n".join([*rows, f"{classes}{numbers}", start + rest])
+    text = "\n\n\n".join([*rows, f"{classes}{numbers}", start + rest, _LOADING.strip()])
     head = [
         _docstring(network, text, bool(class_names)),
         _imports(text),
@@ -179,7 +178,9 @@ def _resnet_shape(network: Architecture) -> ResNetShape | None:
     """The ResNet in a network."""
     if isinstance(network, Graft):
         donor = network.donor
-        return donor and resnet_shape(donor.name, donor.cut(network.in_channels), donor.stem)
+        if donor is None:
+            return None
+        return resnet_shape(donor.name, donor.cut(network.in_channels), donor.stem)
     stem = network.stem
     if not isinstance(stem, ResNetStem):
         return None
@@ -199,7 +200,6 @@ def _conditions(network: Architecture, shape: ResNetShape | None) -> dict[str, b
         "self.has_bias": network.position == "bias",
         "architecture.distillation": network.distillation,
         "self.head_dist is None": not network.distillation,
-        "isinstance(IMAGE_SIZE, int)": isinstance(network.image_size, int),
     }
     if shape is not None:
         found["shape.is_small"] = shape.is_small
@@ -255,17 +255,20 @@ def _layer(activation: str) -> str:
 
 @lru_cache(maxsize=256)
 def _specialized(
-    family: str, conditions: tuple[tuple[str, bool], ...], values: tuple[tuple[str, str], ...]
+    family: str,
+    has_resnet: bool,
+    conditions: tuple[tuple[str, bool], ...],
+    values: tuple[tuple[str, str], ...],
 ) -> str:
-    """The classes of networks of which so much is the same, ``Network`` and how it is loaded."""
-    return specialized(_source(family), dict(conditions), dict(values), _ROOTS)
+    """The classes of networks of which so much is the same, and ``Network`` itself."""
+    return specialized(_source(family, has_resnet), dict(conditions), dict(values), ("Network",))
 
 
-@lru_cache(maxsize=2)
-def _source(family: str) -> str:
+@lru_cache(maxsize=4)
+def _source(family: str, has_resnet: bool) -> str:
     """The classes of a family, with activations as tokens alone and nothing that was folded."""
-    of_family = graft if family == "Graft" else levit
-    parts = [_definitions(inspect.getsource(each)) for each in (resnet, blocks, of_family)]
+    modules = [*([resnet] if has_resnet else []), blocks, graft if family == "Graft" else levit]
+    parts = [_definitions(inspect.getsource(module)) for module in modules]
     source = "\n\n\n".join(parts).replace("(LaidOut, ", "(")
     source += "\n\n" + _NETWORK.replace("$model", f"{family}Model")
     conditions = {
@@ -275,7 +278,7 @@ def _source(family: str) -> str:
         "self.bias_hqt is not None": False,
         "self.joined_bnc is not None": False,
     }
-    return specialized(source, conditions, {"Style": family}, _ROOTS)
+    return specialized(source, conditions, {"Style": family}, ("Network",))
 
 
 def _definitions(source: str) -> str:
