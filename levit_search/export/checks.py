@@ -352,12 +352,12 @@ def remeasured(
         One for each target; none where the study measured nothing.
     """
     assert record.architecture is not None
-    exported = _Exported(record.architecture, graph, graph_layout(study, record))
-    settled_ms = study.attributes().get("settled_ms", {})
-    return [
-        _timed_again(known, settled_on(known.target, settled_ms), exported, progress)
-        for known in latencies(study.config, record)
-    ]
+    layout, settled_ms = graph_layout(study, record), study.attributes().get("settled_ms", {})
+    found = []
+    for known in latencies(study.config, record):
+        on_it = settled_on(known.target, settled_ms)
+        found.append(_timed_again(known, on_it, record.architecture, graph, layout, progress))
+    return found
 
 
 class KnownLatency(NamedTuple):
@@ -396,18 +396,15 @@ def latencies(config: StudyConfig, record: Record) -> list[KnownLatency]:
     ]
 
 
-class _Exported(NamedTuple):
-    network: Architecture
-    graph: Path
-    layout: "Layout"
-
-
 def _timed_again(
     known: KnownLatency,
     settled_ms: dict[str, float],
-    exported: _Exported,
+    network: Architecture,
+    graph: Path,
+    layout: "Layout",
     progress: Progress,
 ) -> Remeasurement:
+    """Time a graph of ``layout`` where its network was measured."""
     name, config, before = on_target("latency_ms", known.target), known.config, known.found
     if before.get("method") == "predicted":
         return Remeasurement(name, before, None, "it was predicted, not measured")
@@ -415,7 +412,7 @@ def _timed_again(
         check_programs({"latency": config}, "study.yaml")
     except InputError as error:
         return Remeasurement(name, before, None, str(error))
-    timed, layout = exported.graph.name, exported.layout
+    timed = graph.name
     if config.runtime in TORCH_RUNTIMES:
         timed, layout = "the network in torch", before.get("layout", layout)
     found = None
@@ -425,9 +422,9 @@ def _timed_again(
         try:
             with Probe(longer, settled_ms, fresh=True) as probe:
                 if config.runtime in TORCH_RUNTIMES:
-                    measured = probe.measure(exported.network)
+                    measured = probe.measure(network)
                 else:
-                    measured = probe.measure_graph(exported.graph, exported.network)
+                    measured = probe.measure_graph(graph, network)
         except TrialError as error:
             return found or Remeasurement(name, before, None, str(error), timed)
         now = measured.as_json()
@@ -449,7 +446,8 @@ def _incomparable(before: dict[str, Any], now: dict[str, Any], layout: str) -> s
     """Why two measurements are not of one thing, the second of a network in ``layout``."""
     if not {"ratio_to_reference", "ratio_ci95"} <= before.keys():
         return "the study has no ratio to a reference"
-    devices = [_device_name(found.get("device") or {}) for found in (before, now)]
+    devices = [found.get("device") or {} for found in (before, now)]
+    devices = [device.get("gpu") or device.get("cpu") for device in devices]
     if devices[0] != devices[1]:
         return f"the study's is of another device, {devices[0]}"
     if before.get("runtime") != now["runtime"]:
@@ -457,7 +455,3 @@ def _incomparable(before: dict[str, Any], now: dict[str, Any], layout: str) -> s
     if before.get("layout") != layout:
         return f"the study's is of the layout {before.get('layout')}, this one of {layout}"
     return None
-
-
-def _device_name(device: dict[str, Any]) -> str | None:
-    return device.get("gpu") or device.get("cpu")

@@ -1,8 +1,8 @@
 """A network of a study chosen, written as a folder, checked, and timed again."""
 
+import contextlib
 import json
 import math
-import operator
 import re
 import shutil
 import tempfile
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from levit_search import data, table
 from levit_search.configuration import parse_amount
@@ -456,21 +456,12 @@ def pick(study: Study, choice: str) -> Record:
         case "knee":
             points = minimised([record.values for record in front], objectives)
             return front[knee(points, study.reference())]
-        case "accurate":
-            _needs(study, "top1_percent", choice)
-            return max(front, key=lambda record: record.values["top1_percent"])
-        case "fastest":
-            _needs(study, "latency_ms", choice)
-            return min(front, key=lambda record: record.values["latency_ms"])
+        case "accurate" | "fastest":
+            name = "top1_percent" if choice == "accurate" else "latency_ms"
+            if name not in objectives:
+                raise InputError(f"--pick {choice}: {name} is no objective of {study.folder}")
+            return min(front, key=lambda record: _cost(record, name))
     return _within_bounds(study, choice)
-
-
-def _needs(study: Study, name: str, choice: str) -> None:
-    if name not in study.config.objectives:
-        raise InputError(f"--pick {choice}: {name} is no objective of {study.folder}")
-
-
-_BOUND = re.compile(r"\s*([\w@-]+)\s*(<=|>=)\s*(\S+?)\s*")
 
 
 def _within_bounds(study: Study, choice: str) -> Record:
@@ -479,60 +470,61 @@ def _within_bounds(study: Study, choice: str) -> Record:
     A figure that is no objective may be kept by networks that are not on the front alone.
     """
     complete = [record for record in study.records() if record.is_evaluated]
-    bounds = [_bound(part, choice) for part in choice.split(",")]
-    for name, _, _ in bounds:
-        if not any(name in record.values for record in complete):
-            raise InputError(f"--pick {choice}: {name} was not measured in {study.folder}")
-    kept = [r for r in complete if all(_keeps(r, bound) for bound in bounds)]
+    bounds = [_Bound.parse(part, choice) for part in choice.split(",")]
+    for bound in bounds:
+        if not any(bound.name in record.values for record in complete):
+            raise InputError(f"--pick {choice}: {bound.name} was not measured in {study.folder}")
+
+    def excess(record: Record) -> float:
+        return sum(bound.excess(record) for bound in bounds)
+
+    kept = [record for record in complete if not excess(record)]
     if not kept:
-        nearest = min(complete, key=lambda r: sum(_excess(r, bound) for bound in bounds))
-        has = ", ".join(f"{n} {nearest.values.get(n, math.nan):g}" for n, _, _ in bounds)
+        nearest = min(complete, key=excess)
+        has = ", ".join(f"{b.name} {nearest.values.get(b.name, math.nan):g}" for b in bounds)
         raise InputError(
             f"--pick {choice}: no network keeps it; the nearest is trial {nearest.trial} with {has}"
         )
-    bounded = {name for name, _, _ in bounds}
+    bounded = {bound.name for bound in bounds}
     # Equal ones by the further objectives; with 90 % as a bound the fastest is meant.
     order = sorted(study.config.objectives, key=lambda name: name in bounded)
-    return min(kept, key=lambda r: [_cost(r.values[name], name) for name in order])
+    return min(kept, key=lambda record: [_cost(record, name) for name in order])
 
 
-Bound = tuple[str, str, float]
+class _Bound(NamedTuple):
+    """What a figure may be at most or at least."""
 
+    name: str
+    sign: str
+    number: float
 
-def _bound(part: str, choice: str) -> Bound:
-    found = _BOUND.fullmatch(part)
-    number = _number(parse_amount(found[3])) if found else None
-    if found is None or number is None or figure_and_target(found[1])[0] not in OBJECTIVES:
+    @classmethod
+    def parse(cls, part: str, choice: str) -> "_Bound":
+        """A bound such as ``flops<=300M``, which is part of a choice.
+
+        Raises:
+            InputError: it is none.
+        """
+        found = re.fullmatch(r"\s*([\w@-]+)\s*(<=|>=)\s*(\S+?)\s*", part)
+        amount = parse_amount(found[3]) if found else None
+        with contextlib.suppress(TypeError, ValueError):
+            number = float(amount)  # type: ignore[arg-type]
+            if found and number == number and figure_and_target(found[1])[0] in OBJECTIVES:
+                return cls(found[1], found[2], number)
         raise InputError(
             f"--pick {choice}: expected knee, accurate, fastest, trial=N or bounds such as "
             f"'latency_ms<=5' or 'flops<=300M,params<=5M' on {', '.join(OBJECTIVES)}"
         )
-    return found[1], found[2], number
+
+    def excess(self, record: Record) -> float:
+        """How far a record is beyond it, in shares of it; endless where it is not measured."""
+        value = record.values.get(self.name, math.nan)
+        if value <= self.number if self.sign == "<=" else value >= self.number:
+            return 0.0
+        excess = abs(value - self.number) / max(abs(self.number), 1e-12)
+        return math.inf if math.isnan(excess) else excess
 
 
-def _keeps(record: Record, bound: Bound) -> bool:
-    name, sign, number = bound
-    value = record.values.get(name)
-    keeps = operator.le if sign == "<=" else operator.ge
-    return value is not None and keeps(value, number)
-
-
-def _excess(record: Record, bound: Bound) -> float:
-    """How far a record is beyond a bound, in shares of it; endless where it is not measured."""
-    name, _, number = bound
-    value = record.values.get(name)
-    if value is None:
-        return math.inf
-    return 0.0 if _keeps(record, bound) else abs(value - number) / max(abs(number), 1e-12)
-
-
-def _cost(value: float, objective: str) -> float:
+def _cost(record: Record, objective: str) -> float:
+    value = record.values[objective]
     return -value if is_maximised(objective) else value
-
-
-def _number(value: object) -> float | None:
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return None if math.isnan(number) else number

@@ -100,7 +100,11 @@ class _Pass:
                 or (variable and (variable not in scope.variables or _is_name(value, variable)))
                 or (attribute and attribute not in scope.attributes)
                 # A placeholder of what is known to be set below.
-                or (attribute and attribute in map(_stored_attribute, block[index + 1 :]))
+                or (
+                    attribute
+                    and isinstance(value, ast.Constant)
+                    and attribute in map(_stored_attribute, block[index + 1 :])
+                )
             ):
                 yield self._removal(statement)
             elif value is not None and variable and _returns(block[index + 1 :], variable):

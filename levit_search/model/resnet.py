@@ -101,7 +101,7 @@ class ResNetHead(nn.Module):
         x_bchw = self.maxpool(self.act1(self.bn1(self.conv1(x_bchw))))
         outputs = []
         for layer in self.layers:
-            x_bchw = self.get_submodule(layer)(x_bchw)
+            x_bchw = getattr(self, layer)(x_bchw)
             outputs.append(x_bchw)
         return outputs
 
