@@ -343,6 +343,9 @@ def test_a_graph_that_is_slower_is_measured_twice_and_then_an_error(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = exports.pick(study, "knee")
+    # On a busy machine the front's own repeats may be half of the latency apart.
+    values = {**record.values, "latency_ms_repeats_percent": 3.0}
+    record = replace(record, values=values)
     before = record.evaluation["latency"]
     slower = {
         **before,
