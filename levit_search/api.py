@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from levit_search.architecture import Architecture
     from levit_search.cost import Cost
-    from levit_search.export import Export, Wishes
+    from levit_search.export import Export, ExportOptions
     from levit_search.model import Model
     from levit_search.progress import Progress
     from levit_search.search.evaluate import Evaluation
@@ -285,7 +285,7 @@ def write_export(
     study: "Study",
     choice: str = "knee",
     out: str | Path | None = None,
-    wishes: "Wishes | None" = None,
+    options: "ExportOptions | None" = None,
 ) -> "Export":
     """Write a chosen network as a folder that runs without this package, and check it.
 
@@ -293,24 +293,24 @@ def write_export(
         study: with the trained weights.
         choice: as :func:`pick` takes it.
         out: a folder that is not there, or empty; None is ``export/ID`` in the study's.
-        wishes: what else is asked for, as with ``levit-search export``: training it again, further
-            files, no timing (:class:`levit_search.export.Wishes`).
+        options: what else is asked for, as with ``levit-search export``: training it again, further
+            files, no timing (:class:`levit_search.export.ExportOptions`).
 
     Returns:
         What was written, how far each file's logits are from the trained network's, its accuracy
         on ``val`` and ``test``, and its latency measured again.
 
     Raises:
-        InputError: the choice or a wish is wrong, ``out`` is not empty, or the weights are gone.
+        InputError: the choice or an option is wrong, ``out`` is not empty, or the weights are gone.
         LevitSearchError: a written file is not the trained network, and nothing was written; or
             its latency is not that of the study, and all is there.
     """
     from levit_search import export
 
     record = export.pick(study, choice)
-    wishes = wishes or export.Wishes()
-    folder = export.default_folder(study, record, wishes) if out is None else Path(out)
-    return export.export(study, record, folder, choice, wishes)
+    options = options or export.ExportOptions()
+    folder = export.default_folder(study, record, options) if out is None else Path(out)
+    return export.export(study, record, folder, choice, options)
 
 
 def load_model(study: "Study", record: "Record") -> "Model":

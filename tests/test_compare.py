@@ -20,7 +20,7 @@ from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline, BaselineConfig
 from levit_search.engine.interface import Event
 from levit_search.errors import BudgetError, InputError
-from levit_search.export import Wishes
+from levit_search.export import ExportOptions
 from levit_search.model import save_weights
 from levit_search.report import contents, write_report
 from levit_search.report.plots import plots
@@ -636,7 +636,7 @@ def test_training_goes_on_from_its_checkpoint(
 
 @pytest.mark.slow
 def test_the_card_of_an_export_has_a_row_for_each(real: Study, tmp_path: Path) -> None:
-    ls.write_export(real, "accurate", tmp_path / "out", Wishes(probe=False))
+    ls.write_export(real, "accurate", tmp_path / "out", ExportOptions(probe=False))
     card = (tmp_path / "out" / "README.md").read_text()
     part = card.split("## Compared with")[1].split("## Use")[0]
     record = ls.pick(real, "accurate")

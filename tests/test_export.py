@@ -15,8 +15,8 @@ import levit_search.batches
 from levit_search import export as exports
 from levit_search.batches.in_memory import MemoryBatches
 from levit_search.errors import InputError, LevitSearchError
-from levit_search.export import Retraining, Wishes, card, checks, module, package, probing
-from levit_search.export.probing import Again
+from levit_search.export import ExportOptions, Retraining, card, checks, module, package
+from levit_search.export.checks import Remeasurement
 from levit_search.search import driver
 from levit_search.significance import UNJUDGED, Verdict, wilson_percent
 from levit_search.study import Study
@@ -24,7 +24,7 @@ from tests.conftest import Cli, needs
 from tests.engines import HereEngine, run
 from tests.networks import tiny_description, tiny_space
 
-UNPROBED = Wishes(probe=False)
+UNPROBED = ExportOptions(probe=False)
 
 
 @pytest.fixture(scope="module")
@@ -236,12 +236,12 @@ def test_a_network_is_trained_again_with_seeds_and_only_once(
     record = exports.pick(study, "knee")
     asked = Retraining(epochs=2, seeds=2, changes={"train.lr": 4e-3})
     told: list[str] = []
-    wishes = replace(UNPROBED, retraining=asked)
+    options = replace(UNPROBED, retraining=asked)
 
     def tell(text: str, fraction: float | None) -> None:
         told.append(text)
 
-    written = exports.export(study, record, tmp_path / "out", "knee", wishes, tell)
+    written = exports.export(study, record, tmp_path / "out", "knee", options, tell)
     assert any("epoch 2/2" in text for text in told)
     found = written.retrained
     assert found is not None
@@ -256,10 +256,10 @@ def test_a_network_is_trained_again_with_seeds_and_only_once(
     assert "trained again from scratch" in text
     assert "--pick knee --retrain --epochs 2 --seeds 2 --set train.lr=0.004` on" in text
     told.clear()
-    again = exports.export(study, record, tmp_path / "again", "knee", wishes, tell)
+    again = exports.export(study, record, tmp_path / "again", "knee", options, tell)
     assert again.retrained == found
     assert not any("epoch" in text for text in told)
-    other = replace(wishes, retraining=replace(asked, epochs=1, seeds=1))
+    other = replace(options, retraining=replace(asked, epochs=1, seeds=1))
     exports.export(study, record, tmp_path / "other", "knee", other, tell)
     assert any("epoch 1/1" in text for text in told)
 
@@ -310,11 +310,11 @@ def test_bounds_hold_together_and_reach_beyond_the_front(study: Study) -> None:
         exports.pick(study, "flops<=nan")
 
 
-def _again(before: tuple[float, float, float], now: tuple[float, float, float]) -> Again:
+def _again(before: tuple[float, float, float], now: tuple[float, float, float]) -> Remeasurement:
     def found(ratio: float, low: float, high: float) -> dict[str, Any]:
         return {"ratio_to_reference": ratio, "ratio_ci95": [low, high]}
 
-    return Again("latency_ms", found(*before), found(*now))
+    return Remeasurement("latency_ms", found(*before), found(*now))
 
 
 def test_latencies_agree_within_their_intervals_or_six_percent() -> None:
@@ -342,6 +342,9 @@ def test_a_graph_that_is_slower_is_measured_twice_and_then_an_error(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = exports.pick(study, "knee")
+    # On a busy machine the front's own repeats may be half of the latency apart.
+    values = {**record.values, "latency_ms_repeats_percent": 3.0}
+    record = replace(record, values=values)
     before = record.evaluation["latency"]
     slower = {
         **before,
@@ -365,7 +368,7 @@ def test_a_graph_that_is_slower_is_measured_twice_and_then_an_error(
         def as_json(self) -> dict[str, Any]:
             return slower
 
-    monkeypatch.setattr(probing, "Probe", Slow)
+    monkeypatch.setattr(checks, "Probe", Slow)
     out = tmp_path / "out"
     with pytest.raises(LevitSearchError, match=r"model\.onnx is not as fast as"):
         exports.export(study, record, out, "knee")
@@ -405,15 +408,15 @@ def test_latencies_of_sections_that_the_study_does_not_have_are_left_out(
     assert "| latency" not in (tmp_path / "out" / "README.md").read_text()
     objectives = ("top1_percent", "latency_ms", "latency_ms@phone")
     update = {"targets": {"phone": study.config.latency}, "objectives": objectives}
-    both = probing.latencies(study.config.model_copy(update=update), taken)
+    both = checks.latencies(study.config.model_copy(update=update), taken)
     assert [name for name, *_ in both] == [None, "phone"]
-    assert [name for name, *_ in probing.latencies(study.config, taken)] == [None]
+    assert [name for name, *_ in checks.latencies(study.config, taken)] == [None]
 
 
 def test_a_graph_in_another_layout_is_not_compared(study: Study) -> None:
     found = exports.pick(study, "knee").evaluation["latency"]
-    assert probing._incomparable(found, found, found["layout"]) is None
-    reason = probing._incomparable({**found, "layout": "maps"}, found, "tokens")
+    assert checks._incomparable(found, found, found["layout"]) is None
+    reason = checks._incomparable({**found, "layout": "maps"}, found, "tokens")
     assert reason == "the study's is of the layout maps, this one of tokens"
 
 
@@ -457,7 +460,7 @@ def test_that_the_search_guesses_is_said_of_its_weights_and_not_of_those_trained
     with pytest.warns(UserWarning, match="No network is better"):
         written = ls.write_export(study, "accurate", tmp_path / "out", UNPROBED)
     assert written.notice == "Of the search: No network is better."
-    again = Wishes(retraining=Retraining(epochs=1), probe=False)
+    again = ExportOptions(retraining=Retraining(epochs=1), probe=False)
     assert ls.write_export(study, "accurate", tmp_path / "again", again).notice is None
 
 
@@ -474,6 +477,6 @@ def test_the_call_from_python_takes_what_the_command_takes(study: Study, tmp_pat
     written = ls.write_export(study, "accurate", tmp_path / "out", UNPROBED)
     assert Path(written.dir, "model.py").is_file()
     record = ls.pick(study, "accurate")
-    asked = Wishes(retraining=Retraining(epochs=3))
+    asked = ExportOptions(retraining=Retraining(epochs=3))
     folder = exports.default_folder(study, record, asked)
     assert folder == study.folder / "export" / f"{record.architecture.id}-3-epochs"

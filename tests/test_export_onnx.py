@@ -18,8 +18,7 @@ from levit_search.data import DataConfig
 from levit_search.data.loading import resized
 from levit_search.data.sets import Digits
 from levit_search.errors import InputError
-from levit_search.export.onnx_file import write_onnx
-from levit_search.export.programs import write_openvino, write_torch_export
+from levit_search.export.formats import write_onnx, write_openvino, write_torch_export
 from levit_search.image_size import sides
 from levit_search.latency import worker
 from levit_search.model import Layout, Model, build, export_onnx, onnx_graph

@@ -401,7 +401,7 @@ def test_a_cluster_is_joined_that_the_user_named(
 
 
 def test_an_export_of_a_strangers_study_starts_nothing(tmp_path: Path, tiny: Architecture) -> None:
-    from levit_search.export.probing import probed_again
+    from levit_search.export.checks import remeasured
 
     made = tmp_path / "made"
     raw = {**tiny_space(), "objectives": ["latency_ms", "flops"], "version": 1}
@@ -419,7 +419,7 @@ def test_an_export_of_a_strangers_study_starts_nothing(tmp_path: Path, tiny: Arc
         },
         None,
     )
-    (again,) = probed_again(study, record, tmp_path / "model.onnx", no_progress)
+    (again,) = remeasured(study, record, tmp_path / "model.onnx", no_progress)
     assert again.now is None and 'would start ["touch"' in str(again.reason)
     assert not made.exists()
 

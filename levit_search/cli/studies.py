@@ -134,13 +134,13 @@ def export(
     record = exports.pick(opened, pick)
     network = record.architecture
     assert network is not None
-    wishes = exports.Wishes(asked, tuple(also or ()), probe, force)
-    folder = out or exports.default_folder(opened, record, wishes)
+    options = exports.ExportOptions(asked, tuple(also or ()), probe, force)
+    folder = out or exports.default_folder(opened, record, options)
     try:
         with opened.reading_data(), StepProgress() as progress:
             progress.begin("export", 1)
             progress.step(f"trial {record.trial}")
-            written = exports.export(opened, record, folder, pick, wishes, progress.update)
+            written = exports.export(opened, record, folder, pick, options, progress.update)
     except KeyboardInterrupt:
         goes_on = "; the same command goes on" if retrain else ""
         say(f"\nInterrupted; {folder} was not written{goes_on}.")

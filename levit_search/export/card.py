@@ -10,7 +10,7 @@ from typing import Any
 from levit_search.architecture import Architecture, sizes_of
 from levit_search.data import DataConfig
 from levit_search.escaping import printable, quoted
-from levit_search.export.probing import Again, Known, latencies
+from levit_search.export.checks import KnownLatency, Remeasurement, latencies
 from levit_search.export.retraining import Retrained, Retraining
 from levit_search.image_size import image_shape
 from levit_search.significance import Accuracy, interval_text, wilson_percent
@@ -55,7 +55,7 @@ class Facts:
     """How it was asked for."""
     parity: Mapping[str, float]
     """How far each file's logits are from the trained network's, at most."""
-    again: Sequence[Again]
+    again: Sequence[Remeasurement]
     timm: "Mapping[str, Any] | str"
     """``{name, arguments}`` of timm's network, or why timm has none."""
     config: StudyConfig
@@ -73,8 +73,11 @@ class Facts:
 def model_card(facts: Facts) -> str:
     """``README.md`` of an export."""
     network = facts.network
+    # What model hubs read.
+    library = "timm" if not isinstance(facts.timm, str) else "onnx"
     parts = [
-        _front_matter(facts),
+        f"---\nlibrary_name: {library}\npipeline_tag: image-classification\n"
+        f"tags:\n- levit-search\n- {network.family}\n---",
         f"# {text(facts.study.config.name)} {network.id}",
         f"> **{text(facts.notice)}**" if facts.notice else "",
         f"A {_KINDS[network.family]} for {_data(facts.config.data)}, found by levit-search: "
@@ -124,14 +127,6 @@ def _data(config: DataConfig) -> str:
     return text(config.name)
 
 
-def _front_matter(facts: Facts) -> str:
-    """What model hubs read."""
-    library = "timm" if not isinstance(facts.timm, str) else "onnx"
-    lines = ["library_name: " + library, "pipeline_tag: image-classification"]
-    tags = ["levit-search", facts.network.family]
-    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
-
-
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -147,18 +142,18 @@ def _figures(facts: Facts) -> list[Row]:
         reference = each.config.reference
         if not isinstance(reference, str):
             reference = each.config.reference_for(**sizes_of(facts.network)).summary()
-        rows += _latency(each, reference)
+        rows.append(_latency(each, reference))
     rows += [_again(again) for again in facts.again]
     for each in known:
         if each.found.get("peak_memory_mb"):
             peak = f"{each.found['peak_memory_mb']:.4g} MB"
             rows.append((f"peak memory{_on(each)}", peak, "", "of the probe's process"))
-    values = facts.record.values
-    rows += [
-        ("FLOPs", f"{values['flops']:,.0f}", "exact", "closed form"),
-        ("parameters", f"{values['params']:,.0f}", "exact", "closed form"),
-        ("activations", f"{values['activations']:,.0f}", "exact", "closed form"),
-    ]
+    for name, head in (
+        ("flops", "FLOPs"),
+        ("params", "parameters"),
+        ("activations", "activations"),
+    ):
+        rows.append((head, f"{facts.record.values[name]:,.0f}", "exact", "closed form"))
     return rows
 
 
@@ -199,30 +194,24 @@ def _accuracies(facts: Facts) -> list[Row]:
     return rows
 
 
-def _on(known: Known) -> str:
+def _on(known: KnownLatency) -> str:
     return "" if known.target is None else f" on {text(known.target)}"
 
 
-def _latency(known: Known, reference: str) -> list[Row]:
-    head, found, repeats = f"latency{_on(known)}", known.found, ""
+def _latency(known: KnownLatency, reference: str) -> Row:
+    head, found = f"latency{_on(known)}", known.found
+    if found.get("method") == "predicted":
+        spread = f"{found['low_ms']:.4g} to {found['high_ms']:.4g} ms (95 %)"
+        return (f"{head}, predicted", f"{found['latency_ms']:.4g} ms", spread, "not measured")
+    value = f"{found['latency_ms']:.4g} ms ({found['ratio_to_reference']:.4f} x {code(reference)} "
+    low, high = found["ratio_ci95"]
+    spread = f"{low:.4f} to {high:.4f} x (95 %)"
     if known.repeats_percent is not None:
-        repeats = (
+        spread += (
             f"; another measurement within ±{known.repeats_percent:.1f} % (95 %); "
             f"{known.search_ms:.4g} ms in the search"
         )
-    if found.get("method") == "predicted":
-        spread = f"{found['low_ms']:.4g} to {found['high_ms']:.4g} ms (95 %)"
-        return [(f"{head}, predicted", f"{found['latency_ms']:.4g} ms", spread, "not measured")]
-    low, high = found["ratio_ci95"]
-    return [
-        (
-            head,
-            f"{found['latency_ms']:.4g} ms ({found['ratio_to_reference']:.4f} x "
-            f"{code(reference)} fitted to these images)",
-            f"{low:.4f} to {high:.4f} x (95 %){repeats}",
-            _conditions(found),
-        )
-    ]
+    return (head, f"{value}fitted to these images)", spread, _conditions(found))
 
 
 def _conditions(found: Mapping[str, Any]) -> str:
@@ -234,7 +223,7 @@ def _conditions(found: Mapping[str, Any]) -> str:
     )
 
 
-def _again(again: Again) -> Row:
+def _again(again: Remeasurement) -> Row:
     target = again.figure.partition("@")[2]
     head = f"latency of {text(again.timed)}" + (f" on {text(target)}" if target else "")
     if again.now is None:

@@ -1,30 +1,136 @@
-"""Whether what was written is the network that was trained: files read in clean processes."""
+"""Whether an export is the network that was trained: its files' logits, and its graph's latency.
 
+Files are read as their users would, each in a process of its own, by one of the functions below
+whose name stands in :data:`READABLE`.
+"""
+
+import inspect
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from levit_search.errors import LevitSearchError
-from levit_search.export import reader
+from levit_search.architecture import Architecture
+from levit_search.errors import InputError, LevitSearchError, TrialError
+from levit_search.latency import LatencyConfig, Probe
+from levit_search.latency.programs import check_programs
+from levit_search.latency.targets import TORCH_RUNTIMES
+from levit_search.pareto import on_target
 from levit_search.progress import Progress
+from levit_search.search.evaluate import settled_on
+from levit_search.study import Record, Study, StudyConfig
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from levit_search.batches import Batches
-    from levit_search.model import Model
+    from levit_search.model import Layout, Model
 
 IMAGES = 64  # that files are compared on
 _LIMIT_S = 600.0  # one file's answer to them
+
+AGREES_PERCENT = 6.0
+"""Two latencies of one network agree within this, or where their intervals meet."""
+
+
+# --- Readers, from the folder of an export and images [B, C, H, W], float32 and normalised, to
+# logits [B, classes], both as arrays. Their text is run where none but the first may import this
+# package, and is all that is there but sys, Path and Any.
+
+
+def weights(folder: Path, images: Any) -> Any:
+    """``architecture.yaml`` and ``model.safetensors``, by this package."""
+    from levit_search import architecture
+    from levit_search.model import build, load_weights
+
+    network = build(architecture.load(str(folder / "architecture.yaml")))
+    load_weights(network, folder / "model.safetensors")
+    return _by_torch(network, images)
+
+
+def module(folder: Path, images: Any) -> Any:
+    """``model.py``, as a script beside it would import it."""
+    sys.path.insert(0, str(folder))
+    from model import load  # type: ignore[import-not-found]
+
+    return _by_torch(load(folder / "model.safetensors"), images)
+
+
+def timm(folder: Path, images: Any) -> Any:
+    """The folder ``timm``, as a checkpoint of timm's own format."""
+    import timm
+
+    return _by_torch(timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True), images)
+
+
+def onnx(folder: Path, images: Any) -> Any:
+    """``model.onnx`` in ONNX Runtime, with two sizes of batches."""
+    import numpy
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    parts = [images[:1], images[1:]] if len(images) > 1 else [images]
+    return numpy.concatenate([session.run(["logits"], {"images": part})[0] for part in parts])
+
+
+def openvino(folder: Path, images: Any) -> Any:
+    """``model.openvino.xml`` in OpenVINO, in single precision."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(
+        str(folder / "model.openvino.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return compiled(images)[0]
+
+
+def program(folder: Path, images: Any) -> Any:
+    """``model.pt2``, a program of torch.export."""
+    import torch
+
+    loaded = torch.export.load(str(folder / "model.pt2")).module()
+    with torch.inference_mode():
+        return loaded(torch.from_numpy(images)).numpy()
+
+
+def _by_torch(network: Any, images: Any) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return network.eval()(torch.from_numpy(images)).numpy()
+
+
+_READER = """
+def main():
+    import numpy
+
+    reader, folder, images, logits = sys.argv[1:]
+    if reader != "weights":
+        sys.modules["levit_search"] = None  # importing it fails now
+    numpy.save(logits, globals()[reader](Path(folder), numpy.load(images)))
+
+
+main()
+"""
+
+
+def _reader_source() -> str:
+    """A program that reads one file: ``python reader.py READER FOLDER IMAGES.npy LOGITS.npy``."""
+    readers = [each.reader for each in READABLE.values() if each.reader is not None]
+    imports = "import sys\nfrom pathlib import Path\nfrom typing import Any\n\n"
+    return imports + "\n\n".join(map(inspect.getsource, [*readers, _by_torch])) + _READER
+
+
+# --- Logits.
 
 
 @dataclass(frozen=True)
@@ -33,8 +139,8 @@ class Readable:
 
     name: str
     """As people know it."""
-    kind: str
-    """One of :data:`reader.READERS`, or ``predict``."""
+    reader: Callable[[Path, Any], Any] | None
+    """None is ``predict.py``, which reads pictures by itself."""
     tolerance: float
     """How far its logits may be from the trained network's."""
 
@@ -42,13 +148,13 @@ class Readable:
 READABLE: dict[str, Readable] = {
     each.name: each
     for each in (
-        Readable("model.safetensors", "weights", 1e-5),
-        Readable("model.py", "module", 1e-5),
-        Readable("timm", "timm", 1e-5),
-        Readable("model.onnx", "onnx", 1e-4),
-        Readable("predict.py", "predict", 1e-4),
-        Readable("model.openvino.xml", "openvino", 1e-4),
-        Readable("model.pt2", "program", 1e-4),
+        Readable("model.safetensors", weights, 1e-5),
+        Readable("model.py", module, 1e-5),
+        Readable("timm", timm, 1e-5),
+        Readable("model.onnx", onnx, 1e-4),
+        Readable("predict.py", None, 1e-4),
+        Readable("model.openvino.xml", openvino, 1e-4),
+        Readable("model.pt2", program, 1e-4),
     )
 }
 
@@ -93,14 +199,18 @@ def compared(
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="levit-search-check-") as place:
         scratch = Path(place)
-        # Beside the other modules of this folder it would find them in place of its users' own.
-        (scratch / "reader.py").write_bytes(Path(reader.__file__).read_bytes())
+        (scratch / "reader.py").write_text(_reader_source(), encoding="utf-8")
         np.save(scratch / "images.npy", sample.images)
         for name in names:
             progress(f"reading {name} in a clean process", None)
             readable = READABLE[name]
-            answer = _predicted if readable.kind == "predict" else _read
-            logits = answer(folder.absolute(), readable, sample, scratch)
+            if readable.reader is None:
+                logits = _predicted(folder.absolute(), readable, sample, scratch)
+            else:
+                reader = readable.reader.__name__
+                arguments = [reader, str(folder.absolute()), "images.npy", f"{reader}.npy"]
+                _run(["reader.py", *arguments], scratch, readable)
+                logits = np.load(scratch / f"{reader}.npy")
             if logits.shape != sample.logits.shape:
                 raise LevitSearchError(
                     f"{name}: gives logits {list(logits.shape)}, the trained network "
@@ -113,15 +223,6 @@ def compared(
                     f"more than {readable.tolerance:g}; nothing was written"
                 )
     return found
-
-
-def _read(folder: Path, readable: Readable, sample: Sample, scratch: Path) -> NDArray[np.float32]:
-    del sample
-    answer = scratch / f"{readable.kind}.npy"
-    arguments = [readable.kind, str(folder), "images.npy", str(answer)]
-    _run(["reader.py", *arguments], scratch, readable)
-    logits: NDArray[np.float32] = np.load(answer)
-    return logits
 
 
 def _predicted(
@@ -165,3 +266,192 @@ def _run(arguments: list[str], scratch: Path, readable: Readable) -> str:
             "written"
         )
     return done.stdout
+
+
+# --- Latency.
+
+
+@dataclass(frozen=True)
+class Remeasurement:
+    """The latency of an exported graph beside the one that its network has in the study."""
+
+    figure: str
+    """``latency_ms``, or ``latency_ms@TARGET``."""
+    before: dict[str, Any]
+    """What the study knows; see :class:`levit_search.latency.Measurement`."""
+    now: dict[str, Any] | None
+    """What was measured; None where it could not be."""
+    reason: str | None = None
+    """Why it could not be measured, or cannot be compared."""
+    timed: str = "model.onnx"
+    """What was timed; with the runtimes of torch it is the network itself."""
+    repeats_percent: float | None = None
+    """Within what another measurement was expected; None where the front was measured once."""
+
+    @property
+    def difference_percent(self) -> float | None:
+        """Between the two ratios to the reference; None where they cannot be compared."""
+        if self.now is None or self.reason is not None:
+            return None
+        before, now = self.before["ratio_to_reference"], self.now["ratio_to_reference"]
+        return float(100 * (now / before - 1))
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both intervals meet, or the figures are close. True where nothing can be said."""
+        difference = self.difference_percent
+        if difference is None or self.is_expected:
+            return True
+        assert self.now is not None
+        (low, high), (low_now, high_now) = self.before["ratio_ci95"], self.now["ratio_ci95"]
+        return abs(difference) <= AGREES_PERCENT or (low <= high_now and low_now <= high)
+
+    @property
+    def is_expected(self) -> bool | None:
+        """Whether it lies within ``repeats_percent``; None where that cannot be said."""
+        if self.difference_percent is None or self.repeats_percent is None:
+            return None
+        return abs(self.difference_percent) <= self.repeats_percent
+
+    def compared(self) -> str:
+        """What it is beside the study's figure, in words."""
+        if self.difference_percent is None:
+            return f"not compared: {self.reason}"
+        if self.repeats_percent is None:
+            return f"{self.difference_percent:+.1f} % of the search's"
+        where = "within" if self.is_expected else "outside"
+        return (
+            f"{self.difference_percent:+.1f} % of the front's, {where} its "
+            f"±{self.repeats_percent:.1f} %"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "difference_percent": self.difference_percent,
+            "agrees": self.agrees,
+            "is_expected": self.is_expected,
+            "compared": self.compared(),
+        }
+
+
+def remeasured(
+    study: Study, record: Record, graph: Path, progress: Progress
+) -> list[Remeasurement]:
+    """Time an exported graph on every target on which its network was measured.
+
+    One whose ratio to the reference does not agree is measured once more, for twice as long.
+
+    Args:
+        study: with its settled reference latencies.
+        record: of the network.
+        graph: its ONNX file, of dynamic batch.
+        progress: told what is being measured.
+
+    Returns:
+        One for each target; none where the study measured nothing.
+    """
+    assert record.architecture is not None
+    layout, settled_ms = graph_layout(study, record), study.attributes().get("settled_ms", {})
+    found = []
+    for known in latencies(study.config, record):
+        on_it = settled_on(known.target, settled_ms)
+        found.append(_timed_again(known, on_it, record.architecture, graph, layout, progress))
+    return found
+
+
+class KnownLatency(NamedTuple):
+    """What a study knows of a network's latency on one target."""
+
+    target: str | None
+    """None is that of ``latency``."""
+    config: LatencyConfig
+    found: dict[str, Any]
+    """See :class:`levit_search.latency.Measurement`."""
+    repeats_percent: float | None
+    """Within what another measurement is expected; None where it was measured once."""
+    search_ms: float | None
+    """What the search had measured; None where it was measured once."""
+
+
+def latencies(config: StudyConfig, record: Record) -> list[KnownLatency]:
+    """What a study knows of a network's latency, by target.
+
+    A trial that was taken over has those of its own study, too, whose sections are not known here.
+    """
+    evaluation, values = record.evaluation, record.values
+    found = [(None, config.latency, evaluation.get("latency"))] if config.is_measured else []
+    targets = evaluation.get("targets", {})
+    others = [(name, each, targets.get(name)) for name, each in config.also_measured.items()]
+    return [
+        KnownLatency(
+            name,
+            section,
+            known,
+            values.get(on_target("latency_ms_repeats_percent", name)),
+            values.get(on_target("latency_search_ms", name)),
+        )
+        for name, section, known in (*found, *others)
+        if known
+    ]
+
+
+def _timed_again(
+    known: KnownLatency,
+    settled_ms: dict[str, float],
+    network: Architecture,
+    graph: Path,
+    layout: "Layout",
+    progress: Progress,
+) -> Remeasurement:
+    """Time a graph of ``layout`` where its network was measured."""
+    name, config, before = on_target("latency_ms", known.target), known.config, known.found
+    if before.get("method") == "predicted":
+        return Remeasurement(name, before, None, "it was predicted, not measured")
+    try:
+        check_programs({"latency": config}, "study.yaml")
+    except InputError as error:
+        return Remeasurement(name, before, None, str(error))
+    timed = graph.name
+    if config.runtime in TORCH_RUNTIMES:
+        timed, layout = "the network in torch", before.get("layout", layout)
+    found = None
+    for seconds in (config.seconds, 2 * config.seconds):
+        progress(f"timing {timed} on {config.target.label}", None)
+        longer = config.model_copy(update={"seconds": seconds})
+        try:
+            with Probe(longer, settled_ms, fresh=True) as probe:
+                if config.runtime in TORCH_RUNTIMES:
+                    measured = probe.measure(network)
+                else:
+                    measured = probe.measure_graph(graph, network)
+        except TrialError as error:
+            return found or Remeasurement(name, before, None, str(error), timed)
+        now = measured.as_json()
+        reason = _incomparable(before, now, layout)
+        found = Remeasurement(name, before, now, reason, timed, known.repeats_percent)
+        if found.agrees:
+            return found
+    assert found is not None
+    return found
+
+
+def graph_layout(study: Study, record: Record) -> "Layout":
+    """The layout of a network's ``model.onnx``: the one that it was measured or predicted in."""
+    latency = record.evaluation.get("latency") or {}
+    return "maps" if latency.get("layout", study.config.latency.layout) == "maps" else "tokens"
+
+
+def _incomparable(before: dict[str, Any], now: dict[str, Any], layout: str) -> str | None:
+    """Why two measurements are not of one thing, the second of a network in ``layout``."""
+    if not {"ratio_to_reference", "ratio_ci95"} <= before.keys():
+        return "the study has no ratio to a reference"
+    devices = [found.get("device") or {} for found in (before, now)]
+    devices = [device.get("gpu") or device.get("cpu") for device in devices]
+    if devices[0] != devices[1]:
+        return f"the study's is of another device, {devices[0]}"
+    if before.get("runtime") != now["runtime"]:
+        return f"the study's is of another runtime, {before.get('runtime')}"
+    if before.get("layout") != layout:
+        return f"the study's is of the layout {before.get('layout')}, this one of {layout}"
+    return None

@@ -1,38 +1,146 @@
-"""The text of a stand-alone module: one network in torch alone, as a person would write it down.
+"""``model.py``: one network as a file that needs torch alone, from the source of our own classes.
 
-Its tensors have the names of our own modules, so that it reads the ``model.safetensors`` beside it.
+Its tensors have the names of our modules, so that it reads the ``model.safetensors`` beside it.
 """
 
-import math
+import ast
+import inspect
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from levit_search.architecture import (
     GRAFTS,
     LEVITS,
     Architecture,
-    ConvStem,
     Graft,
     Levit,
     PatchStem,
     ResNetStem,
-    Shrink,
-    Stage,
     published,
 )
 from levit_search.cost import cost
-from levit_search.export import module_blocks as blocks
-from levit_search.export import module_ends as ends
-from levit_search.export.module_resnet import resnet_parts
-from levit_search.export.module_text import (
-    LINE_LENGTH,
-    in_turn,
-    indented,
-    laid_out,
-    part,
-    quoted,
-)
-from levit_search.image_size import Sides, image_shape, sides
+from levit_search.export.partial_evaluation import LINE_LENGTH, specialized
+from levit_search.image_size import image_shape
+from levit_search.model import blocks, graft, levit, resnet
+from levit_search.model.resnet import ResNetShape, resnet_shape
+
+# What a module reads of a description, as rows of plain values: what is said of each, and its
+# fields with their types. A file has the fields that it reads.
+_ROWS: dict[str, tuple[str, dict[str, str]]] = {
+    "ConvStem": ("Convolutions of stride 2, by their channels.", {"channels": "tuple[int, ...]"}),
+    "PatchStem": ("One convolution of patches of so many pixels a side.", {"patch_size": "int"}),
+    "Stage": (
+        "Pairs of an attention block and an MLP block at one width and resolution.",
+        {
+            "depth": "int  # pairs",
+            "embed_dim": "int  # channels of a token",
+            "num_heads": "int",
+            "key_dim": "int  # channels of a head's queries and keys",
+            "attn_ratio": "float  # of a head's value channels to its key channels",
+            "mlp_ratio": "float  # of the MLP's hidden channels to embed_dim",
+        },
+    ),
+    "Shrink": (
+        "Attention of every ``stride``-th token of either axis to all, then an MLP block.",
+        {
+            "num_heads": "int",
+            "key_dim": "int",
+            "attn_ratio": "float",
+            "mlp_ratio": "float",
+            "stride": "int",
+        },
+    ),
+    "Levit": (
+        "What is built: a stem, then stages of blocks with shrinking blocks between them.",
+        {
+            "in_channels": "int",
+            "num_classes": "int",
+            "stem": "",
+            "stages": "tuple[Stage, ...]",
+            "grids": "tuple[Sides, ...]  # of tokens, by stage",
+            "shrinks": "tuple[Shrink, ...]",
+            "norm": "str",
+            "position": "str",
+            "drop_path": "float",
+        },
+    ),
+    "Graft": (
+        "What is built: stages of a ResNet, or none, then layers of a DeiT, or none.",
+        {
+            "in_channels": "int",
+            "num_classes": "int",
+            "trunk_stage": "Stage",
+            "grid_sides": "Sides  # of tokens",
+            "patch": "int  # pixels a side that become one token",
+            "tokens": "int  # the grid's and those that answer",
+            "norm": "str",
+            "position": "str",
+            "drop_path": "float",
+        },
+    ),
+}
+
+_NETWORK = '''
+class Network($model):
+    """The network of this file, freshly initialised."""
+
+    def __init__(self) -> None:
+        super().__init__(ARCHITECTURE)
+'''
+
+_LOADING = '''
+def load(path: str | Path = WEIGHTS) -> Network:
+    """The trained network, in eval mode.
+
+    Args:
+        path: of a safetensors file; left out, ``model.safetensors`` beside this file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no safetensors file, or not a whole one.
+        RuntimeError: a tensor is missing, unexpected or of another shape.
+    """
+    network = Network()
+    network.load_state_dict(read_safetensors(Path(path)))
+    return network.eval()
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name: the file is a header's length, the header as JSON, then their bytes."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    if len(content) < 8 or len(content) < start:
+        raise ValueError(f"{path}: not a safetensors file, or not a whole one")
+    header = json.loads(content[8:start])
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        if end > len(content):
+            raise ValueError(f"{path}: ends before {name} does")
+        values = torch.frombuffer(bytearray(content[begin:end]), dtype=DTYPES[entry["dtype"]])
+        tensors[name] = values.reshape(entry["shape"])
+    return tensors
+
+
+def main() -> None:
+    """Print the network's size and try it on random images, trained where its weights are."""
+    state, network = ("trained", load()) if WEIGHTS.is_file() else ("fresh", Network().eval())
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    sides = (IMAGE_SIZE, IMAGE_SIZE) if isinstance(IMAGE_SIZE, int) else IMAGE_SIZE
+    images = torch.randn(2, IN_CHANNELS, *sides)
+    with torch.inference_mode():
+        logits = network(images)
+    print(f"{state}, {parameters:,} parameters: {list(images.shape)} to {list(logits.shape)}")
+    if parameters != PARAMETERS or not logits.isfinite().all():
+        raise SystemExit(f"expected {PARAMETERS:,} parameters and finite logits")
+
+
+if __name__ == "__main__":
+    main()
+'''
 
 
 def module_source(network: Architecture, class_names: Sequence[str] = ()) -> str:
@@ -48,55 +156,223 @@ def module_source(network: Architecture, class_names: Sequence[str] = ()) -> str
         class_names: kept as ``CLASS_NAMES``, in the order of the logits; whatever they hold, they
             stay plain strings. None are kept where there are none.
     """
-    flags = _flags(network)
-    classes = _graft(network, flags) if isinstance(network, Graft) else _levit(network, flags)
-    text = "\n\n\n".join([*classes, part(ends.LOADING, flags)])
+    family, shape = type(network).__name__, _resnet_shape(network)
+    conditions, values = _conditions(network, shape), _values(network)
+    known = tuple(conditions.items()), tuple(values.items())
+    text = _specialized(family, shape is not None, *known)
+    numbers = f"ARCHITECTURE = {_literal(network, text, ahead=len('ARCHITECTURE = '))}"
+    if shape is not None:
+        numbers = f"RESNET = {_literal(shape, text, ahead=len('RESNET = '))}\n{numbers}"
+    classes, start, rest = text.partition("class Network(")
+    rows = [_row(name, network, text) for name in _row_names(network)]
+    text = "\n\n\n".join([*rows, f"{classes}{numbers}", start + rest, _LOADING.strip()])
     head = [
         _docstring(network, text, bool(class_names)),
         _imports(text),
-        _constants(network, class_names),
+        _constants(network, text, class_names),
     ]
     return "\n\n".join(head) + "\n\n\n" + text + "\n"
 
 
-def _flags(network: Architecture) -> set[str]:
-    """What the lines of the texts ask for."""
-    stages, shrinks = _blocks(network)
-    flags: set[str] = {network.norm, network.position}
-    if shrinks:
-        flags.add("shrinks")
-    if stages and network.drop_path:
-        flags.add("drop_path")
-    if network.distillation:
-        flags.add("distillation")
-    if not isinstance(network.image_size, int):
-        flags.add("rectangle")
-    if isinstance(network, Levit) and network.norm == "layer":
-        if not isinstance(network.stem, ResNetStem):
-            flags |= {"convs", "biased_convs"}
-        elif network.stem.is_projected(stages[0].embed_dim):
-            flags |= {"convs", "resnet_convs"}
-    return flags
+def _resnet_shape(network: Architecture) -> ResNetShape | None:
+    """The ResNet in a network."""
+    if isinstance(network, Graft):
+        donor = network.donor
+        if donor is None:
+            return None
+        return resnet_shape(donor.name, donor.cut(network.in_channels), donor.stem)
+    stem = network.stem
+    if not isinstance(stem, ResNetStem):
+        return None
+    return resnet_shape(stem.kind, stem.cut(network.in_channels), stem.stem)
 
 
-def _blocks(network: Architecture) -> tuple[Sequence[Stage], Sequence[Shrink]]:
+# --- What is known of a network while its classes are evaluated.
+
+
+def _conditions(network: Architecture, shape: ResNetShape | None) -> dict[str, bool]:
+    """Conditions in the source of our classes."""
+    found = {
+        "batch_norm": network.norm == "batch",
+        'architecture.norm == "layer"': network.norm == "layer",
+        "isinstance(self.norm, nn.BatchNorm1d)": network.norm == "batch",
+        "isinstance(self.norm, nn.Identity)": network.norm == "layer",
+        "self.has_bias": network.position == "bias",
+        "architecture.distillation": network.distillation,
+        "self.head_dist is None": not network.distillation,
+    }
+    if shape is not None:
+        found["shape.is_small"] = shape.is_small
+        found["shape.is_bottleneck"] = shape.is_bottleneck
+        if not any(stage.begun for stage in shape.stages):
+            found["stage.begun"] = False
+    if isinstance(network, Graft):
+        return found | {
+            "architecture.donor is None": network.donor is None,
+            "architecture.donor is not None": network.donor is not None,
+            "self.donor is None": network.donor is None,
+            "architecture.trunk_stage is not None": network.trunk is not None,
+            "self.trunk is None": network.trunk is None,
+            "patch > 1": network.trunk is not None and network.patch > 1,
+        }
+    stem = network.stem
+    if isinstance(stem, ResNetStem):
+        found["is_projected"] = stem.is_projected(network.stages[0].embed_dim)
+    if not network.shrinks:
+        found["enumerate(architecture.shrinks)"] = found["isinstance(block, Shrink)"] = False
+    return found | {
+        "isinstance(architecture.stem, ResNetStem)": isinstance(stem, ResNetStem),
+        "isinstance(stem, PatchStem)": isinstance(stem, PatchStem),
+        'architecture.position == "embedding"': network.position == "embedding",
+        'self.architecture.position == "embedding"': network.position == "embedding",
+    }
+
+
+def _values(network: Architecture) -> dict[str, str]:
+    """Expressions in the source of our classes, and what stands in their place."""
+    found = {
+        "ACTIVATIONS[style.attention_activation]": _layer(network.attention_activation),
+        "ACTIVATIONS[style.activation]": _layer(network.activation),
+        "ACTIVATIONS[architecture.activation]": _layer(network.activation),
+    }
+    if not network.drop_path:
+        found["DropPath(style.drop_path)"] = "nn.Identity()"
+    if isinstance(network, Graft) or not network.shrinks:
+        found["Stage | Shrink"] = "Stage"
+        found["block.stride if isinstance(block, Shrink) else 1"] = "1"
+    if isinstance(network, Graft):
+        found["resnet_shape(donor.name, donor.cut(channels), donor.stem)"] = "RESNET"
+    elif isinstance(network.stem, ResNetStem):
+        width = network.stages[0].embed_dim
+        found["resnet_shape(stem.kind, stem.cut(architecture.in_channels), stem.stem)"] = "RESNET"
+        found["stem.is_projected(width)"] = str(network.stem.is_projected(width))
+    return found
+
+
+def _layer(activation: str) -> str:
+    return f"nn.{blocks.ACTIVATIONS[activation].__name__}"
+
+
+@lru_cache(maxsize=256)
+def _specialized(
+    family: str,
+    has_resnet: bool,
+    conditions: tuple[tuple[str, bool], ...],
+    values: tuple[tuple[str, str], ...],
+) -> str:
+    """The classes of networks of which so much is the same, and ``Network`` itself."""
+    return specialized(_source(family, has_resnet), dict(conditions), dict(values), ("Network",))
+
+
+@lru_cache(maxsize=4)
+def _source(family: str, has_resnet: bool) -> str:
+    """The classes of a family, with activations as tokens alone and nothing that was folded."""
+    modules = [*([resnet] if has_resnet else []), blocks, graft if family == "Graft" else levit]
+    parts = [_definitions(inspect.getsource(module)) for module in modules]
+    source = "\n\n\n".join(parts).replace("(LaidOut, ", "(")
+    source += "\n\n" + _NETWORK.replace("$model", f"{family}Model")
+    conditions = {
+        'self.layout == "tokens"': True,
+        'self.layout == "maps"': False,
+        "is_map": False,
+        "self.bias_hqt is not None": False,
+        "self.joined_bnc is not None": False,
+    }
+    return specialized(source, conditions, {"Style": family}, ("Network",))
+
+
+def _definitions(source: str) -> str:
+    """What a module defines itself, behind its docstring and imports."""
+    is_ahead = (ast.Expr, ast.Import, ast.ImportFrom)
+    first = next(each for each in ast.parse(source).body if not isinstance(each, is_ahead))
+    return "".join(source.splitlines(keepends=True)[first.lineno - 1 :]).strip()
+
+
+# --- The description as rows of values.
+
+
+def _row_names(network: Architecture) -> list[str]:
+    names = ["Stage"] if isinstance(network, Levit) or network.trunk is not None else []
     if isinstance(network, Levit):
-        return network.stages, network.shrinks
-    return [stage for stage in (network.trunk_stage,) if stage is not None], ()
+        names += ["Shrink"] if network.shrinks else []
+        names += [] if isinstance(network.stem, ResNetStem) else [type(network.stem).__name__]
+    return [*names, type(network).__name__]
+
+
+def _fields(name: str, text: str) -> dict[str, str]:
+    """The fields of a row that a text reads, with their types."""
+    fields = _ROWS[name][1]
+    return {f: kind for f, kind in fields.items() if re.search(rf"(?<!\bself)\.{f}\b", text)}
+
+
+def _row(name: str, network: Architecture, text: str) -> str:
+    """The class of a row."""
+    lines = [f"class {name}(NamedTuple):", f'    """{_ROWS[name][0]}"""', ""]
+    for field, kind in _fields(name, text).items():
+        if field == "stem":
+            kind = type(network.stem).__name__  # type: ignore[union-attr]
+        lines.append(f"    {field}: {kind}")
+    return "\n".join(lines)
+
+
+def _literal(value: object, text: str, indent: int = 0, ahead: int = 0) -> str:
+    """A value as Python has it, in one line where it fits, else item by item.
+
+    Args:
+        value: a number, string or tuple, a description or a named tuple.
+        text: whose fields of descriptions are wanted.
+        indent: columns of the line that it begins in.
+        ahead: columns that stand before it in that line.
+    """
+    items: list[tuple[str, object]]
+    opening, closing = f"{type(value).__name__}(", ")"
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        opening, items = "(", [("", item) for item in value]
+    elif isinstance(value, list):
+        opening, closing, items = "[", "]", [("", item) for item in value]
+    elif isinstance(value, tuple):
+        items = [(f"{name}=", getattr(value, name)) for name in value._fields]  # type: ignore[attr-defined]
+    elif type(value).__name__ in _ROWS:
+        names = _fields(type(value).__name__, text)
+        items = [(f"{name}=", getattr(value, name)) for name in names]
+    else:
+        return _quoted(value) if isinstance(value, str) else repr(value)
+    parts = [name + _literal(item, text) for name, item in items]
+    if opening == "(" and len(parts) == 1:
+        parts[0] += ","
+    line = f"{opening}{', '.join(parts)}{closing}"
+    if "\n" not in line and ahead + len(line) <= LINE_LENGTH - bool(indent):  # a comma may follow
+        return line
+    inner = indent + 4
+    parts = [name + _literal(item, text, inner, inner + len(name)) for name, item in items]
+    lines = [opening, *[f"{' ' * inner}{part}," for part in parts], " " * indent + closing]
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """A string literal of one line, in double quotes unless that takes more backslashes."""
+    escaped = repr("'" + text)  # an apostrophe makes repr choose double quotes where it can
+    if escaped[0] == '"':
+        return '"' + escaped[2:]
+    inside = escaped[3:-1].replace("\\'", "'")  # without the apostrophe put first, and its escape
+    if text.count('"') > text.count("'"):
+        return "'" + inside.replace("'", "\\'") + "'"
+    return '"' + inside.replace('"', '\\"') + '"'
 
 
 # --- Ahead of the classes.
 
 
 def _docstring(network: Architecture, text: str, is_named: bool) -> str:
-    shape = _shape(*image_shape(network))
+    shape = ", ".join(map(str, image_shape(network)))
     lines = [
-        f'"""{_title(network)}: images {shape} to logits [B, {network.num_classes}].',
+        f'"""{_title(network)}: images [B, {shape}] to logits [B, {network.num_classes}].',
         "",
         f"    {network.summary()}",
         "",
-        "After Graham et al. 2021, https://arxiv.org/abs/2104.01136. Written by levit-search as",
-        f"network {network.id}; needs torch alone.",
+        "After Graham et al. 2021, https://arxiv.org/abs/2104.01136. Written by levit-search, from",
+        f"the classes that it trains, as network {network.id}; needs torch alone. The code stands",
+        "under levit-search's licence, Apache 2.0.",
         "",
         "    from model import load",
         "",
@@ -106,17 +382,16 @@ def _docstring(network: Architecture, text: str, is_named: bool) -> str:
     if is_named:
         lines.append("    best = [CLASS_NAMES[index] for index in logits.argmax(dim=1)]")
     letters = "Shapes: B images, C channels"
-    if "_bhqk" in text:
-        queries = " (Q of them queries where a block shrinks)" if "_bqc" in text else ""
+    if "class AttentionCore(" in text:
+        queries = " (Q of them queries where a block shrinks)" if "class Shrink(" in text else ""
         heads = "H heads, K key channels and V value channels a head"
-        letters += f", T tokens{queries}, {heads}"
-    lines += ["", *textwrap.wrap(f"{letters}.", LINE_LENGTH - 4)]
-    return "\n".join([*lines, '"""'])
-
-
-def _shape(*sizes: int) -> str:
-    """Of a batch, for comments."""
-    return f"[B, {', '.join(map(str, sizes))}]"
+        letters += f", T tokens{queries}, {heads}. What is said of maps [B, C, R, S] is of another "
+        letters += "layout of tokens, which levit-search has and this file has not"
+    lines += ["", *textwrap.wrap(f"{letters}.", LINE_LENGTH - 4), '"""', ""]
+    lines += [
+        "# The classes are those of other networks, too: of this one some arguments are unused."
+    ]
+    return "\n".join([*lines, "# ruff: noqa: ARG002"])
 
 
 def _title(network: Architecture) -> str:
@@ -131,31 +406,30 @@ def _title(network: Architecture) -> str:
 
 
 def _imports(text: str) -> str:
-    return "\n".join(
-        [
-            "import json",
-            *(["from collections import OrderedDict"] if "OrderedDict(" in text else []),
-            "from pathlib import Path",
-            *(["from typing import NamedTuple"] if "(NamedTuple)" in text else []),
-            "",
-            "import torch",
-            "import torch.nn.functional as F",
-            "from torch import Tensor, nn",
-        ]
-    )
+    """The imports that a text needs, by what stands in it."""
+    lines: Mapping[str, str] = {
+        "import json": "json.",
+        "import math": "math.",
+        "from collections import OrderedDict": "OrderedDict",
+        "from pathlib import Path": "Path",
+        "from typing import NamedTuple": "NamedTuple",
+        "\nimport torch": "torch.",
+        "import torch.nn.functional as F": " F.",
+        "from torch import Tensor, nn": "nn.",
+    }
+    return "\n".join(line for line, sign in lines.items() if sign in text)
 
 
-def _constants(network: Architecture, class_names: Sequence[str]) -> str:
+def _constants(network: Architecture, text: str, class_names: Sequence[str]) -> str:
     sizes = f"{network.image_size}, {network.in_channels}, {network.num_classes}"
     lines = [
         f"IMAGE_SIZE, IN_CHANNELS, NUM_CLASSES = {sizes}",
         f"PARAMETERS = {cost(network).params:_}",
     ]
-    if "drop_path" in _flags(network):
-        lines.append(f"DROP_PATH = {network.drop_path}")
     if class_names:
-        names = [quoted(name) for name in class_names]
-        lines += laid_out("CLASS_NAMES = [", names, "]")
+        lines.append(
+            f"CLASS_NAMES = {_literal(list(class_names), '', ahead=len('CLASS_NAMES = '))}"
+        )
     lines += [
         "",
         'WEIGHTS = Path(__file__).with_name("model.safetensors")',
@@ -167,239 +441,6 @@ def _constants(network: Architecture, class_names: Sequence[str]) -> str:
         '    "I64": torch.int64,',
         "}",
     ]
+    if re.search(r"\bSides\b", text):
+        lines += ["", "Sides = tuple[int, int]  # rows and columns"]
     return "\n".join(lines)
-
-
-# --- What both families are made of.
-
-
-def _block_parts(network: Architecture, flags: set[str]) -> list[str]:
-    """From the tables of shapes to the class of a block, shrinking ones included."""
-    core = "self.core(q, k, v)" if "bias" in flags else "attend(q, k, v)"
-    kind = network.attention_activation
-    taken = core if kind == "none" else f"F.{kind}({core})"
-    return [
-        part(blocks.LINEAR_NORM if "batch" in flags else blocks.NAMED_LINEAR, flags),
-        *([part(blocks.INIT_WEIGHTS, flags)] if "layer" in flags else []),
-        part(blocks.SPLIT_HEADS, flags),
-        part(blocks.BIASED_CORE if "bias" in flags else blocks.PLAIN_CORE, flags),
-        part(blocks.ATTENTION, flags, taken=taken, stride=", 1" if "shrinks" in flags else ""),
-        *([part(blocks.SHRINK_ATTENTION, flags, taken=taken)] if "shrinks" in flags else []),
-        part(blocks.MLP, flags, activation=network.activation),
-        *([part(blocks.DROP_PATH, flags)] if "drop_path" in flags else []),
-        part(blocks.BLOCK, flags),
-        *([part(blocks.SHRINK_BLOCK, flags)] if "shrinks" in flags else []),
-    ]
-
-
-def _stage_items(stage: Stage, grid: Sides, flags: set[str]) -> list[str]:
-    return [
-        f"depth={stage.depth}",
-        *([f"grid={grid}"] if "bias" in flags else []),
-        f"embed_dim={stage.embed_dim}",
-        *_widths(stage),
-        f"mlp_dim={int(stage.embed_dim * stage.mlp_ratio)}",
-    ]
-
-
-def _widths(block: Stage | Shrink) -> list[str]:
-    value_dim = int(block.attn_ratio * block.key_dim)
-    return [f"num_heads={block.num_heads}", f"key_dim={block.key_dim}", f"value_dim={value_dim}"]
-
-
-def _ending(flags: set[str], first: str, second: str) -> list[str]:
-    """The heads' answers from the expressions that they read."""
-    if "distillation" not in flags:
-        return [f"return self.head({first})  # [B, NUM_CLASSES]"]
-    return [
-        f"by_class, by_teacher = self.head({first}), self.head_dist({second})",
-        "if self.training:",
-        "    return by_class, by_teacher",
-        "return (by_class + by_teacher) / 2  # [B, NUM_CLASSES]",
-    ]
-
-
-def _network(flags: set[str], modules: list[str], steps: list[str]) -> str:
-    returned = "Tensor | tuple[Tensor, Tensor]" if "distillation" in flags else "Tensor"
-    return part(
-        ends.NETWORK,
-        flags,
-        modules=indented(modules, 8),
-        steps=indented(steps, 8),
-        returned=returned,
-    )
-
-
-# --- The LeViT family.
-
-
-def _levit(network: Levit, flags: set[str]) -> list[str]:
-    stages, shrinks, grids = network.stages, network.shrinks, network.grids
-    width = stages[-1].embed_dim
-    tables = [blocks.GRID] if {"bias", "shrinks"} & flags else []
-    tables.append(part(blocks.STAGE_SHAPE, flags))
-    items = [_stage_items(s, grid, flags) for s, grid in zip(stages, grids, strict=True)]
-    rows = _table("STAGES", "StageShape", items)
-    if shrinks:
-        tables.append(part(blocks.SHRINK_SHAPE, flags))
-        items = [_shrink_items(network, index) for index in range(len(shrinks))]
-        rows += _table("SHRINKS", "ShrinkShape", items)
-    tables.append("\n".join(rows))
-
-    modules = ["self.stem = Stem()"]
-    first = stages[0].embed_dim
-    steps = [
-        f"x_bchw = self.stem(images)  # {_shape(first, *grids[0])}",
-        f"x_btc = x_bchw.flatten(2).transpose(1, 2)  # {_shape(math.prod(grids[0]), first)}",
-    ]
-    if network.position == "embedding":
-        tokens = f"1, {math.prod(grids[0])}, {first}"
-        modules += [
-            f"self.position_embedding = nn.Parameter(torch.empty({tokens}))",
-            "nn.init.trunc_normal_(self.position_embedding, std=0.02)",
-        ]
-        steps.append("x_btc = x_btc + self.position_embedding")
-    modules.append("self.stages = nn.ModuleList(Stage(shape) for shape in STAGES)")
-    if shrinks:
-        modules.append("self.shrinks = nn.ModuleList(ShrinkBlock(shape) for shape in SHRINKS)")
-    for index, stage in enumerate(stages):
-        shape = _shape(math.prod(grids[index]), stage.embed_dim)
-        if index:
-            steps.append(f"x_btc = self.shrinks[{index - 1}](x_btc)  # {shape}")
-        steps.append(f"x_btc = self.stages[{index}](x_btc)  # {shape}")
-    steps.append(f"x_bc = x_btc.mean(dim=1)  # [B, {width}]")
-    heads = ["self.head", *(["self.head_dist"] if network.distillation else [])]
-    modules += [f"{head} = NormLinear({width})" for head in heads]
-    if "layer" in flags:
-        modules.append("self.apply(init_weights)")
-    return [
-        *tables,
-        *_stem_parts(network, flags),
-        *_block_parts(network, flags),
-        part(blocks.STAGE, flags),
-        part(ends.NORM_LINEAR, flags),
-        _network(flags, modules, [*steps, *_ending(flags, "x_bc", "x_bc")]),
-    ]
-
-
-def _table(name: str, row: str, items: Sequence[Sequence[str]]) -> list[str]:
-    """The assignment of a list of rows, each with its own items."""
-    calls = [laid_out(f"{row}(", of_row, "),", indent=4) for of_row in items]
-    return [f"{name} = [", *[f"    {line}" for call in calls for line in call], "]"]
-
-
-def _shrink_items(network: Levit, index: int) -> list[str]:
-    shrink, width = network.shrinks[index], network.stages[index + 1].embed_dim
-    return [
-        f"stride={shrink.stride}",
-        f"grid={network.grids[index]}",
-        f"in_dim={network.stages[index].embed_dim}",
-        f"embed_dim={width}",
-        *_widths(shrink),
-        f"mlp_dim={int(width * shrink.mlp_ratio)}",
-    ]
-
-
-def _stem_parts(network: Levit, flags: set[str]) -> list[str]:
-    """The class ``Stem`` and what it needs."""
-    stem, width, size = network.stem, network.stages[0].embed_dim, sides(network.image_size)
-    layer = "ConvNorm" if "batch" in flags else "convolution"
-    layers = part(blocks.CONV_NORM if "batch" in flags else blocks.NAMED_CONV, flags)
-    if isinstance(stem, ResNetStem):
-        cut, is_projected = stem.cut(network.in_channels), stem.is_projected(width)
-        resnet = resnet_parts(stem.kind, cut, size, stem.width_scale, is_projected)
-        if not is_projected:
-            title = "The head of a ResNet, which has the first stage's width."
-            modules, steps = ["self.resnet = ResNet()"], ["return self.resnet(images)"]
-            return [*resnet, _stem(flags, title, modules, steps)]
-        title = "The head of a ResNet and a 1x1 convolution to the first stage's width."
-        projection = f"{layer}({cut.channels}, {width}, kernel=1, stride=1, padding=0)"
-        modules = ["self.resnet = ResNet()", f"self.projection = {projection}"]
-        steps = ["return self.projection(self.resnet(images))"]
-        return [layers, *resnet, _stem(flags, title, modules, steps)]
-    if isinstance(stem, PatchStem):
-        patch = stem.patch_size
-        title = f"One convolution whose kernel and stride are a patch of {patch} x {patch} pixels."
-        call = f"{layer}({network.in_channels}, {width}, kernel={patch}, stride={patch}, padding=0)"
-        modules = [f"self.convs = nn.ModuleList([{call}])"]
-        return [layers, _stem(flags, title, modules, ["return self.convs[0](images)"])]
-    assert isinstance(stem, ConvStem)
-    title = "3x3 convolutions of stride 2 with the activation between them."
-    inputs = network.in_channels
-    calls, steps = [], []
-    for index, outputs in enumerate(stem.channels):
-        calls.append(f"{layer}({inputs}, {outputs}, kernel=3, stride=2, padding=1)")
-        size, inputs = (size[0] // 2, size[1] // 2), outputs
-        read = f"F.{network.activation}(x_bchw)" if index else "images"
-        steps.append(f"self.convs[{index}]({read})  # {_shape(outputs, *size)}")
-    items = laid_out("[", calls, "]", indent=12)
-    modules = ["self.convs = nn.ModuleList(", *[f"    {line}" for line in items], ")"]
-    if len(calls) == 1:
-        modules = [f"self.convs = nn.ModuleList([{calls[0]}])"]
-    return [layers, _stem(flags, title, modules, in_turn(steps))]
-
-
-def _stem(flags: set[str], title: str, modules: list[str], steps: list[str]) -> str:
-    values = {"title": title, "modules": indented(modules, 8), "steps": indented(steps, 8)}
-    return part(ends.STEM, flags, **values)
-
-
-# --- The graft family.
-
-
-def _graft(network: Graft, flags: set[str]) -> list[str]:
-    classes, modules, steps = [], [], []
-    channels, source = network.in_channels, "images"
-    if network.donor is not None:
-        donor, cut = network.donor, network.donor.cut(network.in_channels)
-        classes += resnet_parts(donor.name, cut, sides(network.image_size), donor.width_scale)
-        channels, source = cut.channels, "x_bchw"
-        modules.append("self.donor = ResNet()")
-        steps.append(f"x_bchw = self.donor(images)  # {_shape(channels, *network.map_sides)}")
-    stage = network.trunk_stage
-    if stage is None:
-        steps.append(f"x_bc = x_bchw.mean(dim=(2, 3))  # [B, {channels}]")
-        steps += _ending(flags, "x_bc", "x_bc")
-    else:
-        extra = 1 + network.distillation
-        shape = laid_out("TRUNK = StageShape(", _stage_items(stage, network.grid_sides, flags), ")")
-        classes += [
-            part(blocks.STAGE_SHAPE, flags),
-            "\n".join(shape),
-            *_block_parts(network, flags),
-            _trunk(network, stage, channels, flags),
-        ]
-        channels = stage.embed_dim
-        modules.append("self.trunk = Trunk()")
-        steps.append(f"x_bnc = self.trunk({source})  # [B, {extra}, {channels}]")
-        steps += _ending(flags, "x_bnc[:, 0]", "x_bnc[:, 1]")
-    heads = ["self.head", *(["self.head_dist"] if network.distillation else [])]
-    modules += [f"{head} = classifier({channels})" for head in heads]
-    return [*classes, part(ends.CLASSIFIER, flags), _network(flags, modules, steps)]
-
-
-def _trunk(network: Graft, stage: Stage, channels: int, flags: set[str]) -> str:
-    grid, width, patch = network.grid_sides, stage.embed_dim, network.patch
-    tokens = math.prod(grid)
-    steps, kernel = [], "1"
-    source = "x_bchw"
-    if network.donor is None:
-        kernel = f"{patch}, stride={patch}" if patch > 1 else "1"
-    elif patch > 1:
-        steps.append(f"x_bchw = F.avg_pool2d(x_bchw, {patch})  # {_shape(channels, *grid)}")
-    steps.append(f"x_bchw = self.projection({source})  # {_shape(width, *grid)}")
-    steps.append(f"x_btc = x_bchw.flatten(2).transpose(1, 2)  # {_shape(tokens, width)}")
-    answering = f"class token [B, 1, {width}]"
-    if network.distillation:
-        answering = f"class token and distillation token [B, 2, {width}]"
-    return part(
-        ends.TRUNK,
-        flags,
-        answering=answering,
-        channels=channels,
-        read=_shape(channels, *network.map_sides),
-        kernel=kernel,
-        width=width,
-        tokens=network.tokens,
-        steps=indented(steps, 8),
-    )

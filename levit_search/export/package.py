@@ -1,16 +1,19 @@
-"""A chosen network written as a folder, checked, and timed again."""
+"""A network of a study chosen, written as a folder, checked, and timed again."""
 
+import contextlib
 import json
+import math
+import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from levit_search import data
-from levit_search.architecture import Architecture
+from levit_search import data, table
+from levit_search.configuration import parse_amount
 from levit_search.errors import InputError, LevitSearchError, UnknownNameError
 from levit_search.export.retraining import (
     Retrained,
@@ -20,6 +23,7 @@ from levit_search.export.retraining import (
     retrained,
 )
 from levit_search.files import named_in_utf_8, write_atomically
+from levit_search.pareto import OBJECTIVES, figure_and_target, is_maximised, knee, minimised
 from levit_search.progress import Progress, no_progress
 from levit_search.significance import (
     Verdict,
@@ -32,8 +36,8 @@ from levit_search.significance import (
 from levit_search.study import Record, Study, StudyConfig
 
 if TYPE_CHECKING:
-    from levit_search.batches import Batches
-    from levit_search.export.probing import Again
+    from levit_search.export.card import Facts
+    from levit_search.export.checks import Remeasurement
     from levit_search.model import Model
 
 Also = Literal["openvino", "torch-export"]
@@ -55,7 +59,7 @@ def predict_source() -> str:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ExportOptions:
     """What else an export is asked for."""
 
     retraining: Retraining | None = None
@@ -84,7 +88,7 @@ class Export:
     val_top1_percent: float | None = None
     test_top1_percent: float | None = None
     probed_again: list[dict[str, Any]] = field(default_factory=list)
-    """By target; see :class:`levit_search.export.probing.Again`."""
+    """By target; see :class:`levit_search.export.checks.Remeasurement`."""
     retrained: dict[str, Any] | None = None
     timm: str | None = None
     """The name of timm's network; None where timm has none."""
@@ -99,10 +103,10 @@ class Export:
         return asdict(self)
 
 
-def default_folder(study: Study, record: Record, wishes: Wishes) -> Path:
+def default_folder(study: Study, record: Record, options: ExportOptions) -> Path:
     """Where an export goes that is told no place: ``export/ID`` in the study's folder."""
     assert record.architecture is not None
-    name, again = record.architecture.id, wishes.retraining
+    name, again = record.architecture.id, options.retraining
     return study.folder / "export" / (f"{name}-{again.epochs}-epochs" if again else name)
 
 
@@ -111,7 +115,7 @@ def export(
     record: Record,
     out: Path,
     choice: str,
-    wishes: Wishes | None = None,
+    options: ExportOptions | None = None,
     progress: Progress = no_progress,
 ) -> Export:
     """Write the network of ``record`` into ``out``, check what was written and time it again.
@@ -121,27 +125,27 @@ def export(
     Args:
         study: with the trained weights.
         record: of the network.
-        out: a folder that is not there, or empty unless ``wishes.force`` is set.
+        out: a folder that is not there, or empty unless ``options.force`` is set.
         choice: how the record was picked, for the model card.
-        wishes: what else is asked for.
+        options: what else is asked for.
         progress: told what is being done.
 
     Raises:
-        InputError: ``out`` is not empty and ``wishes.force`` is not set, something that is asked
+        InputError: ``out`` is not empty and ``options.force`` is not set, something that is asked
             for is wrong, or the trial's weights are gone. Nothing was written.
         LevitSearchError: a written file is not the trained network, and nothing was written; or
             its latency is not that of the study, and all is there.
     """
-    wishes = wishes or Wishes()
+    options = options or ExportOptions()
     network = record.architecture
-    _check_out(out, wishes.force)
-    _check_wishes(wishes)
+    _check_out(out, options.force)
+    _check_options(options)
     if network is None:
         raise InputError(f"{study.folder}: trial {record.trial} proposed no valid network")
     config, found = study.config, None
-    if wishes.retraining is not None:
-        config = config_for(study, wishes.retraining)
-        weights, found = retrained(study, network, config, wishes.retraining.seeds, progress)
+    if options.retraining is not None:
+        config = config_for(study, options.retraining)
+        weights, found = retrained(study, network, config, options.retraining.seeds, progress)
     else:
         weights = study.weights_of(record)
     target = out.resolve()  # a link stays one
@@ -153,17 +157,41 @@ def export(
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     try:
-        work = _Work(study, record, network, config, found, weights, choice, wishes, progress)
         with named_in_utf_8(staging) as reached:
-            written, again = work.written(reached, out)
-        _check_out(out, wishes.force, staging.name)  # hours may have passed
+            facts = _write(
+                reached, study, record, choice, options, config, weights, found, progress
+            )
+        _check_out(out, options.force, staging.name)  # hours may have passed
         _put_in_place(staging, target)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    _check_latencies(out, again)
-    return written
+    apart = [f"{each.figure} {each.compared()}" for each in facts.again if not each.agrees]
+    if apart:
+        raise LevitSearchError(
+            f"{out}: the network is written and its logits agree, but model.onnx is not as fast as "
+            f"the study says ({'; '.join(apart)}); README.md has both figures. On a busy machine "
+            "export again."
+        )
+    (val, val_images), (test, test_images) = facts.accuracies["val"], facts.accuracies["test"]
+    return Export(
+        dir=str(out),
+        files=["README.md", *facts.files],
+        parity_max_abs_diff=max(facts.parity.values()),
+        latency_ms=record.values.get("latency_ms"),
+        parity=dict(facts.parity),
+        val_top1_percent=val,
+        test_top1_percent=test,
+        probed_again=[each.as_json() for each in facts.again],
+        retrained=found.as_json() if found is not None else None,
+        timm=None if isinstance(facts.timm, str) else facts.timm["name"],
+        val_images=val_images,
+        test_images=test_images,
+        val_top1_percent_ci95=list(wilson_percent(val, val_images)),
+        test_top1_percent_ci95=list(wilson_percent(test, test_images)),
+        notice=facts.notice,
+    )
 
 
 def _check_out(out: Path, force: bool, staging: str | None = None) -> None:
@@ -190,11 +218,11 @@ def _is_timm_checkpoint(folder: Path) -> bool:
     return folder.name == "timm" and inside <= {"config.json", "model.safetensors"}
 
 
-def _check_wishes(wishes: Wishes) -> None:
-    for each in wishes.also:
+def _check_options(options: ExportOptions) -> None:
+    for each in options.also:
         if each not in ALSO:
             raise UnknownNameError("file to export", each, ALSO)
-    if "openvino" in wishes.also:
+    if "openvino" in options.also:
         from importlib.util import find_spec
 
         if find_spec("openvino") is None:
@@ -203,192 +231,168 @@ def _check_wishes(wishes: Wishes) -> None:
             )
 
 
-def _check_latencies(out: Path, again: "Sequence[Again]") -> None:
-    apart = [each for each in again if not each.agrees]
-    if apart:
-        told = "; ".join(f"{each.figure} {each.compared()}" for each in apart)
+def _write(
+    folder: Path,
+    study: Study,
+    record: Record,
+    choice: str,
+    options: ExportOptions,
+    config: StudyConfig,
+    weights: Path,
+    found: Retrained | None,
+    progress: Progress,
+) -> "Facts":
+    """Write everything into a folder, its card last, and check it; see :func:`export`.
+
+    Args:
+        folder: that is empty.
+        study: of the network.
+        record: of the network.
+        choice: how the record was picked.
+        options: what else is asked for.
+        config: that the weights were trained with.
+        weights: their file.
+        found: what came of training again.
+        progress: told what is being done.
+    """
+    from levit_search.batches import open_batches
+    from levit_search.export import checks
+    from levit_search.export.card import Facts, model_card
+    from levit_search.export.formats import preprocessing
+    from levit_search.model import build, load_weights
+    from levit_search.train import device_of, top1_percent
+
+    network = record.architecture
+    assert network is not None
+    progress("loading data", None)
+    batches = open_batches(config.data)
+    check_images(network, batches.info)
+    model = build(network)
+    load_weights(model, weights)
+    prepared = preprocessing(config.data, batches)
+    timm = _write_files(folder, model.eval(), prepared, study, record, options.also, progress)
+    readable = [name for name in checks.READABLE if (folder / name).exists()]
+    parity = checks.compared(folder, readable, checks.sample_of(model, batches), progress)
+    model.to(device_of(config.train))
+    accuracies = {}
+    for split in ("val", "test"):
+        progress(f"measuring accuracy on {split}", None)
+        accuracies[split] = top1_percent(model, batches, split), batches.size(split)
+    _check_data(record, found, *accuracies["val"])
+    verdict = judged(study.records(), study.attributes(), study.config)
+    guess = guess_percent(batches.labels("test"))
+    notice = _notice(verdict, found is not None, *accuracies["test"], guess)
+    if notice is not None:
+        warnings.warn(notice, stacklevel=2)
+    again: "Sequence[Remeasurement]" = ()
+    if options.probe:
+        again = checks.remeasured(study, record, folder / "model.onnx", progress)
+    facts = Facts(
+        study=study,
+        record=record,
+        choice=choice,
+        preprocessing=prepared,
+        accuracies=accuracies,
+        searched=verdict.by_trial.get(record.trial),
+        notice=notice,
+        retrained=found,
+        retraining=options.retraining,
+        parity=parity,
+        again=again,
+        timm=timm,
+        config=config,
+        files=sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()),
+        baselines={
+            each.config.id: (each, verdict.by_baseline.get(each.config.id))
+            for each in study.baselines()
+        },
+    )
+    write_atomically(folder / "README.md", model_card(facts))
+    return facts
+
+
+def _write_files(
+    folder: Path,
+    model: "Model",
+    prepared: dict[str, Any],
+    study: Study,
+    record: Record,
+    also: Sequence[str],
+    progress: Progress,
+) -> dict[str, Any] | str:
+    """Write all but the card; returns timm's name and arguments, or why timm has none."""
+    from levit_search import diagram
+    from levit_search.export import formats, module
+    from levit_search.export.checks import graph_layout
+    from levit_search.export.timm_checkpoint import timm_checkpoint
+    from levit_search.model import save_weights, set_layout
+
+    network = model.architecture
+    progress("writing the network", None)
+    described = network.to_yaml()
+    write_atomically(folder / "architecture.yaml", described)
+    title = f"{study.config.name} {network.id}"
+    write_atomically(folder / "architecture.svg", diagram.svg(network, title))
+    save_weights(model, folder / "model.safetensors")
+    source = module.module_source(network, prepared["class_names"])
+    write_atomically(folder / "model.py", source)
+    timm: dict[str, Any] | str
+    try:
+        checkpoint = timm_checkpoint(model, prepared)
+        checkpoint.write(folder / "timm")
+        timm = {"name": checkpoint.name, "arguments": checkpoint.arguments}
+    except InputError as error:
+        timm = str(error)
+    write_atomically(folder / "preprocess.json", json.dumps(prepared, indent=2) + "\n")
+    write_atomically(folder / "predict.py", predict_source())
+    progress("writing model.onnx", None)
+    set_layout(model, graph_layout(study, record))
+    graph = folder / "model.onnx"
+    formats.write_onnx(model, graph, prepared, {"architecture": described})
+    set_layout(model, "tokens")
+    if "openvino" in also:
+        progress("writing model.openvino.xml", None)
+        formats.write_openvino(graph, folder / "model.openvino.xml")
+    if "torch-export" in also:
+        progress("writing model.pt2", None)
+        formats.write_torch_export(model, folder / "model.pt2")
+    return timm
+
+
+def _check_data(
+    record: Record, found: Retrained | None, val_top1_percent: float, images: int
+) -> None:
+    """The same weights have the same accuracy, unless the images or their classes are others.
+
+    Raises:
+        LevitSearchError: they have not.
+    """
+    before = record.values.get("top1_percent")
+    if found is not None:
+        before = found.val_top1_percent[found.seeds.index(found.seed)]
+    rounding = max(1.0, 300 / images)  # another device or precision; of three images at least
+    if before is not None and abs(val_top1_percent - before) > rounding:
         raise LevitSearchError(
-            f"{out}: the network is written and its logits agree, but model.onnx is not as fast as "
-            f"the study says ({told}); README.md has both figures. On a busy machine export again."
+            f"the weights have {val_top1_percent:.2f} % on val, and had {before:.2f} % once "
+            "trained: the images of the study, or their classes, are others now; nothing was "
+            "written"
         )
 
 
-@dataclass(frozen=True)
-class _Work:
-    """One export."""
-
-    study: Study
-    record: Record
-    network: Architecture
-    config: StudyConfig
-    """That the weights were trained with."""
-    retrained: Retrained | None
-    weights: Path
-    choice: str
-    wishes: Wishes
-    progress: Progress
-
-    def written(self, folder: Path, out: Path) -> "tuple[Export, Sequence[Again]]":
-        """Write everything into ``folder``, which will be ``out``."""
-        from levit_search.batches import open_batches
-        from levit_search.export import checks
-        from levit_search.export.card import Facts, model_card
-        from levit_search.export.preprocess import preprocessing
-        from levit_search.export.probing import probed_again
-        from levit_search.model import build, load_weights
-
-        self.progress("loading data", None)
-        batches = open_batches(self.config.data)
-        check_images(self.network, batches.info)
-        model = build(self.network)
-        load_weights(model, self.weights)
-        prepared = preprocessing(self.config.data, batches)
-        timm = self._write_files(folder, model.eval(), prepared)
-        readable = [name for name in checks.READABLE if (folder / name).exists()]
-        parity = checks.compared(folder, readable, checks.sample_of(model, batches), self.progress)
-        accuracies = self._accuracies(model, batches)
-        self._check_data(*accuracies["val"])
-        verdict = judged(self.study.records(), self.study.attributes(), self.study.config)
-        notice = self._notice(verdict, *accuracies["test"], guess_percent(batches.labels("test")))
-        if notice is not None:
-            warnings.warn(notice, stacklevel=2)
-        again: Sequence[Again] = ()
-        if self.wishes.probe:
-            graph = folder / "model.onnx"
-            again = probed_again(self.study, self.record, graph, self.progress)
-        names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
-        facts = Facts(
-            self.study,
-            self.record,
-            self.choice,
-            prepared,
-            accuracies,
-            verdict.by_trial.get(self.record.trial),
-            notice,
-            self.retrained,
-            self.wishes.retraining,
-            parity,
-            again,
-            timm,
-            self.config,
-            names,
-            {
-                each.config.id: (each, verdict.by_baseline.get(each.config.id))
-                for each in self.study.baselines()
-            },
+def _notice(
+    verdict: Verdict, is_retrained: bool, test_percent: float, images: int, guess: float
+) -> str | None:
+    """What is to be known of the weights before anything else; no choice was made by test."""
+    told = []
+    if not is_better_than_guessing(test_percent, images, guess):
+        told.append(
+            f"These weights are no better than guessing, as far as {images:,} images of test "
+            f"tell: {accuracy_text(test_percent, images)}, always answering the largest class "
+            f"gives {guess:.2f} %."
         )
-        write_atomically(folder / "README.md", model_card(facts))
-        return Export(
-            str(out),
-            ["README.md", *names],
-            max(parity.values()),
-            self.record.values.get("latency_ms"),
-            parity,
-            accuracies["val"][0],
-            accuracies["test"][0],
-            [each.as_json() for each in again],
-            self.retrained.as_json() if self.retrained is not None else None,
-            None if isinstance(timm, str) else timm["name"],
-            accuracies["val"][1],
-            accuracies["test"][1],
-            list(wilson_percent(*accuracies["val"])),
-            list(wilson_percent(*accuracies["test"])),
-            notice,
-        ), again
-
-    def _write_files(
-        self, folder: Path, model: "Model", prepared: dict[str, Any]
-    ) -> dict[str, Any] | str:
-        """Write all but the card; returns timm's name and arguments, or why timm has none."""
-        from levit_search import diagram
-        from levit_search.export.module import module_source
-        from levit_search.export.onnx_file import write_onnx
-        from levit_search.export.probing import graph_layout
-        from levit_search.model import save_weights, set_layout
-
-        self.progress("writing the network", None)
-        described = self.network.to_yaml()
-        write_atomically(folder / "architecture.yaml", described)
-        title = f"{self.study.config.name} {self.network.id}"
-        write_atomically(folder / "architecture.svg", diagram.svg(self.network, title))
-        save_weights(model, folder / "model.safetensors")
-        source = module_source(self.network, prepared["class_names"])
-        write_atomically(folder / "model.py", source)
-        timm = self._write_timm(folder / "timm", model, prepared)
-        write_atomically(folder / "preprocess.json", json.dumps(prepared, indent=2) + "\n")
-        write_atomically(folder / "predict.py", predict_source())
-        self.progress("writing model.onnx", None)
-        set_layout(model, graph_layout(self.study, self.record))
-        graph = folder / "model.onnx"
-        write_onnx(model, graph, prepared, {"architecture": described})
-        set_layout(model, "tokens")
-        self._write_also(folder, model, graph)
-        return timm
-
-    def _write_timm(
-        self, folder: Path, model: "Model", prepared: dict[str, Any]
-    ) -> dict[str, Any] | str:
-        from levit_search.export.timm_checkpoint import timm_checkpoint
-
-        try:
-            checkpoint = timm_checkpoint(model, prepared)
-        except InputError as error:
-            return str(error)
-        checkpoint.write(folder)
-        return {"name": checkpoint.name, "arguments": checkpoint.arguments}
-
-    def _write_also(self, folder: Path, model: "Model", graph: Path) -> None:
-        from levit_search.export.programs import write_openvino, write_torch_export
-
-        if "openvino" in self.wishes.also:
-            self.progress("writing model.openvino.xml", None)
-            write_openvino(graph, folder / "model.openvino.xml")
-        if "torch-export" in self.wishes.also:
-            self.progress("writing model.pt2", None)
-            write_torch_export(model, folder / "model.pt2")
-
-    def _accuracies(self, model: "Model", batches: "Batches") -> dict[str, tuple[float, int]]:
-        from levit_search.train import device_of, top1_percent
-
-        device = device_of(self.config.train)
-        model.to(device)
-        found = {}
-        for split in ("val", "test"):
-            self.progress(f"measuring accuracy on {split}", None)
-            found[split] = top1_percent(model, batches, split), batches.size(split)
-        return found
-
-    def _notice(
-        self, verdict: Verdict, test_percent: float, images: int, guess: float
-    ) -> str | None:
-        """What is to be known of the weights before anything else; no choice was made by test."""
-        told = []
-        if not is_better_than_guessing(test_percent, images, guess):
-            told.append(
-                f"These weights are no better than guessing, as far as {images:,} images of test "
-                f"tell: {accuracy_text(test_percent, images)}, always answering the largest class "
-                f"gives {guess:.2f} %."
-            )
-        if self.retrained is None and verdict.kind == "guessing":
-            told.append(f"Of the search: {verdict.text}")
-        return " ".join(told) or None
-
-    def _check_data(self, val_top1_percent: float, images: int) -> None:
-        """The same weights have the same accuracy, unless the images or their classes are others.
-
-        Raises:
-            LevitSearchError: they have not.
-        """
-        before = self.record.values.get("top1_percent")
-        if (found := self.retrained) is not None:
-            before = found.val_top1_percent[found.seeds.index(found.seed)]
-        rounding = max(1.0, 300 / images)  # another device or precision; of three images at least
-        if before is not None and abs(val_top1_percent - before) > rounding:
-            raise LevitSearchError(
-                f"the weights have {val_top1_percent:.2f} % on val, and had {before:.2f} % once "
-                "trained: the images of the study, or their classes, are others now; nothing was "
-                "written"
-            )
+    if not is_retrained and verdict.kind == "guessing":
+        told.append(f"Of the search: {verdict.text}")
+    return " ".join(told) or None
 
 
 def _put_in_place(staging: Path, out: Path) -> None:
@@ -422,3 +426,106 @@ _NAMES = (
     "timm",
 )
 """All that an export may write."""
+
+
+# --- Which record of a study is meant by ``--pick``.
+
+
+def pick(study: Study, choice: str) -> Record:
+    """One record of a study.
+
+    Args:
+        study: with at least one complete trial.
+        choice: ``knee``, ``accurate``, ``fastest``, ``trial=N``, or a bound such as
+            ``latency_ms<=5`` or ``flops<=300M`` (several with commas between them), which picks the
+            network within it that is best in the first objective without a bound.
+
+    Raises:
+        InputError: the choice is none of these, or nothing satisfies it, or the knee is asked for
+            of a study without a reference (:meth:`levit_search.study.Study.reference`).
+    """
+    if choice.startswith("trial="):
+        record = study.record(choice.removeprefix("trial=").strip())
+        if record.state != "complete":
+            raise InputError(f"{study.folder}: trial {record.trial} is {record.state}")
+        return record
+    objectives = study.config.objectives
+    front = table.front(study.records(), objectives)
+    if not front:
+        raise InputError(f"{study.folder}: no finished trial to pick from yet")
+    match choice:
+        case "knee":
+            points = minimised([record.values for record in front], objectives)
+            return front[knee(points, study.reference())]
+        case "accurate" | "fastest":
+            name = "top1_percent" if choice == "accurate" else "latency_ms"
+            if name not in objectives:
+                raise InputError(f"--pick {choice}: {name} is no objective of {study.folder}")
+            return min(front, key=lambda record: _cost(record, name))
+    return _within_bounds(study, choice)
+
+
+def _within_bounds(study: Study, choice: str) -> Record:
+    """The best in the first objective without a bound of all networks that keep every bound.
+
+    A figure that is no objective may be kept by networks that are not on the front alone.
+    """
+    complete = [record for record in study.records() if record.is_evaluated]
+    bounds = [_Bound.parse(part, choice) for part in choice.split(",")]
+    for bound in bounds:
+        if not any(bound.name in record.values for record in complete):
+            raise InputError(f"--pick {choice}: {bound.name} was not measured in {study.folder}")
+
+    def excess(record: Record) -> float:
+        return sum(bound.excess(record) for bound in bounds)
+
+    kept = [record for record in complete if not excess(record)]
+    if not kept:
+        nearest = min(complete, key=excess)
+        has = ", ".join(f"{b.name} {nearest.values.get(b.name, math.nan):g}" for b in bounds)
+        raise InputError(
+            f"--pick {choice}: no network keeps it; the nearest is trial {nearest.trial} with {has}"
+        )
+    bounded = {bound.name for bound in bounds}
+    # Equal ones by the further objectives; with 90 % as a bound the fastest is meant.
+    order = sorted(study.config.objectives, key=lambda name: name in bounded)
+    return min(kept, key=lambda record: [_cost(record, name) for name in order])
+
+
+class _Bound(NamedTuple):
+    """What a figure may be at most or at least."""
+
+    name: str
+    sign: str
+    number: float
+
+    @classmethod
+    def parse(cls, part: str, choice: str) -> "_Bound":
+        """A bound such as ``flops<=300M``, which is part of a choice.
+
+        Raises:
+            InputError: it is none.
+        """
+        found = re.fullmatch(r"\s*([\w@-]+)\s*(<=|>=)\s*(\S+?)\s*", part)
+        amount = parse_amount(found[3]) if found else None
+        with contextlib.suppress(TypeError, ValueError):
+            number = float(amount)  # type: ignore[arg-type]
+            if found and number == number and figure_and_target(found[1])[0] in OBJECTIVES:
+                return cls(found[1], found[2], number)
+        raise InputError(
+            f"--pick {choice}: expected knee, accurate, fastest, trial=N or bounds such as "
+            f"'latency_ms<=5' or 'flops<=300M,params<=5M' on {', '.join(OBJECTIVES)}"
+        )
+
+    def excess(self, record: Record) -> float:
+        """How far a record is beyond it, in shares of it; endless where it is not measured."""
+        value = record.values.get(self.name, math.nan)
+        if value <= self.number if self.sign == "<=" else value >= self.number:
+            return 0.0
+        excess = abs(value - self.number) / max(abs(self.number), 1e-12)
+        return math.inf if math.isnan(excess) else excess
+
+
+def _cost(record: Record, objective: str) -> float:
+    value = record.values[objective]
+    return -value if is_maximised(objective) else value

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -126,6 +126,8 @@ def retrained(
         InputError: data, teacher or donor weights are missing or unfit.
         TrialError: a training failed.
     """
+    from levit_search.distill.single import train_single
+
     # Training by itself would fit the network to whatever images there are.
     check_images(network, describe(config.data))
     first = config.search.seed
@@ -139,13 +141,20 @@ def retrained(
     for seed in seeds:
         if len(seeds) > 1:
             say(f"{network.id}: seed {seed}, {seed - first + 1} of {len(seeds)}")
-        results.append(_trained(network, config, seed, base / f"seed-{seed}", say))
+        folder = base / f"seed-{seed}"
+        result = _finished(folder)
+        if result is None:
+            search = config.search.model_copy(update={"seed": seed})
+            seeded = config.model_copy(update={"search": search})
+            made = train_single(network, seeded, True, folder, None, say)
+            result = json.loads(json.dumps(made))  # as it is read the next time
+        results.append(result)
     best = max(range(len(results)), key=lambda index: results[index]["val_top1_percent"])
     return base / f"seed-{seeds[best]}" / "model.safetensors", Retrained(
         config.train.epochs,
         tuple(seeds),
-        _column(results, "val_top1_percent"),
-        _column(results, "test_top1_percent"),
+        tuple(result["val_top1_percent"] for result in results),
+        tuple(result["test_top1_percent"] for result in results),
         seeds[best],
         results[best]["train_images"],
         tuple(results[best]["curve"]),
@@ -164,29 +173,6 @@ def check_images(network: Architecture, info: DataInfo) -> None:
             f"data: has {now[0]} classes in {now[1]} channels now; the network is made for "
             f"{before[0]} in {before[1]}"
         )
-
-
-def _column(results: Sequence[Mapping[str, Any]], name: str) -> tuple[float, ...]:
-    return tuple(result[name] for result in results)
-
-
-def _trained(
-    network: Architecture,
-    config: StudyConfig,
-    seed: int,
-    folder: Path,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """The result of one training, from its folder where it is finished."""
-    from levit_search.distill.single import train_single
-
-    result = _finished(folder)
-    if result is None:
-        search = config.search.model_copy(update={"seed": seed})
-        seeded = config.model_copy(update={"search": search})
-        made = train_single(network, seeded, True, folder, None, say)
-        result = json.loads(json.dumps(made))  # as it is read the next time
-    return result
 
 
 # What is read of a training.

@@ -70,7 +70,7 @@ def timm_checkpoint(model: "Model", preprocessing: Mapping[str, Any]) -> TimmChe
 
     Args:
         model: of either family.
-        preprocessing: as :func:`levit_search.export.preprocess.preprocessing` gives it. timm
+        preprocessing: as :func:`levit_search.export.formats.preprocessing` gives it. timm
             scales the shorter side and cuts out the middle, which for ``square-then-resize`` is
             the same but for how an odd remainder is rounded.
 

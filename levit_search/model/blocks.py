@@ -105,7 +105,8 @@ class LinearNorm(LaidOut, nn.Module):
             nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        linear, is_map = self.linear, self.layout == "maps"
+        linear = self.linear
+        is_map = self.layout == "maps"
         x = F.conv2d(x, linear.weight[..., None, None], linear.bias) if is_map else linear(x)
         if isinstance(self.norm, nn.Identity):
             return x
@@ -270,7 +271,8 @@ class ShrinkAttention(LaidOut, nn.Module):
         self.projection = LinearNorm(values, outputs, batch_norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        core, x = self.core, self.norm(x)
+        core = self.core
+        x = self.norm(x)
         k, v = core.heads(self.key_value(x), core.key_dim, core.value_dim)
         thinned = self._thinned(x)
         (q,) = core.heads(self.query(thinned), core.key_dim)

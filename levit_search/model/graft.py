@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from levit_search.architecture import Graft, Stage
 from levit_search.model.blocks import Block, ConvNorm, LaidOut, init_without_batch_norm
-from levit_search.model.resnet import ResNetHead
+from levit_search.model.resnet import ResNetHead, resnet_shape
 
 
 class GraftModel(nn.Module):
@@ -30,30 +30,29 @@ class GraftModel(nn.Module):
         channels = architecture.in_channels
         if architecture.donor is not None:
             donor = architecture.donor
-            cut = donor.cut(channels)
-            self.donor = ResNetHead(donor.name, cut, channels, donor.stem, donor.width_scale)
-            channels = cut.channels
+            shape = resnet_shape(donor.name, donor.cut(channels), donor.stem)
+            self.donor = ResNetHead(shape)
+            channels = shape.channels
         self.trunk: GraftTrunk | None = None
-        stage = architecture.trunk_stage
-        if stage is not None:
-            self.trunk = GraftTrunk(architecture, stage, channels)
-            channels = stage.embed_dim
-        self.head = _classifier(channels, architecture.num_classes)
+        if architecture.trunk_stage is not None:
+            self.trunk = GraftTrunk(architecture, architecture.trunk_stage, channels)
+            channels = architecture.trunk_stage.embed_dim
+        self.head = classifier(channels, architecture.num_classes)
         self.head_dist = (
-            _classifier(channels, architecture.num_classes) if architecture.distillation else None
+            classifier(channels, architecture.num_classes) if architecture.distillation else None
         )
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x_bchw = images if self.donor is None else self.donor(images)
         if self.trunk is None:
-            x_bc = y_bc = x_bchw.mean(dim=(2, 3))
+            answers = [x_bchw.mean(dim=(2, 3))]
         else:
             # The class token answers for the labels, the distillation token for the teacher.
             x_bnc = self.trunk(x_bchw)
-            x_bc, y_bc = x_bnc[:, 0], x_bnc[:, -1]
+            answers = [x_bnc[:, 0], x_bnc[:, -1]]
         if self.head_dist is None:
-            return cast(Tensor, self.head(x_bc))
-        by_class, by_teacher = self.head(x_bc), self.head_dist(y_bc)
+            return cast(Tensor, self.head(answers[0]))
+        by_class, by_teacher = self.head(answers[0]), self.head_dist(answers[-1])
         if self.training:
             return by_class, by_teacher
         return cast(Tensor, (by_class + by_teacher) / 2)
@@ -106,12 +105,14 @@ class GraftTrunk(LaidOut, nn.Module):
 
     def __init__(self, architecture: Graft, stage: Stage, channels: int) -> None:
         super().__init__()
-        grid, width, patch = architecture.grid_sides, stage.embed_dim, architecture.patch
+        grid, width = architecture.grid_sides, stage.embed_dim
         self.grid, self.num_extra = grid, architecture.tokens - math.prod(grid)
         if architecture.donor is None:
             self.pool: nn.Module = nn.Identity()
+            patch = architecture.patch
             self.projection = ConvNorm(channels, width, patch, patch, 0, batch_norm=False)
         else:
+            patch = architecture.patch
             self.pool = nn.AvgPool2d(patch) if patch > 1 else nn.Identity()
             self.projection = ConvNorm(channels, width, 1, 1, 0, batch_norm=False)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -169,7 +170,8 @@ class GraftTrunk(LaidOut, nn.Module):
         return x
 
 
-def _classifier(channels: int, num_classes: int) -> nn.Linear:
+def classifier(channels: int, num_classes: int) -> nn.Linear:
+    """A linear layer from features [B, C] to logits [B, classes]."""
     linear = nn.Linear(channels, num_classes)
     nn.init.trunc_normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)

@@ -16,7 +16,7 @@ from levit_search.model.blocks import (
     ShrinkBlock,
     init_without_batch_norm,
 )
-from levit_search.model.resnet import ResNetHead
+from levit_search.model.resnet import ResNetHead, resnet_shape
 
 
 class LevitModel(LaidOut, nn.Module):
@@ -48,10 +48,10 @@ class LevitModel(LaidOut, nn.Module):
             StageBlocks(architecture, stage, grid)
             for stage, grid in zip(stages, grids, strict=True)
         )
-        self.shrinks = nn.ModuleList(
-            ShrinkBlock(architecture, shrink, grids[i], stages[i].embed_dim, stages[i + 1])
-            for i, shrink in enumerate(architecture.shrinks)
-        )
+        self.shrinks = nn.ModuleList()
+        for i, shrink in enumerate(architecture.shrinks):
+            width = stages[i].embed_dim
+            self.shrinks.append(ShrinkBlock(architecture, shrink, grids[i], width, stages[i + 1]))
         if architecture.norm == "layer":
             for part in (self.stem, self.stages, self.shrinks):
                 init_without_batch_norm(part)
@@ -100,13 +100,12 @@ class LevitModel(LaidOut, nn.Module):
 
     def _stage_outputs(self, images: Tensor) -> list[Tensor]:
         x = self.stem(images)
-        is_map, grid = self.layout == "maps", self.architecture.grids[0]
-        if not is_map:
+        if self.layout == "tokens":
             x = x.flatten(2).transpose(1, 2)
         if self.architecture.position == "embedding":
             embedding = self.position_embedding
-            if is_map:
-                embedding = embedding.transpose(1, 2).unflatten(2, grid)
+            if self.layout == "maps":
+                embedding = embedding.transpose(1, 2).unflatten(2, self.architecture.grids[0])
             x = x + embedding
         outputs = []
         for index, stage in enumerate(self.stages):
@@ -163,18 +162,15 @@ class ResNetPatches(nn.Module):
 
     def __init__(self, architecture: Levit) -> None:
         super().__init__()
-        stem, channels = architecture.stem, architecture.in_channels
+        stem = architecture.stem
         assert isinstance(stem, ResNetStem)
         width = architecture.stages[0].embed_dim
-        cut = stem.cut(channels)
+        shape = resnet_shape(stem.kind, stem.cut(architecture.in_channels), stem.stem)
         is_projected = stem.is_projected(width)
-        self.resnet = ResNetHead(
-            stem.kind, cut, channels, stem.stem, stem.width_scale, activate_last=is_projected
-        )
+        self.resnet = ResNetHead(shape, activate_last=is_projected)
+        batch_norm = architecture.norm == "batch"
         self.projection: nn.Module = (
-            ConvNorm(cut.channels, width, 1, 1, 0, architecture.norm == "batch")
-            if is_projected
-            else nn.Identity()
+            ConvNorm(shape.channels, width, 1, 1, 0, batch_norm) if is_projected else nn.Identity()
         )
 
     def forward(self, x_bchw: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
-"""The head of one of timm's ResNets, as both families graft it."""
+"""The head of one of timm's ResNets, as both families graft it (He et al. 2016).
+
+Modules stand under timm's names and in its order, so that timm's weights fit and give timm's maps.
+"""
 
 from collections import OrderedDict
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -9,61 +12,86 @@ from levit_search.architecture import resnet as resnets
 from levit_search.architecture.resnet import Cut, ResNetName, ResNetStemKind
 
 
-class ResNetHead(nn.Module):
-    """A ResNet up to a cut, its modules under timm's names.
+class ResNetStage(NamedTuple):
+    """Blocks of one stage, of which the first has the ``stride``."""
+
+    depth: int
+    width: int  # channels of 3x3 convolutions
+    stride: int
+    begun: int  # convolutions of one more block, through which the cut goes
+
+
+class ResNetShape(NamedTuple):
+    """A ResNet up to a cut."""
+
+    in_channels: int
+    is_small: bool  # the stem is one 3x3 convolution of stride 1, without max-pooling
+    is_bottleneck: bool
+    stages: tuple[ResNetStage, ...]
+    channels: int  # of the map that it ends with
+
+
+def resnet_shape(name: ResNetName, cut: Cut, stem: ResNetStemKind) -> ResNetShape:
+    """What is to be built of a ResNet.
 
     Args:
         name: of the ResNet.
         cut: which of its convolutions are kept.
-        in_channels: of the images.
         stem: ``imagenet``, or ``small``: one 3x3 convolution of stride 1 and no max-pooling.
-        width_scale: of the stages' channels.
+    """
+    kept = {row.name: row for row in cut.convolutions}
+    layers, stages = resnets.block_layers(name), []
+    for number, depth in enumerate(resnets.depths(name), start=1):
+        counts = [
+            sum(f"layer{number}.{index}.conv{layer}" in kept for layer in (1, 2, 3))
+            for index in range(depth)
+        ]
+        if not counts[0]:
+            break
+        width = kept[f"layer{number}.0.conv1"].outputs
+        begun = next((count for count in counts if 0 < count < layers), 0)
+        stages.append(ResNetStage(counts.count(layers), width, 1 if number == 1 else 2, begun))
+    inputs = kept["conv1"].inputs
+    return ResNetShape(inputs, stem == "small", layers == 3, tuple(stages), cut.channels)
+
+
+class ResNetHead(nn.Module):
+    """A ResNet up to a cut, from images to a map [B, C, H, W].
+
+    Args:
+        shape: what to build.
         activate_last: whether the ReLU after a last convolution inside a block is kept.
     """
 
-    def __init__(
-        self,
-        name: ResNetName,
-        cut: Cut,
-        in_channels: int,
-        stem: ResNetStemKind = "imagenet",
-        width_scale: float = 1,
-        activate_last: bool = True,
-    ) -> None:
+    def __init__(self, shape: ResNetShape, activate_last: bool = True) -> None:
         super().__init__()
-        import timm  # seconds to import, and only networks with a ResNet need it
-
-        channels = tuple(resnets.stage_channels(stage, width_scale) for stage in range(1, 5))
-        kept = {row.name for row in cut.convolutions}
-        # Blocks that begin before the cut; the others would only take time to initialise. timm
-        # divides by the number of blocks less one, hence two of stage 1 in any case.
-        begun = tuple(
-            max(
-                sum(f"layer{stage}.{index}.conv1" in kept for index in range(depth)),
-                2 if stage == 1 else 0,
-            )
-            for stage, depth in enumerate(resnets.depths(name), start=1)
+        kernel = 3 if shape.is_small else 7
+        stride = 1 if shape.is_small else 2
+        channels = 64
+        self.conv1 = nn.Conv2d(
+            shape.in_channels, channels, kernel, stride, padding=kernel // 2, bias=False
         )
-        whole = timm.create_model(name, in_chans=in_channels, channels=channels, layers=begun)
-        self.conv1, self.bn1, self.act1 = whole.conv1, whole.bn1, whole.act1
-        self.maxpool = whole.maxpool
-        if stem == "small":
-            self.conv1 = nn.Conv2d(in_channels, whole.conv1.out_channels, 3, 1, 1, bias=False)
-            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-            self.maxpool = nn.Identity()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.act1 = nn.ReLU(inplace=True)
+        self.maxpool = (
+            nn.Identity() if shape.is_small else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        )
+        block = Bottleneck if shape.is_bottleneck else BasicBlock
         self.layers: list[str] = []
-        for stage in range(1, 5):
-            layer = f"layer{stage}"
+        for number, stage in enumerate(shape.stages, start=1):
             blocks: list[nn.Module] = []
-            for index, block in enumerate(getattr(whole, layer)):
-                if f"{layer}.{index}.conv{resnets.block_layers(name)}" in kept:
-                    blocks.append(block)
-                elif f"{layer}.{index}.conv1" in kept:
-                    convolutions = 1 + (f"{layer}.{index}.conv2" in kept)
-                    blocks.append(_partial(block, convolutions, activate_last))
-            if blocks:
-                self.layers.append(layer)
-                setattr(self, layer, nn.Sequential(*blocks))
+            for index in range(stage.depth):
+                made = block(channels, stage.width, 1 if index else stage.stride)
+                blocks.append(made)
+                channels = made.channels
+            if stage.begun:
+                made = block(channels, stage.width, 1 if stage.depth else stage.stride)
+                blocks.append(first_convolutions(made, stage.begun, activate_last))
+            self.layers.append(f"layer{number}")
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         return self.maps(x_bchw)[-1]
@@ -78,12 +106,68 @@ class ResNetHead(nn.Module):
         return outputs
 
 
-def _partial(block: nn.Module, convolutions: int, activate_last: bool) -> nn.Sequential:
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.channels = width
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.act2 = nn.ReLU(inplace=True)
+        self.downsample = shortcut(inputs, self.channels, stride)
+        nn.init.zeros_(self.bn2.weight)  # the block begins as its shortcut
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        y_bchw = self.act1(self.bn1(self.conv1(x_bchw)))
+        y_bchw = self.bn2(self.conv2(y_bchw))
+        y_bchw += self.downsample(x_bchw)
+        return cast(Tensor, self.act2(y_bchw))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut; ends with 4 x ``width`` channels."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.channels = 4 * width
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.act2 = nn.ReLU(inplace=True)
+        self.conv3 = nn.Conv2d(width, self.channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(self.channels)
+        self.act3 = nn.ReLU(inplace=True)
+        self.downsample = shortcut(inputs, self.channels, stride)
+        nn.init.zeros_(self.bn3.weight)  # the block begins as its shortcut
+
+    def forward(self, x_bchw: Tensor) -> Tensor:
+        y_bchw = self.act1(self.bn1(self.conv1(x_bchw)))
+        y_bchw = self.act2(self.bn2(self.conv2(y_bchw)))
+        y_bchw = self.bn3(self.conv3(y_bchw))
+        y_bchw += self.downsample(x_bchw)
+        return cast(Tensor, self.act3(y_bchw))
+
+
+def shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """A 1x1 convolution and its norm where a block changes the shape, else nothing."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+def first_convolutions(block: nn.Module, count: int, activate_last: bool) -> nn.Sequential:
     """The first convolutions of a block on their own, without its shortcut."""
     modules: OrderedDict[str, nn.Module] = OrderedDict()
-    for number in range(1, convolutions + 1):
+    for number in range(1, count + 1):
         for part in ("conv", "bn", "act"):
-            modules[f"{part}{number}"] = cast(nn.Module, getattr(block, f"{part}{number}"))
+            modules[f"{part}{number}"] = block.get_submodule(f"{part}{number}")
     if not activate_last:
-        del modules[f"act{convolutions}"]
+        del modules[f"act{count}"]
     return nn.Sequential(modules)
