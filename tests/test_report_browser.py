@@ -222,8 +222,8 @@ def test_the_chosen_network_has_figures_a_diagram_and_maps(desktop: Opened) -> N
     desktop.page.locator("#network-choice").select_option(index=1)
     body = desktop.page.locator("#network-body")
     assert "95 % interval" in body.inner_text()
-    assert body.locator("svg.sheet").count() == 2
-    assert body.locator("svg.sheet image").count() > 0
+    assert body.locator("svg.drawing").count() == 2
+    assert body.locator("svg.drawing image").count() > 0
     number = desktop.page.locator("#network-choice").input_value()
     desktop.page.get_by_role("button", name="Next", exact=True).click()
     assert desktop.page.locator("#network-choice").input_value() != number

@@ -4,7 +4,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from levit_search.audit.noise import student_factor
-from levit_search.palette import BLUE, GREEN, GREY, ORANGE
+from levit_search.drawing.svg import BLUE, GREEN, GREY, ORANGE
 from levit_search.pareto import is_maximised
 from levit_search.table import heading, in_unit
 

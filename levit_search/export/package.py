@@ -299,7 +299,7 @@ class _Work:
         self, folder: Path, model: "Model", prepared: dict[str, Any]
     ) -> dict[str, Any] | str:
         """Write all but the card; returns timm's name and arguments, or why timm has none."""
-        from levit_search import diagram
+        from levit_search.drawing import diagram
         from levit_search.export.module import module_source
         from levit_search.export.onnx_file import write_onnx
         from levit_search.export.probing import graph_layout

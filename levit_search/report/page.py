@@ -14,13 +14,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from levit_search import diagram, table, weight_maps
+from levit_search import table
 from levit_search.architecture import Architecture, parse
 from levit_search.configuration import write_yaml
+from levit_search.drawing import diagram, weight_maps
+from levit_search.drawing.network_view import network_view
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, is_maximised, on_target
-from levit_search.portrait import portrait
 from levit_search.printable import quoted
 from levit_search.proportion import interval_text
 from levit_search.report.choices import FEWEST
@@ -250,7 +251,7 @@ def _drawings(study: Study, trial: int, network: Architecture) -> dict[str, str]
         return found
     try:
         weights = study.sound_weights(trial, network)
-        drawn = portrait(network, network.summary(), weights)
+        drawn = network_view(network, network.summary(), weights)
     except InputError as error:
         found["note"] = str(error)
         return found

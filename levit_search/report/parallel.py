@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from levit_search.palette import BLACK
+from levit_search.drawing.svg import BLACK
 from levit_search.pareto import is_maximised
 from levit_search.report.panels import SIZE, Document, Trial, evaluated, label_of, plot, value_of
 

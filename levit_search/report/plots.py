@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from levit_search.audit.pictures import COSTS
-from levit_search.palette import AMBER, BLACK, BLUE, COLORS, GREEN, GREY, ORANGE, PURPLE, SKY
+from levit_search.drawing.svg import AMBER, BLACK, BLUE, COLORS, GREEN, GREY, ORANGE, PURPLE, SKY
 from levit_search.pareto import figure_and_target, is_maximised
 from levit_search.report.panels import (
     Document,

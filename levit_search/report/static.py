@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from levit_search import diagram, weight_maps
 from levit_search.architecture import parse
+from levit_search.drawing import diagram, weight_maps
+from levit_search.drawing.network_view import network_view
+from levit_search.drawing.svg import png
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.files import write_atomically
-from levit_search.portrait import portrait
-from levit_search.raster import png
 from levit_search.report.contents import contents
 from levit_search.report.plots import plots
 from levit_search.study import Study
@@ -94,7 +94,7 @@ def _networks(study: Study, document: dict[str, Any]) -> Iterator[tuple[str, str
         if not study.weights(network.id).is_file():
             continue
         try:
-            drawn = portrait(network, title, study.sound_weights(trial, network))
+            drawn = network_view(network, title, study.sound_weights(trial, network))
         except InputError as error:
             warnings.warn(f"{error}; its maps are left out", stacklevel=2)
             continue

@@ -2,8 +2,8 @@
 
 import io
 
+from levit_search.drawing.svg import COLORS, MARKERS
 from levit_search.image_size import size_text
-from levit_search.palette import COLORS, MARKERS
 from levit_search.reproduce.paper import Table
 from levit_search.reproduce.results import Run
 

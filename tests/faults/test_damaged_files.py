@@ -22,6 +22,7 @@ from levit_search.audit.kept import Accuracies, Kept
 from levit_search.distill import teacher as teachers
 from levit_search.distill.chunks import Answer, Header
 from levit_search.distill.store import Store
+from levit_search.drawing.weight_maps import read_weights
 from levit_search.errors import LevitSearchError, TrialError
 from levit_search.export import retraining
 from levit_search.files import remove_unfinished
@@ -37,7 +38,6 @@ from levit_search.reproduce.results import Results
 from levit_search.sealed import read_sealed, write_sealed
 from levit_search.study import Study, read_config
 from levit_search.train import Checkpoint
-from levit_search.weight_maps import read_weights
 from tests.conftest import Cli
 from tests.faults.conftest import Account, Quoted
 from tests.networks import tiny_description
