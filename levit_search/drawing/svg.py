@@ -1,7 +1,7 @@
 """SVG pictures in two themes: text, boxes, lines and small pictures with sharp pixels; as PNG, too.
 
-A network is drawn 384 units wide and its smallest text 12 units high, so that it can be read on a phone.
-Nothing in it needs an id, a script or a fetched file: any number of pictures may stand in one page.
+A network is drawn 384 units wide and its smallest text 12 units high, so that it can be read on a
+phone. Nothing in a picture needs an id, a script or a fetched file: any number may stand in a page.
 """
 
 from base64 import b64encode
@@ -13,6 +13,8 @@ from typing import Literal
 
 from levit_search.errors import LevitSearchError
 
+# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), which colour-blind people can tell
+# apart; each has a marker of its own, so that a picture can be read without colours, too.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 AMBER, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#999999"
 
@@ -23,49 +25,79 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 WIDTH = 384
 SMALL, NORMAL, LARGE = 12, 13, 15
 
-_FAMILY = "DejaVu Sans"
-
 Look = Literal["ink", "faint"]
 Anchor = Literal["start", "middle", "end"]
 
-_LIGHT = {
-    "ink": "#1c1c1c",
+# cividis (Nunez, Anderton and Renslow 2018) in ten steps, without the end that the paper would
+# swallow; people with and without colour vision read it alike.
+_SHADES_LIGHT = "00224e0f326b30436d4b556d6266707877748e8a77a69c74bfb06ad9c65a"
+_SHADES_DARK = "626570717273817f76928c77a29a74b5a86ec7b666dac65aecd74afee838"
+LIGHT = {
+    "ink": "#1b1d22",
     "paper": "#ffffff",
-    "grid": "#c9c9c9",
+    "panel": "#f5f6f8",
+    "soft": "#565b66",
+    "grid": "#dfe2e7",
+    "line": "#868d9a",
     "flops": BLUE,
     "params": ORANGE,
+    "front": BLUE,
+    "dominated": "#737a86",
+    "start": "#8a5a00",
+    "reference": "#b84800",
+    "known": "#00795a",
+    "published": "#a5487c",
+    "compared": "#5b3fa0",
+    "stopped": "#8a6d00",
+    **{f"shade-{step}": f"#{_SHADES_LIGHT[6 * step :][:6]}" for step in range(10)},
 }
-_DARK = {
-    "ink": "#e8e8e8",
-    "paper": "#16181d",
-    "grid": "#4a4d55",
+DARK = {
+    "ink": "#e9eaee",
+    "paper": "#15171c",
+    "panel": "#1e2128",
+    "soft": "#adb2bd",
+    "grid": "#343943",
+    "line": "#7d8594",
     "flops": SKY,
     "params": AMBER,
+    "front": SKY,
+    "dominated": "#8b93a1",
+    "start": "#f0b23c",
+    "reference": "#ff8a3d",
+    "known": "#2fc79a",
+    "published": "#dd93b8",
+    "compared": "#b79cff",
+    "stopped": "#d6c34a",
+    **{f"shade-{step}": f"#{_SHADES_DARK[6 * step :][:6]}" for step in range(10)},
 }
-# A page that a picture stands in gives the colours by custom properties of these names.
-_OF_THE_PAGE = {name: f"var(--{name}, {colour})" for name, colour in _LIGHT.items()}
+"""Colours by what they stand for, in both themes; a page has them as custom properties, ``--ink``
+and so forth."""
 
-_RULES = """\
-.drawing-ink {{ fill: {ink} }}
-.drawing-faint {{ fill: {ink}; fill-opacity: 0.75 }}
-.drawing-paper {{ fill: {paper} }}
-.drawing-panel {{ fill: {ink}; fill-opacity: 0.04 }}
-.drawing-plain {{ fill: {paper}; stroke: {ink}; stroke-opacity: 0.45 }}
-.drawing-strong {{ fill: {paper}; stroke: {ink}; stroke-width: 1.5 }}
-.drawing-line {{ fill: none; stroke: {ink}; stroke-opacity: 0.6 }}
-.drawing-rule {{ fill: none; stroke: {grid} }}
-.drawing-flops {{ fill: {flops} }}
-.drawing-params {{ fill: {params} }}"""
+# What an element of class drawing-LOOK looks like; in-COLOUR is for those in currentColor.
+_LOOKS = {
+    "ink": "fill: {ink}",
+    "faint": "fill: {ink}; fill-opacity: 0.75",
+    "paper": "fill: {paper}",
+    "panel": "fill: {ink}; fill-opacity: 0.04",
+    "plain": "fill: {paper}; stroke: {ink}; stroke-opacity: 0.45",
+    "strong": "fill: {paper}; stroke: {ink}; stroke-width: 1.5",
+    "line": "fill: none; stroke: {ink}; stroke-opacity: 0.6",
+    "rule": "fill: none; stroke: {grid}",
+    "flops": "fill: {flops}",
+    "params": "fill: {params}",
+    **{f"in-{name}": f"color: {{{name}}}" for name in LIGHT},
+}
 _FIXED = """\
 .drawing { font-family: system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif }
 .drawing image { image-rendering: pixelated }"""
+_FAMILY = "DejaVu Sans"
 
 
 class Svg:
     """A part of a picture, drawn from the top down; ``height`` is what has been used of it."""
 
-    def __init__(self) -> None:
-        self.height = 0.0
+    def __init__(self, width: float = WIDTH) -> None:
+        self.width, self.height = width, 0.0
         self._elements: list[str] = []
 
     def text(
@@ -81,70 +113,76 @@ class Svg:
         """One line of text whose baseline is at ``y``; markup in it is written out."""
         extra = "" if anchor == "start" else f' text-anchor="{anchor}"'
         extra += ' font-weight="600"' if bold else ""
-        self._elements.append(
-            f'<text class="drawing-{look}" x="{_number(x)}" y="{_number(y)}" '
-            f'font-size="{_number(size)}"{extra}>{escape(text, quote=False)}</text>'
+        self.add(
+            f'<text class="drawing-{look}" x="{number(x)}" y="{number(y)}" '
+            f'font-size="{number(size)}"{extra}>{escape(text, quote=False)}</text>'
         )
 
     def box(
         self, x: float, y: float, width: float, height: float, look: str, radius: float = 0
     ) -> None:
-        """A rectangle that is painted by the rule ``drawing-LOOK``."""
-        corner = f' rx="{_number(radius)}"' if radius else ""
-        self._elements.append(
-            f'<rect class="drawing-{look}" x="{_number(x)}" y="{_number(y)}" '
-            f'width="{_number(width)}" height="{_number(height)}"{corner}/>'
+        """A rectangle that looks like ``drawing-LOOK``."""
+        corner = f' rx="{number(radius)}"' if radius else ""
+        self.add(
+            f'<rect class="drawing-{look}" x="{number(x)}" y="{number(y)}" '
+            f'width="{number(width)}" height="{number(height)}"{corner}/>'
         )
 
     def path(self, commands: str, look: str) -> None:
         """A path in SVG's own commands."""
-        self._elements.append(f'<path class="drawing-{look}" d="{commands}"/>')
+        self.add(f'<path class="drawing-{look}" d="{commands}"/>')
 
     def picture(self, x: float, y: float, width: float, height: float, png: bytes) -> None:
         """A PNG stretched to a size, its pixels sharp."""
-        self._elements.append(
-            f'<image x="{_number(x)}" y="{_number(y)}" width="{_number(width)}" '
-            f'height="{_number(height)}" preserveAspectRatio="none" '
+        self.add(
+            f'<image x="{number(x)}" y="{number(y)}" width="{number(width)}" '
+            f'height="{number(height)}" preserveAspectRatio="none" '
             f'href="data:image/png;base64,{b64encode(png).decode()}"/>'
         )
+
+    def add(self, *elements: str) -> None:
+        """Markup as it is."""
+        self._elements += elements
 
     def elements(self) -> str:
         return "\n".join(self._elements)
 
 
-def document(sheets: Sequence[Svg], title: str, description: str, embedded: bool = False) -> str:
+def document(parts: Sequence[Svg], title: str, description: str, embedded: bool = False) -> str:
     """Parts below each other as one SVG.
 
     Args:
-        parts: from the top down.
+        parts: from the top down, equally wide.
         title: the picture's name, for those who cannot see it.
         description: what there is to see, in words.
         embedded: for a page of HTML: no background, as wide as there is room, and colours from the
-            page's custom properties ``--ink``, ``--paper``, ``--grid``, ``--flops`` and
-            ``--params``. A document of its own follows the reader's light or dark theme.
+            page's custom properties, see :data:`LIGHT`. A document of its own follows the reader's
+            light or dark theme.
     """
-    height = sum(sheet.height for sheet in sheets)
-    if embedded:
-        size, rules = 'width="100%" style="max-width: 36rem"', _RULES.format(**_OF_THE_PAGE)
-    else:
-        dark = _RULES.format(**_DARK)
-        rules = f"{_RULES.format(**_LIGHT)}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}"
-        size = f'width="{WIDTH}" height="{_number(height)}"'
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="drawing" role="img" {size} '
-        f'viewBox="0 0 {WIDTH} {_number(height)}">',
+    width, height = number(parts[0].width), number(sum(part.height for part in parts))
+    body, top = [], 0.0
+    for part in parts:
+        shift = f' transform="translate(0 {number(top)})"' if top else ""
+        body.append(f"<g{shift}>\n{part.elements()}\n</g>")
+        top += part.height
+    if not embedded:
+        body.insert(0, '<rect class="drawing-paper" width="100%" height="100%"/>')
+    drawn = "".join(body)
+    used = {look: rule for look, rule in _LOOKS.items() if f'class="drawing-{look}"' in drawn}
+    light, dark, of_page = (
+        "\n".join(f".drawing-{look} {{ {rule.format_map(theme)} }}" for look, rule in used.items())
+        for theme in (LIGHT, DARK, {name: f"var(--{name}, {LIGHT[name]})" for name in LIGHT})
+    )
+    rules = f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}"
+    size = 'width="100%"' if embedded else f'width="{width}" height="{height}"'
+    start = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="drawing drawing-{width}" role="img" '
+        f'{size} viewBox="0 0 {width} {height}">',
         f"<title>{escape(title, quote=False)}</title>",
         f"<desc>{escape(description, quote=False)}</desc>",
-        f"<style>\n{_FIXED}\n{rules}\n</style>",
+        f"<style>\n{_FIXED}\n{of_page if embedded else rules}\n</style>",
     ]
-    if not embedded:
-        parts.append('<rect class="drawing-paper" width="100%" height="100%"/>')
-    top = 0.0
-    for sheet in sheets:
-        shift = f' transform="translate(0 {_number(top)})"' if top else ""
-        parts.append(f"<g{shift}>\n{sheet.elements()}\n</g>")
-        top += sheet.height
-    return "\n".join([*parts, "</svg>", ""])
+    return "\n".join([*start, *body, "</svg>", ""])
 
 
 def png(svg: str, scale: float = 2.0) -> bytes:
@@ -163,12 +201,16 @@ def png(svg: str, scale: float = 2.0) -> bytes:
         raise LevitSearchError(
             "PNG needs resvg, which is not installed: pip install resvg-py"
         ) from None
+    # Found without importing matplotlib, which takes most of a second.
+    spec = find_spec("matplotlib")
+    assert spec is not None and spec.origin is not None  # matplotlib is always installed with us
+    fonts = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
     try:
         drawn = resvg_py.svg_to_bytes(
             svg_string=svg,
             zoom=scale,
             skip_system_fonts=True,  # the same picture on every machine
-            font_files=[str(path) for path in _fonts()],
+            font_files=[str(fonts / name) for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")],
             font_family=_FAMILY,
             sans_serif_family=_FAMILY,
         )
@@ -177,13 +219,6 @@ def png(svg: str, scale: float = 2.0) -> bytes:
     return bytes(drawn)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A coordinate with at most two decimals."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
-def _fonts() -> list[Path]:
-    """Found without importing matplotlib, which takes most of a second."""
-    spec = find_spec("matplotlib")
-    assert spec is not None and spec.origin is not None  # matplotlib is always installed with us
-    folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
-    return [folder / "DejaVuSans.ttf", folder / "DejaVuSans-Bold.ttf"]

@@ -5,6 +5,7 @@ counts, one multiply-add is one FLOP), trials are named by their numbers.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,17 +27,41 @@ from levit_search.audit import figures
 from levit_search.data import DataSurvey, describe
 from levit_search.errors import InputError
 from levit_search.image_size import plain_size
+from levit_search.pareto import PROBED, figure_and_target, is_maximised
 from levit_search.report.choices import Choices
 from levit_search.report.details import audited, chosen, details
-from levit_search.report.reasons import grouped
-from levit_search.report.tabs import network_id, rounded, tabs, upwards
 from levit_search.reproduce.paper import published_table
 from levit_search.significance import Accuracy, judged
 from levit_search.study import Outcome, Record, Study, outcome
 
 _CURVE_POINTS = 60  # of a learning curve that are shown at most
+_DIGITS = 7  # significant ones, beyond what any figure is good for
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_MOST_GROUPS = 40
+_MOST_TRIALS = 50  # that a group names
 # Not where trials are kept or how targets are reached: those may hold what is not for everybody.
 _SETTINGS = {"train", "teacher", "search", "limits", "architecture"}
+
+Document = Mapping[str, Any]
+"""See :func:`contents`."""
+Trial = Mapping[str, Any]
+"""One of a document's ``trials``."""
+
+TITLES: dict[str, tuple[str, str]] = {
+    "top1_percent": ("Top-1 accuracy", "%"),
+    "latency_ms": ("Latency", "ms"),
+    "latency_predicted_ms": ("Predicted latency", "ms"),
+    "prediction_error_percent": ("Prediction error", "%"),
+    "latency_ms_repeats_percent": ("Repeats within ±", "%"),
+    "latency_search_ms": ("Latency in the search", "ms"),
+    "latency_median_ms": ("Median latency", "ms"),
+    "latency_p95_ms": ("95th percentile of latency", "ms"),
+    "peak_memory_mb": ("Peak memory", "MB"),
+    "flops": ("FLOPs", "M"),
+    "params": ("Parameters", "M"),
+    "activations": ("Activations", "M"),
+}
+"""What each figure is called, and the unit in which people read it."""
 
 
 def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
@@ -108,13 +133,15 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
     on_front = {record.trial for record in front}
     reference = study.reference() if config.reference is not None else None
     path = figures.trajectory(records, objectives, reference)
-    costs = tabs(study, records, attributes, references)
+    # Drawn upwards is accuracy where there is one.
+    up = next((name for name in objectives if is_maximised(name)), objectives[0])
+    costs = _tabs(study, up, records, attributes, references)
     return {
         "study": config.name,
         "folder": str(study.folder),
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "objectives": list(objectives),
-        "up": upwards(objectives),
+        "up": up,
         "verdict": {**verdict.as_json(), "legend": verdict.legend()},
         "summary": _summary(study, by_outcome, front, path),
         "latency_legend": table.latency_legend(front, [tab["figure"] for tab in costs]),
@@ -124,8 +151,8 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
                 **_trial(record, became, names, choices),
                 "accuracy": _accuracy(verdict.by_trial.get(record.trial)),
                 "on_front": record.trial in on_front,
-                "is_start": network_id(record) in starts,
-                "is_reference": network_id(record) in references,
+                "is_start": _network_id(record) in starts,
+                "is_reference": _network_id(record) in references,
             }
             for record, became in by_outcome
         ],
@@ -149,7 +176,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         "baselines": [
             {
                 "name": each.summary,
-                "values": {name: rounded(value) for name, value in each.values.items()},
+                "values": {name: _rounded(value) for name, value in each.values.items()},
                 "accuracy": _accuracy(verdict.by_baseline.get(each.config.id)),
                 "reason": each.reason,
             }
@@ -157,6 +184,50 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         ],
         "beside_baselines": table.beside_baselines(front, baselines, objectives),
     }
+
+
+def is_whole(trial: Trial) -> bool:
+    """It was evaluated to the end, and not known from another trial."""
+    return trial["state"] == "complete" and trial["reused_from"] is None
+
+
+def name_of(figure: str) -> str:
+    """What a figure is called, without its unit."""
+    known, target = figure_and_target(figure)
+    return TITLES[known][0] if target is None else f"{TITLES[known][0]} on {target}"
+
+
+def label_of(figure: str) -> str:
+    """What is written at an axis."""
+    return f"{name_of(figure)}, {TITLES[figure_and_target(figure)[0]][1]}"
+
+
+def grouped(by_outcome: Sequence[tuple[Record, str]]) -> list[dict[str, Any]]:
+    """Those that failed and those that broke a limit, by reason.
+
+    Args:
+        by_outcome: all finished trials, each with what became of it.
+
+    Returns:
+        ``{outcome, reason, count, trials}``, failures first and the commonest first: reasons that
+        differ in their numbers alone are one, with ``…`` in the place of those that differ, and
+        ``trials`` are the first of them.
+    """
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record, became in by_outcome:
+        if became in ("failed", "infeasible"):
+            pattern = _NUMBER.sub("0", record.reason or "no reason was noted")
+            groups.setdefault((became, pattern), []).append(record)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0] != "failed", -len(item[1])))
+    return [
+        {
+            "outcome": became,
+            "reason": _common([record.reason or pattern for record in members]),
+            "count": len(members),
+            "trials": [record.trial for record in members[:_MOST_TRIALS]],
+        }
+        for (became, pattern), members in ordered[:_MOST_GROUPS]
+    ]
 
 
 def _published_ids(sample: Architecture) -> dict[str, str]:
@@ -195,6 +266,82 @@ def _references(study: Study, sample: Architecture) -> dict[str, str]:
     return found
 
 
+def _tabs(
+    study: Study,
+    up: str,
+    records: Sequence[Record],
+    attributes: Mapping[str, Any],
+    references: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """The costs that accuracy is drawn against: latency on each target, then the others."""
+    config = study.config
+    complete = [record for record in records if record.is_evaluated]
+    found = [name for name in config.objectives if name != up]
+    if config.is_measured:
+        found += ["latency_ms", *(f"latency_ms@{name}" for name in config.also_measured)]
+    found += ["flops", "params"]
+    known = [
+        name
+        for name in dict.fromkeys(found)
+        if name != up and not is_maximised(name) and all(name in r.values for r in complete)
+    ]
+    # Latencies first, in the order of the objectives; what is counted comes last.
+    known.sort(key=lambda name: (not name.startswith("latency_ms"), name in ("flops", "params")))
+    return [_tab(study, name, up, complete, attributes, references) for name in known]
+
+
+def _tab(
+    study: Study,
+    name: str,
+    up: str,
+    complete: Sequence[Record],
+    attributes: Mapping[str, Any],
+    references: Mapping[str, str],
+) -> dict[str, Any]:
+    figure, target = figure_and_target(name)
+    title, unit = TITLES[figure]
+    beside: dict[str, Any] = {"reference": None, "device": None, "runtime": None}
+    if figure in PROBED:
+        config = study.config
+        section = config.latency if target is None else config.targets[target]
+        device = attributes.get("device") if target is None else None
+        if target is not None:
+            device = (attributes.get("devices") or {}).get(target)
+        cpu = device.get("gpu") or device.get("cpu") if isinstance(device, dict) else None
+        beside["device"] = f"{section.target.label}: {cpu}" if cpu else section.target.label
+        threads = "1 thread" if section.threads == 1 else f"{section.threads} threads"
+        how = f"{section.runtime}, {section.precision}, {threads}, batch {section.batch_size}"
+        beside["runtime"] = how
+        if figure == "latency_ms":
+            beside["reference"] = _reference(target, complete, attributes, references)
+    return {
+        "figure": name,
+        "title": title if target is None else f"{title} on {target}",
+        "unit": unit,
+        "scale": table.scale(name),
+        "log": True,
+        "objective": name in study.config.objectives,
+        "front": [record.trial for record in table.front(complete, (name, up))],
+        **beside,
+    }
+
+
+def _reference(
+    target: str | None,
+    complete: Sequence[Record],
+    attributes: Mapping[str, Any],
+    references: Mapping[str, str],
+) -> dict[str, Any] | None:
+    """The network that latencies are relative to, its own, and the trial that trained it."""
+    prefix = "" if target is None else f"{target}:"
+    for known, name in references.items():
+        ms = attributes.get("settled_ms", {}).get(f"{prefix}{known}")
+        if ms is not None:
+            trial = next((r.trial for r in complete if _network_id(r) == known), None)
+            return {"name": name, "ms": _rounded(ms), "trial": trial}
+    return None
+
+
 def _summary(
     study: Study,
     by_outcome: Sequence[tuple[Record, Outcome]],
@@ -228,18 +375,19 @@ def _trial(
     curve = (record.evaluation.get("training") or {}).get("curve", ())
     return {
         "trial": record.trial,
-        "id": network_id(record),
+        "id": _network_id(record),
         "state": record.state,
         "outcome": outcome,
         "name": names.get(network.id) if network is not None else None,
-        "values": {name: rounded(value) for name, value in record.values.items()},
+        "values": {name: _rounded(value) for name, value in record.values.items()},
         "architecture": network.summary() if network is not None else None,
         "reason": record.reason,
         "reused_from": record.reused_from,
         "seconds": round(record.seconds, 1),
         "curve": [] if record.reused_from is not None else _thinned(curve),
         "rungs": [
-            [rung["epoch"], rounded(rung["top1_percent"]), rung["goes_on"]] for rung in record.rungs
+            [rung["epoch"], _rounded(rung["top1_percent"]), rung["goes_on"]]
+            for rung in record.rungs
         ],
         "choices": choices.places(network),
     }
@@ -248,7 +396,7 @@ def _trial(
 def _accuracy(found: Accuracy | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    ends = {"low": rounded(found.low_percent), "high": rounded(found.high_percent)}
+    ends = {"low": _rounded(found.low_percent), "high": _rounded(found.high_percent)}
     return {**ends, "images": found.images, "vs_best": found.vs_best}
 
 
@@ -263,11 +411,11 @@ def _prediction(records: Sequence[Record]) -> list[list[float]]:
     """Each network once."""
     found: dict[str, list[float]] = {}
     for record in records:
-        values, known = record.values, network_id(record)
+        values, known = record.values, _network_id(record)
         if known is None or "prediction_error_percent" not in values:
             continue
         predicted, measured = values["latency_predicted_ms"], values["latency_ms"]
-        found.setdefault(known, [rounded(predicted), rounded(measured), record.trial])
+        found.setdefault(known, [_rounded(predicted), _rounded(measured), record.trial])
     return list(found.values())
 
 
@@ -330,3 +478,20 @@ def _class_names(study: Study, survey: DataSurvey | None) -> list[str] | None:
         return list(describe(study.config.data).class_names)
     except InputError:
         return None
+
+
+def _common(reasons: Sequence[str]) -> str:
+    """The text with the numbers that all of them have."""
+    columns = zip(*(_NUMBER.findall(reason) for reason in reasons), strict=True)
+    shared = iter([column[0] if len(set(column)) == 1 else "…" for column in columns])
+    return _NUMBER.sub(lambda _: next(shared), reasons[0])
+
+
+def _rounded(value: float) -> float:
+    """A figure as a document has it, shorter than in the storage."""
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def _network_id(record: Record) -> str | None:
+    """Of the network that a trial proposed; None where it is none."""
+    return record.architecture.id if record.architecture is not None else None
