@@ -127,7 +127,7 @@ def test_the_same_study_gives_the_same_files_and_a_picked_network_more(
 def test_axes_are_named_for_people_with_their_units(document: Document) -> None:
     chart = front(document, document["tabs"][0])
     assert (chart.x.label, chart.y.label) == ("FLOPs, M", "Top-1 accuracy, %")
-    low, high = chart.x.ends(series_of(chart)["dominated"].x)
+    low, high = chart.x.ends(series_of(chart)["front"].x)
     assert 0.001 < low < high < 10, "millions"
     heads = [chart.x.label for chart in hypervolume(document)]
     assert heads[:2] == ["proposals", "epochs trained"]

@@ -32,46 +32,31 @@ Anchor = Literal["start", "middle", "end"]
 # swallow; people with and without colour vision read it alike.
 _SHADES_LIGHT = "00224e0f326b30436d4b556d6266707877748e8a77a69c74bfb06ad9c65a"
 _SHADES_DARK = "626570717273817f76928c77a29a74b5a86ec7b666dac65aecd74afee838"
-LIGHT = {
-    "ink": "#1b1d22",
-    "paper": "#ffffff",
-    "panel": "#f5f6f8",
-    "soft": "#565b66",
-    "grid": "#dfe2e7",
-    "line": "#868d9a",
-    "flops": BLUE,
-    "params": ORANGE,
-    "front": BLUE,
-    "dominated": "#737a86",
-    "start": "#8a5a00",
-    "reference": "#b84800",
-    "known": "#00795a",
-    "published": "#a5487c",
-    "compared": "#5b3fa0",
-    "stopped": "#8a6d00",
-    **{f"shade-{step}": f"#{_SHADES_LIGHT[6 * step :][:6]}" for step in range(10)},
+# By what they stand for, in the light theme and in the dark one.
+_THEMES = {
+    "ink": ("#1b1d22", "#e9eaee"),
+    "paper": ("#ffffff", "#15171c"),
+    "panel": ("#f5f6f8", "#1e2128"),
+    "soft": ("#565b66", "#adb2bd"),
+    "grid": ("#dfe2e7", "#343943"),
+    "line": ("#868d9a", "#7d8594"),
+    "flops": (BLUE, SKY),
+    "params": (ORANGE, AMBER),
+    "front": (BLUE, SKY),
+    "dominated": ("#737a86", "#8b93a1"),
+    "start": ("#8a5a00", "#f0b23c"),
+    "reference": ("#b84800", "#ff8a3d"),
+    "known": ("#00795a", "#2fc79a"),
+    "published": ("#a5487c", "#dd93b8"),
+    "compared": ("#5b3fa0", "#b79cff"),
+    "stopped": ("#8a6d00", "#d6c34a"),
+    **{
+        f"shade-{step}": (f"#{_SHADES_LIGHT[6 * step :][:6]}", f"#{_SHADES_DARK[6 * step :][:6]}")
+        for step in range(10)
+    },
 }
-DARK = {
-    "ink": "#e9eaee",
-    "paper": "#15171c",
-    "panel": "#1e2128",
-    "soft": "#adb2bd",
-    "grid": "#343943",
-    "line": "#7d8594",
-    "flops": SKY,
-    "params": AMBER,
-    "front": SKY,
-    "dominated": "#8b93a1",
-    "start": "#f0b23c",
-    "reference": "#ff8a3d",
-    "known": "#2fc79a",
-    "published": "#dd93b8",
-    "compared": "#b79cff",
-    "stopped": "#d6c34a",
-    **{f"shade-{step}": f"#{_SHADES_DARK[6 * step :][:6]}" for step in range(10)},
-}
-"""Colours by what they stand for, in both themes; a page has them as custom properties, ``--ink``
-and so forth."""
+LIGHT, DARK = ({name: pair[theme] for name, pair in _THEMES.items()} for theme in (0, 1))
+"""Colours by what they stand for; a page has them as custom properties, ``--ink`` and so forth."""
 
 # What an element of class drawing-LOOK looks like; in-COLOUR is for those in currentColor.
 _LOOKS = {

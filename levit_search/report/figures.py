@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from levit_search.architecture import parse
+from levit_search.architecture import Architecture, parse
 from levit_search.drawing import diagram, weight_maps
 from levit_search.drawing.chart import (
     NARROW,
@@ -25,7 +25,7 @@ from levit_search.drawing.chart import (
     picture,
 )
 from levit_search.drawing.network_view import network_view
-from levit_search.drawing.svg import LARGE, SMALL, Svg, number, png
+from levit_search.drawing.svg import LARGE, Svg, number, png
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, is_maximised
@@ -93,18 +93,30 @@ def _networks(study: Study, document: Document) -> Iterator[tuple[str, str]]:
         is_picked = any(reason.startswith("--pick ") for reason in details["picked_as"])
         if trial != document["chosen"][0] and not is_picked:
             continue
-        network = parse(details["architecture"])
-        title = f"Trial {trial} of {document['study']}"
-        yield f"trial-{trial}-blocks", diagram.svg(network, title)
-        if not study.weights(network.id).is_file():
-            continue
-        try:
-            drawn = network_view(network, title, study.sound_weights(trial, network))
-        except InputError as error:
-            warnings.warn(f"{error}; its maps are left out", stacklevel=2)
-            continue
-        if drawn.has_maps:
-            yield f"trial-{trial}-weights", weight_maps.svg(drawn.biases, drawn.filters, title)
+        network, title = parse(details["architecture"]), f"Trial {trial} of {document['study']}"
+        blocks, maps, note = drawings(study, trial, network, title)
+        yield f"trial-{trial}-blocks", blocks
+        if maps:
+            yield f"trial-{trial}-weights", maps
+        elif note and study.weights(network.id).is_file():
+            warnings.warn(f"{note}; its maps are left out", stacklevel=2)
+
+
+def drawings(
+    study: Study, trial: int, network: Architecture, title: str, embedded: bool = False
+) -> tuple[str, str, str]:
+    """The block diagram of a trial's network as SVG, the maps of its weights, and why there are
+    none; the last two may be empty."""
+    blocks = diagram.svg(network, title, embedded)
+    if not study.weights(network.id).is_file():
+        return blocks, "", "Its trained weights are not kept here, so there are no maps of them."
+    try:
+        drawn = network_view(network, title, study.sound_weights(trial, network))
+    except InputError as error:
+        return blocks, "", str(error)
+    if not drawn.has_maps:
+        return blocks, "", ""
+    return blocks, weight_maps.svg(drawn.biases, drawn.filters, title, embedded), ""
 
 
 def figures(document: Document) -> dict[str, Sequence[Drawable]]:
@@ -407,14 +419,11 @@ class ChoiceLines:
             found.text(8, 22, self.title, LARGE, bold=True)
             found.text(8, 42, f"dark: little {self._color_by}; bright: much", look="faint")
             found.height = 50
-        left, right = (178.0 if is_wide else 6.0), width - 8
+        longest = max(len(name) for name, _ in self.axes)
+        left, right = 24.0 + 7 * longest if is_wide else 6.0, width - 8
         row, down = (42, 24) if is_wide else (62, 42)
         tops = [found.height + row * index for index in range(len(self.axes))]
-        for (name, _), top in zip(self.axes, tops, strict=True):
-            if is_wide:
-                found.text(left - 12, top + down + 4, name, anchor="end")
-            else:
-                found.text(left, top + 18, name)
+        for top in tops:
             found.path(f"M{number(left)} {number(top + down)}H{number(right)}", "rule")
         opacity = number(max(0.18, min(0.8, 60 / max(1, len(self.lines)))))
         found.add(f'<g fill="none" stroke-width="1.2" stroke-opacity="{opacity}">')
@@ -424,23 +433,28 @@ class ChoiceLines:
                 for place, top in zip(places, tops, strict=True)
             ]
             path = "M{},{}".format(*points[0])
-            for (x, y), (to_x, to_y) in itertools.pairwise(points):
-                middle = (y + to_y) / 2
-                path += f"C{x},{middle:g} {to_x},{middle:g} {to_x},{to_y:g}"
+            for (start, above), (end, below) in itertools.pairwise(points):
+                middle = (above + below) / 2
+                path += f"C{start},{middle:g} {end},{middle:g} {end},{below:g}"
             found.add(
                 f'<path class="drawing-in-shade-{self._shades[trial]}" stroke="currentColor" '
                 f'd="{path}" data-trial="{trial}"/>'
             )
         found.add("</g>")
-        for index, ((_, texts), top) in enumerate(zip(self.axes, tops, strict=True)):
-            for place, text in enumerate(texts):
-                if index < self._slots:
+        for index, ((name, texts), top) in enumerate(zip(self.axes, tops, strict=True)):
+            if is_wide:
+                found.text(left - 12, top + down + 4, name, anchor="end")
+            else:
+                found.box(left - 2, top + 5, 7 * len(name) + 6, 17, "paper")
+                found.text(left, top + 18, name)
+            if index < self._slots:
+                for place in range(len(texts)):
                     x = left + (right - left) * (place + 0.5) / len(texts)
                     self._value(found, x, top + down, index, place)
-                else:
-                    anchor = ("start", "end")[place]
-                    found.text((left, right)[place], top + down - 6, text, SMALL, anchor=anchor)
-        found.height = (tops[-1] if tops else found.height) + row
+            else:
+                found.text(left, top + down - 6, texts[0])
+                found.text(right, top + down - 6, texts[1], anchor="end")
+        found.height = tops[-1] + row
         return found
 
     def _value(self, found: Svg, x: float, y: float, index: int, place: int) -> None:

@@ -9,16 +9,15 @@ import hashlib
 import html
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from levit_search import table
-from levit_search.architecture import Architecture, parse
+from levit_search.architecture import parse
 from levit_search.configuration import write_yaml
-from levit_search.drawing import diagram, weight_maps
 from levit_search.drawing.chart import embedded
-from levit_search.drawing.network_view import network_view
 from levit_search.drawing.svg import DARK, LIGHT
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.files import write_atomically
@@ -27,7 +26,7 @@ from levit_search.printable import quoted
 from levit_search.proportion import interval_text
 from levit_search.report.choices import FEWEST
 from levit_search.report.contents import TITLES, Document, contents, is_whole, name_of
-from levit_search.report.figures import SPENT, figures, lined, shades, spent
+from levit_search.report.figures import SPENT, drawings, figures, lined, shades, spent
 from levit_search.study import Study
 from levit_search.version import __version__
 
@@ -96,7 +95,7 @@ def page(study: Study, document: Document) -> str:
 
 
 def _filled(template: str, parts: Mapping[str, str]) -> str:
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+    return re.sub(r"\{\{([\w-]+)\}\}", lambda found: parts[found[1]], template)
 
 
 def _themes() -> dict[str, str]:
@@ -108,68 +107,45 @@ def _themes() -> dict[str, str]:
 
 
 def _figures(study: Study, document: Document) -> dict[str, str]:
-    """The figures and what is said beside them, as HTML by its place in the page."""
+    """The figures, the numbers that are told beside them, and what else is hidden or shown."""
     drawn = figures(document)
-    fronts = [part for name in drawn if name.startswith("front-") for part in drawn[name]]
-    summary, whole = document["summary"], len(list(filter(is_whole, document["trials"])))
-    reference = ", ".join(
-        f"{table.heading(name)} {table.figure(name, value)}"
-        for name, value in (study.config.reference or {}).items()
-    )
-    progress = (
-        "This study has no reference for hypervolumes yet, nor a knee: the next levit-search run "
-        "finds it."
-        if summary["hypervolume"] is None
-        else "What the front dominates, of accuracy as a share and costs on a decimal log scale, "
-        f"from {reference}; larger is better. The first networks bring most of it: where they do, "
-        "the axis begins after a twentieth of the search."
-    )
-    curves = "This search had no rungs: all networks were trained to the end."
-    if saved := summary["rungs"]:
-        curves = (
-            f"{saved['stopped']} of {saved['trained']} networks were stopped at a rung, which "
-            f"saved {saved['saved_percent']:.0f} % of the epochs of training all of them to the "
-            f"end (about {saved['hours_saved']:.2g} worker hours)."
-        )
-    matters = "Nothing varies in this space."
-    if document["importance"]:
-        matters = (
-            "How much of what single choices explain of an objective's variance is due to each: "
-            f"fANOVA on {whole} networks that were evaluated to the end, shares that add up to "
-            "100 %. A search draws more networks where it found good ones and stops others early, "
-            "so this sample is biased: the shares tell what mattered among the networks that it "
-            "evaluated, not in the space as a whole."
-        )
-    elif document["slots"]:
-        matters = (
-            f"Importance needs at least {FEWEST} networks that were evaluated to the end and "
-            f"differ; there are {whole}."
-        )
-    predicted = ""
-    if found := summary["prediction"]:
-        predicted = (
-            f"{found['networks']} networks were predicted, then measured. Predictions were "
-            f"{found['mean_abs_percent']:.1f} % off in the mean, "
-            f"{found['worst_abs_percent']:.1f} % at worst, and {abs(found['mean_percent']):.1f} % "
-            f"too {'slow' if found['mean_percent'] > 0 else 'fast'} on the whole."
-        )
-    notes = {"progress": progress, "curves": curves, "importance": matters, "prediction": predicted}
-    parts = {
-        "front": fronts,
-        "progress": drawn.get("hypervolume", ()),
-        "curves": drawn.get("learning-curves", ()),
-        "importance": drawn.get("importance", ()),
-        "lines": drawn.get("choices", ()),
-        "prediction": drawn.get("predicted-latency", ()),
+    drawn["front"] = [part for name in drawn if name.startswith("front-") for part in drawn[name]]
+    summary = document["summary"]
+    saved, errors = summary["rungs"] or Counter(), summary["prediction"] or Counter()
+    names = ("front", "hypervolume", "learning-curves", "importance", "choices")
+    is_shown = {
+        "hypervolume": summary["hypervolume"] is not None,
+        "rungs": summary["rungs"] is not None,
+        "importance": bool(document["importance"]),
+        "too_few": bool(document["slots"] and not document["importance"]),
+        "nothing_varies": not document["slots"],
+    }
+    facts = {
+        "whole": len(list(filter(is_whole, document["trials"]))),
+        "fewest": FEWEST,
+        "reference": ", ".join(
+            f"{table.heading(name)} {table.figure(name, value)}"
+            for name, value in (study.config.reference or {}).items()
+        ),
+        "stopped": f"{saved['stopped']} of {saved['trained']}",
+        "saved": f"{saved['saved_percent']:.0f} %",
+        "hours": f"{saved['hours_saved']:.2g}",
+        "predicted": errors["networks"],
+        "error": f"{errors['mean_abs_percent']:.1f} %",
+        "worst": f"{errors['worst_abs_percent']:.1f} %",
+        "bias": f"{abs(errors['mean_percent']):.1f} % "
+        f"{'too slow' if errors['mean_percent'] > 0 else 'too fast'}",
     }
     return {
-        **{f"{name}_note": html.escape(text) for name, text in notes.items()},
         **{
-            f"{name}_picture": "".join(
-                f'<div class="chart">{embedded(each)}</div>' for each in some
+            name: "".join(
+                f'<div class="chart">{embedded(part)}</div>' for part in drawn.get(name, ())
             )
-            for name, some in parts.items()
+            for name in (*names, "predicted-latency")
         },
+        **{f"told_{name}": html.escape(str(fact)) for name, fact in facts.items()},
+        **{f"if_{name}": "" if is_there else "hidden" for name, is_there in is_shown.items()},
+        **{f"unless_{name}": "hidden" if is_there else "" for name, is_there in is_shown.items()},
     }
 
 
@@ -275,34 +251,21 @@ def _with_drawings(
     for trial in order:
         known = details[str(trial)]
         network = parse(known["architecture"])
-        rows = [
-            {**row, "text": table.figure(row["figure"], row["value"])} for row in known["figures"]
-        ]
-        drawings = _drawings(study, int(trial), network) if left > 0 else {"note": _NO_ROOM}
-        left -= sum(map(len, drawings.values()))
+        diagram, maps, note = "", "", _NO_ROOM
+        if left > 0:
+            diagram, maps, note = drawings(study, trial, network, network.summary(), True)
+        left -= len(diagram) + len(maps)
         found[str(trial)] = {
             "picked_as": known["picked_as"],
-            "figures": rows,
+            "figures": [
+                {**row, "text": table.figure(row["figure"], row["value"])}
+                for row in known["figures"]
+            ],
             "yaml": write_yaml(known["architecture"]),
-            **drawings,
+            "diagram": diagram,
+            "maps": maps,
+            "note": note,
         }
-    return found
-
-
-def _drawings(study: Study, trial: int, network: Architecture) -> dict[str, str]:
-    """The block diagram, and the maps where there are weights to read them from."""
-    found = {"diagram": diagram.svg(network, embedded=True)}
-    if not study.weights(network.id).is_file():
-        found["note"] = "Its trained weights are not kept here, so there are no maps of them."
-        return found
-    try:
-        weights = study.sound_weights(trial, network)
-        drawn = network_view(network, network.summary(), weights)
-    except InputError as error:
-        found["note"] = str(error)
-        return found
-    if drawn.has_maps:
-        found["maps"] = weight_maps.svg(drawn.biases, drawn.filters, drawn.title, embedded=True)
     return found
 
 
