@@ -86,26 +86,14 @@ class Row:
 
     block: Block
     repeats: int
+    params: int
+    flops: int
+    params_share: float
+    flops_share: float
 
     @property
     def title(self) -> str:
         return self.block.title if self.repeats == 1 else f"{self.repeats} × {self.block.title}"
-
-    @property
-    def params(self) -> int:
-        return self.repeats * self.block.params
-
-    @property
-    def flops(self) -> int:
-        return self.repeats * self.block.flops
-
-    @property
-    def params_share(self) -> float:
-        return self.repeats * self.block.params_share
-
-    @property
-    def flops_share(self) -> float:
-        return self.repeats * self.block.flops_share
 
 
 def blocks(network: Architecture) -> list[Block]:
@@ -117,7 +105,7 @@ def blocks(network: Architecture) -> list[Block]:
     outline = _graft(network) if isinstance(network, Graft) else _levit(network)
     for block in outline:
         params = flops = 0
-        while layer is not None and _belongs(layer.name, block):
+        while layer is not None and block.name and f"{layer.name}.".startswith(f"{block.name}."):
             params, flops = params + layer.params, flops + layer.flops
             layer = next(layers, None)
         found.append(
@@ -139,7 +127,10 @@ def rows(blocks: Sequence[Block]) -> list[Row]:
     units = [list(unit) for _, unit in groupby(blocks, _unit)]
     for _, run in groupby(units, lambda unit: [replace(block, name="") for block in unit]):
         equal = list(run)
-        found += [Row(block, len(equal)) for block in equal[0]]
+        for b in equal[0]:
+            n = len(equal)
+            sums = (n * b.params, n * b.flops, n * b.params_share, n * b.flops_share)
+            found.append(Row(b, n, *sums))
     return found
 
 
@@ -207,10 +198,6 @@ def _unit(block: Block) -> tuple[str, str]:
     """Equal for an attention block and the MLP that is paired with it."""
     is_paired = block.kind in ("attention", "shrink", "mlp")
     return block.stage, block.name.rpartition(".")[0] if is_paired else block.name
-
-
-def _belongs(layer: str, block: Block) -> bool:
-    return bool(block.name) and f"{layer}.".startswith(f"{block.name}.")
 
 
 def _levit(network: Levit) -> Iterator[Block]:
@@ -398,33 +385,26 @@ def _stage(found: Svg, stage: str, drawn: list[Row], flow: float, full: float) -
     Returns:
         Where its last box ends.
     """
-    heights = [_height(row) for row in drawn]
+    heights = [
+        7 + _LINE * max(1 + bool(row.block.detail), 1 + _line_of_shape(row)) for row in drawn
+    ]
     top = found.height + _STEP
     tall = 24 + sum(heights) + _STEP * (len(drawn) - 1) + 6
     found.box(0, top, WIDTH, tall, "panel", radius=5)
-    found.text(_MARGIN + 2, top + 16, _heading(stage, drawn), look="faint")
+    is_pairs = drawn[0].block.kind == "attention" and drawn[0].repeats > 1
+    heading = f"{stage}: {drawn[0].repeats} pairs in turn" if is_pairs else stage
+    found.text(_MARGIN + 2, top + 16, heading, look="faint")
     y = top + 24
     for row, height in zip(drawn, heights, strict=True):
         found.path(f"M{_FLOW} {flow}V{y - 1}m-3.5-4.5 3.5 4.5 3.5-4.5", "line")
-        _outline(found, row, y, height)
-        _label(found, row, y)
+        _box(found, row, y, height)
         if row.params or row.flops:
-            _bar(found, "flops", _FLOPS, y, row.flops, row.flops_share, row.repeats, full)
-            _bar(found, "params", _PARAMS, y, row.params, row.params_share, row.repeats, full)
+            _bar(found, "flops", (_FLOPS, y), row.flops, row.flops_share / full, row)
+            _bar(found, "params", (_PARAMS, y), row.params, row.params_share / full, row)
         flow = y + height
         y = flow + _STEP
     found.height = top + tall
     return flow
-
-
-def _heading(stage: str, drawn: list[Row]) -> str:
-    repeats = drawn[0].repeats
-    is_pairs = drawn[0].block.kind == "attention" and repeats > 1
-    return f"{stage}: {repeats} pairs in turn" if is_pairs else stage
-
-
-def _height(row: Row) -> float:
-    return 7 + _LINE * max(1 + bool(row.block.detail), 1 + _line_of_shape(row))
 
 
 def _line_of_shape(row: Row) -> int:
@@ -436,10 +416,9 @@ def _line_of_shape(row: Row) -> int:
     return 1 if detail <= room else 2
 
 
-def _outline(found: Svg, row: Row, y: float, height: float) -> None:
-    """Round where tokens meet, narrowing where they become fewer, square otherwise."""
-    width = _RIGHT - _LEFT
-    bottom = y + height
+def _box(found: Svg, row: Row, y: float, height: float) -> None:
+    """A block with its texts: round where tokens meet, narrowing where they become fewer."""
+    width, bottom = _RIGHT - _LEFT, y + height
     match row.block.kind:
         case "shrink":
             found.path(f"M{_LEFT} {y}h{width}L{_RIGHT - 6} {bottom}H{_LEFT + 6}Z", "strong")
@@ -456,44 +435,31 @@ def _outline(found: Svg, row: Row, y: float, height: float) -> None:
         start, end, x = y + 9, bottom - 9, _LEFT - 13
         arc = f"M{_LEFT} {start}C{x} {start} {x} {end} {_LEFT - 1} {end}"
         found.path(f"{arc}m-4-3 4 3-4 3", "line")
-
-
-def _label(found: Svg, row: Row, y: float) -> None:
     left, right = _LEFT + _PADDING, _RIGHT - _PADDING
     found.text(left, y + _LINE, row.title, NORMAL, bold=True)
     if row.block.detail:
         found.text(left, y + 2 * _LINE, row.block.detail, look="faint")
-    line = 1 + _line_of_shape(row)
     right -= 5 if row.block.kind == "shrink" else 0  # which is narrower at its end
+    line = 1 + _line_of_shape(row)
     found.text(right, y + line * _LINE, row.block.shape, anchor="end")
 
 
 def _bar(
-    found: Svg,
-    look: str,
-    x: float,
-    y: float,
-    value: int,
-    part: float,
-    repeats: int,
-    full: float,
+    found: Svg, look: str, corner: tuple[float, float], value: int, share_of_full: float, row: Row
 ) -> None:
     """A figure, its share and a bar cut into as many pieces as there are equal blocks."""
-    found.text(x, y + 14, _thin(amount(value)))
+    x, y = corner
+    # A thin space stands between a figure and its unit, as there is little room.
+    found.text(x, y + 14, amount(value).replace(" ", "\u2009"))
     if not value:
         return
-    found.text(x + _BAR, y + 14, _thin(share(part)), look="faint", anchor="end")
-    length = max(_BAR * part / full, 1)
+    of_whole = share(row.flops_share if look == "flops" else row.params_share)
+    found.text(x + _BAR, y + 14, of_whole.replace(" ", "\u2009"), look="faint", anchor="end")
+    length = max(_BAR * share_of_full, 1)
     found.box(x, y + 19, length, 9, look)
-    piece = length / repeats
-    if piece >= 3:
-        for index in range(1, repeats):
-            found.box(x + index * piece - 0.5, y + 19, 1, 9, "paper")
-
-
-def _thin(figure: str) -> str:
-    """A figure and its unit with a thin space between them, as there is little room."""
-    return figure.replace(" ", "\u2009")
+    piece = length / row.repeats
+    for index in range(1, row.repeats if piece >= 3 else 1):
+        found.box(x + index * piece - 0.5, y + 19, 1, 9, "paper")
 
 
 def _foot(found: Svg, drawn: list[Row]) -> None:

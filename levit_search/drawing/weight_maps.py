@@ -9,7 +9,7 @@ Shapes: H ``num_heads``, R rows and S columns of tokens, K ``key_dim``, V value 
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -112,16 +112,23 @@ def attention_biases(
     Raises:
         InputError: a tensor is missing or has another shape than the network's.
     """
-    return [
-        BiasMaps(
-            block,
-            text,
-            _tensor(
-                weights, f"{block}.attention.core.attention_bias", (heads, math.prod(grid)), where
-            ).reshape(heads, *grid),
-        )
-        for block, text, heads, grid in _biased_blocks(network)
-    ]
+    if isinstance(network, Graft) or network.position == "embedding":
+        return []
+    found: list[BiasMaps] = []
+
+    def take(block: str, text: str, heads: int, grid: Sides) -> None:
+        name, shape = f"{block}.attention.core.attention_bias", (heads, math.prod(grid))
+        values = _tensor(weights, name, shape, where).reshape(heads, *grid)
+        found.append(BiasMaps(block, text, values))
+
+    for index, (stage, grid) in enumerate(zip(network.stages, network.grids, strict=True)):
+        if index:
+            heads = network.shrinks[index - 1].num_heads
+            take(f"shrinks.{index - 1}", f"shrink {index}", heads, network.grids[index - 1])
+        for block in range(stage.depth):
+            text = f"stage {index + 1}, block {block + 1}"
+            take(f"stages.{index}.blocks.{block}", text, stage.num_heads, grid)
+    return found
 
 
 def patch_filters(
@@ -149,12 +156,15 @@ def patch_filters(
     by_head = filters.reshape(stage.num_heads, -1, filters.shape[1])
     ends = [stage.key_dim, 2 * stage.key_dim]
     assert by_head.shape[1] == ends[1] + value_dim
-    split = zip(PARTS, np.split(by_head, ends, axis=1), strict=True)
-    over: Literal["pixels", "channels"] = "pixels"
-    if isinstance(network, Graft) and network.donor is not None:
-        over = "channels"
-    largest = {name: _largest(part) for name, part in split}
-    return PatchFilters(over, {n: f.reshape(*f.shape[:2], *shape) for n, f in largest.items()})
+    count = _SHOWN if filters.shape[1] <= _LARGE else _SHOWN_OF_LARGE
+    largest = {}
+    for name, part_hcw in zip(PARTS, np.split(by_head, ends, axis=1), strict=True):
+        norms = np.linalg.norm(part_hcw, axis=2)
+        order = np.argsort(-norms, axis=1, kind="stable")[:, :count]
+        shown: Array = np.take_along_axis(part_hcw, order[:, :, None], axis=1)
+        largest[name] = shown.reshape(*shown.shape[:2], *shape)
+    is_over_donor = isinstance(network, Graft) and network.donor is not None
+    return PatchFilters("channels" if is_over_donor else "pixels", largest)
 
 
 def svg(
@@ -216,19 +226,6 @@ def _tensor(weights: Weights, name: str, shape: tuple[int, ...], where: str) -> 
     return weights[name]
 
 
-def _biased_blocks(network: Architecture) -> Iterator[tuple[str, str, int, Sides]]:
-    """Each block's module, its place in words, its heads and its keys' grid."""
-    if isinstance(network, Graft) or network.position == "embedding":
-        return
-    for index, (stage, grid) in enumerate(zip(network.stages, network.grids, strict=True)):
-        if index:
-            heads = network.shrinks[index - 1].num_heads
-            yield f"shrinks.{index - 1}", f"shrink {index}", heads, network.grids[index - 1]
-        for block in range(stage.depth):
-            text = f"stage {index + 1}, block {block + 1}"
-            yield f"stages.{index}.blocks.{block}", text, stage.num_heads, grid
-
-
 def _composed(
     network: Architecture, weights: Weights, where: str
 ) -> tuple[Stage, Array, tuple[int, ...]] | None:
@@ -268,15 +265,6 @@ def _norm_scale(weights: Weights, name: str, channels: int, where: str) -> Array
     weight = _tensor(weights, f"{name}.weight", (channels,), where)
     scale: Array = weight / np.sqrt(variance + np.float32(_BATCH_NORM_EPSILON))
     return scale
-
-
-def _largest(filters_hcw: Array) -> Array:
-    """The few filters of each head with the largest norm: [H, filters, weights]."""
-    count = _SHOWN if filters_hcw.shape[2] <= _LARGE else _SHOWN_OF_LARGE
-    norms = np.linalg.norm(filters_hcw, axis=2)
-    order = np.argsort(-norms, axis=1, kind="stable")[:, :count]
-    largest: Array = np.take_along_axis(filters_hcw, order[:, :, None], axis=1)
-    return largest
 
 
 def _heads(count: int) -> str:

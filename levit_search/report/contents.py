@@ -24,12 +24,13 @@ from levit_search.architecture import (
     sizes_of,
 )
 from levit_search.audit import figures
+from levit_search.audit.kept import Kept
 from levit_search.data import DataSurvey, describe
 from levit_search.errors import InputError
 from levit_search.image_size import plain_size
 from levit_search.pareto import PROBED, figure_and_target, is_maximised
 from levit_search.report.choices import Choices
-from levit_search.report.details import audited, chosen, details
+from levit_search.report.details import chosen, details
 from levit_search.reproduce.paper import published_table
 from levit_search.significance import Accuracy, judged
 from levit_search.study import Outcome, Record, Study, outcome
@@ -127,12 +128,13 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         **{network_id: f"published as {name}" for network_id, name in names.items()},
     }
     listed = chosen(study, records, front, named, picked)
-    accuracies = audited(study)
+    accuracies = Kept(study.folder).networks
     epochs = config.candidate_recipe.epochs
     by_outcome = [(record, outcome(record, epochs)) for record in records]
     on_front = {record.trial for record in front}
     reference = study.reference() if config.reference is not None else None
     path = figures.trajectory(records, objectives, reference)
+    steps = path.steps()
     # Drawn upwards is accuracy where there is one.
     up = next((name for name in objectives if is_maximised(name)), objectives[0])
     costs = _tabs(study, up, records, attributes, references)
@@ -156,7 +158,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
             }
             for record, became in by_outcome
         ],
-        "trajectory": _by_column(path.steps()),
+        "trajectory": {name: [step[name] for step in steps] for name in steps[0]},
         "importance": choices.importance(records, objectives),
         "slots": choices.slots,
         "prediction": _prediction(records),
@@ -276,54 +278,45 @@ def _tabs(
     """The costs that accuracy is drawn against: latency on each target, then the others."""
     config = study.config
     complete = [record for record in records if record.is_evaluated]
-    found = [name for name in config.objectives if name != up]
+    listed = [name for name in config.objectives if name != up]
     if config.is_measured:
-        found += ["latency_ms", *(f"latency_ms@{name}" for name in config.also_measured)]
-    found += ["flops", "params"]
+        listed += ["latency_ms", *(f"latency_ms@{name}" for name in config.also_measured)]
     known = [
         name
-        for name in dict.fromkeys(found)
+        for name in dict.fromkeys([*listed, "flops", "params"])
         if name != up and not is_maximised(name) and all(name in r.values for r in complete)
     ]
     # Latencies first, in the order of the objectives; what is counted comes last.
     known.sort(key=lambda name: (not name.startswith("latency_ms"), name in ("flops", "params")))
-    return [_tab(study, name, up, complete, attributes, references) for name in known]
-
-
-def _tab(
-    study: Study,
-    name: str,
-    up: str,
-    complete: Sequence[Record],
-    attributes: Mapping[str, Any],
-    references: Mapping[str, str],
-) -> dict[str, Any]:
-    figure, target = figure_and_target(name)
-    title, unit = TITLES[figure]
-    beside: dict[str, Any] = {"reference": None, "device": None, "runtime": None}
-    if figure in PROBED:
-        config = study.config
-        section = config.latency if target is None else config.targets[target]
-        device = attributes.get("device") if target is None else None
-        if target is not None:
-            device = (attributes.get("devices") or {}).get(target)
-        cpu = device.get("gpu") or device.get("cpu") if isinstance(device, dict) else None
-        beside["device"] = f"{section.target.label}: {cpu}" if cpu else section.target.label
-        threads = "1 thread" if section.threads == 1 else f"{section.threads} threads"
-        how = f"{section.runtime}, {section.precision}, {threads}, batch {section.batch_size}"
-        beside["runtime"] = how
-        if figure == "latency_ms":
-            beside["reference"] = _reference(target, complete, attributes, references)
-    return {
-        "figure": name,
-        "title": title if target is None else f"{title} on {target}",
-        "unit": unit,
-        "scale": table.scale(name),
-        "log": True,
-        "objective": name in study.config.objectives,
-        "front": [record.trial for record in table.front(complete, (name, up))],
-        **beside,
-    }
+    found = []
+    for name in known:
+        figure, target = figure_and_target(name)
+        beside: dict[str, Any] = {"reference": None, "device": None, "runtime": None}
+        if figure in PROBED:
+            section = config.latency if target is None else config.targets[target]
+            device = attributes.get("device")
+            if target is not None:
+                device = (attributes.get("devices") or {}).get(target)
+            cpu = device.get("gpu") or device.get("cpu") if isinstance(device, dict) else None
+            beside["device"] = f"{section.target.label}: {cpu}" if cpu else section.target.label
+            threads = "1 thread" if section.threads == 1 else f"{section.threads} threads"
+            how = f"{section.runtime}, {section.precision}, {threads}, batch {section.batch_size}"
+            beside["runtime"] = how
+            if figure == "latency_ms":
+                beside["reference"] = _reference(target, complete, attributes, references)
+        found.append(
+            {
+                "figure": name,
+                "title": name_of(name),
+                "unit": TITLES[figure][1],
+                "scale": table.scale(name),
+                "log": True,
+                "objective": name in config.objectives,
+                "front": [record.trial for record in table.front(complete, (name, up))],
+                **beside,
+            }
+        )
+    return found
 
 
 def _reference(
@@ -364,15 +357,14 @@ def _summary(
     }
 
 
-def _by_column(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [step[name] for step in steps] for name in steps[0]}
-
-
 def _trial(
     record: Record, outcome: str, names: Mapping[str, str], choices: Choices
 ) -> dict[str, Any]:
     network = record.architecture
+    # A learning curve keeps its ends, and not too many points between them.
     curve = (record.evaluation.get("training") or {}).get("curve", ())
+    points = np.linspace(0, len(curve) - 1, min(len(curve), _CURVE_POINTS)).round().astype(int)
+    shown = [curve[i] for i in np.unique(points)] if record.reused_from is None else []
     return {
         "trial": record.trial,
         "id": _network_id(record),
@@ -384,7 +376,7 @@ def _trial(
         "reason": record.reason,
         "reused_from": record.reused_from,
         "seconds": round(record.seconds, 1),
-        "curve": [] if record.reused_from is not None else _thinned(curve),
+        "curve": [[point["epoch"], round(point["val_top1_percent"], 2)] for point in shown],
         "rungs": [
             [rung["epoch"], _rounded(rung["top1_percent"]), rung["goes_on"]]
             for rung in record.rungs
@@ -398,13 +390,6 @@ def _accuracy(found: Accuracy | None) -> dict[str, Any] | None:
         return None
     ends = {"low": _rounded(found.low_percent), "high": _rounded(found.high_percent)}
     return {**ends, "images": found.images, "vs_best": found.vs_best}
-
-
-def _thinned(curve: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """A learning curve with its ends, and not too many points between them."""
-    count = min(len(curve), _CURVE_POINTS)
-    places = np.unique(np.linspace(0, len(curve) - 1, count).round().astype(int)).tolist()
-    return [[curve[i]["epoch"], round(curve[i]["val_top1_percent"], 2)] for i in places]
 
 
 def _prediction(records: Sequence[Record]) -> list[list[float]]:
@@ -445,12 +430,11 @@ def _sessions(study: Study) -> list[dict[str, Any]]:
         json.dumps(sessions, allow_nan=False)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []  # a study may have been copied without it
-    sound = isinstance(sessions, list) and all(map(_is_session, sessions))
-    return sessions if sound else []
-
-
-def _is_session(session: object) -> bool:
-    return isinstance(session, dict) and isinstance(session.get("command", []), list)
+    is_sound = isinstance(sessions, list) and all(
+        isinstance(session, dict) and isinstance(session.get("command", []), list)
+        for session in sessions
+    )
+    return sessions if is_sound else []
 
 
 def _data(study: Study, sample: Architecture) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from levit_search.drawing.chart import (
     Bars,
     Chart,
     Drawable,
+    Line,
     Mark,
     Rule,
     Series,
@@ -144,81 +145,98 @@ def figures(document: Document) -> dict[str, Sequence[Drawable]]:
 def front(document: Document, tab: Mapping[str, Any]) -> Chart:
     """What can be had for a cost: the networks that no other beats, and the others, faint."""
     up, across = document["up"], tab["figure"]
-    by_number = {trial["trial"]: trial for trial in document["trials"]}
     whole = [t for t in document["trials"] if is_whole(t) and across in t["values"]]
-    best = [by_number[number] for number in tab["front"]]
+    best = [trial for number in tab["front"] for trial in whole if trial["trial"] == number]
     on_front = [trial for trial in whole if trial["on_front"]]
-    dominated = [trial for trial in whole if not trial["on_front"]]
-
-    def points(name: str, trials: Sequence[Trial], mark: Mark, color: str, **more: Any) -> Series:
-        numbers = [trial["trial"] for trial in trials]
-        xs, ys = ([in_unit(of, t["values"][of]) for t in trials] for of in (across, up))
-        return Series(name, xs, ys, color, mark, trials=numbers, **more)
-
-    def others(name: str, rows: Sequence[Mapping[str, Any]], mark: Mark, color: str) -> Series:
-        known = [row for row in rows if across in row["values"] and up in row["values"]]
-        xs, ys = ([in_unit(of, row["values"][of]) for row in known] for of in (across, up))
-        tips = [
-            "\n".join(
-                [
-                    row["name"],
-                    name,
-                    *(f"{heading(n)} {figure(n, v)}" for n, v in row["values"].items()),
-                ]
-            )
-            for row in known
-        ]
-        labels = [row["name"] for row in known]
-        return Series(name, xs, ys, color, mark, 5, labels=labels, tips=tips)
-
-    fade = 0.35 if len(whole) > 300 else 0.6
-    series = [points("dominated", dominated, "circle", "dominated", radius=3, opacity=fade)]
-    line = points("", best, "circle", "front", line="steps" if is_maximised(up) else "straight")
-    series.append(replace(line, mark=None, trials=()))
-    spread = {
-        end: [_interval(document, trial, name) for trial in on_front]
-        for end, name in (("x_ends", across), ("y_ends", up))
-    }
-    if any(each is not None for ends in spread.values() for each in ends):
-        bars = points("95 % interval", on_front, "circle", "front", opacity=0.6, **spread)
-        series.append(replace(bars, mark=None, trials=()))
-    series.append(points("front", on_front, "circle", "front", radius=5))
-    stopped = [t for t in document["trials"] if t["outcome"] == "stopped" and across in t["values"]]
-    stopped = [trial for trial in stopped if trial["curve"] and up == "top1_percent"]
-    if stopped:
-        name, xs = "stopped early, at the accuracy then", [t["values"][across] for t in stopped]
-        series.append(
-            Series(
-                name,
-                [in_unit(across, x) for x in xs],
-                [trial["curve"][-1][1] for trial in stopped],
-                "stopped",
-                "cross",
-                3,
-                trials=[trial["trial"] for trial in stopped],
-                is_hidden=True,
-            )
-        )
-    ring: dict[str, Any] = {"radius": 7, "is_open": True}
-    series.append(
-        points("tried first", [t for t in whole if t["is_start"]], "square", "start", **ring)
-    )
+    stopped = [t for t in document["trials"] if t["outcome"] == "stopped" and t["curve"]]
+    stopped = [t for t in stopped if across in t["values"] and up == "top1_percent"]
     first = document["chosen"][0]
-    if "knee of the front" in document["details"][str(first)]["picked_as"]:
-        knee = [trial for trial in whole if trial["trial"] == first]
-        series.append(points("knee", knee, "diamond", "reference", **ring))
+    is_knee = "knee of the front" in document["details"][str(first)]["picked_as"]
+    reference = tab["reference"]
+    mine = [t for t in whole if reference is not None and t["trial"] == reference["trial"]]
+    x_ends, y_ends = (
+        [_interval(document, trial, name) for trial in on_front] for name in (across, up)
+    )
+    is_spread = any(ends is not None for ends in [*x_ends, *y_ends])
+
+    def points(
+        name: str, rows: Sequence[Trial], mark: Mark | None, color: str, **more: Any
+    ) -> Series:
+        """Trials, or other networks with a name and values that are known in both figures."""
+        rows = [
+            row for row in rows if across in row["values"] and (up in row["values"] or "y" in more)
+        ]
+        xs = [in_unit(across, row["values"][across]) for row in rows]
+        ys = more.pop("y", None) or [in_unit(up, row["values"][up]) for row in rows]
+        if all("trial" in row for row in rows):
+            more = {"trials": [row["trial"] for row in rows], **more}
+        else:
+            texts = [[f"{heading(n)} {figure(n, v)}" for n, v in r["values"].items()] for r in rows]
+            tips = [
+                "\n".join([r["name"], name, *text]) for r, text in zip(rows, texts, strict=True)
+            ]
+            more |= {"labels": [row["name"] for row in rows], "tips": tips}
+        return Series(name, xs, ys, color, mark, **more)
+
     known = [trial for trial in whole if trial["name"]]
-    names = [trial["name"] for trial in known]
-    series.append(points("published, measured here", known, "star", "known", labels=names, **ring))
+    ring: dict[str, Any] = {"radius": 7, "is_open": True}
+    line: Line = "steps" if is_maximised(up) else "straight"
+    series = [
+        points(
+            "dominated",
+            [trial for trial in whole if not trial["on_front"]],
+            "circle",
+            "dominated",
+            radius=3,
+            opacity=0.35 if len(whole) > 300 else 0.6,
+        ),
+        points("", best, None, "front", line=line, trials=()),
+        points(
+            "95 % interval",
+            on_front if is_spread else [],
+            None,
+            "front",
+            opacity=0.6,
+            trials=(),
+            x_ends=x_ends,
+            y_ends=y_ends,
+        ),
+        points("front", on_front, "circle", "front", radius=5),
+        points(
+            "stopped early, at the accuracy then",
+            stopped,
+            "cross",
+            "stopped",
+            radius=3,
+            is_hidden=True,
+            y=[trial["curve"][-1][1] for trial in stopped],
+        ),
+        points("tried first", [t for t in whole if t["is_start"]], "square", "start", **ring),
+        points(
+            "knee",
+            [t for t in whole if is_knee and t["trial"] == first],
+            "diamond",
+            "reference",
+            **ring,
+        ),
+        points(
+            "published, measured here",
+            known,
+            "star",
+            "known",
+            labels=[trial["name"] for trial in known],
+            **ring,
+        ),
+        points("reference", mine, "star", "reference", radius=6),
+        points("the paper's", document["published"], "triangle", "published", radius=5),
+        points("compared with", document["baselines"], "cross", "compared", radius=5),
+    ]
     rules = []
-    if tab["reference"] is not None:
-        mine = [trial for trial in whole if trial["trial"] == tab["reference"]["trial"]]
-        series.append(points("reference", mine, "star", "reference", radius=6))
-        text = "reference" if mine else f"reference, {tab['reference']['ms']:.3g} ms"
-        rules.append(Rule(tab["reference"]["ms"], text, "reference"))
-    series.append(others("the paper's", document["published"], "triangle", "published"))
-    series.append(others("compared with", document["baselines"], "cross", "compared"))
-    title = "FLOPs" if tab["title"] == "FLOPs" else f"{tab['title'][0].lower()}{tab['title'][1:]}"
+    if reference is not None:
+        text = "reference" if mine else f"reference, {reference['ms']:.3g} ms"
+        rules.append(Rule(reference["ms"], text, "reference"))
+    title = tab["title"]
+    title = title if title.startswith("FLOPs") else f"{title[0].lower()}{title[1:]}"
     return Chart(
         f"{document['study']}: {name_of(up)} against {title}",
         Axis(label_of(across), is_log=True),
