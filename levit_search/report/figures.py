@@ -162,20 +162,20 @@ def front(document: Document, tab: Mapping[str, Any]) -> Chart:
     def points(
         name: str, rows: Sequence[Trial], mark: Mark | None, color: str, **more: Any
     ) -> Series:
-        """Trials, or other networks with a name and values that are known in both figures."""
-        rows = [
-            row for row in rows if across in row["values"] and (up in row["values"] or "y" in more)
-        ]
+        """Trials, or other networks with a name, whose figures are both known."""
+        needed = {across} if "y" in more else {across, up}
+        rows = [row for row in rows if needed <= row["values"].keys()]
         xs = [in_unit(across, row["values"][across]) for row in rows]
         ys = more.pop("y", None) or [in_unit(up, row["values"][up]) for row in rows]
-        if all("trial" in row for row in rows):
+        if "trial" in next(iter(rows), {}):
             more = {"trials": [row["trial"] for row in rows], **more}
-        else:
-            texts = [[f"{heading(n)} {figure(n, v)}" for n, v in r["values"].items()] for r in rows]
-            tips = [
-                "\n".join([r["name"], name, *text]) for r, text in zip(rows, texts, strict=True)
+        elif rows:
+            more["labels"] = [row["name"] for row in rows]
+            more["tips"] = [
+                f"{row['name']}\n{name}\n"
+                + "\n".join(f"{heading(n)} {figure(n, row['values'][n])}" for n in (up, across))
+                for row in rows
             ]
-            more |= {"labels": [row["name"] for row in rows], "tips": tips}
         return Series(name, xs, ys, color, mark, **more)
 
     known = [trial for trial in whole if trial["name"]]
