@@ -24,7 +24,7 @@ from levit_search.errors import BudgetError, InputError
 from levit_search.export import Wishes
 from levit_search.model import save_weights
 from levit_search.report import contents, write_report
-from levit_search.report.figures import figures
+from levit_search.report.charts import figures
 from levit_search.search import Summary, begin, driver, search
 from levit_search.search.callbacks import CallbackList
 from levit_search.search.comparisons import Comparisons

@@ -11,8 +11,8 @@ from levit_search import architecture, cost
 from levit_search.architecture import published, published_names
 from levit_search.drawing import diagram
 from levit_search.drawing.diagram import Block, amount, share
+from levit_search.drawing.listing import Listing
 from levit_search.drawing.svg import SMALL, WIDTH
-from levit_search.drawing.terminal import Listing
 from levit_search.image_size import sides
 from tests.networks import tiny_description
 from tests.random_networks import images_for, random_network, unfilled

@@ -15,8 +15,7 @@ from safetensors.numpy import save_file
 
 from levit_search.drawing.chart import Axis, Chart, Drawable, Series, picture
 from levit_search.errors import BudgetError, InputError, UnknownNameError
-from levit_search.report.contents import Document, contents
-from levit_search.report.figures import (
+from levit_search.report.charts import (
     ChoiceLines,
     figures,
     front,
@@ -25,6 +24,7 @@ from levit_search.report.figures import (
     learning_curves,
     write_pictures,
 )
+from levit_search.report.contents import Document, contents
 from levit_search.search import search
 from levit_search.study import Study, read_config
 from tests.engines import CurveEngine, FailingEngine, StubEngine

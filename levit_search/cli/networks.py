@@ -96,7 +96,7 @@ def _counted(
 
 def _print_tree(title: str, layers: list["LayerCost"]) -> None:
     from levit_search.cost import Cost
-    from levit_search.drawing.terminal import ASCII_GUIDES, LINE_GUIDES, lines, tree
+    from levit_search.drawing.listing import ASCII_GUIDES, LINE_GUIDES, lines, tree
 
     root = tree("total", layers)
     heads = [head for name in Cost._fields for head in (name, "%")]
@@ -346,7 +346,7 @@ def show(
     Where there are trained weights, SVG and PNG show the attention biases and the first layer's
     filters below the blocks. JSON has the figures of every block, and the biases.
     """
-    from levit_search.drawing.terminal import Listing
+    from levit_search.drawing.listing import Listing
 
     form = _format(form, out)
     if form == "terminal" and weights is not None:

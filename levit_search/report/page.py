@@ -24,9 +24,9 @@ from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, on_target
 from levit_search.printable import quoted
 from levit_search.proportion import interval_text
+from levit_search.report.charts import SPENT, drawings, figures, lined, shades, spent
 from levit_search.report.choices import FEWEST
 from levit_search.report.contents import TITLES, Document, contents, is_whole, name_of
-from levit_search.report.figures import SPENT, drawings, figures, lined, shades, spent
 from levit_search.study import Study
 from levit_search.version import __version__
 
