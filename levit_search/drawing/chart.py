@@ -127,7 +127,8 @@ class Series:
     tips: Sequence[str] = ()
     """The same of what is no trial."""
     is_hidden: bool = False
-    """Until its name in the legend is pressed; left out of files."""
+    """Until its name in the legend is pressed; left out of files. The axes are made for the others:
+    what lies outside of them stands at their edge."""
 
 
 @dataclass(frozen=True)
@@ -269,10 +270,15 @@ def _inner(ends: Sequence[tuple[float, float] | None]) -> list[float]:
 def _scale(
     axis: Axis, low: float, high: float, start: float, end: float
 ) -> Callable[[float], float]:
-    """From a value to its place between ``start`` and ``end``."""
-    if not axis.is_log:
-        return lambda value: start + (end - start) * (value - low) / (high - low)
-    return lambda value: start + (end - start) * math.log(value / low) / math.log(high / low)
+    """From a value to its place between ``start`` and ``end``; what lies outside is at an end."""
+
+    def place(value: float) -> float:
+        value = min(max(value, low), high)
+        if axis.is_log:
+            return start + (end - start) * math.log(value / low) / math.log(high / low)
+        return start + (end - start) * (value - low) / (high - low)
+
+    return place
 
 
 def _drawn(
