@@ -70,6 +70,8 @@ class Axis:
 
     label: str
     is_log: bool = False
+    is_whole: bool = False
+    """Ticks are whole numbers."""
     low: float | None = None
     high: float | None = None
 
@@ -87,15 +89,16 @@ class Axis:
     def ticks(self, low: float, high: float, most: int) -> list[float]:
         """Even ones, or round ones of a log axis that is long enough for them."""
         if self.is_log:
-            for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+            for round_ones in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
                 decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-                found = [float(f"{step}e{decade}") for decade in decades for step in steps]
+                found = [float(f"{step}e{decade}") for decade in decades for step in round_ones]
                 found = [value for value in found if low <= value <= high]
                 if 4 <= len(found) <= most:
                     return found
-        raw = (high - low) / min(most, 6)
+        raw = max((high - low) / min(most, 6), 1.0 if self.is_whole else 0.0)
         unit = 10 ** math.floor(math.log10(raw))
-        step = next(times * unit for times in (1, 2, 2.5, 5, 10) if times * unit >= raw)
+        steps = (1, 2, 5, 10) if self.is_whole else (1, 2, 2.5, 5, 10)
+        step = next(times * unit for times in steps if times * unit >= raw)
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         return [float(f"{count * step:.6g}") for count in range(first, last + 1)]
 

@@ -318,7 +318,7 @@ def learning_curves(document: Document) -> Chart:
     ]
     return Chart(
         f"{document['study']}: learning curves",
-        Axis("epoch"),
+        Axis("epoch", is_whole=True),
         Axis(f"{label_of('top1_percent')} (val)"),
         series,
         rules,

@@ -13,6 +13,7 @@ from levit_search.study import Record, StudyConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from optuna.trial import FrozenTrial
 
 FEWEST = 20
 """Networks that shares can be told from at all."""
@@ -93,12 +94,12 @@ class Choices:
         objectives: Sequence[Objective],
     ) -> dict[str, dict[str, float]]:
         import optuna
-        from optuna.distributions import IntDistribution
+        from optuna.distributions import BaseDistribution, IntDistribution
         from optuna.importance import FanovaImportanceEvaluator, get_param_importances
         from optuna.trial import create_trial
 
         varied = [i for i in range(len(self._slots)) if np.ptp(places_ns[:, i]) > 0]
-        spread = {
+        spread: dict[str, BaseDistribution] = {
             self._slots[i].name: IntDistribution(0, len(self._slots[i].values) - 1) for i in varied
         }
         level = optuna.logging.get_verbosity()
@@ -114,10 +115,14 @@ class Choices:
             for column, objective in enumerate(objectives):
                 if not spread or np.ptp(points[:, column]) == 0:
                     continue
+
+                def target(trial: "FrozenTrial", column: int = column) -> float:
+                    return float(trial.values[column])
+
                 shares = get_param_importances(
                     study,
                     evaluator=FanovaImportanceEvaluator(n_trees=_TREES, max_depth=_DEPTH, seed=0),
-                    target=lambda trial, column=column: float(trial.values[column]),
+                    target=target,
                 )
                 found[objective] = {n: round(float(share), 4) for n, share in shares.items()}
             return found
