@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal, Protocol
 
-from levit_search.drawing.svg import LARGE, SMALL, Svg, document, number
+from levit_search.drawing.svg import LARGE, SMALL, Attributes, Svg, document, element, number
 
 WIDE, NARROW = 880, 384
 """Of a chart, in units: on a screen, and on a phone, where texts are to be as large."""
@@ -31,8 +31,8 @@ _POLYGONS: dict[str, list[tuple[float, float]]] = {
     "plus": _PLUS,
     "cross": [(0.7 * (x - y), 0.7 * (x + y)) for x, y in _PLUS],
 }
-_FILLED = 'fill="currentColor"'
-_OPEN = 'fill="none" stroke="currentColor" stroke-width="2"'
+_STROKE: Attributes = {"fill": "none", "stroke": "currentColor"}
+_LABEL: Attributes = {"fill": "currentColor", "stroke": "none"}
 _BAR_COLORS = ("front", "reference", "known", "published", "compared", "stopped")
 
 
@@ -184,23 +184,19 @@ class Chart:
             found.text(left - 7, y_of(value) + 4, text, look="faint", anchor="end")
         found.path(f"M{number(left)} {number(top)}V{number(bottom)}H{number(right)}", "line")
         found.text((left + right) / 2, bottom + 37, self.x.label, 13, anchor="middle")
-        middle = number((top + bottom) / 2)
-        found.add(
-            f'<text class="drawing-ink" transform="translate(14 {middle}) rotate(-90)" '
-            f'font-size="13" text-anchor="middle">{escape(self.y.label, quote=False)}</text>'
-        )
+        turned = f"translate(14 {number((top + bottom) / 2)}) rotate(-90)"
+        centred: Attributes = {"font_size": 13, "text_anchor": "middle"}
+        found.add(element("text", "ink", escape(self.y.label), transform=turned, **centred))
         for rule in self.rules:
             x = x_of(rule.x)
             anchor = "end" if x > 0.75 * width else "start" if x < 0.25 * width else "middle"
-            found.add(
-                f'<g class="drawing-in-{rule.color}" fill="currentColor">'
-                f'<path d="M{number(x)} {number(top)}V{number(bottom)}" stroke="currentColor" '
-                f'stroke-width="1.3" stroke-dasharray="6 4"/><text x="{number(x)}" '
-                f'y="{number(top - 7)}" font-size="{SMALL}" text-anchor="{anchor}">'
-                f"{escape(rule.text, quote=False)}</text></g>"
-            )
+            commands = f"M{number(x)} {number(top)}V{number(bottom)}"
+            line = element("path", d=commands, **_STROKE, stroke_width=1.3, stroke_dasharray="6 4")
+            at: Attributes = {"x": x, "y": top - 7, "font_size": SMALL, "text_anchor": anchor}
+            text = element("text", "", escape(rule.text), **at)
+            found.add(element("g", f"in-{rule.color}", line + text, fill="currentColor"))
         for each in series:
-            found.add(*_drawn(each, x_of, y_of))
+            found.add(_drawn(each, x_of, y_of))
         found.height = bottom + 46
         _legend(found, [each for each in series if each.name])
         return found
@@ -240,11 +236,8 @@ class Bars:
                 found.height += 16
             for values, color in zip(self.groups.values(), _BAR_COLORS, strict=False):
                 long = max((width - left - 60) * values[place] / full, 1)
-                y = number(found.height + 2)
-                found.add(
-                    f'<rect class="drawing-in-{color}" fill="currentColor" x="{number(left)}" '
-                    f'y="{y}" width="{number(long)}" height="12"/>'
-                )
+                size: Attributes = {"x": left, "y": found.height + 2, "width": long, "height": 12}
+                found.add(element("rect", f"in-{color}", fill="currentColor", **size))
                 share = f"{values[place]:.1f} %"
                 found.text(left + long + 6, found.height + 12, share, look="faint")
                 found.height += 15
@@ -284,70 +277,63 @@ def _scale(
     return place
 
 
-def _drawn(
-    each: Series, x_of: Callable[[float], float], y_of: Callable[[float], float]
-) -> list[str]:
+def _drawn(each: Series, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> str:
     """A series as a group of its colour."""
     points = [(x_of(x), y_of(y)) for x, y in zip(each.x, each.y, strict=True)]
-    name = escape(each.name)
-    hidden = ' display="none"' if each.is_hidden else ""
-    opacity = number(each.opacity)
-    fade = f' fill-opacity="{opacity}" stroke-opacity="{opacity}"' if each.opacity < 1 else ""
-    found = [
-        f'<g class="drawing-in-{each.color}" data-series="{name}"{hidden}{fade} '
-        f"{_OPEN if each.is_open else _FILLED}>"
-    ]
+    parts = []
     if each.line is not None:
-        found.append(_line(each, points))
-    for ends, place in ((each.x_ends, 0), (each.y_ends, 1)):
-        for point, interval in zip(points, ends, strict=False):
-            if interval is not None:
-                found.append(
-                    _interval(point, [(x_of, y_of)[place](end) for end in interval], place)
-                )
-    if each.mark is not None:
-        for index, (x, y) in enumerate(points):
-            extra = f' data-trial="{each.trials[index]}"' if each.trials else ""
-            extra += f' data-tip="{escape(each.tips[index])}"' if each.tips else ""
-            found.append(_mark(each.mark, x, y, each.radius, extra))
+        to = "H{0}V{1}" if each.line == "steps" else "L{0},{1}"
+        (start, *others) = ((number(x), number(y)) for x, y in points)
+        path = "M{},{}".format(*start) + "".join(to.format(*place) for place in others)
+        trial = each.trials[0] if each.trials and each.mark is None else None
+        dash = "6 4" if each.line == "dashed" else None
+        stroke: Attributes = {**_STROKE, "stroke_width": each.width, "stroke_dasharray": dash}
+        look = {} if each.line == "area" else stroke
+        parts.append(element("path", d=path, **look, data_trial=trial))
+    # Intervals are lines from end to end, with bars across their ends.
+    for (_, y), ends in zip(points, each.x_ends, strict=False):
+        if ends is not None:
+            low, high = (number(x_of(end)) for end in ends)
+            path = f"M{low} {number(y)}H{high}M{low} {number(y - 3)}v6M{high} {number(y - 3)}v6"
+            parts.append(element("path", d=path, **_STROKE))
+    for (x, _), ends in zip(points, each.y_ends, strict=False):
+        if ends is not None:
+            low, high = (number(y_of(end)) for end in ends)
+            path = f"M{number(x)} {low}V{high}M{number(x - 3)} {low}h6M{number(x - 3)} {high}h6"
+            parts.append(element("path", d=path, **_STROKE))
+    for index, (x, y) in enumerate(points if each.mark is not None else []):
+        trial = each.trials[index] if each.trials else None
+        tip = each.tips[index] if each.tips else None
+        parts.append(_mark(each, x, y, each.radius, data_trial=trial, data_tip=tip))
     for (x, y), label in zip(points, each.labels, strict=False):
-        found.append(
-            f'<text x="{number(x)}" y="{number(y + each.radius + 12)}" font-size="11" '
-            f'fill="currentColor" stroke="none" text-anchor="middle">'
-            f"{escape(label, quote=False)}</text>"
-        )
-    return [*found, "</g>"]
+        at: Attributes = {
+            "x": x,
+            "y": y + each.radius + 12,
+            "font_size": 11,
+            "text_anchor": "middle",
+        }
+        parts.append(element("text", "", escape(label), **at, **_LABEL))
+    opacity = each.opacity if each.opacity < 1 else None
+    more: Attributes = {
+        "fill_opacity": opacity,
+        "stroke_opacity": opacity,
+        "data_series": each.name,
+    }
+    more["display"] = "none" if each.is_hidden else None
+    return element("g", f"in-{each.color}", "\n".join(parts), **_paint(each), **more)
 
 
-def _line(each: Series, points: Sequence[tuple[float, float]]) -> str:
-    to = {"steps": "H{0}V{1}"}.get(each.line or "", "L{0},{1}")
-    texts = [(number(x), number(y)) for x, y in points]
-    path = "M{},{}".format(*texts[0]) + "".join(to.format(*text) for text in texts[1:])
-    trial = f' data-trial="{each.trials[0]}"' if each.trials and each.mark is None else ""
-    if each.line == "area":
-        return f'<path d="{path}Z"{trial}/>'
-    dash = ' stroke-dasharray="6 4"' if each.line == "dashed" else ""
-    return (
-        f'<path d="{path}" fill="none" stroke="currentColor" '
-        f'stroke-width="{number(each.width)}"{dash}{trial}/>'
-    )
+def _paint(each: Series) -> Attributes:
+    return {**_STROKE, "stroke_width": 2} if each.is_open else {"fill": "currentColor"}
 
 
-def _interval(point: tuple[float, float], ends: Sequence[float], place: int) -> str:
-    """A line from end to end, with bars across its ends."""
-    (x, y), (low, high) = map(number, point), map(number, ends)
-    path = f"M{low} {y}H{high}M{low} {{0}}v6M{high} {{0}}v6" if place == 0 else ""
-    path = path or f"M{x} {low}V{high}M{{0}} {low}h6M{{0}} {high}h6"
-    side = number(point[1 - place] - 3)
-    return f'<path d="{path.format(side)}" fill="none" stroke="currentColor" stroke-width="1"/>'
-
-
-def _mark(kind: Mark, x: float, y: float, radius: float, extra: str = "") -> str:
-    at = f'transform="translate({number(x)},{number(y)})"{extra}'
-    if kind == "circle":
-        return f'<circle r="{number(radius)}" {at}/>'
-    corners = " ".join(f"{number(radius * i)},{number(radius * j)}" for i, j in _POLYGONS[kind])
-    return f'<polygon points="{corners}" {at}/>'
+def _mark(each: Series, x: float, y: float, radius: float, **more: str | float | None) -> str:
+    at = f"translate({number(x)},{number(y)})"
+    if each.mark == "circle":
+        return element("circle", r=radius, transform=at, **more)
+    corners = _POLYGONS[each.mark or "square"]
+    points = " ".join(f"{number(radius * i)},{number(radius * j)}" for i, j in corners)
+    return element("polygon", points=points, transform=at, **more)
 
 
 def _legend(found: Svg, series: Sequence[Series]) -> None:
@@ -358,15 +344,13 @@ def _legend(found: Svg, series: Sequence[Series]) -> None:
         long = 7.1 * len(each.name) + 34
         if x > 16 and x + long > found.width:
             x, found.height = 16.0, found.height + 19
-        sample = f"M{number(x - 7)} {number(found.height - 4)}h14"
-        mark = _mark(each.mark, x, found.height - 4, min(each.radius, 6)) if each.mark else ""
-        if each.line is not None or not mark:
-            mark += f'<path d="{sample}" fill="none" stroke="currentColor" stroke-width="2"/>'
-        found.add(
-            f'<g data-entry="{escape(each.name)}"><g class="drawing-in-{each.color}" '
-            f"{_OPEN if each.is_open else _FILLED}>{mark}</g>"
-        )
-        found.text(x + 12, found.height, each.name)
-        found.add("</g>")
+        y = found.height - 4
+        sample = _mark(each, x, y, min(each.radius, 6)) if each.mark else ""
+        if each.line is not None or not sample:
+            commands = f"M{number(x - 7)} {number(y)}h14"
+            sample += element("path", d=commands, **_STROKE, stroke_width=2)
+        mark = element("g", f"in-{each.color}", sample, **_paint(each))
+        name = element("text", "ink", escape(each.name), x=x + 12, y=y + 4, font_size=SMALL)
+        found.add(element("g", "", mark + name, data_entry=each.name))
         x += long
     found.height += 8

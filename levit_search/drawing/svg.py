@@ -27,6 +27,7 @@ SMALL, NORMAL, LARGE = 12, 13, 15
 
 Look = Literal["ink", "faint"]
 Anchor = Literal["start", "middle", "end"]
+Attributes = dict[str, str | float | None]
 
 # cividis (Nunez, Anderton and Renslow 2018) in ten steps, without the end that the paper would
 # swallow; people with and without colour vision read it alike.
@@ -96,34 +97,29 @@ class Svg:
         bold: bool = False,
     ) -> None:
         """One line of text whose baseline is at ``y``; markup in it is written out."""
-        extra = "" if anchor == "start" else f' text-anchor="{anchor}"'
-        extra += ' font-weight="600"' if bold else ""
-        self.add(
-            f'<text class="drawing-{look}" x="{number(x)}" y="{number(y)}" '
-            f'font-size="{number(size)}"{extra}>{escape(text, quote=False)}</text>'
-        )
+        weight, told = "600" if bold else None, escape(text, quote=False)
+        more: Attributes = {
+            "text_anchor": None if anchor == "start" else anchor,
+            "font_weight": weight,
+        }
+        self.add(element("text", look, told, x=x, y=y, font_size=size, **more))
 
     def box(
         self, x: float, y: float, width: float, height: float, look: str, radius: float = 0
     ) -> None:
         """A rectangle that looks like ``drawing-LOOK``."""
-        corner = f' rx="{number(radius)}"' if radius else ""
-        self.add(
-            f'<rect class="drawing-{look}" x="{number(x)}" y="{number(y)}" '
-            f'width="{number(width)}" height="{number(height)}"{corner}/>'
-        )
+        size: Attributes = {"width": width, "height": height, "rx": radius or None}
+        self.add(element("rect", look, x=x, y=y, **size))
 
     def path(self, commands: str, look: str) -> None:
         """A path in SVG's own commands."""
-        self.add(f'<path class="drawing-{look}" d="{commands}"/>')
+        self.add(element("path", look, d=commands))
 
     def picture(self, x: float, y: float, width: float, height: float, png: bytes) -> None:
         """A PNG stretched to a size, its pixels sharp."""
-        self.add(
-            f'<image x="{number(x)}" y="{number(y)}" width="{number(width)}" '
-            f'height="{number(height)}" preserveAspectRatio="none" '
-            f'href="data:image/png;base64,{b64encode(png).decode()}"/>'
-        )
+        source = f"data:image/png;base64,{b64encode(png).decode()}"
+        size: Attributes = {"width": width, "height": height}
+        self.add(element("image", x=x, y=y, **size, preserveAspectRatio="none", href=source))
 
     def add(self, *elements: str) -> None:
         """Markup as it is."""
@@ -202,6 +198,21 @@ def png(svg: str, scale: float = 2.0) -> bytes:
     except ValueError as error:
         raise LevitSearchError(f"the SVG cannot be drawn as PNG ({error})") from None
     return bytes(drawn)
+
+
+def element(tag: str, look: str = "", inside: str = "", /, **attributes: str | float | None) -> str:
+    """Markup of an element that looks like ``drawing-LOOK``.
+
+    Args:
+        tag: its name.
+        look: none without a class.
+        inside: markup, too.
+        attributes: with ``_`` for ``-``; numbers are shortened, None leaves one out.
+    """
+    given = {"class": f"drawing-{look}" if look else None, **attributes}
+    texts = {n: v if isinstance(v, str) else number(v) for n, v in given.items() if v is not None}
+    told = "".join(f' {n.replace("_", "-")}="{escape(text)}"' for n, text in texts.items())
+    return f"<{tag}{told}>{inside}</{tag}>" if inside else f"<{tag}{told}/>"
 
 
 def number(value: float) -> str:

@@ -26,7 +26,7 @@ from levit_search.drawing.chart import (
     picture,
 )
 from levit_search.drawing.network_view import network_view
-from levit_search.drawing.svg import LARGE, Svg, number, png
+from levit_search.drawing.svg import LARGE, Svg, element, number, png
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, is_maximised
@@ -454,10 +454,8 @@ class ChoiceLines:
             for (start, above), (end, below) in itertools.pairwise(points):
                 middle = (above + below) / 2
                 path += f"C{start},{middle:g} {end},{middle:g} {end},{below:g}"
-            found.add(
-                f'<path class="drawing-in-shade-{self._shades[trial]}" stroke="currentColor" '
-                f'd="{path}" data-trial="{trial}"/>'
-            )
+            look = f"in-shade-{self._shades[trial]}"
+            found.add(element("path", look, stroke="currentColor", d=path, data_trial=trial))
         found.add("</g>")
         for index, ((name, texts), top) in enumerate(zip(self.axes, tops, strict=True)):
             if is_wide:
