@@ -18,12 +18,13 @@ import levit_search as ls
 from levit_search import baseline, table
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline, BaselineConfig
+from levit_search.drawing.chart import Chart
 from levit_search.engine.interface import Event
 from levit_search.errors import BudgetError, InputError
 from levit_search.export import ExportOptions
 from levit_search.model import save_weights
 from levit_search.report import contents, write_report
-from levit_search.report.plots import plots
+from levit_search.report.charts import figures
 from levit_search.search import Summary, begin, driver, search
 from levit_search.search.callbacks import CallbackList
 from levit_search.search.comparisons import Comparisons
@@ -529,11 +530,12 @@ def test_the_report_draws_them_on_the_front(whole: Study) -> None:
     assert (first["name"], first["values"]["top1_percent"]) == (RESNET, 99.0)
     assert second["accuracy"]["vs_best"] == "lower"
     assert "timm/test_resnet dominates" in document["beside_baselines"]
-    drawn = dict(plots(document))
+    drawn = figures(document)
     for name in ("front-latency_ms", "front-flops"):
-        (axes,) = drawn[name].axes
-        (line,) = [line for line in axes.get_lines() if line.get_label() == "compared with"]
-        assert list(line.get_ydata()) == [99.0, 20.0]
+        (chart,) = drawn[name]
+        assert isinstance(chart, Chart)
+        (series,) = [series for series in chart.series if series.name == "compared with"]
+        assert list(series.y) == [99.0, 20.0]
     page = write_report(whole).read_text()
     found = json.loads(page.split('id="study">')[1].split("</script>")[0])
     assert found["baselines"][0]["texts"]["top1_percent"] == "99.00"

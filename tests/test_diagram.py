@@ -1,19 +1,19 @@
 """The block diagram: its figures are the network's, its shapes the model's, its pictures sound."""
 
 import re
-from typing import cast
 from xml.etree import ElementTree
 
 import pytest
 import torch
 from torch import nn
 
-from levit_search import architecture, cost, diagram
+from levit_search import architecture, cost
 from levit_search.architecture import published, published_names
-from levit_search.diagram import Block
-from levit_search.diagram.outline import amount, share
+from levit_search.drawing import diagram
+from levit_search.drawing.diagram import Block, amount, share
+from levit_search.drawing.listing import Listing
+from levit_search.drawing.svg import SMALL, WIDTH
 from levit_search.image_size import sides
-from levit_search.sheet import SMALL, WIDTH
 from tests.networks import tiny_description
 from tests.random_networks import images_for, random_network, unfilled
 
@@ -173,7 +173,7 @@ def test_bars_are_in_proportion_and_the_longest_is_the_full_one() -> None:
     root = ElementTree.fromstring(diagram.svg(network))
 
     def lengths(look: str) -> list[float]:
-        found = [box for box in root.iter(f"{SVG}rect") if box.attrib["class"] == f"sheet-{look}"]
+        found = [box for box in root.iter(f"{SVG}rect") if box.attrib["class"] == f"drawing-{look}"]
         return [float(box.attrib["width"]) for box in found]
 
     shares = {
@@ -190,7 +190,7 @@ def test_bars_are_in_proportion_and_the_longest_is_the_full_one() -> None:
 @pytest.mark.parametrize("name", ["LeViT-384", "graft-1-9", "graft-4-0", "ablation-A5"])
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_terminals_diagram_keeps_its_columns(name: str, width: int) -> None:
-    text = cast(diagram.Listing, diagram.terminal(published(name), name)).text(width)
+    text = Listing(published(name), name).text(width)
     lines = text.splitlines()
     assert max(map(len, lines)) <= width
     assert lines[0].startswith(f"{name}: ")

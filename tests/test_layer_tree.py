@@ -2,7 +2,7 @@
 
 from levit_search import architecture
 from levit_search.cost import LayerCost, cost, layers
-from levit_search.layer_tree import ASCII_GUIDES, LINE_GUIDES, Node, lines, tree
+from levit_search.drawing.listing import ASCII_GUIDES, LINE_GUIDES, Node, lines, tree
 
 ROWS = [
     LayerCost("stem.convs.0", 1, 10, 100),

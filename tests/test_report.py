@@ -17,8 +17,8 @@ from levit_search.architecture import published
 from levit_search.audit.front_confidence import Accuracies, Reevaluation
 from levit_search.errors import InputError
 from levit_search.report import contents, report_of_run, write_report
+from levit_search.report.contents import grouped
 from levit_search.report.details import details
-from levit_search.report.reasons import grouped
 from levit_search.significance import wilson_percent
 from levit_search.study import Record, Study, StudyConfig
 from tests.conftest import ROOT, Cli
@@ -276,7 +276,7 @@ def test_what_a_study_says_stays_data(study: Study, document: dict[str, Any]) ->
         "study": "a</title><b>",
     }
     found = parsed(page(study, hostile))
-    assert [a.get("type") for a, _ in found.scripts] == ["application/json", None, "text/plain"]
+    assert [a.get("type") for a, _ in found.scripts] == ["application/json", None]
     assert not [tag for tag, _ in found.tags if tag in ("img", "b", "iframe", "object")]
     read = json.loads(found.scripts[0][1])
     assert read["data"]["class_names"] == [MARKUP, "{{script}}"]

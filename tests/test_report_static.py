@@ -13,13 +13,18 @@ import yaml
 from PIL import Image
 from safetensors.numpy import save_file
 
+from levit_search.drawing.chart import Axis, Chart, Drawable, Series, picture
 from levit_search.errors import BudgetError, InputError, UnknownNameError
-from levit_search.report import static
-from levit_search.report.contents import contents
-from levit_search.report.panels import Document, log_ticks, plot
-from levit_search.report.parallel import parallel_coordinates
-from levit_search.report.plots import front, hypervolume, importance, learning_curves, plots
-from levit_search.report.static import write_pictures
+from levit_search.report.charts import (
+    ChoiceLines,
+    figures,
+    front,
+    hypervolume,
+    importance,
+    learning_curves,
+    write_pictures,
+)
+from levit_search.report.contents import Document, contents
 from levit_search.search import search
 from levit_search.study import Study, read_config
 from tests.engines import CurveEngine, FailingEngine, StubEngine
@@ -64,6 +69,12 @@ def svgs(study: Study) -> list[Path]:
         return write_pictures(study, "svg")
 
 
+def series_of(chart: Drawable) -> dict[str, Series]:
+    """Those that stand in the legend, by their names."""
+    assert isinstance(chart, Chart)
+    return {series.name: series for series in chart.series if series.name}
+
+
 def texts(svg: Path) -> set[str]:
     return {each.text or "" for each in ElementTree.parse(svg).iter(f"{SVG}text")}
 
@@ -78,9 +89,8 @@ def test_every_picture_is_a_whole_svg(study: Study, told: Document, svgs: list[P
 
 
 def test_pngs_are_whole_pictures_of_the_same_names(
-    study: Study, svgs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, svgs: list[Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(static, "_DPI", 40)
     written = write_pictures(study, "png", tmp_path)
     assert [path.name for path in written] == [path.with_suffix(".png").name for path in svgs]
     for path in written:
@@ -115,43 +125,47 @@ def test_the_same_study_gives_the_same_files_and_a_picked_network_more(
 
 
 def test_axes_are_named_for_people_with_their_units(document: Document) -> None:
-    axes = front(document, document["tabs"][0]).axes[0]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("FLOPs, M", "Top-1 accuracy, %")
-    low, high = axes.get_xlim()
+    chart = front(document, document["tabs"][0])
+    assert (chart.x.label, chart.y.label) == ("FLOPs, M", "Top-1 accuracy, %")
+    low, high = chart.x.ends(series_of(chart)["front"].x)
     assert 0.001 < low < high < 10, "millions"
-    heads = [axes.get_xlabel() for axes in hypervolume(document).axes]
+    heads = [chart.x.label for chart in hypervolume(document)]
     assert heads[:2] == ["proposals", "epochs trained"]
 
 
 def test_the_front_is_told_from_what_it_dominates(document: Document) -> None:
-    axes = front(document, document["tabs"][0]).axes[0]
-    lines = {str(line.get_label()): line for line in axes.lines}
-    assert {"front", "dominated", "knee", "tried first"} <= lines.keys()
+    series = series_of(front(document, document["tabs"][0]))
+    assert {"front", "dominated", "knee", "tried first"} <= series.keys()
     best = [t for t in document["trials"] if t["on_front"]]
-    found = sorted(zip(*lines["front"].get_data(), strict=True))
+    found = sorted(zip(series["front"].x, series["front"].y, strict=True))
     expected = sorted((t["values"]["flops"] / 1e6, t["values"]["top1_percent"]) for t in best)
     assert found == expected
     complete = [t for t in document["trials"] if t["state"] == "complete" and not t["reused_from"]]
-    assert len(lines["dominated"].get_xdata()) == len(complete) - len(best)
-    markers = {line.get_marker() for name, line in lines.items() if not name.startswith("_")}
-    assert len(markers) >= 3, "not by colour alone"
+    assert len(series["dominated"].x) == len(complete) - len(best)
+    assert len({each.mark for each in series.values()}) >= 3, "not by colour alone"
 
 
 def test_stopped_and_front_curves_are_there(document: Document) -> None:
-    axes = learning_curves(document).axes[0]
-    assert axes.get_ylabel() == "Top-1 accuracy, % (val)"
-    ends = {str(line.get_label()): line for line in axes.lines if line.get_label()}
+    chart = learning_curves(document)
+    assert chart.y.label == "Top-1 accuracy, % (val)"
     stopped = [t for t in document["trials"] if t["outcome"] == "stopped"]
-    assert len(ends["stopped at a rung"].get_xdata()) == len(stopped) > 0
-    assert {text.get_text() for text in axes.texts} == {"rung"}
+    assert len(series_of(chart)["stopped at a rung"].x) == len(stopped) > 0
+    assert {rule.text.split(":")[0] for rule in chart.rules} == {"rung"}
 
 
-def test_a_choice_that_means_nothing_leaves_a_gap(document: Document) -> None:
-    axes = parallel_coordinates(document).axes[0]
-    heads = [label.get_text() for label in axes.get_xticklabels()]
-    assert heads == [*document["slots"], "FLOPs, M", "Top-1 accuracy, %"]
-    whole = [line for line in axes.lines if len(line.get_ydata()) == len(heads)]
-    assert any(any(y != y for y in line.get_ydata()) for line in whole)
+def test_a_choice_that_means_nothing_has_a_place_of_its_own(document: Document) -> None:
+    lines = ChoiceLines(document)
+    heads = [head for head, _ in lines.axes]
+    assert heads == [*document["slots"], "Top-1 accuracy, %", "FLOPs, M"]
+    trials = {trial["trial"]: trial["choices"] for trial in document["trials"]}
+    absent = 0
+    for trial, places in lines.lines.items():
+        assert len(places) == len(heads) and all(0 <= place <= 1 for place in places)
+        for choice, place, (_, texts) in zip(trials[trial], places, lines.axes, strict=False):
+            if choice is None:
+                absent += 1
+                assert texts[0] == "\u2013" and place < 1 / len(texts)
+    assert absent > 0
 
 
 def test_importance_has_a_bar_for_each_objective_and_slot(document: Document) -> None:
@@ -160,10 +174,15 @@ def test_importance_has_a_bar_for_each_objective_and_slot(document: Document) ->
         "top1_percent": {slots[0]: 0.7, slots[1]: 0.2},
         "flops": {slots[1]: 0.9},
     }
-    assert "importance" in dict(plots(document))
-    axes = importance(document).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [slots[1], slots[0]]
-    assert [bar.get_width() for bar in axes.patches] == pytest.approx([20, 70, 90, 0])
+    assert "importance" in figures(document)
+    bars = importance(document)
+    assert list(bars.labels) == [slots[1], slots[0]]
+    assert [v for values in bars.groups.values() for v in values] == pytest.approx([20, 70, 90, 0])
+    drawn = ElementTree.fromstring(picture([bars]))
+    widths = [float(b.attrib["width"]) for b in drawn.iter(f"{SVG}rect") if "fill" in b.attrib]
+    assert widths[:4] == pytest.approx(
+        [2 / 9 * widths[1], widths[1], 7 / 9 * widths[1], 1], abs=0.1
+    )
 
 
 def test_predicted_latencies_are_drawn_against_measured_ones(
@@ -171,13 +190,12 @@ def test_predicted_latencies_are_drawn_against_measured_ones(
 ) -> None:
     path = space_file(objectives=["top1_percent", "latency_ms"])
     document = contents(studied(path, tmp_path / "s", **{"search.trials": 3}))
-    assert "predicted-latency" not in dict(plots(document))
+    assert "predicted-latency" not in figures(document)
     document["prediction"] = [[1.0, 1.2, 0], [2.0, 1.9, 1]]
-    figures = dict(plots(document))
-    lines = {line.get_label(): line for line in figures["predicted-latency"].axes[0].lines}
-    assert list(lines["networks"].get_xdata()) == [1.2, 1.9]
-    assert list(lines["networks"].get_ydata()) == [1.0, 2.0]
-    assert figures["front-latency_ms"].axes[0].get_xlabel() == "Latency, ms"
+    drawn = figures(document)
+    networks = series_of(drawn["predicted-latency"][0])["networks"]
+    assert (networks.x, networks.y) == ([1.2, 1.9], [1.0, 2.0])
+    assert "Latency, ms" in drawn["front-latency_ms"][0].description
 
 
 def test_published_networks_and_references_are_marked(document: Document) -> None:
@@ -188,29 +206,27 @@ def test_published_networks_and_references_are_marked(document: Document) -> Non
     document["trials"][0]["name"] = "tiny = small"
     tab = document["tabs"][0]
     reference = {"name": "a", "ms": 0.5, "trial": None}
-    axes = front(document, {**tab, "reference": reference, "device": "cpu"}).axes[0]
-    assert {"LeViT-128S", "tiny = small"} == {text.get_text() for text in axes.texts}
-    labels = [str(line.get_label()) for line in axes.lines]
-    assert "the paper's" in labels and "reference, 0.5 ms" in labels
+    chart = front(document, {**tab, "reference": reference, "device": "cpu"})
+    assert {"LeViT-128S", "tiny = small"} == {text for s in chart.series for text in s.labels}
+    assert "the paper's" in series_of(chart)
+    assert [rule.text for rule in chart.rules] == ["reference, 0.5 ms"]
     own = front(document, {**tab, "reference": {**reference, "trial": 0}, "device": "cpu"})
-    assert "reference" in [str(line.get_label()) for line in own.axes[0].lines]
+    assert "reference" in series_of(own)
 
 
 def test_markup_in_a_device_is_text(document: Document, tmp_path: Path) -> None:
-    figure = front(document, {**document["tabs"][0], "device": "a <b> & $c_$"})
     path = tmp_path / "front.svg"
-    figure.savefig(path)
-    ElementTree.parse(path)
-    assert "a <b> & $c_$" in figure.axes[0].get_title("left")
+    path.write_text(picture([front(document, {**document["tabs"][0], "device": "a <b> & $c_$"})]))
+    assert "a <b> & $c_$" in texts(path)
 
 
 def test_what_there_is_nothing_to_show_of_is_left_out(
     space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = space_file(objectives=["params", "flops"])
-    figures = dict(plots(contents(studied(path, tmp_path / "s", **{"search.trials": 1}))))
-    assert set(figures) == {"front-flops", "hypervolume", "choices"}
-    assert figures["front-flops"].axes[0].get_ylabel() == "Parameters, M"
+    drawn = figures(contents(studied(path, tmp_path / "s", **{"search.trials": 1})))
+    assert set(drawn) == {"front-flops", "hypervolume", "choices"}
+    assert drawn["front-flops"][0].description.startswith("Parameters, M against FLOPs, M")
 
 
 def test_wrong_input_is_told(study: Study, tmp_path: Path) -> None:
@@ -236,14 +252,8 @@ def test_a_study_without_a_complete_trial_is_told(
 
 @pytest.mark.parametrize("ends", [(1.0, 1.4), (0.15, 0.7), (1.0, 40.0), (0.001, 1000.0)])
 def test_a_log_axis_has_ticks_to_read(ends: tuple[float, float]) -> None:
-    figure, axes = plot("")
-    axes.plot(ends, ends)
-    log_ticks(axes, "x")
-    figure.draw_without_rendering()
-    low, high = axes.get_xlim()
-    shown = [
-        label.get_text()
-        for place, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
-        if low <= place <= high
-    ]
-    assert 3 <= len([text for text in shown if text]) <= 10
+    axis = Axis("", is_log=True)
+    low, high = axis.ends(ends)
+    shown = axis.ticks(low, high, 10)
+    assert 3 <= len(shown) <= 10
+    assert all(low <= value <= high for value in shown)

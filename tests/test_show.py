@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from levit_search import architecture, cost, raster
+from levit_search import architecture, cost
+from levit_search.drawing.network_view import NetworkView
+from levit_search.drawing.svg import Svg, document, png
+from levit_search.drawing.weight_maps import BiasMaps
 from levit_search.errors import LevitSearchError
 from levit_search.model import build
 from levit_search.model.weights import save_weights
-from levit_search.portrait import Portrait
 from levit_search.search import driver
-from levit_search.sheet import Sheet, document
 from levit_search.study import Study
-from levit_search.weight_maps import BiasMaps
 from tests.conftest import Cli
 from tests.engines import StubEngine, run
 from tests.networks import tiny_description
@@ -63,7 +63,7 @@ def test_json_has_the_figures_of_every_block(cli: Cli) -> None:
 def test_what_is_no_number_is_null_in_json() -> None:
     values = np.array([[[0.25, np.nan], [np.inf, -1]]], dtype=np.float32)
     network = architecture.parse(tiny_description())
-    drawn = Portrait(network, "tiny", [BiasMaps("stages.0.blocks.0", "", values)], None)
+    drawn = NetworkView(network, "tiny", [BiasMaps("stages.0.blocks.0", "", values)], None)
     assert drawn.as_json()["attention_biases"][0]["values"] == [[[0.25, None], [None, -1.0]]]
 
 
@@ -136,33 +136,33 @@ def test_the_file_s_name_gives_the_format(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "b.svg").read_bytes().startswith(b"{")
 
 
-def drawn(png: bytes) -> np.ndarray:
+def drawn(picture: bytes) -> np.ndarray:
     """[height, width, RGB]"""
-    return np.asarray(Image.open(BytesIO(png)).convert("RGB")).astype(int)
+    return np.asarray(Image.open(BytesIO(picture)).convert("RGB")).astype(int)
 
 
 def test_a_png_has_text_in_it_and_is_of_the_light_theme() -> None:
     pytest.importorskip("resvg_py", reason="resvg-py is not installed")
-    sheet = Sheet()
-    sheet.text(4, 30, "Hello × →", 20, bold=True)
-    sheet.height = 40
-    with_text = drawn(raster.png(document([sheet], "", ""), scale=1))
+    part = Svg()
+    part.text(4, 30, "Hello × →", 20, bold=True)
+    part.height = 40
+    with_text = drawn(png(document([part], "", ""), scale=1))
     assert with_text.shape == (40, 384, 3)
     assert (with_text == 255).all(axis=2).mean() > 0.8, "a light background"
     dark = (with_text < 80).all(axis=2)
     assert dark[10:32, 4:180].sum() > 300, "dark letters"
     assert not dark[:, 180:].any()
-    twice = drawn(raster.png(document([sheet], "", "")))
+    twice = drawn(png(document([part], "", "")))
     assert twice.shape == (80, 768, 3)
 
 
 def test_what_is_no_svg_cannot_be_a_png() -> None:
     pytest.importorskip("resvg_py", reason="resvg-py is not installed")
     with pytest.raises(LevitSearchError, match="cannot be drawn as PNG"):
-        raster.png("<svg")
+        png("<svg")
 
 
 def test_without_resvg_png_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(LevitSearchError, match="pip install resvg-py"):
-        raster.png("<svg/>")
+        png("<svg/>")

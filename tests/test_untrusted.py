@@ -24,13 +24,13 @@ import yaml
 from PIL import Image
 
 import levit_search as ls
-from levit_search import diagram
 from levit_search.architecture import Architecture, parse, published
 from levit_search.configuration import LARGEST, parse_yaml, read_yaml
 from levit_search.data import DataConfig, describe
 from levit_search.data import load as load_data
 from levit_search.data.decoding import Decoding
 from levit_search.data.sources import FileSource, UnreadableError, decode, keep_from_ghostscript
+from levit_search.drawing import diagram
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.escaping import careful_console, printable
 from levit_search.export import predict

@@ -14,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from levit_search import architecture, weight_maps
+from levit_search import architecture
 from levit_search.architecture import Architecture, Graft
+from levit_search.drawing import weight_maps
+from levit_search.drawing.weight_maps import BiasMaps, PatchFilters
 from levit_search.errors import InputError
 from levit_search.model import Model, build
 from levit_search.model.weights import save_weights
-from levit_search.weight_maps import BiasMaps, PatchFilters
 from tests.networks import tiny_description
 from tests.random_networks import random_levit, randomised, unfilled
 
@@ -298,11 +299,11 @@ def test_drawing_imports_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(network.to_yaml())
     code = (
         "import sys; from pathlib import Path; from levit_search import architecture\n"
-        "from levit_search.portrait import portrait\n"
+        "from levit_search.drawing.network_view import network_view\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "network = architecture.load(str(folder / 'a.yaml'))\n"
-        "assert portrait(network, 'a', folder / 'w.safetensors').has_maps\n"
-        "portrait(network, 'a', folder / 'w.safetensors').svg()\n"
+        "assert network_view(network, 'a', folder / 'w.safetensors').has_maps\n"
+        "network_view(network, 'a', folder / 'w.safetensors').svg()\n"
         "print([name for name in ('torch', 'matplotlib', 'optuna', 'timm') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from levit_search import table
 from levit_search.audit.front_confidence import student_factor
 from levit_search.audit.search_cost import COSTS
-from levit_search.palette import BLUE, GREEN, GREY, ORANGE
+from levit_search.drawing.svg import BLUE, GREEN, GREY, ORANGE
 from levit_search.pareto import figure_and_target, is_maximised
 from levit_search.results import Document, Section, markdown_table, svg
 

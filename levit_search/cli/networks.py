@@ -96,7 +96,7 @@ def _counted(
 
 def _print_tree(title: str, layers: list["LayerCost"]) -> None:
     from levit_search.cost import Cost
-    from levit_search.layer_tree import ASCII_GUIDES, LINE_GUIDES, lines, tree
+    from levit_search.drawing.listing import ASCII_GUIDES, LINE_GUIDES, lines, tree
 
     root = tree("total", layers)
     heads = [head for name in Cost._fields for head in (name, "%")]
@@ -346,7 +346,7 @@ def show(
     Where there are trained weights, SVG and PNG show the attention biases and the first layer's
     filters below the blocks. JSON has the figures of every block, and the biases.
     """
-    from levit_search import diagram
+    from levit_search.drawing.listing import Listing
 
     form = _format(form, out)
     if form == "terminal" and weights is not None:
@@ -356,15 +356,15 @@ def show(
     network = architecture_of(arch)
     title = _title(arch)
     if form == "terminal":
-        listing = diagram.terminal(network, title)
+        listing = Listing(network, title)
         if out is None:
             print_table(listing)
         else:
             _write(listing.text(), out)
         return
-    from levit_search.portrait import portrait
+    from levit_search.drawing.network_view import network_view
 
-    drawn = portrait(network, title, weights or _trained(arch, network))
+    drawn = network_view(network, title, weights or _trained(arch, network))
     if weights is not None and not drawn.has_maps:
         say(f"levit-search: {arch} has neither attention biases nor filters over patches to draw")
     if form == "json":
@@ -372,9 +372,9 @@ def show(
     elif form == "svg":
         _write(drawn.svg(), out)
     else:
-        from levit_search import raster
+        from levit_search.drawing.svg import png
 
-        _write(raster.png(drawn.svg()), out)
+        _write(png(drawn.svg()), out)
 
 
 def _format(form: str | None, out: Path | None) -> str:

@@ -75,7 +75,7 @@ def report(
         if open_ and not webbrowser.open(page.absolute().as_uri()):
             say(f"levit-search: no browser was found to open {page} in")
         return
-    from levit_search.report.static import write_pictures
+    from levit_search.report.charts import write_pictures
 
     for path in write_pictures(opened, format, out, pick or ()):
         tell(str(path))

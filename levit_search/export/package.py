@@ -321,7 +321,7 @@ def _write_files(
     progress: Progress,
 ) -> dict[str, Any] | str:
     """Write all but the card; returns timm's name and arguments, or why timm has none."""
-    from levit_search import diagram
+    from levit_search.drawing import diagram
     from levit_search.export import formats, module
     from levit_search.export.checks import graph_layout
     from levit_search.export.timm_checkpoint import timm_checkpoint

@@ -1,6 +1,6 @@
 """Which choices a study's networks made, and which of them mattered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +44,6 @@ class Choices:
         self._slots = [slot for slot in self._space.slots if len(slot.values) > 1]
         self.slots: dict[str, list[Any]] = {slot.name: list(slot.values) for slot in self._slots}
         """By name, their values in order; those that vary."""
-        self._places: dict[str, list[int | None] | None] = {}
 
     def places(self, network: Architecture | None) -> list[int | None] | None:
         """For each slot the place of the network's value, None where the slot means nothing in it.
@@ -52,14 +51,7 @@ class Choices:
         Returns:
             None for no network, or one from outside the space.
         """
-        if network is None:
-            return None
-        if network.id not in self._places:
-            self._places[network.id] = self._looked_up(network)
-        return self._places[network.id]
-
-    def _looked_up(self, network: Architecture) -> list[int | None] | None:
-        values = self._space.chosen(network)
+        values = self._space.chosen(network) if network is not None else None
         if values is None:
             return None
         return [
@@ -80,68 +72,59 @@ class Choices:
             By objective and slot, the most important first; empty where there are too few networks
             or all are the same.
         """
-        complete = [record for record in records if record.is_evaluated]
-        chance = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         rows, kept = [], []
-        for record in complete:
-            places = self.places(record.architecture)
+        for record in records:
+            places = self.places(record.architecture) if record.is_evaluated else None
             if places is not None:
                 filled = zip(places, self._slots, strict=True)
-                rows.append([chance.integers(len(s.values)) if p is None else p for p, s in filled])
+                rows.append([rng.integers(len(s.values)) if p is None else p for p, s in filled])
                 kept.append(record.values)
-        if len(rows) > _MOST:
-            evenly = np.linspace(0, len(rows) - 1, _MOST).round().astype(int)
-            rows, kept = [rows[i] for i in evenly], [kept[i] for i in evenly]
         if len(rows) < FEWEST or not self._slots:
             return {}
-        points = minimised(kept, objectives)
-        return self._shares(np.array(rows), points, objectives)
+        count = min(len(rows), _MOST)
+        evenly = np.linspace(0, len(rows) - 1, count).round().astype(int)
+        places_ns = np.array(rows)[evenly]  # [networks, slots]
+        return self._shares(places_ns, minimised([kept[i] for i in evenly], objectives), objectives)
 
     def _shares(
         self,
-        places: "NDArray[np.int_]",
+        places_ns: "NDArray[np.int_]",
         points: "NDArray[np.float64]",
         objectives: Sequence[Objective],
     ) -> dict[str, dict[str, float]]:
-        """What :meth:`importance` gives, of places [networks, slots] and points."""
         import optuna
-        from optuna.distributions import IntDistribution
+        from optuna.distributions import BaseDistribution, IntDistribution
         from optuna.importance import FanovaImportanceEvaluator, get_param_importances
         from optuna.trial import create_trial
 
-        varied = [i for i in range(len(self._slots)) if np.ptp(places[:, i]) > 0]
-        names = [self._slots[i].name for i in varied]
-        spread = {
+        varied = [i for i in range(len(self._slots)) if np.ptp(places_ns[:, i]) > 0]
+        spread: dict[str, BaseDistribution] = {
             self._slots[i].name: IntDistribution(0, len(self._slots[i].values) - 1) for i in varied
         }
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # a new study is announced otherwise
         try:
             study = optuna.create_study(directions=["minimize"] * len(objectives))
-            study.add_trials(
-                [
-                    create_trial(
-                        params=dict(zip(names, row[varied].tolist(), strict=True)),
-                        distributions=dict(spread),
-                        values=point.tolist(),
-                    )
-                    for row, point in zip(places, points, strict=True)
-                ]
-            )
+            for row, point in zip(places_ns, points, strict=True):
+                params = dict(zip(spread, row[varied].tolist(), strict=True))
+                study.add_trial(
+                    create_trial(params=params, distributions=spread, values=point.tolist())
+                )
             found = {}
             for column, objective in enumerate(objectives):
-                if not names or np.ptp(points[:, column]) == 0:
+                if not spread or np.ptp(points[:, column]) == 0:
                     continue
+
+                def target(trial: "FrozenTrial", column: int = column) -> float:
+                    return float(trial.values[column])
+
                 shares = get_param_importances(
                     study,
                     evaluator=FanovaImportanceEvaluator(n_trees=_TREES, max_depth=_DEPTH, seed=0),
-                    target=_value(column),
+                    target=target,
                 )
                 found[objective] = {n: round(float(share), 4) for n, share in shares.items()}
             return found
         finally:
             optuna.logging.set_verbosity(level)
-
-
-def _value(column: int) -> "Callable[[FrozenTrial], float]":
-    return lambda trial: float(trial.values[column])

@@ -5,6 +5,7 @@ counts, one multiply-add is one FLOP), trials are named by their numbers.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,21 +24,45 @@ from levit_search.architecture import (
     published_names,
     sizes_of,
 )
-from levit_search.audit import search_cost
+from levit_search.audit import AuditStore, search_cost
 from levit_search.data import DataSurvey, describe
 from levit_search.errors import InputError
 from levit_search.image_size import plain_size
+from levit_search.pareto import PROBED, figure_and_target, is_maximised
 from levit_search.report.choices import Choices
-from levit_search.report.details import audited, chosen, details
-from levit_search.report.reasons import grouped
-from levit_search.report.tabs import network_id, rounded, tabs, upwards
+from levit_search.report.details import chosen, details
 from levit_search.reproduce import published_table
 from levit_search.significance import Accuracy, judged
 from levit_search.study import Outcome, Record, Study, outcome
 
 _CURVE_POINTS = 60  # of a learning curve that are shown at most
+_DIGITS = 7  # significant ones, beyond what any figure is good for
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_MOST_GROUPS = 40
+_MOST_TRIALS = 50  # that a group names
 # Not where trials are kept or how targets are reached: those may hold what is not for everybody.
 _SETTINGS = {"train", "teacher", "search", "limits", "architecture"}
+
+Document = Mapping[str, Any]
+"""See :func:`contents`."""
+Trial = Mapping[str, Any]
+"""One of a document's ``trials``."""
+
+TITLES: dict[str, tuple[str, str]] = {
+    "top1_percent": ("Top-1 accuracy", "%"),
+    "latency_ms": ("Latency", "ms"),
+    "latency_predicted_ms": ("Predicted latency", "ms"),
+    "prediction_error_percent": ("Prediction error", "%"),
+    "latency_ms_repeats_percent": ("Repeats within ±", "%"),
+    "latency_search_ms": ("Latency in the search", "ms"),
+    "latency_median_ms": ("Median latency", "ms"),
+    "latency_p95_ms": ("95th percentile of latency", "ms"),
+    "peak_memory_mb": ("Peak memory", "MB"),
+    "flops": ("FLOPs", "M"),
+    "params": ("Parameters", "M"),
+    "activations": ("Activations", "M"),
+}
+"""What each figure is called, and the unit in which people read it."""
 
 
 def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
@@ -103,19 +128,22 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         **{network_id: f"published as {name}" for network_id, name in names.items()},
     }
     listed = chosen(study, records, front, named, picked)
-    accuracies = audited(study)
+    accuracies = AuditStore(study.folder).networks
     epochs = config.candidate_recipe.epochs
     by_outcome = [(record, outcome(record, epochs)) for record in records]
     on_front = {record.trial for record in front}
     reference = study.reference() if config.reference is not None else None
     path = search_cost.trajectory(records, objectives, reference)
-    costs = tabs(study, records, attributes, references)
+    steps = path.steps()
+    # Drawn upwards is accuracy where there is one.
+    up = next((name for name in objectives if is_maximised(name)), objectives[0])
+    costs = _tabs(study, up, records, attributes, references)
     return {
         "study": config.name,
         "folder": str(study.folder),
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "objectives": list(objectives),
-        "up": upwards(objectives),
+        "up": up,
         "verdict": {**verdict.as_json(), "legend": verdict.legend()},
         "summary": _summary(study, by_outcome, front, path),
         "latency_legend": table.latency_legend(front, [tab["figure"] for tab in costs]),
@@ -125,12 +153,12 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
                 **_trial(record, became, names, choices),
                 "accuracy": _accuracy(verdict.by_trial.get(record.trial)),
                 "on_front": record.trial in on_front,
-                "is_start": network_id(record) in starts,
-                "is_reference": network_id(record) in references,
+                "is_start": _network_id(record) in starts,
+                "is_reference": _network_id(record) in references,
             }
             for record, became in by_outcome
         ],
-        "trajectory": _by_column(path.steps()),
+        "trajectory": {name: [step[name] for step in steps] for name in steps[0]},
         "importance": choices.importance(records, objectives),
         "slots": choices.slots,
         "prediction": _prediction(records),
@@ -150,7 +178,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         "baselines": [
             {
                 "name": each.summary,
-                "values": {name: rounded(value) for name, value in each.values.items()},
+                "values": {name: _rounded(value) for name, value in each.values.items()},
                 "accuracy": _accuracy(verdict.by_baseline.get(each.config.id)),
                 "reason": each.reason,
             }
@@ -158,6 +186,50 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         ],
         "beside_baselines": table.beside_baselines(front, baselines, objectives),
     }
+
+
+def is_whole(trial: Trial) -> bool:
+    """It was evaluated to the end, and not known from another trial."""
+    return trial["state"] == "complete" and trial["reused_from"] is None
+
+
+def name_of(figure: str) -> str:
+    """What a figure is called, without its unit."""
+    known, target = figure_and_target(figure)
+    return TITLES[known][0] if target is None else f"{TITLES[known][0]} on {target}"
+
+
+def label_of(figure: str) -> str:
+    """What is written at an axis."""
+    return f"{name_of(figure)}, {TITLES[figure_and_target(figure)[0]][1]}"
+
+
+def grouped(by_outcome: Sequence[tuple[Record, str]]) -> list[dict[str, Any]]:
+    """Those that failed and those that broke a limit, by reason.
+
+    Args:
+        by_outcome: all finished trials, each with what became of it.
+
+    Returns:
+        ``{outcome, reason, count, trials}``, failures first and the commonest first: reasons that
+        differ in their numbers alone are one, with ``…`` in the place of those that differ, and
+        ``trials`` are the first of them.
+    """
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record, became in by_outcome:
+        if became in ("failed", "infeasible"):
+            pattern = _NUMBER.sub("0", record.reason or "no reason was noted")
+            groups.setdefault((became, pattern), []).append(record)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0] != "failed", -len(item[1])))
+    return [
+        {
+            "outcome": became,
+            "reason": _common([record.reason or pattern for record in members]),
+            "count": len(members),
+            "trials": [record.trial for record in members[:_MOST_TRIALS]],
+        }
+        for (became, pattern), members in ordered[:_MOST_GROUPS]
+    ]
 
 
 def _published_ids(sample: Architecture) -> dict[str, str]:
@@ -196,6 +268,73 @@ def _references(study: Study, sample: Architecture) -> dict[str, str]:
     return found
 
 
+def _tabs(
+    study: Study,
+    up: str,
+    records: Sequence[Record],
+    attributes: Mapping[str, Any],
+    references: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """The costs that accuracy is drawn against: latency on each target, then the others."""
+    config = study.config
+    complete = [record for record in records if record.is_evaluated]
+    listed = [name for name in config.objectives if name != up]
+    if config.is_measured:
+        listed += ["latency_ms", *(f"latency_ms@{name}" for name in config.also_measured)]
+    known = [
+        name
+        for name in dict.fromkeys([*listed, "flops", "params"])
+        if name != up and not is_maximised(name) and all(name in r.values for r in complete)
+    ]
+    # Latencies first, in the order of the objectives; what is counted comes last.
+    known.sort(key=lambda name: (not name.startswith("latency_ms"), name in ("flops", "params")))
+    found = []
+    for name in known:
+        figure, target = figure_and_target(name)
+        beside: dict[str, Any] = {"reference": None, "device": None, "runtime": None}
+        if figure in PROBED:
+            section = config.latency if target is None else config.targets[target]
+            device = attributes.get("device")
+            if target is not None:
+                device = (attributes.get("devices") or {}).get(target)
+            cpu = device.get("gpu") or device.get("cpu") if isinstance(device, dict) else None
+            beside["device"] = f"{section.target.label}: {cpu}" if cpu else section.target.label
+            threads = "1 thread" if section.threads == 1 else f"{section.threads} threads"
+            how = f"{section.runtime}, {section.precision}, {threads}, batch {section.batch_size}"
+            beside["runtime"] = how
+            if figure == "latency_ms":
+                beside["reference"] = _reference(target, complete, attributes, references)
+        found.append(
+            {
+                "figure": name,
+                "title": name_of(name),
+                "unit": TITLES[figure][1],
+                "scale": table.scale(name),
+                "log": True,
+                "objective": name in config.objectives,
+                "front": [record.trial for record in table.front(complete, (name, up))],
+                **beside,
+            }
+        )
+    return found
+
+
+def _reference(
+    target: str | None,
+    complete: Sequence[Record],
+    attributes: Mapping[str, Any],
+    references: Mapping[str, str],
+) -> dict[str, Any] | None:
+    """The network that latencies are relative to, its own, and the trial that trained it."""
+    prefix = "" if target is None else f"{target}:"
+    for known, name in references.items():
+        ms = attributes.get("settled_ms", {}).get(f"{prefix}{known}")
+        if ms is not None:
+            trial = next((r.trial for r in complete if _network_id(r) == known), None)
+            return {"name": name, "ms": _rounded(ms), "trial": trial}
+    return None
+
+
 def _summary(
     study: Study,
     by_outcome: Sequence[tuple[Record, Outcome]],
@@ -218,29 +357,29 @@ def _summary(
     }
 
 
-def _by_column(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    return {name: [step[name] for step in steps] for name in steps[0]}
-
-
 def _trial(
     record: Record, outcome: str, names: Mapping[str, str], choices: Choices
 ) -> dict[str, Any]:
     network = record.architecture
+    # A learning curve keeps its ends, and not too many points between them.
     curve = (record.evaluation.get("training") or {}).get("curve", ())
+    points = np.linspace(0, len(curve) - 1, min(len(curve), _CURVE_POINTS)).round().astype(int)
+    shown = [curve[i] for i in np.unique(points)] if record.reused_from is None else []
     return {
         "trial": record.trial,
-        "id": network_id(record),
+        "id": _network_id(record),
         "state": record.state,
         "outcome": outcome,
         "name": names.get(network.id) if network is not None else None,
-        "values": {name: rounded(value) for name, value in record.values.items()},
+        "values": {name: _rounded(value) for name, value in record.values.items()},
         "architecture": network.summary() if network is not None else None,
         "reason": record.reason,
         "reused_from": record.reused_from,
         "seconds": round(record.seconds, 1),
-        "curve": [] if record.reused_from is not None else _thinned(curve),
+        "curve": [[point["epoch"], round(point["val_top1_percent"], 2)] for point in shown],
         "rungs": [
-            [rung["epoch"], rounded(rung["top1_percent"]), rung["goes_on"]] for rung in record.rungs
+            [rung["epoch"], _rounded(rung["top1_percent"]), rung["goes_on"]]
+            for rung in record.rungs
         ],
         "choices": choices.places(network),
     }
@@ -249,26 +388,19 @@ def _trial(
 def _accuracy(found: Accuracy | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    ends = {"low": rounded(found.low_percent), "high": rounded(found.high_percent)}
+    ends = {"low": _rounded(found.low_percent), "high": _rounded(found.high_percent)}
     return {**ends, "images": found.images, "vs_best": found.vs_best}
-
-
-def _thinned(curve: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """A learning curve with its ends, and not too many points between them."""
-    count = min(len(curve), _CURVE_POINTS)
-    places = np.unique(np.linspace(0, len(curve) - 1, count).round().astype(int)).tolist()
-    return [[curve[i]["epoch"], round(curve[i]["val_top1_percent"], 2)] for i in places]
 
 
 def _prediction(records: Sequence[Record]) -> list[list[float]]:
     """Each network once."""
     found: dict[str, list[float]] = {}
     for record in records:
-        values, known = record.values, network_id(record)
+        values, known = record.values, _network_id(record)
         if known is None or "prediction_error_percent" not in values:
             continue
         predicted, measured = values["latency_predicted_ms"], values["latency_ms"]
-        found.setdefault(known, [rounded(predicted), rounded(measured), record.trial])
+        found.setdefault(known, [_rounded(predicted), _rounded(measured), record.trial])
     return list(found.values())
 
 
@@ -298,12 +430,11 @@ def _sessions(study: Study) -> list[dict[str, Any]]:
         json.dumps(sessions, allow_nan=False)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []  # a study may have been copied without it
-    sound = isinstance(sessions, list) and all(map(_is_session, sessions))
-    return sessions if sound else []
-
-
-def _is_session(session: object) -> bool:
-    return isinstance(session, dict) and isinstance(session.get("command", []), list)
+    is_sound = isinstance(sessions, list) and all(
+        isinstance(session, dict) and isinstance(session.get("command", []), list)
+        for session in sessions
+    )
+    return sessions if is_sound else []
 
 
 def _data(study: Study, sample: Architecture) -> dict[str, Any]:
@@ -331,3 +462,20 @@ def _class_names(study: Study, survey: DataSurvey | None) -> list[str] | None:
         return list(describe(study.config.data).class_names)
     except InputError:
         return None
+
+
+def _common(reasons: Sequence[str]) -> str:
+    """The text with the numbers that all of them have."""
+    columns = zip(*(_NUMBER.findall(reason) for reason in reasons), strict=True)
+    shared = iter([column[0] if len(set(column)) == 1 else "…" for column in columns])
+    return _NUMBER.sub(lambda _: next(shared), reasons[0])
+
+
+def _rounded(value: float) -> float:
+    """A figure as a document has it, shorter than in the storage."""
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def _network_id(record: Record) -> str | None:
+    """Of the network that a trial proposed; None where it is none."""
+    return record.architecture.id if record.architecture is not None else None

@@ -5,7 +5,6 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from levit_search import table
-from levit_search.audit import AuditStore
 from levit_search.audit.front_confidence import Accuracies
 from levit_search.errors import InputError
 from levit_search.export import pick
@@ -100,40 +99,20 @@ def details(
         None. ``architecture`` is the full description.
     """
     assert record.architecture is not None
-    network = record.architecture
-    spread = _of_accuracy(record.values.get("top1_percent"), accuracy, audited.get(network.id))
-    listed = [name for name in record.values if figure_and_target(name)[0] in table.KNOWN]
-    return {
-        "figures": [_figure(record, name, spread) for name in sorted(listed, key=_order)],
-        "architecture": network.model_dump(mode="json"),
-    }
-
-
-def _figure(record: Record, name: str, of_accuracy: "_Spread") -> dict[str, Any]:
-    figure, target = figure_and_target(name)
-    spread = _Spread()
-    if figure == "top1_percent":
-        spread = of_accuracy
-    elif figure == "latency_ms":
-        found = record.evaluation.get("latency") if target is None else None
-        if target is not None:
-            found = (record.evaluation.get("targets") or {}).get(target)
-        spread = _of_latency(found or {})
-    return {"figure": name, "value": record.values[name], **spread._asdict()}
-
-
-def _order(name: str) -> tuple[int, str]:
-    figure, target = figure_and_target(name)
-    return (list(table.KNOWN).index(figure), target or "")
-
-
-def audited(study: Study) -> dict[str, Accuracies]:
-    """What an audit measured, by network id; empty where there was none.
-
-    Raises:
-        InputError: its file cannot be read.
-    """
-    return AuditStore(study.folder).networks
+    network, rows = record.architecture, []
+    order = list(table.KNOWN)
+    listed = [(*figure_and_target(name), name) for name in record.values]
+    listed = [row for row in listed if row[0] in order]
+    for figure, target, name in sorted(listed, key=lambda row: (order.index(row[0]), row[1] or "")):
+        spread = _Spread()
+        if figure == "top1_percent":
+            spread = _of_accuracy(record.values[name], accuracy, audited.get(network.id))
+        elif figure == "latency_ms" and target is None:
+            spread = _of_latency(record.evaluation.get("latency") or {})
+        elif figure == "latency_ms":
+            spread = _of_latency((record.evaluation.get("targets") or {}).get(target) or {})
+        rows.append({"figure": name, "value": record.values[name], **spread._asdict()})
+    return {"figures": rows, "architecture": network.model_dump(mode="json")}
 
 
 class _Spread(NamedTuple):
@@ -158,10 +137,8 @@ def _of_latency(found: Mapping[str, Any]) -> _Spread:
     return _Spread(low, high, f"95 % interval {texts[0]} to {texts[1]} ms ({how})")
 
 
-def _of_accuracy(percent: float | None, own: Accuracy | None, found: Accuracies | None) -> _Spread:
+def _of_accuracy(percent: float, own: Accuracy | None, found: Accuracies | None) -> _Spread:
     """The interval of the images together with what other seeds gave."""
-    if percent is None:
-        return _Spread()
     ends, texts = [], []
     if own is not None:
         ends += [own.low_percent, own.high_percent]

@@ -9,40 +9,30 @@ import hashlib
 import html
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from levit_search import diagram, table, weight_maps
-from levit_search.architecture import Architecture, parse
+from levit_search import table
+from levit_search.architecture import parse
 from levit_search.configuration import write_yaml
+from levit_search.drawing.chart import embedded
+from levit_search.drawing.svg import DARK, LIGHT
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.escaping import quoted
 from levit_search.files import write_atomically
-from levit_search.pareto import figure_and_target, is_maximised, on_target
-from levit_search.portrait import portrait
+from levit_search.pareto import figure_and_target, on_target
+from levit_search.report.charts import SPENT, drawings, figures, lined, shades, spent
 from levit_search.report.choices import FEWEST
-from levit_search.report.contents import contents
-from levit_search.report.tabs import TITLES
+from levit_search.report.contents import TITLES, Document, contents, is_whole, name_of
 from levit_search.significance import interval_text
 from levit_search.study import Study
 from levit_search.version import __version__
 
 _BROWSER = Path(__file__).with_name("browser")
-# In the order in which they are joined to one script.
-_SCRIPTS = (
-    "drawing",
-    "sketch",
-    "front",
-    "network",
-    "trials",
-    "progress",
-    "choices",
-    "setup",
-    "start",
-)
 _DRAWN_BYTES = 1_600_000  # of diagrams and maps in a page
+_NO_ROOM = "Its diagram is left out to keep this page small; `levit-search show` draws it."
 
 
 def write_report(study: Study, picked: Sequence[str] = (), out: Path | None = None) -> Path:
@@ -86,35 +76,77 @@ def report_of_run(study: Study, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def page(study: Study, document: Mapping[str, Any]) -> str:
+def page(study: Study, document: Document) -> str:
     """The page of what :func:`levit_search.report.contents.contents` gives."""
-    scripts = "\n".join((_BROWSER / f"{name}.js").read_text("utf-8") for name in _SCRIPTS)
-    script = f'"use strict";\n(() => {{\n{scripts}}})();\n'
-    plotly = _plotly()
-    allowed = " ".join(_hash(each) for each in (script, plotly))
+    script = (_BROWSER / "page.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
-        "policy": f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "policy": f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'",
         "version": html.escape(__version__),
         "title": html.escape(document["study"]),
-        "style": (_BROWSER / "page.css").read_text("utf-8"),
-        "study": _embedded({**document, **_for_people(study, document)}),
-        "plotly": plotly,
+        "style": _filled((_BROWSER / "page.css").read_text("utf-8"), _themes()),
+        "study": _embedded(_for_people(study, document)),
         "script": script,
+        **_figures(study, document),
     }
-    assert "</script" not in plotly + script
-    template = (_BROWSER / "page.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+    assert "</script" not in script
+    return _filled((_BROWSER / "page.html").read_text("utf-8"), parts)
 
 
-def _plotly() -> str:
-    """Plotly's own bundle, read without importing what it would take to make figures in Python."""
-    return (resources.files("plotly") / "package_data" / "plotly.min.js").read_text("utf-8")
+def _filled(template: str, parts: Mapping[str, str]) -> str:
+    return re.sub(r"\{\{([\w-]+)\}\}", lambda found: parts[found[1]], template)
 
 
-def _hash(script: str) -> str:
-    digest = hashlib.sha256(script.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
+def _themes() -> dict[str, str]:
+    """The colours of both themes as custom properties."""
+    return {
+        theme: " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+        for theme, colours in (("light", LIGHT), ("dark", DARK))
+    }
+
+
+def _figures(study: Study, document: Document) -> dict[str, str]:
+    """The figures, the numbers that are told beside them, and what else is hidden or shown."""
+    drawn = figures(document)
+    drawn["front"] = [part for name in drawn if name.startswith("front-") for part in drawn[name]]
+    summary = document["summary"]
+    saved, errors = summary["rungs"] or Counter(), summary["prediction"] or Counter()
+    names = ("front", "hypervolume", "learning-curves", "importance", "choices")
+    is_shown = {
+        "hypervolume": summary["hypervolume"] is not None,
+        "rungs": summary["rungs"] is not None,
+        "importance": bool(document["importance"]),
+        "too_few": bool(document["slots"] and not document["importance"]),
+        "nothing_varies": not document["slots"],
+    }
+    facts = {
+        "whole": len(list(filter(is_whole, document["trials"]))),
+        "fewest": FEWEST,
+        "reference": ", ".join(
+            f"{table.heading(name)} {table.figure(name, value)}"
+            for name, value in (study.config.reference or {}).items()
+        ),
+        "stopped": f"{saved['stopped']} of {saved['trained']}",
+        "saved": f"{saved['saved_percent']:.0f} %",
+        "hours": f"{saved['hours_saved']:.2g}",
+        "predicted": errors["networks"],
+        "error": f"{errors['mean_abs_percent']:.1f} %",
+        "worst": f"{errors['worst_abs_percent']:.1f} %",
+        "bias": f"{abs(errors['mean_percent']):.1f} % "
+        f"{'too slow' if errors['mean_percent'] > 0 else 'too fast'}",
+    }
+    return {
+        **{
+            name: "".join(
+                f'<div class="chart">{embedded(part)}</div>' for part in drawn.get(name, ())
+            )
+            for name in (*names, "predicted-latency")
+        },
+        **{f"told_{name}": html.escape(str(fact)) for name, fact in facts.items()},
+        **{f"if_{name}": "" if is_there else "hidden" for name, is_there in is_shown.items()},
+        **{f"unless_{name}": "hidden" if is_there else "" for name, is_there in is_shown.items()},
+    }
 
 
 def _embedded(document: Mapping[str, Any]) -> str:
@@ -125,8 +157,8 @@ def _embedded(document: Mapping[str, Any]) -> str:
     return text
 
 
-def _for_people(study: Study, document: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page needs beside the document: texts as the other tables have them, drawings."""
+def _for_people(study: Study, document: Document) -> dict[str, Any]:
+    """What the page's script needs: the document without what is drawn, figures as texts."""
     objectives, up = document["objectives"], document["up"]
     tabs = [tab["figure"] for tab in document["tabs"]]
     trials = document["trials"]
@@ -141,42 +173,40 @@ def _for_people(study: Study, document: Mapping[str, Any]) -> dict[str, Any]:
     columns = [name for name in columns if any(name in trial["values"] for trial in trials)]
     known = {name for trial in trials for name in trial["values"]}
     known = {name for name in known if figure_and_target(name)[0] in table.KNOWN}
-    up_name, up_unit = TITLES[figure_and_target(up)[0]]
-    scale = "" if is_maximised(up) else ", log scale"
+    is_drawn = {"trajectory", "importance", "prediction", "published"}
+    lines = lined(document)
     return {
+        **{name: part for name, part in document.items() if name not in is_drawn},
         "heads": {name: table.heading(name) for name in known},
-        "names": {name: _name(name) for name in columns},
+        "names": {name: name_of(name) for name in columns},
         "columns": columns,
-        "up_name": _name(up),
-        "up_unit": up_unit,
-        "up_title": f"{up_name} ({up_unit}{scale})",
-        "up_scale": table.scale(up),
-        "up_is_more": is_maximised(up),
-        "ends": {name: _ends(name, trials) for name in columns},
-        "trials": [
-            {
-                **trial,
-                "texts": _texts(trial["values"], columns),
-                "accuracy": _accuracy(trial["accuracy"]),
+        "up_name": name_of(up),
+        "up_unit": TITLES[figure_and_target(up)[0]][1],
+        "spent": [SPENT[name][0] for name in spent(document)],
+        "lines": {
+            name: {
+                "shades": shades(lines, name),
+                "ends": [
+                    table.figure(name, end(trial["values"][name] for trial in lines))
+                    for end in (min, max)
+                ],
             }
-            for trial in trials
-        ],
-        "baselines": [
-            {
-                **each,
-                "texts": _texts(each["values"], columns),
-                "accuracy": _accuracy(each["accuracy"]),
-            }
-            for each in document["baselines"]
-        ],
-        "tabs": [{**tab, "reference": _reference(tab["reference"])} for tab in document["tabs"]],
+            for name in dict.fromkeys([up, *objectives, *tabs])
+            if lines
+        },
+        "trials": [_with_texts(trial, columns) for trial in trials],
+        "baselines": [_with_texts(each, columns) for each in document["baselines"]],
+        "tabs": [{**tab, "note": _note(document, tab)} for tab in document["tabs"]],
         "details": _with_drawings(study, document["details"], document["chosen"]),
-        "environment": {"sessions": [_session(s) for s in document["environment"]["sessions"]]},
-        "importance_fewest": FEWEST,
-        "reference_point": ", ".join(
-            f"{table.heading(name)} {table.figure(name, value)}"
-            for name, value in (study.config.reference or {}).items()
-        ),
+        "environment": {
+            "sessions": [
+                {
+                    **session,
+                    "command_text": " ".join(quoted(str(w)) for w in session.get("command", [])),
+                }
+                for session in document["environment"]["sessions"]
+            ]
+        },
         "search_text": _search_text(study),
         "training_text": _training_text(study, study.attributes().get("teacher_choice")),
         "settings": None,  # as a text instead
@@ -184,37 +214,33 @@ def _for_people(study: Study, document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _name(figure: str) -> str:
-    known, target = figure_and_target(figure)
-    name = TITLES[known][0]
-    return name if target is None else f"{name} on {target}"
+def _note(document: Document, tab: Mapping[str, Any]) -> str:
+    """What is said of a front: where it was measured, and how its points are to be read."""
+    texts = [f"Measured on {tab['device']}; {tab['runtime']}."] if tab["device"] else []
+    if reference := tab["reference"]:
+        trial = f", trial {reference['trial']}"
+        known = " (its accuracy is not known here)" if reference["trial"] is None else trial
+        ms = table.figure("latency_ms", reference["ms"])
+        texts.append(f"Reference: {reference['name']}, {ms} ms{known}.")
+    if not tab["objective"]:
+        texts.append(
+            "Not an objective of this search: the front marked is that of its objectives, the line "
+            "what is best at each cost here."
+        )
+    if document["up"] == "top1_percent":
+        texts.append(document["verdict"]["legend"])
+    if tab["figure"].startswith("latency_ms"):
+        texts.append(document["latency_legend"])
+    return " ".join(filter(None, texts))
 
 
-def _texts(values: Mapping[str, float], names: Sequence[str]) -> dict[str, str]:
-    return {name: table.figure(name, values[name]) for name in names if name in values}
-
-
-def _accuracy(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return {**found, "interval": interval_text(found["low"], found["high"])}
-
-
-def _ends(name: str, trials: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The least and the most that networks in the parallel coordinates have."""
-    values = [
-        trial["values"][name]
-        for trial in trials
-        if trial["state"] == "complete" and trial["reused_from"] is None and trial["choices"]
-        if name in trial["values"]
-    ]
-    return [table.figure(name, value) for value in (min(values), max(values))] if values else []
-
-
-def _reference(reference: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if reference is None:
-        return None
-    return {**reference, "text": table.figure("latency_ms", reference["ms"])}
+def _with_texts(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A trial or a baseline with its figures as texts."""
+    values, accuracy = row["values"], row["accuracy"]
+    if accuracy is not None:
+        accuracy = {**accuracy, "interval": interval_text(accuracy["low"], accuracy["high"])}
+    texts = {name: table.figure(name, values[name]) for name in names if name in values}
+    return {**row, "texts": texts, "accuracy": accuracy}
 
 
 def _with_drawings(
@@ -225,43 +251,22 @@ def _with_drawings(
     for trial in order:
         known = details[str(trial)]
         network = parse(known["architecture"])
-        rows = [
-            {**row, "text": table.figure(row["figure"], row["value"])} for row in known["figures"]
-        ]
-        drawings = _drawings(study, int(trial), network) if left > 0 else {"note": _NO_ROOM}
-        left -= sum(map(len, drawings.values()))
+        diagram, maps, note = "", "", _NO_ROOM
+        if left > 0:
+            diagram, maps, note = drawings(study, trial, network, network.summary(), True)
+        left -= len(diagram) + len(maps)
         found[str(trial)] = {
             "picked_as": known["picked_as"],
-            "figures": rows,
+            "figures": [
+                {**row, "text": table.figure(row["figure"], row["value"])}
+                for row in known["figures"]
+            ],
             "yaml": write_yaml(known["architecture"]),
-            **drawings,
+            "diagram": diagram,
+            "maps": maps,
+            "note": note,
         }
     return found
-
-
-_NO_ROOM = "Its diagram is left out to keep this page small; `levit-search show` draws it."
-
-
-def _drawings(study: Study, trial: int, network: Architecture) -> dict[str, str]:
-    """The block diagram, and the maps where there are weights to read them from."""
-    found = {"diagram": diagram.svg(network, embedded=True)}
-    if not study.weights(network.id).is_file():
-        found["note"] = "Its trained weights are not kept here, so there are no maps of them."
-        return found
-    try:
-        weights = study.sound_weights(trial, network)
-        drawn = portrait(network, network.summary(), weights)
-    except InputError as error:
-        found["note"] = str(error)
-        return found
-    if drawn.has_maps:
-        found["maps"] = weight_maps.svg(drawn.biases, drawn.filters, drawn.title, embedded=True)
-    return found
-
-
-def _session(session: Mapping[str, Any]) -> dict[str, Any]:
-    command = map(str, session.get("command", []))
-    return {**session, "command_text": " ".join(map(quoted, command))}
 
 
 def _search_text(study: Study) -> str:

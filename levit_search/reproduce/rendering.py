@@ -5,8 +5,8 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from levit_search.drawing.svg import COLORS, MARKERS
 from levit_search.image_size import size_text
-from levit_search.palette import COLORS, MARKERS
 from levit_search.reproduce import (
     COLUMNS,
     PaperRow,

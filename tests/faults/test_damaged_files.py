@@ -22,6 +22,7 @@ from levit_search.audit.front_confidence import Accuracies, Reevaluation
 from levit_search.audit.reevaluation import Reevaluator
 from levit_search.distill import teacher as teachers
 from levit_search.distill.store import Answer, Header, Store
+from levit_search.drawing.weight_maps import read_weights
 from levit_search.errors import LevitSearchError, TrialError
 from levit_search.export import retraining
 from levit_search.files import read_checksummed, remove_unfinished, write_checksummed
@@ -36,7 +37,6 @@ from levit_search.recipe import TeacherConfig
 from levit_search.reproduce import ReproductionStore
 from levit_search.study import Study, read_config
 from levit_search.train import Checkpoint
-from levit_search.weight_maps import read_weights
 from tests.conftest import Cli
 from tests.faults.conftest import Account, Quoted
 from tests.networks import tiny_description

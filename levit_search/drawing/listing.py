@@ -1,13 +1,14 @@
-"""The block diagram as a table for the terminal, with bars of FLOPs and params."""
+"""Networks on a terminal: the block diagram as a table with bars, layers as a tree with sums."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from levit_search.architecture import Architecture
-from levit_search.cost import cost
-from levit_search.diagram.outline import Row, amount, blocks, rows
+from levit_search.cost import Cost, LayerCost, cost
+from levit_search.drawing.diagram import Row, amount, blocks, rows
+from levit_search.drawing.svg import AMBER, SKY
 from levit_search.image_size import image_shape
-from levit_search.palette import AMBER, SKY
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -18,10 +19,17 @@ _ASCII = str.maketrans({"×": "x", "→": ">"})
 
 
 class Listing:
-    """A network's rows; bars are as long as the terminal has room for, and ASCII where it must."""
+    """The block diagram of a network, for rich to print.
 
-    def __init__(self, network: Architecture, title: str) -> None:
-        self.network, self.title = network, title
+    Bars are as long as the terminal has room for, and ASCII where it must.
+
+    Args:
+        network: of either family.
+        title: the network's name, if it has one; its summary otherwise.
+    """
+
+    def __init__(self, network: Architecture, title: str = "") -> None:
+        self.network, self.title = network, title or network.summary()
 
     def __rich_console__(
         self, console: "Console", options: "ConsoleOptions"
@@ -73,16 +81,12 @@ def _labels(drawn: list[Row], width: int) -> tuple[list[str], int]:
     shapes = max(len(row.block.shape) for row in drawn)
     left = width - shapes - 2 * 6 - 2 * 4 - 7  # two figures, their shares, the gaps
     for between, least in (("  ", 8), ("\n    ", 4)):
-        labels = [f"  {between.join(filter(None, _words(row)))}" for row in drawn]
+        labels = [f"  {between.join(filter(None, (row.title, row.block.detail)))}" for row in drawn]
         longest = max(len(line) for label in labels for line in label.split("\n"))
         room = (left - longest) // 2
         if room >= least:
             break
     return labels, max(4, min(24, room))
-
-
-def _words(row: Row) -> tuple[str, str]:
-    return row.title, row.block.detail
 
 
 def _figures(row: Row) -> tuple[tuple[int, float, str], ...]:
@@ -101,11 +105,76 @@ def _bar(length: float, is_ascii: bool) -> str:
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def terminal(network: Architecture, title: str = "") -> Listing:
-    """The diagram of one network for rich to print.
+@dataclass
+class Node:
+    """A module and everything in it; an entry of a list carries its index, as in ``blocks.1``."""
 
-    Args:
-        network: of either family.
-        title: the network's name, if it has one; its summary otherwise.
+    name: str
+    cost: Cost
+    children: list["Node"] = field(default_factory=list)
+
+
+def tree(name: str, layers: Iterable[LayerCost]) -> Node:
+    """The tree of ``layers``, in their order, under a root called ``name``.
+
+    A layer may have others below it; its own figures are then part of its node's sum.
     """
-    return Listing(network, title or network.summary())
+    root = Node(name, Cost(0, 0, 0))
+    for layer in layers:
+        node = root
+        _add(node, layer)
+        for part in _parts(layer.name):
+            child = next((child for child in node.children if child.name == part), None)
+            if child is None:
+                child = Node(part, Cost(0, 0, 0))
+                node.children.append(child)
+            node = child
+            _add(node, layer)
+    return root
+
+
+@dataclass(frozen=True)
+class Guides:
+    """What stands before a name for each level above it; all four are equally wide."""
+
+    space: str
+    line: str
+    fork: str
+    end: str
+
+
+ASCII_GUIDES = Guides("   ", "|  ", "+- ", "`- ")
+LINE_GUIDES = Guides("   ", "│  ", "├─ ", "└─ ")
+
+
+def lines(root: Node, guides: Guides = LINE_GUIDES) -> Iterator[tuple[str, Cost]]:
+    """The tree from the root down, each node as its name behind guides, with its figures."""
+    yield root.name, root.cost
+    yield from _below(root, "", guides)
+
+
+def _below(node: Node, before: str, guides: Guides) -> Iterator[tuple[str, Cost]]:
+    for child in node.children:
+        last = child is node.children[-1]
+        yield before + (guides.end if last else guides.fork) + child.name, child.cost
+        yield from _below(child, before + (guides.space if last else guides.line), guides)
+
+
+def _parts(name: str) -> list[str]:
+    """``stages.0.blocks.1.mlp`` as ``stages.0``, ``blocks.1``, ``mlp``.
+
+    What has a number already keeps a node of its own: ``layer2.1`` is ``layer2``, ``layer2.1``.
+    """
+    parts: list[str] = []
+    for part in name.split("."):
+        if part.isdigit() and parts and parts[-1][-1].isdigit():
+            parts.append(f"{parts[-1]}.{part}")
+        elif part.isdigit() and parts:
+            parts[-1] += f".{part}"
+        else:
+            parts.append(part)
+    return parts
+
+
+def _add(node: Node, layer: LayerCost) -> None:
+    node.cost = Cost(*(above + own for above, own in zip(node.cost, layer[1:], strict=True)))

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from levit_search import diagram, weight_maps
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
-from levit_search.sheet import document
-from levit_search.weight_maps import BiasMaps, PatchFilters
+from levit_search.drawing import diagram, weight_maps
+from levit_search.drawing.svg import document
+from levit_search.drawing.weight_maps import BiasMaps, PatchFilters
 
 
 @dataclass(frozen=True)
-class Portrait:
+class NetworkView:
     """A network, its name, and what of its weights is worth drawing."""
 
     network: Architecture
@@ -28,14 +28,14 @@ class Portrait:
         return bool(self.biases) or self.filters is not None
 
     def svg(self, embedded: bool = False) -> str:
-        """One picture; see :func:`levit_search.sheet.document` for ``embedded``."""
-        sheets = weight_maps.sheets(self.biases, self.filters)
+        """One picture; see :func:`levit_search.drawing.svg.document` for ``embedded``."""
+        maps = weight_maps.draw(self.biases, self.filters)
         words = [
             diagram.description(self.network),
             weight_maps.description(self.biases, self.filters),
         ]
         return document(
-            [diagram.sheet(self.network, self.title), *sheets],
+            [diagram.draw(self.network, self.title), *maps],
             f"Block diagram of {self.title}",
             " ".join(words).strip(),
             embedded,
@@ -56,17 +56,17 @@ class Portrait:
         }
 
 
-def portrait(network: Architecture, title: str, weights: Path | None) -> Portrait:
+def network_view(network: Architecture, title: str, weights: Path | None) -> NetworkView:
     """A network with the weights in a safetensors file, or without.
 
     Raises:
         InputError: the file cannot be read, or its tensors are not this network's.
     """
     if weights is None:
-        return Portrait(network, title, [], None)
+        return NetworkView(network, title, [], None)
     tensors = weight_maps.read_weights(weights)
     biases = weight_maps.attention_biases(network, tensors, str(weights))
-    return Portrait(
+    return NetworkView(
         network, title, biases, weight_maps.patch_filters(network, tensors, str(weights))
     )
 

@@ -1,6 +1,11 @@
-"""A network as a list of blocks with their map sizes and their share of parameters and FLOPs."""
+"""A network as a block diagram after the paper's Figure 4, with what each block costs.
+
+First the blocks with their map sizes and their share of parameters and FLOPs, then the SVG: boxes
+from the image down to the heads, beside them bars of FLOPs and parameters.
+"""
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -18,7 +23,18 @@ from levit_search.architecture import (
     Stage,
 )
 from levit_search.architecture.resnet import Cut, ResNetName, block_layers
-from levit_search.image_size import Sides, compact, sides
+from levit_search.drawing.svg import LARGE, NORMAL, SMALL, WIDTH, Svg, document
+from levit_search.image_size import Sides, compact, image_shape, sides
+
+_MARGIN = 4
+_BAR = 74  # the length of a full bar
+_PARAMS = WIDTH - _MARGIN - _BAR
+_FLOPS = _PARAMS - 10 - _BAR
+_LEFT, _RIGHT = _MARGIN + 10, _FLOPS - 10  # the boxes; residual connections run left of them
+_FLOW = _RIGHT - 16  # the arrows from box to box
+_PADDING = 7
+_STEP = 10  # between two boxes
+_LINE = 15
 
 Kind = Literal["convolution", "residual", "pool", "tokens", "attention", "shrink", "mlp", "head"]
 """``residual`` is a ResNet's block; ``tokens`` are positions, added tokens and their norm."""
@@ -70,26 +86,14 @@ class Row:
 
     block: Block
     repeats: int
+    params: int
+    flops: int
+    params_share: float
+    flops_share: float
 
     @property
     def title(self) -> str:
         return self.block.title if self.repeats == 1 else f"{self.repeats} × {self.block.title}"
-
-    @property
-    def params(self) -> int:
-        return self.repeats * self.block.params
-
-    @property
-    def flops(self) -> int:
-        return self.repeats * self.block.flops
-
-    @property
-    def params_share(self) -> float:
-        return self.repeats * self.block.params_share
-
-    @property
-    def flops_share(self) -> float:
-        return self.repeats * self.block.flops_share
 
 
 def blocks(network: Architecture) -> list[Block]:
@@ -101,7 +105,7 @@ def blocks(network: Architecture) -> list[Block]:
     outline = _graft(network) if isinstance(network, Graft) else _levit(network)
     for block in outline:
         params = flops = 0
-        while layer is not None and _belongs(layer.name, block):
+        while layer is not None and block.name and f"{layer.name}.".startswith(f"{block.name}."):
             params, flops = params + layer.params, flops + layer.flops
             layer = next(layers, None)
         found.append(
@@ -123,18 +127,55 @@ def rows(blocks: Sequence[Block]) -> list[Row]:
     units = [list(unit) for _, unit in groupby(blocks, _unit)]
     for _, run in groupby(units, lambda unit: [replace(block, name="") for block in unit]):
         equal = list(run)
-        found += [Row(block, len(equal)) for block in equal[0]]
+        for b in equal[0]:
+            n = len(equal)
+            sums = (n * b.params, n * b.flops, n * b.params_share, n * b.flops_share)
+            found.append(Row(b, n, *sums))
     return found
 
 
-def _unit(block: Block) -> tuple[str, str]:
-    """Equal for an attention block and the MLP that is paired with it."""
-    is_paired = block.kind in ("attention", "shrink", "mlp")
-    return block.stage, block.name.rpartition(".")[0] if is_paired else block.name
+def svg(network: Architecture, title: str = "", embedded: bool = False) -> str:
+    """The diagram of one network.
+
+    Args:
+        network: of either family.
+        title: the network's name, if it has one; its summary otherwise.
+        embedded: see :func:`levit_search.drawing.svg.document`.
+    """
+    name = title or network.summary()
+    described = description(network)
+    return document([draw(network, name)], f"Block diagram of {name}", described, embedded)
 
 
-def _belongs(layer: str, block: Block) -> bool:
-    return bool(block.name) and f"{layer}.".startswith(f"{block.name}.")
+def description(network: Architecture) -> str:
+    """What the diagram shows, in words."""
+    lines = [f"An image of {_image(network)}."]
+    for row in rows(blocks(network)):
+        figures = (
+            f": {amount(row.flops)} FLOPs ({share(row.flops_share)}), {amount(row.params)} "
+            f"parameters ({share(row.params_share)})"
+        )
+        count = "" if row.repeats == 1 else f"{row.repeats} × "
+        what = f"{row.block.stage}: {count}{row.block.text}, to {row.block.shape}"
+        lines.append(f"{what}{figures if row.params or row.flops else ''}.")
+    return " ".join(lines)
+
+
+def draw(network: Architecture, title: str) -> Svg:
+    """The diagram as a part of a picture, which others may stand below."""
+    drawn = rows(blocks(network))
+    full = max(max(row.flops_share, row.params_share) for row in drawn)
+    found = Svg()
+    _head(found, network, title, full)
+    top = found.height
+    found.box(_LEFT, top, _RIGHT - _LEFT, 22, "plain")
+    found.text(_LEFT + _PADDING, top + 15, "image", NORMAL, bold=True)
+    found.text(_RIGHT - _PADDING, top + 15, _image(network), anchor="end")
+    found.height = bottom = top + 22
+    for stage, group in groupby(drawn, lambda row: row.block.stage):
+        bottom = _stage(found, stage, list(group), bottom, full)
+    _foot(found, drawn)
+    return found
 
 
 def amount(value: float) -> str:
@@ -151,6 +192,12 @@ def share(value: float) -> str:
     """A share of 0 to 1 in whole per cent: ``16 %``, ``<1 %``."""
     percent = 100 * value
     return "<1 %" if 0 < percent < 0.5 else f"{percent:.0f} %"
+
+
+def _unit(block: Block) -> tuple[str, str]:
+    """Equal for an attention block and the MLP that is paired with it."""
+    is_paired = block.kind in ("attention", "shrink", "mlp")
+    return block.stage, block.name.rpartition(".")[0] if is_paired else block.name
 
 
 def _levit(network: Levit) -> Iterator[Block]:
@@ -307,3 +354,121 @@ def _heads(block: Stage | Shrink) -> str:
 
 def _hidden(width: int, block: Stage | Shrink) -> str:
     return f"{width} → {int(width * block.mlp_ratio)} → {width}"
+
+
+def _image(network: Architecture) -> str:
+    return "×".join(map(str, image_shape(network)))
+
+
+def _head(found: Svg, network: Architecture, title: str, full: float) -> None:
+    total = cost.cost(network)
+    family = "graft" if isinstance(network, Graft) else "LeViT"
+    under = [f"{family}, {amount(total.flops)} FLOPs, {amount(total.params)} parameters"]
+    if title != network.summary():
+        under += textwrap.wrap(network.summary(), 52)
+    y = 2
+    for line in textwrap.wrap(title, 38):
+        y += 19
+        found.text(_MARGIN, y, line, LARGE, bold=True)
+    for line in under:
+        y += 17
+        found.text(_MARGIN, y, line, look="faint")
+    found.text(_MARGIN, y + 27, f"full bar: {share(full)} of the whole", look="faint")
+    found.text(_FLOPS, y + 27, "FLOPs", NORMAL, bold=True)
+    found.text(_PARAMS, y + 27, "params", NORMAL, bold=True)
+    found.height = y + 37
+
+
+def _stage(found: Svg, stage: str, drawn: list[Row], flow: float, full: float) -> float:
+    """A panel with a stage's name and rows; ``flow`` is where the box before it ends.
+
+    Returns:
+        Where its last box ends.
+    """
+    heights = [
+        7 + _LINE * max(1 + bool(row.block.detail), 1 + _line_of_shape(row)) for row in drawn
+    ]
+    top = found.height + _STEP
+    tall = 24 + sum(heights) + _STEP * (len(drawn) - 1) + 6
+    found.box(0, top, WIDTH, tall, "panel", radius=5)
+    is_pairs = drawn[0].block.kind == "attention" and drawn[0].repeats > 1
+    heading = f"{stage}: {drawn[0].repeats} pairs in turn" if is_pairs else stage
+    found.text(_MARGIN + 2, top + 16, heading, look="faint")
+    y = top + 24
+    for row, height in zip(drawn, heights, strict=True):
+        found.path(f"M{_FLOW} {flow}V{y - 1}m-3.5-4.5 3.5 4.5 3.5-4.5", "line")
+        _box(found, row, y, height)
+        if row.params or row.flops:
+            _bar(found, "flops", (_FLOPS, y), row.flops, row.flops_share / full, row)
+            _bar(found, "params", (_PARAMS, y), row.params, row.params_share / full, row)
+        flow = y + height
+        y = flow + _STEP
+    found.height = top + tall
+    return flow
+
+
+def _line_of_shape(row: Row) -> int:
+    """The first line that has room for the shape, in a font as wide as DejaVu Sans."""
+    room = _RIGHT - _LEFT - 2 * _PADDING - 4 - 0.68 * SMALL * len(row.block.shape)
+    title, detail = 0.58 * NORMAL * len(row.title), 0.56 * SMALL * len(row.block.detail)
+    if title <= room:
+        return 0
+    return 1 if detail <= room else 2
+
+
+def _box(found: Svg, row: Row, y: float, height: float) -> None:
+    """A block with its texts: round where tokens meet, narrowing where they become fewer."""
+    width, bottom = _RIGHT - _LEFT, y + height
+    match row.block.kind:
+        case "shrink":
+            found.path(f"M{_LEFT} {y}h{width}L{_RIGHT - 6} {bottom}H{_LEFT + 6}Z", "strong")
+        case "attention":
+            found.box(_LEFT, y, width, height, "strong", radius=10)
+        case "mlp":
+            found.box(_LEFT, y, width, height, "plain", radius=10)
+        case _:
+            found.box(_LEFT, y, width, height, "plain")
+    is_residual = row.block.kind in ("attention", "mlp") or (
+        row.block.kind == "residual" and " of " not in row.block.detail
+    )
+    if is_residual:
+        start, end, x = y + 9, bottom - 9, _LEFT - 13
+        arc = f"M{_LEFT} {start}C{x} {start} {x} {end} {_LEFT - 1} {end}"
+        found.path(f"{arc}m-4-3 4 3-4 3", "line")
+    left, right = _LEFT + _PADDING, _RIGHT - _PADDING
+    found.text(left, y + _LINE, row.title, NORMAL, bold=True)
+    if row.block.detail:
+        found.text(left, y + 2 * _LINE, row.block.detail, look="faint")
+    right -= 5 if row.block.kind == "shrink" else 0  # which is narrower at its end
+    line = 1 + _line_of_shape(row)
+    found.text(right, y + line * _LINE, row.block.shape, anchor="end")
+
+
+def _bar(
+    found: Svg, look: str, corner: tuple[float, float], value: int, share_of_full: float, row: Row
+) -> None:
+    """A figure, its share and a bar cut into as many pieces as there are equal blocks."""
+    x, y = corner
+    # A thin space stands between a figure and its unit, as there is little room.
+    found.text(x, y + 14, amount(value).replace(" ", "\u2009"))
+    if not value:
+        return
+    of_whole = share(row.flops_share if look == "flops" else row.params_share)
+    found.text(x + _BAR, y + 14, of_whole.replace(" ", "\u2009"), look="faint", anchor="end")
+    length = max(_BAR * share_of_full, 1)
+    found.box(x, y + 19, length, 9, look)
+    piece = length / row.repeats
+    for index in range(1, row.repeats if piece >= 3 else 1):
+        found.box(x + index * piece - 0.5, y + 19, 1, 9, "paper")
+
+
+def _foot(found: Svg, drawn: list[Row]) -> None:
+    lines = ["One multiply-add is one FLOP."]
+    if any(row.repeats > 1 for row in drawn):
+        lines.append("n ×: equal blocks; figures and bars are sums over them,")
+        lines.append("a bar has a piece for each.")
+    lines.append("Arcs on the left are residual connections.")
+    for line in lines:
+        found.height += 17
+        found.text(_MARGIN, found.height, line, look="faint")
+    found.height += 8

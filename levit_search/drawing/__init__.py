@@ -1,0 +1,1 @@
+"""Pictures of networks and charts, as SVG, PNG and text for terminals."""

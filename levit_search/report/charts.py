@@ -1,0 +1,486 @@
+"""The figures of a report, each built once from what it shows: for the page and for files."""
+
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from levit_search.architecture import Architecture, parse
+from levit_search.drawing import diagram, weight_maps
+from levit_search.drawing.chart import (
+    NARROW,
+    WIDE,
+    Axis,
+    Bars,
+    Chart,
+    Drawable,
+    Line,
+    Mark,
+    Rule,
+    Series,
+    picture,
+)
+from levit_search.drawing.network_view import network_view
+from levit_search.drawing.svg import LARGE, Svg, element, number, png
+from levit_search.errors import InputError, UnknownNameError
+from levit_search.files import write_atomically
+from levit_search.pareto import figure_and_target, is_maximised
+from levit_search.report.contents import Document, Trial, contents, is_whole, label_of, name_of
+from levit_search.study import Study
+from levit_search.table import figure, heading, in_unit
+
+Format = Literal["png", "svg"]
+
+_ABSENT = "\u2013"  # the place of a choice that means nothing in a network
+
+SPENT = {
+    "trials": ("Trials", "proposals"),
+    "epochs": ("Epochs", "epochs trained"),
+    "hours": ("Hours", "hours"),
+    "worker_hours": ("Worker hours", "worker hours"),
+}
+"""What a search spends, by its name in a trajectory: what its tab and its axis are called."""
+
+
+def write_pictures(
+    study: Study, format: str, out: Path | None = None, picked: Sequence[str] = ()
+) -> list[Path]:
+    """Write every picture of a report into a folder.
+
+    Args:
+        study: may be in the middle of its search.
+        format: ``png`` or ``svg``.
+        out: the folder, which is made; None is ``pictures`` in the study folder. Files of an
+            earlier call are written over.
+        picked: networks to draw besides the knee of the front, see
+            :func:`levit_search.report.contents.contents`.
+
+    Returns:
+        The files: ``front-latency_ms.png`` and so forth for each cost, ``hypervolume.png`` where
+        the study has a reference, ``learning-curves.png``, ``importance.png``, ``choices.png``,
+        ``predicted-latency.png``, and for each network ``trial-7-blocks.png`` and, where its
+        weights are kept and have them, ``trial-7-weights.png`` with attention biases and patch
+        filters. What there is nothing to show of is left out.
+
+    Raises:
+        InputError: no trial is complete, a pick is none, or the folder cannot be written.
+        UnknownNameError: there is no such format.
+        LevitSearchError: PNG needs a package that is not installed.
+    """
+    if format not in get_args(Format):
+        raise UnknownNameError("format", format, get_args(Format))
+    folder = out or study.folder / "pictures"
+    document, paths = contents(study, picked), []
+    pictures = [(name, picture(parts)) for name, parts in figures(document).items()]
+    try:
+        for name, svg in [*pictures, *_networks(study, document)]:
+            folder.mkdir(parents=True, exist_ok=True)
+            paths.append(folder / f"{name}.{format}")
+            write_atomically(paths[-1], png(svg) if format == "png" else svg)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
+    return paths
+
+
+def _networks(study: Study, document: Document) -> Iterator[tuple[str, str]]:
+    """Diagrams and maps of the knee and of those that were picked."""
+    for trial in document["chosen"]:
+        details = document["details"][str(trial)]
+        is_picked = any(reason.startswith("--pick ") for reason in details["picked_as"])
+        if trial != document["chosen"][0] and not is_picked:
+            continue
+        network, title = parse(details["architecture"]), f"Trial {trial} of {document['study']}"
+        blocks, maps, note = drawings(study, trial, network, title)
+        yield f"trial-{trial}-blocks", blocks
+        if maps:
+            yield f"trial-{trial}-weights", maps
+        elif note and study.weights(network.id).is_file():
+            warnings.warn(f"{note}; its maps are left out", stacklevel=2)
+
+
+def drawings(
+    study: Study, trial: int, network: Architecture, title: str, embedded: bool = False
+) -> tuple[str, str, str]:
+    """The block diagram of a trial's network as SVG, the maps of its weights, and why there are
+    none; the last two may be empty."""
+    blocks = diagram.svg(network, title, embedded)
+    if not study.weights(network.id).is_file():
+        return blocks, "", "Its trained weights are not kept here, so there are no maps of them."
+    try:
+        drawn = network_view(network, title, study.sound_weights(trial, network))
+    except InputError as error:
+        return blocks, "", str(error)
+    if not drawn.has_maps:
+        return blocks, "", ""
+    return blocks, weight_maps.svg(drawn.biases, drawn.filters, title, embedded), ""
+
+
+def figures(document: Document) -> dict[str, Sequence[Drawable]]:
+    """Every figure that there is something to show in, by its file's name.
+
+    That of the hypervolume has a part for each cost, the others have one.
+    """
+    found: dict[str, Sequence[Drawable]] = {}
+    for tab in document["tabs"]:
+        cost, target = figure_and_target(tab["figure"])
+        found[f"front-{cost}" + (f"-on-{target}" if target else "")] = [front(document, tab)]
+    if document["summary"]["hypervolume"] is not None:
+        found["hypervolume"] = hypervolume(document)
+    if any(trial["curve"] for trial in document["trials"]):
+        found["learning-curves"] = [learning_curves(document)]
+    if document["importance"]:
+        found["importance"] = [importance(document)]
+    if document["slots"] and lined(document):
+        found["choices"] = [ChoiceLines(document)]
+    if document["prediction"]:
+        found["predicted-latency"] = [prediction(document)]
+    return found
+
+
+def front(document: Document, tab: Mapping[str, Any]) -> Chart:
+    """What can be had for a cost: the networks that no other beats, and the others, faint."""
+    up, across = document["up"], tab["figure"]
+    whole = [t for t in document["trials"] if is_whole(t) and across in t["values"]]
+    best = [trial for number in tab["front"] for trial in whole if trial["trial"] == number]
+    on_front = [trial for trial in whole if trial["on_front"]]
+    stopped = [t for t in document["trials"] if t["outcome"] == "stopped" and t["curve"]]
+    stopped = [t for t in stopped if across in t["values"] and up == "top1_percent"]
+    first = document["chosen"][0]
+    is_knee = "knee of the front" in document["details"][str(first)]["picked_as"]
+    reference = tab["reference"]
+    mine = [t for t in whole if reference is not None and t["trial"] == reference["trial"]]
+    x_ends, y_ends = (
+        [_interval(document, trial, name) for trial in on_front] for name in (across, up)
+    )
+    is_spread = any(ends is not None for ends in [*x_ends, *y_ends])
+
+    def points(
+        name: str, rows: Sequence[Trial], mark: Mark | None, color: str, **more: Any
+    ) -> Series:
+        """Trials, or other networks with a name, whose figures are both known."""
+        needed = {across} if "y" in more else {across, up}
+        rows = [row for row in rows if needed <= row["values"].keys()]
+        xs = [in_unit(across, row["values"][across]) for row in rows]
+        ys = more.pop("y", None) or [in_unit(up, row["values"][up]) for row in rows]
+        if "trial" in next(iter(rows), {}):
+            more = {"trials": [row["trial"] for row in rows], **more}
+        elif rows:
+            more["labels"] = [row["name"] for row in rows]
+            more["tips"] = [
+                f"{row['name']}\n{name}\n"
+                + "\n".join(f"{heading(n)} {figure(n, row['values'][n])}" for n in (up, across))
+                for row in rows
+            ]
+        return Series(name, xs, ys, color, mark, **more)
+
+    known = [trial for trial in whole if trial["name"]]
+    ring: dict[str, Any] = {"radius": 7, "is_open": True}
+    line: Line = "steps" if is_maximised(up) else "straight"
+    series = [
+        points(
+            "dominated",
+            [trial for trial in whole if not trial["on_front"]],
+            "circle",
+            "dominated",
+            radius=3,
+            opacity=0.35 if len(whole) > 300 else 0.6,
+        ),
+        points("", best, None, "front", line=line, trials=()),
+        points(
+            "95 % interval",
+            on_front if is_spread else [],
+            None,
+            "front",
+            opacity=0.6,
+            trials=(),
+            x_ends=x_ends,
+            y_ends=y_ends,
+        ),
+        points("front", on_front, "circle", "front", radius=5),
+        points(
+            "stopped early, at the accuracy then",
+            stopped,
+            "cross",
+            "stopped",
+            radius=3,
+            is_hidden=True,
+            y=[trial["curve"][-1][1] for trial in stopped],
+        ),
+        points("tried first", [t for t in whole if t["is_start"]], "square", "start", **ring),
+        points(
+            "knee",
+            [t for t in whole if is_knee and t["trial"] == first],
+            "diamond",
+            "reference",
+            **ring,
+        ),
+        points(
+            "published, measured here",
+            known,
+            "star",
+            "known",
+            labels=[trial["name"] for trial in known],
+            **ring,
+        ),
+        points("reference", mine, "star", "reference", radius=6),
+        points("the paper's", document["published"], "triangle", "published", radius=5),
+        points("compared with", document["baselines"], "cross", "compared", radius=5),
+    ]
+    rules = []
+    if reference is not None:
+        text = "reference" if mine else f"reference, {reference['ms']:.3g} ms"
+        rules.append(Rule(reference["ms"], text, "reference"))
+    title = tab["title"]
+    title = title if title.startswith("FLOPs") else f"{title[0].lower()}{title[1:]}"
+    return Chart(
+        f"{document['study']}: {name_of(up)} against {title}",
+        Axis(label_of(across), is_log=True),
+        Axis(label_of(up), is_log=not is_maximised(up)),
+        series,
+        rules,
+        [text for text in (tab["device"], tab["runtime"]) if text],
+        height=380,
+    )
+
+
+def _interval(document: Document, trial: Trial, name: str) -> tuple[float, float] | None:
+    """Of a figure of a network that is shown in detail, in the unit in which people read it."""
+    rows = document["details"].get(str(trial["trial"]), {"figures": []})["figures"]
+    row = next((row for row in rows if row["figure"] == name and row["low"] is not None), None)
+    return None if row is None else (in_unit(name, row["low"]), in_unit(name, row["high"]))
+
+
+def spent(document: Document) -> list[str]:
+    """The costs that the hypervolume is drawn against: those that are known and not nothing."""
+    path = document["trajectory"]
+    known = [name for name in SPENT if path[name][-1] and None not in path[name]]
+    return known if document["summary"]["hypervolume"] is not None else []
+
+
+def hypervolume(document: Document) -> list[Chart]:
+    """How the front grew by what was spent, a chart for each cost."""
+    path = document["trajectory"]
+    found = []
+    for name in spent(document):
+        label, costs, volumes = SPENT[name][1], path[name], path["hypervolume"]
+        early = [volume for x, volume in zip(costs, volumes, strict=True) if x <= costs[-1] / 20]
+        low = max([0.0, *early])
+        # The first networks are most of it; what follows is of interest.
+        shown = [(x, volume) for x, volume in zip(costs, volumes, strict=True) if volume >= low]
+        xs, ys = map(list, zip(*shown, strict=True))
+        tips = [f"hypervolume {y:.4f}\n{label} {x:.4g}" for x, y in shown]
+        line = Series("", xs, ys, "front", None, line="steps", width=2)
+        found.append(
+            Chart(
+                f"{document['study']}: hypervolume of the front",
+                Axis(label, low=0.0),
+                Axis("hypervolume"),
+                [line, Series("", xs, ys, "front", "circle", 2.5, tips=tips)],
+            )
+        )
+    return found
+
+
+def learning_curves(document: Document) -> Chart:
+    """Accuracy by epoch of all that were trained, and where rungs ended a training."""
+    trained = [trial for trial in document["trials"] if trial["curve"]]
+    kinds = {
+        "stopped at a rung": ([t for t in trained if t["outcome"] == "stopped"], "stopped"),
+        "dominated": (
+            [t for t in trained if t["outcome"] != "stopped" and not t["on_front"]],
+            "dominated",
+        ),
+        "front": ([trial for trial in trained if trial["on_front"]], "front"),
+    }
+    faint = max(0.3, min(0.8, 30 / len(trained)))  # many lie on each other
+    series = []
+    for name, (trials, color) in kinds.items():
+        look: dict[str, Any] = {"color": color, "opacity": 1.0 if name == "front" else faint}
+        for trial in trials:
+            epochs, accuracies = map(list, zip(*trial["curve"], strict=True))
+            line = Series("", epochs, accuracies, mark=None, line="straight", **look)
+            series.append(
+                replace(line, width=1.8 if name == "front" else 1.0, trials=[trial["trial"]])
+            )
+        mark: Mark = "cross" if color == "stopped" else "circle"
+        epochs, accuracies = ([trial["curve"][-1][place] for trial in trials] for place in (0, 1))
+        numbers = [trial["trial"] for trial in trials]
+        series.append(Series(name, epochs, accuracies, mark=mark, radius=3, trials=numbers, **look))
+    saved = document["summary"]["rungs"]
+    rules = [
+        Rule(rung["epoch"], f"rung: {rung['went_on']} of {rung['came']} went on")
+        for rung in (saved["rungs"] if saved is not None else [])
+    ]
+    return Chart(
+        f"{document['study']}: learning curves",
+        Axis("epoch", is_whole=True),
+        Axis(f"{label_of('top1_percent')} (val)"),
+        series,
+        rules,
+    )
+
+
+def importance(document: Document) -> Bars:
+    """Which choices decide each objective: those that explain a hundredth of one or more."""
+    shares: Mapping[str, Mapping[str, float]] = document["importance"]
+    largest: dict[str, float] = {}
+    for found in shares.values():
+        for slot, share in found.items():
+            largest[slot] = max(largest.get(slot, 0.0), share)
+    shown = sorted((s for s in largest if largest[s] >= 0.01), key=lambda s: (-largest[s], s))
+    rest = len(largest) - len(shown)
+    return Bars(
+        f"{document['study']}: which choices matter",
+        shown,
+        {name_of(of): [100 * shares[of].get(slot, 0.0) for slot in shown] for of in shares},
+        "Share of the variance explained (fANOVA)."
+        + (f" {rest} others explain less than 1 % each." if rest else ""),
+    )
+
+
+def prediction(document: Document) -> Chart:
+    """Latencies that were predicted, and then measured."""
+    predicted, measured, trials = map(list, zip(*document["prediction"], strict=True))
+    low, high = min(*predicted, *measured) / 1.1, max(*predicted, *measured) * 1.1
+    near = Series(
+        "within 10 %",
+        [low, high, high, low],
+        [0.9 * low, 0.9 * high, 1.1 * high, 1.1 * low],
+        "front",
+        None,
+        line="area",
+        opacity=0.15,
+    )
+    return Chart(
+        f"{document['study']}: predicted against measured latency",
+        Axis("measured latency, ms", is_log=True),
+        Axis("predicted latency, ms", is_log=True),
+        [
+            near,
+            Series("equal", [low, high], [low, high], "soft", None, line="dashed"),
+            Series("networks", measured, predicted, "front", "circle", 4, trials=trials),
+        ],
+        height=360,
+    )
+
+
+def lined(document: Document) -> list[Trial]:
+    """The networks that are drawn as lines through their choices."""
+    return [trial for trial in document["trials"] if is_whole(trial) and trial["choices"]]
+
+
+def shades(trials: Sequence[Trial], name: str) -> dict[int, int]:
+    """How a figure colours their lines, by trial: from 0 for the least to 9."""
+    return {
+        trial["trial"]: round(9 * share)
+        for trial, share in zip(trials, _shares(trials, name), strict=True)
+    }
+
+
+def _shares(trials: Sequence[Trial], name: str) -> list[float]:
+    """Where their values of a figure lie between the least and the most, costs on a log scale."""
+    values = [float(trial["values"][name]) for trial in trials]
+    scaled = values if is_maximised(name) else [math.log10(value) for value in values]
+    low, high = min(scaled), max(scaled)
+    return [(value - low) / (high - low) if high > low else 0.5 for value in scaled]
+
+
+class ChoiceLines:
+    """What networks were made of, and what came of it: a line a network, an axis a choice.
+
+    Lines go from top to bottom; a choice that means nothing in a network has a place of its own,
+    the first. Costs are on a log scale.
+    """
+
+    def __init__(self, document: Document) -> None:
+        self.title = f"{document['study']}: choices and what came of them"
+        up = document["up"]
+        self.axes: list[tuple[str, list[str]]] = []
+        """What each is called, and the texts on it from left to right."""
+        ordered = sorted(lined(document), key=lambda trial: float(trial["values"][up]))
+        self.lines: dict[int, list[float]] = {trial["trial"]: [] for trial in ordered}
+        """By trial, the places on the axes, from 0 to 1."""
+        self._color_by = label_of(up)
+        self._shades = shades(ordered, up)
+        for index, (slot, values) in enumerate(document["slots"].items()):
+            is_absent = any(trial["choices"][index] is None for trial in ordered)
+            texts = [_ABSENT] * is_absent + [
+                v if isinstance(v, str) else json.dumps(v) for v in values
+            ]
+            self.axes.append((slot, texts))
+            room = min(0.16, 0.62 / len(texts))
+            for rank, trial in enumerate(ordered):
+                choice = trial["choices"][index]
+                place = 0 if choice is None else choice + is_absent
+                # Lines that would lie on each other are spread, the best to the right.
+                spread = (rank / max(1, len(ordered) - 1) - 0.5) * room
+                self.lines[trial["trial"]].append((place + 0.5) / len(texts) + spread)
+        self._slots = len(self.axes)
+        for name in document["objectives"]:
+            known = [trial["values"][name] for trial in ordered]
+            self.axes.append((label_of(name), [figure(name, end(known)) for end in (min, max)]))
+            for trial, share in zip(ordered, _shares(ordered, name), strict=True):
+                self.lines[trial["trial"]].append(0.01 + 0.98 * share)
+
+    @property
+    def description(self) -> str:
+        return f"{len(self.lines)} networks as lines through {', '.join(n for n, _ in self.axes)}."
+
+    def draw(self, width: float = WIDE, embedded: bool = False) -> Svg:
+        found, is_wide = Svg(width), width > NARROW
+        if not embedded:
+            found.text(8, 22, self.title, LARGE, bold=True)
+            found.text(8, 42, f"dark: little {self._color_by}; bright: much", look="faint")
+            found.height = 50
+        longest = max(len(name) for name, _ in self.axes)
+        left, right = 24.0 + 7 * longest if is_wide else 6.0, width - 8
+        row, down = (42, 24) if is_wide else (62, 42)
+        tops = [found.height + row * index for index in range(len(self.axes))]
+        for top in tops:
+            found.path(f"M{number(left)} {number(top + down)}H{number(right)}", "rule")
+        opacity = number(max(0.18, min(0.8, 60 / max(1, len(self.lines)))))
+        found.add(f'<g fill="none" stroke-width="1.2" stroke-opacity="{opacity}">')
+        for trial, places in self.lines.items():
+            points = [
+                (number(left + (right - left) * place), top + down)
+                for place, top in zip(places, tops, strict=True)
+            ]
+            path = "M{},{}".format(*points[0])
+            for (start, above), (end, below) in itertools.pairwise(points):
+                middle = (above + below) / 2
+                path += f"C{start},{middle:g} {end},{middle:g} {end},{below:g}"
+            look = f"in-shade-{self._shades[trial]}"
+            found.add(element("path", look, stroke="currentColor", d=path, data_trial=trial))
+        found.add("</g>")
+        for index, ((name, texts), top) in enumerate(zip(self.axes, tops, strict=True)):
+            if is_wide:
+                found.text(left - 12, top + down + 4, name, anchor="end")
+            else:
+                found.box(left - 2, top + 5, 7 * len(name) + 6, 17, "paper")
+                found.text(left, top + 18, name)
+            if index < self._slots:
+                for place in range(len(texts)):
+                    x = left + (right - left) * (place + 0.5) / len(texts)
+                    self._value(found, x, top + down, index, place)
+            else:
+                found.text(left, top + down - 6, texts[0])
+                found.text(right, top + down - 6, texts[1], anchor="end")
+        found.height = tops[-1] + row
+        return found
+
+    def _value(self, found: Svg, x: float, y: float, index: int, place: int) -> None:
+        """A value at its place, which a page makes a button of."""
+        name, texts = self.axes[index]
+        text = texts[place] if len(texts[place]) <= 12 else f"{texts[place][:11]}…"
+        wide = 7 * len(text) + 9
+        told = f"{name} {'not there' if texts[place] == _ABSENT else texts[place]}"
+        value = place - (texts[0] == _ABSENT)
+        found.add(f'<g data-slot="{index}" data-value="{value}" data-label="{escape(told)}">')
+        found.box(x - wide / 2, y - 10, wide, 20, "plain", radius=4)
+        found.text(x, y + 4, text, anchor="middle")
+        found.add("</g>")
