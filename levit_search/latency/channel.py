@@ -23,7 +23,7 @@ from levit_search.latency.process_pipe import (
     ProcessPipe,
     last_line,
 )
-from levit_search.latency.ray_pipe import RayPipe
+from levit_search.latency.ray_node import RayPipe
 from levit_search.latency.targets import (
     TORCH_RUNTIMES,
     CommandTarget,
