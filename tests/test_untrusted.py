@@ -33,8 +33,7 @@ from levit_search.data.decoding import Decoding
 from levit_search.data.sources import FileSource, UnreadableError, decode, keep_from_ghostscript
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.export import predict
-from levit_search.latency.programs import check_programs
-from levit_search.latency.targets import read_latency
+from levit_search.latency.targets import check_programs, read_latency
 from levit_search.model import build, load_weights
 from levit_search.plain_yaml import LARGEST, parse_yaml
 from levit_search.printable import careful_console, printable

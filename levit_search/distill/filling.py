@@ -12,7 +12,7 @@ from levit_search.batches import Batches
 from levit_search.distill.answers import TeacherAnswers
 from levit_search.distill.store import Store
 from levit_search.errors import InputError, TrialError
-from levit_search.latency.sharing import between_probes
+from levit_search.latency.host_lock import between_probes
 from levit_search.progress import Progress
 from levit_search.recipe import Recipe
 from levit_search.train import device_of

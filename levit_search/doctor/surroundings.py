@@ -16,7 +16,7 @@ _OURS = ("cpu",)
 
 def targets() -> list[Finding]:
     """Each name of ``targets.yaml`` and of plug-ins, and our own ones together."""
-    from levit_search.latency.reach import reach
+    from levit_search.latency.discovery import discover
     from levit_search.latency.targets import known_names, read_targets, target_files
 
     try:
@@ -27,7 +27,7 @@ def targets() -> list[Finding]:
         return [fail("targets", "targets.yaml", str(error), breaks, f"mend or remove {files}")]
     findings = []
     away = []
-    for row in reach(named, _TARGET_S, lambda _: None):
+    for row in discover(named, _TARGET_S, lambda _: None):
         if row.reachable:
             assert row.device is not None
             told = f"reached: {row.device['cpu']}, {row.device['cores']} core(s)"

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from levit_search.architecture import Levit
 from levit_search.batches import Batches
-from levit_search.latency.sharing import between_probes
+from levit_search.latency.host_lock import between_probes
 from levit_search.model import LevitModel
 from levit_search.recipe import Recipe, SupernetConfig
 from levit_search.supernet.elastic import Elastic

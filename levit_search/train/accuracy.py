@@ -6,7 +6,7 @@ from torch import nn
 from levit_search.batches import Batches
 from levit_search.data import SplitName
 from levit_search.errors import TrialError
-from levit_search.latency.sharing import between_probes
+from levit_search.latency.host_lock import between_probes
 
 
 @torch.inference_mode()

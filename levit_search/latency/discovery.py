@@ -1,0 +1,198 @@
+"""Target discovery: every target asked who it is, all at once, and the runner of such checks."""
+
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from levit_search.configuration import validated
+from levit_search.errors import InputError, TrialError
+from levit_search.latency.channel import Channel
+from levit_search.latency.targets import (
+    LatencyConfig,
+    LocalTarget,
+    NamedTarget,
+    known_names,
+    resolved,
+)
+
+# A channel that gives up in time still has to end its process, and says more than we could.
+_CLOSING_S = 2.0
+
+Key = TypeVar("Key")
+Found = TypeVar("Found")
+
+
+class OverdueError(Exception):
+    """A check has not ended within its time."""
+
+
+def run_checks(
+    checks: Mapping[Key, tuple[Callable[[], Found], float]],
+    report: Callable[[Key, Found | Exception], None],
+) -> None:
+    """Run checks at once, since most of them wait for something, each within its time.
+
+    One that hangs in a system call cannot be stopped: it is left behind in its thread, which the
+    end of the process does not wait for.
+
+    Args:
+        checks: by key, what to call and how many seconds it may take.
+        report: told, in this thread, of each that has ended: what it returned or raised, or an
+            :class:`OverdueError`.
+    """
+    ended: queue.Queue[tuple[Key, Found | Exception]] = queue.Queue()
+
+    def run(key: Key, check: Callable[[], Found]) -> None:
+        try:
+            ended.put((key, check()))
+        except Exception as error:  # whatever it is, whoever asked is told
+            ended.put((key, error))
+
+    begun = time.monotonic()
+    for key, (check, _) in checks.items():
+        threading.Thread(target=run, args=(key, check), daemon=True).start()
+    limits = {key: limit_s for key, (_, limit_s) in checks.items()}
+    while limits:
+        first = min(limits, key=limits.__getitem__)
+        found: Found | Exception
+        try:
+            key, found = ended.get(timeout=max(0.0, begun + limits[first] - time.monotonic()))
+        except queue.Empty:
+            key, found = first, OverdueError(f"no answer for {limits[first]:g} s")
+        if limits.pop(key, None) is not None:  # it may have ended after its time was up
+            report(key, found)
+
+
+@dataclass(frozen=True)
+class DiscoveredTarget:
+    """One target, and what it said of itself or why it said nothing."""
+
+    name: str
+    address: str | None = None
+    """None where what ``targets.yaml`` or a plug-in says of it is wrong."""
+    reachable: bool = False
+    reason: str | None = None
+    """Why it cannot be used."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Runtime, precision, batch size and threads, unless a study or an option says otherwise."""
+    device: dict[str, Any] | None = None
+    """The worker's account of the device, see :func:`levit_search.latency.worker.device`."""
+
+    @property
+    def runtimes(self) -> dict[str, str]:
+        """Versions of what is installed there, by package."""
+        return self.device["runtimes"] if self.device else {}
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether its timings say nothing of the machine that it plays."""
+        return bool(self.device and self.device.get("emulated"))
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "emulated": self.is_emulated if self.device else None}
+
+
+def discover(
+    named: Mapping[str, NamedTarget], timeout_s: float, report: Callable[[DiscoveredTarget], None]
+) -> list[DiscoveredTarget]:
+    """Ask all targets at once.
+
+    Args:
+        named: what ``targets.yaml`` and plug-ins name, beside our own names.
+        timeout_s: how long to wait for any of them.
+        report: told of each one that is settled.
+
+    Returns:
+        One for each of :func:`known_names`, in that order.
+    """
+    found: dict[str, DiscoveredTarget] = {}
+
+    def settle(row: DiscoveredTarget) -> None:
+        found[row.name] = row
+        report(row)
+
+    # Names that differ in settings alone are asked once: one answer does for all of them.
+    asked: dict[str, tuple[LatencyConfig, list[DiscoveredTarget]]] = {}
+    for name in known_names(named):
+        try:
+            config = validated(LatencyConfig, resolved({"target": name}, named, name), name)
+        except InputError as error:
+            settle(DiscoveredTarget(name, reason=str(error).removeprefix(f"{name}: ")))
+            continue
+        settings = config.model_dump(include={"runtime", "precision", "batch_size", "threads"})
+        row = DiscoveredTarget(name, config.target.address, settings=settings)
+        nameless = config.target.model_copy(update={"name": None})
+        key = config.model_copy(update={"target": nameless}).model_dump_json(
+            include={"target", "runtime", "huge_pages"}
+        )
+        asked.setdefault(key, (config, []))[1].append(row)
+
+    def answered(key: str, answer: dict[str, Any] | Exception) -> None:
+        config, rows = asked[key]
+        for row in rows:
+            if not isinstance(answer, Exception):
+                settle(replace(row, reachable=True, device=answer))
+                continue
+            reason = f"{type(answer).__name__}: {answer}".partition("\n")[0]
+            if isinstance(answer, TrialError):
+                reason = str(answer).removeprefix(f"probe on {config.target.label}: ")
+            elif isinstance(answer, OverdueError):
+                reason = f"no answer for {timeout_s:g} s"
+            settle(replace(row, reason=reason))
+
+    limit_s = timeout_s + _CLOSING_S
+    checks = {
+        key: (partial(_device, config, timeout_s), limit_s) for key, (config, _) in asked.items()
+    }
+    run_checks(checks, answered)
+    return [found[name] for name in known_names(named)]
+
+
+def _device(config: LatencyConfig, timeout_s: float) -> dict[str, Any]:
+    """The account of itself that a target's worker gives.
+
+    Raises:
+        TrialError: there is none; whatever else a cluster's client raises is this target's alone.
+    """
+    target = config.target
+    begun = time.monotonic()
+    if isinstance(target, LocalTarget) and target.device == "cuda":
+        _check_gpu(timeout_s)
+    left_s = timeout_s - (time.monotonic() - begun)
+    channel = Channel(target, config.runtime, config.huge_pages, start_s=left_s)
+    channel.close()
+    device = channel.device
+    if target.device == "cuda" and "gpu" not in device:
+        raise TrialError(f"torch {device['runtimes']['torch']} sees no NVIDIA GPU there")
+    return device
+
+
+def _check_gpu(timeout_s: float) -> None:
+    """See quickly whether torch finds a GPU on this machine: its worker takes longer to say so.
+
+    Raises:
+        TrialError: there is none, or torch does not import.
+    """
+    program = "import torch; print(torch.__version__, torch.cuda.is_available())"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired:
+        raise TrialError(f"torch did not import within {timeout_s:g} s") from None
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise TrialError(f"torch cannot be imported ({last or 'no message'})")
+    version, available = done.stdout.split()[-2:]
+    if available != "True":
+        raise TrialError(f"torch {version} sees no NVIDIA GPU here")
