@@ -95,7 +95,7 @@ class Channel:
                     f"{worker.PROTOCOL}"
                 )
             try:
-                self.device: Message = check_ready(ready)
+                self.device = check_ready(ready)
             except LieError as error:
                 raise self._refused(f"not an answer ({error})") from None
             needed = target.machine
@@ -305,7 +305,7 @@ class LieError(ValueError):
     """An answer that cannot be one; the message says in a few words what is wrong with it."""
 
 
-def check_ready(message: Message) -> Message:
+def check_ready(message: Message) -> dict[str, Any]:
     """The account of itself in a worker's first message; a few facts may be missing.
 
     Raises:

@@ -1,16 +1,15 @@
-"""Target discovery: every target asked who it is, all at once, and the runner of such checks."""
+"""Target discovery: what can be measured on now, every target being asked at once who it is."""
 
-import queue
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from levit_search.configuration import validated
+from levit_search.deadlines import DeadlineError, run_with_deadlines
 from levit_search.errors import InputError, TrialError
 from levit_search.latency.channel import Channel
 from levit_search.latency.targets import (
@@ -23,50 +22,6 @@ from levit_search.latency.targets import (
 
 # A channel that gives up in time still has to end its process, and says more than we could.
 _CLOSING_S = 2.0
-
-Key = TypeVar("Key")
-Found = TypeVar("Found")
-
-
-class OverdueError(Exception):
-    """A check has not ended within its time."""
-
-
-def run_checks(
-    checks: Mapping[Key, tuple[Callable[[], Found], float]],
-    report: Callable[[Key, Found | Exception], None],
-) -> None:
-    """Run checks at once, since most of them wait for something, each within its time.
-
-    One that hangs in a system call cannot be stopped: it is left behind in its thread, which the
-    end of the process does not wait for.
-
-    Args:
-        checks: by key, what to call and how many seconds it may take.
-        report: told, in this thread, of each that has ended: what it returned or raised, or an
-            :class:`OverdueError`.
-    """
-    ended: queue.Queue[tuple[Key, Found | Exception]] = queue.Queue()
-
-    def run(key: Key, check: Callable[[], Found]) -> None:
-        try:
-            ended.put((key, check()))
-        except Exception as error:  # whatever it is, whoever asked is told
-            ended.put((key, error))
-
-    begun = time.monotonic()
-    for key, (check, _) in checks.items():
-        threading.Thread(target=run, args=(key, check), daemon=True).start()
-    limits = {key: limit_s for key, (_, limit_s) in checks.items()}
-    while limits:
-        first = min(limits, key=limits.__getitem__)
-        found: Found | Exception
-        try:
-            key, found = ended.get(timeout=max(0.0, begun + limits[first] - time.monotonic()))
-        except queue.Empty:
-            key, found = first, OverdueError(f"no answer for {limits[first]:g} s")
-        if limits.pop(key, None) is not None:  # it may have ended after its time was up
-            report(key, found)
 
 
 @dataclass(frozen=True)
@@ -133,8 +88,11 @@ def discover(
         )
         asked.setdefault(key, (config, []))[1].append(row)
 
-    def answered(key: str, answer: dict[str, Any] | Exception) -> None:
-        config, rows = asked[key]
+    groups = [*asked.values()]
+    limit_s = timeout_s + _CLOSING_S
+    checks = [(partial(_ask, config, timeout_s), limit_s) for config, _ in groups]
+    for place, answer in run_with_deadlines(checks):
+        config, rows = groups[place]
         for row in rows:
             if not isinstance(answer, Exception):
                 settle(replace(row, reachable=True, device=answer))
@@ -142,19 +100,13 @@ def discover(
             reason = f"{type(answer).__name__}: {answer}".partition("\n")[0]
             if isinstance(answer, TrialError):
                 reason = str(answer).removeprefix(f"probe on {config.target.label}: ")
-            elif isinstance(answer, OverdueError):
+            elif isinstance(answer, DeadlineError):
                 reason = f"no answer for {timeout_s:g} s"
             settle(replace(row, reason=reason))
-
-    limit_s = timeout_s + _CLOSING_S
-    checks = {
-        key: (partial(_device, config, timeout_s), limit_s) for key, (config, _) in asked.items()
-    }
-    run_checks(checks, answered)
     return [found[name] for name in known_names(named)]
 
 
-def _device(config: LatencyConfig, timeout_s: float) -> dict[str, Any]:
+def _ask(config: LatencyConfig, timeout_s: float) -> dict[str, Any]:
     """The account of itself that a target's worker gives.
 
     Raises:
