@@ -46,7 +46,7 @@ from levit_search.errors import TrialError
 from levit_search.files import write_json
 from levit_search.latency import LatencyConfig, Measurement, Probe
 from levit_search.latency.cache import Cache
-from levit_search.latency.forecast import Forecast
+from levit_search.latency.latency_model import LatencyModel
 from levit_search.latency.protocol import repeats_percent
 from levit_search.model import build, export_onnx
 from levit_search.progress import Progress
@@ -189,9 +189,9 @@ class Bench:
     folder: Path
     """For files of this run alone."""
 
-    def probe(self, config: LatencyConfig, settled_ms: dict[str, float] | None = None) -> Probe:
+    def probe(self, config: LatencyConfig, reference_ms: dict[str, float] | None = None) -> Probe:
         """A probe session that knows nothing of earlier ones."""
-        return Probe(config, settled_ms, fresh=True, cache=Cache(self.folder / "cache"))
+        return Probe(config, reference_ms, fresh=True, cache=Cache(self.folder / "cache"))
 
     def graph(self, network: Architecture, batch_size: int | None) -> Path:
         """The ONNX file of a network, with random weights."""
@@ -217,13 +217,13 @@ class Bench:
 
         return [(parse(dump), ms) for dump, ms in self.steps.once("pool", 0, measured)]
 
-    def settled_ms(self) -> dict[str, float]:
+    def reference_ms(self) -> dict[str, float]:
         """The small networks' reference by its id, settled once, as a study does."""
 
         def measured() -> dict[str, float]:
             with self.probe(_small().latency) as probe:
                 probe.settle_reference(self.pool()[0][0])
-                return probe.settled_ms
+                return probe.reference_ms
 
         found: dict[str, float] = self.steps.once("settled", 0, measured)
         return found
@@ -326,11 +326,11 @@ def small(bench: Bench) -> dict[str, Any]:
     """Passes over small networks, each measured by itself in an order of the pass's own."""
     config = _small().latency
     networks = spread(bench.pool(), bench.networks, *SMALL_MS)
-    settled_ms = bench.settled_ms()
+    reference_ms = bench.reference_ms()
 
     def one_by_one(number: int) -> list[Measurement]:
         found: dict[int, Measurement] = {}
-        with bench.probe(config, settled_ms) as probe:
+        with bench.probe(config, reference_ms) as probe:
             for index in np.random.default_rng(number).permutation(len(networks)):
                 found[index] = probe.measure(networks[index])
         return [found[index] for index in range(len(networks))]
@@ -599,17 +599,17 @@ def alone_ms(graph: Path, spinning: bool, seconds: float = 1.5) -> float:
 def front(bench: Bench) -> dict[str, Any]:
     """Fronts that are measured together, and each of their networks exported and timed alone."""
     config = _small().latency
-    pool, settled_ms = bench.pool(), bench.settled_ms()
+    pool, reference_ms = bench.pool(), bench.reference_ms()
 
     def one(number: int) -> list[dict[str, float]]:
         rng = np.random.default_rng(number)
         several = [pool[index] for index in rng.choice(len(pool), len(pool) // 2, replace=False)]
         members = spread(several, min(MEMBERS, len(several)), *SMALL_MS)
-        with bench.probe(config, settled_ms) as probe:
+        with bench.probe(config, reference_ms) as probe:
             together = sound(probe.measure_all(members))
         rows = []
         for network, found in zip(members, together, strict=True):
-            with bench.probe(config, settled_ms) as probe:
+            with bench.probe(config, reference_ms) as probe:
                 again = probe.measure_graph(bench.graph(network, None), network)
             low, high = found.ratio_ci95
             rows.append(
@@ -710,12 +710,12 @@ def _predicted(config: LatencyConfig, folder: Path) -> dict[str, Any]:
     report = told_now_and_then()
     with Probe(config, cache=cache, report=report) as probe:
         probe.settle_reference(tested[0])
-        forecast = Forecast(probe, space, SEED + 2, folder / "predictor.json", cache)
-        known, prepare_s = timed(lambda: forecast.prepare(report))
-        found, predict_s = timed(lambda: [forecast.predict(each, report) for each in tested])
+        model = LatencyModel(probe, space, SEED + 2, folder / "predictor.json", cache)
+        known, prepare_s = timed(lambda: model.prepare(report))
+        found, predict_s = timed(lambda: [model.predict(each, report) for each in tested])
         say("predict: measuring the tested networks whole")
         truth = np.array([each.latency_ms for each in sound(probe.measure_all(tested))])
-        sums_ms = np.array([forecast.sum_ms(network) for network in tested])
+        sums_ms = np.array([model.table.sum_ms(network) for network in tested])
     flops = np.array([[cost(network).flops / 1e9] for network in tested])
     params = np.array([cost(network).params / 1e6 for network in tested])
     with_offset = np.column_stack([flops, np.ones(len(flops))])
@@ -731,7 +731,7 @@ def _predicted(config: LatencyConfig, folder: Path) -> dict[str, Any]:
         "methods": {name: error(values, truth) for name, values in predictions.items()},
         "share_inside_interval": float(np.mean(inside)),
         "calibration": known,
-        "blocks": forecast.size,
+        "blocks": len(model.table.blocks_ms),
         "prepare_s": prepare_s,
         "predict_s": predict_s,
         "measured_ms": truth.tolist(),

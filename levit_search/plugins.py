@@ -13,7 +13,7 @@ A distribution names them in its ``pyproject.toml``, and whoever installs it use
 
 What each entry point has to be is told by :class:`levit_search.data.DataSet`,
 :class:`levit_search.distill.teacher_network.BuildTeacher` and
-:class:`levit_search.latency.targets.PluggedTarget`.
+:class:`levit_search.latency.targets.NamedTarget`.
 
 Names consist of letters, digits, ``_``, ``.`` and ``-``; others are no plug-ins. Our own names, and
 those in a user's ``targets.yaml``, keep their meaning whatever is installed; a name that two

@@ -16,10 +16,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from levit_search.architecture import Architecture
 from levit_search.errors import TrialError
-from levit_search.latency import LatencyConfig, Probe, ray_pipe, worker
+from levit_search.latency import LatencyConfig, Probe, channel, ray_node, worker
 from levit_search.latency.cache import Cache
 from levit_search.latency.channel import Channel
-from levit_search.latency.ray_relay import Relay
+from levit_search.latency.ray_node import NodePipe, RayPipe
 from levit_search.latency.targets import RayTarget
 from tests.networks import tiny_description
 
@@ -156,7 +156,7 @@ def test_a_busy_node_is_not_waited_for_without_end(
 ) -> None:
     holding = Channel(nodes.target(), "onnxruntime")
     try:
-        monkeypatch.setattr(ray_pipe, "_SCHEDULE_S", 1.0)
+        monkeypatch.setattr(ray_node, "_SCHEDULE_S", 1.0)
         assert "every node with 'probe_arm' was busy for 1 s" in refusal(nodes.target())
     finally:
         holding.close()
@@ -226,39 +226,59 @@ def test_a_node_that_dies_in_mid_job_is_told(
 
 
 @pytest.mark.slow
-def test_a_relay_tells_how_its_process_ended() -> None:
+def test_an_endless_line_from_a_node_is_refused(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = tmp_path / "endless.py"
+    endless.write_text("import sys\nwhile True: sys.stdout.write(1000 * 'endless ')")
+    monkeypatch.setattr(channel.worker, "__file__", str(endless))
+    assert refusal(nodes.target(), 300) == "not an answer: a line of over 64 MiB"
+    assert has_ended(nodes.last_worker())
+
+
+@pytest.mark.slow
+def test_a_line_from_a_node_is_waited_for_no_longer_than_asked(nodes: Nodes) -> None:
+    pipe = RayPipe(nodes.target(), ["-c", "input()"], {})
+    try:
+        begun = time.monotonic()
+        assert pipe.read_line(1.0) is None
+        assert time.monotonic() - begun < 10
+    finally:
+        pipe.close()
+    assert becomes(1.0)
+
+
+@pytest.mark.slow
+def test_a_node_tells_how_its_process_ended() -> None:
     program = "import sys; print(input()); sys.exit('out of luck')"
-    relay = Relay(["-c", program], {})
-    assert relay.read_line(0.01) is None
-    relay.write(b"hello\n")
-    assert [relay.read_line(10), relay.read_line(10)] == [b"hello\n", b""]
-    assert relay.last_words() == "the worker ended with exit code 1 (out of luck)"
-    relay.write(b"nobody reads this\n")
-    relay.close()
+    pipe = NodePipe(["-c", program], {})
+    assert pipe.read_line(0.01) is None
+    pipe.write(b"hello\n")
+    assert [pipe.read_line(10), pipe.read_line(10)] == [b"hello\n", b""]
+    assert pipe.last_words() == "the worker ended with exit code 1 (out of luck)"
+    pipe.write(b"nobody reads this\n")
+    pipe.close()
 
 
 @pytest.mark.slow
-def test_a_relay_ends_a_process_that_does_not_read() -> None:
-    relay = Relay(["-c", "import time; print('up', flush=True); time.sleep(60)"], {})
-    assert relay.read_line(10) == b"up\n"
-    stuck = threading.Thread(target=relay.write, args=[bytes(1 << 20)])
-    stuck.start()
-    stuck.join(timeout=0.2)
-    assert stuck.is_alive()
-    relay.close()
-    stuck.join(timeout=10)
-    assert not stuck.is_alive()
-    assert relay.last_words() == "the worker ended with signal 9 (no message)"
+def test_a_node_ends_a_process_that_does_not_read() -> None:
+    pipe = NodePipe(["-c", "import time; print('up', flush=True); time.sleep(60)"], {})
+    assert pipe.read_line(10) == b"up\n"
+    begun = time.monotonic()
+    pipe.write(bytes(1 << 20))
+    pipe.close()
+    assert time.monotonic() - begun < 10
+    assert pipe.last_words() == "the worker ended with signal 9 (no message)"
 
 
 @pytest.mark.slow
-def test_a_relay_undoes_the_hiding_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_undoes_the_hiding_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     program = "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'), os.environ['NAME'])"
     for value, seen in (("", b"None x\n"), ("1", b"1 x\n")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-        relay = Relay(["-c", program], {"NAME": "x"})
-        assert relay.read_line(10) == seen
-        relay.close()
+        pipe = NodePipe(["-c", program], {"NAME": "x"})
+        assert pipe.read_line(10) == seen
+        pipe.close()
 
 
 def has_ended(process_id: int) -> bool:

@@ -311,6 +311,7 @@ def test_a_probe_starts_another_worker_after_one_was_killed(
         ("echo '{}'", "not an answer: '{}'"),
         ("exit 0", "the worker ended with exit code 0 (no message)"),
         ("echo 'Python 2.7 is too old' >&2; exit 1", "exit code 1 (Python 2.7 is too old)"),
+        ("exec tr '\\0' x < /dev/zero", "not an answer: a line of over 64 MiB"),
         ("exec sleep 20", "no answer for 1 s, stopped"),
         ('echo \'{"event": "ready", "protocol": 1}\'', "its worker speaks protocol 1, not"),
     ],

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from levit_search.architecture import Architecture
 from levit_search.engine.local import core_shares, usable_cores
-from levit_search.latency.sharing import on_cores
+from levit_search.latency.host_lock import on_cores
 from levit_search.search import driver, search
 from levit_search.search.callbacks import Callback
 from levit_search.study import Study, read_config, training_file

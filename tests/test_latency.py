@@ -26,6 +26,7 @@ from levit_search.architecture import Architecture
 from levit_search.errors import InputError, TrialError
 from levit_search.latency import LatencyConfig, Probe, channel, worker
 from levit_search.latency.cache import Cache, cache_key, samples_from
+from levit_search.latency.host_lock import between_probes
 from levit_search.latency.protocol import (
     Round,
     Samples,
@@ -36,7 +37,6 @@ from levit_search.latency.protocol import (
     measurement,
     repeat_sd,
 )
-from levit_search.latency.sharing import between_probes
 from levit_search.model import LevitModel, export_onnx, fold
 from tests.conftest import needs
 from tests.networks import tiny_description
@@ -425,7 +425,7 @@ def test_an_exported_graph_is_timed_with_the_batch_of_the_configuration(
     with Probe(config, cache=Cache(tmp_path / "samples")) as probe:
         small, large = (probe.measure_graph(graph, tiny) for graph in graphs)
         reference, _ = probe.reference_graph(tiny)
-        probe.settled_ms[reference.id] = 2 * large.reference_ms
+        probe.reference_ms[reference.id] = 2 * large.reference_ms
         settled = probe.measure_graph(graphs[1], tiny)
     assert small.batch_size == large.batch_size == 3
     assert large.layout == "exported" and not large.cached and large.samples_file is None

@@ -14,9 +14,16 @@ from levit_search import architecture as architectures
 from levit_search.architecture import Architecture, published, published_names
 from levit_search.cost import Cost, cost, layers
 from levit_search.errors import InputError, TrialError
-from levit_search.latency.block_graphs import block_module, input_shape, unfolded, write_block
-from levit_search.latency.blocks import Block, blocks, distinct_blocks
-from levit_search.latency.predictor import (
+from levit_search.latency.block_graphs import (
+    Block,
+    block_module,
+    blocks,
+    distinct_blocks,
+    input_shape,
+    unfolded,
+    write_block,
+)
+from levit_search.latency.latency_model import (
     BlockTable,
     Calibration,
     Predictor,

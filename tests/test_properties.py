@@ -26,7 +26,7 @@ from levit_search import architecture as architectures
 from levit_search import cli, cost
 from levit_search.architecture import Architecture
 from levit_search.configuration import read_yaml, write_yaml
-from levit_search.errors import InputError, LevitSearchError
+from levit_search.errors import InputError, LevitSearchError, TrialError
 from levit_search.model import build
 from levit_search.space import Limits, Space
 from levit_search.study import Study, StudyConfig, read_config
@@ -299,7 +299,7 @@ def _cheap_ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             "levit_search.baseline.check_runs": reached,
             "levit_search.baseline.count": reached,
             "levit_search.audit.audit": reached,
-            "levit_search.latency.reach._ask": answered,
+            "levit_search.latency.discovery._ask": answered,
             "webbrowser.open": lambda _: False,
         }.items():
             patch.setattr(place, end)
@@ -308,9 +308,8 @@ def _cheap_ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def answered(sort: str, config: Any, timeout_s: float, answers: Any) -> None:
-    del config, timeout_s
-    answers.put((sort, "nothing is asked here"))
+def answered(*_: Any) -> NoReturn:
+    raise TrialError("nothing is asked here")
 
 
 class Done(NamedTuple):

@@ -26,7 +26,7 @@ from levit_search.engine.ray import CandidateSearcher, RayEngine
 from levit_search.engine.ray_cluster import Placement
 from levit_search.engine.tasks import Task
 from levit_search.errors import InputError
-from levit_search.latency.ray_connection import join
+from levit_search.latency.ray_node import join
 from levit_search.study import Study, read_config
 from tests.conftest import ROOT
 from tests.engine_stubs import FAILS, HANGS, MARK, Watched, assert_ended, network

@@ -1,6 +1,7 @@
 import json
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 import yaml
 
 from levit_search.configuration import validated
+from levit_search.deadlines import DeadlineError, run_with_deadlines
 from levit_search.errors import InputError
-from levit_search.latency import LatencyConfig, reach
+from levit_search.latency import LatencyConfig, discovery
 from levit_search.latency.channel import Channel, ssh_command
-from levit_search.latency.reach import Reached
+from levit_search.latency.discovery import DiscoveredTarget
 from levit_search.latency.targets import (
     PRESETS,
     CommandTarget,
@@ -375,12 +377,37 @@ def test_changes_name_targets_too(tmp_path: Path, space_file: Callable[..., Path
     assert predicted == LatencyConfig(method="predicted")
 
 
+# Checks within their time
+
+
+def test_checks_run_at_once_and_each_within_its_time() -> None:
+    together = threading.Barrier(3)
+
+    def meet(what: object) -> object:
+        together.wait(10)
+        if isinstance(what, Exception):
+            raise what
+        return what
+
+    def hang() -> object:
+        together.wait(10)
+        return threading.Event().wait(20)
+
+    jobs = [(lambda: meet(1), 10.0), (lambda: meet(OSError("no such device")), 10.0), (hang, 1.0)]
+    begun = time.monotonic()
+    told = dict(run_with_deadlines(jobs))
+    assert time.monotonic() - begun < 10
+    assert told.keys() == {0, 1, 2} and told[0] == 1
+    assert isinstance(told[1], OSError) and str(told[1]) == "no such device"
+    assert isinstance(told[2], DeadlineError)
+
+
 # What can be reached now
 
 
-def rows(timeout_s: float = 20.0, **entries: object) -> dict[str, Reached]:
-    told: list[Reached] = []
-    found = reach.reach(named(**entries), timeout_s, told.append)
+def rows(timeout_s: float = 20.0, **entries: object) -> dict[str, DiscoveredTarget]:
+    told: list[DiscoveredTarget] = []
+    found = discovery.discover(named(**entries), timeout_s, told.append)
     assert [row.name for row in found] == list(dict.fromkeys(["cpu", "cuda", *PRESETS, *entries]))
     assert sorted(row.name for row in told) == sorted(row.name for row in found)
     return {row.name: row for row in found}
@@ -423,7 +450,7 @@ def test_reasons_are_one_line_without_the_targets_name() -> None:
         },
         bare={"target": {"kind": "command", "python": [sys.executable, "-I", "-S"]}},
     )
-    assert found["malformed"] == Reached(
+    assert found["malformed"] == DiscoveredTarget(
         "malformed",
         reason="targets.yaml: malformed: expected a target or a mapping with one, not [1]",
     )
@@ -447,7 +474,7 @@ def test_names_that_differ_in_settings_alone_are_asked_once(
             asked.append(target)
             super().__init__(target, *arguments, **more)
 
-    monkeypatch.setattr(reach, "Channel", Counted)
+    monkeypatch.setattr(discovery, "Channel", Counted)
     found = rows(one={"target": HERE}, two={"target": HERE, "threads": 2, "batch_size": 4})
     assert found["one"].device == found["two"].device
     assert len(asked) == 3  # cpu and paper-intel, paper-arm, one and two
@@ -462,8 +489,8 @@ def test_what_does_not_keep_to_the_limit_holds_up_nobody(monkeypatch: pytest.Mon
                 time.sleep(20)
             super().__init__(target, *arguments, **more)
 
-    monkeypatch.setattr(reach, "Channel", Stuck)
-    monkeypatch.setattr(reach, "_CLOSING_S", 0.0)
+    monkeypatch.setattr(discovery, "Channel", Stuck)
+    monkeypatch.setattr(discovery, "_CLOSING_S", 0.0)
     begun = time.monotonic()
     found = rows(timeout_s=4.0, stuck="ray://a", stuck_too="ray://b")
     assert time.monotonic() - begun < 10
@@ -476,8 +503,8 @@ def test_whatever_a_client_raises_is_its_targets_reason(monkeypatch: pytest.Monk
         def __init__(self, *arguments: Any, **more: Any) -> None:
             raise ImportError("no module ray\nat all")
 
-    monkeypatch.setattr(reach, "Channel", Broken)
-    monkeypatch.setattr(reach, "_check_gpu", lambda timeout_s: None)
+    monkeypatch.setattr(discovery, "Channel", Broken)
+    monkeypatch.setattr(discovery, "_check_gpu", lambda timeout_s: None)
     assert {row.reason for row in rows().values()} == {"ImportError: no module ray"}
 
 
@@ -492,7 +519,7 @@ def test_a_worker_without_the_gpu_that_it_should_have_is_none(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(reach, "Channel", There)
+    monkeypatch.setattr(discovery, "Channel", There)
     target = {"kind": "ssh", "host": "box", "device": "cuda"}
     found = rows(box={"target": target}, plain="ssh://box")
     assert found["box"].reason == "torch 9.9 sees no NVIDIA GPU there"
@@ -558,12 +585,12 @@ def test_the_command_prints_a_table_and_where_more_come_from(
     }
     gpu = {"gpu": "NVIDIA X", "gpu_memory_bytes": 80e9, "cuda": "13.2", "driver": "600"}
     found = [
-        Reached("pi", "ssh://pi", reachable=True, settings=settings, device=arm),
-        Reached("cuda", "cuda", True, None, settings, {**arm, **gpu, "emulated": False}),
-        Reached("dead", "ssh://dead", reason="unknown host", settings=settings),
-        Reached("typo", reason="unknown key"),
+        DiscoveredTarget("pi", "ssh://pi", reachable=True, settings=settings, device=arm),
+        DiscoveredTarget("cuda", "cuda", True, None, settings, {**arm, **gpu, "emulated": False}),
+        DiscoveredTarget("dead", "ssh://dead", reason="unknown host", settings=settings),
+        DiscoveredTarget("typo", reason="unknown key"),
     ]
-    monkeypatch.setattr(reach, "reach", lambda named, timeout_s, report: found)
+    monkeypatch.setattr(discovery, "discover", lambda named, timeout_s, report: found)
     ended = cli("targets")
     assert ended.returncode == 0
     lines = [line.rstrip() for line in ended.stdout.splitlines()]

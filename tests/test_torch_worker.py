@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from levit_search import architecture
 from levit_search.errors import TrialError
-from levit_search.latency import cuda_runs, torch_networks, torch_worker, worker
+from levit_search.latency import torch_worker, worker
 from levit_search.latency.channel import Channel
 from levit_search.latency.targets import LocalTarget
-from levit_search.latency.torch_networks import fresh_network
-from levit_search.latency.torch_worker import RUNTIMES, CpuRunner
+from levit_search.latency.torch_worker import RUNTIMES, CpuRunner, fresh_network
 from levit_search.model import build, fold
 from tests.networks import tiny_description
 
@@ -174,7 +173,7 @@ def test_inductor_compiles_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     layer = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Hardswish()).eval()
     quick = {"compile_threads": 1, "cpp_cache_precompile_headers": False, "cpp.vec_isa_ok": False}
     with config.patch(quick), torch.inference_mode():
-        compiled = torch_networks.forward_of(layer, compiled=True)
+        compiled = torch_worker.forward_of(layer, compiled=True)
         images = torch.randn(2, 1, 8, 8)
         torch.testing.assert_close(compiled(images), layer(images))
 
@@ -224,7 +223,7 @@ def test_the_largest_batch_is_settled_once_and_leaves_room(ask: Ask) -> None:
     sizes = [ask("round", large, large, MAPS, **job)["batch_sizes"] for _ in range(2)]
     assert sizes[0] == sizes[1]
     assert sizes[0][0] == sizes[0][1]
-    assert all(1 <= size <= cuda_runs.LARGEST_BATCH for size in sizes[0])
+    assert all(1 <= size <= torch_worker.LARGEST_BATCH for size in sizes[0])
     assert all(size & (size - 1) == 0 for size in sizes[0])
 
 

@@ -35,8 +35,7 @@ from levit_search.errors import InputError, LevitSearchError
 from levit_search.escaping import careful_console, printable
 from levit_search.export import predict
 from levit_search.files import DamagedFileError, read_checksummed
-from levit_search.latency.programs import check_programs
-from levit_search.latency.targets import read_latency
+from levit_search.latency.targets import check_programs, read_latency
 from levit_search.model import build, load_weights
 from levit_search.progress import no_progress
 from levit_search.study import Study, read_config

@@ -11,7 +11,7 @@ from levit_search.audit.front_confidence import Reevaluation
 from levit_search.batches import open_batches
 from levit_search.distill import TeacherAnswers, obtain_teacher
 from levit_search.errors import InputError, TrialError
-from levit_search.latency.sharing import on_cores
+from levit_search.latency.host_lock import on_cores
 from levit_search.model import Model, build, load_weights
 from levit_search.progress import Progress
 from levit_search.results import Document

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from levit_search.baseline import Baseline
     from levit_search.cost import Cost, LayerCost
     from levit_search.latency import LatencyConfig
-    from levit_search.latency.reach import Reached
+    from levit_search.latency.discovery import DiscoveredTarget
     from levit_search.progress import Progress
 
 Archs = Annotated[
@@ -248,26 +248,26 @@ def targets(
     as_json: Json = False,
 ) -> None:
     """Show where latency can be measured now, and why not elsewhere."""
-    from levit_search.latency.reach import reach
+    from levit_search.latency.discovery import discover
     from levit_search.latency.targets import known_names, read_targets
     from levit_search.progress import StepProgress
 
     named = read_targets()
     with StepProgress() as shown:
 
-        def report(found: "Reached") -> None:
+        def report(found: "DiscoveredTarget") -> None:
             shown.step(f"{found.name} {'reached' if found.reachable else 'not reached'}")
 
         shown.begin("targets", len(known_names(named)))
         shown.update("", 0.0)
-        rows = reach(named, timeout, report)
+        rows = discover(named, timeout, report)
     if as_json:
         print_json([row.as_json() for row in rows])
         return
     _print_targets(rows)
 
 
-def _print_targets(rows: "list[Reached]") -> None:
+def _print_targets(rows: "list[DiscoveredTarget]") -> None:
     from rich.table import Table
 
     from levit_search.latency.targets import target_files
@@ -288,7 +288,7 @@ def _print_targets(rows: "list[Reached]") -> None:
     tell(textwrap.fill(hint, 100, break_long_words=False, break_on_hyphens=False))
 
 
-def _reached_lines(row: "Reached") -> list[str]:
+def _reached_lines(row: "DiscoveredTarget") -> list[str]:
     """What there is to say of a target, line by line."""
     lines = [row.address] if row.address is not None and row.address != row.name else []
     if row.device is not None:

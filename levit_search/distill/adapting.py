@@ -20,7 +20,7 @@ from levit_search.distill.store import check_room
 from levit_search.errors import InputError, writing
 from levit_search.files import write_atomically
 from levit_search.image_size import Sides, sides
-from levit_search.latency.sharing import between_probes
+from levit_search.latency.host_lock import between_probes
 from levit_search.progress import Progress, no_progress
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.train import device_of

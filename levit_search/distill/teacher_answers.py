@@ -19,7 +19,7 @@ from levit_search.distill.teacher_network import taught_classes
 from levit_search.errors import InputError, TrialError
 from levit_search.files import user_cache
 from levit_search.image_size import Sides, plain_size
-from levit_search.latency.sharing import between_probes
+from levit_search.latency.host_lock import between_probes
 from levit_search.progress import Progress
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.train import device_of

@@ -88,7 +88,7 @@ def all_checks(study: Path | None) -> list[Check]:
 
 def targets() -> list[Finding]:
     """Each name of ``targets.yaml`` and of plug-ins, and our own ones together."""
-    from levit_search.latency.reach import reach
+    from levit_search.latency.discovery import discover
     from levit_search.latency.targets import known_names, read_targets, target_files
 
     try:
@@ -99,7 +99,7 @@ def targets() -> list[Finding]:
         return [fail(str(error), "every command that measures", mend, "targets.yaml")]
     findings = []
     away = []
-    for row in reach(named, _TARGET_S, lambda _: None):
+    for row in discover(named, _TARGET_S, lambda _: None):
         reason = row.reason or "no answer"
         if row.reachable:
             assert row.device is not None

@@ -43,7 +43,7 @@ class LocalEngine(TaskEngine):
     Training keeps to cores of its worker's own, consecutive ones, where the cores that this process
     may use are enough for ``train.threads`` of every job; otherwise it runs on any, and an event
     says so. A probe may use any core: it has the host to itself (see
-    :mod:`levit_search.latency.sharing`), and reads the same whatever the number of jobs.
+    :mod:`levit_search.latency.host_lock`), and reads the same whatever the number of jobs.
 
     In the place of a worker that dies a new one is started, which goes on with its trial; the trial
     fails where that ends in the same way.

@@ -20,7 +20,7 @@ from ray.util.placement_group import placement_group, placement_group_table
 from levit_search.engine import ray_guard
 from levit_search.errors import BudgetError, InputError
 from levit_search.escaping import encodable
-from levit_search.latency.ray_connection import first_line, hush, join, knock
+from levit_search.latency.ray_node import first_line, hush, join, knock
 from levit_search.study import EngineConfig
 
 ray: Any = typed_in_part

@@ -18,7 +18,7 @@ from levit_search.baseline import BaselineConfig
 from levit_search.configuration import validated
 from levit_search.engine.interface import NO_TRIAL, Event
 from levit_search.errors import InputError, LevitSearchError, TrialError, refused_by_disk
-from levit_search.latency.sharing import while_no_probe_runs
+from levit_search.latency.host_lock import while_no_probe_runs
 from levit_search.progress import Progress
 from levit_search.study import StudyConfig
 

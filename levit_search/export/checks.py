@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from levit_search.architecture import Architecture
 from levit_search.errors import InputError, LevitSearchError, TrialError
 from levit_search.latency import LatencyConfig, Probe
-from levit_search.latency.programs import check_programs
-from levit_search.latency.targets import TORCH_RUNTIMES
+from levit_search.latency.targets import TORCH_RUNTIMES, check_programs
 from levit_search.pareto import on_target
 from levit_search.progress import Progress
 from levit_search.search.evaluate import settled_on

@@ -99,14 +99,13 @@ class Cache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            _measured_again(path, f"cannot be read ({error.strerror or error})")
-            return None
+            what = f"cannot be read ({error.strerror or error})"
         except DamagedFileError as error:
-            _measured_again(path, f"damaged ({error})")
-            return None
+            what = f"damaged ({error})"
         except (ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError):
-            _measured_again(path, "damaged (it holds no samples)")
-            return None
+            what = "damaged (it holds no samples)"
+        warnings.warn(f"{path}: {what}; the network is measured again", stacklevel=2)
+        return None
 
     def keep(self, key: dict[str, Any], samples: Samples) -> None:
         """Keep ``samples`` in place of earlier ones.
@@ -120,10 +119,6 @@ class Cache:
             write_atomically(self.path(key), json.dumps(checksummed(content)) + "\n")
         except OSError as error:
             raise TrialError(f"{self.folder}: cannot be written ({error.strerror})") from None
-
-
-def _measured_again(path: Path, what: str) -> None:
-    warnings.warn(f"{path}: {what}; the network is measured again", stacklevel=3)
 
 
 def samples_from(kept: dict[str, Any]) -> Samples:

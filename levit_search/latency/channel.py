@@ -1,30 +1,32 @@
 """A worker on a target: started there, asked by JSON lines, and stopped.
 
-Whatever starts it (this machine, ssh, a Ray node, any command) gives a :class:`Pipe`; time limits,
-files, and what is said of a worker that dies or prints rubbish are the same for all.
+Whatever starts it (this machine, ssh, a Ray node, any command) gives a pipe; time limits, files,
+and what is said of a worker that dies or prints rubbish are the same for all. A worker may run on
+any device, in any version, behind any command: what it prints is no fact until it has the shape of
+an answer and is physically possible.
 """
 
 import json
+import math
 import shlex
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from levit_search.errors import TrialError
 from levit_search.escaping import encodable
 from levit_search.files import expanded
 from levit_search.latency import worker
-from levit_search.latency.answers import LieError, check_ready
 from levit_search.latency.process_pipe import (
     LONGEST_LINE,
     LONGEST_TOLD,
     ProcessPipe,
     last_line,
 )
-from levit_search.latency.ray_pipe import RayPipe
+from levit_search.latency.ray_node import RayPipe
 from levit_search.latency.targets import (
     TORCH_RUNTIMES,
     CommandTarget,
@@ -36,6 +38,9 @@ from levit_search.latency.targets import (
     package_of,
 )
 
+Message = dict[str, Any]
+"""A job or an answer, which is one line of JSON; see :mod:`levit_search.latency.worker`."""
+
 # Starting, warming up and building sessions take seconds; a worker silent for longer is stuck.
 PATIENCE_S = 120.0
 CONNECT_S = 10
@@ -43,25 +48,6 @@ CONNECT_S = 10
 _LONGEST_WAIT_S = 3600.0
 # Slower lines than this are taken for stuck.
 _SLOWEST_BYTES_PER_S = 100_000
-
-
-class Pipe(Protocol):
-    """A process's standard streams, wherever it runs."""
-
-    def write(self, data: bytes) -> None:
-        """Send; returns at once."""
-
-    def read_line(self, patience_s: float) -> bytes | None:
-        """The next line, empty at the end of the output, or None after ``patience_s``."""
-
-    def is_running(self) -> bool:
-        """Whether it is not known to have ended."""
-
-    def last_words(self) -> str:
-        """How it ended, in one line; only after the end of its output."""
-
-    def close(self) -> None:
-        """End the process and wait for it."""
 
 
 class Channel:
@@ -109,10 +95,23 @@ class Channel:
                     f"{worker.PROTOCOL}"
                 )
             try:
-                self.device: dict[str, Any] = check_ready(ready)
+                self.device = check_ready(ready)
             except LieError as error:
                 raise self._refused(f"not an answer ({error})") from None
-            self._check_device(runtime)
+            needed = target.machine
+            if needed is not None and self.device["machine"] != needed:
+                raise self._refused(
+                    f"it is {self.device['machine']}, not {needed}; name such a device in "
+                    "targets.yaml"
+                )
+            if target.device == "cuda" and "gpu" not in self.device:
+                raise self._refused("torch finds no NVIDIA GPU there")
+            package, found = package_of(runtime), self.device["runtimes"]
+            if package not in found:
+                raise self._refused(
+                    f"{package} is not installed there (found: {', '.join(found) or 'nothing'}); "
+                    f"`pip install numpy {package}` for its Python {self.device['python']}"
+                )
         except BaseException:
             self.close()
             raise
@@ -124,10 +123,10 @@ class Channel:
 
     def ask(
         self,
-        job: dict[str, Any],
+        job: Message,
         patience_s: float,
-        check: Callable[[dict[str, Any]], None] | None = None,
-    ) -> dict[str, Any]:
+        check: Callable[[Message], None] | None = None,
+    ) -> Message:
         """The answer to a job.
 
         Args:
@@ -147,12 +146,12 @@ class Channel:
         while True:
             answer = self._next(patience_s)
             if answer["event"] == "error":
-                raise self._refused(_line(answer.get("message")))
+                text = " ".join(str(answer.get("message")).split())[:LONGEST_TOLD]
+                raise self._refused(text or "no further reason")
             if answer["event"] != "waiting":
                 break
             if time.monotonic() > end:
-                self.close()
-                raise self._refused(f"its host was not free for {_LONGEST_WAIT_S / 60:.0f} minutes")
+                raise self._ended(f"its host was not free for {_LONGEST_WAIT_S / 60:.0f} minutes")
             self._waiting()
         try:
             # Workers of earlier releases do not say which job they have done.
@@ -161,8 +160,7 @@ class Channel:
             if check is not None:
                 check(answer)
         except LieError as error:
-            self.close()
-            raise self._refused(f"not an answer ({error})") from None
+            raise self._ended(f"not an answer ({error})") from None
         return answer
 
     def place(self, path: Path) -> dict[str, str]:
@@ -193,59 +191,42 @@ class Channel:
         self._unsent_bytes += len(data)
         self._pipe.write(data)
 
-    def _next(self, patience_s: float) -> dict[str, Any]:
+    def _next(self, patience_s: float) -> Message:
         line = self._pipe.read_line(patience_s)
         if line is None:
-            self.close()
-            raise self._refused(f"no answer for {patience_s:.0f} s, stopped")
+            raise self._ended(f"no answer for {patience_s:.0f} s, stopped")
         if not line:
-            reason = self._pipe.last_words()
-            self.close()
-            raise self._refused(reason)
+            raise self._ended(self._pipe.last_words())
         if len(line) >= LONGEST_LINE:
-            self.close()
-            raise self._refused(f"not an answer: a line of over {LONGEST_LINE >> 20} MiB")
+            raise self._ended(f"not an answer: a line of over {LONGEST_LINE >> 20} MiB")
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict) or not isinstance(message.get("event"), str):
-            self.close()
             text = line[:400].decode(errors="replace").strip()
-            raise self._refused(f"not an answer: {text[:80]!r} (nothing else may print there)")
+            raise self._ended(f"not an answer: {text[:80]!r} (nothing else may print there)")
         return message
-
-    def _check_device(self, runtime: Runtime) -> None:
-        needed = self.target.machine
-        if needed is not None and self.device["machine"] != needed:
-            raise self._refused(
-                f"it is {self.device['machine']}, not {needed}; name such a device in targets.yaml"
-            )
-        if self.target.device == "cuda" and "gpu" not in self.device:
-            raise self._refused("torch finds no NVIDIA GPU there")
-        package = package_of(runtime)
-        if package not in self.device["runtimes"]:
-            raise self._refused(
-                f"{package} is not installed there (found: "
-                f"{', '.join(self.device['runtimes']) or 'nothing'}); "
-                f"`pip install numpy {package}` for its Python {self.device['python']}"
-            )
 
     def _refused(self, reason: str) -> TrialError:
         return TrialError(f"probe on {self.target.label}: {reason}")
+
+    def _ended(self, reason: str) -> TrialError:
+        self.close()
+        return self._refused(reason)
 
 
 # Of glibc 2.35 and later; whatever does not know it does not mind.
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
-def _opened(target: Target, runtime: Runtime, env: dict[str, str]) -> Pipe:
+def _opened(target: Target, runtime: Runtime, env: dict[str, str]) -> ProcessPipe | RayPipe:
     module = ["-m", "levit_search.latency.torch_worker"]
     with_torch = runtime in TORCH_RUNTIMES
     arguments = module if with_torch else ["-c", worker.BOOTSTRAP]
     match target:
         case LocalTarget():
-            pipe: Pipe = ProcessPipe([sys.executable, *arguments], env)
+            pipe: ProcessPipe | RayPipe = ProcessPipe([sys.executable, *arguments], env)
         case SshTarget():
             command = ssh_command(target, arguments, env)
             pipe = ProcessPipe(command, explain=partial(_ssh_reason, target))
@@ -312,6 +293,114 @@ def _ssh_reason(target: SshTarget, code: int, errors: list[str]) -> str | None:
     return known or last or "the connection was lost, or a signal ended the worker"
 
 
-def _line(text: Any) -> str:
-    """What a worker says, in one line for people."""
-    return " ".join(str(text).split())[:LONGEST_TOLD] or "no further reason"
+_MOST_IMAGES = 2**20
+_LONGEST_MS = 3_600_000.0  # no job lasts longer
+_MOST_BYTES = 2**50
+_LONGEST_TEXT, _LONGEST_ACCOUNT = 1000, 20_000
+# A worker measures for at least the seconds that it is told; clocks may differ a little.
+_SHORTEST_SHARE = 0.5
+
+
+class LieError(ValueError):
+    """An answer that cannot be one; the message says in a few words what is wrong with it."""
+
+
+def check_ready(message: Message) -> dict[str, Any]:
+    """The account of itself in a worker's first message; a few facts may be missing.
+
+    Raises:
+        LieError: it is none.
+    """
+    device = message.get("device")
+    if message["event"] != "ready" or not isinstance(device, dict):
+        raise LieError("it tells nothing of its device")
+    if len(json.dumps(device)) > _LONGEST_ACCOUNT:  # it stands in every trial
+        raise LieError("its account of its device is too long")
+    runtimes = device.get("runtimes")
+    if not isinstance(runtimes, dict) or not all(map(_is_text, [*runtimes, *runtimes.values()])):
+        raise LieError("it tells nothing of its runtimes")
+    for name in ("machine", "cpu", "python", "system", "governor", "gpu"):
+        if not (device.get(name) is None or _is_text(device[name])):
+            raise LieError(f"its {name} is no text")
+    if not isinstance(device.get("emulated", False), bool):
+        raise LieError("it does not tell whether it is emulated")
+    return {"machine": "unknown", "python": "unknown", "emulated": False, **device}
+
+
+def check_round(answer: Message, networks: int, seconds: float, clock: str) -> None:
+    """Make sure that an answer is a round of so many networks that took as long as was asked.
+
+    Args:
+        answer: the worker's.
+        networks: how many were run in turn.
+        seconds: that were to be measured.
+        clock: the one that counts.
+
+    Raises:
+        LieError: it is not.
+    """
+    if answer["event"] != "round":
+        raise LieError(f"{_shown(answer['event'])} instead of a round")
+    sizes, notes, cycles = (answer.get(name) for name in ("batch_sizes", "notes", "cycles"))
+    if not _are(_is_size, sizes, networks):
+        raise LieError(f"not the batch sizes of {networks} networks")
+    if not _are(_is_text, notes, networks):
+        raise LieError(f"not the notes on {networks} networks")
+    for name in ("prepare_s", "timing_s"):
+        if not _is_number(answer.get(name), 0.0, _LONGEST_MS / 1000):
+            raise LieError(f"{name} is {_shown(answer.get(name))}")
+    if answer["timing_s"] < _SHORTEST_SHARE * seconds:
+        raise LieError(
+            f"measured for {answer['timing_s']:.3g} s, and {seconds:.3g} s were asked for"
+        )
+    if not isinstance(cycles, list) or not cycles:
+        raise LieError("no timings")
+    for cycle in cycles:
+        if not isinstance(cycle, list) or len(cycle) != networks:
+            raise LieError(f"a turn is not that of {networks} networks")
+        for timing in cycle:
+            _check_timing(timing, clock)
+
+
+def check_peak(answer: Message) -> None:
+    """Make sure that an answer is the memory of a process.
+
+    Raises:
+        LieError: it is not.
+    """
+    if answer["event"] != "peak":
+        raise LieError(f"{_shown(answer['event'])} instead of a peak")
+    found = answer.get("bytes")
+    if type(found) is not int or not 0 <= found <= _MOST_BYTES:
+        raise LieError(f"a peak of {_shown(found)} bytes")
+
+
+def _check_timing(timing: Any, clock: str) -> None:
+    if not isinstance(timing, dict) or not {"cpu", "wall", "single", clock} <= timing.keys():
+        raise LieError("a timing lacks a clock")
+    for name, ms in timing.items():
+        # Only the clock that counts divides; others may be too coarse for a short run.
+        least = math.ulp(0.0) if name in (clock, "wall", "single") else 0.0
+        if not _is_number(ms, least, _LONGEST_MS):
+            raise LieError(f"a run took {_shown(ms)} ms")
+
+
+def _are(is_right: Callable[[Any], bool], values: Any, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(map(is_right, values))
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _MOST_IMAGES
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return type(value) in (int, float) and least <= value <= most  # which NaN is not
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

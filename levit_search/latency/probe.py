@@ -7,16 +7,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from levit_search import baseline
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline
 from levit_search.errors import TrialError
-from levit_search.latency.answers import check_peak, check_round
 from levit_search.latency.cache import Cache, cache_key
-from levit_search.latency.channel import Channel
+from levit_search.latency.channel import Channel, check_peak, check_round
+from levit_search.latency.host_lock import while_no_probe_runs
 from levit_search.latency.protocol import (
     FEWEST_ROUNDS,
     Measurement,
@@ -27,7 +26,6 @@ from levit_search.latency.protocol import (
     measurement,
     pooled_reference_ms,
 )
-from levit_search.latency.sharing import while_no_probe_runs
 from levit_search.latency.targets import TORCH_RUNTIMES, CommandTarget, LatencyConfig
 from levit_search.progress import Progress, no_progress
 
@@ -35,6 +33,8 @@ if TYPE_CHECKING:
     from levit_search.model import Layout
 
 Network = Architecture | Baseline
+Entry = Path | dict[str, Any]
+"""What stands for a network in jobs: its ONNX file, or for torch a description."""
 
 # Fewer rounds have an interval of no use, where the time is up after two: Student's quantile of two
 # is 12.7. Of earlier ones, no more than the latest are gone on with.
@@ -53,8 +53,8 @@ class Probe:
 
     Args:
         config: the target and how to measure.
-        settled_ms: the settled figure of reference networks by their id; a study keeps it, so that
-            all its latencies are multiples of one figure.
+        reference_ms: the settled figure of reference networks by their id; a study keeps it, so
+            that all its latencies are multiples of one figure.
         fresh: measure again what the cache holds, and put it there.
         cache: where samples are kept; by default the user's cache.
         report: told what is being measured.
@@ -63,13 +63,13 @@ class Probe:
     def __init__(
         self,
         config: LatencyConfig,
-        settled_ms: dict[str, float] | None = None,
+        reference_ms: dict[str, float] | None = None,
         fresh: bool = False,
         cache: Cache | None = None,
         report: Progress = no_progress,
     ) -> None:
         self.config = config
-        self.settled_ms = dict(settled_ms or {})
+        self.reference_ms = dict(reference_ms or {})
         self._cache = cache or Cache()
         self._fresh = fresh
         self._report = report
@@ -80,12 +80,7 @@ class Probe:
     def __enter__(self) -> "Probe":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
         self._folder.cleanup()
 
@@ -192,18 +187,13 @@ class Probe:
         # Files that are sent are known by their names; this one's may be as common as model.onnx.
         copied = Path(self._folder.name) / f"{network.id}-exported.onnx"
         shutil.copyfile(path, copied)
-        task = _Task(path.name, reference.id, ["exported"], [reference_graph, copied])
-        task.device = device
+        entries: list[Entry] = [reference_graph, copied]
+        task = _Task(path.name, reference.id, ["exported"], entries, device=device)
         try:
             self._run([task])
         finally:
             self._forget([copied])
-        if task.error is not None:
-            raise task.error
-        samples = task.samples(1)
-        reference_ms = self.settled_ms.get(reference.id)
-        reference_ms = reference_ms or pooled_reference_ms([samples], self.config.clock)
-        return measurement(self.config, samples, reference_ms)
+        return task.measurements(self.config, self.reference_ms.get(reference.id))[0]
 
     def time_graphs(
         self,
@@ -225,17 +215,13 @@ class Probe:
             TrialError: they could not be measured.
         """
         names = [path.stem for path in candidates]
-        task = _Task(", ".join(names), reference.stem, names, [reference, *candidates])
-        task.warm = warm
-        task.device = self.connect()
+        entries: list[Entry] = [reference, *candidates]
+        device = self.connect()
+        task = _Task(", ".join(names), reference.stem, names, entries, device=device, warm=warm)
         self._run([task], config, with_peak=False)
         for path in candidates:
             self._forget_there(path)
-        if task.error is not None:
-            raise task.error
-        found = [task.samples(number) for number in range(1, len(task.entries))]
-        clock = self.config.clock
-        return [measurement(self.config, s, pooled_reference_ms([s], clock)) for s in found]
+        return task.measurements(self.config)
 
     def reference_graph(self, network: Network) -> tuple[Architecture, Path]:
         """The configuration's reference for ``network``'s images, and its ONNX file.
@@ -264,7 +250,7 @@ class Probe:
         (found,) = self._outcomes([[task]])
         if isinstance(found, TrialError):
             raise found
-        self.settled_ms[reference.id] = found.reference_ms
+        self.reference_ms[reference.id] = found.reference_ms
         return found
 
     def _reference(self, network: Network) -> Architecture:
@@ -307,8 +293,7 @@ class Probe:
             task.error = error
         return task
 
-    def _entry(self, network: Network, layout: "Layout") -> "Path | dict[str, Any]":
-        """What stands for a network in jobs: a file, or for torch a description."""
+    def _entry(self, network: Network, layout: "Layout") -> Entry:
         if self.config.runtime in TORCH_RUNTIMES:
             if isinstance(network, Baseline):
                 return {"timm": asdict(network)}
@@ -367,7 +352,7 @@ class Probe:
     def _ask(
         self,
         do: str,
-        entries: "list[Path | dict[str, Any]]",
+        entries: list[Entry],
         seconds: float = 0.0,
         warm: bool = True,
     ) -> dict[str, Any]:
@@ -411,7 +396,7 @@ class Probe:
                 continue
             best = min(tasks, key=lambda task: estimate(task.samples(1).rounds, clock).ratio)
             same = [task.samples(1) for task in sound if task.reference == best.reference]
-            settled_ms = self.settled_ms.get(best.reference)
+            settled_ms = self.reference_ms.get(best.reference)
             reference_ms = settled_ms or pooled_reference_ms(same, clock)
             file = str(self._cache.path(best.key))
             outcomes.append(
@@ -419,7 +404,7 @@ class Probe:
             )
         return outcomes
 
-    def _forget(self, entries: "list[Path | dict[str, Any]]") -> None:
+    def _forget(self, entries: list[Entry]) -> None:
         for path in entries:
             if isinstance(path, Path) and path not in self._references:
                 path.unlink(missing_ok=True)
@@ -442,7 +427,7 @@ class _Task:
     name: str
     reference: str
     layouts: list[str]
-    entries: "list[Path | dict[str, Any]]" = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     """The reference's, then one for each of ``layouts``."""
     key: dict[str, Any] = field(default_factory=dict)
     earlier: Samples | None = None
@@ -506,3 +491,19 @@ class _Task:
             peak_memory_bytes=self.peaks[number - 1] if self.peaks else None,
             device=self.device,
         )
+
+    def measurements(
+        self, config: LatencyConfig, reference_ms: float | None = None
+    ) -> list[Measurement]:
+        """What was measured of each entry; without a figure of the reference, on its own scale.
+
+        Raises:
+            TrialError: they could not be measured.
+        """
+        if self.error is not None:
+            raise self.error
+        found = [self.samples(number) for number in range(1, len(self.entries))]
+        return [
+            measurement(config, each, reference_ms or pooled_reference_ms([each], config.clock))
+            for each in found
+        ]

@@ -1,6 +1,7 @@
-"""A worker, or what reaches it, as a process of this machine.
+"""A worker, or what reaches it, as a process of this machine: its streams, bounded on all sides.
 
-However much it prints, little of it is kept here.
+However much it prints, little of it is kept here. The module needs the standard library alone, and
+:mod:`levit_search.latency.ray_node` sends it to nodes that have nothing else.
 """
 
 import collections
@@ -12,7 +13,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import IO, Any
 
 # A round of ten minutes at the shortest timings has some thirty megabytes.
 LONGEST_LINE = 64 << 20
@@ -23,7 +23,7 @@ LONGEST_TOLD = 300
 
 
 class ProcessPipe:
-    """A process of this machine, be it the worker or what reaches it.
+    """The standard streams of a process, which is started.
 
     Args:
         command: and its arguments.
@@ -53,51 +53,83 @@ class ProcessPipe:
         self._unsent: queue.Queue[bytes | None] = queue.Queue()
         self._errors: collections.deque[str] = collections.deque(maxlen=_KEPT_ERRORS)
         self._is_closed = threading.Event()
-        assert self._process.stdout is not None and self._process.stderr is not None
-        assert self._process.stdin is not None
-        _in_background(_forward, self._process.stdout, self._lines, self._is_closed)
-        _in_background(_send, self._process.stdin, self._unsent)
-        self._error_reader = _in_background(_collect, self._process.stderr, self._errors)
+        self._error_reader = threading.Thread(target=self._read_errors, daemon=True)
+        for thread in (
+            threading.Thread(target=self._read_lines, daemon=True),
+            threading.Thread(target=self._send, daemon=True),
+            self._error_reader,
+        ):
+            thread.start()
 
     @property
     def process_id(self) -> int:
         return self._process.pid
 
     def write(self, data: bytes) -> None:
+        """Send to the process; returns at once."""
         self._unsent.put(data)
 
     def read_line(self, patience_s: float) -> bytes | None:
+        """The next line, empty at the end of the output, or None after ``patience_s``.
+
+        One of more than ``LONGEST_LINE`` bytes is cut off there.
+        """
         try:
             return self._lines.get(timeout=patience_s)
         except queue.Empty:
             return None
 
     def is_running(self) -> bool:
+        """Whether it is not known to have ended."""
         return self._process.poll() is None
 
     def last_words(self) -> str:
+        """How it ended, in one line; only after the end of its output."""
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             return "it closed its output"
         self._error_reader.join(timeout=1)  # they may still be on their way
         explained = self._explain(code, [*self._errors]) if self._explain else None
-        if explained is not None:
-            return explained
-        return (
-            f"the worker ended with {exit_name(code)} ({last_line(self._errors) or 'no message'})"
-        )
+        last = last_line(self._errors) or "no message"
+        return explained or f"the worker ended with {exit_name(code)} ({last})"
 
     def close(self) -> None:
+        """End the process and wait for it."""
         self._is_closed.set()
         self._unsent.put(None)
-        if self._process.poll() is None:
-            # The end of its input ends a worker; whatever does not listen is killed.
-            deadline = time.monotonic() + 0.5
-            while self._process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            self._process.kill()
+        # The end of its input ends a worker; whatever does not listen is killed.
+        deadline = time.monotonic() + 0.5
+        while self._process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._process.kill()
         self._process.wait()
+
+    def _read_lines(self) -> None:
+        """Pass whole lines on, as fast as they are taken; one that was not ended is none."""
+        assert self._process.stdout is not None
+        is_whole = True
+        while is_whole and not self._is_closed.is_set():
+            line = self._process.stdout.readline(LONGEST_LINE)
+            is_whole = line.endswith(b"\n") or len(line) == LONGEST_LINE
+            while not self._is_closed.is_set():
+                with contextlib.suppress(queue.Full):
+                    self._lines.put(line if is_whole else b"", timeout=0.5)
+                    break
+
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        while line := self._process.stderr.readline(_LONGEST_ERROR):
+            self._errors.append(line.decode(errors="replace").strip())
+
+    def _send(self) -> None:
+        assert self._process.stdin is not None
+        # Whoever does not read any more has ended, which its output tells.
+        with contextlib.suppress(OSError):
+            while (data := self._unsent.get()) is not None:
+                self._process.stdin.write(data)
+                self._process.stdin.flush()
+            self._process.stdin.close()
 
 
 def last_line(errors: Sequence[str]) -> str:
@@ -113,41 +145,3 @@ def exit_name(code: int | None) -> str:
             # What the system does to whoever has the most when there is none left.
             return f"{name} (out of memory?)" if name == "SIGKILL" else name
     return f"exit code {code}"
-
-
-def _in_background(function: Callable[..., None], *arguments: Any) -> threading.Thread:
-    thread = threading.Thread(target=function, args=arguments, daemon=True)
-    thread.start()
-    return thread
-
-
-def _forward(stream: IO[bytes], lines: "queue.Queue[bytes]", is_closed: threading.Event) -> None:
-    """Pass whole lines on, as fast as they are taken; one that its writer did not end is none."""
-    while not is_closed.is_set():
-        line = stream.readline(LONGEST_LINE)
-        is_whole = line.endswith(b"\n") or len(line) == LONGEST_LINE
-        _put(lines, line if is_whole else b"", is_closed)
-        if not is_whole:
-            return
-
-
-def _put(lines: "queue.Queue[bytes]", line: bytes, is_closed: threading.Event) -> None:
-    while not is_closed.is_set():
-        with contextlib.suppress(queue.Full):
-            lines.put(line, timeout=0.5)
-            return
-
-
-def _collect(stream: IO[bytes], errors: "collections.deque[str]") -> None:
-    while line := stream.readline(_LONGEST_ERROR):
-        errors.append(line.decode(errors="replace").strip())
-
-
-def _send(stream: IO[bytes], unsent: "queue.Queue[bytes | None]") -> None:
-    try:
-        while (data := unsent.get()) is not None:
-            stream.write(data)
-            stream.flush()
-        stream.close()
-    except OSError:
-        return  # whoever does not read any more has ended, which its output tells

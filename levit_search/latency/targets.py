@@ -8,12 +8,21 @@ that make sense by themselves:
     graviton: {preset: paper-arm, target: {kind: ssh, host: graviton, python: /opt/bin/python3}}
     desk: ssh://me@desk
     box: {target: {kind: command, python: [docker, exec, -i, box, python3]}, runtime: openvino}
+
+A ``command`` target starts what it names, and so may an ssh configuration, and a host's login; what
+drives a Ray cluster can start anything on whoever joins it. A space file or a study folder may come
+from anybody: what it brings is started only if the user has named it too, in a ``targets.yaml`` of
+their own (in ``~/.config/levit-search`` or the working directory), by a plug-in that they
+installed, or on the command line. A ``targets.yaml`` in the folder of a space file is part of what
+came with it.
 """
 
+import json
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +47,12 @@ _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 _RESOURCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
 # `env` starts it: neither an option (-S takes a whole command) nor a variable.
 _PYTHON = re.compile(r"(?!-)[^=\x00-\x1f]+")
+# Whatever a host calls so is a Python.
+_A_PYTHON = re.compile(r"(python|pypy)[0-9.]*")
+_HERE = re.compile(r"(ray://)?(127\.0\.0\.1|localhost|\[::1\]):\d+")
+
+Program = dict[str, Any]
+"""What of a target says what is started, as it is written in YAML."""
 
 
 def _matching(pattern: re.Pattern[str], kind: str) -> AfterValidator:
@@ -79,6 +94,12 @@ class _Device(Frozen):
         """What messages and results call it."""
         return self.name or self.address
 
+    @property
+    def program(self) -> Program | None:
+        """What it starts or joins; None where that is only what this machine or a host calls
+        Python, ssh with the user's own settings, or the cluster that runs here."""
+        return None
+
 
 class LocalTarget(_Device):
     """This machine."""
@@ -110,6 +131,15 @@ class SshTarget(_Device):
         host = f"[{self.host}]" if ":" in self.host else self.host  # IPv6
         return f"ssh://{user}{host}" + (f":{self.port}" if self.port else "")
 
+    @property
+    def program(self) -> Program | None:
+        named: Program = {}
+        if self.config_file is not None:
+            named["config_file"] = str(self.config_file)
+        if not _A_PYTHON.fullmatch(self.python):
+            named |= {"host": self.host, "python": self.python}
+        return named or None
+
 
 class RayTarget(_Device):
     """A node of a Ray cluster that offers one unit of a custom resource, such as ``probe_arm``."""
@@ -122,6 +152,13 @@ class RayTarget(_Device):
     @property
     def address(self) -> str:
         return f"ray://{self.resource}"
+
+    @property
+    def program(self) -> Program | None:
+        known = ("auto", os.environ.get("RAY_ADDRESS"))
+        if self.cluster in known or _HERE.fullmatch(self.cluster):
+            return None
+        return {"cluster": self.cluster}
 
 
 class CommandTarget(_Device):
@@ -137,6 +174,10 @@ class CommandTarget(_Device):
     def address(self) -> str:
         return f"command {Path(self.python[0]).name}"
 
+    @property
+    def program(self) -> Program | None:
+        return {"python": list(self.python), **({"env": dict(self.env)} if self.env else {})}
+
 
 Target = Annotated[LocalTarget | SshTarget | RayTarget | CommandTarget, Field(discriminator="kind")]
 
@@ -144,6 +185,7 @@ Runtime = Literal["onnxruntime", "openvino", "torch", "torch-compiled"]
 Precision = Literal["fp32", "fp16", "bf16"]
 
 TORCH_RUNTIMES = ("torch", "torch-compiled")
+_WITH_TORCH = " or ".join(TORCH_RUNTIMES)
 
 
 def _check_batch_size(value: object) -> object:
@@ -225,12 +267,11 @@ class LatencyConfig(Frozen):
         with_torch = self.runtime in TORCH_RUNTIMES
         if on_gpu and not with_torch:
             raise ValueError(
-                f"runtime: {self.runtime} runs on CPUs here; on a GPU use {_or(TORCH_RUNTIMES)}"
+                f"runtime: {self.runtime} runs on CPUs here; on a GPU use {_WITH_TORCH}"
             )
         if self.precision != "fp32" and not with_torch:
             raise ValueError(
-                f"precision: {self.precision} needs runtime {_or(TORCH_RUNTIMES)}, not "
-                f"{self.runtime}"
+                f"precision: {self.precision} needs runtime {_WITH_TORCH}, not {self.runtime}"
             )
         if self.method == "predicted" and (with_torch or self.layout == "fastest"):
             raise ValueError(
@@ -294,10 +335,6 @@ def read_latency(
     return validated(LatencyConfig, resolved(section, read_targets(beside), where), where)
 
 
-def _or(names: tuple[str, ...]) -> str:
-    return " or ".join(names)
-
-
 # Batch, threads and precision of the paper's speed columns (section 5.2 and table 3).
 PRESETS: dict[str, dict[str, Any]] = {
     "paper-gpu": {
@@ -325,57 +362,41 @@ _FORMS = ("ssh://[user@]host[:port]", "ray://resource")
 
 @dataclass(frozen=True)
 class NamedTarget:
-    """An entry of ``targets.yaml`` as it was written, well or not, and where."""
+    """An entry of ``targets.yaml``, or a target that another distribution plugs in.
 
-    entry: object
-    file: Path
-
-    def read(self) -> object:
-        """The entry, unchecked."""
-        return self.entry
-
-    @property
-    def origin(self) -> str:
-        """Where it comes from, as messages begin."""
-        return str(self.file)
-
-
-@dataclass(frozen=True)
-class PluggedTarget:
-    """A target that another distribution plugs in; see :mod:`levit_search.plugins`.
-
-    An entry point of ``levit_search.targets`` is what an entry of ``targets.yaml`` is, a partial
-    ``latency`` section or a target alone, or a function without arguments that returns it:
+    An entry point of ``levit_search.targets`` (see :mod:`levit_search.plugins`) is what an entry of
+    ``targets.yaml`` is, a partial ``latency`` section or a target alone, or a function without
+    arguments that returns it:
 
         BENCH = {"target": {"kind": "ssh", "host": "bench.example.org"}, "threads": 4}
 
         def bench():
             return {"target": f"ssh://{os.environ['BENCH_HOST']}", "runtime": "openvino"}
-
-    It is loaded when it is used or listed.
     """
 
-    plugin: Plugin
+    entry: object
+    """As it was written, well or not; or the plug-in, loaded when it is used or listed."""
+    file: Path | None = None
+    """Where it was written; none for a plug-in."""
 
     def read(self) -> object:
         """The entry, unchecked.
 
         Raises:
-            InputError: it cannot be loaded, or its function fails.
+            InputError: a plug-in cannot be loaded, or its function fails.
         """
-        found = self.plugin.load()
+        if not isinstance(self.entry, Plugin):
+            return self.entry
+        found = self.entry.load()
         if callable(found):
-            with self.plugin.explained("fails"):
+            with self.entry.explained("fails"):
                 return found()
         return found
 
     @property
     def origin(self) -> str:
         """Where it comes from, as messages begin."""
-        return self.plugin.origin
-
-
-Named = NamedTarget | PluggedTarget
+        return self.entry.origin if isinstance(self.entry, Plugin) else str(self.file)
 
 
 def target_files(beside: Path | None = None) -> list[Path]:
@@ -388,7 +409,7 @@ def target_files(beside: Path | None = None) -> list[Path]:
     return [folder / FILE for folder in dict.fromkeys(folders)]
 
 
-def read_targets(beside: Path | None = None) -> dict[str, Named]:
+def read_targets(beside: Path | None = None) -> dict[str, NamedTarget]:
     """The named targets that can be used here: plugged in, then from all of :func:`target_files`.
 
     A file's name counts more than a plug-in's, and our own more than a plug-in's. An entry is
@@ -397,33 +418,27 @@ def read_targets(beside: Path | None = None) -> dict[str, Named]:
     Raises:
         InputError: a file holds no YAML mapping.
     """
-    plugged = {
-        name: PluggedTarget(plugin)
+    found = {
+        name: NamedTarget(plugin)
         for name, plugin in plugins.installed("levit_search.targets").items()
         if not _is_own(name)
     }
-    return plugged | {
-        str(name): NamedTarget(entry, path)
-        for path in target_files(beside)
-        if _is_there(path)
-        for name, entry in read_yaml(path).items()
-    }
+    for path in target_files(beside):
+        with suppress(PermissionError):  # the home directory of somebody else has none
+            if path.is_file():
+                entries = read_yaml(path).items()
+                found |= {str(name): NamedTarget(entry, path) for name, entry in entries}
+    return found
 
 
-def _is_there(path: Path) -> bool:
-    """Whether there is such a file; none is in the home directory of somebody else."""
-    try:
-        return path.is_file()
-    except PermissionError:
-        return False
-
-
-def known_names(named: Mapping[str, Named]) -> list[str]:
+def known_names(named: Mapping[str, NamedTarget]) -> list[str]:
     """Everything a target can be called: our own names, then those of plug-ins and files."""
     return list(dict.fromkeys([*_INLINE, *PRESETS, *named]))
 
 
-def resolved(latency: Mapping[str, Any], named: Mapping[str, Named], where: str) -> dict[str, Any]:
+def resolved(
+    latency: Mapping[str, Any], named: Mapping[str, NamedTarget], where: str
+) -> dict[str, Any]:
     """A ``latency`` section whose target stands there in full.
 
     What the section says itself counts more than what the named target says, and that more than
@@ -458,7 +473,7 @@ def _check_form(target: object, where: str) -> None:
         )
 
 
-def _entry(name: str, named: Mapping[str, Named]) -> dict[str, Any]:
+def _entry(name: str, named: Mapping[str, NamedTarget]) -> dict[str, Any]:
     """A named target's section, checked by itself, so that a message names the file to mend."""
     where = f"{named[name].origin}: {name}"
     if _is_own(name):
@@ -467,7 +482,11 @@ def _entry(name: str, named: Mapping[str, Named]) -> dict[str, Any]:
     if not isinstance(entry, Mapping | str):
         raise InputError(f"{where}: expected a target or a mapping with one, not {entry!r}")
     given = {"target": entry} if isinstance(entry, str) else dict(entry)
-    preset = _preset(given.pop("preset", None), where)
+    preset_name = given.pop("preset", None)
+    if preset_name is not None and not (isinstance(preset_name, str) and preset_name in PRESETS):
+        known = did_you_mean(str(preset_name), PRESETS)
+        raise InputError(f"{where}: unknown preset {preset_name!r}; {known}")
+    preset = PRESETS[preset_name] if preset_name is not None else {}
     section = {**preset, **given}
     target = section.get("target", "cpu")
     if isinstance(target, str):
@@ -489,15 +508,7 @@ def _is_own(name: str) -> bool:
     return name in _INLINE or name in PRESETS or "://" in name
 
 
-def _preset(name: object, where: str) -> dict[str, Any]:
-    if name is None:
-        return {}
-    if not isinstance(name, str) or name not in PRESETS:
-        raise InputError(f"{where}: unknown preset {name!r}; {did_you_mean(str(name), PRESETS)}")
-    return PRESETS[name]
-
-
-def _own(text: str, named: Mapping[str, Named], where: str) -> dict[str, Any]:
+def _own(text: str, named: Mapping[str, NamedTarget], where: str) -> dict[str, Any]:
     """The section that a preset or an inline form stands for."""
     if text in PRESETS:
         preset = PRESETS[text]
@@ -525,3 +536,73 @@ def _ssh(rest: str, where: str) -> dict[str, Any]:
     if found[3]:
         target["port"] = int(found[3])
     return target
+
+
+def check_programs(
+    sections: Mapping[str, LatencyConfig], where: str, changes: Mapping[str, Any] | None = None
+) -> None:
+    """Make sure that the user has named all that a file's targets start here.
+
+    Args:
+        sections: of the file, by the places of their keys in it.
+        where: the file, for messages.
+        changes: values by dotted key that the user has put over those in the file.
+
+    Raises:
+        InputError: the file starts something else; the message has the entry that would allow it.
+    """
+    for key, section in sections.items():
+        program = section.target.program
+        if program is None or _is_given(program, changes or {}) or _is_named(program):
+            continue
+        shown = json.dumps(
+            {
+                "target": section.target.model_dump(mode="json", exclude_defaults=True)
+                | {"kind": section.target.kind}
+            }
+        )
+        raise InputError(
+            f"{where}: {key}.target would {_deed(program)}, as you have not named it yourself;\n"
+            f"if you know it, add to {target_files()[0]} the line"
+            f"   {section.target.name or 'mine'}: {shown}"
+        )
+
+
+def _deed(program: Program) -> str:
+    if "cluster" in program:
+        return f"join the Ray cluster {json.dumps(program['cluster'])}, which may run anything here"
+    if "config_file" in program:
+        return f"start {json.dumps(['ssh', '-F', program['config_file']])} on this machine"
+    where = f"host {program['host']}" if "host" in program else "this machine"
+    return f"start {json.dumps(program['python'])} on {where}"
+
+
+def _is_given(program: Program, changes: Mapping[str, Any]) -> bool:
+    """Whether all of a program was written on the command line."""
+    given = list(_written(dict(changes)))
+    return all((key, value) in given for key, value in program.items())
+
+
+def _written(node: Any) -> Iterator[tuple[str, Any]]:
+    """Keys and values at all depths, with paths as targets have them."""
+    if isinstance(node, Mapping):
+        for dotted, value in node.items():
+            key = str(dotted).rpartition(".")[2]
+            if key == "config_file" and isinstance(value, str):
+                yield key, str(from_anywhere(Path(value)))
+            elif key == "python" and isinstance(value, list) and value:
+                yield key, list(command_from_anywhere(tuple(map(str, value))))
+            else:
+                yield key, value
+            yield from _written(value)
+
+
+def _is_named(program: Program) -> bool:
+    """Whether an entry of the user's own files or a plug-in starts the same."""
+    named = read_targets()
+    for name in sorted(named, key=lambda name: isinstance(named[name].entry, Plugin)):
+        with suppress(InputError):  # of no matter to those who use another
+            section = validated(LatencyConfig, resolved({"target": name}, named, name), name)
+            if section.target.program == program:
+                return True
+    return False

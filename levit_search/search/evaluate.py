@@ -33,8 +33,8 @@ from levit_search.distill import TeacherAnswers, obtain_teacher
 from levit_search.errors import InputError, TrialError, refused_by_disk
 from levit_search.files import remove_unfinished, user_cache, write_atomically
 from levit_search.latency import LatencyConfig, Measurement, Probe
-from levit_search.latency.forecast import Forecast
-from levit_search.latency.sharing import on_cores, while_no_probe_runs
+from levit_search.latency.host_lock import on_cores, while_no_probe_runs
+from levit_search.latency.latency_model import LatencyModel
 from levit_search.model import save_weights
 from levit_search.pareto import PROBED, on_target
 from levit_search.progress import Progress, within
@@ -124,7 +124,7 @@ class Evaluator:
         }
         """By target, that of the study's own section, named None, first."""
         self._teacher: TeacherAnswers | None = None
-        self._forecast: Forecast | None = None
+        self._latency_model: LatencyModel | None = None
         self._supernet: Supernet | None = None
 
     def close(self) -> None:
@@ -170,19 +170,19 @@ class Evaluator:
                 self._supernet = self._obtained_supernet(progress)
                 supernet = self._supernet.summary()
         for target, probe in self._probes.items():
-            if not probe.settled_ms:
+            if not probe.reference_ms:
                 progress(f"timing the reference network{_on(target)}", None)
                 probe.settle_reference(sample)
         if config.is_measured and config.latency.method == "predicted":
             progress("calibrating the latency predictor", None)
             file, seed = self._folder / "predictor.json", config.search.seed
-            self._forecast = Forecast(self._probes[None], config.space(), seed, file)
-            self._forecast.prepare(progress)
+            self._latency_model = LatencyModel(self._probes[None], config.space(), seed, file)
+            self._latency_model.prepare(progress)
         return {
             "settled_ms": {
                 id if target is None else f"{target}:{id}": ms
                 for target, probe in self._probes.items()
-                for id, ms in probe.settled_ms.items()
+                for id, ms in probe.reference_ms.items()
             },
             "device": devices.pop(None, {}),
             "devices": devices,
@@ -254,8 +254,8 @@ class Evaluator:
         """
         config = self._config
         with _evaluation() as found:
-            if self._forecast is not None:
-                self._predict(self._forecast, network, found, progress)
+            if self._latency_model is not None:
+                self._predict(self._latency_model, network, found, progress)
             elif config.is_measured:
                 self._measure(None, network, found, progress)
             if self._is_too_slow(found):
@@ -283,7 +283,7 @@ class Evaluator:
             TrialError: the probe or the training failed.
         """
         with _evaluation() as found:
-            if self._forecast is not None:
+            if self._latency_model is not None:
                 self._measure(None, network, found, progress, "measuring what was predicted")
             if self._config.inherits and not self._is_too_slow(found):
                 self._train(network, found, progress, decide, taught=True)
@@ -377,11 +377,11 @@ class Evaluator:
         return [errors.get(place) or evaluation for place, evaluation in enumerate(found)]
 
     def _predict(
-        self, forecast: Forecast, network: Architecture, found: Evaluation, progress: Progress
+        self, model: LatencyModel, network: Architecture, found: Evaluation, progress: Progress
     ) -> None:
         """Predict the latency, which stands for the measured one until :meth:`verify`."""
         progress("predicting latency", None)
-        predicted = forecast.predict(network, progress)
+        predicted = model.predict(network, progress)
         found.values["latency_ms"] = found.values["latency_predicted_ms"] = predicted.latency_ms
         found.latency = {"method": "predicted", **asdict(predicted)}
 

@@ -31,7 +31,7 @@ from levit_search.engine.local import start_aside, usable_cores
 from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.image_size import canonical_size, size_text
 from levit_search.latency.process_pipe import exit_name
-from levit_search.latency.ray_connection import knock
+from levit_search.latency.ray_node import knock
 from levit_search.pareto import Objective, reference_values
 from levit_search.pretrained import check_weights_fit, pinned
 from levit_search.search.loop import Loop, unprepared

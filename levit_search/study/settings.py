@@ -29,8 +29,7 @@ from levit_search.data.sources import BUILT_IN
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.files import is_there
 from levit_search.image_size import canonical_size
-from levit_search.latency.programs import check_programs
-from levit_search.latency.targets import LatencyConfig, read_targets, resolved
+from levit_search.latency.targets import LatencyConfig, check_programs, read_targets, resolved
 from levit_search.pareto import PROBED, figure_and_target
 from levit_search.recipe import SHARED, Recipe, is_timm_name
 from levit_search.study.config import StudyConfig

@@ -23,7 +23,7 @@ from levit_search.distill import TeacherAnswers
 from levit_search.distill.teacher_network import taught_classes
 from levit_search.errors import InputError, kept_by_checkpoint, writing
 from levit_search.files import expanded, file_digest, write_atomically, write_checksummed
-from levit_search.latency.sharing import between_probes
+from levit_search.latency.host_lock import between_probes
 from levit_search.model import LevitModel, load_exactly, ordered, save_weights, transfer
 from levit_search.pretrained import find_source, load_donor_weights, weights_digest
 from levit_search.progress import Progress, no_progress

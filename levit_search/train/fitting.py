@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from levit_search.architecture import Architecture
 from levit_search.batches import Batch, Batches, generator
 from levit_search.errors import TrialError
-from levit_search.latency.sharing import between_probes
+from levit_search.latency.host_lock import between_probes
 from levit_search.model import Model, build
 from levit_search.pretrained import load_donor_weights, start_from
 from levit_search.progress import Progress, no_progress

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from levit_search.batches import Batches
 from levit_search.data import SplitName
 from levit_search.errors import TrialError
-from levit_search.latency.sharing import between_probes
+from levit_search.latency.host_lock import between_probes
 from levit_search.recipe import Recipe
 from levit_search.train.optimization import Optimization
 

@@ -28,8 +28,7 @@ from levit_search.export import retraining
 from levit_search.files import read_checksummed, remove_unfinished, write_checksummed
 from levit_search.latency import Probe
 from levit_search.latency.cache import Cache
-from levit_search.latency.forecast import Forecast
-from levit_search.latency.predictor import BlockTable, Calibration, Predictor
+from levit_search.latency.latency_model import BlockTable, Calibration, LatencyModel, Predictor
 from levit_search.latency.protocol import Round, Samples
 from levit_search.model import build, load_weights, save_weights
 from levit_search.progress import no_progress
@@ -75,12 +74,13 @@ def predictor(folder: Path) -> Kind:
     path, table = folder / "predictor.json", BlockTable("tokens", 1)
     made = Predictor(table, [Calibration(f"n{n}", 1.0 + n, n, 2.0 + n) for n in range(8)])
     write_checksummed(path, made.as_json())
-    forecast = Forecast.__new__(Forecast)
-    forecast._file, forecast._table = path, table
+    model = LatencyModel.__new__(LatencyModel)
+    model._file, model.table = path, table
 
     def read() -> Any:
-        found = forecast._kept_predictor()
-        return NOTHING if found is None else (found[0].calibration, found[0].scale)
+        if model._kept_predictor() is None:
+            return NOTHING
+        return model._predictor.calibration, model._predictor.scale
 
     return Kind(path, read)
 

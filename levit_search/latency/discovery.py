@@ -1,25 +1,31 @@
-"""What can be measured on now: every target asked who it is, all at once."""
+"""Target discovery: what can be measured on now, every target being asked at once who it is."""
 
-import queue
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from levit_search.configuration import validated
+from levit_search.deadlines import DeadlineError, run_with_deadlines
 from levit_search.errors import InputError, TrialError
 from levit_search.latency.channel import Channel
-from levit_search.latency.targets import LatencyConfig, LocalTarget, Named, known_names, resolved
+from levit_search.latency.targets import (
+    LatencyConfig,
+    LocalTarget,
+    NamedTarget,
+    known_names,
+    resolved,
+)
 
 # A channel that gives up in time still has to end its process, and says more than we could.
 _CLOSING_S = 2.0
 
 
 @dataclass(frozen=True)
-class Reached:
+class DiscoveredTarget:
     """One target, and what it said of itself or why it said nothing."""
 
     name: str
@@ -47,9 +53,9 @@ class Reached:
         return {**asdict(self), "emulated": self.is_emulated if self.device else None}
 
 
-def reach(
-    named: Mapping[str, Named], timeout_s: float, report: Callable[[Reached], None]
-) -> list[Reached]:
+def discover(
+    named: Mapping[str, NamedTarget], timeout_s: float, report: Callable[[DiscoveredTarget], None]
+) -> list[DiscoveredTarget]:
     """Ask all targets at once.
 
     Args:
@@ -60,84 +66,63 @@ def reach(
     Returns:
         One for each of :func:`known_names`, in that order.
     """
-    found: dict[str, Reached] = {}
+    found: dict[str, DiscoveredTarget] = {}
 
-    def settle(row: Reached) -> None:
+    def settle(row: DiscoveredTarget) -> None:
         found[row.name] = row
         report(row)
 
-    asked: dict[str, _Asked] = {}
+    # Names that differ in settings alone are asked once: one answer does for all of them.
+    asked: dict[str, tuple[LatencyConfig, list[DiscoveredTarget]]] = {}
     for name in known_names(named):
         try:
             config = validated(LatencyConfig, resolved({"target": name}, named, name), name)
         except InputError as error:
-            settle(Reached(name, reason=str(error).removeprefix(f"{name}: ")))
+            settle(DiscoveredTarget(name, reason=str(error).removeprefix(f"{name}: ")))
             continue
-        row = Reached(
-            name,
-            config.target.address,
-            settings=config.model_dump(include={"runtime", "precision", "batch_size", "threads"}),
+        settings = config.model_dump(include={"runtime", "precision", "batch_size", "threads"})
+        row = DiscoveredTarget(name, config.target.address, settings=settings)
+        nameless = config.target.model_copy(update={"name": None})
+        key = config.model_copy(update={"target": nameless}).model_dump_json(
+            include={"target", "runtime", "huge_pages"}
         )
-        asked.setdefault(_sort(config), _Asked(config)).rows.append(row)
-    answers: queue.Queue[tuple[str, dict[str, Any] | str]] = queue.Queue()
-    for sort, each in asked.items():
-        arguments = (sort, each.config, timeout_s, answers)
-        threading.Thread(target=_ask, args=arguments, daemon=True).start()
-    end = time.monotonic() + timeout_s + _CLOSING_S
-    while asked:
-        try:
-            sort, answer = answers.get(timeout=max(0.0, end - time.monotonic()))
-        except queue.Empty:
-            sort, answer = next(iter(asked)), f"no answer for {timeout_s:g} s"
-        settled = asked.pop(sort, None)
-        for row in settled.rows if settled else []:  # an answer may come after its time was up
-            if isinstance(answer, str):
-                settle(replace(row, reason=answer))
-            else:
+        asked.setdefault(key, (config, []))[1].append(row)
+
+    groups = [*asked.values()]
+    limit_s = timeout_s + _CLOSING_S
+    checks = [(partial(_ask, config, timeout_s), limit_s) for config, _ in groups]
+    for place, answer in run_with_deadlines(checks):
+        config, rows = groups[place]
+        for row in rows:
+            if not isinstance(answer, Exception):
                 settle(replace(row, reachable=True, device=answer))
+                continue
+            reason = f"{type(answer).__name__}: {answer}".partition("\n")[0]
+            if isinstance(answer, TrialError):
+                reason = str(answer).removeprefix(f"probe on {config.target.label}: ")
+            elif isinstance(answer, DeadlineError):
+                reason = f"no answer for {timeout_s:g} s"
+            settle(replace(row, reason=reason))
     return [found[name] for name in known_names(named)]
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """Names that differ in settings alone: one answer does for all of them."""
+def _ask(config: LatencyConfig, timeout_s: float) -> dict[str, Any]:
+    """The account of itself that a target's worker gives.
 
-    config: LatencyConfig
-    rows: list[Reached] = field(default_factory=list)
-
-
-def _sort(config: LatencyConfig) -> str:
-    """What the answer depends on."""
-    target = config.target.model_copy(update={"name": None})
-    return config.model_copy(update={"target": target}).model_dump_json(
-        include={"target", "runtime", "huge_pages"}
-    )
-
-
-def _ask(
-    sort: str,
-    config: LatencyConfig,
-    timeout_s: float,
-    answers: "queue.Queue[tuple[str, dict[str, Any] | str]]",
-) -> None:
-    """Put the device's account of itself, or the reason why there is none."""
+    Raises:
+        TrialError: there is none; whatever else a cluster's client raises is this target's alone.
+    """
     target = config.target
     begun = time.monotonic()
-    answer: dict[str, Any] | str
-    try:
-        if isinstance(target, LocalTarget) and target.device == "cuda":
-            _check_gpu(timeout_s)
-        left_s = timeout_s - (time.monotonic() - begun)
-        channel = Channel(target, config.runtime, config.huge_pages, start_s=left_s)
-        channel.close()
-        answer = channel.device
-        if target.device == "cuda" and "gpu" not in answer:
-            answer = f"torch {answer['runtimes']['torch']} sees no NVIDIA GPU there"
-    except TrialError as error:
-        answer = str(error).removeprefix(f"probe on {target.label}: ")
-    except Exception as error:  # whatever else a cluster's client raises is this target's alone
-        answer = f"{type(error).__name__}: {error}".partition("\n")[0]
-    answers.put((sort, answer))
+    if isinstance(target, LocalTarget) and target.device == "cuda":
+        _check_gpu(timeout_s)
+    left_s = timeout_s - (time.monotonic() - begun)
+    channel = Channel(target, config.runtime, config.huge_pages, start_s=left_s)
+    channel.close()
+    device = channel.device
+    if target.device == "cuda" and "gpu" not in device:
+        raise TrialError(f"torch {device['runtimes']['torch']} sees no NVIDIA GPU there")
+    return device
 
 
 def _check_gpu(timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Latency predicted from blocks that were timed on their own.
+"""The latency model: a network's latency predicted from its blocks, which are timed on their own.
 
 A network takes about as long as its blocks together, and weights that are read anew in every run
 cost on top: ``latency = scale x sum of blocks + cost of a parameter x parameters``, calibrated on a
@@ -7,31 +7,192 @@ few networks that were timed whole.
 
 import math
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from levit_search.architecture import Architecture
 from levit_search.cost import Cost, cost
 from levit_search.errors import InputError, TrialError
-from levit_search.files import read_checksummed, write_checksummed
-from levit_search.latency.blocks import Block, blocks, distinct_blocks
+from levit_search.files import DamagedFileError, read_checksummed, write_checksummed
+from levit_search.latency.block_graphs import (
+    Block,
+    blocks,
+    distinct_blocks,
+    write_block,
+    write_nothing,
+)
+from levit_search.latency.cache import Cache, cache_key
+from levit_search.latency.probe import Probe
+from levit_search.latency.protocol import Measurement
+from levit_search.model import Layout
 from levit_search.progress import Progress
 from levit_search.space import Space
 
-if TYPE_CHECKING:
-    from levit_search.model import Layout
-
 MIN_NETWORKS = 4
+"""With fewer there is no calibration."""
 
-# Milliseconds a run of each graph, on the scale that whole networks' latencies have.
-TimeGraphs = Callable[[Sequence[Path]], Sequence[float]]
-
-# Graphs that are timed in one go, and so in turn with one reference.
+# Graphs that are timed in one go, and so in turn with one reference; half of a second each makes
+# some dozens of pairs. An error of one is a small part of a network's sum, but a disturbed round
+# must not move it.
 _CHUNK = 8
+_BLOCK_S = 0.5
+_BLOCK_ROUNDS = 10
+_FEWEST_TIMED = 2
+# Of so many networks drawn one is taken; a draw may be infeasible or known.
+_DRAWN_FOR_EACH = 20
+_TRIES_FOR_EACH = 10
+
+TimeGraphs = Callable[[Sequence[Path]], Sequence[float]]
+"""Milliseconds a run of each graph, on the scale that whole networks' latencies have."""
+
+
+class LatencyModel:
+    """Predicts the latencies of a space's networks on a probe's target.
+
+    Blocks are timed when a network needs them first, each once; the table is kept in the cache, for
+    all studies with the same target and settled reference, and the calibration in the study.
+
+    Args:
+        probe: its reference is settled already.
+        space: calibration networks are drawn from it.
+        seed: of that draw.
+        file: where the calibration is kept; read if it is there. Where it, or the table, is damaged
+            there is a warning, and it is made again.
+        cache: where the table is kept; by default the user's cache.
+    """
+
+    table: "BlockTable"
+    """Of the blocks that were timed, once :meth:`prepare` is done."""
+
+    def __init__(
+        self, probe: Probe, space: Space, seed: int, file: Path, cache: Cache | None = None
+    ) -> None:
+        self._probe, self._space, self._seed, self._file = probe, space, seed, file
+        self._cache = cache or Cache()
+
+    def prepare(self, report: Progress) -> dict[str, Any]:
+        """Load the table, and the calibration or else measure its networks whole.
+
+        Returns:
+            What is known of the predictor: coefficients, errors, the calibration.
+
+        Raises:
+            TrialError: too few networks could be measured, or their blocks could not be timed.
+            InputError: the space has too few networks.
+        """
+        config = self._probe.config
+        networks = calibration_networks(self._space, config.calibration, self._seed)
+        reference, self._graph = self._probe.reference_graph(networks[0])
+        self._scale_ms = self._probe.reference_ms[reference.id]
+        self._load_table(reference)
+        known = self._kept_predictor()
+        if known is not None:  # the study goes on, and its predictions stay comparable
+            return known
+        measured = [
+            (network, found.latency_ms)
+            for network, found in zip(networks, self._probe.measure_all(networks), strict=True)
+            if isinstance(found, Measurement)
+        ]
+        if len(measured) < MIN_NETWORKS:
+            raise TrialError(
+                f"latency cannot be predicted: only {len(measured)} of {len(networks)} networks "
+                "could be measured"
+            )
+        self._time_missing([network for network, _ in measured], report)
+        self._predictor = Predictor.fit(self.table, measured)
+        known = self._predictor.as_json()
+        write_checksummed(self._file, known)
+        return known
+
+    def predict(self, network: Architecture, report: Progress) -> "Prediction":
+        """The latency of a network; its blocks that are new are timed now.
+
+        Raises:
+            TrialError: a block could not be timed, or the network is too unlike the others.
+        """
+        self._time_missing([network], report)
+        return self._predictor.predict(network)
+
+    def _load_table(self, reference: Architecture) -> None:
+        """Get the table for this target, runtime and reference, new or with what is known."""
+        config = self._probe.config
+        assert config.layout != "fastest" and isinstance(config.batch_size, int)
+        key = cache_key(config, self._probe.connect(), f"blocks-{config.layout}", reference.id)
+        # Milliseconds are multiples of the settled reference, so its figure belongs to the key.
+        self._table_file = self._cache.path({**key, "scale_ms": self._scale_ms})
+        if self._table_file.exists():
+            try:
+                self.table = BlockTable.load(self._table_file)
+                return
+            except InputError as error:
+                warnings.warn(f"{error}; blocks are timed again", stacklevel=3)
+        self.table = BlockTable(config.layout, config.batch_size)
+
+    def _kept_predictor(self) -> dict[str, Any] | None:
+        """What is known of the predictor that the study has kept, which is used from now on."""
+        try:
+            known: dict[str, Any] = read_checksummed(self._file)
+            self._predictor = Predictor.from_json(self.table, known)
+            return known
+        except FileNotFoundError:
+            return None
+        except (OSError, DamagedFileError, InputError) as error:
+            warnings.warn(
+                f"{self._file}: damaged ({error}); the predictor is calibrated again, and predicts "
+                "a little otherwise than for earlier trials",
+                stacklevel=3,
+            )
+            return None
+
+    def _time_missing(self, networks: Sequence[Architecture], report: Progress) -> None:
+        if missing := self.table.missing(networks):
+            self._table_file.parent.mkdir(parents=True, exist_ok=True)
+            self.table.add(
+                missing, self._time_graphs, report, lambda: self.table.save(self._table_file)
+            )
+
+    def _time_graphs(self, paths: Sequence[Path]) -> list[float]:
+        config = self._probe.config.model_copy(
+            update={"seconds": _BLOCK_S * max(_FEWEST_TIMED, len(paths)), "rounds": _BLOCK_ROUNDS}
+        )
+        found = self._probe.time_graphs(paths, self._graph, config, warm=False)
+        return [each.ratio_to_reference * self._scale_ms for each in found]
+
+
+def calibration_networks(space: Space, count: int, seed: int) -> list[Architecture]:
+    """Networks within the limits that spread evenly over the FLOPs of a space, smallest first.
+
+    A small space may have fewer than ``count``.
+
+    Raises:
+        InputError: fewer than ``MIN_NETWORKS`` were found.
+    """
+    rng = np.random.default_rng(seed)
+    wanted = min(_DRAWN_FOR_EACH * count, space.size())
+    found: dict[str, tuple[Cost, Architecture]] = {}
+    for _ in range(_TRIES_FOR_EACH * wanted):
+        if len(found) == wanted:
+            break
+        try:
+            network = space.draw(rng)
+        except InputError:
+            continue
+        its_cost = cost(network)
+        if all(excess <= 0 for excess in space.limits.excess(its_cost).values()):
+            found[network.id] = its_cost, network
+    if len(found) < MIN_NETWORKS:
+        raise InputError(
+            f"latency: predictions need {MIN_NETWORKS} networks to be calibrated on, and the space "
+            f"has {len(found)}"
+        )
+    by_flops = sorted(found.values(), key=lambda entry: entry[0].flops)
+    chosen = np.linspace(0, len(by_flops) - 1, min(count, len(by_flops))).round().astype(int)
+    return [by_flops[index][1] for index in chosen]
 
 
 @dataclass
@@ -42,7 +203,7 @@ class BlockTable:
     has it once.
     """
 
-    layout: "Layout"
+    layout: Layout
     batch_size: int
     run_ms: float | None = None
     blocks_ms: dict[str, float] = field(default_factory=dict)
@@ -93,8 +254,6 @@ class BlockTable:
         Raises:
             TrialError: a graph could not be timed.
         """
-        from levit_search.latency.block_graphs import write_block, write_nothing
-
         with tempfile.TemporaryDirectory(prefix="levit-search-blocks-") as folder:
             if wanted and self.run_ms is None:
                 path = Path(folder) / "nothing.onnx"
@@ -188,6 +347,8 @@ class Predictor:
         self._rows = np.array([_terms(c.sum_ms, c.params) / c.measured_ms for c in calibration])
         self._coefficients = _least_squares(self._rows)
         residuals = 1 - self._rows @ self._coefficients
+        self.scale, self.ms_per_million_params = map(float, self._coefficients)
+        """What the blocks' sum is multiplied by, and what a million parameters cost on top."""
         self._freedom = len(calibration) - len(self._coefficients)
         self._spread = math.sqrt(residuals @ residuals / self._freedom)
         self._inverse = np.linalg.pinv(self._rows.T @ self._rows)
@@ -207,16 +368,6 @@ class Predictor:
                 for network, measured_ms in measured
             ],
         )
-
-    @property
-    def scale(self) -> float:
-        """What the sum of the blocks is multiplied by."""
-        return float(self._coefficients[0])
-
-    @property
-    def ms_per_million_params(self) -> float:
-        """What a million parameters cost on top."""
-        return float(self._coefficients[1])
 
     @property
     def loo_mape_percent(self) -> float:
@@ -282,39 +433,3 @@ def _least_squares(rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     if found[0] < 0:
         found = np.array([0.0, *np.linalg.lstsq(rows[:, 1:], ones, rcond=None)[0]])
     return found
-
-
-def calibration_networks(space: Space, count: int, seed: int) -> list[Architecture]:
-    """Networks within the limits that spread evenly over the FLOPs of a space, smallest first.
-
-    A small space may have fewer than ``count``.
-
-    Raises:
-        InputError: fewer than ``MIN_NETWORKS`` were found.
-    """
-    chance = np.random.default_rng(seed)
-    wanted = min(_DRAWN_FOR_EACH * count, space.size())
-    found: dict[str, tuple[Cost, Architecture]] = {}
-    for _ in range(_TRIES_FOR_EACH * wanted):
-        if len(found) == wanted:
-            break
-        try:
-            network = space.draw(chance)
-        except InputError:
-            continue
-        its_cost = cost(network)
-        if all(excess <= 0 for excess in space.limits.excess(its_cost).values()):
-            found[network.id] = its_cost, network
-    if len(found) < MIN_NETWORKS:
-        raise InputError(
-            f"latency: predictions need {MIN_NETWORKS} networks to be calibrated on, and the space "
-            f"has {len(found)}"
-        )
-    by_flops = sorted(found.values(), key=lambda entry: entry[0].flops)
-    chosen = np.linspace(0, len(by_flops) - 1, min(count, len(by_flops))).round().astype(int)
-    return [by_flops[index][1] for index in chosen]
-
-
-# Of so many networks drawn one is taken; a draw may be infeasible or known.
-_DRAWN_FOR_EACH = 20
-_TRIES_FOR_EACH = 10

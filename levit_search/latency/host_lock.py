@@ -1,4 +1,4 @@
-"""Training that keeps off the cores of a probe on the same host, and to cores of its own.
+"""The host's lock: training pauses while a probe measures, and keeps to cores of its own.
 
 The other side, a probe's hold on the host, is in :mod:`levit_search.latency.worker`, whose one file
 has to do on any device.
@@ -24,6 +24,30 @@ def between_probes(batches: Iterable[_Batch]) -> Iterator[Iterator[_Batch]]:
     """
     with contextlib.closing(_paused(batches)) as paused:
         yield paused
+
+
+def _paused(batches: Iterable[_Batch]) -> Generator[_Batch, None, None]:
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks, and its probes hold none
+        yield from batches
+        return
+    gate, cores = (open_lock(path) for path in lock_paths())
+    iterator = iter(batches)
+    try:
+        while True:
+            fcntl.flock(gate, fcntl.LOCK_SH)
+            fcntl.flock(gate, fcntl.LOCK_UN)
+            fcntl.flock(cores, fcntl.LOCK_SH)
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            yield batch
+            fcntl.flock(cores, fcntl.LOCK_UN)
+    finally:
+        os.close(gate)
+        os.close(cores)
 
 
 @contextlib.contextmanager
@@ -59,27 +83,3 @@ def _move_threads(cores: Iterable[int]) -> None:
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError):  # it ended just now
             os.sched_setaffinity(int(thread.name), cores)
-
-
-def _paused(batches: Iterable[_Batch]) -> Generator[_Batch, None, None]:
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks, and its probes hold none
-        yield from batches
-        return
-    gate, cores = (open_lock(path) for path in lock_paths())
-    iterator = iter(batches)
-    try:
-        while True:
-            fcntl.flock(gate, fcntl.LOCK_SH)
-            fcntl.flock(gate, fcntl.LOCK_UN)
-            fcntl.flock(cores, fcntl.LOCK_SH)
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            yield batch
-            fcntl.flock(cores, fcntl.LOCK_UN)
-    finally:
-        os.close(gate)
-        os.close(cores)
