@@ -25,8 +25,8 @@ from torch import Tensor
 
 from levit_search import architecture
 from levit_search.batches import Batch, Batches, on_disk, open_batches
-from levit_search.batches.in_memory import MemoryBatches
-from levit_search.batches.on_disk import PictureBatches
+from levit_search.batches.batch import MemoryBatches
+from levit_search.batches.on_disk import DiskBatches
 from levit_search.data import Arrays, DataConfig, DataInfo
 from levit_search.errors import InputError, TrialError
 from levit_search.image_size import Sides, sides, size_text
@@ -524,7 +524,7 @@ def test_views_of_pictures_do_not_depend_on_the_number_of_workers(folder, recipe
 
 def test_workers_stay_from_one_epoch_to_the_next(folder):
     batches = open_batches(folder_config(folder))
-    assert isinstance(batches, PictureBatches)
+    assert isinstance(batches, DiskBatches)
     recipe = SHORT.model_copy(update={"workers": 1})
     kept = []
     for epoch in range(2):

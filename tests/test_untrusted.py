@@ -30,7 +30,8 @@ from levit_search.configuration import read_yaml
 from levit_search.data import DataConfig, describe
 from levit_search.data import load as load_data
 from levit_search.data.decoding import Decoding
-from levit_search.data.sources import FileSource, UnreadableError, decode, keep_from_ghostscript
+from levit_search.data.sources import FileSource, UnreadableError, decode
+from levit_search.data.timm_sets import keep_from_ghostscript
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.export import predict
 from levit_search.latency.programs import check_programs

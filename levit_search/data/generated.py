@@ -10,10 +10,8 @@ random crops without labels, for a teacher to answer about (after Asano and Saee
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import NamedTuple
 
@@ -30,7 +28,7 @@ from levit_search.data.sources import (
     SplitName,
     UnreadableError,
     decode,
-    without_warnings,
+    decoding_threads,
 )
 from levit_search.errors import InputError
 from levit_search.files import expanded
@@ -324,7 +322,7 @@ class Crops:
                 f"data.root: {root}: no folder with pictures; expected one of any depth"
             )
         source = FileSource(root, names, np.zeros(len(names), dtype=np.int64))
-        self._size, unreadable = size, []
+        self._size = size
 
         def read(index: int) -> Image.Image | str:
             ground = int(np.random.default_rng(index).choice([0, 128, 255, 255]))
@@ -335,7 +333,7 @@ class Crops:
             picture.thumbnail((2 * size, 2 * size), Image.Resampling.BICUBIC)
             return picture
 
-        with without_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        with decoding_threads() as threads:
             found = list(threads.map(read, range(len(names))))
         self._pictures = [each for each in found if not isinstance(each, str)]
         held_mb = 3 * sum(each.width * each.height for each in self._pictures) / 10**6

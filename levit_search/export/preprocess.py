@@ -37,7 +37,7 @@ import math
 from typing import Any
 
 from levit_search.batches import Batches
-from levit_search.batches.in_memory import MemoryBatches
+from levit_search.batches.batch import MemoryBatches
 from levit_search.batches.on_disk import shown_share
 from levit_search.data import DataConfig
 from levit_search.image_size import canonical_size, plain_size, sides
