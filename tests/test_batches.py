@@ -476,7 +476,7 @@ def test_shifted_rectangles_are_moved_by_an_eighth_of_each_side():
 
 def test_pictures_are_normalised_by_the_colours_of_imagenet(folder):
     batches = open_batches(folder_config(folder))
-    pictures = batches._pictures["train"]
+    pictures = batches._splits["train"]
     pixels = np.stack([np.asarray(pictures.open(index)) for index in range(len(pictures))]) / 255
     normalised = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     expected = torch.from_numpy(normalised).permute(0, 3, 1, 2).float()
@@ -575,7 +575,7 @@ def test_pictures_after_an_unreadable_one_are_shown_all_the_same(tmp_path):
 def test_each_unreadable_picture_is_a_warning_once_where_it_is_asked_for(workers, tmp_path):
     root = make_folder(tmp_path)
     batches = open_batches(folder_config(root))
-    damaged = {batches._pictures["train"].name(index) for index in (1, 4)}
+    damaged = {batches._splits["train"].name(index) for index in (1, 4)}
     for name in damaged:
         path = root / name
         path.write_bytes(path.read_bytes()[:100])
@@ -596,7 +596,7 @@ def test_unreadable_pictures_count_together_whichever_split_and_process_they_are
     root = make_folder(tmp_path)
     batches = open_batches(folder_config(root).model_copy(update={"max_unreadable": 2}))
     for split in ("train", "val", "test"):
-        (root / batches._pictures[split].name(0)).write_bytes(b"")
+        (root / batches._splits[split].name(0)).write_bytes(b"")
     with pytest.warns(match="unreadable"):
         list(batches.train(0, 0, SHORT.model_copy(update={"workers": 2}), CPU))
     with pytest.warns(match="unreadable"):

@@ -13,7 +13,6 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,19 +50,12 @@ _CLASSES = 20220613  # keeps the parameters of classes apart from all other rand
 _OVERSAMPLED = 2  # contours are drawn so much larger, then scaled down
 
 
-class Ink(NamedTuple):
-    """The two colours of a picture, uint8 RGB."""
-
-    ground: tuple[int, int, int]
-    line: tuple[int, int, int]
-
-
-def _ink(rng: Rng) -> Ink:
-    """Two random colours that can be told apart."""
+def _ink(rng: Rng) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Two random colours, of the ground and of lines, that can be told apart; uint8 RGB."""
     while True:
         ground, line = rng.integers(0, 256, (2, 3)).tolist()
         if sum(abs(a - b) for a, b in zip(ground, line, strict=True)) >= 150:
-            return Ink(tuple(ground), tuple(line))
+            return tuple(ground), tuple(line)
 
 
 def _turned(points: NDArray[np.float64], angle: float) -> NDArray[np.float64]:

@@ -275,31 +275,27 @@ class TorchSet:
         return root
 
     def _opened(self, split: str) -> Any:
+        config = self._config
         if self._fixed is None:
-            return created(self._config, split, root=str(self._root()))
-        return _found_or_downloaded(self._config, split)
-
-
-def _found_or_downloaded(config: DataConfig, split: str) -> Any:
-    named = os.environ.get("LEVIT_SEARCH_DATA")
-    roots = [str(Path(named))] if named else []
-    roots.append(str(user_cache()))
-    if config.root is not None:
-        roots = [str(expanded(config.root))]
-    for root in roots:
+            return created(config, split, root=str(self._root()))
+        named = os.environ.get("LEVIT_SEARCH_DATA")
+        roots = [*([str(Path(named))] if named else []), str(user_cache())]
+        if config.root is not None:
+            roots = [str(expanded(config.root))]
+        for root in roots:
+            try:
+                return created(config, split, root=root)
+            except InputError as error:
+                if not isinstance(error.__cause__, RuntimeError):  # "not found or corrupted"
+                    raise
         try:
-            return created(config, split, root=root)
+            return created(config, split, root=roots[-1], download=True)
         except InputError as error:
-            if not isinstance(error.__cause__, RuntimeError):  # "not found or corrupted"
-                raise
-    try:
-        return created(config, split, root=roots[-1], download=True)
-    except InputError as error:
-        raise InputError(
-            f"data: {config.name} is not in {' or '.join(roots)} and cannot be downloaded "
-            f"({first_line(error.__cause__ or error)}); put torchvision's files there, or name "
-            "their folder by --set data.root=DIR"
-        ) from None
+            raise InputError(
+                f"data: {config.name} is not in {' or '.join(roots)} and cannot be downloaded "
+                f"({first_line(error.__cause__ or error)}); put torchvision's files there, or name "
+                "their folder by --set data.root=DIR"
+            ) from None
 
 
 def _files(opened: Any, classes: tuple[str, ...], title: str) -> FileSource:
@@ -326,15 +322,12 @@ class RowSource:
     Args:
         title: the set and its split, for messages.
         reader: timm's reader.
-        columns: those of the image and of the label.
+        column: that of the image.
         labels: int64 [N].
     """
 
-    def __init__(
-        self, title: str, reader: Any, columns: tuple[str, str], labels: NDArray[np.int64]
-    ) -> None:
-        self.labels = labels
-        self._title, self._reader, self._image = title, reader, columns[0]
+    def __init__(self, title: str, reader: Any, column: str, labels: NDArray[np.int64]) -> None:
+        self._title, self._reader, self._column, self.labels = title, reader, column, labels
 
     def name(self, index: int) -> str:
         return f"{self._title}[{index}]"
@@ -354,10 +347,10 @@ class RowSource:
     def sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         import pyarrow.compute as compute
 
-        tables = self._reader.dataset.select_columns([self._image]).with_format("arrow")
+        tables = self._reader.dataset.select_columns([self._column]).with_format("arrow")
         lengths: list[int] = []
         for table in tables.iter(batch_size=1024):
-            column = table.column(self._image)
+            column = table.column(self._column)
             within = compute.binary_length(compute.struct_field(column, "bytes")).to_pylist()
             paths = compute.struct_field(column, "path").to_pylist()
             for length, path in zip(within, paths, strict=True):
@@ -378,8 +371,7 @@ class Rows:
         self._splits, self._columns = splits_and_columns(config)
 
     def describe(self) -> tuple[str, ...]:
-        reader = _reader(self._config, self._splits["train"], self._columns)
-        values = _values(reader, self._columns[1])
+        reader, values = self._opened(self._splits["train"])
         classes = named_classes(reader.class_to_idx)
         if classes:
             return classes
@@ -391,11 +383,17 @@ class Rows:
         classes = self.describe()
         sources: dict[SplitName, Source] = {}
         for name, split in self._splits.items():
-            title = f"{self._config.name} {split}"
-            reader = _reader(self._config, split, self._columns)
-            labels = class_labels(_values(reader, self._columns[1]), classes, title)
-            sources[name] = RowSource(title, reader, self._columns, labels)
+            title, (reader, values) = f"{self._config.name} {split}", self._opened(split)
+            labels = class_labels(values, classes, title)
+            sources[name] = RowSource(title, reader, self._columns[0], labels)
         return sources
+
+    def _opened(self, split: str) -> tuple[Any, NDArray[Any]]:
+        """timm's reader of a split, and the values of its column of labels."""
+        image, label = self._columns
+        reader = created(self._config, split, input_key=image, target_key=label).reader
+        rows = reader.dataset.select_columns([label]).with_format("numpy")
+        return reader, np.asarray(rows[:][label])
 
 
 def splits_and_columns(config: DataConfig) -> tuple[dict[SplitName, str], tuple[str, str]]:
@@ -430,15 +428,6 @@ def splits_and_columns(config: DataConfig) -> tuple[dict[SplitName, str], tuple[
     image = "image" if not features or "image" in features else images[0]
     label = "label" if not features or "label" in features else labels[0]
     return chosen_splits([str(name) for name in found], config), (image, label)
-
-
-def _reader(config: DataConfig, split: str, columns: tuple[str, str]) -> Any:
-    return created(config, split, input_key=columns[0], target_key=columns[1]).reader
-
-
-def _values(reader: Any, column: str) -> NDArray[Any]:
-    rows = reader.dataset.select_columns([column]).with_format("numpy")
-    return np.asarray(rows[:][column])
 
 
 _MANY = 10**9
