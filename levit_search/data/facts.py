@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from levit_search.configuration import Frozen
 from levit_search.data.decoding import (
@@ -103,9 +103,6 @@ class PictureFacts(NamedTuple):
     phash: str = ""
     tint: str = ""
     """Mean colours in a grid of 4x4, in hexadecimal digits."""
-
-
-_FACTS = TypeAdapter(PictureFacts)
 
 
 class Looked(NamedTuple):
@@ -200,7 +197,10 @@ class FactTable:
             for index, label in enumerate(source.labels.tolist()):
                 name = source.name(index)
                 row = self._files.get(f"{split} {name}")
-                its = None if row is None else _FACTS.validate_python(row[3:])
+                its = None if row is None else PictureFacts(*row[3:])
+                if its is not None:  # of which JSON has made lists
+                    white_black_grey: Any = its.hidden and tuple(its.hidden)
+                    its = its._replace(hidden=white_black_grey, extrema=tuple(its.extrema))
                 looked.append(Looked(split, label, name, source.where(index), its, index))
         return looked
 
