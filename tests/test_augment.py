@@ -16,18 +16,26 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import functional as pillow
 
-from levit_search.batches.batch import generator, ordered, steps
-from levit_search.batches.device_transforms import (
+from levit_search.batches.augmentation import (
     Eraser,
+    Layer,
+    Op,
     Proportions,
+    Resizer,
+    Windows,
+    arguments,
     crop_aspect,
     draw_boxes,
     draw_erased,
+    draw_jitter,
+    draw_layers,
+    generator,
+    jittered,
     mix,
+    rand_augmented,
 )
-from levit_search.batches.in_memory import Resizer, Windows, draw_jitter, jittered
+from levit_search.batches.batch import ordered, steps
 from levit_search.batches.on_disk import seeded, training_view
-from levit_search.batches.rand_augment import Layer, Op, arguments, augmented, draw_layers
 from levit_search.image_size import Sides, sides
 from levit_search.recipe import RandAugment, Recipe, rand_augment
 
@@ -114,7 +122,9 @@ def test_operations_change_images_as_timms_do(op, level, channels, size):
     images = make_images(channels, size=size)
     sign = torch.tensor([-1, 1] * 3)
     values = arguments(torch.full((6,), op), torch.full((6,), level).double(), sign, True)
-    changed = augmented(images.clone(), [Layer(torch.full((6,), op), values)], fill_of(channels))
+    changed = rand_augmented(
+        images.clone(), [Layer(torch.full((6,), op), values)], fill_of(channels)
+    )
     apply = auto_augment.NAME_TO_OP[NAMES[op][1]]
     has_argument = auto_augment.LEVEL_TO_ARG[NAMES[op][1]] is not None
     is_whole = op in (Op.POSTERIZE, Op.SOLARIZE, Op.SOLARIZE_ADD)
@@ -158,10 +168,10 @@ def test_a_huge_spread_stands_for_any_level_below_the_magnitude():
 def test_an_image_is_changed_by_each_layer_and_others_do_not_matter():
     images = make_images(3, count=40)
     layers = draw_layers(RandAugment(magnitude=9, layers=2), 40, generator(3))
-    together = augmented(images.clone(), layers, fill_of(3))
+    together = rand_augmented(images.clone(), layers, fill_of(3))
     for index in range(40):
         alone = [Layer(*(part[index : index + 1] for part in layer)) for layer in layers]
-        expected = augmented(images[index : index + 1].clone(), alone, fill_of(3))
+        expected = rand_augmented(images[index : index + 1].clone(), alone, fill_of(3))
         assert torch.equal(together[index], expected[0])
     untouched = (layers[0].ops == -1) & (layers[1].ops == -1)
     assert untouched.any() and torch.equal(together[untouched], images[untouched])

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from levit_search import architecture
 from levit_search.batches import Batch, Batches, on_disk, open_batches
-from levit_search.batches.in_memory import MemoryBatches
-from levit_search.batches.on_disk import PictureBatches
+from levit_search.batches.batch import MemoryBatches
+from levit_search.batches.on_disk import DiskBatches
 from levit_search.data import Arrays, DataConfig, DataInfo
 from levit_search.errors import InputError, TrialError
 from levit_search.image_size import Sides, sides, size_text
@@ -476,7 +476,7 @@ def test_shifted_rectangles_are_moved_by_an_eighth_of_each_side():
 
 def test_pictures_are_normalised_by_the_colours_of_imagenet(folder):
     batches = open_batches(folder_config(folder))
-    pictures = batches._pictures["train"]
+    pictures = batches._splits["train"]
     pixels = np.stack([np.asarray(pictures.open(index)) for index in range(len(pictures))]) / 255
     normalised = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     expected = torch.from_numpy(normalised).permute(0, 3, 1, 2).float()
@@ -524,7 +524,7 @@ def test_views_of_pictures_do_not_depend_on_the_number_of_workers(folder, recipe
 
 def test_workers_stay_from_one_epoch_to_the_next(folder):
     batches = open_batches(folder_config(folder))
-    assert isinstance(batches, PictureBatches)
+    assert isinstance(batches, DiskBatches)
     recipe = SHORT.model_copy(update={"workers": 1})
     kept = []
     for epoch in range(2):
@@ -575,7 +575,7 @@ def test_pictures_after_an_unreadable_one_are_shown_all_the_same(tmp_path):
 def test_each_unreadable_picture_is_a_warning_once_where_it_is_asked_for(workers, tmp_path):
     root = make_folder(tmp_path)
     batches = open_batches(folder_config(root))
-    damaged = {batches._pictures["train"].name(index) for index in (1, 4)}
+    damaged = {batches._splits["train"].name(index) for index in (1, 4)}
     for name in damaged:
         path = root / name
         path.write_bytes(path.read_bytes()[:100])
@@ -596,7 +596,7 @@ def test_unreadable_pictures_count_together_whichever_split_and_process_they_are
     root = make_folder(tmp_path)
     batches = open_batches(folder_config(root).model_copy(update={"max_unreadable": 2}))
     for split in ("train", "val", "test"):
-        (root / batches._pictures[split].name(0)).write_bytes(b"")
+        (root / batches._splits[split].name(0)).write_bytes(b"")
     with pytest.warns(match="unreadable"):
         list(batches.train(0, 0, SHORT.model_copy(update={"workers": 2}), CPU))
     with pytest.warns(match="unreadable"):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from levit_search.configuration import validated
-from levit_search.data import Arrays, DataConfig, Pictures, describe, load, sets
+from levit_search.data import Arrays, DataConfig, StoredImages, describe, load, sets
 from levit_search.errors import InputError
 
 
@@ -263,7 +263,7 @@ def test_a_folder_gives_test_from_val_and_cuts_the_rest_from_train(folder):
     splits = load(config)
     paths: dict[str, list[str]] = {}
     for name, split in splits.items():
-        assert isinstance(split, Pictures)
+        assert isinstance(split, StoredImages)
         parts = [split.name(index).split("/") for index in range(len(split))]
         assert [part[1] for part in parts] == [info.class_names[y] for y in split.labels]
         paths[name] = ["/".join(part) for part in parts]

@@ -25,7 +25,7 @@ def config(**changes: object) -> DataConfig:
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "EPOCH_IMAGES", 64)
-    monkeypatch.setattr("levit_search.batches.in_memory.EPOCH_IMAGES", 64)
+    monkeypatch.setattr("levit_search.batches.batch.EPOCH_IMAGES", 64)
     monkeypatch.setattr(generation, "_HELD_OUT", 32)
 
 

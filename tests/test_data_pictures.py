@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from levit_search.data import Arrays, DataConfig, Pictures, describe, fingerprint, load
+from levit_search.data import Arrays, DataConfig, StoredImages, describe, load
 from levit_search.data.loading import resized
 from levit_search.data.sources import center_cropped
 from levit_search.errors import InputError
@@ -46,9 +46,9 @@ def config_of(root: Path, **changes: object) -> DataConfig:
     return DataConfig.model_validate({"name": "folder", "root": str(root), **changes})
 
 
-def pictures(root: Path, **changes: object) -> dict[str, Pictures]:
+def pictures(root: Path, **changes: object) -> dict[str, StoredImages]:
     splits = load(config_of(root, in_memory=False, **changes))
-    assert all(isinstance(split, Pictures) for split in splits.values())
+    assert all(isinstance(split, StoredImages) for split in splits.values())
     return splits
 
 
@@ -134,8 +134,8 @@ def test_of_a_rectangle_the_largest_middle_part_in_its_proportions_is_shown(size
 
 def noise_of(split: Arrays) -> Image.Image:
     """The first picture of a split as it is stored."""
-    assert split.pictures is not None
-    return split.pictures.open(0)
+    assert split.stored is not None
+    return split.stored.open(0)
 
 
 def test_arrays_of_other_proportions_are_cut_first():
@@ -163,7 +163,7 @@ def test_a_set_goes_into_memory_if_it_fits(tmp_path):
     fitting = config_of(root, image_size=117, memory_limit_mb=1)  # 985608 bytes
     assert isinstance(load(fitting)["train"], Arrays)
     larger = config_of(root, image_size=118, memory_limit_mb=1)
-    assert isinstance(load(larger)["train"], Pictures)
+    assert isinstance(load(larger)["train"], StoredImages)
     forced = load(config_of(root, image_size=118, memory_limit_mb=1, in_memory=True))
     assert forced["train"].images.shape == (16, 3, 118, 118)
     fewer = config_of(root, image_size=118, memory_limit_mb=1, train_images=10)
@@ -301,7 +301,7 @@ def test_pictures_can_be_pickled(tmp_path):
     copy = pickle.loads(pickle.dumps(split))
     assert copy.open(1).tobytes() == split.open(1).tobytes()
     assert (copy.labels == split.labels).all() and copy.name(1) == split.name(1)
-    assert fingerprint(copy) == fingerprint(split)
+    assert copy.fingerprint() == split.fingerprint()
 
 
 def test_pictures_of_the_same_names_and_sizes_have_another_fingerprint(tmp_path):
@@ -311,7 +311,7 @@ def test_pictures_of_the_same_names_and_sizes_have_another_fingerprint(tmp_path)
         for file in list(root.rglob("*.png")):
             Image.open(file).save(file.with_suffix(".bmp"))
             file.unlink()
-        ids.add(fingerprint(pictures(root)["train"]))
+        ids.add(pictures(root)["train"].fingerprint())
     assert len(ids) == 2
 
 
@@ -322,36 +322,36 @@ def test_names_that_are_no_utf8_have_a_fingerprint(tmp_path):
         file.rename(file.with_name("caf\udce9.png"))
     except OSError:
         pytest.skip("this file system takes no such names")
-    assert len(fingerprint(pictures(root)["train"])) == 16
+    assert len(pictures(root)["train"].fingerprint()) == 16
 
 
 def test_the_fingerprint_of_pictures_is_of_names_sizes_and_labels(tmp_path):
     root = write_set(tmp_path / "here")
-    before = fingerprint(pictures(root)["train"])
+    before = pictures(root)["train"].fingerprint()
     moved = root.rename(tmp_path / "there")
     split = pictures(moved)["train"]
-    assert fingerprint(split) == before, "wherever it lies"
+    assert split.fingerprint() == before, "wherever it lies"
     file = moved / split.name(4)
     content = file.read_bytes()
     file.write_bytes(content + b"x")
-    assert fingerprint(split) != before
+    assert split.fingerprint() != before
     file.write_bytes(content)
-    assert fingerprint(split) == before
+    assert split.fingerprint() == before
     file.rename(file.with_name("other.png"))
-    assert fingerprint(pictures(moved)["train"]) != before
-    assert fingerprint(pictures(moved, train_images=10)["train"]) != before
+    assert pictures(moved)["train"].fingerprint() != before
+    assert pictures(moved, train_images=10)["train"].fingerprint() != before
 
 
 def test_the_fingerprint_of_arrays_is_of_their_content():
     images, labels = np.zeros((6, 1, 4, 4), np.uint8), np.arange(6)
-    before = fingerprint(Arrays(images, labels))
-    assert before == fingerprint(Arrays(images.copy(), labels.copy())) and len(before) == 16
+    before = Arrays(images, labels).fingerprint()
+    assert before == Arrays(images.copy(), labels.copy()).fingerprint() and len(before) == 16
     others = [
         Arrays(np.eye(4, dtype=np.uint8) + images, labels),
         Arrays(images, labels[::-1]),
         Arrays(images.reshape(6, 4, 2, 2), labels),
     ]
-    assert len({before, *map(fingerprint, others)}) == 4
+    assert len({before, *(other.fingerprint() for other in others)}) == 4
 
 
 def test_importing_and_describing_loads_no_torch(tmp_path):

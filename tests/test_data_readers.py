@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from levit_search.data import Arrays, DataConfig, Pictures, describe, fingerprint, load
+from levit_search.data import Arrays, DataConfig, StoredImages, describe, load
 from levit_search.data.survey import open_set
 from levit_search.data.timm_sets import chosen_splits
 from levit_search.errors import InputError
@@ -225,8 +225,8 @@ def test_a_set_in_memory_is_as_described(config):
 
 def test_a_set_is_always_the_same_and_its_splits_share_no_image(config):
     once, again = load(config), load(config)
-    prints = {name: fingerprint(split) for name, split in once.items()}
-    assert prints == {name: fingerprint(split) for name, split in again.items()}
+    prints = {name: split.fingerprint() for name, split in once.items()}
+    assert prints == {name: split.fingerprint() for name, split in again.items()}
     assert len(set(prints.values())) == 3
     images = [image.tobytes() for split in once.values() for image in split.images]
     assert len(set(images)) == len(images)
@@ -239,7 +239,7 @@ def test_every_class_is_in_proportion_in_a_val_that_was_cut(config):
     fewer = load(config.model_copy(update={"train_images": 12}))
     assert len(fewer["train"].labels) == 12
     for name in ("val", "test"):
-        assert fingerprint(fewer[name]) == fingerprint(splits[name])
+        assert fewer[name].fingerprint() == splits[name].fingerprint()
 
 
 def test_a_set_on_disk_gives_the_same_images_one_by_one(maker, config):
@@ -250,7 +250,7 @@ def test_a_set_on_disk_gives_the_same_images_one_by_one(maker, config):
         return
     held = load(config.model_copy(update={"in_memory": None}))
     for name, split in load(config).items():
-        assert isinstance(split, Pictures) and (split.labels == held[name].labels).all()
+        assert isinstance(split, StoredImages) and (split.labels == held[name].labels).all()
         copy = pickle.loads(pickle.dumps(split))
         for index in (0, len(split) - 1):
             picture = np.asarray(copy.open(index))
@@ -258,7 +258,7 @@ def test_a_set_on_disk_gives_the_same_images_one_by_one(maker, config):
             expected = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
             assert (picture == expected).all()
         assert len({split.name(index) for index in range(len(split))}) == len(split)
-        assert fingerprint(copy) == fingerprint(split) != fingerprint(held[name])
+        assert copy.fingerprint() == split.fingerprint() != held[name].fingerprint()
 
 
 @pytest.mark.parametrize("make", [image_folder, hugging_face], ids=lambda make: make.__name__)
@@ -320,7 +320,7 @@ def test_cifar_is_read_from_torchvisions_files(tmp_path, monkeypatch):
     assert test.labels.tolist() == [*range(10), *range(10)]
     assert (test.images[7] == pixels("test", 7, 3, 32)).all()
     monkeypatch.setenv("LEVIT_SEARCH_DATA", str(tmp_path))
-    assert fingerprint(load(DataConfig(name="torch/cifar10"))["test"]) == fingerprint(test)
+    assert load(DataConfig(name="torch/cifar10"))["test"].fingerprint() == test.fingerprint()
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
@@ -454,8 +454,8 @@ def test_shards_can_be_named_without_their_list(tmp_path, monkeypatch):
     (tmp_path / "_info.json").unlink()
     names = {"train_split": "some-train-{0000..0000}.tar", "test_split": "some-validation-0000.tar"}
     splits = load(config.model_copy(update=names))
-    assert [fingerprint(split) for split in splits.values()] == [
-        fingerprint(split) for split in whole.values()
+    assert [split.fingerprint() for split in splits.values()] == [
+        split.fingerprint() for split in whole.values()
     ]
     with pytest.raises(InputError, match=r"wds/some cannot be read: .*split train not found"):
         load(config)
@@ -539,6 +539,6 @@ def test_fashion_mnist_is_split_alike_by_torchvision_and_by_us(tmp_path):
         (ours / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
     by_torchvision = load(DataConfig(name="torch/fashion_mnist", root=str(tmp_path)))
     by_us = load(DataConfig(name="fashion-mnist", root=str(ours)))
-    assert [fingerprint(split) for split in by_us.values()] == [
-        fingerprint(split) for split in by_torchvision.values()
+    assert [split.fingerprint() for split in by_us.values()] == [
+        split.fingerprint() for split in by_torchvision.values()
     ]

@@ -13,7 +13,7 @@ import yaml
 import levit_search as ls
 import levit_search.batches
 from levit_search import export as exports
-from levit_search.batches.in_memory import MemoryBatches
+from levit_search.batches.batch import MemoryBatches
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.export import ExportOptions, Retraining, card, checks, module, package
 from levit_search.export.checks import Remeasurement

@@ -18,7 +18,7 @@ from PIL import Image
 from levit_search import plugins
 from levit_search.batches import Batches, open_batches
 from levit_search.configuration import validated
-from levit_search.data import Arrays, DataConfig, Pictures, describe, fingerprint, load
+from levit_search.data import Arrays, DataConfig, StoredImages, describe, load
 from levit_search.distill import TeacherAnswers, create_teacher, obtain_teacher
 from levit_search.errors import InputError
 from levit_search.latency.targets import PRESETS, LocalTarget, read_latency, read_targets
@@ -210,7 +210,7 @@ def test_a_plugged_in_set_is_cut_as_a_built_in_one(install: Install) -> None:
         assert isinstance(split, Arrays) and isinstance(other, Arrays)
         assert np.array_equal(split.images, other.images)
         assert np.array_equal(split.labels, other.labels)
-        assert fingerprint(split) == fingerprint(other)
+        assert split.fingerprint() == other.fingerprint()
     assert open_batches(config).data_id == open_batches(DIGITS).data_id
 
 
@@ -246,11 +246,11 @@ def test_pictures_of_a_plugged_in_set_are_read_from_the_disk(
     splits = load(config)
     assert [len(split.labels) for split in splits.values()] == [24, 8, 8]
     train = splits["train"]
-    assert isinstance(train, Pictures) and np.bincount(train.labels).tolist() == [12, 12]
-    before = fingerprint(train)
-    assert fingerprint(load(config)["train"]) == before
+    assert isinstance(train, StoredImages) and np.bincount(train.labels).tolist() == [12, 12]
+    before = train.fingerprint()
+    assert load(config)["train"].fingerprint() == before
     Image.new("RGB", (20, 24)).save(pictures / train.name(0))
-    assert fingerprint(load(config)["train"]) != before
+    assert load(config)["train"].fingerprint() != before
     recipe = Recipe(batch_size=8, workers=1, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONWARNINGS", "ignore")

@@ -29,7 +29,8 @@ from levit_search.configuration import LARGEST, parse_yaml, read_yaml
 from levit_search.data import DataConfig, describe
 from levit_search.data import load as load_data
 from levit_search.data.decoding import Decoding
-from levit_search.data.sources import FileSource, UnreadableError, decode, keep_from_ghostscript
+from levit_search.data.sources import FileSource, UnreadableError, decode
+from levit_search.data.timm_sets import keep_from_ghostscript
 from levit_search.drawing import diagram
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.escaping import careful_console, printable

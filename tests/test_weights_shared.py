@@ -35,7 +35,7 @@ FEW = ("--set", "train.batch_size=16", "--set", "supernet.val_images=16")
 @pytest.fixture(autouse=True)
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "EPOCH_IMAGES", 64)
-    monkeypatch.setattr("levit_search.batches.in_memory.EPOCH_IMAGES", 64)
+    monkeypatch.setattr("levit_search.batches.batch.EPOCH_IMAGES", 64)
     monkeypatch.setattr(generation, "_HELD_OUT", 16)
 
 

@@ -15,7 +15,7 @@ from levit_search.architecture import Graft, Levit, parse, published
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.image_size import Sides, sides
 from levit_search.model import Model, build, save_weights, transfer
-from levit_search.model.axes import blocks_of, grids_of
+from levit_search.model.importance import blocks_of, grids_of
 from levit_search.model.source import TrainedWeights, inferred, source_of
 from levit_search.pretrained import find_source, weights_digest
 from tests.random_networks import random_network, randomised

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from levit_search.architecture import Architecture, Levit, fitted, parse
 from levit_search.errors import InputError
 from levit_search.model import Model, TrainedWeights, build, misfit, ordered, save_weights, transfer
-from levit_search.model.axes import label_sizes
-from levit_search.model.importance import Order, importance
+from levit_search.model.importance import Order, importance, label_sizes
 from levit_search.model.transfer import by_offset
 from levit_search.pretrained import check_weights_fit
 from levit_search.recipe import Recipe, TeacherConfig

@@ -5,8 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from levit_search.architecture.graft import Donor, Graft, Trunk
-from levit_search.architecture.levit import ConvStem, Levit, PatchStem, ResNetStem, Shrink, Stage
-from levit_search.architecture.network import Activation, AttentionActivation
+from levit_search.architecture.levit import (
+    Activation,
+    AttentionActivation,
+    ConvStem,
+    Levit,
+    PatchStem,
+    ResNetStem,
+    Shrink,
+    Stage,
+)
 from levit_search.architecture.published import (
     ABLATIONS,
     GRAFTS,

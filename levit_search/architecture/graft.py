@@ -11,8 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from levit_search.architecture import resnet
-from levit_search.architecture.levit import Stage
-from levit_search.architecture.network import DropPath, Network
+from levit_search.architecture.levit import DropPath, Network, Stage
 from levit_search.architecture.resnet import Cut, ResNetName, ResNetStemKind
 from levit_search.configuration import Count, Frozen, Ratio
 from levit_search.image_size import ImageSize, Sides, compact, sides, size_text

@@ -8,13 +8,35 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeGuard, get_args
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from levit_search.architecture import resnet
-from levit_search.architecture.network import Activation, AttentionActivation, DropPath, Network
 from levit_search.architecture.resnet import Cut, ResNetName, ResNetStemKind
-from levit_search.configuration import Count, Frozen, Ratio
+from levit_search.configuration import Count, Frozen, Ratio, canonical_id, write_yaml
 from levit_search.image_size import ImageSize, Sides, compact, sides, size_text
+
+Activation = Literal["hardswish", "gelu", "relu", "silu"]
+AttentionActivation = Literal["none", "hardswish", "gelu", "relu", "silu"]
+DropPath = Annotated[float, Field(ge=0, lt=1), AfterValidator(abs)]  # -0.0 is 0.0
+
+
+class Network(Frozen):
+    """A network as plain data: equal descriptions have equal dumps, and equal dumps equal ids."""
+
+    @cached_property
+    def id(self) -> str:
+        """See :func:`levit_search.configuration.canonical_id`."""
+        return canonical_id(self)
+
+    def to_yaml(self) -> str:
+        """The canonical YAML, which :func:`parse` reads back to an equal network."""
+        return write_yaml(self.model_dump(mode="json"))
 
 
 class ConvStem(Frozen):

@@ -8,10 +8,10 @@ one candidate holds for all, and a run that starts in the middle sees what a who
 import numpy as np
 
 from levit_search import data
-from levit_search.batches.batch import Batch, Batches, generator
-from levit_search.batches.in_memory import GeneratedBatches, MemoryBatches
-from levit_search.batches.on_disk import PictureBatches
-from levit_search.data import Arrays, DataConfig, DataInfo
+from levit_search.batches.augmentation import generator
+from levit_search.batches.batch import Batch, Batches, GeneratedBatches, MemoryBatches
+from levit_search.batches.on_disk import DiskBatches
+from levit_search.data import Arrays, DataConfig, DataInfo, StoredImages
 from levit_search.image_size import Sides, sides
 
 __all__ = ["Batch", "Batches", "generator", "noise_batches", "open_batches"]
@@ -26,9 +26,11 @@ def open_batches(config: DataConfig) -> Batches:
     if config.reader == "generated":
         return GeneratedBatches(config)
     info, splits = data.load_described(config)
-    if all(isinstance(split, Arrays) for split in splits.values()):
-        return MemoryBatches(info, splits)
-    return PictureBatches(info, splits, config.image_size or info.image_size)
+    arrays = {name: split for name, split in splits.items() if isinstance(split, Arrays)}
+    if arrays:
+        return MemoryBatches(info, arrays)
+    stored = {name: split for name, split in splits.items() if isinstance(split, StoredImages)}
+    return DiskBatches(info, stored, config.image_size or info.image_size)
 
 
 def noise_batches(info: DataInfo, image_size: int | Sides, count: int) -> Batches:

@@ -1,7 +1,9 @@
-"""What training asks of a data set, which images an epoch shows, and what seeds random numbers."""
+"""What training asks of a data set, which images an epoch shows, and data sets held in memory.
 
-from collections.abc import Iterator
-from enum import IntEnum
+Shapes: N images of a set, B of a batch, C channels, H rows and W columns of pixels.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -10,9 +12,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from levit_search.data import DataInfo, SplitName
-from levit_search.image_size import Sides
+from levit_search.batches.augmentation import (
+    Augmentation,
+    Eraser,
+    Purpose,
+    draw_erased,
+    generator,
+    mix,
+)
+from levit_search.data import Arrays, DataConfig, DataInfo, Decoding, SplitName, StoredImages, held
+from levit_search.data.generated import EPOCH_IMAGES, UNLABELLED, Generated, GeneratedSource
+from levit_search.data.sources import Faults
+from levit_search.errors import InputError
+from levit_search.image_size import Sides, compact, size_text
 from levit_search.recipe import Recipe
+
+# What is worked on at once: a small operation takes nearly as long as one on more images.
+_IMAGES_AT_ONCE = 1024
+_PIXELS_AT_ONCE = 2**22
+_VARIED = 1.0  # deviation of a channel that tells something; that of noise in one bit is 0.5
+_MOST_DEVIATIONS = 40
 
 
 class Batch(NamedTuple):
@@ -39,12 +58,13 @@ class Batches(Protocol):
 
     def size(self, split: SplitName) -> int:
         """Images in a split."""
+        return len(self.labels(split))
 
     def labels(self, split: SplitName) -> NDArray[np.int64]:
         """The classes of a split's images, int64 [N]."""
 
     def fingerprint(self, split: SplitName) -> str:
-        """A hash of a split's images, as :func:`levit_search.data.fingerprint` has it."""
+        """A hash of a split's images, as :meth:`levit_search.data.Arrays.fingerprint` has it."""
 
     def batch_size(self, recipe: Recipe) -> int:
         """Rows of each batch: fewer than the recipe says only where there are fewer images."""
@@ -86,26 +106,6 @@ class Batches(Protocol):
         """
 
 
-class Purpose(IntEnum):
-    """Keeps random numbers for one purpose apart from those for another.
-
-    Each is the last of the numbers that seed a generator.
-    """
-
-    ORDER = 101
-    CROP = 102
-    COLOR = 103
-    ERASE = 104
-    MIX = 105
-    PICTURE = 106
-
-
-def generator(*numbers: int) -> torch.Generator:
-    """A generator seeded from all of ``numbers``; seed 0 is a seed like others."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-    return torch.Generator().manual_seed(seed)
-
-
 def rows(count: int, recipe: Recipe) -> int:
     """The images of each batch where there are ``count``; an even number if they are paired up."""
     rows = min(recipe.batch_size, count)
@@ -133,3 +133,215 @@ def evenly_spread(size: int, most: int | None) -> Tensor:
     if most is None or most >= size:
         return torch.arange(size)
     return torch.arange(most) * size // most
+
+
+class Normalization:
+    """Pixels to what a network is given.
+
+    Args:
+        mean: of each channel, from 0 to 255.
+        std: the same.
+        device: where the pixels are.
+    """
+
+    def __init__(self, mean: list[float], std: list[float], device: torch.device) -> None:
+        self.device = device
+        self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+        self._factor = 1 / torch.tensor(std, device=device).view(1, -1, 1, 1)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """float32 of ``pixels`` [B, C, H, W] from 0 to 255."""
+        return pixels.to(torch.float32, copy=True).sub_(self._mean).mul_(self._factor)
+
+
+class DeviceTransforms:
+    """Makes batches of views, from one epoch to the next.
+
+    Args:
+        normalization: the data set's.
+        image: channels and sides of a view.
+        num_classes: of mixed targets.
+        recipe: what is done to views.
+    """
+
+    def __init__(
+        self, normalization: Normalization, image: torch.Size, num_classes: int, recipe: Recipe
+    ) -> None:
+        self._normalized = normalization
+        self._size = (image[1], image[2])
+        self._num_classes, self._recipe = num_classes, recipe
+        self._eraser = Eraser(image, normalization.device) if recipe.random_erasing else None
+
+    def batches(
+        self, views: Iterable[tuple[int, Tensor, Tensor]], seed: int, epoch: int, images: int
+    ) -> Iterator[Batch]:
+        """The batches of an epoch of so many ``images``.
+
+        ``views`` are (the number of the batch, pixels [B, C, H, W] from 0 to 255, labels [B]) on
+        the device.
+        """
+        recipe = self._recipe
+        if self._eraser is not None:
+            rng = generator(seed, epoch, Purpose.ERASE)
+            boxes = draw_erased(images, self._size, recipe.random_erasing, rng)
+        for step, pixels, labels in views:
+            shown = self._normalized(pixels)
+            if self._eraser is not None:
+                first = step * len(pixels)
+                shown = self._eraser(shown, boxes[first : first + len(pixels)])
+            if recipe.mixup or recipe.cutmix:
+                key = (seed, epoch, step, Purpose.MIX)
+                yield Batch(*mix(shown, labels, self._num_classes, recipe, key))
+            else:
+                yield Batch(shown, labels)
+
+
+class MemoryBatches(Batches):
+    """Arrays, normalised by the mean colours of the training images and their spread.
+
+    ``scaled_as_floats`` as in :class:`levit_search.data.Arrays`.
+    """
+
+    def __init__(self, info: DataInfo, splits: Mapping[SplitName, Arrays]) -> None:
+        self.info = info
+        self._images: dict[SplitName, Tensor] = {}
+        self._labels: dict[SplitName, Tensor] = {}
+        self._stored: dict[SplitName, StoredImages | None] = {}
+        for name, split in splits.items():
+            self._hold(name, split)
+        self.image_size = compact(*self._images["train"].shape[-2:])
+        self.data_id = f"{splits['train'].fingerprint()}-{size_text(self.image_size)}"
+        self.scaled_as_floats = splits["train"].scaled_as_floats
+        self.mean, self.std = mean_and_std(splits["train"].images)
+        self._latest: tuple[object, Augmentation, DeviceTransforms] | None = None
+
+    def _hold(self, name: SplitName, split: Arrays) -> None:
+        self._images[name] = torch.from_numpy(np.require(split.images, requirements="W"))
+        self._labels[name] = torch.from_numpy(np.require(split.labels, requirements="W"))
+        self._stored[name] = split.stored
+
+    def labels(self, split: SplitName) -> NDArray[np.int64]:
+        return self._labels[split].numpy()
+
+    def fingerprint(self, split: SplitName) -> str:
+        return Arrays(self._images[split].numpy(), self.labels(split)).fingerprint()
+
+    def train(
+        self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
+    ) -> Iterator[Batch]:
+        key = (recipe, device)
+        if self._latest is None or self._latest[0] != key:  # kept from one epoch to the next
+            images = self._images["train"].to(device)
+            hflip = recipe.mirrors(self.info.hflip)
+            fill = torch.tensor(self.mean, device=device).round()
+            augmentation = Augmentation(images, recipe, hflip, fill)
+            normalization = Normalization(self.mean, self.std, device)
+            num_classes = self.info.num_classes
+            transforms = DeviceTransforms(normalization, images.shape[1:], num_classes, recipe)
+            self._latest = (key, augmentation, transforms)
+        _, augmentation, transforms = self._latest
+        order = ordered(self.size("train"), recipe, seed, epoch)
+        pixels = order.shape[1] * self._images["train"][0].numel()
+        at_once = max(1, min(_IMAGES_AT_ONCE // order.shape[1], _PIXELS_AT_ONCE // pixels))
+
+        def from_first() -> Iterator[tuple[int, Tensor, Tensor]]:
+            for number, group in enumerate(order.split(at_once)):
+                first = number * at_once
+                if first + len(group) <= first_step:
+                    continue
+                made = augmentation.made(group.flatten(), (seed, epoch, number))
+                labels = self._labels["train"][group].to(device)
+                parts = zip(made.unflatten(0, group.shape), labels, strict=True)
+                for step, (part, targets) in enumerate(parts, first):
+                    if step >= first_step:
+                        yield step, part, targets
+
+        yield from transforms.batches(from_first(), seed, epoch, order.numel())
+
+    def evaluation(
+        self, split: SplitName, batch_size: int, device: torch.device, most: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        normalized = Normalization(self.mean, self.std, device)
+        images, labels = self._images[split], self._labels[split]
+        for part in evenly_spread(self.size(split), most).split(batch_size):
+            yield normalized(images[part].to(device)), labels[part].to(device)
+
+    def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
+        stored = self._stored[split]
+        if stored is not None:
+            return stored.stored(index)
+        pixels = self._images[split][index].numpy()
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+class GeneratedBatches(MemoryBatches):
+    """Draws the pictures of an epoch when it begins, and holds them in memory.
+
+    All are normalised by the colours of epoch 0 of seed 0. With ``train_images`` so many different
+    ones are shown, in whole epochs, and then the same views in the same order again; as many of
+    them as ``memory_limit_mb`` allows are drawn once.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._generated = Generated(config)
+        images = config.train_images
+        self._passes = None if images is None else max(1, images // EPOCH_IMAGES)
+        self._size, self._epoch = config.size, (0, 0)
+        self._drawn_before: dict[tuple[int, int], Arrays] = {}
+        self._most_bytes = config.memory_limit_mb * 10**6
+        splits = {name: self._drawn(each) for name, each in self._generated.sources().items()}
+        super().__init__(self._generated.describe(), splits)
+
+    def _drawn(self, source: GeneratedSource) -> Arrays:
+        everything = np.arange(len(source.labels))
+        return held(source, everything, Decoding("RGB"), self._size, Faults(0))
+
+    def shown(self, epoch: int) -> int:
+        return epoch if self._passes is None else epoch % self._passes
+
+    def train(
+        self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
+    ) -> Iterator[Batch]:
+        epoch = self.shown(epoch)
+        if self._epoch != (seed, epoch):
+            kept = self._drawn_before
+            drawn = kept.get((seed, epoch))
+            if drawn is None:
+                drawn = self._drawn(self._generated.epoch(seed, epoch))
+                comes_again = self._passes is not None
+                if comes_again and (len(kept) + 1) * drawn.images.nbytes <= self._most_bytes:
+                    kept[seed, epoch] = drawn
+            self._hold("train", drawn)
+            self._epoch, self._latest = (seed, epoch), None
+        if (recipe.mixup or recipe.cutmix) and bool((self._labels["train"] == UNLABELLED).any()):
+            raise InputError(
+                "train.mixup, train.cutmix: pictures without labels (data.root of generated) "
+                "cannot be mixed; set both to 0"
+            )
+        yield from super().train(seed, epoch, recipe, device, first_step)
+
+
+def mean_and_std(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Mean of each channel of images [N, C, H, W], and what to divide the rest by.
+
+    That is the standard deviation. A channel that is the same everywhere, but for noise in its last
+    bit, is divided by the mean of the others' deviations, or by 64 where there are no others: it
+    tells nothing, and by its own a small change would be a huge input. None of these images becomes
+    one of more than 40 either.
+    """
+    values = np.arange(256)
+    at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].size)  # NumPy counts in 64 bits a pixel
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        counts = np.zeros(256)
+        for first in range(0, len(images), at_once):
+            part = images[first : first + at_once, channel]
+            counts += np.bincount(part.ravel(), minlength=256)
+        means.append(float(values @ counts / counts.sum()))
+        distances = values - means[-1]
+        furthest = float(np.abs(distances[counts > 0]).max())
+        deviation = float(distances**2 @ counts / counts.sum()) ** 0.5
+        deviations.append(max(deviation, furthest / _MOST_DEVIATIONS))
+    varied = [deviation for deviation in deviations if deviation >= _VARIED]
+    usual = sum(varied) / len(varied) if varied else 64.0
+    return means, [deviation if deviation >= _VARIED else usual for deviation in deviations]

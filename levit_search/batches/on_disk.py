@@ -21,11 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from levit_search import data
-from levit_search.batches.batch import Batch, Batches, Purpose, evenly_spread, generator, ordered
-from levit_search.batches.device_transforms import DeviceTransforms, Normalization, crop_aspect
-from levit_search.batches.rand_augment import UNIFORM_FROM
-from levit_search.data import DataInfo, Pictures, Split, SplitName
+from levit_search.batches.augmentation import UNIFORM_FROM, Purpose, crop_aspect, generator
+from levit_search.batches.batch import (
+    Batch,
+    Batches,
+    DeviceTransforms,
+    Normalization,
+    evenly_spread,
+    ordered,
+)
+from levit_search.data import DataInfo, SplitName, StoredImages
 from levit_search.errors import TrialError
 from levit_search.image_size import Sides, sides, size_text
 from levit_search.latency.process_pipe import exit_name
@@ -52,22 +57,18 @@ class ViewRequest(NamedTuple):
     """What its random numbers depend on."""
 
 
-class PictureBatches(Batches):
-    """Pictures, normalised by ImageNet's colours.
+class DiskBatches(Batches):
+    """Pictures that are read for each batch, normalised by ImageNet's colours.
 
     Those of ``evaluation`` are read by as many workers as the latest training had.
     """
 
     def __init__(
-        self, info: DataInfo, splits: dict[SplitName, Split], image_size: int | Sides
+        self, info: DataInfo, splits: Mapping[SplitName, StoredImages], image_size: int | Sides
     ) -> None:
-        self.info = info
-        self.image_size = image_size
-        self._pictures: dict[SplitName, Pictures] = {}
-        for name, split in splits.items():
-            assert isinstance(split, Pictures)
-            self._pictures[name] = split
-        self.data_id = f"{data.fingerprint(splits['train'])}-{size_text(image_size)}"
+        self.info, self.image_size = info, image_size
+        self._splits = splits
+        self.data_id = f"{splits['train'].fingerprint()}-{size_text(image_size)}"
         self.mean, self.std = (
             [255 * value for value in values]
             if info.in_channels == 3
@@ -75,16 +76,14 @@ class PictureBatches(Batches):
             for values in (_MEAN, _STD)
         )
         self._workers = 1
-        self._idle: list[tuple[_LoaderKey, PictureLoader]] = []
-
-    def size(self, split: SplitName) -> int:
-        return len(self._pictures[split].labels)
+        # With what they make views for: a recipe, or none for evaluation, and how many processes.
+        self._idle: list[tuple[tuple[Recipe | None, int], PictureLoader]] = []
 
     def labels(self, split: SplitName) -> NDArray[np.int64]:
-        return self._pictures[split].labels
+        return self._splits[split].labels
 
     def fingerprint(self, split: SplitName) -> str:
-        return data.fingerprint(self._pictures[split])
+        return self._splits[split].fingerprint()
 
     def train(
         self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
@@ -116,7 +115,7 @@ class PictureBatches(Batches):
             yield normalized(pixels), labels
 
     def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
-        return self._pictures[split].stored(index)
+        return self._splits[split].stored(index)
 
     def _read(
         self,
@@ -126,12 +125,12 @@ class PictureBatches(Batches):
         device: torch.device,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels uint8 [B, C, H, W] and labels [B] on the device; without a recipe as they are."""
-        key = _LoaderKey(recipe, self._workers)
-        loader = self._borrowed(key)
+        key = (recipe, self._workers)
+        loader = self._borrowed(*key)
         try:
             for parts in loader.read(requests):
                 for part in parts:
-                    self._pictures[split].report(part.faults, part.is_whole)
+                    self._splits[split].report(part.faults, part.is_whole)
                 pixels = torch.cat([_on(device, part.pixels) for part in parts])
                 yield pixels, torch.cat([_on(device, part.labels) for part in parts])
         except GeneratorExit:
@@ -141,31 +140,22 @@ class PictureBatches(Batches):
             raise
         self._idle = [*(other for other in self._idle if other[0] != key), (key, loader)]
 
-    def _borrowed(self, key: "_LoaderKey") -> "PictureLoader":
+    def _borrowed(self, recipe: Recipe | None, workers: int) -> "PictureLoader":
         """A loader that nobody else has at the moment.
 
         Idle ones are used again, or ended where they are of another recipe.
         """
         for place, (other, loader) in enumerate(self._idle):
-            if other == key and loader.is_alive:
+            if other == (recipe, workers) and loader.is_alive:
                 del self._idle[place]
                 return loader
-        is_evaluation = key.recipe is None
-        self._idle = [(k, r) for k, r in self._idle if (k.recipe is None) != is_evaluation]
-        return PictureLoader(self._pictures, self._view(key.recipe), key.workers)
-
-    def _view(self, recipe: Recipe | None) -> Transform:
+        self._idle = [each for each in self._idle if (each[0][0] is None) != (recipe is None)]
         if recipe is None:
-            return evaluation_view(self.image_size, self.info.in_channels)
-        fill = [round(value) for value in self.mean]
-        return training_view(recipe, self.image_size, recipe.mirrors(self.info.hflip), fill)
-
-
-class _LoaderKey(NamedTuple):
-    """Which loaders can do each other's work."""
-
-    recipe: Recipe | None
-    workers: int
+            view = evaluation_view(self.image_size, self.info.in_channels)
+        else:
+            fill = [round(value) for value in self.mean]
+            view = training_view(recipe, self.image_size, recipe.mirrors(self.info.hflip), fill)
+        return PictureLoader(self._splits, view, workers)
 
 
 def _on(device: torch.device, values: NDArray[Any]) -> Tensor:
@@ -193,7 +183,7 @@ class PictureLoader:
     a container has 64 MB, and never hears of a batch that did not fit.
 
     Args:
-        pictures: the splits.
+        splits: the images.
         transform: from a decoded picture to a view.
         workers: processes; 0 for this one.
 
@@ -202,9 +192,9 @@ class PictureLoader:
     """
 
     def __init__(
-        self, pictures: Mapping[SplitName, Pictures], transform: Transform, workers: int
+        self, splits: Mapping[SplitName, StoredImages], transform: Transform, workers: int
     ) -> None:
-        self._make = partial(_made, pictures, transform)
+        self._make = partial(_made, splits, transform)
         # A thread for each process fetches what that has made while this one trains.
         self._threads = ThreadPoolExecutor(max(1, workers), "picture-loader")
         self._readers: list[_Reader] = []
@@ -320,18 +310,18 @@ def _serve(
 
 
 def _made(
-    pictures: Mapping[SplitName, Pictures], transform: Transform, requests: list[ViewRequest]
+    splits: Mapping[SplitName, StoredImages], transform: Transform, requests: list[ViewRequest]
 ) -> MadeViews:
     views: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     faults: dict[str, str] = {}
     for split, index, seed in requests:
-        picture, unreadable = pictures[split].open_or_faults(index)
+        picture, unreadable = splits[split].open_or_faults(index)
         faults |= unreadable
         if picture is not None:
             with seeded(*seed):
                 views.append(transform(picture).contiguous().numpy())
-            labels.append(int(pictures[split].labels[index]))
+            labels.append(int(splits[split].labels[index]))
     pixels = np.stack(views) if views else np.empty((0,), np.uint8)
     return MadeViews(pixels, np.array(labels), faults, len(views) == len(requests))
 
@@ -362,8 +352,7 @@ def training_view(recipe: Recipe, size: int | Sides, hflip: bool, fill: list[int
     steps: list[Any] = [covering, transforms.CenterCrop((height, width))]
     if recipe.crop == "resized":
         ratio = crop_aspect((width, height))  # timm's is of width to height
-        crop = RandomResizedCropAndInterpolation(size, recipe.crop_scale, ratio, "bicubic")
-        steps = [crop]
+        steps = [RandomResizedCropAndInterpolation(size, recipe.crop_scale, ratio, "bicubic")]
     elif recipe.crop == "shift":
         border = (width // 8, height // 8)
         steps.append(transforms.RandomCrop((height, width), border, padding_mode="edge"))
@@ -371,7 +360,7 @@ def training_view(recipe: Recipe, size: int | Sides, hflip: bool, fill: list[int
         steps.append(transforms.RandomHorizontalFlip())
     policy = rand_augment(recipe.rand_augment)
     if policy is not None:
-        steps.append(_rand_augment(policy, fill))
+        steps.append(_timm_rand_augment(policy, fill))
     elif recipe.color_jitter:
         steps.append(transforms.ColorJitter(*[recipe.color_jitter] * 3))
     view: Transform = transforms.Compose([*steps, MaybePILToTensor()])
@@ -397,7 +386,7 @@ def evaluation_view(size: int | Sides, channels: int) -> Transform:
     return view
 
 
-def _rand_augment(policy: RandAugment, fill: list[int]) -> Any:
+def _timm_rand_augment(policy: RandAugment, fill: list[int]) -> Any:
     from timm.data import auto_augment
 
     std = policy.magnitude_std

@@ -6,13 +6,11 @@ It is kept in the user's cache, and used again as long as a file has the same si
 import gzip
 import hashlib
 import json
-import os
 import time
 import zlib
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +37,7 @@ from levit_search.data.sources import (
     UnreadableError,
     center_cropped,
     decode,
+    decoding_threads,
     unreadable,
     without_warnings,
 )
@@ -57,10 +56,9 @@ _MIRRORED = 1500  # pictures on which mirroring is tried
 _VERSION = 3  # of the cache
 _SIZE = 24  # pixels a side, then
 _FOLDS = 5
-SPOKEN_S = 5.0
-"""Between two words about how far it is."""
+_SPOKEN_S = 5.0  # between two words about how far it is
 
-_Stamp = tuple[int | str, int, int]
+_Found = TypeVar("_Found")
 
 
 class Mirroring(Frozen):
@@ -119,13 +117,26 @@ class Looked(NamedTuple):
     place: int = 0
     """In its source."""
 
+    @property
+    def error(self) -> str | None:
+        """Why it cannot be read, if that is known."""
+        return None if self.facts is None else self.facts.error
+
+
+def reported(each: Iterable[_Found], progress: Progress, total: int | None) -> Iterator[_Found]:
+    """What comes of looking at pictures, while ``progress`` is told every few seconds how far."""
+    spoken = time.monotonic()
+    for count, found in enumerate(each, start=1):
+        yield found
+        if time.monotonic() - spoken > _SPOKEN_S:
+            of_all = "" if total is None else f" of {total:,}"
+            part = None if total is None else count / total
+            progress(f"looking at the pictures: {count:,}{of_all}", part)
+            spoken = time.monotonic()
+
 
 class FactTable:
-    """What is known of each picture of a set, in the user's cache from one command to the next.
-
-    Attributes:
-        looked: all pictures, after :meth:`fill`.
-    """
+    """What is known of each picture of a set, in the user's cache from one command to the next."""
 
     def __init__(self, config: DataConfig, sources: Mapping[SplitName, Source]) -> None:
         root = None if config.root is None else str(expanded(config.root).absolute())
@@ -135,6 +146,8 @@ class FactTable:
         # Within the data it would be taken for a part of it.
         self._path = None if root is not None and path.is_relative_to(root) else path
         self._sources = sources
+        # By split and name: what tells whether a picture is the same (a file's size and times),
+        # then its facts.
         self._files: dict[str, list[Any]] = {}
         self._mirroring: dict[str, dict[str, Any]] = {}
         # What is damaged is found out again.
@@ -144,51 +157,52 @@ class FactTable:
             kept = json.loads(gzip.decompress(self._path.read_bytes()))
             if kept["version"] == _VERSION:
                 self._files, self._mirroring = dict(kept["files"]), dict(kept["mirroring"])
-        self.looked: list[Looked] = []
 
-    def fill(self, progress: Progress) -> None:
-        """Look at the pictures that are new or changed since the last time."""
+    def filled(self, progress: Progress) -> list[Looked]:
+        """All pictures, after a look at those that are new or changed since the last time."""
         total = sum(len(source.labels) for source in self._sources.values())
         every = -(-total // LOOKED_AT)
         known, self._files = self._files, {}
-        places: list[tuple[SplitName, int]] = []
+        places: list[tuple[Source, SplitName, int]] = []
         for split, source in self._sources.items():
             by_class = np.argsort(source.labels, kind="stable")
-            places += [(split, index) for index in by_class.tolist()]
+            places += [(source, split, index) for index in by_class.tolist()]
         new = []
-        for split, index in places[::every]:
-            source = self._sources[split]
-            key, stamp = f"{split} {source.name(index)}", _stamp(source, index)
+        for source, split, index in places[::every]:
+            key = f"{split} {source.name(index)}"
+            stamp: tuple[int | str, int, int]
+            if isinstance(source, FileSource):
+                stamp = source.stamp(index)
+            else:
+                try:
+                    stamp = content_digest(source.content(index)), 0, 0
+                except OSError:
+                    stamp = "missing", 0, 0
             kept = known.get(key)
             if kept is not None and tuple(kept[:3]) == stamp:
                 self._files[key] = kept
             else:
-                new.append((split, index, key, stamp))
+                new.append((source, index, key, stamp))
         try:
-            self._look_at(new, progress)
+            with decoding_threads() as threads:
+                found = threads.map(lambda each: _examined(*each[:2]), new)
+                pairs = zip(new, found, strict=True)
+                for (_, _, key, stamp), facts in reported(pairs, progress, len(new)):
+                    self._files[key] = [*stamp, *facts]
         finally:
             if new or len(known) != len(self._files):
                 self._save()
+        looked = []
         for split, source in self._sources.items():
             for index, label in enumerate(source.labels.tolist()):
                 name = source.name(index)
                 row = self._files.get(f"{split} {name}")
-                facts = None if row is None else _from_row(row[3:])
-                self.looked.append(Looked(split, label, name, source.where(index), facts, index))
-
-    def _look_at(
-        self, places: Sequence[tuple[SplitName, int, str, _Stamp]], progress: Progress
-    ) -> None:
-        spoken = time.monotonic()
-        # Pillow decodes and hashlib hashes without Python's lock.
-        with without_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            found = threads.map(lambda each: _examined(self._sources[each[0]], each[1]), places)
-            for count, (place, facts) in enumerate(zip(places, found, strict=True), start=1):
-                self._files[place[2]] = [*place[3], *facts]
-                if time.monotonic() - spoken > SPOKEN_S:
-                    text = f"looking at the pictures: {count:,} of {len(places):,}"
-                    progress(text, count / len(places))
-                    spoken = time.monotonic()
+                its = None if row is None else PictureFacts(*row[3:])
+                if its is not None:  # of which JSON has made lists
+                    white_black_grey: Any = its.hidden and tuple(its.hidden)
+                    its = its._replace(hidden=white_black_grey, extrema=tuple(its.extrema))
+                looked.append(Looked(split, label, name, source.where(index), its, index))
+        return looked
 
     def mirroring(
         self, key: str, pictures: Sequence[Looked], how: Decoding, names: Sequence[str]
@@ -210,32 +224,11 @@ class FactTable:
         return found
 
     def _save(self) -> None:
-        if self._path is None:
-            return
         content = {"version": _VERSION, "files": self._files, "mirroring": self._mirroring}
-        packed = gzip.compress(json.dumps(content).encode(), 1)
-        with suppress(OSError):  # a cache that cannot be written costs time alone
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, packed)
-
-
-def _stamp(source: Source, index: int) -> _Stamp:
-    """What tells whether a picture is the same as the last time: of one in no file, its content."""
-    if isinstance(source, FileSource):
-        return source.stamp(index)
-    try:
-        return content_digest(source.content(index)), 0, 0
-    except OSError:
-        return "missing", 0, 0
-
-
-def _from_row(row: Sequence[Any]) -> PictureFacts:
-    found = PictureFacts(*row)
-    hidden = found.hidden
-    return found._replace(
-        hidden=None if hidden is None else (hidden[0], hidden[1], hidden[2]),
-        extrema=tuple(found.extrema),
-    )
+        if self._path is not None:
+            with suppress(OSError):  # a cache that cannot be written costs time alone
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self._path, gzip.compress(json.dumps(content).encode(), 1))
 
 
 def content_digest(content: bytes) -> str:
@@ -251,9 +244,9 @@ def _examined(source: Source, index: int) -> PictureFacts:
     except OSError as error:
         return PictureFacts("missing", str(error).splitlines()[0])
     digest = content_digest(content)
+    is_stored = isinstance(source, FileSource | RowSource)
     try:
         with unreadable():
-            is_stored = isinstance(source, FileSource | RowSource)
             return facts_of(opened(content) if is_stored else source.open(index), digest)
     except UnreadableError as error:
         return PictureFacts(digest, str(error))
@@ -263,8 +256,7 @@ def facts_of(picture: Image.Image, digest: str) -> PictureFacts:
     """What a picture tells that was opened and not decoded yet."""
     import imagehash
 
-    width, height = picture.size
-    is_turned = orientation(picture) > 1
+    (width, height), is_turned = picture.size, orientation(picture) > 1
     if picture.format == "JPEG":
         picture.draft(None, (4 * _THUMBNAIL, 4 * _THUMBNAIL))  # decoded all the same, in less time
     picture.load()
@@ -287,7 +279,13 @@ def facts_of(picture: Image.Image, digest: str) -> PictureFacts:
         lowest, highest = whole.getchannel("A").getextrema()
         is_invisible = highest == 0
         small = _thumbnail(whole)
-        hidden = None if lowest == 255 else _hidden(np.asarray(small))
+        if lowest != 255:  # what each ground would hide, each pixel by its alpha
+            rgba = np.asarray(small).astype(np.int64)
+            alpha, colours = rgba[..., 3], rgba[..., :3]
+            lost = [np.abs(colours - ground).max(axis=-1) < _HIDDEN for ground in GROUNDS]
+            shown = max(1, int(alpha.sum()))
+            white, black, grey = (float(alpha[each].sum() / shown) for each in lost)
+            hidden = white, black, grey
         flat = Image.new("RGBA", small.size, (128, 128, 128, 255))
         flat.alpha_composite(small)
         small = flat
@@ -340,7 +338,7 @@ def span(low: float | None, high: float | None, is_float: bool) -> Range:
 
 def _thumbnail(picture: Image.Image) -> Image.Image:
     """A picture of 64 pixels a side at most, each the mean of some; small ones as they are."""
-    factor = max(1, -(-max(picture.size) // _THUMBNAIL))
+    factor = -(-max(picture.size) // _THUMBNAIL)
     width, height = picture.size
     return picture.reduce((min(factor, width), min(factor, height))) if factor > 1 else picture
 
@@ -368,19 +366,6 @@ def _bounds(values: NDArray[Any], is_drawn: bool) -> tuple[float | None, float |
     if has_alpha and is_drawn:
         low = min(low, 0)
     return float(min(low, high)), float(max(low, high))
-
-
-def _hidden(pixels: NDArray[np.uint8]) -> tuple[float, float, float]:
-    """Of what pixels [rows, columns, RGBA] show, the shares lost on white, black and grey.
-
-    A pixel counts by its alpha.
-    """
-    alpha, colours = pixels[..., 3].astype(np.int64), pixels[..., :3].astype(np.int16)
-    white, black, grey = (
-        float(alpha[np.abs(colours - ground).max(axis=-1) < _HIDDEN].sum() / max(1, alpha.sum()))
-        for ground in GROUNDS
-    )
-    return white, black, grey
 
 
 def compare_mirrored(

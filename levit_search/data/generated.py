@@ -10,12 +10,9 @@ random crops without labels, for a teacher to answer about (after Asano and Saee
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +27,7 @@ from levit_search.data.sources import (
     SplitName,
     UnreadableError,
     decode,
-    without_warnings,
+    decoding_threads,
 )
 from levit_search.errors import InputError
 from levit_search.files import expanded
@@ -53,19 +50,12 @@ _CLASSES = 20220613  # keeps the parameters of classes apart from all other rand
 _OVERSAMPLED = 2  # contours are drawn so much larger, then scaled down
 
 
-class Ink(NamedTuple):
-    """The two colours of a picture, uint8 RGB."""
-
-    ground: tuple[int, int, int]
-    line: tuple[int, int, int]
-
-
-def _ink(rng: Rng) -> Ink:
-    """Two random colours that can be told apart."""
+def _ink(rng: Rng) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Two random colours, of the ground and of lines, that can be told apart; uint8 RGB."""
     while True:
         ground, line = rng.integers(0, 256, (2, 3)).tolist()
         if sum(abs(a - b) for a, b in zip(ground, line, strict=True)) >= 150:
-            return Ink(tuple(ground), tuple(line))
+            return tuple(ground), tuple(line)
 
 
 def _turned(points: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
@@ -324,7 +314,7 @@ class Crops:
                 f"data.root: {root}: no folder with pictures; expected one of any depth"
             )
         source = FileSource(root, names, np.zeros(len(names), dtype=np.int64))
-        self._size, unreadable = size, []
+        self._size = size
 
         def read(index: int) -> Image.Image | str:
             ground = int(np.random.default_rng(index).choice([0, 128, 255, 255]))
@@ -335,7 +325,7 @@ class Crops:
             picture.thumbnail((2 * size, 2 * size), Image.Resampling.BICUBIC)
             return picture
 
-        with without_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        with decoding_threads() as threads:
             found = list(threads.map(read, range(len(names))))
         self._pictures = [each for each in found if not isinstance(each, str)]
         held_mb = 3 * sum(each.width * each.height for each in self._pictures) / 10**6

@@ -5,7 +5,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,12 +22,9 @@ from levit_search.data.sources import (
     Source,
     SplitName,
     UnreadableError,
-    bounded,
     center_cropped,
-    cut,
     decode,
-    stratified,
-    without_warnings,
+    decoding_threads,
 )
 from levit_search.data.survey import describe, looked_at, open_set, unreadable_of
 from levit_search.data.timm_sets import RowSource, Stream
@@ -36,6 +32,7 @@ from levit_search.errors import InputError
 from levit_search.image_size import Sides, sides
 
 _TEST_SHARE = 0.2  # of a set that brings no test part
+_SPLIT_SEED = 20210402  # any constant: the cut must be the same everywhere and for ever
 _HASHED = 64  # pictures whose content is part of what identifies a split
 _VALUES_AT_ONCE = 2**22  # of arrays that are scaled, in floating point
 
@@ -51,11 +48,18 @@ class Arrays:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     scaled_as_floats: bool = False
-    pictures: "Pictures | None" = None
+    stored: "StoredImages | None" = None
     """The same images as they are stored; None of arrays."""
 
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits of a hash over all of it."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()[:16]
 
-class Pictures:
+
+class StoredImages:
     """One split on disk, decoded image by image; it can be pickled for a loader's workers.
 
     Args:
@@ -115,7 +119,13 @@ class Pictures:
         This is for processes that read for another one, which counts by :meth:`report`.
         """
         unreadable: dict[str, str] = {}
-        for other in self._with_others_of_its_class(index):
+
+        def with_others_of_its_class() -> Iterator[int]:
+            yield index  # which nearly always is enough
+            alike = np.flatnonzero(self.labels == self.labels[index])
+            yield from np.roll(alike, -1 - int(np.searchsorted(alike, index)))[:-1].tolist()
+
+        for other in with_others_of_its_class():
             place = int(self._indices[other])
             try:
                 return decode(self._source, place, self.decoding), unreadable
@@ -124,11 +134,6 @@ class Pictures:
             if len(unreadable) > self._faults.limit:
                 break
         return None, unreadable
-
-    def _with_others_of_its_class(self, index: int) -> Iterator[int]:
-        yield index  # which nearly always is enough
-        alike = np.flatnonzero(self.labels == self.labels[index])
-        yield from np.roll(alike, -1 - int(np.searchsorted(alike, index)))[:-1].tolist()
 
     def report(self, unreadable: Mapping[str, str], was_replaced: bool) -> None:
         """Count unreadable pictures, each once, and warn of them.
@@ -147,7 +152,10 @@ class Pictures:
             raise InputError(f"data: all images of a class are unreadable: {self._faults}")
 
     def fingerprint(self) -> str:
-        """A hash of names, sizes in bytes, labels, the content of a few, and how it is decoded."""
+        """Sixteen hexadecimal digits of a hash over what is known without reading all of it.
+
+        That is names, sizes in bytes, labels, the content of 64 pictures, and how they are decoded.
+        """
         digest = hashlib.sha256(repr(tuple(self.decoding)).encode())
         digest.update(np.ascontiguousarray(self._source.sizes(self._indices)).tobytes())
         digest.update(np.ascontiguousarray(self.labels).tobytes())
@@ -163,21 +171,7 @@ class Pictures:
         return digest.hexdigest()[:16]
 
 
-Split = Arrays | Pictures
-
-
-def fingerprint(split: Split) -> str:
-    """Sixteen hexadecimal digits of a hash over a split's content.
-
-    Arrays are hashed whole; pictures by their names, sizes in bytes and labels, and 64 of them by
-    their content: reading all would take as long as an epoch.
-    """
-    if isinstance(split, Pictures):
-        return split.fingerprint()
-    digest = hashlib.sha256(repr(split.images.shape).encode())
-    digest.update(np.ascontiguousarray(split.images).data)
-    digest.update(np.ascontiguousarray(split.labels).data)
-    return digest.hexdigest()[:16]
+Split = Arrays | StoredImages
 
 
 def _warn(message: str) -> None:
@@ -211,13 +205,12 @@ def load_described(
     if known := unreadable_of(config):
         parts = _readable(parts, known, faults, info)
     how = config.model_copy(update={"in_channels": info.in_channels}).decoding
+    are_held = _are_held(parts, info, size, config)
     splits: dict[SplitName, Split] = {}
-    if _are_held(parts, info, size, config):
-        for name, (source, indices) in parts.items():
-            splits[name] = held(source, indices, how, size, faults)
-    else:
-        for name, (source, indices) in parts.items():
-            splits[name] = Pictures(source, indices, how, faults)
+    for name, part in parts.items():
+        splits[name] = (
+            held(*part, how, size, faults) if are_held else StoredImages(*part, how, faults)
+        )
     if len(faults):
         left_out = "1 image" if len(faults) == 1 else f"{len(faults)} images"
         say(f"{config.name}: left out {left_out} that cannot be read: {faults}")
@@ -248,16 +241,16 @@ def outline(config: DataConfig) -> Outline:
     return Outline(info, images, _are_held(parts, info, size, config))
 
 
+Part = tuple[Source, NDArray[np.int64]]
+"""A source, and which of its images."""
+
+
 def _are_held(
-    parts: "Mapping[SplitName, Part]", info: DataInfo, size: int | Sides, config: DataConfig
+    parts: Mapping[SplitName, Part], info: DataInfo, size: int | Sides, config: DataConfig
 ) -> bool:
     images = sum(len(indices) for _, indices in parts.values())
     fits = images * info.in_channels * math.prod(sides(size)) <= config.memory_limit_mb * 10**6
     return fits if config.in_memory is None else config.in_memory
-
-
-Part = tuple[Source, NDArray[np.int64]]
-"""A source, and which of its images."""
 
 
 def _parts(
@@ -265,33 +258,48 @@ def _parts(
 ) -> dict[SplitName, Part]:
     """What is trained on, validated and tested; what a set does not bring is cut from ``train``."""
     source = sources["train"]
+    labels = source.labels
     if "val" not in sources:
-        _check_divisible(source.labels, info)
-    rest: NDArray[np.int64] = np.arange(len(source.labels))
-    if "test" in sources:
-        test = _whole(sources["test"])
-    else:
-        rest, taken = stratified(source.labels, rest, _TEST_SHARE)
-        test = source, taken
-    if "val" in sources:
-        train, val = bounded(source.labels, rest, config), _whole(sources["val"])
-    else:
-        train, taken = cut(source.labels, rest, config)
-        val = source, taken
-    return {"train": (source, train), "val": val, "test": test}
+        lonely = np.flatnonzero(np.bincount(labels) == 1)
+        if len(lonely):
+            raise InputError(
+                f"data: class {info.class_names[lonely[0]]!r} has one training image; val is cut "
+                "from them by class, so that each class needs two or more"
+            )
+    whole: dict[SplitName, Part] = {
+        name: (each, np.arange(len(each.labels))) for name, each in sources.items()
+    }
+    train = whole["train"][1]
+    if "test" not in whole:
+        train, taken = _stratified(labels, train, _TEST_SHARE)
+        whole["test"] = source, taken
+    if "val" not in whole:
+        train, taken = _stratified(labels, train, config.val_share)
+        whole["val"] = source, taken
+    if config.train_images is not None and config.train_images < len(train):
+        surplus = len(train) - config.train_images
+        if surplus < len(np.unique(labels)):
+            # Fewer to leave out than classes: each class gives up one image at most.
+            firsts = np.unique(labels[train], return_index=True)[1][:surplus]
+            train = np.delete(train, firsts)
+        else:
+            train = _stratified(labels, train, config.train_images)[1]
+    return {"train": (source, train), "val": whole["val"], "test": whole["test"]}
 
 
-def _check_divisible(labels: NDArray[np.int64], info: DataInfo) -> None:
-    lonely = np.flatnonzero(np.bincount(labels) == 1)
-    if len(lonely):
-        raise InputError(
-            f"data: class {info.class_names[lonely[0]]!r} has one training image; val is cut from "
-            "them by class, so that each class needs two or more"
+def _stratified(
+    labels: NDArray[np.int64], indices: NDArray[np.int64], part: float | int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(rest, part) of ``indices``, each class in proportion; ``part`` is a share or a count."""
+    from sklearn.model_selection import train_test_split
+
+    try:
+        rest, taken = train_test_split(
+            indices, test_size=part, stratify=labels[indices], random_state=_SPLIT_SEED
         )
-
-
-def _whole(source: Source) -> Part:
-    return source, np.arange(len(source.labels))
+    except ValueError as error:
+        raise InputError(f"data: too few images to split by class ({error})") from None
+    return np.sort(rest), np.sort(taken)
 
 
 def _readable(
@@ -348,16 +356,15 @@ def held(
         return None
 
     readable = np.ones(len(indices), bool)
-    # Pillow decodes and scales without Python's lock.
-    with without_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    with decoding_threads() as threads:
         for position, reason in enumerate(threads.map(read, range(len(indices)))):
             if reason is not None:
                 readable[position] = False
                 faults.add(source.where(int(indices[position])), reason)
-    pictures = Pictures(source, indices[readable], decoding, faults)
+    stored = StoredImages(source, indices[readable], decoding, faults)
     if readable.all():
-        return Arrays(images, labels, pictures=pictures)
-    return Arrays(images[readable], labels[readable], pictures=pictures)
+        return Arrays(images, labels, stored=stored)
+    return Arrays(images[readable], labels[readable], stored=stored)
 
 
 def resized(images: NDArray[np.uint8], size: int | Sides) -> NDArray[np.uint8]:

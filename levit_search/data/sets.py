@@ -6,7 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +29,12 @@ from levit_search.data.sources import (
 from levit_search.errors import InputError, did_you_mean
 from levit_search.escaping import readable_name
 from levit_search.files import expanded, user_cache
-from levit_search.image_size import compact, sides
+from levit_search.image_size import Sides, compact, sides
 from levit_search.plugins import Plugin
 
 DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
 FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag"),
     "Ankle boot",
 )
 _FASHION_FILES = {
@@ -277,17 +269,39 @@ class PlugIn:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        self._plugin = _plugin(config)
-        self._data_set = _made(self._plugin, config)
+        found = plugins.installed("levit_search.data").get(config.name)
+        if found is None:  # it was there when the configuration was read
+            raise InputError(f"data.name: the plug-in that brought {config.name!r} is gone")
+        self._plugin = found
+        make = found.load_callable()
+        with found.explained("cannot be opened"):
+            self._data_set: DataSet = make(config)
+        asked = ("describe", "sources")
+        if not all(callable(getattr(self._data_set, name, None)) for name in asked):
+            raise found.wrong("expected a data set with describe() and sources()", self._data_set)
 
     def describe(self) -> DataInfo | tuple[str, ...]:
-        with self._plugin.explained("describe() fails"):
+        plugin = self._plugin
+        with plugin.explained("describe() fails"):
             info: object = self._data_set.describe()
-        if isinstance(info, tuple) and not isinstance(info, DataInfo):
-            return _checked_names(self._plugin, info)
+        if not isinstance(info, tuple):
+            raise plugin.wrong("describe() has to return a DataInfo", info)
+        names = info.class_names if isinstance(info, DataInfo) else info
+        are_texts = isinstance(names, list | tuple) and all(isinstance(n, str) for n in names)
+        if not are_texts or len(names) < 2 or len(set(names)) < len(names):
+            raise plugin.wrong("class_names: expected two texts or more that differ", names)
         if not isinstance(info, DataInfo):
-            raise self._plugin.wrong("describe() has to return a DataInfo", info)
-        return _checked(self._plugin, info)
+            return info
+        if type(info.in_channels) is not int or info.in_channels not in (1, 3):
+            raise plugin.wrong("in_channels: expected 1 or 3", info.in_channels)
+        if type(info.hflip) is not bool:
+            raise plugin.wrong("hflip: expected True or False", info.hflip)
+        size = info.image_size
+        pair = size if isinstance(size, tuple) else (size, size)
+        if len(pair) != 2 or not all(type(s) is int and SMALLEST <= s <= LARGEST for s in pair):
+            wanted = f"{SMALLEST} to {LARGEST} pixels, or (height, width) of them"
+            raise plugin.wrong(f"image_size: expected {wanted}", size)
+        return info._replace(class_names=tuple(names), image_size=compact(*pair))
 
     def sources(self) -> dict[SplitName, Source]:
         plugin, described = self._plugin, self.describe()
@@ -307,75 +321,34 @@ class PlugIn:
         return dict(sources)
 
 
-_ASKED = ("name", "where", "open", "content", "sizes")  # of a source
-
-
-def _plugin(config: DataConfig) -> Plugin:
-    found = plugins.installed("levit_search.data").get(config.name)
-    if found is None:  # it was there when the configuration was read
-        raise InputError(f"data.name: the plug-in that brought {config.name!r} is gone")
-    return found
-
-
-def _made(plugin: Plugin, config: DataConfig) -> DataSet:
-    make = plugin.load_callable()
-    with plugin.explained("cannot be opened"):
-        data_set: DataSet = make(config)
-    if not all(callable(getattr(data_set, name, None)) for name in ("describe", "sources")):
-        raise plugin.wrong("expected a data set with describe() and sources()", data_set)
-    return data_set
-
-
-def _checked(plugin: Plugin, info: DataInfo) -> DataInfo:
-    names = _checked_names(plugin, info.class_names)
-    if type(info.in_channels) is not int or info.in_channels not in (1, 3):
-        raise plugin.wrong("in_channels: expected 1 or 3", info.in_channels)
-    if type(info.hflip) is not bool:
-        raise plugin.wrong("hflip: expected True or False", info.hflip)
-    size = info.image_size
-    pair = size if isinstance(size, tuple) else (size, size)
-    if len(pair) != 2 or not all(type(s) is int and SMALLEST <= s <= LARGEST for s in pair):
-        raise plugin.wrong(
-            f"image_size: expected {SMALLEST} to {LARGEST} pixels, or (height, width) of them", size
-        )
-    return info._replace(class_names=names, image_size=compact(*pair))
-
-
-def _checked_names(plugin: Plugin, names: Any) -> tuple[str, ...]:
-    are_texts = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    if not are_texts or len(names) < 2 or len(set(names)) < len(names):
-        raise plugin.wrong("class_names: expected two texts or more that differ", names)
-    return tuple(names)
-
-
 def _check_source(
     plugin: Plugin, name: str, source: Source, described: DataInfo | tuple[str, ...]
 ) -> None:
-    channels = (described.in_channels,) if isinstance(described, DataInfo) else (1, 3)
     classes = described.num_classes if isinstance(described, DataInfo) else len(described)
     labels = getattr(source, "labels", None)
-    if not all(callable(getattr(source, each, None)) for each in _ASKED) or labels is None:
-        raise plugin.wrong(f"{name}: expected labels, {', '.join(_ASKED)} of a Source", source)
+    asked = ("name", "where", "open", "content", "sizes")
+    if not all(callable(getattr(source, each, None)) for each in asked) or labels is None:
+        raise plugin.wrong(f"{name}: expected labels, {', '.join(asked)} of a Source", source)
+    told = f"{plugin}: {name}:"
     if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.ndim != 1:
-        found = _kind(labels)
-        raise InputError(f"{plugin}: {name}: labels have to be int64 [N], not {found}")
+        raise InputError(f"{told} labels have to be int64 [N], not {_kind(labels)}")
     if not len(labels):
-        raise InputError(f"{plugin}: {name}: has no images")
+        raise InputError(f"{told} has no images")
     if labels.min() < 0 or labels.max() >= classes:
         outside = labels.min() if labels.min() < 0 else labels.max()
-        raise InputError(
-            f"{plugin}: {name}: label {outside}, but the classes are 0 to {classes - 1}"
-        )
+        raise InputError(f"{told} label {outside}, but the classes are 0 to {classes - 1}")
     if isinstance(source, ArraySource):
+        channels: tuple[int, ...] = (1, 3)
+        size: int | Sides = 0
+        if isinstance(described, DataInfo):
+            channels, size = (described.in_channels,), described.image_size
         shape = getattr(source.images, "shape", ())
-        size = described.image_size if isinstance(described, DataInfo) else 0
-        allowed = [shape[-1:] * 2, sides(size)]
-        known = [(len(labels), each, *pixels) for each in channels for pixels in allowed]
+        pixels = (shape[-1:] * 2, sides(size))
+        known = [(len(labels), each, *allowed) for each in channels for allowed in pixels]
         if getattr(source.images, "dtype", None) != np.uint8 or shape not in known:
             one = "S, S" if isinstance(size, int) else f"{size[0]}, {size[1]}"
             wanted = f"uint8 [{len(labels)}, {' or '.join(map(str, channels))}, {one}]"
-            found = _kind(source.images)
-            raise InputError(f"{plugin}: {name}: images have to be {wanted}, not {found}")
+            raise InputError(f"{told} images have to be {wanted}, not {_kind(source.images)}")
 
 
 def _kind(values: object) -> str:

@@ -1,17 +1,18 @@
-"""What a data set is: its configuration, its labelled pictures one at a time, and its splits."""
+"""What a data set is: its configuration, the protocol of all of them, pictures one at a time."""
 
 import os
 import stat
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import EpsImagePlugin, Image
-from pydantic import BeforeValidator, Field, field_validator
+from PIL import Image
+from pydantic import BeforeValidator, Field, ValidatorFunctionWrapHandler, field_validator
 
 from levit_search import plugins
 from levit_search.configuration import Count, Frozen
@@ -19,27 +20,17 @@ from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, middle, op
 from levit_search.errors import InputError, did_you_mean
 from levit_search.image_size import ImageSize, Sides, sides, size_text
 
-_GENERATED = tuple(
-    f"generated{kind}" for kind in ("", "/contours", "/crops", "/fractals", "/textures")
+_GENERATED = (
+    "generated",
+    *(f"generated/{k}" for k in ("contours", "crops", "fractals", "textures")),
 )
 BUILT_IN = ("digits", "fashion-mnist", "folder", *_GENERATED)
-TORCH_SETS = (
-    "cifar10",
-    "cifar100",
-    "fashion_mnist",
-    "image_folder",
-    "imagenet",
-    "inaturalist",
-    "kmnist",
-    "mnist",
-    "places365",
+_TORCH_SETS = (
+    *("cifar10", "cifar100", "fashion_mnist", "image_folder", "imagenet", "inaturalist"),
+    *("kmnist", "mnist", "places365"),
 )
-_READERS = ("hfds", "hfids", "wds", "tfds")
-_KNOWN = (
-    *BUILT_IN,
-    *(f"torch/{name}" for name in TORCH_SETS),
-    *(f"{reader}/NAME" for reader in _READERS),
-)
+_NAMES = (*BUILT_IN, *(f"torch/{name}" for name in _TORCH_SETS))
+_READERS = ("hfds", "hfids", "wds", "tfds")  # of which any name is known
 
 SplitText = Annotated[str, Field(min_length=1)]
 
@@ -116,32 +107,29 @@ class DataConfig(Frozen):
             )
         return size
 
-    @field_validator("integer_range", "float_range", mode="before")
+    @field_validator("integer_range", "float_range", mode="wrap")
     @classmethod
-    def _check_pair(cls, given: Any) -> Any:
-        if given is not None and not (isinstance(given, list | tuple) and len(given) == 2):
-            raise ValueError(f"{given!r} is none; expected [value of black, value of white]")
-        return given
-
-    @field_validator("integer_range", "float_range")
-    @classmethod
-    def _check_range(cls, values: Range | None) -> Range | None:
-        if values is not None and not (
-            values[0] < values[1] and abs(values[1] - values[0]) < 1e300
-        ):
-            raise ValueError(f"{list(values)} is none; expected [value of black, value of white]")
+    def _check_range(cls, given: Any, read: ValidatorFunctionWrapHandler) -> Range | None:
+        if given is None:
+            return None
+        is_pair = isinstance(given, list | tuple) and len(given) == 2
+        values: Range | None = read(given) if is_pair else None
+        if values is None or not (values[0] < values[1] and values[1] - values[0] < 1e300):
+            found = given if values is None else list(values)
+            raise ValueError(f"{found!r} is none; expected [value of black, value of white]")
         return values
 
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
         reader, _, rest = name.partition("/")
-        if name in _KNOWN[: -len(_READERS)] or (reader in _READERS and rest):
+        if name in _NAMES or (reader in _READERS and rest):
             return name
         plugged = plugins.installed("levit_search.data")
         if name in plugged:
             return name
-        raise ValueError(f"unknown data set {name!r}; {did_you_mean(name, [*_KNOWN, *plugged])}")
+        known = [*_NAMES, *(f"{reader}/NAME" for reader in _READERS), *plugged]
+        raise ValueError(f"unknown data set {name!r}; {did_you_mean(name, known)}")
 
     @property
     def reader(self) -> str:
@@ -156,14 +144,10 @@ class DataConfig(Frozen):
     @property
     def decoding(self) -> Decoding:
         """How its pictures are decoded, of a configuration whose pictures were looked at."""
-        mode = "L" if self.in_channels == 1 else "RGB"
-        defaults = Decoding(mode)
-        return Decoding(
-            mode,
-            defaults.ground if self.ground is None else self.ground,
-            self.integer_range or defaults.integers,
-            self.float_range or defaults.floats,
-        )
+        usual = Decoding("L" if self.in_channels == 1 else "RGB")
+        ground = usual.ground if self.ground is None else self.ground
+        integers = self.integer_range or usual.integers
+        return Decoding(usual.mode, ground, integers, self.float_range or usual.floats)
 
     @property
     def size(self) -> int | Sides:
@@ -175,7 +159,6 @@ class DataConfig(Frozen):
 SplitName = Literal["train", "val", "test"]
 
 _LISTED = 20  # unreadable images that a message names
-_SPLIT_SEED = 20210402  # any constant: the cut must be the same everywhere and for ever
 
 
 class DataInfo(NamedTuple):
@@ -323,14 +306,6 @@ class DataSet(Protocol):
         """
 
 
-def file_size(path: Path) -> int:
-    """Bytes of a file, 0 where there is none."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
 def decode(source: Source, index: int, how: Decoding) -> Image.Image:
     """An image of a source as ``how`` says.
 
@@ -364,6 +339,13 @@ def without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")
         yield
+
+
+@contextmanager
+def decoding_threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads to decode pictures with: Pillow decodes and scales without Python's lock."""
+    with without_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        yield threads
 
 
 def first_line(error: BaseException) -> str:
@@ -425,45 +407,3 @@ def center_cropped(
         picture = scaled[0]
     pixels = np.asarray(picture)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-def keep_from_ghostscript() -> None:
-    """Have Pillow refuse EPS where others open pictures with it, in this process from now on."""
-    EpsImagePlugin.gs_binary = False
-
-
-def cut(
-    labels: NDArray[np.int64], indices: NDArray[np.int64], config: DataConfig
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(train, val) indices out of a training part, ``train`` bounded by ``train_images``."""
-    train, val = stratified(labels, indices, config.val_share)
-    return bounded(labels, train, config), val
-
-
-def bounded(
-    labels: NDArray[np.int64], train: NDArray[np.int64], config: DataConfig
-) -> NDArray[np.int64]:
-    """``train_images`` of the indices ``train``, each class in proportion."""
-    if config.train_images is None or config.train_images >= len(train):
-        return train
-    surplus = len(train) - config.train_images
-    if surplus < len(np.unique(labels)):
-        # Fewer to leave out than classes: each class gives up one image at most.
-        firsts = np.unique(labels[train], return_index=True)[1][:surplus]
-        return np.delete(train, firsts)
-    return stratified(labels, train, config.train_images)[1]
-
-
-def stratified(
-    labels: NDArray[np.int64], indices: NDArray[np.int64], part: float | int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(rest, part) of ``indices``, each class in proportion; ``part`` is a share or a count."""
-    from sklearn.model_selection import train_test_split
-
-    try:
-        rest, taken = train_test_split(
-            indices, test_size=part, stratify=labels[indices], random_state=_SPLIT_SEED
-        )
-    except ValueError as error:
-        raise InputError(f"data: too few images to split by class ({error})") from None
-    return np.sort(rest), np.sort(taken)

@@ -7,7 +7,6 @@ file has the same size and time.
 """
 
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -22,13 +21,13 @@ from levit_search.configuration import Frozen
 from levit_search.data.facts import (
     GROUNDS,
     LOOKED_AT,
-    SPOKEN_S,
     FactTable,
     Looked,
     Mirroring,
     PictureFacts,
     content_digest,
     facts_of,
+    reported,
     span,
 )
 from levit_search.data.generated import Generated
@@ -261,11 +260,9 @@ def survey_of(config: DataConfig, progress: Progress = no_progress) -> DataSurve
         return _known(config, data_set, described)
     if isinstance(data_set, Stream):
         return _survey(config, described, _of_stream(data_set, described, progress), {}, None)
-    sources = data_set.sources()
+    table = FactTable(config, data_set.sources())
     left_out = dict(data_set.left_out) if isinstance(data_set, Folder) else {}
-    table = FactTable(config, sources)
-    table.fill(progress)
-    return _survey(config, described, table.looked, left_out, table)
+    return _survey(config, described, table.filled(progress), left_out, table)
 
 
 def unreadable_of(config: DataConfig) -> dict[str, str]:
@@ -277,17 +274,11 @@ def unreadable_of(config: DataConfig) -> dict[str, str]:
     data_set = open_set(config)
     if isinstance(data_set, Stream) or isinstance(data_set.describe(), DataInfo):
         return {}
-    table = FactTable(config, data_set.sources())
-    table.fill(no_progress)
-    broken = {
-        each.name: each.facts.error
-        for each in table.looked
-        if each.facts is not None and each.facts.error is not None
-    }
+    looked = FactTable(config, data_set.sources()).filled(no_progress)
+    broken = {each.name: each.error for each in looked if each.error is not None}
     if config.fingerprint is not None:
-        _check_fingerprint(
-            config, _fingerprint(each for each in table.looked if each.name not in broken)
-        )
+        readable = (each for each in looked if each.name not in broken)
+        _check_fingerprint(config, _fingerprint(readable))
     return broken
 
 
@@ -328,20 +319,36 @@ def _survey(
     left_out: dict[str, int],
     table: FactTable | None,
 ) -> DataSurvey:
-    readable = [each for each in looked if each.facts is None or each.facts.error is None]
+    readable = [each for each in looked if each.error is None]
+    broken = [each for each in looked if each.error is not None]
     counts = _counts(readable, len(class_names))
-    broken = [each for each in looked if each.facts is not None and each.facts.error is not None]
-    _check_classes(counts, class_names, broken)
+    for split, label in dict.fromkeys((each.split, each.label) for each in broken):
+        if split not in counts:
+            raise InputError(f"data: {split}: no readable images in {', '.join(class_names)}")
+        if not counts[split][label]:
+            its = [each for each in broken if (each.split, each.label) == (split, label)]
+            raise InputError(
+                f"data: class {class_names[label]!r}: none of its {len(its)} pictures for {split} "
+                f"can be read (the first: {its[0].where}: {its[0].error}); mend or remove this "
+                "class"
+            )
+    train = [each for each in readable if each.split == "train"]
     seen = [each.facts for each in readable if each.facts is not None]
-    train = [each.facts for each in readable if each.facts and each.split == "train"]
     coloured = sum(facts.is_coloured for facts in seen)
     hidden = [facts.hidden for facts in seen if facts.hidden is not None]
-    constant = _constant_channels(seen) if coloured else ()
+    is_grey = all(
+        facts.mode.removeprefix("16-bit ").split(";")[0] in ("1", "L", "LA", "La", "I", "F")
+        for facts in seen
+    )
+    ground = config.ground
+    if ground is None and hidden:  # the one on which least is lost of what they show
+        ground = GROUNDS[int(np.argmin(np.mean(hidden, axis=0).round(2)))]
     found = config.model_copy(
         update={
-            "in_channels": config.in_channels or (1 if all(map(_is_grey, seen)) else 3),
-            "image_size": config.image_size or _own_size(train),
-            "ground": _ground(hidden) if config.ground is None else config.ground,
+            "in_channels": config.in_channels or (1 if is_grey else 3),
+            "image_size": config.image_size
+            or _own_size([each.facts for each in train if each.facts]),
+            "ground": ground,
             "integer_range": config.integer_range or _range(seen, is_float=False),
             "float_range": config.float_range or _range(seen, is_float=True),
         }
@@ -349,12 +356,8 @@ def _survey(
     fingerprint = _fingerprint(readable)
     mirroring = None
     if table is not None:
-        mirroring = table.mirroring(
-            f"{fingerprint} {found.decoding}",
-            [each for each in readable if each.split == "train"],
-            found.decoding,
-            class_names,
-        )
+        key = f"{fingerprint} {found.decoding}"
+        mirroring = table.mirroring(key, train, found.decoding, class_names)
     hflip = mirroring is None or mirroring.verdict != "changes classes"
     widths, heights = [facts.width for facts in seen], [facts.height for facts in seen]
     return DataSurvey(
@@ -373,15 +376,11 @@ def _survey(
         animated=sum(facts.is_animated for facts in seen),
         transparent=len(hidden),
         invisible=sum(facts.is_invisible for facts in seen),
-        ground=found.ground,
+        ground=ground,
         integer_range=found.integer_range,
         float_range=found.float_range,
-        constant_channels=constant,
-        unreadable={
-            readable_name(each.where): each.facts.error or ""
-            for each in broken[:_LISTED]
-            if each.facts
-        },
+        constant_channels=_constant_channels(seen) if coloured else (),
+        unreadable={readable_name(each.where): each.error or "" for each in broken[:_LISTED]},
         unreadable_count=len(broken),
         left_out=left_out,
         duplicates=_duplicates(readable),
@@ -396,33 +395,6 @@ def _counts(looked: Iterable[Looked], classes: int) -> dict[SplitName, tuple[int
     return {split: tuple(found[split, label] for label in range(classes)) for split in splits}
 
 
-def _check_classes(
-    counts: dict[SplitName, tuple[int, ...]], names: Sequence[str], broken: Sequence[Looked]
-) -> None:
-    """Make sure that each class that has pictures has a readable one.
-
-    Raises:
-        InputError: one has not.
-    """
-    for split, label in dict.fromkeys((each.split, each.label) for each in broken):
-        if split not in counts:
-            raise InputError(f"data: {split}: no readable images in {', '.join(names)}")
-        if not counts[split][label]:
-            its = [each for each in broken if (each.split, each.label) == (split, label)]
-            first = its[0]
-            assert first.facts is not None
-            raise InputError(
-                f"data: class {names[label]!r}: none of its {len(its)} pictures for {split} can be "
-                f"read (the first: {first.where}: {first.facts.error}); mend or remove this class"
-            )
-
-
-def _is_grey(facts: PictureFacts) -> bool:
-    """Whether a picture is stored in grey."""
-    kind = facts.mode.removeprefix("16-bit ").split(";")[0]
-    return kind in ("1", "L", "LA", "La", "I", "F")
-
-
 def _own_size(seen: Sequence[PictureFacts]) -> int:
     """Squares of one size keep it; of pictures of other sizes it is the median of their shorter
     sides, at most 224, down to a multiple of 16."""
@@ -432,14 +404,6 @@ def _own_size(seen: Sequence[PictureFacts]) -> int:
         return min(max(width, SMALLEST), LARGEST)
     side = min(median_low(min(facts.width, facts.height) for facts in seen), _MOST)
     return side - side % _STEP if side >= _STEP else max(side, SMALLEST)
-
-
-def _ground(hidden: Sequence[tuple[float, float, float]]) -> int | None:
-    """The ground on which least is lost of what transparent pictures show."""
-    if not hidden:
-        return None
-    lost = np.mean(hidden, axis=0)
-    return GROUNDS[int(np.argmin(lost.round(2)))]
 
 
 def _range(seen: Sequence[PictureFacts], is_float: bool) -> Range | None:
@@ -484,12 +448,8 @@ def _duplicates(readable: Sequence[Looked]) -> Duplicates:
         found["within_test"] += max(0, splits["test"] - 1)
         found["between"] += splits["test"] if splits["train"] else 0
         found["in_two_classes"] += len({each.label for each in alike}) > 1
-    return Duplicates(**found, **_near(readable))
-
-
-def _near(readable: Sequence[Looked]) -> dict[str, int]:
-    """How many pictures of train nearly are an earlier one, and of the others one of train."""
-    # Each content once in train and once beside it.
+    # Pictures of train that nearly are an earlier one, and others that nearly are one of train:
+    # each content once in train and once beside it.
     seen = {
         (each.split == "train", each.facts.digest): each.facts
         for each in readable
@@ -507,7 +467,7 @@ def _near(readable: Sequence[Looked]) -> dict[str, int]:
         near_train.update(np.maximum(some, others)[both].tolist())
         for one, two in ((some, others), (others, some)):
             near_others.update(one[is_other & ~is_train[one] & is_train[two]].tolist())
-    return {"near_within_train": len(near_train), "near_between": len(near_others)}
+    return Duplicates(**found, near_within_train=len(near_train), near_between=len(near_others))
 
 
 def _alike(
@@ -539,8 +499,8 @@ def _alike(
 
 def _of_stream(stream: Stream, class_names: tuple[str, ...], progress: Progress) -> list[Looked]:
     splits, labels, facts = [], [], []
-    spoken = time.monotonic()
-    for split, label, picture in islice(stream.pictures(), LOOKED_AT):
+    stored = islice(stream.stored_pictures(), LOOKED_AT)
+    for split, label, picture in reported(stored, progress, None):
         try:
             with unreadable():
                 picture.load()
@@ -550,12 +510,9 @@ def _of_stream(stream: Stream, class_names: tuple[str, ...], progress: Progress)
         splits.append(split)
         labels.append(label)
         facts.append(found)
-        if time.monotonic() - spoken > SPOKEN_S:
-            progress(f"looking at the pictures: {len(facts):,}", None)
-            spoken = time.monotonic()
-    numbered = class_labels(labels, class_names, "data") if labels else ()
     if not labels:
         raise InputError("data: the stream has no readable images")
+    numbered = class_labels(labels, class_names, "data")
     return [
         Looked(split, int(label), str(place), f"picture {place}", found)
         for place, (split, label, found) in enumerate(zip(splits, numbered, facts, strict=True))
@@ -567,21 +524,22 @@ def _lines(found: DataSurvey) -> Iterator[str]:
     yield f"{where}: {len(found.class_names)} classes, fingerprint {found.fingerprint}"
     for split, counts in found.counts.items():
         smallest, largest = int(np.argmin(counts)), int(np.argmax(counts))
-        names = found.class_names
-        spread = (
-            f"{counts[smallest]:,} of {names[smallest]} to {counts[largest]:,} of {names[largest]}"
-            if counts[smallest] < counts[largest]
-            else f"{counts[smallest]:,} of each class"
-        )
+        spread = f"{counts[smallest]:,} of each class"
+        if counts[smallest] < counts[largest]:
+            least, most = found.class_names[smallest], found.class_names[largest]
+            spread = f"{counts[smallest]:,} of {least} to {counts[largest]:,} of {most}"
         yield f"{split}: {sum(counts):,} pictures; {spread}"
     channels = "grey, 1 channel" if found.in_channels == 1 else "colour, 3 channels"
+    mirrored = "on" if found.hflip else "off"
     if not found.looked_at:
-        mirroring = "on" if found.hflip else "off"
-        yield f"{channels}, {size_text(found.image_size)} px; mirroring {mirroring}"
+        yield f"{channels}, {size_text(found.image_size)} px; mirroring {mirrored}"
         return
     pictures = sum(map(sum, found.counts.values())) + found.unreadable_count
     share = "all" if found.looked_at == pictures else f"{found.looked_at:,} of {pictures:,}"
-    yield f"looked at: {share}; unreadable: {_told_unreadable(found)}"
+    broken = "none"
+    for place, reason in islice(found.unreadable.items(), 1):
+        broken = f"{found.unreadable_count:,} (the first: {place}: {reason}), left out"
+    yield f"looked at: {share}; unreadable: {broken}"
     (w0, h0), (w1, h1), (w2, h2) = found.sizes
     same = f"all {w0}x{h0}" if (w0, h0) == (w2, h2) else f"{w0}x{h0} to {w2}x{h2}, median {w1}x{h1}"
     shown = f"{size_text(found.image_size)} px"
@@ -592,21 +550,6 @@ def _lines(found: DataSurvey) -> Iterator[str]:
     yield f"modes: {modes}; {found.coloured:,} show colours: {channels}"
     if found.in_channels == 3 and not found.coloured:
         yield "none shows colours: data.in_channels=1 would do, in less time"
-    yield from _told_reading(found)
-    yield _told_mirroring(found)
-    yield _told_duplicates(found.duplicates)
-    if found.left_out:
-        yield f"left out, no pictures: {told_left_out(found.left_out)}"
-
-
-def _told_unreadable(found: DataSurvey) -> str:
-    if not found.unreadable_count:
-        return "none"
-    where, reason = next(iter(found.unreadable.items()))
-    return f"{found.unreadable_count:,} (the first: {where}: {reason}), left out"
-
-
-def _told_reading(found: DataSurvey) -> Iterator[str]:
     if found.transparent:
         grounds = {255: "white", 128: "grey", 0: "black"}
         ground = grounds.get(found.ground or 0, str(found.ground))
@@ -623,13 +566,22 @@ def _told_reading(found: DataSurvey) -> Iterator[str]:
     if found.constant_channels:
         which = ", ".join(["red", "green", "blue"][channel] for channel in found.constant_channels)
         yield f"the same in all pictures, and so of no use: {which}"
+    yield f"mirroring: {mirrored}; {_told_mirroring(found.mirroring)}"
+    copies = found.duplicates
+    two_classes = f"; {copies.in_two_classes:,} stand in two classes"
+    yield (
+        f"duplicates: {copies.within_train:,} within train, {copies.within_test:,} within test, "
+        f"{copies.between:,} of test in train; nearly: {copies.near_within_train:,} within train, "
+        f"{copies.near_between:,} of test in train{two_classes if copies.in_two_classes else ''}"
+    )
+    if found.left_out:
+        yield f"left out, no pictures: {told_left_out(found.left_out)}"
 
 
-def _told_mirroring(found: DataSurvey) -> str:
-    state, tried = ("on" if found.hflip else "off"), found.mirroring
+def _told_mirroring(tried: Mirroring | None) -> str:
     if tried is None or not tried.pictures:
         why = "it is not tried on streams" if tried is None else "too few pictures to try it"
-        return f"mirroring: {state}; {why} (data.hflip changes it)"
+        return f"{why} (data.hflip changes it)"
     told = (
         f"of {tried.pictures:,} pictures a simple classifier knows {tried.upright_percent:.0f} % "
         f"as they are and {tried.mirrored_percent:.0f} % mirrored"
@@ -638,15 +590,4 @@ def _told_mirroring(found: DataSurvey) -> str:
         told += ", which is no more than guessing (data.hflip changes it)"
     if tried.confused is not None:
         told += f" ({tried.confused[0]} is then taken for {tried.confused[1]})"
-    return f"mirroring: {state}; {told}"
-
-
-def _told_duplicates(found: Duplicates) -> str:
-    told = (
-        f"duplicates: {found.within_train:,} within train, {found.within_test:,} within test, "
-        f"{found.between:,} of test in train; nearly: {found.near_within_train:,} within train, "
-        f"{found.near_between:,} of test in train"
-    )
-    if found.in_two_classes:
-        told += f"; {found.in_two_classes:,} stand in two classes"
     return told

@@ -3,6 +3,7 @@
 Streams (``hfids/``, ``wds/``, ``tfds/``) are read once into memory.
 """
 
+import importlib.util
 import logging
 import math
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from levit_search.data.decoding import MOST_BYTES, decoded, opened
 from levit_search.data.sets import DIGIT_CLASSES, FASHION_CLASSES
@@ -28,9 +29,7 @@ from levit_search.data.sources import (
     SplitName,
     UnreadableError,
     center_cropped,
-    file_size,
     first_line,
-    keep_from_ghostscript,
     unreadable,
 )
 from levit_search.errors import InputError, did_you_mean
@@ -44,11 +43,12 @@ _TEST = ("test", "testing")
 
 _MOST_CLASSES = 1_000_000
 
-_PACKAGES = {
-    "hfds": ("datasets",),
-    "hfids": ("datasets",),
-    "wds": ("webdataset",),
-    "tfds": ("tensorflow", "tensorflow-datasets"),
+# Of each reader the module that it needs, and what has to be installed for it.
+_NEEDED = {
+    "hfds": ("datasets", "datasets"),
+    "hfids": ("datasets", "datasets"),
+    "wds": ("webdataset", "webdataset"),
+    "tfds": ("tensorflow_datasets", "tensorflow tensorflow-datasets"),
 }
 
 
@@ -79,12 +79,11 @@ def explained(config: DataConfig) -> Iterator[None]:
     except InputError:
         raise
     except ImportError as error:
-        packages = _PACKAGES.get(config.reader)
-        if packages is None:
+        if config.reader not in _NEEDED:
             raise
         raise InputError(
             f"data.name: {config.name} needs {error.name or 'a package'}, which is not installed; "
-            f"pip install {' '.join(packages)}"
+            f"pip install {_NEEDED[config.reader][1]}"
         ) from None
     except Exception as error:  # readers and the packages behind them share no root exception
         raise InputError(
@@ -92,19 +91,17 @@ def explained(config: DataConfig) -> Iterator[None]:
         ) from error
 
 
-def require(package: str, config: DataConfig) -> None:
-    """Make sure that an optional package is there.
+def _require_package(config: DataConfig) -> None:
+    """Raise the error that the optional package of a reader is not there."""
+    module = _NEEDED[config.reader][0]
+    with explained(config):
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(name=module)
 
-    Raises:
-        InputError: it is not; the message says how to install it.
-    """
-    import importlib.util
 
-    if importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"data.name: {config.name} needs {package}, which is not installed; "
-            f"pip install {' '.join(_PACKAGES[config.reader])}"
-        )
+def keep_from_ghostscript() -> None:
+    """Have Pillow refuse EPS where others open pictures with it, in this process from now on."""
+    EpsImagePlugin.gs_binary = False
 
 
 def chosen_splits(found: Collection[str], config: DataConfig) -> dict[SplitName, str]:
@@ -126,7 +123,11 @@ def chosen_splits(found: Collection[str], config: DataConfig) -> dict[SplitName,
             raise InputError(
                 f"data.{field}: {config.name} has no split {named!r}; {did_you_mean(named, found)}"
             )
-    train = config.train_split or _first(_TRAIN, found)
+
+    def first(names: tuple[str, ...]) -> str | None:
+        return next((name for name in names if name in found), None)
+
+    train = config.train_split or first(_TRAIN)
     if train is None:
         raise InputError(
             f"data.train_split: {config.name} has no split called train; it has "
@@ -136,15 +137,11 @@ def chosen_splits(found: Collection[str], config: DataConfig) -> dict[SplitName,
         raise InputError(f"data.test_split: {train!r} is the training split already")
     # Of a split that is used in part, such as train[:90%], the whole is not held out.
     taken = {(name or "").partition("[")[0] for name in (train, config.test_split)}
-    own = [n for n in (_first(_VAL, found), _first(_TEST, found)) if n and n not in taken]
+    own = [name for name in (first(_VAL), first(_TEST)) if name and name not in taken]
     if config.test_split is not None:
         own = [*(name for name in own if name in _VAL), config.test_split]
     names: tuple[SplitName, ...] = ("test",) if len(own) == 1 else ("val", "test")
     return {"train": train, **dict(zip(names, own, strict=False))}
-
-
-def _first(names: tuple[str, ...], found: Collection[str]) -> str | None:
-    return next((name for name in names if name in found), None)
 
 
 def class_labels(values: Any, classes: tuple[str, ...], where: str) -> NDArray[np.int64]:
@@ -185,12 +182,6 @@ def numbered_classes(largest: int, where: str) -> tuple[str, ...]:
     if largest >= _MOST_CLASSES:
         raise InputError(f"{where}: label {largest}; more than {_MOST_CLASSES:,} classes are none")
     return tuple(str(number) for number in range(largest + 1))
-
-
-def data_folder() -> Path | None:
-    """``$LEVIT_SEARCH_DATA``, where it is set."""
-    named = os.environ.get("LEVIT_SEARCH_DATA")
-    return Path(named) if named else None
 
 
 # fmt: off
@@ -237,21 +228,18 @@ class TorchSet:
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
-        self._fixed = _FIXED.get(_name(config))
+        self._name = config.name.partition("/")[2]
+        self._fixed = _FIXED.get(self._name)
 
     def describe(self) -> DataInfo | tuple[str, ...]:
-        if self._fixed is not None:
-            return self._fixed
-        return _classes(
-            _open(self._config, chosen_splits(_splits(self._config), self._config)["train"])
-        )
+        return self._fixed or _classes(self._opened(self._splits()["train"]))
 
     def sources(self) -> dict[SplitName, Source]:
         config = self._config
         sources: dict[SplitName, Source] = {}
         classes = self._fixed.class_names if self._fixed is not None else None
-        for name, split in chosen_splits(_splits(config), config).items():
-            opened_set = _open(config, split)
+        for name, split in self._splits().items():
+            opened_set = self._opened(split)
             found = _classes(opened_set)
             classes = classes or found
             if found != classes and self._fixed is None:
@@ -263,61 +251,51 @@ class TorchSet:
             if isinstance(getattr(opened_set, "data", None), str | type(None)):
                 sources[name] = _files(opened_set, classes, title)
             else:
-                sources[name] = _array(opened_set, classes, title)
+                pixels = np.asarray(opened_set.data)
+                images = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+                labels = class_labels(opened_set.targets, classes, title)
+                sources[name] = ArraySource(title, np.ascontiguousarray(images), labels)
         return sources
 
+    def _splits(self) -> dict[SplitName, str]:
+        """The splits of a set; those of ``image_folder`` are its folders, if one is to train on."""
+        if self._name != "image_folder":
+            return chosen_splits(_SPLITS, self._config)
+        folders = {entry.name for entry in self._root().iterdir() if entry.is_dir()}
+        named = "training", "train", "val", "valid", "validation", "eval", "evaluation", "test"
+        found = [name for name in named if name in folders]
+        return chosen_splits(found if folders & {"train", "training"} else ["train"], self._config)
 
-def _name(config: DataConfig) -> str:
-    return config.name.partition("/")[2]
+    def _root(self) -> Path:
+        if self._config.root is None:
+            raise InputError(f"data.root: is required for data.name {self._config.name}")
+        root = expanded(self._config.root)
+        if not root.is_dir():
+            raise InputError(f"data.root: {root} is no folder")
+        return root
 
-
-def _splits(config: DataConfig) -> tuple[str, ...]:
-    """The splits of a set; those of ``image_folder`` are its folders, if one is for training."""
-    if _name(config) != "image_folder":
-        return _SPLITS
-    folders = {entry.name for entry in _root(config).iterdir() if entry.is_dir()}
-    named = "training", "train", "val", "valid", "validation", "eval", "evaluation", "test"
-    found = tuple(name for name in named if name in folders)
-    return found if folders & {"train", "training"} else ("train",)
-
-
-def _root(config: DataConfig) -> Path:
-    if config.root is None:
-        raise InputError(f"data.root: is required for data.name {config.name}")
-    root = expanded(config.root)
-    if not root.is_dir():
-        raise InputError(f"data.root: {root} is no folder")
-    return root
-
-
-def _open(config: DataConfig, split: str) -> Any:
-    if _name(config) not in _FIXED:
-        return created(config, split, root=str(_root(config)))
-    places = [data_folder(), user_cache()]
-    if config.root is not None:
-        places = [expanded(config.root)]
-    roots = [str(place) for place in places if place is not None]
-    for root in roots:
+    def _opened(self, split: str) -> Any:
+        config = self._config
+        if self._fixed is None:
+            return created(config, split, root=str(self._root()))
+        named = os.environ.get("LEVIT_SEARCH_DATA")
+        roots = [*([str(Path(named))] if named else []), str(user_cache())]
+        if config.root is not None:
+            roots = [str(expanded(config.root))]
+        for root in roots:
+            try:
+                return created(config, split, root=root)
+            except InputError as error:
+                if not isinstance(error.__cause__, RuntimeError):  # "not found or corrupted"
+                    raise
         try:
-            return created(config, split, root=root)
+            return created(config, split, root=roots[-1], download=True)
         except InputError as error:
-            if not isinstance(error.__cause__, RuntimeError):  # "not found or corrupted"
-                raise
-    try:
-        return created(config, split, root=roots[-1], download=True)
-    except InputError as error:
-        raise InputError(
-            f"data: {config.name} is not in {' or '.join(roots)} and cannot be downloaded "
-            f"({first_line(error.__cause__ or error)}); put torchvision's files there, or name "
-            "their folder by --set data.root=DIR"
-        ) from None
-
-
-def _array(opened: Any, classes: tuple[str, ...], title: str) -> ArraySource:
-    pixels = np.asarray(opened.data)
-    images = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
-    labels = class_labels(opened.targets, classes, title)
-    return ArraySource(title, np.ascontiguousarray(images), labels)
+            raise InputError(
+                f"data: {config.name} is not in {' or '.join(roots)} and cannot be downloaded "
+                f"({first_line(error.__cause__ or error)}); put torchvision's files there, or name "
+                "their folder by --set data.root=DIR"
+            ) from None
 
 
 def _files(opened: Any, classes: tuple[str, ...], title: str) -> FileSource:
@@ -344,15 +322,12 @@ class RowSource:
     Args:
         title: the set and its split, for messages.
         reader: timm's reader.
-        columns: those of the image and of the label.
+        column: that of the image.
         labels: int64 [N].
     """
 
-    def __init__(
-        self, title: str, reader: Any, columns: tuple[str, str], labels: NDArray[np.int64]
-    ) -> None:
-        self.labels = labels
-        self._title, self._reader, self._image = title, reader, columns[0]
+    def __init__(self, title: str, reader: Any, column: str, labels: NDArray[np.int64]) -> None:
+        self._title, self._reader, self._column, self.labels = title, reader, column, labels
 
     def name(self, index: int) -> str:
         return f"{self._title}[{index}]"
@@ -372,16 +347,15 @@ class RowSource:
     def sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         import pyarrow.compute as compute
 
-        tables = self._reader.dataset.select_columns([self._image]).with_format("arrow")
+        tables = self._reader.dataset.select_columns([self._column]).with_format("arrow")
         lengths: list[int] = []
         for table in tables.iter(batch_size=1024):
-            column = table.column(self._image)
+            column = table.column(self._column)
             within = compute.binary_length(compute.struct_field(column, "bytes")).to_pylist()
             paths = compute.struct_field(column, "path").to_pylist()
-            lengths += [
-                file_size(Path(path or "")) if length is None else length
-                for length, path in zip(within, paths, strict=True)
-            ]
+            for length, path in zip(within, paths, strict=True):
+                is_there = length is None and path and Path(path).is_file()
+                lengths.append(Path(path).stat().st_size if is_there else length or 0)
         return np.array(lengths, dtype=np.int64)[indices]
 
 
@@ -397,8 +371,7 @@ class Rows:
         self._splits, self._columns = splits_and_columns(config)
 
     def describe(self) -> tuple[str, ...]:
-        reader = _reader(self._config, self._splits["train"], self._columns)
-        values = _values(reader, self._columns[1])
+        reader, values = self._opened(self._splits["train"])
         classes = named_classes(reader.class_to_idx)
         if classes:
             return classes
@@ -410,13 +383,17 @@ class Rows:
         classes = self.describe()
         sources: dict[SplitName, Source] = {}
         for name, split in self._splits.items():
-            reader, title = (
-                _reader(self._config, split, self._columns),
-                f"{self._config.name} {split}",
-            )
-            labels = class_labels(_values(reader, self._columns[1]), classes, title)
-            sources[name] = RowSource(title, reader, self._columns, labels)
+            title, (reader, values) = f"{self._config.name} {split}", self._opened(split)
+            labels = class_labels(values, classes, title)
+            sources[name] = RowSource(title, reader, self._columns[0], labels)
         return sources
+
+    def _opened(self, split: str) -> tuple[Any, NDArray[Any]]:
+        """timm's reader of a split, and the values of its column of labels."""
+        image, label = self._columns
+        reader = created(self._config, split, input_key=image, target_key=label).reader
+        rows = reader.dataset.select_columns([label]).with_format("numpy")
+        return reader, np.asarray(rows[:][label])
 
 
 def splits_and_columns(config: DataConfig) -> tuple[dict[SplitName, str], tuple[str, str]]:
@@ -428,7 +405,7 @@ def splits_and_columns(config: DataConfig) -> tuple[dict[SplitName, str], tuple[
     Raises:
         InputError: the set cannot be read, or has no such columns.
     """
-    require("datasets", config)
+    _require_package(config)
     with explained(config):
         import datasets
 
@@ -453,19 +430,8 @@ def splits_and_columns(config: DataConfig) -> tuple[dict[SplitName, str], tuple[
     return chosen_splits([str(name) for name in found], config), (image, label)
 
 
-def _reader(config: DataConfig, split: str, columns: tuple[str, str]) -> Any:
-    return created(config, split, input_key=columns[0], target_key=columns[1]).reader
-
-
-def _values(reader: Any, column: str) -> NDArray[Any]:
-    rows = reader.dataset.select_columns([column]).with_format("numpy")
-    return np.asarray(rows[:][column])
-
-
 _MANY = 10**9
 _LONGEST_LABEL = 20  # digits
-
-_MODULES = {"hfids": ("datasets",), "wds": ("webdataset",), "tfds": ("tensorflow_datasets",)}
 
 
 class Stream:
@@ -481,8 +447,25 @@ class Stream:
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
-        self._splits, self._options = _plan(config)
+        self._options: dict[str, Any] = {}  # what else the reader must be told
         self.faults = Faults(config.max_unreadable)
+        self._held_images = 0
+        _require_package(config)
+        if config.reader == "hfids":
+            self._splits, (image, label) = splits_and_columns(config)
+            # Only training asks how many there are, and sets in files of their own cannot tell.
+            self._options = {"input_key": image, "target_key": label, "num_samples": 1}
+            return
+        found: tuple[str, ...] = ()
+        if config.reader == "tfds":
+            reader = created(config, config.train_split or "train", download=True).reader
+            found = tuple(reader.builder.info.splits)
+        elif config.root is None:
+            raise InputError(f"data.root: is required for data.name {config.name}")
+        elif config.train_split is None or ".tar" not in config.train_split:
+            reader = created(config, config.train_split or "train").reader
+            found = tuple(reader.info.get("splits", ()))
+        self._splits = chosen_splits(found, config)
 
     def describe(self) -> tuple[str, ...]:
         """Classes as the reader knows them.
@@ -490,12 +473,21 @@ class Stream:
         Those of tar shards are ``class_names`` in their ``_info.json``, or as many as their labels
         say, which are read without the images.
         """
-        return _stream_classes(self._opened(self._splits["train"]).reader, self._config)
+        name, reader = self._config.name, self._opened(self._splits["train"]).reader
+        if reader.class_to_idx:
+            return named_classes(reader.class_to_idx)
+        if self._config.reader == "wds":
+            return tuple(reader.info.get("class_names", ())) or _labelled(reader)
+        raise InputError(
+            f"data: {name} does not tell its classes before it is read; use "
+            f"hfds/{name.partition('/')[2]}"
+        )
 
-    def pictures(self) -> Iterator[tuple[SplitName, Any, Image.Image]]:
+    def stored_pictures(self) -> Iterator[tuple[SplitName, Any, Image.Image]]:
         """Each picture that can be opened, as it is stored, with its split and label."""
         for name, split in self._splits.items():
-            with explained(self._config), _counted(self._title(split), Faults(_MANY)):
+            title = f"{self._config.name} {split}"
+            with explained(self._config), _counted(title, Faults(_MANY)):
                 for picture, label in self._opened(split):
                     yield name, label, picture
 
@@ -507,33 +499,39 @@ class Stream:
                 f"data.in_memory: false, but {config.name} is a stream, which is read into memory; "
                 "use a set on disk, such as folder or hfds/"
             )
-        channels = 1 if config.in_channels == 1 else 3
-        room = _Room(config, channels * math.prod(sides(config.size)))
         classes = self.describe()
-        return {name: self._read(split, classes, room) for name, split in self._splits.items()}
-
-    def _title(self, split: str) -> str:
-        return f"{self._config.name} {split}"
+        self._held_images = 0
+        return {name: self._read(split, classes) for name, split in self._splits.items()}
 
     def _opened(self, split: str) -> Any:
-        return _open_stream(self._config, split, self._options)
+        config, mode = self._config, ""  # as they are stored
+        if config.reader == "tfds":
+            with explained(config):
+                channels = created(config, split).reader.builder.info.features["image"].shape[-1]
+            mode = "L" if channels == 1 else "RGB"
+        stream = created(config, split, input_img_mode=mode, **self._options)
+        keep_from_ghostscript()  # timm opens the pictures itself
+        if config.reader == "wds":
+            for name in stream.reader.split_info.filenames:
+                _check_shard(Path(stream.reader.root), name)
+        return stream
 
-    def _read(self, split: str, classes: tuple[str, ...], room: "_Room") -> ArraySource:
-        config, faults, title = self._config, self.faults, self._title(split)
+    def _read(self, split: str, classes: tuple[str, ...]) -> ArraySource:
+        config, faults, title = self._config, self.faults, f"{self._config.name} {split}"
         stream = self._opened(split)
         told = getattr(stream.reader, "num_samples", None) or 0
-        room.check(told)
+        self._check_memory(told)
         before = len(faults)
         images: list[NDArray[np.uint8]] = []
         labels: list[Any] = []
         with explained(config), _counted(title, faults):
             for number, (picture, label) in enumerate(stream):
-                room.take(1)
+                self._check_memory(1)
+                self._held_images += 1
                 try:
                     with unreadable():
-                        images.append(
-                            center_cropped(decoded(picture, config.decoding), config.size)
-                        )
+                        shown = decoded(picture, config.decoding)
+                        images.append(center_cropped(shown, config.size))
                 except UnreadableError as error:
                     faults.add(f"{title}[{number}]", str(error))
                     continue
@@ -544,60 +542,17 @@ class Stream:
             raise InputError(f"data: {title} is empty")
         return ArraySource(title, np.stack(images), class_labels(labels, classes, title))
 
-
-class _Room:
-    """What memory is left for, in images."""
-
-    def __init__(self, config: DataConfig, image_bytes: int) -> None:
-        self._config, self._image_bytes, self._taken = config, image_bytes, 0
-
-    def take(self, images: int) -> None:
-        """Count images that are held from now on."""
-        self.check(images)
-        self._taken += images
-
-    def check(self, images: int) -> None:
-        """Raise the error that there is no room for so many more."""
-        limit = self._config.memory_limit_mb
-        needed = (self._taken + images) * self._image_bytes / 1e6
-        if not self._config.in_memory and needed > limit:
+    def _check_memory(self, images: int) -> None:
+        """Raise the error that there is no memory for so many more."""
+        config = self._config
+        image_bytes = (1 if config.in_channels == 1 else 3) * math.prod(sides(config.size))
+        needed = (self._held_images + images) * image_bytes / 1e6
+        if not config.in_memory and needed > config.memory_limit_mb:
             raise InputError(
-                f"data.memory_limit_mb: {limit}, but {self._config.name} is a stream, which is "
-                f"read into memory, and takes {needed:.0f} MB or more; raise the limit, lower "
-                "data.image_size, or use a set on disk, such as folder or hfds/"
+                f"data.memory_limit_mb: {config.memory_limit_mb}, but {config.name} is a stream, "
+                f"which is read into memory, and takes {needed:.0f} MB or more; raise the limit, "
+                "lower data.image_size, or use a set on disk, such as folder or hfds/"
             )
-
-
-def _plan(config: DataConfig) -> tuple[dict[SplitName, str], dict[str, Any]]:
-    """The splits to read, and what else the reader must be told."""
-    for module in _MODULES[config.reader]:
-        require(module, config)
-    if config.reader == "hfids":
-        splits, (image, label) = splits_and_columns(config)
-        # Only training asks how many there are, and sets in files of their own cannot tell.
-        return splits, {"input_key": image, "target_key": label, "num_samples": 1}
-    if config.reader == "wds":
-        if config.root is None:
-            raise InputError(f"data.root: is required for data.name {config.name}")
-        found = _shard_splits(config)
-    else:
-        reader = created(config, config.train_split or "train", download=True).reader
-        found = tuple(reader.builder.info.splits)
-    return chosen_splits(found, config), {}
-
-
-def _open_stream(config: DataConfig, split: str, options: dict[str, Any]) -> Any:
-    mode = ""  # as they are stored
-    if config.reader == "tfds":
-        with explained(config):
-            channels = created(config, split).reader.builder.info.features["image"].shape[-1]
-        mode = "L" if channels == 1 else "RGB"
-    stream = created(config, split, input_img_mode=mode, **options)
-    keep_from_ghostscript()  # timm opens the pictures itself
-    if config.reader == "wds":
-        for name in stream.reader.split_info.filenames:
-            _check_shard(Path(stream.reader.root), name)
-    return stream
 
 
 def _check_shard(root: Path, name: str) -> None:
@@ -621,24 +576,6 @@ def _check_shard(root: Path, name: str) -> None:
             f"{path}: cannot be read ({first_line(error)}); expected a plain tar file, not a "
             "compressed one"
         ) from None
-
-
-def _shard_splits(config: DataConfig) -> tuple[str, ...]:
-    if config.train_split is not None and ".tar" in config.train_split:
-        return ()
-    reader = created(config, config.train_split or "train").reader
-    return tuple(reader.info.get("splits", ()))
-
-
-def _stream_classes(reader: Any, config: DataConfig) -> tuple[str, ...]:
-    if reader.class_to_idx:
-        return named_classes(reader.class_to_idx)
-    if config.reader == "wds":
-        return tuple(reader.info.get("class_names", ())) or _labelled(reader)
-    raise InputError(
-        f"data: {config.name} does not tell its classes before it is read; use "
-        f"hfds/{config.name.partition('/')[2]}"
-    )
 
 
 def _labelled(reader: Any) -> tuple[str, ...]:

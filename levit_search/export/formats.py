@@ -44,7 +44,7 @@ from typing import Any
 import torch
 
 from levit_search.batches import Batches
-from levit_search.batches.in_memory import MemoryBatches
+from levit_search.batches.batch import MemoryBatches
 from levit_search.batches.on_disk import shown_share
 from levit_search.data import DataConfig
 from levit_search.errors import InputError

@@ -1,8 +1,7 @@
 """The ``nn.Module`` of an architecture, its layouts, weights, folding, features and ONNX graph."""
 
 from levit_search.model.blocks import Layout, set_layout
-from levit_search.model.build import Model, build
-from levit_search.model.features import Features
+from levit_search.model.build import Features, Model, build
 from levit_search.model.folding import fold
 from levit_search.model.graft import GraftModel
 from levit_search.model.levit import LevitModel

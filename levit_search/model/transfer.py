@@ -23,19 +23,20 @@ from torch import Tensor
 from levit_search.architecture import Architecture, ConvStem, Graft, Levit, ResNetStem
 from levit_search.errors import InputError
 from levit_search.image_size import Sides
-from levit_search.model.axes import (
+from levit_search.model.build import Model
+from levit_search.model.importance import (
     JOINED,
     Axes,
+    Order,
     axes_of,
     blocks_of,
     grids_of,
+    importance,
     label_sizes,
     shows,
     size_of,
     widths_of,
 )
-from levit_search.model.build import Model
-from levit_search.model.importance import Order, importance
 from levit_search.model.source import TrainedWeights
 
 

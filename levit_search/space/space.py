@@ -25,8 +25,7 @@ from levit_search.configuration import Amount, Frozen
 from levit_search.cost import Cost, cost
 from levit_search.errors import InputError
 from levit_search.image_size import canonical_size
-from levit_search.space.families import family_for
-from levit_search.space.fields import check_values
+from levit_search.space.families import check_values, family_for
 from levit_search.space.slots import (
     ABSENT,
     Slot,
@@ -190,13 +189,13 @@ class Space:
         """The ResNets that networks of the space may begin with."""
         return self._family.donors()
 
-    def draw(self, chance: np.random.Generator) -> Architecture:
+    def draw(self, rng: np.random.Generator) -> Architecture:
         """A network drawn uniformly over the slots, the limits aside.
 
         Raises:
             InputError: what was drawn is no valid network.
         """
-        return self.decode({s.name: s.values[chance.integers(len(s.values))] for s in self.slots})
+        return self.decode({s.name: s.values[rng.integers(len(s.values))] for s in self.slots})
 
     def survey(self, samples: int, seed: int = 0) -> Survey:
         """Draw ``samples`` networks uniformly over the slots."""
@@ -235,10 +234,10 @@ class Space:
 
     def _judged(self, draws: int, seed: int) -> Iterator[tuple[Architecture, Cost] | str]:
         """Random networks with what they cost, or why they are not feasible."""
-        chance = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         for _ in range(draws):
             try:
-                network = self.draw(chance)
+                network = self.draw(rng)
                 found = cost(network)
             except InputError as error:
                 yield str(error).removeprefix("architecture: ")
