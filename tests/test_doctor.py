@@ -190,19 +190,19 @@ def test_a_torchvision_of_another_torch_is_told_with_what_needs_it(
 
 
 def test_a_package_that_ends_the_process_is_told(fake: Callable[[str, str], None]) -> None:
-    fake("plotly", "import os; os.abort()\n")
-    steps = carried_out(["json", "plotly", "rich"], 30)
+    fake("onnx", "import os; os.abort()\n")
+    steps = carried_out(["json", "onnx", "rich"], 30)
     assert steps["json"].is_ok
-    assert "SIGABRT" in steps["plotly"].text
-    assert steps["rich"].needs == "plotly"
+    assert "SIGABRT" in steps["onnx"].text
+    assert steps["rich"].needs == "onnx"
 
 
 @pytest.mark.slow
 def test_a_package_that_never_imports_is_given_up(fake: Callable[[str, str], None]) -> None:
-    fake("plotly", "import time; time.sleep(600)\n")
-    steps = carried_out(["json", "plotly"], 3)
+    fake("onnx", "import time; time.sleep(600)\n")
+    steps = carried_out(["json", "onnx"], 3)
     assert steps["json"].is_ok
-    assert steps["plotly"].text == "not done after 3 s"
+    assert steps["onnx"].text == "not done after 3 s"
 
 
 def test_packages_are_compared_with_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +388,7 @@ def test_the_working_directory_is_not_imported_from(
     for name in ("json.py", "plotly.py"):
         (tmp_path / name).write_text("raise SystemExit(7)")
     monkeypatch.chdir(tmp_path)
-    assert carried_out(["plotly"], 60.0)["plotly"].is_ok
+    assert carried_out(["onnx"], 60.0)["onnx"].is_ok
 
 
 def test_a_sound_study_is_whole(a_study: Study) -> None:

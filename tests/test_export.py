@@ -15,8 +15,8 @@ import levit_search.batches
 from levit_search import export as exports
 from levit_search.batches.batch import MemoryBatches
 from levit_search.errors import InputError, LevitSearchError
-from levit_search.export import ExportOptions, Retraining, card, checks, module, package
-from levit_search.export.checks import Remeasurement
+from levit_search.export import ExportOptions, Retraining, card, module, package, verification
+from levit_search.export.verification import Remeasurement
 from levit_search.search import driver
 from levit_search.significance import UNJUDGED, Verdict, wilson_percent
 from levit_search.study import Study
@@ -51,7 +51,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def compared(_folder: Path, names: list[str], *_: object) -> dict[str, float]:
         return dict.fromkeys(names, 0.0)
 
-    monkeypatch.setattr(checks, "compared", compared)
+    monkeypatch.setattr(verification, "compared", compared)
 
 
 @pytest.mark.parametrize("also", [pytest.param("torch-export", marks=pytest.mark.slow), "openvino"])
@@ -83,11 +83,11 @@ def test_every_file_answers_like_the_trained_network_and_stands_in_the_card(
     names = {path.name for path in out.iterdir()}
     assert {name.rstrip("/") for name in written["files"]} == names
     assert names <= set(package._NAMES)
-    assert set(written["parity"]) == set(checks.READABLE) & names
+    assert set(written["parity"]) == set(verification.READABLE) & names
     programs = {"torch-export": "model.pt2", "openvino": "model.openvino.xml"}
-    assert set(checks.READABLE) - names <= {"timm", *programs.values()} - {programs[also]}
+    assert set(verification.READABLE) - names <= {"timm", *programs.values()} - {programs[also]}
     for name, difference in written["parity"].items():
-        assert difference <= checks.READABLE[name].tolerance
+        assert difference <= verification.READABLE[name].tolerance
     assert written["parity_max_abs_diff"] == max(written["parity"].values())
     assert written["val_top1_percent"] == pytest.approx(record.values["top1_percent"])
     text = (out / "README.md").read_text()
@@ -368,7 +368,7 @@ def test_a_graph_that_is_slower_is_measured_twice_and_then_an_error(
         def as_json(self) -> dict[str, Any]:
             return slower
 
-    monkeypatch.setattr(checks, "Probe", Slow)
+    monkeypatch.setattr(verification, "Probe", Slow)
     out = tmp_path / "out"
     with pytest.raises(LevitSearchError, match=r"model\.onnx is not as fast as"):
         exports.export(study, record, out, "knee")
@@ -408,15 +408,15 @@ def test_latencies_of_sections_that_the_study_does_not_have_are_left_out(
     assert "| latency" not in (tmp_path / "out" / "README.md").read_text()
     objectives = ("top1_percent", "latency_ms", "latency_ms@phone")
     update = {"targets": {"phone": study.config.latency}, "objectives": objectives}
-    both = checks.latencies(study.config.model_copy(update=update), taken)
+    both = verification.latencies(study.config.model_copy(update=update), taken)
     assert [name for name, *_ in both] == [None, "phone"]
-    assert [name for name, *_ in checks.latencies(study.config, taken)] == [None]
+    assert [name for name, *_ in verification.latencies(study.config, taken)] == [None]
 
 
 def test_a_graph_in_another_layout_is_not_compared(study: Study) -> None:
     found = exports.pick(study, "knee").evaluation["latency"]
-    assert checks._incomparable(found, found, found["layout"]) is None
-    reason = checks._incomparable({**found, "layout": "maps"}, found, "tokens")
+    assert verification._incomparable(found, found, found["layout"]) is None
+    reason = verification._incomparable({**found, "layout": "maps"}, found, "tokens")
     assert reason == "the study's is of the layout maps, this one of tokens"
 
 

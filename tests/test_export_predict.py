@@ -24,9 +24,9 @@ from levit_search.data.loading import resized
 from levit_search.data.sets import Digits
 from levit_search.data.sources import FileSource, center_cropped, decode
 from levit_search.export import predict
-from levit_search.export.checks import compared, sample_of
 from levit_search.export.formats import preprocessing, write_onnx
 from levit_search.export.package import predict_source
+from levit_search.export.verification import compared, sample_of
 from levit_search.image_size import Sides, plain_size, sides
 from levit_search.model import Model, build
 from tests.networks import tiny_description

@@ -401,7 +401,7 @@ def test_a_cluster_is_joined_that_the_user_named(
 
 
 def test_an_export_of_a_strangers_study_starts_nothing(tmp_path: Path, tiny: Architecture) -> None:
-    from levit_search.export.checks import remeasured
+    from levit_search.export.verification import remeasured
 
     made = tmp_path / "made"
     raw = {**tiny_space(), "objectives": ["latency_ms", "flops"], "version": 1}

@@ -47,7 +47,6 @@ _MODULES = {
     "optuna": "optuna",
     "scikit-learn": "sklearn.datasets",
     "onnx": "onnx",
-    "plotly": "plotly.graph_objects",
     "matplotlib": "matplotlib.figure",
     "resvg-py": "resvg_py",
     "ray": "ray",

@@ -10,8 +10,8 @@ from typing import Any
 from levit_search.architecture import Architecture, sizes_of
 from levit_search.data import DataConfig
 from levit_search.escaping import printable, quoted
-from levit_search.export.checks import KnownLatency, Remeasurement, latencies
 from levit_search.export.retraining import Retrained, Retraining
+from levit_search.export.verification import KnownLatency, Remeasurement, latencies
 from levit_search.image_size import image_shape
 from levit_search.significance import Accuracy, interval_text, wilson_percent
 from levit_search.study import BaselineRecord, Record, Study, StudyConfig

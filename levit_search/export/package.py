@@ -37,7 +37,7 @@ from levit_search.study import Record, Study, StudyConfig
 
 if TYPE_CHECKING:
     from levit_search.export.card import Facts
-    from levit_search.export.checks import Remeasurement
+    from levit_search.export.verification import Remeasurement
     from levit_search.model import Model
 
 Also = Literal["openvino", "torch-export"]
@@ -88,7 +88,7 @@ class Export:
     val_top1_percent: float | None = None
     test_top1_percent: float | None = None
     probed_again: list[dict[str, Any]] = field(default_factory=list)
-    """By target; see :class:`levit_search.export.checks.Remeasurement`."""
+    """By target; see :class:`levit_search.export.verification.Remeasurement`."""
     retrained: dict[str, Any] | None = None
     timm: str | None = None
     """The name of timm's network; None where timm has none."""
@@ -256,7 +256,7 @@ def _write(
         progress: told what is being done.
     """
     from levit_search.batches import open_batches
-    from levit_search.export import checks
+    from levit_search.export import verification
     from levit_search.export.card import Facts, model_card
     from levit_search.export.formats import preprocessing
     from levit_search.model import build, load_weights
@@ -271,8 +271,10 @@ def _write(
     load_weights(model, weights)
     prepared = preprocessing(config.data, batches)
     timm = _write_files(folder, model.eval(), prepared, study, record, options.also, progress)
-    readable = [name for name in checks.READABLE if (folder / name).exists()]
-    parity = checks.compared(folder, readable, checks.sample_of(model, batches), progress)
+    readable = [name for name in verification.READABLE if (folder / name).exists()]
+    parity = verification.compared(
+        folder, readable, verification.sample_of(model, batches), progress
+    )
     model.to(device_of(config.train))
     accuracies = {}
     for split in ("val", "test"):
@@ -286,7 +288,7 @@ def _write(
         warnings.warn(notice, stacklevel=2)
     again: "Sequence[Remeasurement]" = ()
     if options.probe:
-        again = checks.remeasured(study, record, folder / "model.onnx", progress)
+        again = verification.remeasured(study, record, folder / "model.onnx", progress)
     facts = Facts(
         study=study,
         record=record,
@@ -323,8 +325,8 @@ def _write_files(
     """Write all but the card; returns timm's name and arguments, or why timm has none."""
     from levit_search.drawing import diagram
     from levit_search.export import formats, module
-    from levit_search.export.checks import graph_layout
     from levit_search.export.timm_checkpoint import timm_checkpoint
+    from levit_search.export.verification import graph_layout
     from levit_search.model import save_weights, set_layout
 
     network = model.architecture
