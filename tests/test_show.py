@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from levit_search import architecture, cost
-from levit_search.drawing.network_view import NetworkView
+from levit_search.drawing.diagram import NetworkView
 from levit_search.drawing.svg import Svg, document, png
 from levit_search.drawing.weight_maps import BiasMaps
 from levit_search.errors import LevitSearchError

@@ -11,11 +11,10 @@ import pytest
 import yaml
 
 from levit_search.configuration import validated
-from levit_search.deadlines import DeadlineError, run_with_deadlines
 from levit_search.errors import InputError
 from levit_search.latency import LatencyConfig, discovery
 from levit_search.latency.channel import Channel, ssh_command
-from levit_search.latency.discovery import DiscoveredTarget
+from levit_search.latency.discovery import DeadlineError, DiscoveredTarget, run_with_deadlines
 from levit_search.latency.targets import (
     PRESETS,
     CommandTarget,

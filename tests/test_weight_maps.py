@@ -299,7 +299,7 @@ def test_drawing_imports_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(network.to_yaml())
     code = (
         "import sys; from pathlib import Path; from levit_search import architecture\n"
-        "from levit_search.drawing.network_view import network_view\n"
+        "from levit_search.drawing.diagram import network_view\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "network = architecture.load(str(folder / 'a.yaml'))\n"
         "assert network_view(network, 'a', folder / 'w.safetensors').has_maps\n"

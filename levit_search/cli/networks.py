@@ -362,7 +362,7 @@ def show(
         else:
             _write(listing.text(), out)
         return
-    from levit_search.drawing.network_view import network_view
+    from levit_search.drawing.diagram import network_view
 
     drawn = network_view(network, title, weights or _trained(arch, network))
     if weights is not None and not drawn.has_maps:

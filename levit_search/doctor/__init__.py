@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from levit_search.deadlines import DeadlineError, run_with_deadlines
 from levit_search.escaping import masked
+from levit_search.latency.discovery import DeadlineError, run_with_deadlines
 
 Status = Literal["ok", "warn", "fail"]
 Group = Literal["installation", "machine", "runtimes", "targets", "data", "disk", "study"]

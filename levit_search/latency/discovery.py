@@ -1,15 +1,16 @@
 """Target discovery: what can be measured on now, every target being asked at once who it is."""
 
+import queue
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from levit_search.configuration import validated
-from levit_search.deadlines import DeadlineError, run_with_deadlines
 from levit_search.errors import InputError, TrialError
 from levit_search.latency.channel import Channel
 from levit_search.latency.targets import (
@@ -22,6 +23,8 @@ from levit_search.latency.targets import (
 
 # A channel that gives up in time still has to end its process, and says more than we could.
 _CLOSING_S = 2.0
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -148,3 +151,43 @@ def _check_gpu(timeout_s: float) -> None:
     version, available = done.stdout.split()[-2:]
     if available != "True":
         raise TrialError(f"torch {version} sees no NVIDIA GPU here")
+
+
+class DeadlineError(Exception):
+    """A function's time is up, and it has not returned."""
+
+
+def run_with_deadlines(
+    jobs: Sequence[tuple[Callable[[], Value], float]],
+) -> Iterator[tuple[int, Value | Exception]]:
+    """Run functions in threads and give what each returns as soon as it does.
+
+    Args:
+        jobs: functions, each with the seconds that it may take.
+
+    Yields:
+        The index of a job with its value or with what it raised, once for each job; a
+        :class:`DeadlineError` where its time is up.
+    """
+    ended: queue.Queue[tuple[int, Value | Exception]] = queue.Queue()
+
+    def work(index: int, job: Callable[[], Value]) -> None:
+        try:
+            ended.put((index, job()))
+        except Exception as error:  # for whoever asked to judge
+            ended.put((index, error))
+
+    begun = time.monotonic()
+    due = {index: begun + limit_s for index, (_, limit_s) in enumerate(jobs)}
+    for index, (job, _) in enumerate(jobs):
+        # One that hangs in a system call cannot be stopped; the process's end does not wait for it.
+        threading.Thread(target=work, args=(index, job), daemon=True).start()
+    while due:
+        first = min(due, key=due.__getitem__)
+        outcome: Value | Exception
+        try:
+            index, outcome = ended.get(timeout=max(0.0, due[first] - time.monotonic()))
+        except queue.Empty:
+            index, outcome = first, DeadlineError()
+        if due.pop(index, None) is not None:  # an answer may come after its time was up
+            yield index, outcome

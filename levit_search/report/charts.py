@@ -25,7 +25,7 @@ from levit_search.drawing.chart import (
     Series,
     picture,
 )
-from levit_search.drawing.network_view import network_view
+from levit_search.drawing.diagram import network_view
 from levit_search.drawing.svg import LARGE, Svg, element, number, png
 from levit_search.errors import InputError, UnknownNameError
 from levit_search.files import write_atomically
