@@ -4,7 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LEVIT_SEARCH_DATA", raising=False)
 
 
-@pytest.fixture(autouse=True)
-def _own_locks(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests of two processes do not wait for each other's probes."""
-    monkeypatch.setenv("LEVIT_SEARCH_LOCKS", str(tmp_path_factory.getbasetemp()))
+@pytest.fixture(autouse=True, scope="session")
+def _own_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests wait neither for each other's probes nor for what else measures or trains here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEVIT_SEARCH_LOCKS", str(tmp_path_factory.getbasetemp()))
+        yield
 
 
 @pytest.fixture(autouse=True)

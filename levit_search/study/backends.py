@@ -8,6 +8,7 @@ import hashlib
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -86,6 +87,8 @@ def server_storage(url: "URL", address: str) -> RDBStorage:
     }
     storage = RDBStorage(address, engine_kwargs=arguments)
     event.listen(storage.engine, "handle_error", _away)
+    # The engine's listeners keep it until garbage is collected, and with it a connection.
+    weakref.finalize(storage, storage.engine.dispose).atexit = False
     if storage.engine.name == "mysql":
         _widen_texts(storage.engine)
     return storage
