@@ -98,6 +98,11 @@ def write_json(path: Path, data: Any) -> None:
     write_atomically(path, json.dumps(encodable_json(data), indent=2) + "\n")
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a file is by its name what :func:`write_atomically` writes before it is in place."""
+    return _UNFINISHED.fullmatch(path.name) is not None
+
+
 def remove_unfinished(folder: Path) -> list[Path]:
     """Remove the temporary files below ``folder`` whose writers were killed; returns their paths.
 

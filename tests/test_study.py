@@ -75,6 +75,22 @@ def test_a_study_without_trials_takes_corrected_settings(
     assert Study.open(tmp_path / "s").config.train.lr == 0.1
 
 
+def test_a_study_that_was_killed_as_it_was_made_is_made_again(
+    space_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, config = tmp_path / "s", read_config(space_file())
+    Study.create(folder, config, [])
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / ".lock").touch()
+    (folder / ".study.yaml.abcd1234.partial").write_text("version: 1\nna")
+    assert Study.create(folder, config, ["again"]).records() == []
+    (folder / "study.yaml").unlink()
+    (folder / ".study.yaml.abcd1234").touch()
+    with pytest.raises(InputError, match="not empty and no study"):
+        Study.create(folder, config, [])
+
+
 def test_a_folder_with_something_else_in_it_is_left_alone(
     space_file: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from levit_search.files import (
     DamagedFileError,
     check_weights,
     is_there,
+    is_unfinished,
     read_bounded,
     read_checksummed,
     write_atomically,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 
+_LOCK = ".lock"
 _SURVEY = "survey.json"
 
 
@@ -227,7 +229,9 @@ class Study:
             raise InputError(f"{folder}: is a file, not a study folder")
         if folder.is_dir() and Backup(folder).read().study is not None:
             return cls.open(folder)  # it tells what is missing
-        if folder.is_dir() and any(folder.iterdir()):
+        # A study that was killed as it was made left its lock and, at most, a part of a file.
+        left = (path for path in folder.glob("*") if path.name != _LOCK)
+        if folder.is_dir() and not all(is_unfinished(path) for path in left):
             raise InputError(f"{folder}: is not empty and no study; choose another --study")
         return None
 
@@ -286,7 +290,7 @@ class Study:
         """
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.folder / ".lock")
+        lock = FileLock(self.folder / _LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
