@@ -345,6 +345,7 @@ def _final(run: Run) -> list[Any]:
 def _left_over(folder: Path, stored: Stored) -> list[str]:
     """Files that a search which was not killed would not leave."""
     wanted = {".lock", "study.yaml", "environment.json", "study.db", "trials.csv", "front.csv"}
+    wanted |= {"backup.jsonl", "report.html", "survey.json"}
     wanted |= {f"checkpoints/{network}.safetensors" for network in stored.weights}
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     return sorted(name for name in there - wanted if not fnmatch(name, "worker-*.log"))
