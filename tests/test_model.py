@@ -126,6 +126,7 @@ def test_drop_path_acts_in_every_residual_block_while_training():
 
 @every_variant
 def test_folding_keeps_logits(changes):
+    torch.manual_seed(1)
     model = randomised(LevitModel(network(**changes)))
     batch = images(model, 4)
     before = copy.deepcopy(model.state_dict())
@@ -142,7 +143,7 @@ def test_folding_keeps_logits(changes):
     with torch.no_grad():
         logits = model.eval()(batch)
         assert logits.shape == (4, 5)
-        assert logits.std(dim=0).mean() > 0.01, "the images must matter for this to mean much"
+        assert logits.std(dim=0).min() > 0.01, "the images must matter for this to mean much"
         torch.testing.assert_close(folded(batch), logits, atol=1e-4, rtol=0)
 
 
