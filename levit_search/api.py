@@ -18,7 +18,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from levit_search.errors import InputError
+from levit_search.errors import InputError, writing
 
 if TYPE_CHECKING:
     import pandas
@@ -351,10 +351,8 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
     folder = Path(out)
     if (folder / "study.yaml").exists():
         raise InputError(f"{folder}: is a study, which only a search writes to; choose another out")
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
     yield folder
 
 

@@ -16,7 +16,7 @@ from levit_search.cli.terminal import (
     say,
     tell,
 )
-from levit_search.errors import InputError, UnknownNameError
+from levit_search.errors import InputError, UnknownNameError, writing
 
 if TYPE_CHECKING:
     from levit_search.architecture import Architecture
@@ -423,10 +423,8 @@ def _write(content: str | bytes, out: Path | None) -> None:
     from levit_search.files import write_atomically
 
     if out is not None:
-        try:
+        with writing(out):
             write_atomically(out, content)
-        except OSError as error:
-            raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     else:  # a document says itself that it is in UTF-8
         raw = encodable(content).encode() if isinstance(content, str) else content
         sys.stdout.buffer.write(raw)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from levit_search import data, table
 from levit_search.configuration import parse_amount
-from levit_search.errors import InputError, LevitSearchError, UnknownNameError
+from levit_search.errors import InputError, LevitSearchError, UnknownNameError, writing
 from levit_search.export.retraining import (
     Retrained,
     Retraining,
@@ -151,20 +151,17 @@ def export(
     target = out.resolve()  # a link stays one
     # A folder that is there may be a mount, or the only place that may be written to.
     place = target if target.is_dir() else target.parent
-    try:
+    with writing(out):
         place.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=place, prefix=".levit-search-"))
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     try:
-        with named_in_utf_8(staging) as reached:
-            facts = _write(
-                reached, study, record, choice, options, config, weights, found, progress
-            )
-        _check_out(out, options.force, staging.name)  # hours may have passed
-        _put_in_place(staging, target)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+        with writing(out):
+            with named_in_utf_8(staging) as reached:
+                facts = _write(
+                    reached, study, record, choice, options, config, weights, found, progress
+                )
+            _check_out(out, options.force, staging.name)  # hours may have passed
+            _put_in_place(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     apart = [f"{each.figure} {each.compared()}" for each in facts.again if not each.agrees]

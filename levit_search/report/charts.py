@@ -27,7 +27,7 @@ from levit_search.drawing.chart import (
 )
 from levit_search.drawing.diagram import network_view
 from levit_search.drawing.svg import LARGE, Svg, element, number, png
-from levit_search.errors import InputError, UnknownNameError
+from levit_search.errors import InputError, UnknownNameError, writing
 from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, is_maximised
 from levit_search.report.contents import Document, Trial, contents, is_whole, label_of, name_of
@@ -77,13 +77,11 @@ def write_pictures(
     folder = out or study.folder / "pictures"
     document, paths = contents(study, picked), []
     pictures = [(name, picture(parts)) for name, parts in figures(document).items()]
-    try:
+    with writing(folder):
         for name, svg in [*pictures, *_networks(study, document)]:
             folder.mkdir(parents=True, exist_ok=True)
             paths.append(folder / f"{name}.{format}")
             write_atomically(paths[-1], png(svg) if format == "png" else svg)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
     return paths
 
 

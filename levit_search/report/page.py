@@ -19,7 +19,7 @@ from levit_search.architecture import parse
 from levit_search.configuration import write_yaml
 from levit_search.drawing.chart import embedded
 from levit_search.drawing.svg import DARK, LIGHT
-from levit_search.errors import InputError, LevitSearchError
+from levit_search.errors import LevitSearchError, writing
 from levit_search.escaping import quoted
 from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, on_target
@@ -48,10 +48,8 @@ def write_report(study: Study, picked: Sequence[str] = (), out: Path | None = No
     """
     path = out or study.folder / "report.html"
     text = page(study, contents(study, picked))
-    try:
+    with writing(path):
         write_atomically(path, text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     return path
 
 

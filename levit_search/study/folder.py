@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from levit_search.architecture import Architecture
 from levit_search.configuration import write_yaml
 from levit_search.data import DataSurvey
-from levit_search.errors import InputError, LevitSearchError, did_you_mean
+from levit_search.errors import InputError, LevitSearchError, did_you_mean, writing
 from levit_search.escaping import masked, quoted
 from levit_search.files import (
     DamagedFileError,
@@ -100,7 +100,7 @@ class Study:
         study, before = cls(folder, config), cls.existing(folder)
         study._trials.place.check()
         starts_over = before is not None and study._starts_over(before)
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with study.lock():
                 if before is not None and starts_over:
@@ -109,8 +109,6 @@ class Study:
                     study._refer_to(before.config.reference_point)
                 study._write_settings()
                 study._note_environment(command)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from None
         return study
 
     def with_data(self, root: Path | None) -> "Study":
