@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +27,7 @@ from levit_search.engine.tasks import (
 )
 from levit_search.escaping import escape_what_streams_lack
 from levit_search.latency.process_pipe import exit_name
-from levit_search.study import Study
+from levit_search.study import Study, StudyConfig
 
 # So many workers in a row that die before they are prepared are no accident.
 _MOST_DEATHS = 2
@@ -64,7 +65,7 @@ class LocalEngine(TaskEngine):
         evaluator: str = EVALUATOR,
     ) -> None:
         self._study, self._evaluator = study, evaluator
-        self._sample, self._settled_ms = sample.model_dump(mode="json"), settled_ms
+        self._sample, self._settled_ms = sample, settled_ms
         self._is_prepared = False
         self._deaths = 0
         config, usable = study.config, usable_cores()
@@ -77,7 +78,7 @@ class LocalEngine(TaskEngine):
         self._workers: list[_Worker] = []
         try:
             for number in range(jobs):
-                self._workers.append(self._started(number))
+                self._workers.append(_Worker(number, study, evaluator, self._cores[number]))
             self._workers[0].prepare(self._sample, self._settled_ms)
         except BaseException:
             self.close()
@@ -98,7 +99,8 @@ class LocalEngine(TaskEngine):
 
     def events(self, patience_s: float) -> list[Event]:
         events, self._notes = self._notes, []
-        signs = [sign for worker in self._workers for sign in worker.signs()]
+        # Something to receive, or nothing ever again.
+        signs = [each for w in self._workers for each in (w.connection, w.process.sentinel)]
         multiprocessing.connection.wait(signs, 0 if events else patience_s)
         for worker in list(self._workers):
             was_alive = worker.process.is_alive()
@@ -115,9 +117,6 @@ class LocalEngine(TaskEngine):
         for worker in self._workers:
             worker.end(deadline - time.monotonic())
         self._workers = []
-
-    def _started(self, number: int) -> "_Worker":
-        return _Worker(number, self._study, self._evaluator, self._cores[number])
 
     def _noted(self, worker: "_Worker", event: Event) -> list[Event]:
         """Whatever of an event concerns the driver."""
@@ -159,7 +158,8 @@ class LocalEngine(TaskEngine):
             if is_only or self._deaths > _MOST_DEATHS:
                 self._workers.remove(worker)
                 return [Event("failed", None, text, content={"wrong_input": False})]
-        successor = self._started(worker.number)
+        number = worker.number
+        successor = _Worker(number, self._study, self._evaluator, self._cores[number])
         if self._is_prepared:
             successor.prepare(self._sample, self._settled_ms)
         self._workers[self._workers.index(worker)] = successor
@@ -172,14 +172,7 @@ class LocalEngine(TaskEngine):
 
 
 class _Worker:
-    """A process, and how far it has come.
-
-    Args:
-        number: from 0.
-        study: what it works for.
-        evaluator: ``module:attribute``.
-        cores: that its training keeps to.
-    """
+    """A process, and how far it has come; its training keeps to ``cores``."""
 
     def __init__(
         self, number: int, study: Study, evaluator: str, cores: frozenset[int] | None
@@ -189,11 +182,10 @@ class _Worker:
         self.task: Task | None = None
         self.is_preparing = self.is_prepared = self.is_given_up = self.is_deaf = False
         context = multiprocessing.get_context("spawn")
-        self._connection, far_end = context.Pipe()
-        config = study.config.model_dump(mode="json")
+        self.connection, far_end = context.Pipe()
         self.process = context.Process(
             target=_serve,
-            args=(far_end, config, str(study.folder), str(self.log), evaluator, cores),
+            args=(far_end, study.config, study.folder, self.log, evaluator, cores),
             name=f"levit-search-worker-{number + 1}",
             daemon=True,
         )
@@ -204,23 +196,19 @@ class _Worker:
     def is_free(self) -> bool:
         return self.is_prepared and self.task is None
 
-    def prepare(self, sample: dict[str, Any], settled_ms: dict[str, float]) -> None:
+    def prepare(self, sample: Architecture, settled_ms: dict[str, float]) -> None:
         self.is_preparing = True
         self.send((sample, settled_ms))
 
     def send(self, message: Any) -> None:
         with contextlib.suppress(OSError):  # a dead worker shows in received()
-            self._connection.send(message)
-
-    def signs(self) -> list[Any]:
-        """What becomes ready when there is something to receive, or nothing ever again."""
-        return [self._connection, self.process.sentinel]
+            self.connection.send(message)
 
     def received(self) -> Iterator[Event]:
         """What came; at the end of it the worker is deaf."""
         try:
-            while self._connection.poll():
-                yield self._connection.recv()
+            while self.connection.poll():
+                yield self.connection.recv()
         except (EOFError, OSError):
             self.is_deaf = True
 
@@ -230,37 +218,30 @@ class _Worker:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self._connection.close()
+        self.connection.close()
 
 
 def _serve(
     connection: "multiprocessing.connection.Connection",
-    config: dict[str, Any],
-    folder: str,
-    log: str,
+    config: StudyConfig,
+    folder: Path,
+    log: Path,
     evaluator: str,
     cores: frozenset[int] | None,
 ) -> None:
     """The main function of a worker process, which ends when the driver is gone.
 
     Everything is imported at once, since that takes seconds, and then waits to be told to prepare.
-
-    Args:
-        connection: to the driver, which sends ``sample`` and ``settled_ms``, then one task after
-            another and the answers about rungs; events come back.
-        config: of the study.
-        folder: of the study.
-        log: the file that takes what is printed.
-        evaluator: ``module:attribute``.
-        cores: those to keep to; None for any.
+    The driver sends ``sample`` and ``settled_ms`` by ``connection``, then one task after another
+    and the answers about rungs; events come back. What is printed goes to ``log``.
     """
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # Ctrl-C is the driver's to answer
     # SIGTERM must reach the probe's worker as well; ending by exception runs the clean-up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    _end_with_parent()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Pictures are read by processes of our own, which a daemon may not have; we end them ourselves.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    lines = open(log, "a", buffering=1)  # noqa: SIM115 (lives as long as we)
+    lines = log.open("a", buffering=1)  # lives as long as we
     os.dup2(lines.fileno(), 1)
     os.dup2(lines.fileno(), 2)
     escape_what_streams_lack()
@@ -278,12 +259,8 @@ def _end_with_parent() -> None:
     """End at once when the driver is gone, however it went: nobody would read the result."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def start_aside(process: multiprocessing.process.BaseProcess) -> None:

@@ -39,7 +39,7 @@ from levit_search.engine.interface import Event
 from levit_search.engine.tasks import Evaluates, Task, TaskEngine
 from levit_search.errors import InputError
 from levit_search.latency.ray_node import first_line
-from levit_search.study import Study
+from levit_search.study import Study, StudyConfig
 
 ray: Any = typed_in_part
 
@@ -253,11 +253,11 @@ class RayEngine(CandidateSearcher):
         engine = study.config.engine
         super().__init__(settled_ms, engine.jobs)
         self._connection, placement = ray_cluster.connect(engine)
-        config, folder = study.config.model_dump(mode="json"), study.folder.absolute()
+        folder = study.folder.absolute()
         trainable = tune.with_parameters(
             Worker,
-            make=functools.partial(_evaluator, config, folder, evaluator),
-            sample=sample.model_dump(mode="json"),
+            make=functools.partial(_evaluator, study.config, folder, evaluator),
+            sample=sample,
             working_folder=Path.cwd(),
         )
         self._loop = threading.Thread(
@@ -312,7 +312,7 @@ class Worker(tune.Trainable):
         self,
         config: dict[str, Any],
         make: Callable[[dict[str, float]], Evaluates],
-        sample: dict[str, Any],
+        sample: Architecture,
         working_folder: Path,
     ) -> None:
         """Begin to prepare; ``make`` is given the reference's latency by id, where it is known."""
@@ -334,7 +334,7 @@ class Worker(tune.Trainable):
         return True
 
     def answer(self, goes_on: bool) -> None:
-        """What the driver decided at a rung; called between two steps."""
+        """Pass on what the driver decided at a rung; called between two steps."""
         self._last = ""
         self._answers.put(goes_on)
 
@@ -369,7 +369,7 @@ class Worker(tune.Trainable):
         if task is not None:
             self._tasks.put(Task(**task))
 
-    def _work(self, make: Callable[[], Evaluates], sample: dict[str, Any]) -> None:
+    def _work(self, make: Callable[[], Evaluates], sample: Architecture) -> None:
         evaluator = tasks.prepare(make, sample, self._tell)
         if evaluator is not None:
             with contextlib.closing(evaluator):
@@ -383,7 +383,7 @@ class Worker(tune.Trainable):
 
 
 def _evaluator(
-    config: dict[str, Any], folder: Path, evaluator: str, settled_ms: dict[str, float]
+    config: StudyConfig, folder: Path, evaluator: str, settled_ms: dict[str, float]
 ) -> Evaluates:
     """Make what does the work on a node, which has to see the study's folder."""
     if not (folder / "study.yaml").is_file():
@@ -391,4 +391,4 @@ def _evaluator(
             f"the node {ray.util.get_node_ip_address()} does not see the study's folder {folder}; "
             "a search on several machines needs it on a file system that they share"
         )
-    return tasks.evaluator_maker(evaluator, config, str(folder))(settled_ms, None)
+    return tasks.evaluator_maker(evaluator, config, folder)(settled_ms, None)

@@ -7,15 +7,13 @@ import json
 import pkgutil
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
-from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
-from levit_search.configuration import validated
 from levit_search.engine.interface import NO_TRIAL, Event
 from levit_search.errors import InputError, LevitSearchError, TrialError, refused_by_disk
 from levit_search.latency.host_lock import while_no_probe_runs
@@ -28,8 +26,9 @@ EVALUATOR = "levit_search.search.evaluate:Evaluator"
 _MOST_DEATHS = 2  # of workers at one task
 
 Decide = Callable[[int, dict[str, float]], bool]
+"""Whether a candidate goes on after an epoch at which its values are these."""
+
 Tell = Callable[[Event], None]
-Do = Literal["evaluate", "evaluate_untaught", "verify", "remeasure"]
 
 
 class Evaluates(Protocol):
@@ -39,7 +38,7 @@ class Evaluates(Protocol):
     far as that is known, and the cores that it should keep to (None: any).
     """
 
-    def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
+    def prepare(self, sample: Architecture, progress: Progress) -> Mapping[str, object]:
         """Get what all evaluations need; returns ``settled_ms``, ``device``, ``data`` and so on."""
 
     def evaluate(
@@ -73,16 +72,11 @@ class Task:
     ``remeasure`` several. To ``evaluate`` a baseline is to compare with it.
     """
 
-    do: Do
+    do: Literal["evaluate", "evaluate_untaught", "verify", "remeasure"]
     trial: int
-    networks: list[dict[str, Any]]
-    """Dumps of an :class:`Architecture` or a :class:`BaselineConfig`."""
+    networks: list[Architecture | BaselineConfig]
     deaths: int = 0
     """Of workers that were at it."""
-
-    @classmethod
-    def of(cls, do: Do, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> "Task":
-        return cls(do, trial, [network.model_dump(mode="json") for network in networks])
 
     def note_death(self, reason: str, was_begun: bool = True) -> Event:
         """Count a worker that died; returns what is told of that, of kind ``failed`` where the task
@@ -107,40 +101,39 @@ class TaskEngine:
     def submit(
         self, trial: int, network: Architecture | BaselineConfig, taught: bool = True
     ) -> None:
-        self.give(Task.of("evaluate" if taught else "evaluate_untaught", trial, [network]))
+        self.give(Task("evaluate" if taught else "evaluate_untaught", trial, [network]))
 
     def verify(self, trial: int, network: Architecture) -> None:
-        self.give(Task.of("verify", trial, [network]))
+        self.give(Task("verify", trial, [network]))
 
     def remeasure(self, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> None:
-        self.give(Task.of("remeasure", trial, networks))
+        self.give(Task("remeasure", trial, [*networks]))
 
     def give(self, task: Task) -> None:
         """Have a worker carry out a task. Only while the engine has room."""
         raise NotImplementedError
 
 
-def evaluator_maker(name: str, config: dict[str, Any], folder: str) -> Callable[..., Evaluates]:
+def evaluator_maker(name: str, config: StudyConfig, folder: Path) -> Callable[..., Evaluates]:
     """What makes evaluators of the reference's latency by id and the cores to keep to.
 
     Importing it takes seconds, and no probe runs meanwhile.
 
     Args:
         name: ``module:attribute``, see :class:`Evaluates`.
-        config: dump of the study's.
+        config: of the study.
         folder: of the study.
     """
     with while_no_probe_runs():
-        make = pkgutil.resolve_name(name)
-    return functools.partial(make, validated(StudyConfig, config, folder), Path(folder))
+        return functools.partial(pkgutil.resolve_name(name), config, folder)
 
 
-def prepare(make: Callable[[], Evaluates], sample: dict[str, Any], tell: Tell) -> Evaluates | None:
+def prepare(make: Callable[[], Evaluates], sample: Architecture, tell: Tell) -> Evaluates | None:
     """Make an evaluator and let it prepare; an event tells how that went.
 
     Args:
         make: makes it.
-        sample: dump of a network, whose image sizes are those of all.
+        sample: any network, whose image sizes are those of all.
         tell: called with each event.
 
     Returns:
@@ -149,10 +142,10 @@ def prepare(make: Callable[[], Evaluates], sample: dict[str, Any], tell: Tell) -
     made: Evaluates | None = None
     with contextlib.ExitStack() as undo:
 
-        def step(progress: Progress) -> dict[str, Any]:
+        def step(progress: Progress) -> Mapping[str, object]:
             nonlocal made
             made = undo.enter_context(contextlib.closing(make()))
-            return made.prepare(architectures.parse(sample), progress)
+            return made.prepare(sample, progress)
 
         if not _attempt(None, step, tell):
             return None
@@ -173,17 +166,16 @@ def carry_out(task: Task, evaluator: Evaluates, tell: Tell, answered: Callable[[
         EOFError, BrokenPipeError, ConnectionResetError: the connection to the driver has ended.
     """
 
-    def step(progress: Progress) -> dict[str, Any]:
-        networks = [_parsed(each) for each in task.networks]
+    def step(progress: Progress) -> Mapping[str, object]:
         if task.do == "remeasure":
-            results = evaluator.remeasure(networks, progress)
+            results = evaluator.remeasure(task.networks, progress)
             return {
                 "results": [
                     {"failed": str(each)} if isinstance(each, TrialError) else each.as_json()
                     for each in results
                 ]
             }
-        (network,) = networks
+        (network,) = task.networks
         if isinstance(network, BaselineConfig):
             found = evaluator.compare(network, progress, decide)
         elif task.do == "evaluate_untaught":
@@ -192,7 +184,7 @@ def carry_out(task: Task, evaluator: Evaluates, tell: Tell, answered: Callable[[
             found = evaluator.verify(network, progress, decide)
         else:
             found = evaluator.evaluate(network, progress, decide)
-        content: dict[str, Any] = found.as_json()
+        content: Mapping[str, object] = found.as_json()
         return content
 
     def decide(epoch: int, values: dict[str, float]) -> bool:
@@ -203,14 +195,9 @@ def carry_out(task: Task, evaluator: Evaluates, tell: Tell, answered: Callable[[
     _attempt(task.trial, step, tell)
 
 
-def _parsed(described: dict[str, Any]) -> Architecture | BaselineConfig:
-    """What the driver sent the dump of; architectures alone have a family."""
-    if "family" in described:
-        return architectures.parse(described)
-    return BaselineConfig.model_validate(described)
-
-
-def _attempt(trial: int | None, step: Callable[[Progress], dict[str, Any]], tell: Tell) -> bool:
+def _attempt(
+    trial: int | None, step: Callable[[Progress], Mapping[str, object]], tell: Tell
+) -> bool:
     """Take a step and tell how it ended; returns whether that was well."""
 
     def progress(text: str, fraction: float | None) -> None:

@@ -130,12 +130,28 @@ class _Driver:
         self._config = study.config
         self._source = check_source(take_from, study) if take_from is not None else None
         self._starts = start_values(study.config, space, str(study.folder / "study.yaml"))
+        """Of networks that are still to be tried first."""
         self._store = TrialStore(study, space.distributions())
         epochs, reduction = self._config.rung_epochs, self._config.search.reduction
         self._asha: MultiObjectiveASHA | None = None
         if epochs and reduction is not None:
             self._asha = MultiObjectiveASHA(epochs, reduction, self._config.objectives)
-        self._sampler = self._settled_sampler()
+        search, attributes = self._config.search, self._store.attributes
+        if "sampler" not in attributes:  # it stays when the budget is extended later
+            self._store.set_attribute("population", population_of(search))
+            self._store.set_attribute("sampler", chosen(search))
+        limits = space.limits.model_dump()
+        self._sampler = Sampler(
+            attributes["sampler"],
+            search,
+            space.distributions(),
+            self._config.objectives,
+            ["valid", *(name for name, bound in limits.items() if bound is not None)],
+            self._status_of,
+            attributes["population"],
+            self._asha,
+        )
+        self._sampler.restore_parents(attributes)
         self._comparisons = Comparisons(study, self._store, callbacks)
         self._final = FinalEvaluation(study, self._store, self._comparisons, callbacks)
         self.running: dict[int, _Trial] = {}
@@ -145,26 +161,6 @@ class _Driver:
         self._because = _INTERRUPTED
         self._begun = time.monotonic()
 
-    def _settled_sampler(self) -> Sampler:
-        """What the budget decides is settled when a study begins, and stays when it is extended."""
-        config, attributes = self._config.search, self._store.attributes
-        if "sampler" not in attributes:
-            self._store.set_attribute("population", population_of(config))
-            self._store.set_attribute("sampler", chosen(config))
-        limits = self._space.limits.model_dump()
-        sampler = Sampler(
-            attributes["sampler"],
-            config,
-            self._space.distributions(),
-            self._config.objectives,
-            ["valid", *(name for name, bound in limits.items() if bound is not None)],
-            self._status_of,
-            attributes["population"],
-            self._asha,
-        )
-        sampler.restore_parents(attributes)
-        return sampler
-
     @property
     def seconds(self) -> float:
         """How long this session lasts."""
@@ -172,17 +168,19 @@ class _Driver:
 
     def run(self) -> Summary:
         with contextlib.ExitStack() as stack:
-            trials = self._store.trials()
+            trials, budget = self._store.trials(), self._config.search.trials
+            notes = [trial.user_attrs for trial in trials]
+            evaluated = sum("evaluation" in each and "reused_from" not in each for each in notes)
             # Workers take seconds to start; they may do so while trials are recalled.
-            loop = self._started(stack) if self._is_surely_begun(trials) else None
+            is_begun = budget is None or evaluated < budget
+            loop = self._started(stack) if is_begun else None
             with without_garbage_collection():
                 for trial in trials:
                     self._recall(trial)
-            for tried in {trial.user_attrs.get("architecture_id", "") for trial in trials}:
-                self._starts.pop(tried, None)
             self._forget_trainings()
             self._callbacks.on_search_start(self._store.status)
-            if self._is_anything_left():
+            is_left = self._left_over or self._source is not None or not self._is_enough()
+            if is_left or self._comparisons.left() or self._final.left():
                 self._carry_out(loop or self._started(stack))
             else:
                 stack.close()
@@ -192,16 +190,6 @@ class _Driver:
                     self._measure_again()
         self._store.write_tables()
         return self._summary()
-
-    def _is_surely_begun(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Whether something is left to evaluate, as far as that can be told at a glance."""
-        notes = [trial.user_attrs for trial in trials]
-        evaluated = sum("evaluation" in each and "reused_from" not in each for each in notes)
-        return self._config.search.trials is None or evaluated < self._config.search.trials
-
-    def _is_anything_left(self) -> bool:
-        is_left = self._left_over or self._source is not None or not self._is_enough()
-        return bool(is_left or self._comparisons.left() or self._final.left())
 
     def _started(self, stack: contextlib.ExitStack) -> Loop:
         """A loop with an engine, which is closed with ``stack``."""
@@ -231,7 +219,10 @@ class _Driver:
                 found = reference_of(self._config, self._space, data, measured)
                 self._store.keep_reference(found)
             if self._source is not None:
-                self._take_over(self._source)
+                known = self._store.next_number
+                taken_over(self._source, self._study, self._space, self._store)
+                for trial in self._store.trials()[known:]:
+                    self._recall(trial)
             loop.run(self)
             self._check_all_failed()
             self._comparisons.run(loop)
@@ -256,6 +247,7 @@ class _Driver:
     def _recall(self, trial: FrozenTrial) -> None:
         """Take up a trial of an earlier session, or of another study."""
         number, notes, excess = trial.number, dict(trial.user_attrs), dict(trial.constraints)
+        self._starts.pop(notes.get("architecture_id", ""), None)
         self._sampler.begin(number, trial.system_attrs)
         self._sampler.set_params(number, trial.params)
         for rung in notes.get("rungs", ()):
@@ -276,14 +268,6 @@ class _Driver:
         for path in self._study.checkpoints.glob("*.training.pt"):
             if path not in unfinished:
                 path.unlink()
-
-    def _take_over(self, source: Study) -> None:
-        known = self._store.next_number
-        taken_over(source, self._study, self._space, self._store)
-        for trial in self._store.trials()[known:]:
-            self._recall(trial)
-        for name in self._store.status.known:
-            self._starts.pop(name, None)
 
     def start_next(self, engine: Engine) -> bool:
         """Adopt or propose a trial, and submit it unless its outcome is known already."""
@@ -310,7 +294,7 @@ class _Driver:
             if generation not in self._store.attributes:
                 self._store.set_attribute(generation, parents)
         self._sampler.set_params(number, params)
-        self._judge(engine, number, params)
+        self._judge(engine, _Trial(number, params, {}, {"valid": 0.0}))
         return True
 
     def is_done(self) -> bool:
@@ -351,17 +335,15 @@ class _Driver:
             reserved_s = min(plan.network_s / 2 + reserved_s, limit_s / 2)
         return self.seconds >= limit_s - reserved_s
 
-    def _judge(self, engine: Engine, number: int, params: Mapping[str, Any]) -> None:
+    def _judge(self, engine: Engine, trial: _Trial) -> None:
         """Reject a proposal, tell what is known of it, or submit it."""
-        trial = _Trial(number, params, {}, {"valid": 0.0})
         try:
-            network = self._space.decode(self._space.values(params))
+            network = self._space.decode(self._space.values(trial.params))
         except InputError as error:
             trial.excess["valid"] = 1.0
-            self._reject(trial, str(error))
+            self._add(trial, TrialState.PRUNED, str(error))
             return
-        found, status = cost(network), self._store.status
-        trial.network = network
+        found, trial.network = cost(network), network
         trial.excess |= self._space.limits.excess(found)
         trial.notes |= {
             "architecture": network.model_dump(mode="json"),
@@ -369,23 +351,20 @@ class _Driver:
             "cost": found._asdict(),
         }
         over = [name for name, value in trial.excess.items() if value > 0]
-        failed = status.failures.get(network.id, [])
         if over:
             limit = getattr(self._space.limits, over[0])
-            self._reject(trial, f"{over[0]} over the limit of {limit:,.0f}")
-        elif network.id in status.known:
-            self._reuse(trial, status.known[network.id])
-        elif len(failed) >= _MOST_TRIES:
-            trial.notes["reused_from"] = failed[-1]
-            self._reject(trial, f"failed in trial {failed[-1]} already")
-        elif (twin := self._twin(network)) is not None:
-            trial.notes["reused_from"] = twin
-            self._reject(trial, f"trial {twin} is evaluating this network")
+            self._add(trial, TrialState.PRUNED, f"{over[0]} over the limit of {limit:,.0f}")
+        elif network.id in self._store.status.known:
+            self._reuse(trial, self._store.status.known[network.id])
+        elif (hopeless := self._hopeless(network)) is not None:
+            trial.notes["reused_from"], reason = hopeless
+            self._add(trial, TrialState.PRUNED, reason)
         else:
             if not self._is_taught():
                 trial.notes["taught"] = False
-            kept = self._sampler.attributes(number)
-            self._store.begin(params, trial.notes, trial.excess, kept)
+            kept = self._sampler.attributes(trial.number)
+            running = TrialState.RUNNING
+            self._store.add(running, None, trial.params, trial.notes, trial.excess, kept)
             self._submit(engine, trial)
 
     def _status_of(self, params: Mapping[str, Any]) -> ProposalStatus:
@@ -396,22 +375,18 @@ class _Driver:
             return "infeasible"
         if any(value > 0 for value in self._space.limits.excess(cost(network)).values()):
             return "infeasible"
-        if network.id in self._store.status.known or self._twin(network) is not None:
-            return "known"
-        failed = self._store.status.failures.get(network.id, ())
-        return "known" if len(failed) >= _MOST_TRIES else "new"
+        is_known = network.id in self._store.status.known or self._hopeless(network) is not None
+        return "known" if is_known else "new"
 
-    def _twin(self, network: Architecture) -> int | None:
-        """The running trial that evaluates the same network."""
+    def _hopeless(self, network: Architecture) -> tuple[int, str] | None:
+        """The trial because of which a network is not evaluated now, and the reason."""
+        failed = self._store.status.failures.get(network.id, ())
+        if len(failed) >= _MOST_TRIES:
+            return failed[-1], f"failed in trial {failed[-1]} already"
         for each in (*self.running.values(), *self._left_over):
             if each.notes["architecture_id"] == network.id:
-                return each.number
+                return each.number, f"trial {each.number} is evaluating this network"
         return None
-
-    def _reject(self, trial: _Trial, reason: str | None) -> None:
-        """Write a proposal that is not evaluated."""
-        trial.notes["reason"] = reason
-        self._add(trial, TrialState.PRUNED)
 
     def _reuse(self, trial: _Trial, known: Record) -> None:
         """Write a proposal whose network was evaluated in another trial."""
@@ -421,14 +396,14 @@ class _Driver:
             trial.notes["rungs"] = list(known.rungs)
         if not known.taught:
             trial.notes["taught"] = False
-        if known.state == "complete":
-            self._add(trial, TrialState.COMPLETE, self._objective_values(trial))
-        else:
-            self._reject(trial, known.reason)
+        is_complete = known.state == "complete"
+        self._add(trial, TrialState.COMPLETE if is_complete else TrialState.PRUNED, known.reason)
 
-    def _add(self, trial: _Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
-        """Write a trial that costs no evaluation."""
-        kept = self._sampler.attributes(trial.number)
+    def _add(self, trial: _Trial, state: TrialState, reason: str | None) -> None:
+        """Write a trial that costs no evaluation, with the ``reason`` unless it is complete."""
+        if state == TrialState.PRUNED:
+            trial.notes["reason"] = reason
+        kept, values = self._sampler.attributes(trial.number), self._objective_values(trial, state)
         self._store.add(state, values, trial.params, trial.notes, trial.excess, kept)
         self._ended(trial, state)
 
@@ -509,13 +484,15 @@ class _Driver:
         if reason is not None:
             trial.notes["reason"] = reason
             self._store.note(trial.number, "reason", reason)
-        values = self._objective_values(trial) if state == TrialState.COMPLETE else None
-        self._store.finish(trial.number, state, values)
+        self._store.finish(trial.number, state, self._objective_values(trial, state))
         path = training_file(self._study.folder, trial.notes["architecture_id"])
         path.unlink(missing_ok=True)
         self._ended(trial, state)
 
-    def _objective_values(self, trial: _Trial) -> list[float]:
+    def _objective_values(self, trial: _Trial, state: TrialState) -> list[float] | None:
+        """What the storage has of a trial that is complete."""
+        if state != TrialState.COMPLETE:
+            return None
         values = {**trial.notes["cost"], **trial.notes["evaluation"]["values"]}
         return [values[name] for name in self._config.objectives]
 
