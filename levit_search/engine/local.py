@@ -3,31 +3,27 @@
 import contextlib
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.process
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from levit_search.architecture import Architecture
 from levit_search.engine.interface import Event
-from levit_search.engine.tasks import (
-    EVALUATOR,
-    Task,
-    TaskEngine,
-    carry_out,
-    evaluator_maker,
-    prepare,
-)
+from levit_search.engine.tasks import EVALUATOR, Task, TaskEngine, evaluator_maker, work
 from levit_search.escaping import escape_what_streams_lack
 from levit_search.latency.process_pipe import exit_name
 from levit_search.study import Study, StudyConfig
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 # So many workers in a row that die before they are prepared are no accident.
 _MOST_DEATHS = 2
@@ -49,12 +45,8 @@ class LocalEngine(TaskEngine):
     In the place of a worker that dies a new one is started, which goes on with its trial; the trial
     fails where that ends in the same way.
 
-    Args:
-        study: evaluated networks' weights go into its folder.
-        sample: any network of its space.
-        settled_ms: the reference's latency by id, where an earlier session settled it.
-        evaluator: ``module:attribute`` of what workers do their work with; see
-            :class:`levit_search.engine.tasks.Evaluates`.
+    It is made as by :func:`levit_search.engine.interface.make_engine`; ``evaluator`` says where
+    workers find what they do their work with, a :class:`levit_search.engine.tasks.Evaluates`.
     """
 
     def __init__(
@@ -79,7 +71,7 @@ class LocalEngine(TaskEngine):
         try:
             for number in range(jobs):
                 self._workers.append(_Worker(number, study, evaluator, self._cores[number]))
-            self._workers[0].prepare(self._sample, self._settled_ms)
+            self._workers[0].send((sample, settled_ms))
         except BaseException:
             self.close()
             raise
@@ -141,7 +133,7 @@ class LocalEngine(TaskEngine):
                     self._settled_ms = event.content["settled_ms"]
                     for other in self._workers:
                         if other is not worker:
-                            other.prepare(self._sample, self._settled_ms)
+                            other.send((self._sample, self._settled_ms))
         return [event] if is_first else []
 
     def _replaced(self, worker: "_Worker") -> list[Event]:
@@ -154,14 +146,14 @@ class LocalEngine(TaskEngine):
         text = f"the worker process ended with {how}; see {worker.log}"
         if not worker.is_prepared:
             self._deaths += 1
-            is_only = worker.is_preparing and not self._is_prepared
-            if is_only or self._deaths > _MOST_DEATHS:
+            is_first = worker.number == 0 and not self._is_prepared  # which prepares alone
+            if is_first or self._deaths > _MOST_DEATHS:
                 self._workers.remove(worker)
                 return [Event("failed", None, text, content={"wrong_input": False})]
         number = worker.number
         successor = _Worker(number, self._study, self._evaluator, self._cores[number])
         if self._is_prepared:
-            successor.prepare(self._sample, self._settled_ms)
+            successor.send((self._sample, self._settled_ms))
         self._workers[self._workers.index(worker)] = successor
         if worker.task is None:
             return [Event("progress", None, text)]
@@ -180,27 +172,16 @@ class _Worker:
         self.number = number
         self.log = study.folder / f"worker-{number + 1}.log"
         self.task: Task | None = None
-        self.is_preparing = self.is_prepared = self.is_given_up = self.is_deaf = False
-        context = multiprocessing.get_context("spawn")
-        self.connection, far_end = context.Pipe()
-        self.process = context.Process(
-            target=_serve,
-            args=(far_end, study.config, study.folder, self.log, evaluator, cores),
-            name=f"levit-search-worker-{number + 1}",
-            daemon=True,
-        )
-        start_aside(self.process)
-        far_end.close()
+        self.is_prepared = self.is_given_up = self.is_deaf = False
+        arguments = (study.config, study.folder, self.log, evaluator, cores)
+        name = f"levit-search-worker-{number + 1}"
+        self.process, self.connection = start_aside(_serve, arguments, name, daemon=True)
 
     @property
     def is_free(self) -> bool:
         return self.is_prepared and self.task is None
 
-    def prepare(self, sample: Architecture, settled_ms: dict[str, float]) -> None:
-        self.is_preparing = True
-        self.send((sample, settled_ms))
-
-    def send(self, message: Any) -> None:
+    def send(self, message: object) -> None:
         with contextlib.suppress(OSError):  # a dead worker shows in received()
             self.connection.send(message)
 
@@ -222,7 +203,7 @@ class _Worker:
 
 
 def _serve(
-    connection: "multiprocessing.connection.Connection",
+    connection: "Connection",
     config: StudyConfig,
     folder: Path,
     log: Path,
@@ -248,11 +229,8 @@ def _serve(
     make = evaluator_maker(evaluator, config, folder)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
         sample, settled_ms = connection.recv()
-        made = prepare(lambda: make(settled_ms, cores), sample, connection.send)
-        if made is not None:
-            with contextlib.closing(made):
-                while True:
-                    carry_out(connection.recv(), made, connection.send, connection.recv)
+        told = connection.recv
+        work(lambda: make(settled_ms, cores), sample, connection.send, told, told)
 
 
 def _end_with_parent() -> None:
@@ -263,8 +241,17 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def start_aside(process: multiprocessing.process.BaseProcess) -> None:
-    """Start a spawned process that leaves Ctrl-C to its parent and does not import its script."""
+def start_aside(
+    target: Callable[..., None], arguments: Sequence[object], name: str, daemon: bool = False
+) -> "tuple[BaseProcess, Connection]":
+    """Start a spawned process that leaves Ctrl-C to its parent and does not import its script.
+
+    Returns:
+        The process, and our end of a pipe; ``target`` is called with the other, then ``arguments``.
+    """
+    context = multiprocessing.get_context("spawn")
+    connection, far_end = context.Pipe()
+    process = context.Process(target=target, args=(far_end, *arguments), name=name, daemon=daemon)
     # Ctrl-C goes to every process of the terminal; a child that inherits deafness to it does not
     # end with a traceback while it is still importing.
     answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -277,6 +264,8 @@ def start_aside(process: multiprocessing.process.BaseProcess) -> None:
     finally:
         sys.modules["__main__"] = main
         signal.signal(signal.SIGINT, answer)
+    far_end.close()
+    return process, connection
 
 
 def usable_cores() -> list[int]:

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ class CandidateSearcher(TaskEngine, Searcher):
             return {"task": task and asdict(task), "settled_ms": self._settled_ms}
 
     def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
         del result, error
         self._trials.pop(trial_id, None)
@@ -209,7 +209,7 @@ class DriverScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._searcher = searcher
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         del tune_controller
         is_over = self._searcher.told(trial.trial_id, result["events"], result["actor"])
         return str(TrialScheduler.STOP if is_over else TrialScheduler.CONTINUE)
@@ -232,12 +232,8 @@ class RayEngine(CandidateSearcher):
     The first worker prepares alone; the others begin with what it found. Nodes may come and go. A
     trial whose worker or node dies goes on from its checkpoint with another one, once.
 
-    Args:
-        study: evaluated networks' weights go into its folder.
-        sample: any network of its space.
-        settled_ms: the reference's latency by id, where an earlier session settled it.
-        evaluator: ``module:attribute`` of what workers do their work with; see
-            :class:`levit_search.engine.tasks.Evaluates`.
+    It is made as by :func:`levit_search.engine.interface.make_engine`; ``evaluator`` says where
+    workers find what they do their work with, a :class:`levit_search.engine.tasks.Evaluates`.
 
     Raises:
         InputError: there is no such cluster, or none of its nodes can serve a worker.
@@ -310,7 +306,7 @@ class Worker(tune.Trainable):
 
     def setup(  # type: ignore[override]  # as by tune.with_parameters
         self,
-        config: dict[str, Any],
+        config: Mapping[str, Any],
         make: Callable[[dict[str, float]], Evaluates],
         sample: Architecture,
         working_folder: Path,
@@ -323,11 +319,12 @@ class Worker(tune.Trainable):
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._begin(config["task"])
-        work = functools.partial(self._work, lambda: make(config["settled_ms"]), sample)
-        self._thread = threading.Thread(target=work, daemon=True)
+        queues = self._tasks.get, self._answers.get
+        work = (lambda: make(config["settled_ms"]), sample, self._tell, *queues)
+        self._thread = threading.Thread(target=tasks.work, args=work, daemon=True)
         self._thread.start()
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: Mapping[str, Any]) -> bool:
         self._begin(new_config["task"])
         if new_config["task"] is None:
             self._tell(Event("done", None))  # it has prepared for another trial
@@ -362,19 +359,12 @@ class Worker(tune.Trainable):
             self._tasks.put(None)
             self._thread.join(_WORKER_END_S)
 
-    def _begin(self, task: dict[str, Any] | None) -> None:
+    def _begin(self, task: Mapping[str, Any] | None) -> None:
         with contextlib.suppress(OSError):
             os.chdir(self._working_folder)  # Tune has gone to a folder of its own
         self._last = ""
         if task is not None:
             self._tasks.put(Task(**task))
-
-    def _work(self, make: Callable[[], Evaluates], sample: Architecture) -> None:
-        evaluator = tasks.prepare(make, sample, self._tell)
-        if evaluator is not None:
-            with contextlib.closing(evaluator):
-                while (task := self._tasks.get()) is not None:
-                    tasks.carry_out(task, evaluator, self._tell, self._answers.get)
 
     def _tell(self, event: Event) -> None:
         with self._changed:

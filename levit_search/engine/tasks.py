@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Literal, Protocol, TextIO
 
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
@@ -31,6 +31,12 @@ Decide = Callable[[int, dict[str, float]], bool]
 Tell = Callable[[Event], None]
 
 
+class Result(Protocol):
+    """What an evaluator gives of a network."""
+
+    def as_json(self) -> Mapping[str, object]: ...
+
+
 class Evaluates(Protocol):
     """What a worker does its work with, such as :class:`levit_search.search.evaluate.Evaluator`.
 
@@ -43,22 +49,19 @@ class Evaluates(Protocol):
 
     def evaluate(
         self, network: Architecture, progress: Progress, decide: Decide, taught: bool = True
-    ) -> Any:
-        """Evaluate a network; what it returns has a method ``as_json``. One that is not ``taught``
-        is trained without the teacher."""
+    ) -> Result:
+        """Evaluate a network; one that is not ``taught`` is trained without the teacher."""
 
-    def verify(self, network: Architecture, progress: Progress, decide: Decide) -> Any:
-        """Measure or train a network of which that was predicted or inherited; what it returns
-        has ``as_json``."""
+    def verify(self, network: Architecture, progress: Progress, decide: Decide) -> Result:
+        """Measure or train a network of which that was predicted or inherited."""
 
-    def compare(self, given: BaselineConfig, progress: Progress, decide: Decide) -> Any:
-        """Count, measure and train a network of timm; what it returns has ``as_json``."""
+    def compare(self, given: BaselineConfig, progress: Progress, decide: Decide) -> Result:
+        """Count, measure and train a network of timm."""
 
     def remeasure(
         self, networks: Sequence[Architecture | BaselineConfig], progress: Progress
-    ) -> Sequence[Any]:
-        """Measure networks anew and together; returns for each what has ``as_json``, or the
-        TrialError that kept it from being measured."""
+    ) -> Sequence[Result | TrialError]:
+        """Measure networks anew and together; returns what kept one from being measured, too."""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -80,12 +83,7 @@ class Task:
 
     def note_death(self, reason: str, was_begun: bool = True) -> Event:
         """Count a worker that died; returns what is told of that, of kind ``failed`` where the task
-        is not to be tried again.
-
-        Args:
-            reason: why it died.
-            was_begun: whether the worker had begun with the task.
-        """
+        is not to be tried again. ``was_begun`` says whether the worker had begun with it."""
         self.deaths += was_begun
         if self.deaths == _MOST_DEATHS:
             return Event("failed", self.trial, reason)
@@ -117,50 +115,40 @@ class TaskEngine:
 def evaluator_maker(name: str, config: StudyConfig, folder: Path) -> Callable[..., Evaluates]:
     """What makes evaluators of the reference's latency by id and the cores to keep to.
 
-    Importing it takes seconds, and no probe runs meanwhile.
-
-    Args:
-        name: ``module:attribute``, see :class:`Evaluates`.
-        config: of the study.
-        folder: of the study.
+    Importing it by its ``name``, ``module:attribute``, takes seconds; no probe runs meanwhile.
     """
     with while_no_probe_runs():
         return functools.partial(pkgutil.resolve_name(name), config, folder)
 
 
-def prepare(make: Callable[[], Evaluates], sample: Architecture, tell: Tell) -> Evaluates | None:
-    """Make an evaluator and let it prepare; an event tells how that went.
+def work(
+    make: Callable[[], Evaluates],
+    sample: Architecture,
+    tell: Tell,
+    next_task: Callable[[], Task | None],
+    answered: Callable[[], bool],
+) -> None:
+    """Make an evaluator, let it prepare, then carry out one task after another until there is none.
 
-    Args:
-        make: makes it.
-        sample: any network, whose image sizes are those of all.
-        tell: called with each event.
-
-    Returns:
-        The evaluator, to be closed by the caller; None where it could not be made or prepared.
+    An event tells how the preparation went; where it failed there are no tasks. ``answered`` is as
+    of :func:`carry_out`, whose errors it raises.
     """
-    made: Evaluates | None = None
-    with contextlib.ExitStack() as undo:
+    made: list[Evaluates] = []
+    with contextlib.ExitStack() as stack:
 
         def step(progress: Progress) -> Mapping[str, object]:
-            nonlocal made
-            made = undo.enter_context(contextlib.closing(make()))
-            return made.prepare(sample, progress)
+            made.append(stack.enter_context(contextlib.closing(make())))
+            return made[0].prepare(sample, progress)
 
-        if not _attempt(None, step, tell):
-            return None
-        undo.pop_all()
-        return made
+        if _attempt(None, step, tell):
+            while (task := next_task()) is not None:
+                carry_out(task, made[0], tell, answered)
 
 
 def carry_out(task: Task, evaluator: Evaluates, tell: Tell, answered: Callable[[], bool]) -> None:
     """Do what a task says; whatever that raises is an event.
 
-    Args:
-        task: what to do.
-        evaluator: prepared.
-        tell: called with each event.
-        answered: waits for the driver's answer about the rung that was told last.
+    ``answered`` waits for the driver's answer about the rung that was told last.
 
     Raises:
         EOFError, BrokenPipeError, ConnectionResetError: the connection to the driver has ended.
@@ -184,8 +172,7 @@ def carry_out(task: Task, evaluator: Evaluates, tell: Tell, answered: Callable[[
             found = evaluator.verify(network, progress, decide)
         else:
             found = evaluator.evaluate(network, progress, decide)
-        content: Mapping[str, object] = found.as_json()
-        return content
+        return found.as_json()
 
     def decide(epoch: int, values: dict[str, float]) -> bool:
         content = {"epoch": epoch, "values": dict(values)}
@@ -213,7 +200,7 @@ def _attempt(
             traceback.print_exc()
         expected = isinstance(error, LevitSearchError)
         text = str(error) if expected else f"{type(error).__name__}: {error}"
-        content: dict[str, Any] = {"wrong_input": isinstance(error, InputError)}
+        content: dict[str, object] = {"wrong_input": isinstance(error, InputError)}
         if refusal := refused_by_disk(error):
             content["refused_by_disk"] = refusal
         tell(Event("failed", trial, " ".join(text.split())[:500], content=content))

@@ -19,14 +19,12 @@ from optuna.trial import FrozenTrial, TrialState
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
-from levit_search.engine import make_engine
-from levit_search.engine.interface import Engine, Event
+from levit_search.engine.interface import Engine, Event, make_engine
 from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.files import remove_unfinished
 from levit_search.pretrained import check_donor_weights
 from levit_search.search.callbacks import Callback, CallbackList, Summary, front_volume
-from levit_search.search.comparisons import Comparisons
-from levit_search.search.final_evaluation import FinalEvaluation
+from levit_search.search.final_evaluation import Comparisons, FinalEvaluation
 from levit_search.search.loop import Loop
 from levit_search.search.moasha import MultiObjectiveASHA
 from levit_search.search.sampling import ProposalStatus, Sampler, chosen, population_of
@@ -45,7 +43,6 @@ _TOO_SLOW = 20
 # single candidates, at the start too, where the largest published networks are tried.
 _FAILURES = 10
 _MOST_TRIES = 2  # of a network that fails
-_PREPARED = ("settled_ms", "device", "devices", "data", "teacher", "supernet")  # kept with a study
 _INTERRUPTED = "you interrupted it"
 _TOO_SLOW_TEXT = f"the last {_TOO_SLOW} networks were over the limit of latency_ms"
 _NOTHING_NEW = "no new network within the limits was found in the space"
@@ -57,7 +54,7 @@ _STATES: dict[TrialState, State] = {
 }
 
 MakeEngine = Callable[[Study, Architecture, dict[str, float]], Engine]
-"""As :func:`levit_search.engine.make_engine`."""
+"""As :func:`levit_search.engine.interface.make_engine`."""
 
 
 def search(
@@ -105,12 +102,9 @@ class _Trial:
 
     number: int
     params: Mapping[str, Any]
-    notes: dict[str, Any]
-    """What is stored with it."""
-    excess: dict[str, float]
-    """By limit, how far above it, as a share."""
-    network: Architecture | None = None
-    """None where the proposal is no valid network."""
+    notes: dict[str, Any]  # which are stored with it
+    excess: dict[str, float]  # by limit, how far above it, as a share
+    network: Architecture | None = None  # where the proposal is no valid network
 
 
 class _Driver:
@@ -130,7 +124,6 @@ class _Driver:
         self._config = study.config
         self._source = check_source(take_from, study) if take_from is not None else None
         self._starts = start_values(study.config, space, str(study.folder / "study.yaml"))
-        """Of networks that are still to be tried first."""
         self._store = TrialStore(study, space.distributions())
         epochs, reduction = self._config.rung_epochs, self._config.search.reduction
         self._asha: MultiObjectiveASHA | None = None
@@ -205,9 +198,9 @@ class _Driver:
         check_prepared(self._study, self._study, self._store.attributes, found)
         if self._source is not None:
             check_prepared(self._study, self._source, self._source.attributes(), found)
-        for key in _PREPARED:
-            if found.get(key):
-                self._store.set_attribute(key, found[key])
+        for key, each in found.items():  # see levit_search.search.evaluate.Prepared
+            if each:
+                self._store.set_attribute(key, each)
 
     def _carry_out(self, loop: Loop) -> None:
         """All that is left to do, from the preparation to the last look at the front."""
@@ -310,9 +303,18 @@ class _Driver:
         return because is not None
 
     def _reason_to_end(self) -> str | None:
-        """Why nothing more is proposed, if that is so."""
-        if self._is_out_of_time():
-            return "the time is up"
+        """Why nothing more is proposed, if that is so.
+
+        Nothing is begun some time before the time is up: a network that was planned would not be
+        half trained by then, and the baselines take their time, too.
+        """
+        plan, limit_s = self._config.plan, self._config.search.time_s
+        if limit_s is not None:
+            reserved_s = self._comparisons.reserved_s(self._store.status.front)
+            if plan is not None:
+                reserved_s = min(plan.network_s / 2 + reserved_s, limit_s / 2)
+            if self.seconds >= limit_s - reserved_s:
+                return "the time is up"
         if self._is_enough():
             return "the budget is used up"
         if self._too_slow >= _TOO_SLOW:
@@ -323,17 +325,6 @@ class _Driver:
         trials, evaluated = self._config.search.trials, self._store.status.counts["evaluated"]
         begun = evaluated + len(self.running) + len(self._left_over)
         return trials is not None and begun >= trials
-
-    def _is_out_of_time(self) -> bool:
-        """So long before the time is up nothing is begun: a network that was planned would not be
-        half trained by then, and the baselines take their time, too."""
-        plan, limit_s = self._config.plan, self._config.search.time_s
-        if limit_s is None:
-            return False
-        reserved_s = self._comparisons.reserved_s(self._store.status.front)
-        if plan is not None:
-            reserved_s = min(plan.network_s / 2 + reserved_s, limit_s / 2)
-        return self.seconds >= limit_s - reserved_s
 
     def _judge(self, engine: Engine, trial: _Trial) -> None:
         """Reject a proposal, tell what is known of it, or submit it."""
@@ -380,7 +371,7 @@ class _Driver:
 
     def _hopeless(self, network: Architecture) -> tuple[int, str] | None:
         """The trial because of which a network is not evaluated now, and the reason."""
-        failed = self._store.status.failures.get(network.id, ())
+        failed = self._store.status.failures.get(network.id, [])
         if len(failed) >= _MOST_TRIES:
             return failed[-1], f"failed in trial {failed[-1]} already"
         for each in (*self.running.values(), *self._left_over):
@@ -469,17 +460,15 @@ class _Driver:
         if limit_ms is not None:
             trial.excess["latency_ms"] = latency_ms / limit_ms - 1
             self._store.constrain(trial.number, "latency_ms", latency_ms / limit_ms - 1)
+        reason = None
         if is_too_slow:
             reason = f"latency_ms {latency_ms:.3g} over the limit of {limit_ms:g}"
-            self._finish(trial, TrialState.PRUNED, reason)
         elif rungs and not rungs[-1]["goes_on"]:
             epochs = self._config.candidate_recipe.epochs
             reason = f"stopped at epoch {rungs[-1]['epoch']} of {epochs}"
-            self._finish(trial, TrialState.PRUNED, reason)
-        else:
-            self._finish(trial, TrialState.COMPLETE)
+        self._finish(trial, TrialState.COMPLETE if reason is None else TrialState.PRUNED, reason)
 
-    def _finish(self, trial: _Trial, state: TrialState, reason: str | None = None) -> None:
+    def _finish(self, trial: _Trial, state: TrialState, reason: str | None) -> None:
         """End a trial that was evaluated, in the storage, then in memory."""
         if reason is not None:
             trial.notes["reason"] = reason
