@@ -345,7 +345,11 @@ class Evaluator:
             for target, probe in self._probes.items():
                 text = f"measuring {len(networks)} networks together{_on(target)}"
                 progress(text, None)
-                with probe.reporting(lambda _, fraction, text=text: progress(text, fraction)):
+
+                def report(_: str, fraction: float | None, text: str = text) -> None:
+                    progress(text, fraction)
+
+                with probe.reporting(report):
                     measured = probe.measure_all(built, fresh=True)
                 for place, each in enumerate(measured):
                     try:
