@@ -92,6 +92,7 @@ def evaluation(
     Raises:
         InputError: data, space, teacher, target or ``out`` is wrong or missing.
     """
+    from levit_search.image_size import image_shape
     from levit_search.search import checked_space
     from levit_search.search.evaluate import Evaluator
     from levit_search.search.setup import sample_of
@@ -108,7 +109,15 @@ def evaluation(
             evaluator.prepare(sample, shown)
 
         def evaluate(network: "Architecture") -> "Evaluation":
-            _check_images(network, sample)
+            made_for, needed = (
+                f"images {list(image_shape(each))} of {each.num_classes} classes"
+                for each in (network, sample)
+            )
+            if made_for != needed:
+                raise InputError(
+                    f"{network.summary()}: is made for {made_for}, the data has {needed} "
+                    "(levit_search.architecture.fitted changes that)"
+                )
             with _shown(progress, "evaluation", network.id) as shown:
                 found = evaluator.evaluate(network, shown)
             training_file(folder, network.id).unlink(missing_ok=True)
@@ -156,7 +165,7 @@ def run(
     if tensorboard:
         require_tensorboard()
     source = None if take_from is None else Path(take_from)
-    say = functools.partial(print, file=sys.stderr) if progress else _unsaid
+    say = functools.partial(print, file=sys.stderr) if progress else lambda _: None
     study = begin(config, None if folder is None else Path(folder), sys.argv, source, say=say)
     callbacks: list[Callback] = []
     try:
@@ -245,7 +254,7 @@ def trials(study: "Study") -> "pandas.DataFrame":
 
     columns = table.columns(study.records(), verdict(study))
     texts = ("state", "id", "vs_best", "reason", "architecture")
-    kinds: dict[str, Any] = {name: float for name in columns if name not in texts}
+    kinds: dict[str, object] = {name: float for name in columns if name not in texts}
     kinds |= {"trial": int, "reused_from": "Int64"}
     return pandas.DataFrame(columns).astype(kinds).set_index("trial")
 
@@ -336,9 +345,6 @@ def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
-def _unsaid(_: str) -> None: ...
-
-
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
     """A folder to keep things in, or one that is removed afterwards."""
@@ -368,22 +374,3 @@ def _shown(is_shown: bool, group: str, name: str) -> "Iterator[Progress]":
         progress.begin(group, 1)
         progress.step(name)
         yield progress.update
-
-
-def _check_images(network: "Architecture", sample: "Architecture") -> None:
-    """Make sure that a network is made for the images of another.
-
-    Raises:
-        InputError: it is not.
-    """
-    from levit_search.image_size import image_shape
-
-    made_for, needed = (
-        f"images {list(image_shape(each))} of {each.num_classes} classes"
-        for each in (network, sample)
-    )
-    if made_for != needed:
-        raise InputError(
-            f"{network.summary()}: is made for {made_for}, the data has {needed} "
-            "(levit_search.architecture.fitted changes that)"
-        )

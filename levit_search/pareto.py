@@ -92,16 +92,12 @@ def reference_values(
         worst: by cost, the largest of a fixed sample of the study's feasible networks, or what was
             measured of the one of them with the most FLOPs.
     """
-
-    def value(objective: Objective) -> float:
-        limit = limits.get(objective)
-        if objective in given:
-            return given[objective]
-        if limit is not None:
-            return limit
-        return guess_percent if is_maximised(objective) else _BEYOND * worst[objective]
-
-    return {objective: float(value(objective)) for objective in objectives}
+    bounds = {name: limit for name, limit in limits.items() if limit is not None}
+    known = {**bounds, **given}
+    for name in objectives:
+        if name not in known:
+            known[name] = guess_percent if is_maximised(name) else _BEYOND * worst[name]
+    return {name: float(known[name]) for name in objectives}
 
 
 def non_dominated(points: Points) -> NDArray[np.bool_]:
@@ -156,13 +152,8 @@ def non_dominated_ranks(points: Points) -> NDArray[np.int_]:
 def _in_order(points: Points) -> tuple[Points, NDArray[np.int_]]:
     """The distinct points in lexicographic order, in which each is dominated by earlier ones only,
     and where among them every point stands."""
-    order = np.lexsort(points.T[::-1])
-    arranged = points[order]
-    is_new = np.ones(len(points), dtype=np.bool_)
-    is_new[1:] = (arranged[1:] != arranged[:-1]).any(axis=1)
-    places = np.empty(len(points), dtype=np.int_)
-    places[order] = np.cumsum(is_new) - 1
-    return arranged[is_new], places
+    distinct, places = np.unique(points, axis=0, return_inverse=True)
+    return distinct, places.reshape(-1)  # its shape differs between versions of numpy
 
 
 def hypervolume(points: Points, reference: NDArray[np.float64]) -> float:

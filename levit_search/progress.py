@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
+
+from typing_extensions import Self
 
 from levit_search.escaping import careful_console
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 Progress = Callable[[str, float | None], None]
 """Takes what is being done, empty where the caller knows, and which part of it is done, None where
 that is not known."""
-
-_Entered = TypeVar("_Entered", bound="LiveDisplay")
 
 
 def no_progress(text: str, fraction: float | None) -> None:
@@ -35,7 +34,7 @@ class LiveDisplay:
         self._live: "Live | None" = None
         self._begun = time.monotonic()
 
-    def __enter__(self: _Entered) -> _Entered:
+    def __enter__(self) -> Self:
         from rich.live import Live
 
         if self._console.is_terminal:
@@ -43,12 +42,7 @@ class LiveDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 

@@ -56,48 +56,41 @@ def front(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Re
     return sorted(kept, key=lambda record: (record.values[by], record.trial))
 
 
-def as_json(record: Record, verdict: Verdict = UNJUDGED) -> dict[str, Any]:
+def as_json(record: Record, verdict: Verdict = UNJUDGED) -> dict[str, object]:
     """A record of the front: ``{trial, id, top1_percent, latency_ms, latency_ms_repeats_percent,
     latency_search_ms, flops, params, top1_percent_ci95, val_images, vs_best, architecture}``, and
     ``latency_ms@NAME`` and so forth where it was measured on further targets; what was not measured
-    is null.
-
-    Args:
-        record: with a network.
-        verdict: on the accuracies of its study.
+    is null. The ``verdict`` is on the accuracies of its study.
     """
     assert record.architecture is not None
-    figures = {name: record.values.get(name) for name in _known([record])}
     return {
         "trial": record.trial,
         "id": record.architecture.id,
-        **figures,
-        **_accuracy_json(verdict.by_trial.get(record.trial)),
+        **_figures_json(record, verdict.by_trial.get(record.trial)),
         "architecture": record.architecture.model_dump(mode="json"),
     }
 
 
-def baseline_as_json(record: BaselineRecord, verdict: Verdict = UNJUDGED) -> dict[str, Any]:
+def baseline_as_json(record: BaselineRecord, verdict: Verdict = UNJUDGED) -> dict[str, object]:
     """A network to compare with, with the figures of :func:`as_json`: ``{trial, baseline, weights,
     reason, top1_percent, ..., top1_percent_ci95, val_images, vs_best, architecture}``.
 
     ``trial`` and ``architecture`` are null, ``baseline`` is its name, ``reason`` why it failed;
     where it did, or is not trained yet, the figures are null.
     """
-    figures = {name: record.values.get(name) for name in _known([record])}
     return {
         "trial": None,
         "baseline": record.config.name,
         "weights": record.config.weights,
         "reason": record.reason,
-        **figures,
-        **_accuracy_json(verdict.by_baseline.get(record.config.id)),
+        **_figures_json(record, verdict.by_baseline.get(record.config.id)),
         "architecture": None,
     }
 
 
-def _accuracy_json(found: Accuracy | None) -> dict[str, Any]:
+def _figures_json(record: Record | BaselineRecord, found: Accuracy | None) -> dict[str, object]:
     return {
+        **{name: record.values.get(name) for name in _known([record])},
         "top1_percent_ci95": [found.low_percent, found.high_percent] if found else None,
         "val_images": found.images if found else None,
         "vs_best": found.vs_best if found else None,
@@ -108,11 +101,6 @@ def beside_baselines(
     front: Sequence[Record], baselines: Sequence[BaselineRecord], objectives: Sequence[Objective]
 ) -> str:
     """What the front is worth beside networks to compare with, by their figures as they stand.
-
-    Args:
-        front: of the study.
-        baselines: in any state.
-        objectives: of the study.
 
     Returns:
         A few sentences: which members each baseline dominates, or which dominate it, and what
@@ -133,11 +121,9 @@ def beside_baselines(
             told.append(f"{each.summary} is dominated by {_which(front, worse)}")
         else:
             told.append(f"{each.summary} would be on the front, and dominates none there")
-    sentences = []
-    if told:
-        sentences.append(f"By {' and '.join(objectives)}: {'; '.join(told)}.")
-        if not is_beaten:
-            sentences.append("No baseline dominates a network of the front.")
+    sentences = [f"By {' and '.join(objectives)}: {'; '.join(told)}."] if told else []
+    if told and not is_beaten:
+        sentences.append("No baseline dominates a network of the front.")
     for each in baselines:
         if each.reason is not None:
             sentences.append(f"{each.summary} failed: {each.reason.rstrip('.')}.")
@@ -163,8 +149,7 @@ def figure(name: str, value: float | None) -> str:
 
 def named_figure(name: str, value: float) -> str:
     """A figure with its name and unit, for a line of text: ``latency_ms 1.5``, ``12.3 M FLOPs``."""
-    text = figure(name, value)
-    word = _PER_MILLION.get(name)
+    text, word = figure(name, value), _PER_MILLION.get(name)
     return f"{name} {text}" if word is None else f"{text} M {word}"
 
 

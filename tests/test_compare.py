@@ -27,8 +27,8 @@ from levit_search.report import contents, write_report
 from levit_search.report.charts import figures
 from levit_search.search import Summary, begin, driver, search
 from levit_search.search.callbacks import CallbackList
-from levit_search.search.comparisons import Comparisons
 from levit_search.search.evaluate import Evaluator, goes_on
+from levit_search.search.final_evaluation import Comparisons
 from levit_search.search.trials import TrialStore
 from levit_search.significance import judged
 from levit_search.study import BASELINE, REMEASURED, BaselineRecord, Record, Study, read_config

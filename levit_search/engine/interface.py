@@ -1,12 +1,16 @@
 """The interface of an engine, its events, and how the configured engine is made."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
+from levit_search.files import user_cache
+
+if TYPE_CHECKING:
+    from levit_search.study import Study
 
 NO_TRIAL = -1
 """In the place of a trial's number: what is measured for the study itself."""
@@ -26,7 +30,7 @@ class Event:
     text: str = ""
     """What is being done, or why it failed."""
     fraction: float | None = None
-    content: dict[str, Any] = field(default_factory=dict)
+    content: Mapping[str, Any] = field(default_factory=dict)
     """Of a rung ``epoch`` and the ``values`` known there. When done, an evaluation (also of what
     was only measured), ``results`` with an evaluation or ``{failed}`` for each of
     several networks, or what :meth:`levit_search.search.evaluate.Evaluator.prepare` returned. Of a
@@ -74,3 +78,25 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Stop everything that runs."""
+
+
+def make_engine(study: "Study", sample: Architecture, settled_ms: dict[str, float]) -> Engine:
+    """The engine that the study's configuration names; it begins to prepare at once.
+
+    Args:
+        study: evaluated networks' weights go into its folder.
+        sample: any network of its space.
+        settled_ms: the reference's latency by id, where an earlier session settled it.
+
+    Raises:
+        InputError: there is no such cluster, it lacks what a worker claims, or there is no folder
+            for caches.
+    """
+    user_cache()  # where there is none it is chosen here, and said, before each worker does so
+    if study.config.engine.kind == "ray":
+        from levit_search.engine.ray import RayEngine
+
+        return RayEngine(study, sample, settled_ms)
+    from levit_search.engine.local import LocalEngine
+
+    return LocalEngine(study, sample, settled_ms)

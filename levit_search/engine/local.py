@@ -3,30 +3,27 @@
 import contextlib
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.process
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from levit_search.architecture import Architecture
 from levit_search.engine.interface import Event
-from levit_search.engine.tasks import (
-    EVALUATOR,
-    Task,
-    TaskEngine,
-    carry_out,
-    evaluator_maker,
-    prepare,
-)
+from levit_search.engine.tasks import EVALUATOR, Task, TaskEngine, evaluator_maker, work
 from levit_search.escaping import escape_what_streams_lack
 from levit_search.latency.process_pipe import exit_name
-from levit_search.study import Study
+from levit_search.study import Study, StudyConfig
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 # So many workers in a row that die before they are prepared are no accident.
 _MOST_DEATHS = 2
@@ -48,12 +45,8 @@ class LocalEngine(TaskEngine):
     In the place of a worker that dies a new one is started, which goes on with its trial; the trial
     fails where that ends in the same way.
 
-    Args:
-        study: evaluated networks' weights go into its folder.
-        sample: any network of its space.
-        settled_ms: the reference's latency by id, where an earlier session settled it.
-        evaluator: ``module:attribute`` of what workers do their work with; see
-            :class:`levit_search.engine.tasks.Evaluates`.
+    It is made as by :func:`levit_search.engine.interface.make_engine`; ``evaluator`` says where
+    workers find what they do their work with, a :class:`levit_search.engine.tasks.Evaluates`.
     """
 
     def __init__(
@@ -64,7 +57,7 @@ class LocalEngine(TaskEngine):
         evaluator: str = EVALUATOR,
     ) -> None:
         self._study, self._evaluator = study, evaluator
-        self._sample, self._settled_ms = sample.model_dump(mode="json"), settled_ms
+        self._sample, self._settled_ms = sample, settled_ms
         self._is_prepared = False
         self._deaths = 0
         config, usable = study.config, usable_cores()
@@ -77,8 +70,8 @@ class LocalEngine(TaskEngine):
         self._workers: list[_Worker] = []
         try:
             for number in range(jobs):
-                self._workers.append(self._started(number))
-            self._workers[0].prepare(self._sample, self._settled_ms)
+                self._workers.append(_Worker(number, study, evaluator, self._cores[number]))
+            self._workers[0].send((sample, settled_ms))
         except BaseException:
             self.close()
             raise
@@ -98,7 +91,8 @@ class LocalEngine(TaskEngine):
 
     def events(self, patience_s: float) -> list[Event]:
         events, self._notes = self._notes, []
-        signs = [sign for worker in self._workers for sign in worker.signs()]
+        # Something to receive, or nothing ever again.
+        signs = [each for w in self._workers for each in (w.connection, w.process.sentinel)]
         multiprocessing.connection.wait(signs, 0 if events else patience_s)
         for worker in list(self._workers):
             was_alive = worker.process.is_alive()
@@ -115,9 +109,6 @@ class LocalEngine(TaskEngine):
         for worker in self._workers:
             worker.end(deadline - time.monotonic())
         self._workers = []
-
-    def _started(self, number: int) -> "_Worker":
-        return _Worker(number, self._study, self._evaluator, self._cores[number])
 
     def _noted(self, worker: "_Worker", event: Event) -> list[Event]:
         """Whatever of an event concerns the driver."""
@@ -142,7 +133,7 @@ class LocalEngine(TaskEngine):
                     self._settled_ms = event.content["settled_ms"]
                     for other in self._workers:
                         if other is not worker:
-                            other.prepare(self._sample, self._settled_ms)
+                            other.send((self._sample, self._settled_ms))
         return [event] if is_first else []
 
     def _replaced(self, worker: "_Worker") -> list[Event]:
@@ -155,13 +146,14 @@ class LocalEngine(TaskEngine):
         text = f"the worker process ended with {how}; see {worker.log}"
         if not worker.is_prepared:
             self._deaths += 1
-            is_only = worker.is_preparing and not self._is_prepared
-            if is_only or self._deaths > _MOST_DEATHS:
+            is_first = worker.number == 0 and not self._is_prepared  # which prepares alone
+            if is_first or self._deaths > _MOST_DEATHS:
                 self._workers.remove(worker)
                 return [Event("failed", None, text, content={"wrong_input": False})]
-        successor = self._started(worker.number)
+        number = worker.number
+        successor = _Worker(number, self._study, self._evaluator, self._cores[number])
         if self._is_prepared:
-            successor.prepare(self._sample, self._settled_ms)
+            successor.send((self._sample, self._settled_ms))
         self._workers[self._workers.index(worker)] = successor
         if worker.task is None:
             return [Event("progress", None, text)]
@@ -172,14 +164,7 @@ class LocalEngine(TaskEngine):
 
 
 class _Worker:
-    """A process, and how far it has come.
-
-    Args:
-        number: from 0.
-        study: what it works for.
-        evaluator: ``module:attribute``.
-        cores: that its training keeps to.
-    """
+    """A process, and how far it has come; its training keeps to ``cores``."""
 
     def __init__(
         self, number: int, study: Study, evaluator: str, cores: frozenset[int] | None
@@ -187,40 +172,24 @@ class _Worker:
         self.number = number
         self.log = study.folder / f"worker-{number + 1}.log"
         self.task: Task | None = None
-        self.is_preparing = self.is_prepared = self.is_given_up = self.is_deaf = False
-        context = multiprocessing.get_context("spawn")
-        self._connection, far_end = context.Pipe()
-        config = study.config.model_dump(mode="json")
-        self.process = context.Process(
-            target=_serve,
-            args=(far_end, config, str(study.folder), str(self.log), evaluator, cores),
-            name=f"levit-search-worker-{number + 1}",
-            daemon=True,
-        )
-        start_aside(self.process)
-        far_end.close()
+        self.is_prepared = self.is_given_up = self.is_deaf = False
+        arguments = (study.config, study.folder, self.log, evaluator, cores)
+        name = f"levit-search-worker-{number + 1}"
+        self.process, self.connection = start_aside(_serve, arguments, name, daemon=True)
 
     @property
     def is_free(self) -> bool:
         return self.is_prepared and self.task is None
 
-    def prepare(self, sample: dict[str, Any], settled_ms: dict[str, float]) -> None:
-        self.is_preparing = True
-        self.send((sample, settled_ms))
-
-    def send(self, message: Any) -> None:
+    def send(self, message: object) -> None:
         with contextlib.suppress(OSError):  # a dead worker shows in received()
-            self._connection.send(message)
-
-    def signs(self) -> list[Any]:
-        """What becomes ready when there is something to receive, or nothing ever again."""
-        return [self._connection, self.process.sentinel]
+            self.connection.send(message)
 
     def received(self) -> Iterator[Event]:
         """What came; at the end of it the worker is deaf."""
         try:
-            while self._connection.poll():
-                yield self._connection.recv()
+            while self.connection.poll():
+                yield self.connection.recv()
         except (EOFError, OSError):
             self.is_deaf = True
 
@@ -230,64 +199,59 @@ class _Worker:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self._connection.close()
+        self.connection.close()
 
 
 def _serve(
-    connection: "multiprocessing.connection.Connection",
-    config: dict[str, Any],
-    folder: str,
-    log: str,
+    connection: "Connection",
+    config: StudyConfig,
+    folder: Path,
+    log: Path,
     evaluator: str,
     cores: frozenset[int] | None,
 ) -> None:
     """The main function of a worker process, which ends when the driver is gone.
 
     Everything is imported at once, since that takes seconds, and then waits to be told to prepare.
-
-    Args:
-        connection: to the driver, which sends ``sample`` and ``settled_ms``, then one task after
-            another and the answers about rungs; events come back.
-        config: of the study.
-        folder: of the study.
-        log: the file that takes what is printed.
-        evaluator: ``module:attribute``.
-        cores: those to keep to; None for any.
+    The driver sends ``sample`` and ``settled_ms`` by ``connection``, then one task after another
+    and the answers about rungs; events come back. What is printed goes to ``log``.
     """
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # Ctrl-C is the driver's to answer
     # SIGTERM must reach the probe's worker as well; ending by exception runs the clean-up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    _end_with_parent()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Pictures are read by processes of our own, which a daemon may not have; we end them ourselves.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-    lines = open(log, "a", buffering=1)  # noqa: SIM115 (lives as long as we)
+    lines = log.open("a", buffering=1)  # lives as long as we
     os.dup2(lines.fileno(), 1)
     os.dup2(lines.fileno(), 2)
     escape_what_streams_lack()
     make = evaluator_maker(evaluator, config, folder)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
         sample, settled_ms = connection.recv()
-        made = prepare(lambda: make(settled_ms, cores), sample, connection.send)
-        if made is not None:
-            with contextlib.closing(made):
-                while True:
-                    carry_out(connection.recv(), made, connection.send, connection.recv)
+        told = connection.recv
+        work(lambda: make(settled_ms, cores), sample, connection.send, told, told)
 
 
 def _end_with_parent() -> None:
     """End at once when the driver is gone, however it went: nobody would read the result."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
-def start_aside(process: multiprocessing.process.BaseProcess) -> None:
-    """Start a spawned process that leaves Ctrl-C to its parent and does not import its script."""
+def start_aside(
+    target: Callable[..., None], arguments: Sequence[object], name: str, daemon: bool = False
+) -> "tuple[BaseProcess, Connection]":
+    """Start a spawned process that leaves Ctrl-C to its parent and does not import its script.
+
+    Returns:
+        The process, and our end of a pipe; ``target`` is called with the other, then ``arguments``.
+    """
+    context = multiprocessing.get_context("spawn")
+    connection, far_end = context.Pipe()
+    process = context.Process(target=target, args=(far_end, *arguments), name=name, daemon=daemon)
     # Ctrl-C goes to every process of the terminal; a child that inherits deafness to it does not
     # end with a traceback while it is still importing.
     answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -300,6 +264,8 @@ def start_aside(process: multiprocessing.process.BaseProcess) -> None:
     finally:
         sys.modules["__main__"] = main
         signal.signal(signal.SIGINT, answer)
+    far_end.close()
+    return process, connection
 
 
 def usable_cores() -> list[int]:

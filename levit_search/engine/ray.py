@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from levit_search.engine.interface import Event
 from levit_search.engine.tasks import Evaluates, Task, TaskEngine
 from levit_search.errors import InputError
 from levit_search.latency.ray_node import first_line
-from levit_search.study import Study
+from levit_search.study import Study, StudyConfig
 
 ray: Any = typed_in_part
 
@@ -119,7 +119,7 @@ class CandidateSearcher(TaskEngine, Searcher):
             return {"task": task and asdict(task), "settled_ms": self._settled_ms}
 
     def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
         del result, error
         self._trials.pop(trial_id, None)
@@ -209,7 +209,7 @@ class DriverScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._searcher = searcher
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         del tune_controller
         is_over = self._searcher.told(trial.trial_id, result["events"], result["actor"])
         return str(TrialScheduler.STOP if is_over else TrialScheduler.CONTINUE)
@@ -232,12 +232,8 @@ class RayEngine(CandidateSearcher):
     The first worker prepares alone; the others begin with what it found. Nodes may come and go. A
     trial whose worker or node dies goes on from its checkpoint with another one, once.
 
-    Args:
-        study: evaluated networks' weights go into its folder.
-        sample: any network of its space.
-        settled_ms: the reference's latency by id, where an earlier session settled it.
-        evaluator: ``module:attribute`` of what workers do their work with; see
-            :class:`levit_search.engine.tasks.Evaluates`.
+    It is made as by :func:`levit_search.engine.interface.make_engine`; ``evaluator`` says where
+    workers find what they do their work with, a :class:`levit_search.engine.tasks.Evaluates`.
 
     Raises:
         InputError: there is no such cluster, or none of its nodes can serve a worker.
@@ -253,11 +249,11 @@ class RayEngine(CandidateSearcher):
         engine = study.config.engine
         super().__init__(settled_ms, engine.jobs)
         self._connection, placement = ray_cluster.connect(engine)
-        config, folder = study.config.model_dump(mode="json"), study.folder.absolute()
+        folder = study.folder.absolute()
         trainable = tune.with_parameters(
             Worker,
-            make=functools.partial(_evaluator, config, folder, evaluator),
-            sample=sample.model_dump(mode="json"),
+            make=functools.partial(_evaluator, study.config, folder, evaluator),
+            sample=sample,
             working_folder=Path.cwd(),
         )
         self._loop = threading.Thread(
@@ -310,9 +306,9 @@ class Worker(tune.Trainable):
 
     def setup(  # type: ignore[override]  # as by tune.with_parameters
         self,
-        config: dict[str, Any],
+        config: Mapping[str, Any],
         make: Callable[[dict[str, float]], Evaluates],
-        sample: dict[str, Any],
+        sample: Architecture,
         working_folder: Path,
     ) -> None:
         """Begin to prepare; ``make`` is given the reference's latency by id, where it is known."""
@@ -323,18 +319,19 @@ class Worker(tune.Trainable):
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._begin(config["task"])
-        work = functools.partial(self._work, lambda: make(config["settled_ms"]), sample)
-        self._thread = threading.Thread(target=work, daemon=True)
+        queues = self._tasks.get, self._answers.get
+        work = (lambda: make(config["settled_ms"]), sample, self._tell, *queues)
+        self._thread = threading.Thread(target=tasks.work, args=work, daemon=True)
         self._thread.start()
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: Mapping[str, Any]) -> bool:
         self._begin(new_config["task"])
         if new_config["task"] is None:
             self._tell(Event("done", None))  # it has prepared for another trial
         return True
 
     def answer(self, goes_on: bool) -> None:
-        """What the driver decided at a rung; called between two steps."""
+        """Pass on what the driver decided at a rung; called between two steps."""
         self._last = ""
         self._answers.put(goes_on)
 
@@ -362,19 +359,12 @@ class Worker(tune.Trainable):
             self._tasks.put(None)
             self._thread.join(_WORKER_END_S)
 
-    def _begin(self, task: dict[str, Any] | None) -> None:
+    def _begin(self, task: Mapping[str, Any] | None) -> None:
         with contextlib.suppress(OSError):
             os.chdir(self._working_folder)  # Tune has gone to a folder of its own
         self._last = ""
         if task is not None:
             self._tasks.put(Task(**task))
-
-    def _work(self, make: Callable[[], Evaluates], sample: dict[str, Any]) -> None:
-        evaluator = tasks.prepare(make, sample, self._tell)
-        if evaluator is not None:
-            with contextlib.closing(evaluator):
-                while (task := self._tasks.get()) is not None:
-                    tasks.carry_out(task, evaluator, self._tell, self._answers.get)
 
     def _tell(self, event: Event) -> None:
         with self._changed:
@@ -383,7 +373,7 @@ class Worker(tune.Trainable):
 
 
 def _evaluator(
-    config: dict[str, Any], folder: Path, evaluator: str, settled_ms: dict[str, float]
+    config: StudyConfig, folder: Path, evaluator: str, settled_ms: dict[str, float]
 ) -> Evaluates:
     """Make what does the work on a node, which has to see the study's folder."""
     if not (folder / "study.yaml").is_file():
@@ -391,4 +381,4 @@ def _evaluator(
             f"the node {ray.util.get_node_ip_address()} does not see the study's folder {folder}; "
             "a search on several machines needs it on a file system that they share"
         )
-    return tasks.evaluator_maker(evaluator, config, str(folder))(settled_ms, None)
+    return tasks.evaluator_maker(evaluator, config, folder)(settled_ms, None)

@@ -46,14 +46,6 @@ def connect(engine: EngineConfig) -> "tuple[contextlib.ExitStack, Placement]":
             claims nothing, or more than any node has.
         BudgetError: a Ray of our own did not start.
     """
-    claimed = _claimed(engine)
-    with _driver(engine) as undo:
-        _check_claim(claimed)
-        return undo.pop_all(), Placement(claimed, engine.placement)
-
-
-def _claimed(engine: EngineConfig) -> dict[str, float]:
-    """What one worker reserves, by Ray's names of resources."""
     for name in ("CPU", "GPU"):
         if name in engine.resources:
             raise InputError(f"engine.resources: {name} is claimed by engine.{name.lower()}s")
@@ -61,7 +53,15 @@ def _claimed(engine: EngineConfig) -> dict[str, float]:
     claimed = {name: amount for name, amount in wanted.items() if amount > 0}
     if not claimed:
         raise InputError("engine: a worker must claim something of cpus, gpus or resources")
-    return claimed
+    with _driver(engine) as undo:
+        offered = [node["Resources"] for node in _alive()]
+        if not any(_times(claimed, each) for each in offered):
+            raise InputError(
+                f"engine: a worker claims {_shown(claimed, claimed)}, and no node of the Ray "
+                f"cluster at {ray.get_runtime_context().gcs_address} has that (they have: "
+                f"{'; '.join(sorted({_shown(each, claimed) for each in offered}))})"
+            )
+        return undo.pop_all(), Placement(claimed, engine.placement)
 
 
 def _driver(engine: EngineConfig) -> contextlib.ExitStack:
@@ -137,18 +137,7 @@ def _own_ray(cpus: int) -> Iterator[None]:
         guard.communicate()  # the end of its input; it ends what is left
 
 
-def _check_claim(claimed: Mapping[str, float]) -> None:
-    """See that some node could serve a worker, however long one waits."""
-    offered = [node["Resources"] for node in _alive()]
-    if not any(_times(claimed, each) for each in offered):
-        raise InputError(
-            f"engine: a worker claims {_shown(claimed, claimed)}, and no node of the Ray cluster "
-            f"at {ray.get_runtime_context().gcs_address} has that (they have: "
-            f"{'; '.join(sorted({_shown(each, claimed) for each in offered}))})"
-        )
-
-
-def _alive() -> list[dict[str, Any]]:
+def _alive() -> list[Mapping[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
@@ -176,11 +165,9 @@ def variables(wanted: Mapping[str, str | None]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in wanted:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def watch_head(tell: Callable[[str], None], is_over: Callable[[], bool]) -> threading.Event:
@@ -240,7 +227,7 @@ class Placement(PlacementGroupFactory):
 
     def to_placement_group(self) -> Any:
         workers, target = self._target()
-        options: dict[str, Any] = {} if target is None else {"_soft_target_node_id": target}
+        options: dict[str, object] = {} if target is None else {"_soft_target_node_id": target}
         if self._placement == "STRICT_SPREAD" and workers:
             options["bundle_label_selector"] = [{"ray.io/node-id": f"!in({','.join(workers)})"}]
         # The name tells where it should go, since Tune copies this object for each trial.

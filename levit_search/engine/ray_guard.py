@@ -8,12 +8,11 @@ So they are looked for while the driver lives.
 """
 
 import contextlib
-import os
 import select
-import signal
 import sys
 import time
-from pathlib import Path
+
+import psutil
 
 MARK = "LEVIT_SEARCH_RAY"
 """In the environment of all its processes, with a value of its own."""
@@ -27,44 +26,36 @@ _PASS_S = 0.1
 
 def main() -> None:
     """Wait for the end of stdin, and kill what is left then."""
-    mark = f"{MARK}={sys.argv[1]}".encode()
-    found: dict[int, str] = {}
+    found: set[psutil.Process] = set()
     end_of_start = time.monotonic() + _START_S
     patience_s = _LOOK_S
     while not select.select([sys.stdin], [], [], patience_s)[0]:
-        note(mark, found)
+        note(sys.argv[1], found)
         patience_s = _LOOK_S if time.monotonic() < end_of_start else _LOOK_LATER_S
     for _ in range(_PASSES):
-        alive = note(mark, found)
+        alive = note(sys.argv[1], found)
         if not alive:
             return
-        for process_id in alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process_id, signal.SIGKILL)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         time.sleep(_PASS_S)
 
 
-def note(mark: bytes, found: dict[int, str]) -> list[int]:
-    """Add the processes with a mark, and all that they started; returns which are alive.
-
-    Args:
-        mark: ``name=value`` in the environment.
-        found: when each started, by its number, which may come to be another's.
-    """
-    parents, starts = {}, {}
-    for entry in Path("/proc").glob("[0-9]*"):  # nothing elsewhere than on Linux
-        with contextlib.suppress(OSError):  # another user's, or ended just now
-            state, parent, *rest = (entry / "stat").read_text().rpartition(")")[2].split()
-            if state != "Z":
-                number = int(entry.name)
-                parents[number], starts[number] = int(parent), rest[17]
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found[number] = starts[number]
-    alive = {number for number, start in found.items() if starts.get(number) == start}
-    while new := {number for number, parent in parents.items() if parent in alive} - alive:
+def note(mark: str, found: set[psutil.Process]) -> set[psutil.Process]:
+    """Add the processes with a mark, and all that they started; returns which are alive."""
+    parents: dict[psutil.Process, int] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # another user's, or ended just now
+            if process.status() != psutil.STATUS_ZOMBIE:
+                parents[process] = process.ppid()
+                if process.environ().get(MARK) == mark:
+                    found.add(process)
+    alive = found & parents.keys()
+    while new := {p for p, parent in parents.items() if parent in {a.pid for a in alive}} - alive:
         alive |= new
-        found.update({number: starts[number] for number in new})
-    return sorted(alive)
+        found |= new
+    return alive
 
 
 if __name__ == "__main__":

@@ -7,15 +7,13 @@ import json
 import pkgutil
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Literal, Protocol, TextIO
 
-from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
-from levit_search.configuration import validated
 from levit_search.engine.interface import NO_TRIAL, Event
 from levit_search.errors import InputError, LevitSearchError, TrialError, refused_by_disk
 from levit_search.latency.host_lock import while_no_probe_runs
@@ -28,8 +26,15 @@ EVALUATOR = "levit_search.search.evaluate:Evaluator"
 _MOST_DEATHS = 2  # of workers at one task
 
 Decide = Callable[[int, dict[str, float]], bool]
+"""Whether a candidate goes on after an epoch at which its values are these."""
+
 Tell = Callable[[Event], None]
-Do = Literal["evaluate", "evaluate_untaught", "verify", "remeasure"]
+
+
+class Result(Protocol):
+    """What an evaluator gives of a network."""
+
+    def as_json(self) -> Mapping[str, object]: ...
 
 
 class Evaluates(Protocol):
@@ -39,27 +44,24 @@ class Evaluates(Protocol):
     far as that is known, and the cores that it should keep to (None: any).
     """
 
-    def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
+    def prepare(self, sample: Architecture, progress: Progress) -> Mapping[str, object]:
         """Get what all evaluations need; returns ``settled_ms``, ``device``, ``data`` and so on."""
 
     def evaluate(
         self, network: Architecture, progress: Progress, decide: Decide, taught: bool = True
-    ) -> Any:
-        """Evaluate a network; what it returns has a method ``as_json``. One that is not ``taught``
-        is trained without the teacher."""
+    ) -> Result:
+        """Evaluate a network; one that is not ``taught`` is trained without the teacher."""
 
-    def verify(self, network: Architecture, progress: Progress, decide: Decide) -> Any:
-        """Measure or train a network of which that was predicted or inherited; what it returns
-        has ``as_json``."""
+    def verify(self, network: Architecture, progress: Progress, decide: Decide) -> Result:
+        """Measure or train a network of which that was predicted or inherited."""
 
-    def compare(self, given: BaselineConfig, progress: Progress, decide: Decide) -> Any:
-        """Count, measure and train a network of timm; what it returns has ``as_json``."""
+    def compare(self, given: BaselineConfig, progress: Progress, decide: Decide) -> Result:
+        """Count, measure and train a network of timm."""
 
     def remeasure(
         self, networks: Sequence[Architecture | BaselineConfig], progress: Progress
-    ) -> Sequence[Any]:
-        """Measure networks anew and together; returns for each what has ``as_json``, or the
-        TrialError that kept it from being measured."""
+    ) -> Sequence[Result | TrialError]:
+        """Measure networks anew and together; returns what kept one from being measured, too."""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -73,25 +75,15 @@ class Task:
     ``remeasure`` several. To ``evaluate`` a baseline is to compare with it.
     """
 
-    do: Do
+    do: Literal["evaluate", "evaluate_untaught", "verify", "remeasure"]
     trial: int
-    networks: list[dict[str, Any]]
-    """Dumps of an :class:`Architecture` or a :class:`BaselineConfig`."""
+    networks: list[Architecture | BaselineConfig]
     deaths: int = 0
     """Of workers that were at it."""
 
-    @classmethod
-    def of(cls, do: Do, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> "Task":
-        return cls(do, trial, [network.model_dump(mode="json") for network in networks])
-
     def note_death(self, reason: str, was_begun: bool = True) -> Event:
         """Count a worker that died; returns what is told of that, of kind ``failed`` where the task
-        is not to be tried again.
-
-        Args:
-            reason: why it died.
-            was_begun: whether the worker had begun with the task.
-        """
+        is not to be tried again. ``was_begun`` says whether the worker had begun with it."""
         self.deaths += was_begun
         if self.deaths == _MOST_DEATHS:
             return Event("failed", self.trial, reason)
@@ -107,83 +99,71 @@ class TaskEngine:
     def submit(
         self, trial: int, network: Architecture | BaselineConfig, taught: bool = True
     ) -> None:
-        self.give(Task.of("evaluate" if taught else "evaluate_untaught", trial, [network]))
+        self.give(Task("evaluate" if taught else "evaluate_untaught", trial, [network]))
 
     def verify(self, trial: int, network: Architecture) -> None:
-        self.give(Task.of("verify", trial, [network]))
+        self.give(Task("verify", trial, [network]))
 
     def remeasure(self, trial: int, networks: Sequence[Architecture | BaselineConfig]) -> None:
-        self.give(Task.of("remeasure", trial, networks))
+        self.give(Task("remeasure", trial, [*networks]))
 
     def give(self, task: Task) -> None:
         """Have a worker carry out a task. Only while the engine has room."""
         raise NotImplementedError
 
 
-def evaluator_maker(name: str, config: dict[str, Any], folder: str) -> Callable[..., Evaluates]:
+def evaluator_maker(name: str, config: StudyConfig, folder: Path) -> Callable[..., Evaluates]:
     """What makes evaluators of the reference's latency by id and the cores to keep to.
 
-    Importing it takes seconds, and no probe runs meanwhile.
-
-    Args:
-        name: ``module:attribute``, see :class:`Evaluates`.
-        config: dump of the study's.
-        folder: of the study.
+    Importing it by its ``name``, ``module:attribute``, takes seconds; no probe runs meanwhile.
     """
     with while_no_probe_runs():
-        make = pkgutil.resolve_name(name)
-    return functools.partial(make, validated(StudyConfig, config, folder), Path(folder))
+        return functools.partial(pkgutil.resolve_name(name), config, folder)
 
 
-def prepare(make: Callable[[], Evaluates], sample: dict[str, Any], tell: Tell) -> Evaluates | None:
-    """Make an evaluator and let it prepare; an event tells how that went.
+def work(
+    make: Callable[[], Evaluates],
+    sample: Architecture,
+    tell: Tell,
+    next_task: Callable[[], Task | None],
+    answered: Callable[[], bool],
+) -> None:
+    """Make an evaluator, let it prepare, then carry out one task after another until there is none.
 
-    Args:
-        make: makes it.
-        sample: dump of a network, whose image sizes are those of all.
-        tell: called with each event.
-
-    Returns:
-        The evaluator, to be closed by the caller; None where it could not be made or prepared.
+    An event tells how the preparation went; where it failed there are no tasks. ``answered`` is as
+    of :func:`carry_out`, whose errors it raises.
     """
-    made: Evaluates | None = None
-    with contextlib.ExitStack() as undo:
+    made: list[Evaluates] = []
+    with contextlib.ExitStack() as stack:
 
-        def step(progress: Progress) -> dict[str, Any]:
-            nonlocal made
-            made = undo.enter_context(contextlib.closing(make()))
-            return made.prepare(architectures.parse(sample), progress)
+        def step(progress: Progress) -> Mapping[str, object]:
+            made.append(stack.enter_context(contextlib.closing(make())))
+            return made[0].prepare(sample, progress)
 
-        if not _attempt(None, step, tell):
-            return None
-        undo.pop_all()
-        return made
+        if _attempt(None, step, tell):
+            while (task := next_task()) is not None:
+                carry_out(task, made[0], tell, answered)
 
 
 def carry_out(task: Task, evaluator: Evaluates, tell: Tell, answered: Callable[[], bool]) -> None:
     """Do what a task says; whatever that raises is an event.
 
-    Args:
-        task: what to do.
-        evaluator: prepared.
-        tell: called with each event.
-        answered: waits for the driver's answer about the rung that was told last.
+    ``answered`` waits for the driver's answer about the rung that was told last.
 
     Raises:
         EOFError, BrokenPipeError, ConnectionResetError: the connection to the driver has ended.
     """
 
-    def step(progress: Progress) -> dict[str, Any]:
-        networks = [_parsed(each) for each in task.networks]
+    def step(progress: Progress) -> Mapping[str, object]:
         if task.do == "remeasure":
-            results = evaluator.remeasure(networks, progress)
+            results = evaluator.remeasure(task.networks, progress)
             return {
                 "results": [
                     {"failed": str(each)} if isinstance(each, TrialError) else each.as_json()
                     for each in results
                 ]
             }
-        (network,) = networks
+        (network,) = task.networks
         if isinstance(network, BaselineConfig):
             found = evaluator.compare(network, progress, decide)
         elif task.do == "evaluate_untaught":
@@ -192,8 +172,7 @@ def carry_out(task: Task, evaluator: Evaluates, tell: Tell, answered: Callable[[
             found = evaluator.verify(network, progress, decide)
         else:
             found = evaluator.evaluate(network, progress, decide)
-        content: dict[str, Any] = found.as_json()
-        return content
+        return found.as_json()
 
     def decide(epoch: int, values: dict[str, float]) -> bool:
         content = {"epoch": epoch, "values": dict(values)}
@@ -203,14 +182,9 @@ def carry_out(task: Task, evaluator: Evaluates, tell: Tell, answered: Callable[[
     _attempt(task.trial, step, tell)
 
 
-def _parsed(described: dict[str, Any]) -> Architecture | BaselineConfig:
-    """What the driver sent the dump of; architectures alone have a family."""
-    if "family" in described:
-        return architectures.parse(described)
-    return BaselineConfig.model_validate(described)
-
-
-def _attempt(trial: int | None, step: Callable[[Progress], dict[str, Any]], tell: Tell) -> bool:
+def _attempt(
+    trial: int | None, step: Callable[[Progress], Mapping[str, object]], tell: Tell
+) -> bool:
     """Take a step and tell how it ended; returns whether that was well."""
 
     def progress(text: str, fraction: float | None) -> None:
@@ -226,7 +200,7 @@ def _attempt(trial: int | None, step: Callable[[Progress], dict[str, Any]], tell
             traceback.print_exc()
         expected = isinstance(error, LevitSearchError)
         text = str(error) if expected else f"{type(error).__name__}: {error}"
-        content: dict[str, Any] = {"wrong_input": isinstance(error, InputError)}
+        content: dict[str, object] = {"wrong_input": isinstance(error, InputError)}
         if refusal := refused_by_disk(error):
             content["refused_by_disk"] = refusal
         tell(Event("failed", trial, " ".join(text.split())[:500], content=content))

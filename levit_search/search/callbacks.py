@@ -1,7 +1,6 @@
 """What a search tells: the callback interface, the callback for a terminal, and the summary."""
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -107,11 +106,7 @@ def front_volume(front: list[Record], study: Study) -> float:
 
 
 class SearchProgress(LiveDisplay, Callback):
-    """Shows a search live in a terminal; elsewhere it prints a line for each thing that happens.
-
-    Args:
-        study: that is searched.
-    """
+    """Shows a search live in a terminal; elsewhere it prints a line for each thing that happens."""
 
     def __init__(self, study: Study) -> None:
         super().__init__()
@@ -121,7 +116,7 @@ class SearchProgress(LiveDisplay, Callback):
         self._doing = "starting the worker"
         self._fraction: float | None = None
         self._current: dict[int, tuple[Architecture | BaselineConfig, str, float | None]] = {}
-        self._status: SearchStatus | None = None
+        self._status = SearchStatus(study.config.objectives)
         self._last_line = ""
 
     def on_progress(self, text: str, fraction: float | None) -> None:
@@ -134,8 +129,7 @@ class SearchProgress(LiveDisplay, Callback):
 
     def on_trial_progress(self, trial: int, text: str, fraction: float | None) -> None:
         self._doing = ""
-        network, _, _ = self._current[trial]
-        self._current[trial] = (network, text, fraction)
+        self._current[trial] = (self._current[trial][0], text, fraction)
 
     def on_trial_complete(self, record: Record, status: SearchStatus, left_s: float | None) -> None:
         self._current.pop(record.trial, None)
@@ -146,10 +140,10 @@ class SearchProgress(LiveDisplay, Callback):
 
     def on_baseline_complete(self, trial: int, record: BaselineRecord) -> None:
         self._current.pop(trial, None)
+        found = f" failed: {record.reason}"
         if record.is_complete:
-            self._line(f"{record.summary}: {_figures(record.values, self._study)}")
-        else:
-            self._line(f"{record.summary} failed: {record.reason}")
+            found = f": {_figures(record.values, self._study)}"
+        self._line(f"{record.summary}{found}")
 
     def on_loop_end(self) -> None:
         if self._live is not None:
@@ -171,8 +165,7 @@ class SearchProgress(LiveDisplay, Callback):
         for trial, (network, text, fraction) in self._current.items():
             what = f"trial {trial}" if trial >= 0 else "comparing"
             parts.append(bar(f"{what}: {text}", fraction, network.summary()))
-        objectives = self._study.config.objectives
-        best = self._status.front if self._status is not None else []
+        objectives, best = self._study.config.objectives, self._status.front
         if best:
             more = f", {_FRONT_ROWS} of {len(best)}" if len(best) > _FRONT_ROWS else ""
             parts.append(table.terminal(best[:_FRONT_ROWS], objectives, f"\nfront so far{more}"))
@@ -181,7 +174,7 @@ class SearchProgress(LiveDisplay, Callback):
     def _headline(self) -> str:
         budget, now = self._study.config.search.trials, time.monotonic()
         of = f" of {budget}" if budget is not None else ""
-        counts = self._status.counts if self._status is not None else Counter[str]()
+        counts = self._status.counts
         parts = [f"{self._study.config.name}: {counts['evaluated']}{of} networks"]
         words = {
             "stopped": "stopped early",
@@ -200,19 +193,17 @@ class SearchProgress(LiveDisplay, Callback):
 
 def _outcome(record: Record, study: Study) -> str:
     """A line on a trial that has ended."""
+    if record.state != "complete" and not record.is_stopped:
+        return f"trial {record.trial} {record.state}: {record.reason}"
     if record.is_stopped:
         accuracy = table.named_figure("top1_percent", record.rungs[-1]["top1_percent"])
-        return f"trial {record.trial} {record.reason}: {accuracy}{_shape(record)}"
-    if record.state != "complete":
-        return f"trial {record.trial} {record.state}: {record.reason}"
-    return f"trial {record.trial}: {_figures(record.values, study)}{_shape(record)}"
+        found = f"trial {record.trial} {record.reason}: {accuracy}"
+    else:
+        found = f"trial {record.trial}: {_figures(record.values, study)}"
+    assert record.architecture is not None
+    again = f" (known from trial {record.reused_from})" if record.reused_from is not None else ""
+    return f"{found}  {record.architecture.summary()}{again}"
 
 
 def _figures(values: Mapping[str, float], study: Study) -> str:
     return ", ".join(table.named_figure(name, values[name]) for name in study.config.objectives)
-
-
-def _shape(record: Record) -> str:
-    assert record.architecture is not None
-    again = f" (known from trial {record.reused_from})" if record.reused_from is not None else ""
-    return f"  {record.architecture.summary()}{again}"

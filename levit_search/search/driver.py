@@ -19,14 +19,12 @@ from optuna.trial import FrozenTrial, TrialState
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
-from levit_search.engine import make_engine
-from levit_search.engine.interface import Engine, Event
+from levit_search.engine.interface import Engine, Event, make_engine
 from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.files import remove_unfinished
 from levit_search.pretrained import check_donor_weights
 from levit_search.search.callbacks import Callback, CallbackList, Summary, front_volume
-from levit_search.search.comparisons import Comparisons
-from levit_search.search.final_evaluation import FinalEvaluation
+from levit_search.search.final_evaluation import Comparisons, FinalEvaluation
 from levit_search.search.loop import Loop
 from levit_search.search.moasha import MultiObjectiveASHA
 from levit_search.search.sampling import ProposalStatus, Sampler, chosen, population_of
@@ -45,7 +43,6 @@ _TOO_SLOW = 20
 # single candidates, at the start too, where the largest published networks are tried.
 _FAILURES = 10
 _MOST_TRIES = 2  # of a network that fails
-_PREPARED = ("settled_ms", "device", "devices", "data", "teacher", "supernet")  # kept with a study
 _INTERRUPTED = "you interrupted it"
 _TOO_SLOW_TEXT = f"the last {_TOO_SLOW} networks were over the limit of latency_ms"
 _NOTHING_NEW = "no new network within the limits was found in the space"
@@ -57,7 +54,7 @@ _STATES: dict[TrialState, State] = {
 }
 
 MakeEngine = Callable[[Study, Architecture, dict[str, float]], Engine]
-"""As :func:`levit_search.engine.make_engine`."""
+"""As :func:`levit_search.engine.interface.make_engine`."""
 
 
 def search(
@@ -105,12 +102,9 @@ class _Trial:
 
     number: int
     params: Mapping[str, Any]
-    notes: dict[str, Any]
-    """What is stored with it."""
-    excess: dict[str, float]
-    """By limit, how far above it, as a share."""
-    network: Architecture | None = None
-    """None where the proposal is no valid network."""
+    notes: dict[str, Any]  # which are stored with it
+    excess: dict[str, float]  # by limit, how far above it, as a share
+    network: Architecture | None = None  # where the proposal is no valid network
 
 
 class _Driver:
@@ -135,7 +129,22 @@ class _Driver:
         self._asha: MultiObjectiveASHA | None = None
         if epochs and reduction is not None:
             self._asha = MultiObjectiveASHA(epochs, reduction, self._config.objectives)
-        self._sampler = self._settled_sampler()
+        search, attributes = self._config.search, self._store.attributes
+        if "sampler" not in attributes:  # it stays when the budget is extended later
+            self._store.set_attribute("population", population_of(search))
+            self._store.set_attribute("sampler", chosen(search))
+        limits = space.limits.model_dump()
+        self._sampler = Sampler(
+            attributes["sampler"],
+            search,
+            space.distributions(),
+            self._config.objectives,
+            ["valid", *(name for name, bound in limits.items() if bound is not None)],
+            self._status_of,
+            attributes["population"],
+            self._asha,
+        )
+        self._sampler.restore_parents(attributes)
         self._comparisons = Comparisons(study, self._store, callbacks)
         self._final = FinalEvaluation(study, self._store, self._comparisons, callbacks)
         self.running: dict[int, _Trial] = {}
@@ -145,26 +154,6 @@ class _Driver:
         self._because = _INTERRUPTED
         self._begun = time.monotonic()
 
-    def _settled_sampler(self) -> Sampler:
-        """What the budget decides is settled when a study begins, and stays when it is extended."""
-        config, attributes = self._config.search, self._store.attributes
-        if "sampler" not in attributes:
-            self._store.set_attribute("population", population_of(config))
-            self._store.set_attribute("sampler", chosen(config))
-        limits = self._space.limits.model_dump()
-        sampler = Sampler(
-            attributes["sampler"],
-            config,
-            self._space.distributions(),
-            self._config.objectives,
-            ["valid", *(name for name, bound in limits.items() if bound is not None)],
-            self._status_of,
-            attributes["population"],
-            self._asha,
-        )
-        sampler.restore_parents(attributes)
-        return sampler
-
     @property
     def seconds(self) -> float:
         """How long this session lasts."""
@@ -172,17 +161,19 @@ class _Driver:
 
     def run(self) -> Summary:
         with contextlib.ExitStack() as stack:
-            trials = self._store.trials()
+            trials, budget = self._store.trials(), self._config.search.trials
+            notes = [trial.user_attrs for trial in trials]
+            evaluated = sum("evaluation" in each and "reused_from" not in each for each in notes)
             # Workers take seconds to start; they may do so while trials are recalled.
-            loop = self._started(stack) if self._is_surely_begun(trials) else None
+            is_begun = budget is None or evaluated < budget
+            loop = self._started(stack) if is_begun else None
             with without_garbage_collection():
                 for trial in trials:
                     self._recall(trial)
-            for tried in {trial.user_attrs.get("architecture_id", "") for trial in trials}:
-                self._starts.pop(tried, None)
             self._forget_trainings()
             self._callbacks.on_search_start(self._store.status)
-            if self._is_anything_left():
+            is_left = self._left_over or self._source is not None or not self._is_enough()
+            if is_left or self._comparisons.left() or self._final.left():
                 self._carry_out(loop or self._started(stack))
             else:
                 stack.close()
@@ -192,16 +183,6 @@ class _Driver:
                     self._measure_again()
         self._store.write_tables()
         return self._summary()
-
-    def _is_surely_begun(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Whether something is left to evaluate, as far as that can be told at a glance."""
-        notes = [trial.user_attrs for trial in trials]
-        evaluated = sum("evaluation" in each and "reused_from" not in each for each in notes)
-        return self._config.search.trials is None or evaluated < self._config.search.trials
-
-    def _is_anything_left(self) -> bool:
-        is_left = self._left_over or self._source is not None or not self._is_enough()
-        return bool(is_left or self._comparisons.left() or self._final.left())
 
     def _started(self, stack: contextlib.ExitStack) -> Loop:
         """A loop with an engine, which is closed with ``stack``."""
@@ -217,9 +198,9 @@ class _Driver:
         check_prepared(self._study, self._study, self._store.attributes, found)
         if self._source is not None:
             check_prepared(self._study, self._source, self._source.attributes(), found)
-        for key in _PREPARED:
-            if found.get(key):
-                self._store.set_attribute(key, found[key])
+        for key, each in found.items():  # see levit_search.search.evaluate.Prepared
+            if each:
+                self._store.set_attribute(key, each)
 
     def _carry_out(self, loop: Loop) -> None:
         """All that is left to do, from the preparation to the last look at the front."""
@@ -231,7 +212,10 @@ class _Driver:
                 found = reference_of(self._config, self._space, data, measured)
                 self._store.keep_reference(found)
             if self._source is not None:
-                self._take_over(self._source)
+                known = self._store.next_number
+                taken_over(self._source, self._study, self._space, self._store)
+                for trial in self._store.trials()[known:]:
+                    self._recall(trial)
             loop.run(self)
             self._check_all_failed()
             self._comparisons.run(loop)
@@ -256,6 +240,7 @@ class _Driver:
     def _recall(self, trial: FrozenTrial) -> None:
         """Take up a trial of an earlier session, or of another study."""
         number, notes, excess = trial.number, dict(trial.user_attrs), dict(trial.constraints)
+        self._starts.pop(notes.get("architecture_id", ""), None)
         self._sampler.begin(number, trial.system_attrs)
         self._sampler.set_params(number, trial.params)
         for rung in notes.get("rungs", ()):
@@ -276,14 +261,6 @@ class _Driver:
         for path in self._study.checkpoints.glob("*.training.pt"):
             if path not in unfinished:
                 path.unlink()
-
-    def _take_over(self, source: Study) -> None:
-        known = self._store.next_number
-        taken_over(source, self._study, self._space, self._store)
-        for trial in self._store.trials()[known:]:
-            self._recall(trial)
-        for name in self._store.status.known:
-            self._starts.pop(name, None)
 
     def start_next(self, engine: Engine) -> bool:
         """Adopt or propose a trial, and submit it unless its outcome is known already."""
@@ -310,7 +287,7 @@ class _Driver:
             if generation not in self._store.attributes:
                 self._store.set_attribute(generation, parents)
         self._sampler.set_params(number, params)
-        self._judge(engine, number, params)
+        self._judge(engine, _Trial(number, params, {}, {"valid": 0.0}))
         return True
 
     def is_done(self) -> bool:
@@ -326,9 +303,18 @@ class _Driver:
         return because is not None
 
     def _reason_to_end(self) -> str | None:
-        """Why nothing more is proposed, if that is so."""
-        if self._is_out_of_time():
-            return "the time is up"
+        """Why nothing more is proposed, if that is so.
+
+        Nothing is begun some time before the time is up: a network that was planned would not be
+        half trained by then, and the baselines take their time, too.
+        """
+        plan, limit_s = self._config.plan, self._config.search.time_s
+        if limit_s is not None:
+            reserved_s = self._comparisons.reserved_s(self._store.status.front)
+            if plan is not None:
+                reserved_s = min(plan.network_s / 2 + reserved_s, limit_s / 2)
+            if self.seconds >= limit_s - reserved_s:
+                return "the time is up"
         if self._is_enough():
             return "the budget is used up"
         if self._too_slow >= _TOO_SLOW:
@@ -340,28 +326,15 @@ class _Driver:
         begun = evaluated + len(self.running) + len(self._left_over)
         return trials is not None and begun >= trials
 
-    def _is_out_of_time(self) -> bool:
-        """So long before the time is up nothing is begun: a network that was planned would not be
-        half trained by then, and the baselines take their time, too."""
-        plan, limit_s = self._config.plan, self._config.search.time_s
-        if limit_s is None:
-            return False
-        reserved_s = self._comparisons.reserved_s(self._store.status.front)
-        if plan is not None:
-            reserved_s = min(plan.network_s / 2 + reserved_s, limit_s / 2)
-        return self.seconds >= limit_s - reserved_s
-
-    def _judge(self, engine: Engine, number: int, params: Mapping[str, Any]) -> None:
+    def _judge(self, engine: Engine, trial: _Trial) -> None:
         """Reject a proposal, tell what is known of it, or submit it."""
-        trial = _Trial(number, params, {}, {"valid": 0.0})
         try:
-            network = self._space.decode(self._space.values(params))
+            network = self._space.decode(self._space.values(trial.params))
         except InputError as error:
             trial.excess["valid"] = 1.0
-            self._reject(trial, str(error))
+            self._add(trial, TrialState.PRUNED, str(error))
             return
-        found, status = cost(network), self._store.status
-        trial.network = network
+        found, trial.network = cost(network), network
         trial.excess |= self._space.limits.excess(found)
         trial.notes |= {
             "architecture": network.model_dump(mode="json"),
@@ -369,23 +342,20 @@ class _Driver:
             "cost": found._asdict(),
         }
         over = [name for name, value in trial.excess.items() if value > 0]
-        failed = status.failures.get(network.id, [])
         if over:
             limit = getattr(self._space.limits, over[0])
-            self._reject(trial, f"{over[0]} over the limit of {limit:,.0f}")
-        elif network.id in status.known:
-            self._reuse(trial, status.known[network.id])
-        elif len(failed) >= _MOST_TRIES:
-            trial.notes["reused_from"] = failed[-1]
-            self._reject(trial, f"failed in trial {failed[-1]} already")
-        elif (twin := self._twin(network)) is not None:
-            trial.notes["reused_from"] = twin
-            self._reject(trial, f"trial {twin} is evaluating this network")
+            self._add(trial, TrialState.PRUNED, f"{over[0]} over the limit of {limit:,.0f}")
+        elif network.id in self._store.status.known:
+            self._reuse(trial, self._store.status.known[network.id])
+        elif (hopeless := self._hopeless(network)) is not None:
+            trial.notes["reused_from"], reason = hopeless
+            self._add(trial, TrialState.PRUNED, reason)
         else:
             if not self._is_taught():
                 trial.notes["taught"] = False
-            kept = self._sampler.attributes(number)
-            self._store.begin(params, trial.notes, trial.excess, kept)
+            kept = self._sampler.attributes(trial.number)
+            running = TrialState.RUNNING
+            self._store.add(running, None, trial.params, trial.notes, trial.excess, kept)
             self._submit(engine, trial)
 
     def _status_of(self, params: Mapping[str, Any]) -> ProposalStatus:
@@ -396,22 +366,18 @@ class _Driver:
             return "infeasible"
         if any(value > 0 for value in self._space.limits.excess(cost(network)).values()):
             return "infeasible"
-        if network.id in self._store.status.known or self._twin(network) is not None:
-            return "known"
-        failed = self._store.status.failures.get(network.id, ())
-        return "known" if len(failed) >= _MOST_TRIES else "new"
+        is_known = network.id in self._store.status.known or self._hopeless(network) is not None
+        return "known" if is_known else "new"
 
-    def _twin(self, network: Architecture) -> int | None:
-        """The running trial that evaluates the same network."""
+    def _hopeless(self, network: Architecture) -> tuple[int, str] | None:
+        """The trial because of which a network is not evaluated now, and the reason."""
+        failed = self._store.status.failures.get(network.id, [])
+        if len(failed) >= _MOST_TRIES:
+            return failed[-1], f"failed in trial {failed[-1]} already"
         for each in (*self.running.values(), *self._left_over):
             if each.notes["architecture_id"] == network.id:
-                return each.number
+                return each.number, f"trial {each.number} is evaluating this network"
         return None
-
-    def _reject(self, trial: _Trial, reason: str | None) -> None:
-        """Write a proposal that is not evaluated."""
-        trial.notes["reason"] = reason
-        self._add(trial, TrialState.PRUNED)
 
     def _reuse(self, trial: _Trial, known: Record) -> None:
         """Write a proposal whose network was evaluated in another trial."""
@@ -421,14 +387,14 @@ class _Driver:
             trial.notes["rungs"] = list(known.rungs)
         if not known.taught:
             trial.notes["taught"] = False
-        if known.state == "complete":
-            self._add(trial, TrialState.COMPLETE, self._objective_values(trial))
-        else:
-            self._reject(trial, known.reason)
+        is_complete = known.state == "complete"
+        self._add(trial, TrialState.COMPLETE if is_complete else TrialState.PRUNED, known.reason)
 
-    def _add(self, trial: _Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
-        """Write a trial that costs no evaluation."""
-        kept = self._sampler.attributes(trial.number)
+    def _add(self, trial: _Trial, state: TrialState, reason: str | None) -> None:
+        """Write a trial that costs no evaluation, with the ``reason`` unless it is complete."""
+        if state == TrialState.PRUNED:
+            trial.notes["reason"] = reason
+        kept, values = self._sampler.attributes(trial.number), self._objective_values(trial, state)
         self._store.add(state, values, trial.params, trial.notes, trial.excess, kept)
         self._ended(trial, state)
 
@@ -494,28 +460,28 @@ class _Driver:
         if limit_ms is not None:
             trial.excess["latency_ms"] = latency_ms / limit_ms - 1
             self._store.constrain(trial.number, "latency_ms", latency_ms / limit_ms - 1)
+        reason = None
         if is_too_slow:
             reason = f"latency_ms {latency_ms:.3g} over the limit of {limit_ms:g}"
-            self._finish(trial, TrialState.PRUNED, reason)
         elif rungs and not rungs[-1]["goes_on"]:
             epochs = self._config.candidate_recipe.epochs
             reason = f"stopped at epoch {rungs[-1]['epoch']} of {epochs}"
-            self._finish(trial, TrialState.PRUNED, reason)
-        else:
-            self._finish(trial, TrialState.COMPLETE)
+        self._finish(trial, TrialState.COMPLETE if reason is None else TrialState.PRUNED, reason)
 
-    def _finish(self, trial: _Trial, state: TrialState, reason: str | None = None) -> None:
+    def _finish(self, trial: _Trial, state: TrialState, reason: str | None) -> None:
         """End a trial that was evaluated, in the storage, then in memory."""
         if reason is not None:
             trial.notes["reason"] = reason
             self._store.note(trial.number, "reason", reason)
-        values = self._objective_values(trial) if state == TrialState.COMPLETE else None
-        self._store.finish(trial.number, state, values)
+        self._store.finish(trial.number, state, self._objective_values(trial, state))
         path = training_file(self._study.folder, trial.notes["architecture_id"])
         path.unlink(missing_ok=True)
         self._ended(trial, state)
 
-    def _objective_values(self, trial: _Trial) -> list[float]:
+    def _objective_values(self, trial: _Trial, state: TrialState) -> list[float] | None:
+        """What the storage has of a trial that is complete."""
+        if state != TrialState.COMPLETE:
+            return None
         values = {**trial.notes["cost"], **trial.notes["evaluation"]["values"]}
         return [values[name] for name in self._config.objectives]
 

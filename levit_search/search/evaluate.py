@@ -16,11 +16,11 @@ estimate stood for, :meth:`Evaluator.remeasure` the first two, of several networ
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TypedDict, get_args
 
 from torch import nn
 
@@ -30,6 +30,7 @@ from levit_search.baseline import Baseline, BaselineConfig
 from levit_search.batches import Batches, open_batches
 from levit_search.data import SplitName
 from levit_search.distill import TeacherAnswers, obtain_teacher
+from levit_search.engine.tasks import Decide
 from levit_search.errors import InputError, TrialError, refused_by_disk
 from levit_search.files import remove_unfinished, user_cache, write_atomically
 from levit_search.latency import LatencyConfig, Measurement, Probe
@@ -53,13 +54,9 @@ from levit_search.train import (
     training_id,
 )
 
-Decide = Callable[[int, dict[str, float]], bool]
-"""Whether a candidate goes on after an epoch at which its values are these."""
 
-
-def goes_on(epoch: int, values: dict[str, float]) -> bool:
+def goes_on(*_: object) -> bool:
     """Train every candidate to the end."""
-    del epoch, values
     return True
 
 
@@ -74,14 +71,31 @@ class Evaluation:
     """
 
     values: dict[str, float] = field(default_factory=dict)
-    latency: dict[str, Any] | None = None
-    training: dict[str, Any] | None = None
+    latency: Mapping[str, object] | None = None
+    training: Mapping[str, object] | None = None
     seconds: float = 0.0
-    targets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    targets: dict[str, Mapping[str, object]] = field(default_factory=dict)
     """Latencies on further targets, by name."""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Mapping[str, object]:
         return asdict(self)
+
+
+class Prepared(TypedDict):
+    """What is kept with a study of that which all evaluations share; empty where it has none."""
+
+    settled_ms: dict[str, float]
+    """The reference's latency by id, on further targets by ``TARGET:ID``."""
+    device: Mapping[str, object]
+    """What that was measured on."""
+    devices: dict[str, Mapping[str, object]]
+    """Further ones by target."""
+    data: Mapping[str, object]
+    """What accuracies are measured on, see :func:`described_data`."""
+    teacher: Mapping[str, object]
+    """Its card."""
+    supernet: Mapping[str, object]
+    """Its card."""
 
 
 @contextmanager
@@ -118,11 +132,11 @@ class Evaluator:
         if config.is_measured:
             sections.insert(0, (None, config.latency))
         self._stack = ExitStack()
+        # By target, that of the study's own section, named None, first.
         self._probes = {
             target: self._stack.enter_context(Probe(section, settled_on(target, settled_ms)))
             for target, section in sections
         }
-        """By target, that of the study's own section, named None, first."""
         self._teacher: TeacherAnswers | None = None
         self._latency_model: LatencyModel | None = None
         self._supernet: Supernet | None = None
@@ -131,44 +145,50 @@ class Evaluator:
         """End the probes' workers."""
         self._stack.close()
 
-    def prepare(self, sample: Architecture, progress: Progress) -> dict[str, Any]:
+    def prepare(self, sample: Architecture, progress: Progress) -> Prepared:
         """Load the data, obtain the teacher and settle the reference's latency on each target.
 
-        Args:
-            sample: any network of the space; its image sizes are those of all.
-            progress: told what is being done.
-
-        Returns:
-            ``settled_ms``, the reference's latency by id, on further targets by ``TARGET:ID``;
-            ``device``, what it was measured on; ``devices``, further ones by target; ``data``, what
-            accuracies are measured on (:func:`described_data`); ``teacher`` and ``supernet``, their
-            cards. Absent steps give empty values.
+        ``sample`` is any network of the space; its image sizes are those of all.
 
         Raises:
             LevitSearchError: whatever keeps every candidate from being evaluated.
         """
         config = self._config
+        prepared = Prepared(settled_ms={}, device={}, devices={}, data={}, teacher={}, supernet={})
         self._sizes = sizes_of(sample)
         for kept in ("latency", "teachers"):  # what killed writers left in the user's cache
             remove_unfinished(user_cache() / kept)
-        devices = {}
         for target, probe in self._probes.items():
             progress(f"starting the probe{_on(target)}", None)
-            devices[target] = probe.connect()
-            section = "latency" if target is None else f"targets.{target}"
-            _refuse_emulated(devices[target], probe.config, section)
-        data: dict[str, Any] = {}
-        teacher: dict[str, Any] = {}
-        supernet: dict[str, Any] = {}
+            device = probe.connect()
+            if target is None:
+                prepared["device"] = device
+            else:
+                prepared["devices"][target] = device
+            # An emulator's timings say nothing of the device that it plays.
+            if device["emulated"] and not probe.config.allow_emulated:
+                section = "latency" if target is None else f"targets.{target}"
+                raise InputError(
+                    f"{section}.target: {probe.config.target.label} is emulated, and its timings "
+                    f"are no objective ({section}.allow_emulated: true takes them all the same)"
+                )
         if config.is_trained:
             progress("loading data", None)
             self._batches = open_batches(config.data)
-            data = described_data(self._batches, config)
+            prepared["data"] = described_data(self._batches, config)
             if config.teaching is not None:
-                teacher = self._prepare_teacher(config.teaching, progress)
+                prepared["teacher"] = self._prepare_teacher(config.teaching, progress)
             if config.shares_weights:
-                self._supernet = self._obtained_supernet(progress)
-                supernet = self._supernet.summary()
+                progress("preparing the supernet", None)
+                epochs, answers = config.supernet.recipe(config.train).epochs, self._teacher
+                self._supernet = obtain_supernet(
+                    config,
+                    self._batches,
+                    lambda: answers.lasting(epochs) if answers is not None else None,
+                    self._folder,
+                    progress=within("training the supernet", progress),
+                )
+                prepared["supernet"] = self._supernet.summary()
         for target, probe in self._probes.items():
             if not probe.reference_ms:
                 progress(f"timing the reference network{_on(target)}", None)
@@ -178,31 +198,20 @@ class Evaluator:
             file, seed = self._folder / "predictor.json", config.search.seed
             self._latency_model = LatencyModel(self._probes[None], config.space(), seed, file)
             self._latency_model.prepare(progress)
-        return {
-            "settled_ms": {
-                id if target is None else f"{target}:{id}": ms
-                for target, probe in self._probes.items()
-                for id, ms in probe.reference_ms.items()
-            },
-            "device": devices.pop(None, {}),
-            "devices": devices,
-            "data": data,
-            "teacher": teacher,
-            "supernet": supernet,
-        }
+        for target, probe in self._probes.items():
+            prefix = "" if target is None else f"{target}:"
+            prepared["settled_ms"] |= {f"{prefix}{id}": ms for id, ms in probe.reference_ms.items()}
+        return prepared
 
-    def _prepare_teacher(self, teacher: TeacherConfig, progress: Progress) -> dict[str, Any]:
+    def _prepare_teacher(self, teacher: TeacherConfig, progress: Progress) -> Mapping[str, object]:
+        """Obtain the teacher; returns its card."""
         if teacher.adapt == "own":
             raise InputError(
                 "teacher.adapt: own is for `levit-search supernet --data generated`; candidates "
                 "are taught the data's classes"
             )
+        training, epochs = within("training the teacher", progress), teacher.recipe.epochs
         progress("preparing the teacher", None)
-
-        def report(epoch: Epoch) -> None:
-            text = f"training the teacher, {epoch.summary()}"
-            progress(text, epoch.epoch / teacher.recipe.epochs)
-
         self._teacher, card = obtain_teacher(
             teacher,
             self._config.data,
@@ -210,27 +219,11 @@ class Evaluator:
             self._config.train,
             self._folder / "teacher",
             self._config.search.seed,
-            report,
+            lambda epoch: training(epoch.summary(), epoch.epoch / epochs),
             lambda text: progress(text, None),
             within("computing the teacher's features", progress),
         )
         return card
-
-    def _obtained_supernet(self, progress: Progress) -> Supernet:
-        config = self._config
-        epochs = config.supernet.recipe(config.train).epochs
-        progress("preparing the supernet", None)
-
-        def teacher() -> TeacherAnswers | None:
-            return self._teacher.lasting(epochs) if self._teacher is not None else None
-
-        return obtain_supernet(
-            config,
-            self._batches,
-            teacher,
-            self._folder,
-            progress=within("training the supernet", progress),
-        )
 
     def evaluate(
         self,
@@ -254,16 +247,24 @@ class Evaluator:
         """
         config = self._config
         with _evaluation() as found:
-            if self._latency_model is not None:
-                self._predict(self._latency_model, network, found, progress)
+            values = found.values
+            if self._latency_model is not None:  # which stands for the measured one until verify()
+                progress("predicting latency", None)
+                predicted = self._latency_model.predict(network, progress)
+                values["latency_ms"] = values["latency_predicted_ms"] = predicted.latency_ms
+                found.latency = {"method": "predicted", **asdict(predicted)}
             elif config.is_measured:
                 self._measure(None, network, found, progress)
             if self._is_too_slow(found):
                 return found
             for target in config.also_measured:
                 self._measure(target, network, found, progress)
-            if config.inherits:
-                self._inherit(network, found, progress)
+            if config.inherits:  # which stands for its own until verify()
+                assert self._supernet is not None
+                progress("asking the supernet", None)
+                with on_cores(self._cores):
+                    inherited = self._supernet.top1_percent(_levit(network))
+                values["top1_percent"] = values["top1_inherited_percent"] = inherited
             elif config.is_trained:
                 self._train(network, found, progress, decide, taught)
         return found
@@ -273,11 +274,7 @@ class Evaluator:
     ) -> Evaluation:
         """Measure a network whose latency was predicted, train one whose accuracy was inherited.
 
-        Args:
-            network: that was evaluated. Its training goes on from the checkpoint that an earlier
-                session left.
-            progress: told what is being done.
-            decide: asked at each of the recipe's rungs.
+        Its training goes on from the checkpoint that an earlier session left.
 
         Raises:
             TrialError: the probe or the training failed.
@@ -295,13 +292,8 @@ class Evaluator:
         """Count, measure and train a network of timm as candidates are; its weights are written.
 
         It is trained by the recipe of candidates to its end, without a teacher, and measured also
-        where candidates' latencies are predicted, be it over a limit or not.
-
-        Args:
-            given: which one, and what training begins with. It goes on from the checkpoint that an
-                earlier session left.
-            progress: told what is being done.
-            decide: asked at each of the recipe's rungs.
+        where candidates' latencies are predicted, be it over a limit or not. It goes on from the
+        checkpoint that an earlier session left.
 
         Returns:
             An evaluation whose values have ``params``, ``flops`` and ``activations``, too.
@@ -337,10 +329,6 @@ class Evaluator:
         Their rounds alternate in one session of each target's worker, so that all of them have the
         same minutes; nothing comes from the cache.
 
-        Args:
-            networks: that were evaluated, and baselines.
-            progress: told what is being done.
-
         Returns:
             In their order; of one that could not be measured why.
 
@@ -375,15 +363,6 @@ class Evaluator:
         for evaluation in found:
             evaluation.seconds = together.seconds
         return [errors.get(place) or evaluation for place, evaluation in enumerate(found)]
-
-    def _predict(
-        self, model: LatencyModel, network: Architecture, found: Evaluation, progress: Progress
-    ) -> None:
-        """Predict the latency, which stands for the measured one until :meth:`verify`."""
-        progress("predicting latency", None)
-        predicted = model.predict(network, progress)
-        found.values["latency_ms"] = found.values["latency_predicted_ms"] = predicted.latency_ms
-        found.latency = {"method": "predicted", **asdict(predicted)}
 
     def _measure(
         self,
@@ -428,14 +407,6 @@ class Evaluator:
         limit_ms = self._config.limits.latency_ms
         return limit_ms is not None and found.values.get("latency_ms", 0.0) > limit_ms
 
-    def _inherit(self, network: Architecture, found: Evaluation, progress: Progress) -> None:
-        """Take the accuracy from the supernet, which stands for its own until :meth:`verify`."""
-        assert self._supernet is not None
-        progress("asking the supernet", None)
-        with on_cores(self._cores):
-            inherited = self._supernet.top1_percent(_levit(network))
-        found.values["top1_percent"] = found.values["top1_inherited_percent"] = inherited
-
     def _train(
         self,
         network: Architecture,
@@ -478,17 +449,8 @@ class Evaluator:
     ) -> None:
         """Train a network to the end or to where it is stopped, and write its weights.
 
-        Its checkpoint stays; whoever has written the result down removes it.
-
-        Args:
-            name: that its files go by.
-            run: the identity of its training.
-            begun: gives the network as training begins with it.
-            recipe: how.
-            teacher: of its second head, where it has one.
-            found: what is known of it; takes the training, and the accuracy at its end.
-            progress: told how far it is.
-            decide: asked at each rung, where there is something to decide.
+        Its checkpoint stays; whoever has written the result down removes it. Files go by ``name``,
+        ``run`` is the identity of the training, and ``begun`` gives the network as that begins.
         """
 
         def decided(epoch: Epoch) -> bool:
@@ -525,7 +487,7 @@ class Evaluator:
             weights.unlink(missing_ok=True)
 
 
-def described_data(batches: Batches, config: StudyConfig) -> dict[str, Any]:
+def described_data(batches: Batches, config: StudyConfig) -> Mapping[str, object]:
     """What accuracies are measured on.
 
     Returns:
@@ -536,7 +498,7 @@ def described_data(batches: Batches, config: StudyConfig) -> dict[str, Any]:
         accuracies inherited from a supernet are measured.
     """
     images = {split: batches.size(split) for split in get_args(SplitName)}
-    found: dict[str, Any] = {
+    found = {
         "id": f"{batches.data_id}-{batches.fingerprint('val')}",
         **{f"{split}_images": count for split, count in images.items()},
         "num_classes": batches.info.num_classes,
@@ -567,12 +529,3 @@ def settled_on(target: str | None, settled_ms: dict[str, float]) -> dict[str, fl
         for key, ms in settled_ms.items()
         if key.startswith(prefix) and (":" in key) == (target is not None)
     }
-
-
-def _refuse_emulated(device: dict[str, Any], config: LatencyConfig, section: str) -> None:
-    """An emulator's timings say nothing of the device that it plays."""
-    if device["emulated"] and not config.allow_emulated:
-        raise InputError(
-            f"{section}.target: {config.target.label} is emulated, and its timings are no "
-            f"objective ({section}.allow_emulated: true takes them all the same)"
-        )

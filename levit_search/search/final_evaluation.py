@@ -8,14 +8,15 @@ A front of measured latencies is a selection of lucky minutes: of two networks t
 one comes onto it that was measured too fast. So its members, and rivals that miss it by no more
 than the noise of their latencies, are measured anew and together, and the front is what these
 figures say. What comes onto it then is measured, too, until nothing on it was measured once only.
-The networks that the search is compared with are measured with the first of these.
+The networks that the search is compared with are measured with the first of these. Those are
+trained before, when the search's own budget is used up: the same seed gives the same trials with
+them as without.
 """
 
 import math
 import statistics
 import warnings
 from collections.abc import Collection, Mapping
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -27,29 +28,24 @@ from levit_search.engine.interface import FIRST_BASELINE, Engine, Event
 from levit_search.errors import BudgetError
 from levit_search.latency.protocol import PLAIN_TIME_SDS, repeats_percent
 from levit_search.latency.worker import PROTOCOL
-from levit_search.pareto import (
-    Objective,
-    Points,
-    figure_and_target,
-    is_maximised,
-    is_time,
-    minimised,
-    non_dominated,
-)
+from levit_search.pareto import Objective, figure_and_target, is_time, minimised, non_dominated
 from levit_search.search.callbacks import CallbackList
-from levit_search.search.comparisons import Comparisons
 from levit_search.search.loop import Loop
-from levit_search.search.trials import TrialStore
+from levit_search.search.trials import TrialStore, finding
 from levit_search.study import (
+    BASELINE,
     MEASURED,
     REMEASURED,
     BaselineRecord,
     Record,
     Study,
+    baselines_of,
     compared,
     training_file,
 )
 
+_MOST_TRIES = 2  # of a network to compare with that fails, each in a session of its own
+_MOST_RESERVED = 0.5  # of a session
 # Where so many in a row cannot be verified it is not their fault.
 _FAILURES = 3
 # Beside the front so many networks are measured again at most, those that miss it by the least.
@@ -57,19 +53,106 @@ _RIVALS = 8
 # More are measured in several goes: their files lie on the target at once, and each go is kept.
 _TOGETHER = 24
 
-
 Measured = Record | BaselineRecord
 """What has latencies."""
+
+
+class Comparisons:
+    """Trains and measures once the networks of timm that a search is compared with.
+
+    What comes of it is kept as attributes of the study.
+
+    Raises:
+        InputError: what earlier sessions kept is not what they wrote.
+    """
+
+    def __init__(self, study: Study, store: TrialStore, callbacks: CallbackList) -> None:
+        self._study, self._config = study, study.config
+        self._store, self._callbacks = store, callbacks
+        self.running: dict[int, BaselineConfig] = {}
+        self._waiting: list[BaselineConfig] = []
+        self._tried: set[str] = set()  # what failed in this session
+        self.records()
+
+    def records(self) -> list[BaselineRecord]:
+        """All of them, as they are known now."""
+        return baselines_of(self._config, self._store.attributes)
+
+    def left(self) -> list[BaselineConfig]:
+        """Those that are to be trained in this session."""
+        return [each for each in self._config.compare if self._is_left(each)]
+
+    def _is_left(self, given: BaselineConfig) -> bool:
+        found = self._store.attributes.get(f"{BASELINE}{given.id}")
+        if found is None or given.has_changed(found.get("weights_sha256")):
+            return True
+        return given.id not in self._tried and found.get("tries", _MOST_TRIES) < _MOST_TRIES
+
+    def reserved_s(self, front: list[Record]) -> float:
+        """The time to leave for those that are left, at most half of a session.
+
+        What the plan has not timed is taken to last as long as the members of the ``front`` did on
+        average, and no time at all as long as there are none.
+        """
+        limit_s, left = self._config.search.time_s, self.left()
+        if limit_s is None or not left:
+            return 0.0
+        timed = self._config.plan.baselines_s if self._config.plan is not None else {}
+        usual_s = statistics.fmean(record.seconds for record in front) if front else 0.0
+        seconds = [timed.get(each.id, usual_s) for each in left]
+        needed_s = max(max(seconds), math.fsum(seconds) / self._config.engine.jobs)
+        return min(needed_s, _MOST_RESERVED * limit_s)
+
+    def run(self, loop: Loop) -> None:
+        """Train what is left. One that fails is told in a warning, and tried once more in the next
+        session. Errors are those of :meth:`levit_search.search.loop.Loop.run`."""
+        self._waiting = self.left()
+        loop.run(self)
+
+    def start_next(self, engine: Engine) -> bool:
+        if not self._waiting:
+            return False
+        given = self._waiting.pop(0)
+        number = FIRST_BASELINE - self._config.compare.index(given)
+        self.running[number] = given
+        engine.submit(number, given)
+        self._callbacks.on_trial_start(number, given)
+        return True
+
+    def is_done(self) -> bool:
+        return not self._waiting
+
+    def at_rung(self, *_: object) -> bool:
+        return True
+
+    def done(self, number: int, content: Mapping[str, Any]) -> None:
+        names = ("values", "latency", "targets", "training", "seconds")
+        self._keep(number, finding(content, names))
+
+    def failed(self, number: int, event: Event) -> None:
+        """Note a failure; what may be there the next time, such as weights, does not count."""
+        given = self.running[number]
+        self._tried.add(given.id)
+        tries = self._store.attributes.get(f"{BASELINE}{given.id}", {}).get("tries", 0)
+        tries += "wrong_input" not in event.content
+        again = "the same command tries again" if tries < _MOST_TRIES else "it is left alone now"
+        warnings.warn(f"not compared with {given.summary()}: {event.text}; {again}", stacklevel=2)
+        self._keep(number, {"failed": event.text, "tries": tries})
+
+    def _keep(self, number: int, found: dict[str, object]) -> None:
+        given = self.running.pop(number)
+        if (digest := given.weights_sha256()) is not None:
+            found = {**found, "weights_sha256": digest}
+        self._store.set_attribute(f"{BASELINE}{given.id}", found)
+        training_file(self._study.folder, given.id).unlink(missing_ok=True)
+        record = next(each for each in self.records() if each.config == given)
+        self._callbacks.on_baseline_complete(number, record)
 
 
 class FinalEvaluation:
     """Verifies until nothing that the front needs is estimated, or measured once, only.
 
-    Args:
-        study: which one.
-        store: its trials; what is found is kept there as attributes of the study.
-        comparisons: what the search is compared with.
-        callbacks: told what happens.
+    What is found is kept as attributes of the study.
     """
 
     def __init__(
@@ -78,19 +161,17 @@ class FinalEvaluation:
         self._study, self._config, self._store = study, study.config, store
         self._comparisons, self._callbacks = comparisons, callbacks
         self.running: dict[int, Record] = {}
-        self._failed: dict[str, dict[str, Any]] = {}
-        """What failed since something worked last; kept once something works again."""
+        # Why it failed, since something worked last; kept once something works again.
+        self._failed: dict[str, str] = {}
         self._works = False
-        self._seconds: list[float] = []
-        """What each took that was verified in this session."""
-        self._unmeasured: set[str] = set()
-        """What could not be measured again in this session."""
-        self._lost: str | None = None
-        """Why nothing can be measured any more."""
+        self._seconds: list[float] = []  # of each that was verified in this session
+        self._unmeasured: set[str] = set()  # what could not be measured again in this session
+        self._lost: str | None = None  # why nothing can be measured any more
 
     def left(self, aside: Collection[str] = ()) -> list[Record]:
         """Records that are to be verified, those ``aside`` left out."""
         config, objectives = self._config, self._config.objectives
+        wanted: list[Record] = []
         records = [
             record
             for record in self._store.status.records
@@ -100,8 +181,6 @@ class FinalEvaluation:
             wanted = worth_verifying(records, objectives, config.supernet.rivals)
         elif config.is_measured and config.latency.method == "predicted":
             wanted = table.front(records, objectives)
-        else:
-            wanted = []
         return [record for record in wanted if _key(record) not in self._store.attributes]
 
     def left_again(self) -> list[Measured]:
@@ -130,7 +209,18 @@ class FinalEvaluation:
             BudgetError: nothing can be verified, or a disk refuses.
         """
         while True:
-            self._verify(loop)
+            if count := len(self.left()):
+                what = "of the front: measured"
+                if self._config.inherits:
+                    what = "of the front and near to it: trained alone"
+                self._callbacks.on_progress(f"{_networks(count)} {what}", None)
+            loop.run(self)
+            if self._failed and not loop.is_asked_to_stop():
+                *_, last = self._failed.values()
+                raise BudgetError(
+                    f"{len(self._failed)} networks on the front could not be verified, the last "
+                    f"with: {last}; the same command tries again"
+                )
             records = self.left_again()
             if not records or loop.is_asked_to_stop():
                 return
@@ -140,21 +230,6 @@ class FinalEvaluation:
                     self._leave(some, self._lost)
                 else:
                     self._measure_again(loop, some)
-
-    def _verify(self, loop: Loop) -> None:
-        """Find figures in the place of estimates on the front, as far as nobody asks to stop."""
-        if count := len(self.left()):
-            what = "of the front: measured"
-            if self._config.inherits:
-                what = "of the front and near to it: trained alone"
-            self._callbacks.on_progress(f"{_networks(count)} {what}", None)
-        loop.run(self)
-        if self._failed and not loop.is_asked_to_stop():
-            reason = next(reversed(self._failed.values()))["failed"]
-            raise BudgetError(
-                f"{len(self._failed)} networks on the front could not be verified, the last with: "
-                f"{reason}; the same command tries again"
-            )
 
     def start_next(self, engine: Engine) -> bool:
         record = self._next()
@@ -181,15 +256,13 @@ class FinalEvaluation:
         self._works = True
         self._seconds.append(content.get("seconds", 0.0))
         names = ("values", "latency", "training", "seconds")
-        found = {name: content[name] for name in names if name in content}
-        found["finished"] = datetime.now().isoformat(timespec="seconds")
-        self._store.set_attribute(_key(record), found)
+        self._store.set_attribute(_key(record), finding(content, names))
         self._keep_failed()
         self._ended(record)
 
     def failed(self, number: int, event: Event) -> None:
         record = self.running.pop(number)
-        self._failed[_key(record)] = {"failed": event.text}
+        self._failed[_key(record)] = event.text
         self._ended(record)
 
     def _next(self) -> Record | None:
@@ -203,13 +276,13 @@ class FinalEvaluation:
 
     def _keep_failed(self) -> None:
         """Write down what failed, and count with all that was found."""
-        for key, content in self._failed.items():
-            self._store.set_attribute(key, content)
+        for key, reason in self._failed.items():
+            self._store.set_attribute(key, {"failed": reason})
         self._failed = {}
         self._store.recount()
 
     def _ended(self, record: Record) -> None:
-        """Show what became of a network that was verified, and of those that are left."""
+        """Tell what became of a network that was verified, and the time that the rest takes."""
         training_file(self._study.folder, _network(record).id).unlink(missing_ok=True)
         status, left_s = self._store.status, None
         if self._config.inherits and self._seconds:  # else it is not known which ones are left
@@ -230,13 +303,11 @@ class FinalEvaluation:
             self._lost = event.text if event.trial is None else None
             self._leave(records, event.text)
             return
-        finished = datetime.now().isoformat(timespec="seconds")
         for record, result in zip(records, event.content["results"], strict=True):
             if "failed" in result:
                 self._leave([record], result["failed"])
                 continue
-            found = {name: result[name] for name in ("values", "latency", "targets")}
-            found |= {"protocol": PROTOCOL, "finished": finished}
+            found = {**finding(result, ("values", "latency", "targets")), "protocol": PROTOCOL}
             self._store.set_attribute(_key(record, REMEASURED), found)
         before = {record.trial for record in self._store.status.front}
         self._store.recount()
@@ -266,13 +337,8 @@ def worth_verifying(
     """The front by estimates, then the networks that miss it by the least accuracy.
 
     A network misses the front by what its accuracy lacks to the best network that is no worse in
-    all other objectives.
-
-    Args:
-        records: in any states; what counts are estimates, also of those verified already, so that
-            the choice does not depend on what was verified.
-        objectives: one of them is ``top1_percent``.
-        rivals: how many beside the front.
+    all other objectives. What counts are estimates, also of those verified already, so that the
+    choice does not depend on what was verified. ``rivals`` are how many come beside the front.
     """
     known = [
         record
@@ -285,18 +351,15 @@ def worth_verifying(
         return []
     points = minimised([record.estimates for record in known], objectives)
     on_front = non_dominated(points)
-    accuracy = [name for name, each in enumerate(objectives) if is_maximised(each)]
-    others = [column for column in range(len(objectives)) if column not in accuracy]
-    front = points[on_front]
-    missed = np.zeros(len(known))
-    for place, point in enumerate(points):
+    accuracy = objectives.index("top1_percent")
+    others = [column for column in range(len(objectives)) if column != accuracy]
+    front, beside = points[on_front], np.flatnonzero(~on_front)
+    missed = []
+    for point in points[beside]:
         no_worse = front[(front[:, others] <= point[others]).all(axis=1)]
-        if not on_front[place]:
-            missed[place] = point[accuracy[0]] - no_worse[:, accuracy[0]].min()
-    order = np.argsort(missed, kind="stable")
-    chosen = [place for place in order if on_front[place]]
-    chosen += [place for place in order if not on_front[place]][:rivals]
-    return [known[place] for place in chosen]
+        missed.append(point[accuracy] - no_worse[:, accuracy].min())
+    near = beside[np.argsort(missed, kind="stable")][:rivals]
+    return [known[place] for place in (*np.flatnonzero(on_front), *near)]
 
 
 def near_rivals(
@@ -308,14 +371,9 @@ def near_rivals(
     them have to be lower for no member to dominate it. The noise of a latency is what
     :func:`levit_search.latency.protocol.repeats_percent` says of it.
 
-    Args:
-        records: in any states.
-        objectives: of the study.
-        most: how many.
-
     Returns:
-        The nearest first; none without a latency among the objectives, and none whose latency was
-        predicted only.
+        The nearest first, ``most`` of them; none without a latency among the objectives, and none
+        whose latency was predicted only.
     """
     times = [column for column, name in enumerate(objectives) if is_time(name)]
     known = compared(list(records))
@@ -323,30 +381,17 @@ def near_rivals(
         return []
     points = minimised([record.values for record in known], objectives)
     on_front = non_dominated(points)
-    found = []
+    front, found = points[on_front], []
     for place in np.flatnonzero(~on_front):
         record = known[place]
         if (record.evaluation.get("latency") or {}).get("method") == "predicted":
             continue
         noise = np.array([_noise(record, objectives[column]) for column in times])
-        missed = _missed(points[place], points[on_front], times, noise)
+        dominating = front[(front <= points[place]).all(axis=1)]
+        missed = ((points[place, times] - dominating[:, times]) / noise).min(axis=1).max()
         if missed <= 1:
             found.append((missed, record))
     return [record for _, record in sorted(found, key=lambda each: each[0])[:most]]
-
-
-def _missed(point: Points, front: Points, times: list[int], noise: Points) -> float:
-    """By which part of its ``noise`` a dominated ``point`` misses the front.
-
-    Args:
-        point: [objectives], minimised.
-        front: [points, objectives].
-        times: the columns that have noise.
-        noise: of each of ``times``.
-    """
-    dominating = front[(front <= point).all(axis=1)]
-    needed = (point[times] - dominating[:, times]) / noise
-    return float(needed.min(axis=1).max())
 
 
 def _noise(record: Record, name: Objective) -> float:

@@ -37,12 +37,8 @@ class Work(Protocol):
 class Loop:
     """Carries work out by an engine until there is no more, or somebody asks to stop.
 
-    Args:
-        engine: which begins to prepare at once.
-        callbacks: told what happens.
-        is_asked_to_stop: asked often.
-        prepared: called with what the engine prepared, before the first evaluation and for each
-            worker that takes the place of another.
+    ``prepared`` is called with what the engine prepared, before the first evaluation and for each
+    worker that takes the place of another.
     """
 
     def __init__(
@@ -87,21 +83,22 @@ class Loop:
             if not work.running and (self.is_asked_to_stop() or work.is_done()):
                 return
             if self.is_asked_to_stop():
-                self._tell_of_stopping(len(work.running))
+                count = len(work.running)
+                what = "1 network goes" if count == 1 else f"{count} networks go"
+                text = f"interrupted: {what} on to the next rung or the end; Ctrl-C again stops now"
+                self._callbacks.on_progress(text, None)
             is_waiting = work.running or not self._engine.has_room()
             for event in self._events(_REFRESH_S if is_waiting else 0):
-                self._handle(work, event)
+                if event.trial is None:
+                    self._handle_preparation(event)
+                elif event.trial in work.running:  # else it stopped at a rung, and its worker died
+                    self._handle(work, event.trial, event)
             self._callbacks.on_loop_end()
 
     def measure(
         self, number: int, networks: Sequence[Architecture | BaselineConfig], text: str
     ) -> Event | None:
-        """Measure networks anew and together, by one worker.
-
-        Args:
-            number: that events go by.
-            networks: at least one.
-            text: shown before.
+        """Measure networks anew and together, by one worker; ``text`` is shown before.
 
         Returns:
             The last event: ``done`` with ``results`` for each of them, or ``failed``, for the trial
@@ -143,12 +140,7 @@ class Loop:
             case "failed":  # perhaps a new worker, of what the old one could
                 raise unprepared(event)
 
-    def _handle(self, work: Work, event: Event) -> None:
-        number = event.trial
-        if number is None:
-            self._handle_preparation(event)
-        if number is None or number not in work.running:
-            return  # it stopped at a rung for Ctrl-C, and its worker died there
+    def _handle(self, work: Work, number: int, event: Event) -> None:
         match event.kind:
             case "progress":
                 self._callbacks.on_trial_progress(number, event.text, event.fraction)
@@ -163,11 +155,6 @@ class Loop:
             case "failed":
                 _check_disk(event)
                 work.failed(number, event)
-
-    def _tell_of_stopping(self, count: int) -> None:
-        what = "1 network goes" if count == 1 else f"{count} networks go"
-        text = f"interrupted: {what} on to the next rung or the end; Ctrl-C again stops now"
-        self._callbacks.on_progress(text, None)
 
 
 def unprepared(event: Event) -> LevitSearchError:

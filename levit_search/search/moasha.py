@@ -87,9 +87,13 @@ class MultiObjectiveASHA:
         """What accuracy gains from each rung to the next, to the last epoch in the end: the median
         in points over those that went on, rounded; 0 where nobody did."""
         if self._gains is None:
-            self._gains = tuple(
-                _rounded_median([later[each] - sooner[each] for each in later if each in sooner])
+            gained = (
+                [later[each] - sooner[each] for each in later if each in sooner]
                 for sooner, later in itertools.pairwise(self._accuracies)
+            )
+            self._gains = tuple(
+                _GAIN_STEP * round(statistics.median(gains) / _GAIN_STEP) if gains else 0.0
+                for gains in gained
             )
         return self._gains
 
@@ -119,7 +123,3 @@ def _is_among_first(count: int, front: Points, first: int) -> bool:
         away = np.minimum(away, np.linalg.norm(scaled - scaled[chosen], axis=1))
         chosen = int(np.argmax(away))
     return False
-
-
-def _rounded_median(gains: list[float]) -> float:
-    return _GAIN_STEP * round(statistics.median(gains) / _GAIN_STEP) if gains else 0.0

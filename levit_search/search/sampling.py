@@ -124,9 +124,8 @@ class Sampler:
     def begin(self, number: int, attributes: Mapping[str, Any] | None = None) -> None:
         """A trial runs, without parameters. It has its generation, whether it is bred or not.
 
-        Args:
-            number: in the study; trials begin in the order of their numbers.
-            attributes: those stored with it in an earlier session.
+        Trials begin in the order of their numbers. ``attributes`` are those stored with it in an
+        earlier session.
         """
         assert number == len(self._ids)
         self._ids.append(self._storage.create_new_trial(self._study_id))
@@ -136,12 +135,12 @@ class Sampler:
         if self._name in _EVOLUTION:
             self._evolution(0).get_trial_generation(self.study(), self._trial(number))
 
-    def attributes(self, number: int) -> dict[str, Any]:
+    def attributes(self, number: int) -> dict[str, object]:
         """What is needed of a trial in a later session."""
         kept = self._trial(number).system_attrs
         return {key: value for key, value in kept.items() if key.endswith(_GENERATION)}
 
-    def parents(self) -> dict[str, Any]:
+    def parents(self) -> dict[str, object]:
         """Which trials evolution chose for parents, by generation; needed again as well, since what
         is expected of them changes."""
         return dict(self._storage.get_study_system_attrs(self._study_id))
@@ -152,12 +151,10 @@ class Sampler:
             if _PARENTS in key:
                 self._storage.set_study_system_attr(self._study_id, key, value)
 
-    def suggest(self, number: int, consecutive_rejections: int) -> dict[str, Any] | None:
-        """What a trial should be, or None where nothing new was found.
+    def suggest(self, number: int, consecutive_rejections: int) -> dict[str, object] | None:
+        """What a trial that has begun should be, or None where nothing new was found.
 
-        Args:
-            number: of the trial, which has begun.
-            consecutive_rejections: how many proposals before it came to nothing.
+        ``consecutive_rejections`` says how many proposals before it came to nothing.
         """
         if self._name == "grid":
             return self._first_new(self._grid)
@@ -193,15 +190,28 @@ class Sampler:
             excess: by constraint, how far above its limit, as a share of it; <= 0 keeps it.
             stopped_at: the epoch of the rung that ended it, with whose accuracy it is told.
         """
-        if values is None:
+        is_over = any(each > 0 for each in excess.values())
+        params = self._trial(number).params
+        key = tuple(params.get(name) for name in self._distributions)
+        if values is None or (key in self._known and not is_over):
             self._storage.set_trial_state_values(self._ids[number], TrialState.FAIL)
-        elif any(each > 0 for each in excess.values()):
-            self._violate(number, values, excess)
+        elif is_over and self._name == "tpe":
+            self._end(number, TrialState.PRUNED, None, excess)
+        elif is_over:
+            middle = np.median(self._values or [[0.0] * len(self._objectives)], axis=0)
+            point = [
+                minimised([values], [name])[0, 0].item() if name in values else middle[index].item()
+                for index, name in enumerate(self._objectives)
+            ]
+            self._end(number, TrialState.COMPLETE, point, excess)
         else:
             if stopped_at is not None:
                 self._stopped.append((number, stopped_at, values))
                 values = self._expected(stopped_at, values)
-            self._complete(number, values, excess)
+            self._known.add(key)
+            point = minimised([values], self._objectives)[0].tolist()
+            self._values.append(point)
+            self._end(number, TrialState.COMPLETE, point, excess)
 
     def study(self) -> optuna.Study:
         """The trials as they are now, stopped candidates with what is expected of them by now.
@@ -224,34 +234,6 @@ class Sampler:
         expected = self._asha.expected(epoch, values["top1_percent"])
         return {**values, "top1_percent": expected}
 
-    def _complete(
-        self, number: int, values: Mapping[str, float], excess: Mapping[str, float]
-    ) -> None:
-        params = self._trial(number).params
-        key = tuple(params[name] for name in self._distributions)
-        if key in self._known:
-            self.tell(number, None, excess)
-            return
-        self._known.add(key)
-        point = minimised([values], self._objectives)[0].tolist()
-        self._values.append(point)
-        self._end(number, TrialState.COMPLETE, point, excess)
-
-    def _violate(
-        self, number: int, known: Mapping[str, float], excess: Mapping[str, float]
-    ) -> None:
-        if self._name == "tpe":
-            self._end(number, TrialState.PRUNED, None, excess)
-            return
-        middle = (
-            np.median(self._values, axis=0) if self._values else np.zeros(len(self._objectives))
-        )
-        point = [
-            minimised([known], [name])[0, 0].item() if name in known else middle[index].item()
-            for index, name in enumerate(self._objectives)
-        ]
-        self._end(number, TrialState.COMPLETE, point, excess)
-
     def _end(
         self,
         number: int,
@@ -269,7 +251,7 @@ class Sampler:
             self._storage.set_trial_system_attr(self._ids[number], key, value)
         self._storage.set_trial_state_values(self._ids[number], state, point)
 
-    def _by_model(self, number: int) -> dict[str, Any]:
+    def _by_model(self, number: int) -> dict[str, object]:
         seed = self._seed(number)
         match self._name:
             case "tpe":
@@ -282,7 +264,7 @@ class Sampler:
                 return self._child(seed, self._trial(number))
         return sampler.sample_relative(self.study(), self._trial(number), self._distributions)
 
-    def _child(self, seed: int, trial: FrozenTrial) -> dict[str, Any]:
+    def _child(self, seed: int, trial: FrozenTrial) -> dict[str, object]:
         """The parents of a generation are the same for each of its trials, whichever asks first."""
         study = self.study()
         sampler = self._evolution(seed)
@@ -290,7 +272,7 @@ class Sampler:
         for generation in range(1, last + 1):  # each is chosen from the one before it
             parents = self._evolution(self._seed(generation, "parents"))
             parents.get_parent_population(study, generation)
-        params: dict[str, Any] = {}
+        params: dict[str, object] = {}
         for _ in range(_CHILDREN):
             params = sampler.sample_relative(study, trial, self._distributions)
             for name, distribution in self._distributions.items():  # mutated ones
@@ -306,7 +288,7 @@ class Sampler:
             warnings.simplefilter("ignore", ExperimentalWarning)
             return kind(population_size=self._population, seed=seed)
 
-    def _neighbours(self, number: int, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def _neighbours(self, number: int, params: Mapping[str, Any]) -> Iterator[dict[str, object]]:
         """Parameters that differ in one place from what is known already, then in more."""
         rng = np.random.default_rng(self._seed(number, "neighbours"))
         values = {name: _values(each) for name, each in self._distributions.items()}
@@ -319,7 +301,7 @@ class Sampler:
                 changed[name] = others[rng.integers(len(others))]
             yield changed
 
-    def _random(self, number: int) -> Iterator[dict[str, Any]]:
+    def _random(self, number: int) -> Iterator[dict[str, object]]:
         study, trial = self.study(), self._trial(number)
         sampler = RandomSampler(seed=self._seed(number, "random"))
         for _ in range(_DRAWS):
@@ -328,7 +310,7 @@ class Sampler:
                 for name, distribution in self._distributions.items()
             }
 
-    def _choices(self) -> Iterator[dict[str, Any]]:
+    def _choices(self) -> Iterator[dict[str, object]]:
         """All choices there are, each once, in an order that the seed shuffles.
 
         The order steps through the choices' numbers by a stride that has no divisor in common with
@@ -348,7 +330,7 @@ class Sampler:
                 params[name] = each[place]
             yield params
 
-    def _first_new(self, proposals: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
+    def _first_new(self, proposals: Iterator[dict[str, object]]) -> dict[str, object] | None:
         return next((params for params in proposals if self._status_of(params) == "new"), None)
 
     def _trial(self, number: int) -> FrozenTrial:

@@ -7,14 +7,13 @@ cores, or a GPU.
 """
 
 import math
-import multiprocessing
-import multiprocessing.connection
 import signal
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +23,6 @@ from levit_search import architecture as architectures
 from levit_search import data
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline
-from levit_search.configuration import validated
 from levit_search.cost import Cost
 from levit_search.engine.interface import NO_TRIAL
 from levit_search.engine.local import start_aside, usable_cores
@@ -41,6 +39,8 @@ from levit_search.study import Study, StudyConfig
 from levit_search.study.plan import DEFAULT_S, FEW_STEPS, Plan, PlanInputs, plan_of, views_for
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from torch import nn
 
     from levit_search.batches import Batches
@@ -82,11 +82,18 @@ def begin(
     if not data.is_known(config.data):
         survey = data.survey_of(config.data, lambda text, _: say(text))
     found = data.looked_at(config.data) if survey is None else data.settled(config.data, survey)
-    train = config.train.model_copy(update={"weights": _pinned(config, folder)})
+    folder = folder or Path("studies") / config.name
+    before = Study.existing(folder)
+    begun = before if before is not None and before.is_begun() else None
+    asked = config.train.weights
+    # A study's weights are those of one of its trials, which stays when the search goes on.
+    weights = begun.config.train.weights if begun is not None else ""
+    if weights not in (asked, f"{asked}/supernet") and weights.rpartition("#")[0] != asked:
+        weights = pinned(asked)
+    train = config.train.model_copy(update={"weights": weights})
     config = config.model_copy(update={"data": found, "train": train})
     space = checked_space(config, where)
-    folder = folder or Path("studies") / config.name
-    if Study.existing(folder) is None and found.name in ("digits", "fashion-mnist"):
+    if before is None and found.name in ("digits", "fashion-mnist"):
         survey = data.survey_of(found)
     if survey is not None:
         say("\n".join(survey.lines()))
@@ -99,7 +106,8 @@ def begin(
             raise InputError(f"no Ray cluster at {address!r} ({reason})") from None
     if anew:
         Study.put_aside(folder)
-    config = _planned(config, space, folder, take_from, say)
+        begun = None
+    config = _planned(config, space, begun, take_from, say)
     if take_from is not None:
         check_source(take_from, Study(folder, config))
     study = Study.create(folder, config, command)
@@ -108,17 +116,6 @@ def begin(
     if config.plan is not None:
         say(_plan_text(config, config.plan))
     return study
-
-
-def _pinned(config: StudyConfig, folder: Path | None) -> str:
-    """The weights to start from, with the trial where they are a study's: the one that the search
-    began with, where it goes on."""
-    weights = config.train.weights
-    before = Study.existing(folder or Path("studies") / config.name)
-    earlier = before.config.train.weights if before is not None and before.is_begun() else ""
-    if earlier in (weights, f"{weights}/supernet") or earlier.rpartition("#")[0] == weights:
-        return earlier
-    return pinned(weights)
 
 
 def checked_space(config: StudyConfig, where: str = "space") -> Space:
@@ -148,29 +145,22 @@ def checked_space(config: StudyConfig, where: str = "space") -> Space:
     return space
 
 
-def start_values(config: StudyConfig, space: Space, where: str) -> dict[str, dict[str, Any]]:
+def start_values(config: StudyConfig, space: Space, where: str) -> dict[str, Mapping[str, Any]]:
     """Slot values of the networks to try first, by id: those given by hand, then the published.
 
     Each network stands there once, though some published names mean the same one. A description
     that leaves its image size to the data, whose size it does not go with, is left out after a
     warning.
 
-    Args:
-        config: of the study.
-        space: made from it.
-        where: its file, for messages.
-
     Raises:
         InputError: one given by hand is not in the space, or is made for other images.
     """
-    chosen: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, Mapping[str, Any]] = {}
     for index, entry in enumerate(config.start):
         try:
             network = _given_to_start(entry, space.sizes, f"{where}: start", index)
         except architectures.SizeError as error:
-            told = str(error).removeprefix(
-                f"{where}: "
-            )  # the same, and once, when it is asked again
+            told = str(error).removeprefix(f"{where}: ")  # the same, and once, when asked again
             warnings.warn(f"{told}; it is not tried first", stacklevel=1)
             continue
         values = space.encode(network)
@@ -209,22 +199,21 @@ def _given_to_start(
 def _planned(
     config: StudyConfig,
     space: Space,
-    folder: Path,
+    begun: Study | None,
     take_from: Path | None,
     say: Callable[[str], None],
 ) -> StudyConfig:
     """The configuration with the plan of a study that goes on or is taken over, or a new one.
 
     Raises:
-        InputError: the study was begun without a plan.
+        InputError: the study was ``begun`` without a plan.
     """
-    before = Study.existing(folder)
-    if before is not None and before.is_begun():
-        plan, epochs = before.config.plan, before.config.train.epochs
-        if plan is None and config.plan is not None and before.config.is_trained:
+    if begun is not None:
+        plan, epochs = begun.config.plan, begun.config.train.epochs
+        if plan is None and config.plan is not None and begun.config.is_trained:
             raise InputError(
-                f"{folder}: was begun with train.epochs {epochs}, not auto; choose another folder "
-                f"by --study, or --set train.epochs={epochs}"
+                f"{begun.folder}: was begun with train.epochs {epochs}, not auto; choose another "
+                f"folder by --study, or --set train.epochs={epochs}"
             )
     elif take_from is not None and config.plan is not None:
         plan = Study.open(take_from).config.plan
@@ -255,6 +244,11 @@ def _newly_planned(
     images, search = found.images["train"], config.search
     views = {"train.epochs": 1000, **views_for(images, given)}  # far more than are timed
     speed = training_speed(config.with_plan(Plan(given=given, settings=views)), space)
+    trainings, of_supernet = search.trials, 2 + config.supernet.members
+    if config.inherits:  # of the supernet, then of the front and its rivals
+        trainings = 2 * (of_supernet + config.supernet.rivals)
+    elif config.accuracy == "finetuned":
+        trainings = 2 * of_supernet
     facts = PlanInputs(
         images,
         found.images["val"],
@@ -263,7 +257,7 @@ def _newly_planned(
         speed.image_ms,
         search.time_s or DEFAULT_S,
         config.engine.jobs,
-        _trainings(config),
+        trainings,
         search.reduction if config.is_trained and not config.inherits else None,
         {
             each.id: found_ms
@@ -273,16 +267,6 @@ def _newly_planned(
         config.train.weights != "fresh",
     )
     return config.with_plan(plan_of(given, facts, config.train.batch_size))
-
-
-def _trainings(config: StudyConfig) -> int | None:
-    """How many networks are trained, as far as that is known."""
-    steps = 2 + config.supernet.members  # of the supernet, for each of an own training
-    if config.inherits:  # then the front and its rivals
-        return 2 * (steps + config.supernet.rivals)
-    if config.accuracy == "finetuned":
-        return 2 * steps
-    return config.search.trials
 
 
 def _plan_text(config: StudyConfig, plan: Plan) -> str:
@@ -361,16 +345,19 @@ def training_speed(config: StudyConfig, space: Space) -> TrainingSpeed:
     networks = [network for _, network in timed_ones]
     jobs = min(config.engine.jobs, max(1, len(usable_cores()) // config.train.threads))
     baselines = [each.network(**space.sizes) for each in config.compare]
-    children = [_Child(config, networks, baselines) for _ in range(jobs)]
+    arguments = (config, networks, baselines)
+    children = [start_aside(_serve, arguments, "levit-search-speed") for _ in range(jobs)]
     try:
         for child in children:
-            child.told()  # that it is ready
-        for child in children:
-            child.send("go")
-        timed = np.array([child.told() for child in children]).mean(axis=0)
+            _received(*child)  # that it is ready
+        for _, connection in children:
+            connection.send("go")
+        timed = np.array([_received(*child) for child in children]).mean(axis=0)
     finally:
-        for child in children:
-            child.end()
+        for process, connection in children:
+            process.kill()
+            process.join()
+            connection.close()
     # Jobs beyond the cores wait for each other.
     timed *= config.engine.jobs / jobs
     ascending = np.maximum.accumulate(timed[: len(networks)])
@@ -379,64 +366,44 @@ def training_speed(config: StudyConfig, space: Space) -> TrainingSpeed:
     return TrainingSpeed(tuple(flops), tuple(image_ms), tuple(timed[len(networks) :].tolist()))
 
 
-class _Child:
-    """A process that trains each of ``networks``, and of ``baselines``, for a moment."""
-
-    def __init__(
-        self, config: StudyConfig, networks: list[Architecture], baselines: list[Baseline]
-    ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, far_end = context.Pipe()
-        described = [network.model_dump(mode="json") for network in networks]
-        self._process = context.Process(
-            target=_serve,
-            args=(far_end, config.model_dump(mode="json"), described, baselines),
-            name="levit-search-speed",
-        )
-        start_aside(self._process)
-        far_end.close()
-
-    def send(self, message: str) -> None:
-        self._connection.send(message)
-
-    def told(self) -> Any:
-        """What the process says next."""
-        if not self._connection.poll(_LIMIT_S):
-            raise BudgetError(f"timing training took longer than {_LIMIT_S:.0f} s")
-        try:
-            answer = self._connection.recv()
-        except EOFError:
-            self._process.join(1)
-            how = exit_name(self._process.exitcode)
-            raise BudgetError(f"timing training: the process ended with {how}") from None
-        if isinstance(answer, LevitSearchError):
-            raise answer
-        return answer
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self._connection.close()
+def _received(process: BaseProcess, connection: "Connection") -> Any:
+    """What a process that times training says next."""
+    if not connection.poll(_LIMIT_S):
+        raise BudgetError(f"timing training took longer than {_LIMIT_S:.0f} s")
+    try:
+        answer = connection.recv()
+    except EOFError:
+        process.join(1)
+        how = exit_name(process.exitcode)
+        raise BudgetError(f"timing training: the process ended with {how}") from None
+    if isinstance(answer, LevitSearchError):
+        raise answer
+    return answer
 
 
 def _serve(
-    connection: "multiprocessing.connection.Connection",
-    config: dict[str, Any],
-    networks: list[dict[str, Any]],
+    connection: "Connection",
+    config: StudyConfig,
+    networks: list[Architecture],
     baselines: list[Baseline],
 ) -> None:
+    """The main function of a process that trains each network for a moment."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    from levit_search.batches import noise_batches, open_batches
     from levit_search.train import fresh_network
 
     try:
-        settings = validated(StudyConfig, config, "plan")
-        batches = _opened(settings)
+        info, images, are_held = data.outline(config.data)
+        if are_held:  # in memory, where noise does as well
+            count = min(images["train"], _NOISE_BATCHES * config.train.batch_size)
+            batches: Batches = noise_batches(info, config.data.size, count)
+        else:
+            batches = open_batches(config.data)
         connection.send("ready")
         connection.recv()
-        recipe, each_ms = settings.train, []
+        recipe, each_ms = config.train, []
         for network in networks:
-            model: nn.Module = fresh_network(architectures.parse(network), recipe, 0)
-            each_ms.append(_image_ms(model, batches, recipe))
+            each_ms.append(_image_ms(fresh_network(network, recipe, 0), batches, recipe))
         for baseline in baselines:
             try:
                 each_ms.append(_image_ms(baseline.build_as_timm_does(), batches, recipe))
@@ -445,17 +412,6 @@ def _serve(
         connection.send(each_ms)
     except LevitSearchError as error:
         connection.send(error)
-
-
-def _opened(config: StudyConfig) -> "Batches":
-    """Pictures on disk as they are; where the images are held in memory, noise does as well."""
-    from levit_search.batches import noise_batches, open_batches
-
-    info, images, are_held = data.outline(config.data)
-    if not are_held:
-        return open_batches(config.data)
-    count = min(images["train"], _NOISE_BATCHES * config.train.batch_size)
-    return noise_batches(info, config.data.size, count)
 
 
 def _image_ms(model: "nn.Module", batches: "Batches", recipe: "Recipe") -> float:
@@ -524,12 +480,9 @@ def reference_of(
 ) -> dict[Objective, float]:
     """The reference of a study's hypervolumes and knee.
 
-    Args:
-        config: of the study.
-        space: made from it; the worst costs are those of :meth:`levit_search.space.Space.sample`.
-        data: ``guess_percent`` is the accuracy of guessing; that of equally large classes where
-            nothing says more.
-        measured: see :func:`costliest_figures`.
+    The worst costs are those of :meth:`levit_search.space.Space.sample`, and what was ``measured``
+    by :func:`costliest_figures`. ``guess_percent`` of the ``data`` is the accuracy of guessing;
+    that of equally large classes where nothing says more.
     """
     costs = [found for _, found in space.sample()]
     worst = {name: float(max(getattr(each, name) for each in costs)) for name in Cost._fields}

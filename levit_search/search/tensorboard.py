@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _SEARCH = "search"  # the run of the search as a whole
 _FINAL = "final/"
-_COSTS = ("flops", "params")
 _QUEUED = 1000  # events for the thread that writes them; each wait for it takes time
 _EARLIER = "events.out.tfevents.levit-search"  # the one file of a run, by earlier releases
 _EARLIER_FIRST = "events.out.tfevents.0.levit-search"  # the same before files of SummaryWriter
@@ -57,9 +56,6 @@ class TensorBoardCallback(Callback):
     A folder that cannot be read or written raises an InputError as the search begins and a
     BudgetError later.
 
-    Args:
-        study: which one.
-
     Raises:
         InputError: TensorBoard is not installed.
     """
@@ -72,21 +68,19 @@ class TensorBoardCallback(Callback):
         self._objectives = study.config.objectives
         self._epochs = study.config.candidate_recipe.epochs
         self._front: list[Record] = []
-        self._hypervolume: float | None = None
-        """Of the front; None where the study has no reference yet."""
+        self._hypervolume: float | None = None  # where the study has no reference yet
         self._outcomes: Counter[Outcome] = Counter()
-        self._count = 0
-        """Trials that have been told."""
-        self._known = 0
-        """Trials that earlier sessions have written."""
-        self._runs: dict[str, _Run] = {}
-        """Those that are written to, by name."""
+        self._count = 0  # trials that have been told
+        self._known = 0  # trials that earlier sessions have written
+        self._runs: dict[str, _Run] = {}  # those that are written to, by name
 
     def on_search_start(self, status: SearchStatus) -> None:
         with self._writing(InputError):
             self._folder.mkdir(exist_ok=True)
             self._known = self._run(_SEARCH).last_step("front/networks")
-            for record in sorted(status.records, key=_order):
+            # In the order in which they ended; those of unknown end are an earlier release's.
+            records = sorted(status.records, key=lambda each: (each.finished or "", each.trial))
+            for record in records:
                 self._add(record)
             self._run(_SEARCH).flush()
 
@@ -176,7 +170,7 @@ class TensorBoardCallback(Callback):
             HParam(slot.name, Discrete([_hparam(slot, value) for value in slot.values]))
             for slot in self._slots
         ]
-        names = dict.fromkeys([*self._objectives, *_COSTS])
+        names = dict.fromkeys([*self._objectives, "flops", "params"])
         metrics = [Metric(f"{_FINAL}{name}", display_name=name) for name in names]
         return hparams_config_pb(choices, metrics, at)
 
@@ -316,11 +310,6 @@ def _folder(study: Study) -> Path:
 
 def _name(trial: int) -> str:
     return f"trial-{trial:04d}"
-
-
-def _order(record: Record) -> tuple[float, int]:
-    """That in which trials ended; those of unknown end, an earlier release's, come first."""
-    return (_ended(record) if record.finished else 0.0, record.trial)
 
 
 def _ended(record: Record) -> float:

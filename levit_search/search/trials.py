@@ -16,8 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution
@@ -48,8 +50,6 @@ COUNTS = ("complete", "pruned", "failed", "reused", "evaluated", "stopped", "inf
 known already; ``evaluated`` ones cost an evaluation, of which ``stopped`` ones ended at a rung;
 ``infeasible`` ones were no network or over a limit, ``taken`` ones another study's."""
 
-_SOMEBODY_ELSE = "{}: another search writes to the same storage, perhaps from a copy of the folder"
-
 Answer = TypeVar("Answer")
 
 
@@ -65,12 +65,7 @@ class _RefusedError(BudgetError):
 
 
 class SearchStatus:
-    """What a search has found so far: records of finished trials, their counts and their front.
-
-    Args:
-        objectives: of the study.
-        records: those there are already.
-    """
+    """What a search has found so far: records of finished trials, their counts and their front."""
 
     def __init__(self, objectives: Sequence[Objective], records: Sequence[Record] = ()) -> None:
         self._objectives = tuple(objectives)
@@ -93,13 +88,16 @@ class SearchStatus:
         """Count a trial that has ended."""
         kept = replace(record, evaluation=_Packed(record.evaluation))
         self.records.append(kept)
-        is_new, is_evaluated = record.reused_from is None, _is_evaluated(record)
-        is_over = record.state == "pruned" and is_new and not record.is_stopped
+        is_new = record.reused_from is None
+        # What a limit of latency_ms ended before its training has cost no evaluation.
+        is_whole = record.state in ("complete", "failed")
+        was_trained = record.evaluation.get("training") is not None
+        is_evaluated = is_new and record.taken_from is None and (is_whole or was_trained)
         self.counts[record.state] += 1
         self.counts["reused"] += not is_new
         self.counts["evaluated"] += is_evaluated
         self.counts["stopped"] += record.is_stopped and is_new
-        self.counts["infeasible"] += is_over
+        self.counts["infeasible"] += record.state == "pruned" and is_new and not record.is_stopped
         self.counts["taken"] += record.taken_from is not None
         is_rejected = not is_evaluated and record.taken_from is None
         self.consecutive_rejections = self.consecutive_rejections + 1 if is_rejected else 0
@@ -120,11 +118,8 @@ class SearchStatus:
 class TrialStore:
     """The trials of a study, read once and written from then on, with what they come to.
 
-    A storage that fails later ends the search with a BudgetError; what was written stays.
-
-    Args:
-        study: its storage is created if it is not there.
-        distributions: of all parameters.
+    The storage is created if it is not there. One that fails later ends the search with a
+    BudgetError; what was written stays.
 
     Raises:
         InputError: the storage cannot be reached or read, belongs to another study, or is not as it
@@ -140,12 +135,11 @@ class TrialStore:
         """Of the study."""
         self.next_number = len(opened.trials)
         """Of the trial that is written next."""
-        self._ids: dict[int, int] = {}
-        """In the storage, of trials that were begun or gone on with."""
+        self._ids: dict[int, int] = {}  # in the storage, of trials begun or gone on with
+        # Until they are asked for, or one is written.
         self._just_read: Sequence[FrozenTrial] | None = opened.trials
-        """Until they are asked for, or one is written."""
         self.status = SearchStatus(study.config.objectives)
-        self._tables_at = 0.0
+        self._tables_at = 0.0  # when they may be written again
 
     def trials(self) -> Sequence[FrozenTrial]:
         """All of them, read from the storage."""
@@ -153,23 +147,6 @@ class TrialStore:
         if trials is None:
             trials = self._storage.get_all_trials(self._study_id, deepcopy=False)
         return trials
-
-    def begin(
-        self,
-        params: Mapping[str, Any],
-        notes: Mapping[str, Any],
-        excess: Mapping[str, float],
-        kept: Mapping[str, Any],
-    ) -> None:
-        """Write a running trial.
-
-        Args:
-            params: for the distributions.
-            notes: plain data by name.
-            excess: by constraint, how far above its limit; <= 0 keeps it.
-            kept: what the sampler keeps with it.
-        """
-        self.add(TrialState.RUNNING, None, params, notes, excess, kept)
 
     def add(
         self,
@@ -180,8 +157,16 @@ class TrialStore:
         excess: Mapping[str, float],
         kept: Mapping[str, Any],
     ) -> None:
-        """Write a trial in any state, usually finished; ``values`` are those of the objectives if
-        it is complete. The rest is as of :meth:`begin`."""
+        """Write a trial in any state.
+
+        Args:
+            state: running, or already finished.
+            values: of the objectives, if it is complete.
+            params: for the distributions.
+            notes: plain data by name.
+            excess: by constraint, how far above its limit; <= 0 keeps it.
+            kept: what the sampler keeps with it.
+        """
         trial = create_trial(
             state=state,
             values=values,
@@ -250,11 +235,8 @@ class TrialStore:
 
     def keep_reference(self, values: Mapping[Objective, float]) -> None:
         """Keep what hypervolumes are measured from with the study's settings."""
-        try:
+        with _disk(self._study.folder / "study.yaml"):
             self._study.keep_reference(values)
-        except OSError as error:
-            path = self._study.folder / "study.yaml"
-            raise _RefusedError(f"{path}: {error.strerror or error}") from None
         name = self._written(partial(self._storage.get_study_name_from_id, self._study_id))
         self._log(study_line(name, self._study.config, self._distributions))
 
@@ -284,7 +266,7 @@ class TrialStore:
             table.write_tables(self._study, records, self.attributes)
         except OSError as error:
             refusal = refused_by_disk(error) or f"{self._study.folder}: {error}"
-            raise BudgetError(f"{refusal}; {GOES_ON}") from None
+            raise _RefusedError(refusal) from None
         took_s = time.monotonic() - start
         self._tables_at = start + max(_TABLES_EVERY_S, _TABLES_SHARE * took_s)
 
@@ -315,58 +297,63 @@ class TrialStore:
         self._log(trial_line(self._written(read)))
 
     def _log(self, line: Line) -> None:
-        try:
+        with _disk(self._backup.path):
             self._backup.append([line])
-        except OSError as error:
-            raise _RefusedError(f"{self._backup.path}: {error.strerror or error}") from None
 
     def _written(self, write: Callable[[], Answer]) -> Answer:
         """What ``write`` returns, called again while a server does not answer.
 
         What it writes may have been written by an earlier call.
+
+        Raises:
+            BudgetError: the storage refuses, or has not answered for long.
         """
         since: float | None = None
+        minutes = f"{_PATIENCE_S / 60:.0f} min"
         while True:
-            with self._writing():
-                try:
-                    answer = write()
-                    break
-                except ServerAwayError as error:
-                    reason = self._study.place.reason(error)
-            since = self._wait(reason, since)
+            try:
+                with self._study.storage_errors(_RefusedError):
+                    try:
+                        answer = write()
+                        break
+                    except ServerAwayError as error:
+                        reason = self._study.place.reason(error)
+            except (UpdateFinishedTrialError, _NumberTakenError):
+                raise BudgetError(
+                    f"{self._study.folder}: another search writes to the same storage, perhaps "
+                    "from a copy of the folder"
+                ) from None
+            if since is None:
+                since = time.monotonic()
+                self._tell(f"does not answer ({reason}); waiting for up to {minutes}")
+            if time.monotonic() - since > _PATIENCE_S:
+                raise BudgetError(
+                    f"{self._study.place}: has not answered for {minutes} ({reason}); what was "
+                    "finished is kept, and the same command goes on"
+                )
+            time.sleep(_LOOK_AGAIN_S)
         if since is not None:
             self._tell(f"answers again after {time.monotonic() - since:.0f} s")
         return answer
-
-    def _wait(self, reason: str, since: float | None) -> float:
-        """Wait a little; returns since when it waits in all.
-
-        Raises:
-            BudgetError: that is long enough.
-        """
-        minutes = f"{_PATIENCE_S / 60:.0f} min"
-        if since is None:
-            since = time.monotonic()
-            self._tell(f"does not answer ({reason}); waiting for up to {minutes}")
-        if time.monotonic() - since > _PATIENCE_S:
-            raise BudgetError(
-                f"{self._study.place}: has not answered for {minutes} ({reason}); what was "
-                "finished is kept, and the same command goes on"
-            )
-        time.sleep(_LOOK_AGAIN_S)
-        return since
 
     def _tell(self, text: str) -> None:
         # Python shows a warning of one place and text once; this one may come again.
         warnings.warn(f"[{time.strftime('%H:%M:%S')}] {self._study.place}: {text}", stacklevel=2)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            with self._study.storage_errors(_RefusedError):
-                yield
-        except (UpdateFinishedTrialError, _NumberTakenError):
-            raise BudgetError(_SOMEBODY_ELSE.format(self._study.folder)) from None
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """Raise what keeps the block from writing to ``path`` as a :class:`_RefusedError`."""
+    try:
+        yield
+    except OSError as error:
+        raise _RefusedError(f"{path}: {error.strerror or error}") from None
+
+
+def finding(content: Mapping[str, Any], names: Sequence[str]) -> dict[str, object]:
+    """Those parts of an evaluation that are kept with the study, and when it has ended."""
+    found = {name: content[name] for name in names if name in content}
+    return {**found, "finished": datetime.now().isoformat(timespec="seconds")}
 
 
 class _Packed(Mapping[str, Any]):
@@ -385,15 +372,6 @@ class _Packed(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._unpacked())
 
-    def _unpacked(self) -> dict[str, Any]:
-        content: dict[str, Any] = marshal.loads(zlib.decompress(self._packed))
+    def _unpacked(self) -> Mapping[str, Any]:
+        content: Mapping[str, Any] = marshal.loads(zlib.decompress(self._packed))
         return content
-
-
-def _is_evaluated(record: Record) -> bool:
-    """Whether a trial cost its study an evaluation: neither turned down by a limit before it was
-    trained, nor known already, nor another study's."""
-    if record.reused_from is not None or record.taken_from is not None:
-        return False
-    was_trained = record.evaluation.get("training") is not None
-    return was_trained or record.state in ("complete", "failed")

@@ -13,7 +13,7 @@ from levit_search.files import DamagedFileError, check_weights, read_bounded, wr
 from levit_search.latency.cache import fingerprint
 from levit_search.search.trials import TrialStore
 from levit_search.space import Space
-from levit_search.study import MEASURED, REMEASURED, Record, Study, differences
+from levit_search.study import MEASURED, REMEASURED, Study, StudyConfig, differences
 
 
 def check_source(folder: Path, study: Study) -> Study:
@@ -32,17 +32,20 @@ def check_source(folder: Path, study: Study) -> Study:
             f"--from {folder}: {where} has accuracies inherited from its supernet, which mean "
             "nothing beside others; supernet.weights takes another study's supernet"
         )
-    known = _known(source)
+    known = {"params", "flops", "activations", *source.config.objectives}
+    if source.config.is_trained:
+        known.add("top1_percent")
+    if source.config.is_measured:
+        known.add("latency_ms")
     wanted = [*study.config.objectives]
     if study.config.limits.latency_ms is not None:
         wanted.append("latency_ms")
-    missing = [name for name in wanted if name not in known]
-    if missing:
+    if missing := [name for name in wanted if name not in known]:
         raise InputError(
             f"--from {folder}: its networks have no {missing[0]}, which counts here "
             f"(they have {', '.join(sorted(known))})"
         )
-    before, now = _meaning(source), _meaning(study)
+    before, now = _meaning(source.config), _meaning(study.config)
     shared = before.keys() & now.keys()
     if found := differences(*({key: each[key] for key in shared} for each in (before, now))):
         raise InputError(
@@ -103,51 +106,48 @@ def taken_over(source: Study, study: Study, space: Space, store: TrialStore) -> 
 
     Args:
         source: the other study, see :func:`check_source` and :func:`check_prepared`.
-        study: where to.
-        space: of that study.
-        store: of that study, which is prepared.
+        study: where to; ``space`` and ``store`` are its own.
     """
     attributes = source.attributes()
     present: set[str | None] = {trial.user_attrs.get("architecture_id") for trial in store.trials()}
+    bounds = {name: bound for name, bound in space.limits.model_dump().items() if bound is not None}
     for record in source.records():
-        network = record.architecture
-        if not _is_whole(record, study) or network is None or network.id in present:
+        network, epochs = record.architecture, {rung["epoch"] for rung in record.rungs}
+        is_stopped_here = record.is_stopped and epochs <= {*study.config.rung_epochs}
+        if record.reused_from is not None or network is None or network.id in present:
+            continue
+        if record.state != "complete" and not is_stopped_here:
             continue
         values = space.encode(network)
-        if values is None or not _keeps_limits(record, space):
+        if values is None or any(record.values[name] > bound for name, bound in bounds.items()):
             continue
         for key in (f"{kind}{network.id}" for kind in (MEASURED, REMEASURED)):
             if key in attributes and key not in store.attributes:
                 store.set_attribute(key, attributes[key])
-        _enter(record, source, study, store, space.encoded(values))
+        _copy_weights(source.weights(network.id), study)
+        notes: dict[str, object] = {
+            "architecture": network.model_dump(mode="json"),
+            "architecture_id": network.id,
+            "cost": {name: record.values[name] for name in ("params", "flops", "activations")},
+            "evaluation": record.own_evaluation,
+            "taken_from": f"{source.folder}#{record.trial}",
+        }
+        if not record.taught:
+            notes["taught"] = False
+        objectives, rungs = study.config.objectives, []
+        for rung in record.rungs:  # with the objectives of this study
+            known = {**record.estimates, "top1_percent": rung["top1_percent"]}
+            if rung["epoch"] in study.config.rung_epochs:
+                rungs.append({**rung, "values": {name: known[name] for name in objectives}})
+        if rungs:
+            notes["rungs"] = rungs
+        state, points = TrialState.COMPLETE, None
+        if record.state == "complete":
+            points = [record.estimates[name] for name in objectives]
+        else:
+            state, notes["reason"] = TrialState.PRUNED, record.reason
+        store.add(state, points, space.encoded(values), notes, {"valid": 0.0}, {})
         present.add(network.id)
-
-
-def _enter(
-    record: Record, source: Study, study: Study, store: TrialStore, params: Mapping[str, Any]
-) -> None:
-    assert record.architecture is not None
-    network = record.architecture
-    _copy_weights(source.weights(network.id), study)
-    notes: dict[str, Any] = {
-        "architecture": network.model_dump(mode="json"),
-        "architecture_id": network.id,
-        "cost": {name: record.values[name] for name in ("params", "flops", "activations")},
-        "evaluation": record.own_evaluation,
-        "taken_from": f"{source.folder}#{record.trial}",
-    }
-    if not record.taught:
-        notes["taught"] = False
-    epochs = study.config.rung_epochs
-    if rungs := [_rung(record, rung, study) for rung in record.rungs if rung["epoch"] in epochs]:
-        notes["rungs"] = rungs
-    excess = {"valid": 0.0}
-    if record.state == "complete":
-        objectives = [record.estimates[name] for name in study.config.objectives]
-        store.add(TrialState.COMPLETE, objectives, params, notes, excess, {})
-    else:
-        notes["reason"] = record.reason
-        store.add(TrialState.PRUNED, None, params, notes, excess, {})
 
 
 def _copy_weights(weights: Path, study: Study) -> None:
@@ -163,40 +163,9 @@ def _copy_weights(weights: Path, study: Study) -> None:
     write_atomically(study.checkpoints / weights.name, raw)
 
 
-def _rung(record: Record, rung: dict[str, Any], study: Study) -> dict[str, Any]:
-    """A rung that a candidate came to, with the objectives of this study."""
-    known = {**record.estimates, "top1_percent": rung["top1_percent"]}
-    return {**rung, "values": {name: known[name] for name in study.config.objectives}}
-
-
-def _is_whole(record: Record, study: Study) -> bool:
-    """Whether a trial has its figures: complete, or stopped at rungs that this study has too."""
-    if record.reused_from is not None:
-        return False
-    same_rungs = {rung["epoch"] for rung in record.rungs} <= {*study.config.rung_epochs}
-    return record.state == "complete" or (record.is_stopped and same_rungs)
-
-
-def _keeps_limits(record: Record, space: Space) -> bool:
-    bounds = {name: bound for name, bound in space.limits.model_dump().items() if bound is not None}
-    return all(record.values[name] <= bound for name, bound in bounds.items())
-
-
-def _known(study: Study) -> set[str]:
-    """Figures that every complete trial has."""
-    config = study.config
-    found = {"params", "flops", "activations"}
-    if config.is_trained:
-        found.add("top1_percent")
-    if config.is_measured:
-        found.add("latency_ms")
-    return found | set(config.objectives)
-
-
-def _meaning(study: Study) -> dict[str, Any]:
+def _meaning(config: StudyConfig) -> dict[str, object]:
     """What each part of a trial's figures depends on, beside the network."""
-    config = study.config
-    meaning: dict[str, Any] = {"data": config.data.model_dump(mode="json", exclude={"root"})}
+    meaning: dict[str, object] = {"data": config.data.model_dump(mode="json", exclude={"root"})}
     if config.is_trained:
         teaching = config.teaching
         meaning["train"] = config.train.decisive()
@@ -209,7 +178,7 @@ def _meaning(study: Study) -> dict[str, Any]:
     return meaning
 
 
-def _devices(found: Mapping[str, Any]) -> dict[str, Any]:
+def _devices(found: Mapping[str, Any]) -> Mapping[str, Any]:
     """By target, the main one by no name."""
     main = {"": found["device"]} if found.get("device") else {}
     return {**main, **found.get("devices", {})}
