@@ -135,7 +135,7 @@ class TrialStore:
         self._study, self._distributions = study, dict(distributions)
         opened = study.open_to_write(self._distributions)
         self._storage, self._study_id = opened.storage, opened.study_id
-        self._backup = opened.backup
+        self._backup = study.backup
         self.attributes = opened.attributes
         """Of the study."""
         self.next_number = len(opened.trials)
@@ -363,7 +363,7 @@ class TrialStore:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            with self._study.storage_errors(_RefusedError):
+            with self._study.place.errors(_RefusedError):
                 yield
         except (UpdateFinishedTrialError, _NumberTakenError):
             raise BudgetError(_SOMEBODY_ELSE.format(self._study.folder)) from None

@@ -163,7 +163,7 @@ def _copy_weights(weights: Path, study: Study) -> None:
     write_atomically(study.checkpoints / weights.name, raw)
 
 
-def _rung(record: Record, rung: dict[str, Any], study: Study) -> dict[str, Any]:
+def _rung(record: Record, rung: Mapping[str, Any], study: Study) -> dict[str, Any]:
     """A rung that a candidate came to, with the objectives of this study."""
     known = {**record.estimates, "top1_percent": rung["top1_percent"]}
     return {**rung, "values": {name: known[name] for name in study.config.objectives}}
