@@ -37,7 +37,7 @@ class ResultStore:
         return self.folder / self.file_name
 
     @contextmanager
-    def reading(self) -> Iterator[Document | None]:
+    def reading(self) -> Iterator[Mapping[str, Any] | None]:
         """The content of the JSON file, to be taken apart in the block; None where there is none.
 
         Raises:
