@@ -125,6 +125,26 @@ def remove_unfinished(folder: Path) -> list[Path]:
     return removed
 
 
+@contextlib.contextmanager
+def held_lock(path: Path, told: str) -> Iterator[None]:
+    """Hold a lock file within the block.
+
+    Raises:
+        InputError: another process has it, in the words of ``told``.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(told) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class DamagedFileError(ValueError):
     """A file is not as it was written; the message says in a few words what is wrong with it."""
 

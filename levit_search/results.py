@@ -1,19 +1,13 @@
 """Results of a command in a folder: one JSON file that is gone on with, tables and pictures."""
 
-import io
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from filelock import FileLock, Timeout
+from typing import Any, ClassVar
 
 from levit_search.errors import InputError, writing
-from levit_search.files import read_checksummed, write_atomically, write_checksummed
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from levit_search.files import held_lock, read_checksummed, write_atomically, write_checksummed
 
 Document = dict[str, Any]
 """What a JSON file of results holds, or a part of it, by name."""
@@ -43,7 +37,7 @@ class ResultStore:
         return self.folder / self.file_name
 
     @contextmanager
-    def reading(self) -> Iterator[Document | None]:
+    def reading(self) -> Iterator[Mapping[str, Any] | None]:
         """The content of the JSON file, to be taken apart in the block; None where there is none.
 
         Raises:
@@ -62,17 +56,12 @@ class ResultStore:
         Raises:
             InputError: there is one, or the folder cannot be written.
         """
-        lock = FileLock(self.folder / self.lock_name)
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise InputError(f"{self.folder}: {self.held}") from None
-        try:
+        with ExitStack() as stack:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                told = f"{self.folder}: {self.held}"
+                stack.enter_context(held_lock(self.folder / self.lock_name, told))
             yield
-        finally:
-            lock.release()
 
     def write(self, name: str, content: str | bytes | Mapping[str, Any]) -> None:
         """Write a file of the folder, whole or not at all; a mapping as JSON with a checksum.
@@ -104,13 +93,3 @@ def markdown_table(
     """The lines of a Markdown table; columns are aligned right but for those headed ``words``."""
     rules = ["---" if head in words else "---:" for head in heads]
     return [f"| {' | '.join(cells)} |" for cells in (heads, rules, *rows)]
-
-
-def svg(figure: "Figure") -> bytes:
-    """A matplotlib figure as an SVG file: the same bytes each time, with its texts as text."""
-    import matplotlib
-
-    file = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "levit-search", "svg.fonttype": "none"}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()

@@ -92,7 +92,7 @@ class Verdict:
             text += " Of a baseline, higher is more accurate than the best network."
         return text
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Mapping[str, Any]:
         best = self.best
         return {
             "kind": self.kind,
@@ -113,13 +113,10 @@ UNJUDGED = Verdict("unknown")
 def judged(
     records: Sequence[Record], attributes: Mapping[str, Any], config: StudyConfig
 ) -> Verdict:
-    """What the accuracies of a study are worth.
+    """What the accuracies of a study's finished trials are worth.
 
-    Args:
-        records: all of its finished trials.
-        attributes: of the study; ``data`` has the numbers of images, which studies of older
-            releases lack.
-        config: of the study.
+    ``data`` of the study's attributes has the numbers of images, which those of older releases
+    lack.
     """
     rivals = [record for record in compared(records) if "top1_percent" in record.values]
     if not config.is_trained or not rivals:
@@ -131,38 +128,49 @@ def judged(
     percents = {record.trial: record.values["top1_percent"] for record in rivals}
     first = max(percents, key=lambda trial: (percents[trial], -trial))
     images = _images(next(each for each in rivals if each.trial == first), data)
-
-    def standing(trial: int) -> Standing | None:
-        if trial == first:
-            return "best"
-        if trial not in percents:
-            return None
-        apart = told_apart(percents[first], percents[trial], images, len(percents))
-        return "lower" if apart else "same"
-
     by_trial = {}
     for record in records:
-        if (percent := record.values.get("top1_percent")) is not None:
-            own = _images(record, data)
-            interval = wilson_percent(percent, own)
-            by_trial[record.trial] = Accuracy(percent, own, *interval, standing(record.trial))
-    best, networks = by_trial[first], _tried(records)
+        if (percent := record.values.get("top1_percent")) is None:
+            continue
+        standing: Standing | None = None
+        if record.trial == first:
+            standing = "best"
+        elif record.trial in percents:
+            apart = told_apart(percents[first], percent, images, len(percents))
+            standing = "lower" if apart else "same"
+        own = _images(record, data)
+        by_trial[record.trial] = Accuracy(percent, own, *wilson_percent(percent, own), standing)
+    best = by_trial[first]
+    # Networks that might have been the best one, stopped and failed ones included.
+    tried = {
+        record.architecture.id
+        for record in records
+        if record.architecture is not None and record.reused_from is None
+        if "top1_percent" in record.values or record.is_stopped or record.state == "failed"
+    }
     baselines = baselines_of(config, attributes)
     by_baseline = _of_baselines(baselines, best, int(data["val_images"]), len(percents))
-    needed = needed_right(images, guess, networks)
+    needed = needed_right(images, guess, len(tried))
     needed_percent = None if needed is None else 100 * needed / images
-    found = (networks, len(percents), guess, needed_percent, best, by_trial, by_baseline)
-    if not is_better_than_guessing(best.percent, images, guess, networks):
-        text = _guessing(best, networks, guess, needed_percent)
+    found = (len(tried), len(percents), guess, needed_percent, best, by_trial, by_baseline)
+    if not is_better_than_guessing(best.percent, images, guess, len(tried)):
+        text = _guessing(best, len(tried), guess, needed_percent)
         return Verdict("guessing", text, _advice(config, data, needed is None), *found)
     if len(percents) > 1 and not any(by_trial[trial].vs_best == "lower" for trial in percents):
-        return Verdict("cost_alone", _cost_alone(percents, images), (), *found)
+        low, high = min(percents.values()), max(percents.values())
+        text = (
+            f"{images:,} images of val do not tell the accuracies of the {len(percents):,} "
+            f"networks apart ({interval_text(low, high)} %): as far as is known this front is one "
+            "of cost alone. More images in val (data.val_share) or longer training may tell them "
+            "apart."
+        )
+        return Verdict("cost_alone", text, (), *found)
     return Verdict("better_than_guessing", "", (), *found)
 
 
 def teacher_choice(
     records: Sequence[Record], attributes: Mapping[str, Any]
-) -> dict[str, Any] | None:
+) -> Mapping[str, Any] | None:
     """Whether candidates are taught from now on, where ``teacher: auto`` leaves that to a search.
 
     The first three networks are trained without the teacher. It is kept if its accuracy on val is
@@ -235,18 +243,6 @@ def _images(record: Record, data: Mapping[str, Any]) -> int:
     return int(inherited or data["val_images"])
 
 
-def _tried(records: Sequence[Record]) -> int:
-    """How many networks might have been the best one, stopped and failed ones included."""
-    return len(
-        {
-            record.architecture.id
-            for record in records
-            if record.architecture is not None and record.reused_from is None
-            if "top1_percent" in record.values or record.is_stopped or record.state == "failed"
-        }
-    )
-
-
 def _guessing(best: Accuracy, networks: int, guess: float, needed_percent: float | None) -> str:
     count = "1 network" if networks == 1 else f"{networks:,} networks"
     told = (
@@ -258,15 +254,6 @@ def _guessing(best: Accuracy, networks: int, guess: float, needed_percent: float
         f"No network is better than guessing, as far as {best.images:,} images of val tell: the "
         f"best of {count} has {accuracy_text(best.percent, best.images)}, always answering the "
         f"largest class gives {guess:.2f} %; {told}."
-    )
-
-
-def _cost_alone(percents: Mapping[int, float], images: int) -> str:
-    return (
-        f"{images:,} images of val do not tell the accuracies of the {len(percents):,} networks "
-        f"apart ({interval_text(min(percents.values()), max(percents.values()))} %): as far as is "
-        "known this front is one of cost alone. More images in val (data.val_share) or longer "
-        "training may tell them apart."
     )
 
 
@@ -381,10 +368,9 @@ def most_guessed(images: int, guess_percent: float) -> int | None:
     guess = guess_percent / 100
     little = _LITTLE * guess / (1 + (_LITTLE - 1) * guess)
 
-    def is_common(right: int) -> bool:
-        return bool(bdtr(right, images, little) > _GIVEN_UP)
-
-    most = min(bisect_left(range(images + 1), True, key=is_common), needed) - 1
+    right = range(images + 1)
+    common = bisect_left(right, True, key=lambda n: bool(bdtr(n, images, little) > _GIVEN_UP))
+    most = min(common, needed) - 1
     return most if most >= round(guess * images) else None
 
 

@@ -17,7 +17,6 @@ from levit_search.audit.front_confidence import (
     Accuracies,
     Reevaluation,
     accuracy_draws,
-    candidates,
     could_belong,
     front_confidence,
     front_figures,
@@ -454,7 +453,7 @@ def test_the_front_moves_to_the_means_of_its_seeds(
     search: tuple[list[Record], dict[str, Accuracies]],
 ) -> None:
     records, networks = search
-    found = front_figures(candidates(records, OBJECTIVES, networks), OBJECTIVES, REFERENCE)
+    found = front_figures(records, OBJECTIVES, networks, REFERENCE)
     moves = found["moves"]
     assert moves["retrained"] == 3
     assert moves["leaves"] == [1] and moves["enters"] == [3]
@@ -478,7 +477,7 @@ def test_the_front_has_its_figures_on_test_beside_val(
     search: tuple[list[Record], dict[str, Accuracies]],
 ) -> None:
     records, networks = search
-    found = front_figures(candidates(records, OBJECTIVES, networks), OBJECTIVES, REFERENCE)
+    found = front_figures(records, OBJECTIVES, networks, REFERENCE)
     first, second, third = found["front"]
     groups = [[80.0, 79.5, 80.5], [84.0, 77.0, 77.5], [85.0, 85.0, 84.0]]
     sd, freedom = pooled_sd(groups)
@@ -502,7 +501,7 @@ def test_the_front_has_its_figures_on_test_beside_val(
 
 def test_without_other_seeds_only_latencies_are_in_doubt() -> None:
     records = [record(0, 80.0, 1.0), record(1, 85.0, 2.0), record(2, 85.0, 2.01)]
-    found = front_figures(candidates(records, OBJECTIVES, {}), OBJECTIVES, REFERENCE)
+    found = front_figures(records, OBJECTIVES, {}, REFERENCE)
     assert found["noise"]["seed_sd_points"] is None and found["moves"] is None
     assert found["test"] is None
     first, second = found["front"]
@@ -515,7 +514,7 @@ def test_a_search_by_the_clock_alone_has_chances_and_no_accuracies() -> None:
     names: tuple[Objective, ...] = ("latency_ms", "flops")
     reference = minimised([{"latency_ms": 1e3, "flops": 1e11}], names)[0]
     records = [record(0, None, 2.0, epochs=0), record(1, None, 1.99, epochs=0)]
-    found = front_figures(candidates(records, names, {}), names, reference)
+    found = front_figures(records, names, {}, reference)
     assert [row["trial"] for row in found["front"]] == [1, 0]
     assert found["front"][1]["chance"] == 1
     assert found["front"][0]["chance"] == pytest.approx(0.64, abs=0.05)
@@ -526,8 +525,7 @@ def test_the_same_seed_gives_the_same_chances(
     search: tuple[list[Record], dict[str, Accuracies]],
 ) -> None:
     records, networks = search
-    found = candidates(records, OBJECTIVES, networks)
-    once, again = (front_figures(found, OBJECTIVES, REFERENCE) for _ in range(2))
+    once, again = (front_figures(records, OBJECTIVES, networks, REFERENCE) for _ in range(2))
     assert once == again
 
 

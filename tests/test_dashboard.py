@@ -150,7 +150,7 @@ def test_it_shows_all_trials_before_and_during_and_after_a_search(
     found = study(storage, 6)
     if kind != "journal":  # whose file need not be there
         found.open_storage()
-    with dashboard(found.dashboard_command(), tmp_path / "log") as ask:
+    with dashboard(found.place.dashboard_command(), tmp_path / "log") as ask:
         assert len(ask("/api/studies")["study_summaries"]) == (kind != "journal")
         search(found, engine=CurveEngine)
         (listed,) = ask("/api/studies")["study_summaries"]

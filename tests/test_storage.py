@@ -390,7 +390,7 @@ def test_a_server_that_stops_ends_a_search_and_not_a_study(make: Make) -> None:
         kept, study_id = study.open_storage()
         evaluated(kept, study_id, 0)
     before = contents(study.folder)
-    with pytest.raises(BudgetError, match="cannot be used"), study.storage_errors(BudgetError):
+    with pytest.raises(BudgetError, match="cannot be used"), study.place.errors(BudgetError):
         kept.set_study_user_attr(study_id, "key", "value")
     for use in (Study.records, Study.open_storage):
         with pytest.raises(InputError, match=r"cannot be used \(.*[Cc]onnection refused"):

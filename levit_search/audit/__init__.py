@@ -5,10 +5,11 @@ trained with others, and the test split is looked at for the first time.
 """
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -18,14 +19,13 @@ from levit_search.audit import search_cost, sections
 from levit_search.audit.front_confidence import (
     Accuracies,
     Reevaluation,
-    candidates,
     front_figures,
 )
 from levit_search.engine.interface import pass_on_warnings
 from levit_search.engine.local import LocalEngine
 from levit_search.errors import InputError, TrialError
 from levit_search.progress import Progress, StepProgress
-from levit_search.results import Document, ResultStore
+from levit_search.results import ResultStore
 from levit_search.study import EngineConfig, Record, Study
 
 _REEVALUATOR = "levit_search.audit.reevaluation:Reevaluator"
@@ -37,9 +37,6 @@ _NETWORKS = TypeAdapter(dict[str, Accuracies])
 class AuditStore(ResultStore):
     """``audit.json`` of a study folder: what was measured of each network, so that no training is
     done twice. Its lock is none of a search, which may go on meanwhile.
-
-    Args:
-        folder: of the study.
 
     Raises:
         InputError: there is an ``audit.json`` that cannot be read.
@@ -65,21 +62,18 @@ class AuditStore(ResultStore):
                 "remove it to audit anew"
             )
 
-    def save(self, figures: Document) -> None:
-        """Write ``figures`` and what was measured of each network.
+    def save(self, figures: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write ``figures`` and, by id, what was measured of each network; returns both.
 
         Raises:
             InputError: it cannot be written.
         """
-        self.write(self.file_name, {"version": _VERSION, **figures, "networks": self.as_json()})
-
-    def as_json(self) -> Document:
-        """What was measured, by network id."""
-        found: Document = _NETWORKS.dump_python(self.networks, mode="json")
+        found = {**figures, "networks": _NETWORKS.dump_python(self.networks, mode="json")}
+        self.write(self.file_name, {"version": _VERSION, **found})
         return found
 
 
-def audit(study: Study, seeds: int, jobs: int, progress: StepProgress) -> Document:
+def audit(study: Study, seeds: int, jobs: int, progress: StepProgress) -> Mapping[str, Any]:
     """Look at a study from all sides, and write ``audit.json``, ``audit.md`` and ``audit.svg``.
 
     What was measured of a network is kept in ``audit.json``; an audit that was interrupted, or is
@@ -110,50 +104,37 @@ def audit(study: Study, seeds: int, jobs: int, progress: StepProgress) -> Docume
             f"{study.folder}: {len(records)} finished trials, none complete: there is no front to "
             "audit yet; `levit-search run` goes on with the search"
         )
-    study.reference()  # where there is none, that is said before anything is trained
+    config, reference = study.config, study.reference()  # without one, nothing is trained
+    objectives, epochs = config.objectives, config.candidate_recipe.epochs
     with store.lock():
-        is_trained = study.config.is_trained
-        failed = _reevaluate(study, front, store, seeds, jobs, progress) if is_trained else []
-        document = _document(study, records, store.networks if is_trained else {}, failed)
-        store.save(document)
+        failed: list[Mapping[str, Any]] = []
+        if config.is_trained:
+            failed = _reevaluate(study, front, store, seeds, jobs, progress)
+        supernet = study.attributes().get("supernet", {})
+        path = search_cost.trajectory(records, objectives, reference, supernet.get("seconds", 0.0))
+        saved = search_cost.savings(records, epochs)
+        document = {
+            "study": config.name,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "objectives": list(objectives),
+            "trials": len(records),
+            "search": {
+                "milestones": path.milestones(),
+                "trajectory": path.steps(),
+                "shares": search_cost.shares(records, epochs),
+                "rungs": asdict(saved) if saved is not None else None,
+                "prediction": search_cost.prediction_errors(records),
+                "inheritance": search_cost.inheritance(records, supernet),
+            },
+            **front_figures(
+                records, objectives, store.networks if config.is_trained else {}, reference
+            ),
+            "failed": failed,
+        }
+        whole = store.save(document)
         store.write("audit.svg", sections.draw(document))
         store.write("audit.md", sections.markdown(document, "audit.svg"))
-    return {**document, "networks": store.as_json()}
-
-
-def _document(
-    study: Study,
-    records: Sequence[Record],
-    networks: dict[str, Accuracies],
-    failed: list[Document],
-) -> Document:
-    config, reference = study.config, study.reference()
-    objectives, epochs = config.objectives, config.candidate_recipe.epochs
-    supernet = study.attributes().get("supernet", {})
-    path = search_cost.trajectory(records, objectives, reference, supernet.get("seconds", 0.0))
-    saved = search_cost.savings(records, epochs)
-    errors = [record.values.get("prediction_error_percent") for record in records]
-    return {
-        "study": config.name,
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "objectives": list(objectives),
-        "trials": len(records),
-        "search": {
-            "milestones": path.milestones(),
-            "trajectory": path.steps(),
-            "shares": search_cost.shares(records, epochs),
-            "rungs": asdict(saved) if saved is not None else None,
-            "prediction": search_cost.prediction_errors(records),
-            "inheritance": search_cost.inheritance(records, supernet),
-        },
-        **front_figures(
-            candidates(records, objectives, networks),
-            objectives,
-            reference,
-            [error for error in errors if error is not None],
-        ),
-        "failed": failed,
-    }
+    return whole
 
 
 @dataclass(frozen=True)
@@ -178,7 +159,7 @@ def _reevaluate(
     seeds: int,
     jobs: int,
     progress: StepProgress,
-) -> list[Document]:
+) -> list[Mapping[str, Any]]:
     """Fill in the accuracies that are not kept yet; returns those that could not be had."""
     first = study.config.search.seed
     todo: list[Job] = []
@@ -189,7 +170,7 @@ def _reevaluate(
             known = store.networks.setdefault(network.id, Accuracies())
             if known.stored is None if seed is None else seed not in known.seeds:
                 todo.append(Job(record.trial, network, seed, record.taught))
-    failed = []
+    failed: list[Mapping[str, Any]] = []
     ended = 0
     progress.begin("audit", len(todo))
 
@@ -223,14 +204,9 @@ def reevaluated(
 ) -> Generator[tuple[Job, Reevaluation | TrialError], None, None]:
     """Each job with what came of it, in the order in which they end.
 
-    Jobs of one seed are done before those of the next, since they share a teacher's answers.
-
-    Args:
-        study: whose recipe, teacher and weights are used.
-        jobs: those of stored weights come first, with the first seed's.
-        processes: workers, each with the recipe's threads.
-        progress: told a few times a second what goes on, and the sum of the fractions done of all
-            that runs.
+    Jobs of one seed are done before those of the next, since they share a teacher's answers; those
+    of stored weights come first, with the first seed's. ``progress`` is told a few times a second
+    what goes on, and the sum of the fractions done of all that runs.
 
     Raises:
         InputError: data, teacher or donor weights are missing or unfit.

@@ -10,6 +10,7 @@ the study are like tells how lucky: :func:`accuracy_draws`, an empirical Bayes e
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,6 @@ from levit_search.pareto import (
     minimised,
     non_dominated,
 )
-from levit_search.results import Document
 from levit_search.study import Record
 
 Floats = NDArray[np.float64]
@@ -63,7 +63,7 @@ class Reevaluation:
     test_images: int
     seconds: float
 
-    def as_json(self) -> Document:
+    def as_json(self) -> Mapping[str, Any]:
         return asdict(self)
 
 
@@ -76,13 +76,9 @@ class Accuracies:
     seeds: dict[int, Reevaluation] = field(default_factory=dict)
     """Of trainings with other seeds."""
 
-    def val_percents(self) -> list[float]:
-        """On val, by seed."""
-        return [self.seeds[seed].val_top1_percent for seed in sorted(self.seeds)]
-
-    def test_percents(self) -> list[float]:
-        """On test, by seed."""
-        return [self.seeds[seed].test_top1_percent for seed in sorted(self.seeds)]
+    def others(self) -> list[Reevaluation]:
+        """Of trainings with other seeds, in the order of these."""
+        return [self.seeds[seed] for seed in sorted(self.seeds)]
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,8 @@ class FrontCandidate:
     def val_percents(self) -> list[float]:
         """On val with all seeds, the search's first; empty for a network that was not trained."""
         first = self.record.values.get("top1_percent")
-        return [] if first is None else [first, *self.accuracies.val_percents()]
+        others = [found.val_top1_percent for found in self.accuracies.others()]
+        return [] if first is None else [first, *others]
 
     def values(self, top1_percent: float | None) -> dict[str, float]:
         """Its objectives, with another accuracy."""
@@ -105,17 +102,25 @@ class FrontCandidate:
         return {**self.record.values, **changed}
 
 
-def candidates(
+def front_figures(
     records: Sequence[Record],
     objectives: Sequence[Objective],
     networks: Mapping[str, Accuracies],
-) -> list[FrontCandidate]:
-    """The members of the front, the cheapest first, then all others that could be on it.
+    reference: Floats,
+) -> Mapping[str, Any]:
+    """What is left of the front.
 
     Args:
         records: of all finished trials.
         objectives: of the study.
         networks: what an audit measured, by network id.
+        reference: [objectives], minimised, that volumes are measured against.
+
+    Returns:
+        ``noise`` of seeds; ``front``, members with their values, accuracies and chances, the
+        cheapest first; ``near_misses``, others with a chance, the best of ``near_misses_in_all``;
+        ``moves``, what the front becomes by means over seeds; ``test``, the front on the test
+        split. Of the last two either is None where nothing was trained or measured for it.
     """
     members = table.front(records, objectives)
     trials = {record.trial for record in members}
@@ -125,39 +130,16 @@ def candidates(
         assert record.architecture is not None
         accuracies = networks.get(record.architecture.id, Accuracies())
         found.append(FrontCandidate(record, accuracies, record.trial in trials))
-    return found
-
-
-def front_figures(
-    found: Sequence[FrontCandidate],
-    objectives: Sequence[Objective],
-    reference: Floats,
-    errors_percent: Sequence[float] = (),
-    seed: int = 0,
-) -> Document:
-    """What is left of the front.
-
-    Args:
-        found: as :func:`candidates` gives them.
-        objectives: of the study.
-        reference: [objectives], minimised, that volumes are measured against.
-        errors_percent: of the study's predictions of latency.
-        seed: of the draws.
-
-    Returns:
-        ``noise`` of seeds; ``front``, members with their values, accuracies and chances;
-        ``near_misses``, others with a chance, the best of ``near_misses_in_all``; ``moves``, what
-        the front becomes by means over seeds; ``test``, the front on the test split. Of the last
-        two either is None where nothing was trained or measured for it.
-    """
     sd, freedom = pooled_sd([each.val_percents for each in found if each.is_member])
-    confidence = _confidence(found, objectives, sd, freedom, errors_percent, seed)
-    front: list[Document] = []
-    near: list[Document] = []
+    errors = [record.values.get("prediction_error_percent") for record in records]
+    known_errors = [error for error in errors if error is not None]
+    confidence = _confidence(found, objectives, sd, freedom, known_errors)
+    front: list[Mapping[str, Any]] = []
+    near: list[Mapping[str, Any]] = []
     for each, chance in zip(found, confidence, strict=True):
         network = each.record.architecture
         assert network is not None
-        row: Document = {
+        row: Mapping[str, Any] = {
             "trial": each.record.trial,
             "id": network.id,
             "architecture": network.summary(),
@@ -165,7 +147,7 @@ def front_figures(
             "chance": float(chance),
         }
         if each.is_member:
-            front.append(row | _accuracy_figures(each, sd))
+            front.append({**row, **_accuracy_figures(each, sd)})
         elif chance >= _FEWEST_CHANCE:
             near.append(row)
     near.sort(key=lambda row: -row["chance"])
@@ -185,7 +167,6 @@ def _confidence(
     sd: float | None,
     freedom: int,
     errors_percent: Sequence[float],
-    seed: int,
 ) -> Floats:
     """Each candidate's chance to be on the front, [candidates]."""
     percents = [each.val_percents for each in found]
@@ -196,7 +177,7 @@ def _confidence(
     records = [each.record for each in found]
     sds = spreads(records, sd_doubt / np.sqrt(counts), objectives, errors_percent)
     doubtful = could_belong(points, sds, np.array([each.is_member for each in found]))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = None
     if sd is not None:
         means = np.array([np.mean(each) for each in percents])
@@ -207,7 +188,7 @@ def _confidence(
     return confidence
 
 
-def _accuracy_figures(each: FrontCandidate, sd: float | None) -> Document:
+def _accuracy_figures(each: FrontCandidate, sd: float | None) -> Mapping[str, Any]:
     """A member's accuracies; empty for a network that was not trained."""
     percents, stored, seeds = each.val_percents, each.accuracies.stored, each.accuracies.seeds
     if not percents:
@@ -225,32 +206,34 @@ def _accuracy_figures(each: FrontCandidate, sd: float | None) -> Document:
         "search": stored.test_top1_percent,
         "standard_error": 100 * math.sqrt(share * (1 - share) / stored.test_images),  # binomial
         "seeds": {str(seed): found.test_top1_percent for seed, found in seeds.items()},
-        "mean": _mean([stored.test_top1_percent, *each.accuracies.test_percents()]),
+        "mean": _mean([found.test_top1_percent for found in (stored, *each.accuracies.others())]),
     }
     return {"val": val, "test": test}
 
 
 def _by_means(
     found: Sequence[FrontCandidate], objectives: Sequence[Objective], reference: Floats
-) -> Document | None:
+) -> Mapping[str, Any] | None:
     """The front when its members' accuracies are means over their seeds; None without any.
 
     Others keep the one accuracy that they have, which favours them: a good one of theirs would
     have put them on the front.
     """
-    is_member = np.array([each.is_member for each in found])
-    is_retrained = np.array([each.is_member and bool(each.accuracies.seeds) for each in found])
-    if not is_retrained.any():
+    retrained = [each for each in found if each.is_member and each.accuracies.seeds]
+    if not retrained:
         return None
-    retrained = [each for each, is_one in zip(found, is_retrained, strict=True) if is_one]
-    others = [_mean(each.accuracies.val_percents()) for each in retrained]
-    before = minimised([each.record.values for each in found], objectives)
-    after = minimised([each.values(_mean(each.val_percents)) for each in found], objectives)
-    fresh = minimised(
-        [each.values(percent) for each, percent in zip(retrained, others, strict=True)], objectives
-    )
-    stays = non_dominated(after)
-    optimism = np.array([each.val_percents[0] for each in retrained]) - np.array(others)
+    first = [each.val_percents[0] for each in retrained]
+    others = [float(np.mean(each.val_percents[1:])) for each in retrained]
+    is_member = np.array([each.is_member for each in found])
+    means = [each.values(_mean(each.val_percents)) for each in found]
+    stays = non_dominated(minimised(means, objectives))
+
+    def volume(percents: Sequence[float]) -> float:
+        """Of the retrained members alone, so that the figures compare."""
+        rows = [each.values(it) for each, it in zip(retrained, percents, strict=True)]
+        return hypervolume(minimised(rows, objectives), reference)
+
+    optimism = np.array(first) - np.array(others)
     return {
         "retrained": len(retrained),
         "leaves": _trials(found, is_member & ~stays),
@@ -258,17 +241,16 @@ def _by_means(
         "optimism_points": float(optimism.mean()),
         "optimism_standard_error": _standard_error(optimism),
         "hypervolume": {
-            # Of the retrained members alone, so that the figures compare.
-            "search": hypervolume(before[is_retrained], reference),
-            "mean": hypervolume(after[is_retrained], reference),
-            "other_seeds": hypervolume(fresh, reference),
+            "search": volume(first),
+            "mean": volume([float(np.mean(each.val_percents)) for each in retrained]),
+            "other_seeds": volume(others),
         },
     }
 
 
 def _on_test(
     found: Sequence[FrontCandidate], objectives: Sequence[Objective], reference: Floats
-) -> Document | None:
+) -> Mapping[str, Any] | None:
     """The front on the test split; None where no member was measured there."""
     members = [each for each in found if each.is_member and each.accuracies.stored is not None]
     stored = [each.accuracies.stored for each in members if each.accuracies.stored is not None]
@@ -279,9 +261,7 @@ def _on_test(
     points = minimised(
         [each.values(percent) for each, percent in zip(members, tests, strict=True)], objectives
     )
-    seeds = [
-        each.accuracies.seeds[seed] for each in members for seed in sorted(each.accuracies.seeds)
-    ]
+    seeds = [found for each in members for found in each.accuracies.others()]
     return {
         "measured": len(members),
         "val_images": stored[0].val_images,
@@ -322,7 +302,7 @@ def pooled_sd(groups: Sequence[Sequence[float]]) -> tuple[float | None, int]:
     freedom = sum(len(group) - 1 for group in groups if group)
     if not freedom:
         return None, 0
-    squares = sum(float(((g := np.array(group)) - g.mean()) @ (g - g.mean())) for group in groups)
+    squares = sum(len(group) * float(np.var(group)) for group in groups if group)
     return math.sqrt(squares / freedom), freedom
 
 

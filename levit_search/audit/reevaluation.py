@@ -1,6 +1,6 @@
 """What a worker of an audit does: it measures and trains networks, and reads the test split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from levit_search.errors import InputError, TrialError
 from levit_search.latency.host_lock import on_cores
 from levit_search.model import Model, build, load_weights
 from levit_search.progress import Progress
-from levit_search.results import Document
 from levit_search.study import Study, StudyConfig
 from levit_search.supernet import Supernet, obtain_supernet, supernet_folder
 from levit_search.train import (
@@ -54,12 +53,8 @@ class Reevaluator:
     def close(self) -> None:
         """There is nothing to let go of."""
 
-    def prepare(self, sample: Architecture, progress: Progress) -> Document:
-        """Load the data, and find the teacher where a training needs it.
-
-        Raises:
-            LevitSearchError: whatever keeps every network from being measured.
-        """
+    def prepare(self, sample: Architecture, progress: Progress) -> Mapping[str, Any]:
+        """Load the data, and find the teacher where a training needs it."""
         del sample
         config, searched = self._config, Study.open(self._folder).config
         torch.set_num_threads(config.train.threads)
@@ -82,11 +77,7 @@ class Reevaluator:
         return {"settled_ms": {}, "device": {}, "teacher": {}}
 
     def verify(self, network: Architecture, progress: Progress, decide: Any = None) -> Reevaluation:
-        """Measure a network with the weights that the search left.
-
-        Raises:
-            TrialError: they are not there, or not this network's.
-        """
+        """Measure a network with the weights that the search left."""
         del decide
         progress("measuring", None)
         path = self._folder / "checkpoints" / f"{network.id}.safetensors"
@@ -107,13 +98,8 @@ class Reevaluator:
         decide: Callable[[int, dict[str, float]], bool],
         taught: bool = True,
     ) -> Reevaluation:
-        """Train a network from the start, or from where an audit was interrupted, and measure it.
-
-        No rung ends the training.
-
-        Raises:
-            TrialError: it failed.
-        """
+        """Train a network from the start, or from where an audit was interrupted, and measure it;
+        no rung ends the training."""
         del decide
         recipe, seed = self._config.candidate_recipe, self._config.search.seed
         teacher = self._teacher if network.distillation and taught else None

@@ -5,13 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from levit_search.pareto import Objective, hypervolume, minimised
-from levit_search.results import Document
 from levit_search.study import Outcome, Record, outcome
 
 COSTS = {
@@ -54,7 +53,7 @@ class Trajectory:
     hours: tuple[float, ...] | None
     """Those in which any worker was at work; None where the times of day are not known."""
 
-    def point(self, index: int) -> Document:
+    def point(self, index: int) -> Mapping[str, Any]:
         """One of them, as JSON."""
         return {
             "trials": index + 1,
@@ -64,7 +63,7 @@ class Trajectory:
             "hours": round(self.hours[index], 6) if self.hours is not None else None,
         }
 
-    def steps(self) -> list[Document]:
+    def steps(self) -> list[Mapping[str, Any]]:
         """The points at which the hypervolume changed, and the last."""
         volumes = (0.0, *(self.hypervolumes or [0.0] * len(self.trials)))
         last = len(self.trials) - 1
@@ -74,7 +73,7 @@ class Trajectory:
             if volumes[index + 1] != volumes[index] or index == last
         ]
 
-    def milestones(self) -> list[Document]:
+    def milestones(self) -> list[Mapping[str, Any]]:
         """The points at a tenth, each quarter and the end of the trials."""
         count = len(self.trials)
         indices = sorted({max(1, round(mark * count)) - 1 for mark in _MARKS}) if count else []
@@ -124,24 +123,16 @@ def _end_s(record: Record) -> float | None:
 def _busy_hours(
     records: Sequence[Record], spent_s: NDArray[np.float64]
 ) -> tuple[float, ...] | None:
-    """Hours until each trial's end in which one or more were at work.
-
-    Nights between two sessions do not count.
-    """
+    """Hours until each trial's end in which one or more were at work, without nights between."""
     ends = [_end_s(record) for record in records]
     if not ends or any(end is None for end in ends):
         return None
     known = np.array(ends, dtype=np.float64)
-    spans: list[list[float]] = []
-    for start, end in sorted(zip(known - spent_s, known, strict=True)):
-        if spans and start <= spans[-1][1]:
-            spans[-1][1] = max(spans[-1][1], end)
-        else:
-            spans.append([start, end])
-    starts, stops = np.array(spans).T
-    before = np.concatenate([[0.0], np.cumsum(stops - starts)])
-    at = np.searchsorted(starts, known, side="right") - 1
-    return tuple(((before[at] + known - starts[at]) / 3600).tolist())
+    order = np.argsort(known - spent_s)
+    starts, stops = (known - spent_s)[order], np.maximum.accumulate(known[order])
+    idle = np.concatenate([[0.0], np.cumsum(np.maximum(starts[1:] - stops[:-1], 0.0))])
+    begun = np.searchsorted(starts, known, side="right") - 1
+    return tuple(((known - starts[0] - idle[begun]) / 3600).tolist())
 
 
 @dataclass(frozen=True)
@@ -164,12 +155,8 @@ class Savings:
 
 
 def savings(records: Sequence[Record], epochs: int) -> Savings | None:
-    """What the rungs saved; None where no candidate came to one.
-
-    Args:
-        records: of all finished trials.
-        epochs: of the whole recipe.
-    """
+    """What the rungs saved, of a recipe of so many ``epochs``; None where no candidate came to
+    one."""
     trained = [record for record in records if epochs_of(record)]
     stopped = [record for record in trained if outcome(record, epochs) == "stopped"]
     asked = [point for record in trained for point in record.rungs]
@@ -191,12 +178,8 @@ def savings(records: Sequence[Record], epochs: int) -> Savings | None:
     )
 
 
-def shares(records: Sequence[Record], epochs: int) -> Document:
+def shares(records: Sequence[Record], epochs: int) -> Mapping[str, Any]:
     """What became of the proposals, in all and in the two halves of the search, with reasons.
-
-    Args:
-        records: of all finished trials, in the order of their numbers.
-        epochs: of the whole recipe.
 
     Returns:
         ``{counts, percent, early_percent, late_percent, infeasible, failures}``: the first four by
@@ -209,7 +192,7 @@ def shares(records: Sequence[Record], epochs: int) -> Document:
     def percent(part: Sequence[Outcome]) -> dict[str, float]:
         return {name: 100 * part.count(name) / max(1, len(part)) for name in names}
 
-    def reasons(of: Outcome, told: Callable[[Record], str]) -> list[Document]:
+    def reasons(of: Outcome, told: Callable[[Record], str]) -> list[Mapping[str, Any]]:
         given = Counter(told(r) for r, name in zip(records, found, strict=True) if name == of)
         common = given.most_common(_MOST_REASONS)
         return [{"reason": reason, "count": count} for reason, count in common]
@@ -233,7 +216,7 @@ def _limit_of(record: Record) -> str:
     return f"{over[1]} over the limit" if over else reason
 
 
-def prediction_errors(records: Sequence[Record]) -> Document | None:
+def prediction_errors(records: Sequence[Record]) -> Mapping[str, Any] | None:
     """How far predicted latencies were from the measured ones; None where none was both.
 
     Returns:
@@ -256,12 +239,10 @@ def prediction_errors(records: Sequence[Record]) -> Document | None:
     }
 
 
-def inheritance(records: Sequence[Record], supernet: Mapping[str, float]) -> Document | None:
+def inheritance(
+    records: Sequence[Record], supernet: Mapping[str, float]
+) -> Mapping[str, Any] | None:
     """How inherited accuracies stand beside those of the networks alone; None where none was both.
-
-    Args:
-        records: of all finished trials.
-        supernet: what the study keeps of its card.
 
     Returns:
         ``{networks, mean_points, sd_points, tau, supernet_seconds}``: inherited less own accuracy

@@ -1,20 +1,19 @@
 """An audit as tables and sentences, for the terminal and as Markdown, and as a picture."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from levit_search import table
 from levit_search.audit.front_confidence import student_factor
 from levit_search.audit.search_cost import COSTS
-from levit_search.drawing.svg import BLUE, GREEN, GREY, ORANGE
+from levit_search.drawing.chart import Axis, Chart, Mark, Series, picture
 from levit_search.pareto import figure_and_target, is_maximised
-from levit_search.results import Document, Section, markdown_table, svg
+from levit_search.results import Section, markdown_table
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+_Z95 = 1.96
 
 
-def sections(document: Document) -> list[Section]:
+def sections(document: Mapping[str, Any]) -> list[Section]:
     """What ``audit.json`` holds, part by part."""
     parts = [_search(document["search"]), _proposals(document["search"]["shares"])]
     if document["search"]["rungs"]:
@@ -25,7 +24,7 @@ def sections(document: Document) -> list[Section]:
     return parts
 
 
-def markdown(document: Document, picture: str) -> str:
+def markdown(document: Mapping[str, Any], picture: str) -> str:
     """The whole audit; ``picture`` is the name of the file beside it."""
     lines = [f"# Audit of {document['study']}", "", f"{document['finished']}.", ""]
     for section in sections(document):
@@ -38,7 +37,7 @@ def markdown(document: Document, picture: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _search(search: Document) -> Section:
+def _search(search: Mapping[str, Any]) -> Section:
     points = search["milestones"]
     specs = {"trials": "d", "epochs": "d", "worker_hours": ".3g", "hours": ".3g"}
     if points[-1]["hours"] is None:
@@ -75,7 +74,7 @@ def _search(search: Document) -> Section:
     )
 
 
-def _proposals(shares: Document) -> Section:
+def _proposals(shares: Mapping[str, Any]) -> Section:
     parts = [shares[key] for key in ("percent", "early_percent", "late_percent")]
     rows = [
         [name, str(count), *(f"{part[name]:.1f}" for part in parts)]
@@ -91,7 +90,7 @@ def _proposals(shares: Document) -> Section:
     return Section("What became of the proposals", heads, rows, notes)
 
 
-def _rungs(found: Document) -> Section:
+def _rungs(found: Mapping[str, Any]) -> Section:
     rows = [
         [
             *(str(rung[name]) for name in ("epoch", "came", "went_on")),
@@ -107,42 +106,55 @@ def _rungs(found: Document) -> Section:
     return Section("What the rungs saved", ["epoch", "came", "went on", "%"], rows, [note])
 
 
-def _front(document: Document) -> Section:
+def _front(document: Mapping[str, Any]) -> Section:
     is_trained = "top1_percent" in document["objectives"]
     with_means = is_trained and any(row["val"]["seeds"] for row in document["front"])
     mean = ["mean of seeds"] if with_means else []
-    accuracies = ["val %", *mean, "test %", *mean] if is_trained else []
-    costs = [name for name in document["objectives"] if name != "top1_percent"]
-    rows = [
-        [
-            f"trial {row['trial']}",
-            *(_plain(row["values"][name]) for name in costs),
-            *(_accuracies(row, with_means) if is_trained else []),
-            f"{row['chance']:.2f}",
-        ]
-        for row in document["front"]
-    ]
-    heads = ["network", *costs, *accuracies, "chance"]
+    heads = ["val %", *mean, "test %", *mean] if is_trained else []
+    front = document["front"]
+    accuracies = [_accuracies(row, with_means) if is_trained else [] for row in front]
+    heads, rows = _networks(document, front, heads, accuracies)
     return Section("The front", heads, rows, _front_notes(document, is_trained))
 
 
-def _plain(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10_000 else f"{value:.4g}"
+def _near_misses(document: Mapping[str, Any]) -> Section:
+    near, more = document["near_misses"], document["near_misses_in_all"]
+    heads = ["val %"] if "top1_percent" in document["objectives"] else []
+    accuracies = [[f"{row['values']['top1_percent']:.2f}" for _ in heads] for row in near]
+    heads, rows = _networks(document, near, heads, accuracies)
+    more -= len(rows)
+    notes = [f"and {more} more with a chance of 0.01 and above."] if more else []
+    return Section("Near misses that may belong on it", heads, rows, notes)
 
 
-def _accuracies(row: Document, with_means: bool) -> list[str]:
+def _networks(
+    document: Mapping[str, Any],
+    networks: Sequence[Mapping[str, Any]],
+    heads: Sequence[str],
+    accuracies: Sequence[Sequence[str]],
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of a table of networks with their costs, accuracies and chances."""
+    costs = [name for name in document["objectives"] if name != "top1_percent"]
+    rows = []
+    for row, percents in zip(networks, accuracies, strict=True):
+        values = [row["values"][name] for name in costs]
+        plain = [f"{value:,.0f}" if value >= 10_000 else f"{value:.4g}" for value in values]
+        rows.append([f"trial {row['trial']}", *plain, *percents, f"{row['chance']:.2f}"])
+    return ["network", *costs, *heads, "chance"], rows
+
+
+def _accuracies(row: Mapping[str, Any], with_means: bool) -> list[str]:
     val, test = row["val"], row["test"]
-    cells = [table.figure("top1_percent", val["search"])]
     error = val["standard_error"]
     mean = f"{val['mean']:.2f} +- {error:.2f}" if error is not None else ""
     on_test = ["", ""]
     if test is not None:
-        error = test["standard_error"]
-        on_test = [f"{test['search']:.2f} +- {error:.2f}", f"{test['mean']:.2f}"]
-    return [*cells, mean, *on_test] if with_means else [*cells, on_test[0]]
+        on_test = [f"{test['search']:.2f} +- {test['standard_error']:.2f}", f"{test['mean']:.2f}"]
+    cells = [table.figure("top1_percent", val["search"]), mean, *on_test]
+    return cells if with_means else [cells[0], cells[2]]
 
 
-def _front_notes(document: Document, is_trained: bool) -> list[str]:
+def _front_notes(document: Mapping[str, Any], is_trained: bool) -> list[str]:
     noise, moves, test = document["noise"], document["moves"], document["test"]
     doubts, notes = [], []
     if is_trained and noise["seed_sd_points"] is not None:
@@ -196,102 +208,65 @@ def _list(trials: Sequence[int], verb: str) -> str:
     return f"trials {', '.join(map(str, trials[:-1]))} and {trials[-1]} {verb}"
 
 
-def _near_misses(document: Document) -> Section:
-    costs = [name for name in document["objectives"] if name != "top1_percent"]
-    accuracy = ["top1_percent"] if "top1_percent" in document["objectives"] else []
-    rows = [
-        [
-            f"trial {row['trial']}",
-            *(_plain(row["values"][name]) for name in costs),
-            *(f"{row['values'][name]:.2f}" for name in accuracy),
-            f"{row['chance']:.2f}",
-        ]
-        for row in document["near_misses"]
-    ]
-    more = document["near_misses_in_all"] - len(rows)
-    notes = [f"and {more} more with a chance of 0.01 and above."] if more else []
-    heads = ["network", *costs, *["val %" for _ in accuracy], "chance"]
-    return Section("Near misses that may belong on it", heads, rows, notes)
-
-
-def draw(document: Document) -> bytes:
+def draw(document: Mapping[str, Any]) -> str:
     """The hypervolume by what it cost, and the front with what is uncertain, as an SVG file."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 7.5), layout="constrained")
-    panels = figure.subplots(2, 2).ravel()
     steps = document["search"]["trajectory"]
     hours = "hours" if steps[-1]["hours"] is not None else "worker_hours"
-    for axes, cost in zip(panels[:3], ("trials", "epochs", hours), strict=True):
-        _draw_trajectory(axes, steps, cost)
-    _draw_front(panels[3], document)
-    figure.suptitle(f"Audit of {document['study']}", x=0.01, ha="left", fontsize=11)
-    return svg(figure)
-
-
-def _draw_trajectory(axes: "Axes", steps: Sequence[Document], cost: str) -> None:
-    costs = [step[cost] for step in steps]
     volumes = [step["hypervolume"] for step in steps]
-    axes.step(costs, volumes, where="post", color=BLUE)
-    axes.set_xlabel(COSTS[cost])
-    axes.set_ylabel("hypervolume")
-    axes.grid(alpha=0.3)
-    early = [
-        volume for spent, volume in zip(costs, volumes, strict=True) if spent <= costs[-1] / 20
+    grown = [
+        growth(document["study"], COSTS[cost], [step[cost] for step in steps], volumes)
+        for cost in ("trials", "epochs", hours)
     ]
-    low, high = max([0.0, *early]), volumes[-1]
-    if 0 < low < high:  # the first networks are most of the volume; what follows is of interest
-        axes.set_ylim(low, high + (high - low) / 20)
+    return picture([*grown, _front_chart(document)])
 
 
-def _draw_front(axes: "Axes", document: Document) -> None:
+def growth(study: str, label: str, costs: Sequence[float], volumes: Sequence[float]) -> Chart:
+    """How the front's hypervolume grew by what was spent."""
+    # The first networks are most of it; what follows is of interest.
+    pairs = list(zip(costs, volumes, strict=True))
+    least = max([0.0, *(volume for cost, volume in pairs if cost <= costs[-1] / 20)])
+    xs, ys = zip(*(pair for pair in pairs if pair[1] >= least), strict=True)
+    tips = [f"hypervolume {y:.4f}\n{label} {x:.4g}" for x, y in zip(xs, ys, strict=True)]
+    line = Series("", xs, ys, "front", None, line="steps", width=2)
+    points = Series("", xs, ys, "front", "circle", 2.5, tips=tips)
+    title = f"{study}: hypervolume of the front"
+    return Chart(title, Axis(label, low=0.0), Axis("hypervolume"), [line, points])
+
+
+def _front_chart(document: Mapping[str, Any]) -> Chart:
+    """The front and its near misses; accuracies with their 95 % intervals."""
     objectives = document["objectives"]
     across = next((name for name in objectives if not is_maximised(name)), objectives[0])
-    up = next(name for name in ("top1_percent", *objectives) if name in objectives)
-    up = up if up != across else next(name for name in objectives if name != across)
-    axes.set_xscale("log")
-    axes.set_xlabel(table.heading(across))
-    axes.set_ylabel(table.heading(up))
-    axes.grid(alpha=0.3, which="both")
+    up = next(n for n in ("top1_percent", *objectives) if n in objectives and n != across)
 
-    def places(rows: Sequence[Document], name: str) -> list[float]:
+    def places(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
         return [table.in_unit(name, row["values"][name]) for row in rows]
 
-    for rows, color, label in (
-        (document["near_misses"], GREY, "near miss"),
-        (document["front"], BLUE, "front, search" if is_maximised(up) else "front"),
-    ):
-        if rows:
-            axes.plot(
-                places(rows, across),
-                places(rows, up),
-                linestyle="",
-                marker="o",
-                markerfacecolor="none",
-                color=color,
-                label=label,
-            )
+    found = "front, search" if is_maximised(up) else "front"
+    series = [
+        Series(label, places(rows, across), places(rows, up), color, is_open=True)
+        for label, rows, color in (
+            ("near miss", document["near_misses"], "dominated"),
+            (found, document["front"], "front"),
+        )
+    ]
     if is_maximised(up):
-        # Accuracies with their 95 % intervals, which are so many standard errors wide.
         freedom = document["noise"]["degrees_of_freedom"]
-        errors = 1.96 * student_factor(freedom) if freedom else 0.0
-        for split, figure, marker, wide, color, label in (
-            ("val", "mean", "s", errors, ORANGE, "val, mean of seeds"),
-            ("test", "search", "^", 1.96, GREEN, "test, search's weights"),
-        ):
+        errors = _Z95 * student_factor(freedom) if freedom else 0.0
+        looks: tuple[tuple[str, str, Mark, float, str, str], ...] = (
+            ("val", "mean", "square", errors, "reference", "val, mean of seeds"),
+            ("test", "search", "triangle", _Z95, "known", "test, search's weights"),
+        )
+        for split, which, mark, wide, color, label in looks:
             known = [row for row in document["front"] if row.get(split)]
             known = [row for row in known if row[split]["standard_error"] is not None]
-            if known:
-                axes.errorbar(
-                    places(known, across),
-                    [row[split][figure] for row in known],
-                    yerr=[wide * row[split]["standard_error"] for row in known],
-                    linestyle="",
-                    marker=marker,
-                    markersize=4,
-                    capsize=2,
-                    color=color,
-                    label=label,
-                )
-    if axes.lines:
-        axes.legend(frameon=False, fontsize=8)
+            ys = [row[split][which] for row in known]
+            errs = [wide * row[split]["standard_error"] for row in known]
+            ends = [(y - error, y + error) for y, error in zip(ys, errs, strict=True)]
+            series.append(Series(label, places(known, across), ys, color, mark, y_ends=ends))
+    return Chart(
+        f"{document['study']}: the front, as far as it is known",
+        Axis(table.heading(across), is_log=True),
+        Axis(table.heading(up), is_log=not is_maximised(up)),
+        series,
+    )

@@ -135,7 +135,7 @@ def _say_where_to_look(study: "Study", tensorboard: bool) -> None:
     from levit_search.search.tensorboard import command
 
     missing = "" if find_spec("optuna_dashboard") else "  (pip install 'levit-search[dashboard]')"
-    say(f"Live page: {study.dashboard_command()}{missing}")
+    say(f"Live page: {study.place.dashboard_command()}{missing}")
     if tensorboard:
         say(f"TensorBoard: {command(study)}")
 

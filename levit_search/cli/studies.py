@@ -2,6 +2,7 @@
 
 import textwrap
 import webbrowser
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -241,7 +242,7 @@ def audit(
         raise typer.Exit(1)
 
 
-def _print_audit(document: dict[str, Any], study: "Study") -> None:
+def _print_audit(document: Mapping[str, Any], study: "Study") -> None:
     from levit_search.audit.sections import sections
 
     tell(f"Audit of {study.folder}: {document['trials']} proposals\n")

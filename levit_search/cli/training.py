@@ -641,7 +641,7 @@ def _print(paper: "PaperTable", store: "ReproductionStore") -> None:
             tell()
     for line in rendering.notes(paper, store):
         tell(line)
-    picture = ", curves.svg" if store.latest("accuracy") else ""
+    picture = ", curves.svg" if (store.folder / "curves.svg").exists() else ""
     tell(f"\nIn {store.folder}: table.md, table.csv, results.json, study.yaml{picture}")
 
 

@@ -14,13 +14,8 @@ from typing import Literal
 from levit_search.errors import LevitSearchError
 
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), which colour-blind people can tell
-# apart; each has a marker of its own, so that a picture can be read without colours, too.
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-AMBER, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#999999"
-
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY, BLACK, GREY)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""Matplotlib's names, in the order of :data:`COLORS`."""
+# apart.
+BLUE, ORANGE, AMBER, SKY = "#0072B2", "#D55E00", "#E69F00", "#56B4E9"
 
 WIDTH = 384
 SMALL, NORMAL, LARGE = 12, 13, 15

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from levit_search.architecture import Architecture, parse
+from levit_search.audit.sections import growth
 from levit_search.drawing import diagram, weight_maps
 from levit_search.drawing.chart import (
     NARROW,
@@ -263,25 +264,10 @@ def spent(document: Document) -> list[str]:
 def hypervolume(document: Document) -> list[Chart]:
     """How the front grew by what was spent, a chart for each cost."""
     path = document["trajectory"]
-    found = []
-    for name in spent(document):
-        label, costs, volumes = SPENT[name][1], path[name], path["hypervolume"]
-        early = [volume for x, volume in zip(costs, volumes, strict=True) if x <= costs[-1] / 20]
-        low = max([0.0, *early])
-        # The first networks are most of it; what follows is of interest.
-        shown = [(x, volume) for x, volume in zip(costs, volumes, strict=True) if volume >= low]
-        xs, ys = map(list, zip(*shown, strict=True))
-        tips = [f"hypervolume {y:.4f}\n{label} {x:.4g}" for x, y in shown]
-        line = Series("", xs, ys, "front", None, line="steps", width=2)
-        found.append(
-            Chart(
-                f"{document['study']}: hypervolume of the front",
-                Axis(label, low=0.0),
-                Axis("hypervolume"),
-                [line, Series("", xs, ys, "front", "circle", 2.5, tips=tips)],
-            )
-        )
-    return found
+    return [
+        growth(document["study"], SPENT[name][1], path[name], path["hypervolume"])
+        for name in spent(document)
+    ]
 
 
 def learning_curves(document: Document) -> Chart:

@@ -149,7 +149,8 @@ def _of_accuracy(percent: float, own: Accuracy | None, found: Accuracies | None)
         texts.append("one training, its spread is not known (levit-search audit measures it)")
         low, high = (min(ends), max(ends)) if ends else (None, None)
         return _Spread(low, high, "; ".join(texts))
-    vals, tests = found.val_percents(), found.test_percents()
+    vals = [each.val_top1_percent for each in found.others()]
+    tests = [each.test_top1_percent for each in found.others()]
     texts.append(f"other seeds: val {_several(vals)}, test {_several(tests)}")
     if found.stored is not None:
         texts.append(f"these weights on test {found.stored.test_top1_percent:.2f} %")

@@ -1,7 +1,7 @@
 """The paper's tables, published figures beside ours: the tables as data, and the results kept."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import cache
@@ -10,7 +10,7 @@ from typing import Any
 
 from levit_search.configuration import read_yaml
 from levit_search.errors import InputError, UnknownNameError
-from levit_search.results import Document, ResultStore
+from levit_search.results import ResultStore
 
 TABLES = ("grafting", "variants", "ablation", "blocks")
 COLUMNS = ("static", "speed", "accuracy")
@@ -40,7 +40,7 @@ class PaperTable:
     regime: str
     """How the paper's figures came about."""
     rows: tuple[PaperRow, ...]
-    extra: dict[str, Any]
+    extra: Mapping[str, Any]
     """What belongs to the table and is no row of it."""
 
     @property
@@ -102,19 +102,15 @@ class Run:
     """
 
     columns: str
-    settings: Document
-    environment: Document
-    rows: dict[str, Document] = field(default_factory=dict)
-    extra: Document = field(default_factory=dict)
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    rows: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    extra: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     finished: str | None = None
 
 
 class ReproductionStore(ResultStore):
     """All runs of one table's folder; nothing measured is ever thrown away unasked.
-
-    Args:
-        folder: holds ``results.json``, or will.
-        table: the table's name.
 
     Raises:
         InputError: the folder holds another table's results, or a file that cannot be read.
@@ -140,7 +136,9 @@ class ReproductionStore(ResultStore):
                 f"{_VERSION}); choose another --out"
             )
 
-    def begin(self, columns: str, settings: Document, environment: Document, keep: bool) -> Run:
+    def begin(
+        self, columns: str, settings: Mapping[str, Any], environment: Mapping[str, Any], keep: bool
+    ) -> Run:
         """The run to fill: one with the same settings that was interrupted, or a new one.
 
         Args:

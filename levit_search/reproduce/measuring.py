@@ -6,11 +6,12 @@ a head.
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,8 @@ from levit_search.model import build, fold, write_graph
 from levit_search.model.blocks import Attention, AttentionCore, Block
 from levit_search.pretrained import check_donor_weights, check_weights_fit, donor_of
 from levit_search.progress import StepProgress
+from levit_search.recipe import TeacherConfig
 from levit_search.reproduce import PaperRow, PaperTable, ReproductionStore, Run, rendering
-from levit_search.results import Document
 from levit_search.study import StudyConfig
 from levit_search.train import Epoch, fit, seed_torch, top1_percent, train_network
 
@@ -53,11 +54,16 @@ class Request:
     latency: LatencyConfig
     training: StudyConfig
     width_scale: float
-    environment: Document
+    environment: Mapping[str, Any]
     again: bool
 
+    @property
+    def teaching(self) -> TeacherConfig | None:
+        """The teacher; Table 1 has none: its ends are the published DeiT-Small and ResNet-50."""
+        return self.training.teaching if self.table.name != "grafting" else None
 
-Measure = Callable[[PaperRow], Document | None]
+
+Measure = Callable[[PaperRow], Mapping[str, Any] | None]
 """The figures of one row; None where it cannot be measured with these settings."""
 
 
@@ -106,7 +112,7 @@ def reproduce(request: Request, store: ReproductionStore, progress: StepProgress
         _save(table, store, columns)
 
 
-def _settings(request: Request, columns: str) -> Document:
+def _settings(request: Request, columns: str) -> Mapping[str, Any]:
     """What the figures of a group depend on; of speeds, the device and the runtime's version."""
     if columns == "static":
         return {}
@@ -120,12 +126,12 @@ def _settings(request: Request, columns: str) -> Document:
             **fingerprint(device, config.runtime),
         }
     training = request.training.model_dump(mode="json", include={"data", "train"})
-    teacher = request.training.teaching if has_teacher(request.table) else None
+    teaching = request.teaching
     return {
         "data": training["data"],
         "width_scale": request.width_scale,
         "train": training["train"],
-        "teacher": teacher.model_dump(mode="json") if teacher is not None else None,
+        "teacher": teaching.model_dump(mode="json") if teaching is not None else None,
         "seed": request.training.search.seed,
     }
 
@@ -135,7 +141,9 @@ def _measuring(
 ) -> AbstractContextManager[Measure]:
     """What measures the rows of a run."""
     if run.columns == "static":
-        return _static(run, request.table)
+        if "stems" in request.table.extra:
+            run.extra["stems"] = stem_rows(request.table)
+        return nullcontext(static_row)
     if run.columns == "accuracy":
         return _accuracy(request, progress)
     if request.table.name == "blocks":
@@ -147,8 +155,8 @@ def _save(table: PaperTable, store: ReproductionStore, columns: str) -> None:
     """Write all files of the folder; the curves only where ``columns`` are what changes them."""
     store.save()
     accuracy = store.latest("accuracy")
-    if columns == "accuracy" and accuracy is not None:
-        store.write("curves.svg", rendering.draw_curves(accuracy, table))
+    if columns == "accuracy" and accuracy and (curves := rendering.draw_curves(accuracy, table)):
+        store.write("curves.svg", curves)
     store.write("table.csv", rendering.as_csv(table, store))
     store.write("table.md", rendering.as_markdown(table, store))
     settings = {
@@ -161,14 +169,7 @@ def _save(table: PaperTable, store: ReproductionStore, columns: str) -> None:
 # Static columns: parameters and FLOPs.
 
 
-@contextmanager
-def _static(run: Run, table: PaperTable) -> Iterator[Measure]:
-    yield static_row
-    if "stems" in table.extra:
-        run.extra["stems"] = stem_rows(table)
-
-
-def static_row(row: PaperRow) -> Document:
+def static_row(row: PaperRow) -> Mapping[str, Any]:
     """What a row's network costs, with the deviation from each published figure.
 
     ``*_deviation_percent`` compare FLOPs. ``params_agree`` is ``rounded`` where our parameters
@@ -177,10 +178,26 @@ def static_row(row: PaperRow) -> Document:
     """
     assert row.network is not None
     network = load_network(row.network)
-    figures = _counted_by_fvcore(network) if isinstance(network, Baseline) else _counted(network)
-    published_params = row.paper.get("params_m")
-    if published_params is not None:
-        figures["params_agree"] = agreement(figures["params"] / 1e6, published_params)
+    figures: dict[str, float] = {}
+    other: dict[str, object] = {}
+    if isinstance(network, Baseline):
+        found = baseline.count(network)
+        figures |= found.total._asdict()
+        figures["norm_flops_left_out"] = sum(found.left_out.values())
+        other["unsupported"] = found.unsupported
+    else:
+        conv, transformer = cost.parts(network)
+        figures |= cost.cost(network)._asdict()
+        figures |= {"conv_flops": conv.flops, "transformer_flops": transformer.flops}
+    if isinstance(network, Graft):
+        # fvcore, with which the paper's convolution column agrees, adds two FLOPs for each element
+        # that a batch norm gives out; every convolution of a donor has one.
+        donor = [part for part in cost.layers(network) if part.name.startswith("donor.")]
+        batch_norm = 2 * sum(part.activations for part in donor)
+        figures["conv_flops_with_norm"] = figures["conv_flops"] + batch_norm
+    if (published_params := row.paper.get("params_m")) is not None:
+        other["params_agree"] = agreement(figures["params"] / 1e6, published_params)
+    deviations = {}
     for ours, theirs in (
         ("flops", "mflops"),
         ("conv_flops", "conv_mflops"),
@@ -189,8 +206,8 @@ def static_row(row: PaperRow) -> Document:
     ):
         if row.paper.get(theirs) and ours in figures:
             deviation = 100 * (figures[ours] / 1e6 / row.paper[theirs] - 1)
-            figures[f"{ours}_deviation_percent"] = round(deviation, 2) + 0.0  # no -0.0
-    return figures
+            deviations[f"{ours}_deviation_percent"] = round(deviation, 2) + 0.0  # no -0.0
+    return {**figures, **other, **deviations}
 
 
 def agreement(value: float, published_value: float) -> str:
@@ -201,45 +218,21 @@ def agreement(value: float, published_value: float) -> str:
     return "truncated" if int(value * 10**decimals) / 10**decimals == published_value else "no"
 
 
-def _counted(network: Architecture) -> Document:
-    conv, transformer = cost.parts(network)
-    figures = {
-        **cost.cost(network)._asdict(),
-        "conv_flops": conv.flops,
-        "transformer_flops": transformer.flops,
-    }
-    if isinstance(network, Graft):
-        # fvcore, with which the paper's convolution column agrees, adds two FLOPs for each element
-        # that a batch norm gives out; every convolution of a donor has one.
-        donor = [row for row in cost.layers(network) if row.name.startswith("donor.")]
-        figures["conv_flops_with_norm"] = conv.flops + 2 * sum(row.activations for row in donor)
-    return figures
-
-
-def _counted_by_fvcore(network: Baseline) -> Document:
-    found = baseline.count(network)
-    return {
-        **found.total._asdict(),
-        "norm_flops_left_out": sum(found.left_out.values()),
-        "unsupported": found.unsupported,
-    }
-
-
-def stem_rows(table: PaperTable) -> list[Document]:
+def stem_rows(table: PaperTable) -> list[Mapping[str, Any]]:
     """The paper's comparison of stems, each under LeViT-256.
 
     The published count of ten ResNet-18 convolutions leaves shortcuts out; ``flops`` is the whole
     stem as built, ``main_path_flops`` leaves shortcuts and the projection to the trunk out.
     """
     base = published("LeViT-256").model_dump(mode="json")
-    rows = []
+    rows: list[Mapping[str, Any]] = []
     for described in table.extra["stems"]:
         network = parse({**base, "stem": described["stem"]})
         layers = [row for row in cost.layers(network) if row.name.startswith("stem.")]
         aside = ("downsample", "projection")
         main = sum(row.flops for row in layers if not row.name.endswith(aside))
         flops = sum(row.flops for row in layers)
-        here: Document = {"flops": flops, "main_path_flops": main}
+        here: dict[str, float] = {"flops": flops, "main_path_flops": main}
         paper = {"mflops": described["mflops"]} if "mflops" in described else {}
         if paper:
             here["deviation_percent"] = round(100 * (main / 1e6 / paper["mflops"] - 1), 2)
@@ -264,7 +257,7 @@ def _speed(run: Run, table: PaperTable, config: LatencyConfig) -> Iterator[Measu
     reference = load_network(first.network)
     with Probe(config, fresh=True) as probe:
 
-        def measure(row: PaperRow) -> Document:
+        def measure(row: PaperRow) -> Mapping[str, Any]:
             assert row.network is not None
             found = probe.measure(load_network(row.network), reference)
             low, high = found.ratio_ci95
@@ -287,7 +280,7 @@ def _speed(run: Run, table: PaperTable, config: LatencyConfig) -> Iterator[Measu
     run.extra["comparisons"] = comparisons(run, table)
 
 
-def comparisons(run: Run, table: PaperTable) -> list[Document]:
+def comparisons(run: Run, table: PaperTable) -> list[Mapping[str, Any]]:
     """Each LeViT beside what the paper holds it against, and beside the next larger LeViT.
 
     ``times_faster`` is here and in the paper, on its GPU where this ran on one, else on Intel.
@@ -312,23 +305,11 @@ def comparisons(run: Run, table: PaperTable) -> list[Document]:
 # Accuracy columns: each row trained here, on the data and for the epochs that are asked for.
 
 
-def has_teacher(table: PaperTable) -> bool:
-    """Whether the paper's accuracies of a table are those of distilled networks.
-
-    Those of Table 1 are not: its ends are the published DeiT-Small and ResNet-50 without a teacher.
-    """
-    return table.name != "grafting"
-
-
 @contextmanager
 def _accuracy(request: Request, progress: StepProgress) -> Iterator[Measure]:
     """Trainings of rows: the accuracy on the test split and, by epoch, on the validation split.
 
     Baselines of timm have no width to scale, and are trained at ``width_scale`` 1 only.
-
-    Raises:
-        InputError: the data or the teacher is missing, or a network cannot be fitted to the data.
-        TrialError: the teacher's training diverged.
     """
     table, config = request.table, request.training
     recipe, seed = config.train, config.search.seed
@@ -346,20 +327,20 @@ def _accuracy(request: Request, progress: StepProgress) -> Iterator[Measure]:
     check_donor_weights(recipe.donor_weights, donors)
     check_weights_fit(recipe, built)
     batches = open_batches(config.data)
-    teacher, teaching = None, config.teaching
-    if has_teacher(table) and teaching is not None:
+    teacher, teaching = None, request.teaching
+    if teaching is not None:
         progress.update("teacher", 0.0)
         told = partial(report, "teacher, ", teaching.recipe.epochs)
         teacher = shared_teacher(teaching, config.data, batches, recipe, seed, told)
 
-    def measure(row: PaperRow) -> Document | None:
+    def measure(row: PaperRow) -> Mapping[str, Any] | None:
         network = networks[row.name]
         if network is None:
             return None
         progress.update("training", 0.0)
         told = partial(report, "", recipe.epochs)
         model: nn.Module
-        described: str | Document
+        described: str | Mapping[str, Any]
         if isinstance(network, Baseline):
             seed_torch(seed, 3)
             model, described = network.build(), network.id
@@ -429,7 +410,7 @@ def _component_speed(config: LatencyConfig) -> Iterator[Measure]:
                 write_graph(*parts[of][name], "out", path)
             return path
 
-        def measure(row: PaperRow) -> Document:
+        def measure(row: PaperRow) -> Mapping[str, Any]:
             deit = graph("deit", row.name)
             if row.name not in parts["levit"]:
                 (found,) = probe.time_graphs([deit], graph("deit", "total"))

@@ -2,39 +2,40 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
-from typing import Any
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
-from levit_search.drawing.svg import COLORS, MARKERS
+from levit_search.drawing.chart import Axis, Chart, Mark, Series, picture
 from levit_search.image_size import size_text
 from levit_search.reproduce import (
     COLUMNS,
-    PaperRow,
     PaperTable,
     ReproductionStore,
     Run,
     paper_ratios,
 )
-from levit_search.results import Document, markdown_table, svg
+from levit_search.results import markdown_table
 
+_COLORS = ("front", "reference", "known", "published", "start", "compared", "stopped", "dominated")
 _NOT_FLAT = ("curve", "network", "unsupported")
 # Heads of columns that hold words and not figures.
 _WORDS = ("network", "what", "agrees", "stem", "faster", "slower")
 
 
-def as_rows(table: PaperTable, store: ReproductionStore) -> list[Document]:
+def as_rows(table: PaperTable, store: ReproductionStore) -> list[Mapping[str, Any]]:
     """``[{name, paper, here}]``; ``here`` joins the figures of the latest run of each group.
 
     To these come deviations from what the paper has: ``speed_deviation_percent`` of the speed
     relative to the first row (against the paper's CPU, or its GPU where it names no other),
     ``levit_to_deit_deviation_percent``, and ``top1_deviation_points``.
     """
-    rows = []
+    rows: list[Mapping[str, Any]] = []
     for row in table.rows:
         paper = row.paper
-        here: Document = {}
+        here: dict[str, Any] = {}
         for run in store.shown():
-            here |= run.rows.get(row.name, {})
+            here.update(run.rows.get(row.name, {}))
         ratios = paper_ratios(row, table.rows[0])
         if "speed_ratio" in here and ratios:
             speed = ratios.get("intel", ratios["gpu"])
@@ -49,142 +50,109 @@ def as_rows(table: PaperTable, store: ReproductionStore) -> list[Document]:
     return rows
 
 
-_Column = tuple[str, Callable[[PaperRow, Document], str]]
-"""A head and what stands under it, given the row and our figures."""
-
-
 def cells(
     table: PaperTable, store: ReproductionStore, groups: Sequence[str] = COLUMNS
 ) -> tuple[list[str], list[list[str]]]:
     """Heads and text cells of groups of columns: our figures, the paper's, the deviation."""
-    columns: list[_Column] = [("network", lambda row, _: row.name)]
+    columns: list[_Column] = [("network", "name", "", 1)]
     if any(row.what for row in table.rows):
-        columns.append(("what", lambda row, _: row.what))
+        columns.append(("what", "what", "", 1))
+    for group in groups:
+        if store.latest(group):
+            columns += _columns(table, group)
+    body = []
+    for row, found in zip(table.rows, as_rows(table, store), strict=True):
+        ratios = {f"paper_{name}_ratio": x for name, x in paper_ratios(row, table.rows[0]).items()}
+        if "levit_us" in row.paper:
+            ratios["paper_levit_to_deit"] = row.paper["levit_us"] / row.paper["deit_us"]
+        figures = {**_flat(found), **ratios, "what": row.what}
+        body.append([_cell(figures, name, spec, unit) for _, name, spec, unit in columns])
+    return [head for head, *_ in columns], body
+
+
+_Column = tuple[str, str, str, float]
+"""A head, the figure below it, how that is written (as it is where empty) and in which unit."""
+
+
+def _columns(table: PaperTable, group: str) -> list[_Column]:
+    first = table.rows[0]
     if table.name == "blocks":
-        columns += _component_columns()
-    else:
-        there = [name for name in groups if store.latest(name)]
-        columns += _static_columns(table) if "static" in there else []
-        columns += _speed_columns(table) if "speed" in there else []
-        columns += _accuracy_columns() if "accuracy" in there else []
-    here = {row["name"]: row["here"] for row in as_rows(table, store)}
-    body = [[cell(row, here[row.name]) for _, cell in columns] for row in table.rows]
-    return [head for head, _ in columns], body
-
-
-def _static_columns(table: PaperTable) -> list[_Column]:
-    params: list[_Column] = [
-        _ours("params M", "params", ".2f", 1e6),
-        _paper("params_m"),
-        ("agrees", lambda _, here: here.get("params_agree", "")),
+        return [
+            ("DeiT-Tiny us", "deit_us", ".1f", 1),
+            ("paper", "paper_deit_us", "", 1),
+            ("LeViT-256 us", "levit_us", ".1f", 1),
+            ("paper", "paper_levit_us", "", 1),
+            ("LeViT / DeiT", "levit_to_deit", ".2f", 1),
+            ("paper", "paper_levit_to_deit", ".2f", 1),
+            ("deviation %", "levit_to_deit_deviation_percent", "+.1f", 1),
+        ]
+    if group == "accuracy":
+        return [
+            ("top-1 % test", "test_top1_percent", ".2f", 1),
+            ("val", "val_top1_percent", ".2f", 1),
+            ("paper", "paper_top1_percent", "", 1),
+            ("points", "top1_deviation_points", "+.1f", 1),
+        ]
+    if group == "speed":
+        heads = {"gpu": "paper V100 x", "intel": "paper Intel x", "arm": "paper ARM x"}
+        known = {device for row in table.rows for device in paper_ratios(row, first)}
+        against = "Intel" if "intel_ips" in first.paper else "V100"
+        return [
+            ("images/s", "throughput_ips", ".4g", 1),
+            ("speed x", "speed_ratio", ".3f", 1),
+            *((heads[name], f"paper_{name}_ratio", ".3f", 1) for name in heads if name in known),
+            (f"to {against} %", "speed_deviation_percent", "+.1f", 1),
+        ]
+    counts: list[_Column] = [
+        ("MFLOPs", "flops", ".1f", 1e6),
+        ("paper", "paper_mflops", "", 1),
+        ("deviation %", "flops_deviation_percent", "+.2f", 1),
     ]
     if table.name == "grafting":
-        return [
-            *params,
-            _ours("conv MFLOPs", "conv_flops", ".0f", 1e6),
-            _ours("+ batch norm", "conv_flops_with_norm", ".0f", 1e6),
-            _paper("conv_mflops"),
-            _ours("deviation %", "conv_flops_with_norm_deviation_percent", "+.2f"),
-            _ours("transformer MFLOPs", "transformer_flops", ".0f", 1e6),
-            _paper("transformer_mflops"),
-            _ours("deviation %", "transformer_flops_deviation_percent", "+.2f"),
+        counts = [
+            ("conv MFLOPs", "conv_flops", ".0f", 1e6),
+            ("+ batch norm", "conv_flops_with_norm", ".0f", 1e6),
+            ("paper", "paper_conv_mflops", "", 1),
+            ("deviation %", "conv_flops_with_norm_deviation_percent", "+.2f", 1),
+            ("transformer MFLOPs", "transformer_flops", ".0f", 1e6),
+            ("paper", "paper_transformer_mflops", "", 1),
+            ("deviation %", "transformer_flops_deviation_percent", "+.2f", 1),
         ]
     return [
-        *params,
-        _ours("MFLOPs", "flops", ".1f", 1e6),
-        _paper("mflops"),
-        _ours("deviation %", "flops_deviation_percent", "+.2f"),
+        ("params M", "params", ".2f", 1e6),
+        ("paper", "paper_params_m", "", 1),
+        ("agrees", "params_agree", "", 1),
+        *counts,
     ]
 
 
-def _speed_columns(table: PaperTable) -> list[_Column]:
-    first = table.rows[0]
-    columns = [
-        _ours("images/s", "throughput_ips", ".4g"),
-        _interval("speed x", "speed_ratio", ".3f"),
-    ]
-    devices = {"gpu": "paper V100 x", "intel": "paper Intel x", "arm": "paper ARM x"}
-    for device, head in devices.items():
-        if any(device in paper_ratios(row, first) for row in table.rows):
-
-            def ratio(row: PaperRow, _: Document, device: str = device) -> str:
-                return _number(paper_ratios(row, first).get(device), ".3f")
-
-            columns.append((head, ratio))
-    against = "Intel" if "intel_ips" in first.paper else "V100"
-    return [*columns, _ours(f"to {against} %", "speed_deviation_percent", "+.1f")]
+def _cell(figures: Mapping[str, Any], name: str, spec: str, unit: float = 1) -> str:
+    """A figure, with its 95 % interval where it has one."""
+    value = figures.get(name)
+    if value is None or not spec:
+        return "" if value is None else str(value)
+    low, high = figures.get(f"{name}_ci95", (None, None))
+    interval = "" if low is None else f" ({low:{spec}}-{high:{spec}})"
+    return f"{value / unit:{spec}}{interval}"
 
 
-def _accuracy_columns() -> list[_Column]:
-    return [
-        _ours("top-1 % test", "test_top1_percent", ".2f"),
-        _ours("val", "val_top1_percent", ".2f"),
-        _paper("top1_percent"),
-        _ours("points", "top1_deviation_points", "+.1f"),
-    ]
-
-
-def _component_columns() -> list[_Column]:
-    def ratio(row: PaperRow, _: Document) -> str:
-        if "levit_us" not in row.paper:
-            return ""
-        return _number(row.paper["levit_us"] / row.paper["deit_us"], ".2f")
-
-    return [
-        _ours("DeiT-Tiny us", "deit_us", ".1f"),
-        _paper("deit_us"),
-        _ours("LeViT-256 us", "levit_us", ".1f"),
-        _paper("levit_us"),
-        _interval("LeViT / DeiT", "levit_to_deit", ".2f"),
-        ("paper", ratio),
-        _ours("deviation %", "levit_to_deit_deviation_percent", "+.1f"),
-    ]
-
-
-def _ours(head: str, name: str, spec: str, unit: float = 1) -> _Column:
-    return head, lambda _, here: _number(here.get(name), spec, unit)
-
-
-def _interval(head: str, name: str, spec: str) -> _Column:
-    """A ratio with its 95 % interval."""
-
-    def cell(_: PaperRow, here: Document) -> str:
-        if name not in here:
-            return ""
-        ratio, low, high = (format(x, spec) for x in (here[name], *here[f"{name}_ci95"]))
-        return f"{ratio} ({low}-{high})"
-
-    return head, cell
-
-
-def _paper(name: str) -> _Column:
-    """As published, its decimals included."""
-    return "paper", lambda row, _: str(row.paper.get(name, ""))
-
-
-def _number(value: float | None, spec: str, unit: float = 1) -> str:
-    return "" if value is None else format(value / unit, spec)
+def _flat(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row's figures by name, the paper's under ``paper_`` names."""
+    paper = {f"paper_{name}": value for name, value in row["paper"].items()}
+    here = {name: value for name, value in row["here"].items() if name not in _NOT_FLAT}
+    return {"name": row["name"], **paper, **here}
 
 
 def as_csv(table: PaperTable, store: ReproductionStore) -> str:
     """All figures in plain units, the paper's under ``paper_`` names."""
-
-    def plain(value: Any) -> Any:
-        return " ".join(map(str, value)) if isinstance(value, list) else value
-
-    flat = [
-        {
-            "name": row["name"],
-            **{f"paper_{name}": value for name, value in row["paper"].items()},
-            **{name: plain(value) for name, value in row["here"].items() if name not in _NOT_FLAT},
-        }
-        for row in as_rows(table, store)
-    ]
-    names = list(dict.fromkeys(name for row in flat for name in row))
+    flat = [_flat(row) for row in as_rows(table, store)]
     text = io.StringIO()
+    names = list(dict.fromkeys(name for row in flat for name in row))
     writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
     writer.writeheader()
-    writer.writerows(flat)
+    for row in flat:
+        lists = {name: " ".join(map(str, x)) for name, x in row.items() if isinstance(x, list)}
+        writer.writerow({**row, **lists})
     return text.getvalue()
 
 
@@ -199,10 +167,10 @@ def as_markdown(table: PaperTable, store: ReproductionStore) -> str:
         body = [
             [
                 stem["name"],
-                _number(stem["here"]["flops"], ".1f", 1e6),
-                _number(stem["here"]["main_path_flops"], ".1f", 1e6),
-                _number(stem["paper"].get("mflops"), "g"),
-                _number(stem["here"].get("deviation_percent"), "+.2f"),
+                _cell(stem["here"], "flops", ".1f", 1e6),
+                _cell(stem["here"], "main_path_flops", ".1f", 1e6),
+                _cell(stem["paper"], "mflops", "g"),
+                _cell(stem["here"], "deviation_percent", "+.2f"),
             ]
             for stem in stems
         ]
@@ -210,17 +178,13 @@ def as_markdown(table: PaperTable, store: ReproductionStore) -> str:
     if speed and (comparisons := speed.extra.get("comparisons")):
         lines += ["", "## Faster than what is as accurate, and than the next larger", ""]
         heads = ["faster", "slower", "times faster here", "paper, Intel"]
+        times = ("times_faster", "paper_times_faster")
         body = [
-            [
-                pair["faster"],
-                pair["slower"],
-                f"{pair['times_faster']:.2f}",
-                f"{pair['paper_times_faster']:.2f}",
-            ]
+            [pair["faster"], pair["slower"], *(_cell(pair, name, ".2f") for name in times)]
             for pair in comparisons
         ]
         lines += markdown_table(heads, body, _WORDS)
-    if accuracy:
+    if accuracy and any("curve" in row for row in accuracy.rows.values()):
         lines += ["", "## Accuracy by epoch", "", "![accuracy by epoch](curves.svg)"]
     return "\n".join(lines) + "\n"
 
@@ -320,29 +284,21 @@ def _when(run: Run) -> str:
     return run.finished or "not all rows yet"
 
 
-def draw_curves(run: Run, table: PaperTable) -> bytes:
-    """Figure 3 of the paper from ``run``: accuracy by epoch, one line a row, as an SVG file."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+def draw_curves(run: Run, table: PaperTable) -> str | None:
+    """Figure 3 of the paper from ``run``: accuracy by epoch, one line a row, as an SVG file; None
+    where no row was trained."""
+    looks = zip(itertools.cycle(_COLORS), itertools.cycle(get_args(Mark)))
     curves = {name: row["curve"] for name, row in run.rows.items() if "curve" in row}
-    for index, (name, curve) in enumerate(curves.items()):
-        epochs, accuracies = ([p[key] for p in curve] for key in ("epoch", "val_top1_percent"))
-        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-        axes.plot(epochs, accuracies, color=color, marker=marker, markersize=5, label=name)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("top-1 on the validation split, %")
+    series = []
+    for (name, curve), (color, mark) in zip(curves.items(), looks, strict=False):
+        epochs, percents = (
+            [point[key] for point in curve] for key in ("epoch", "val_top1_percent")
+        )
+        series.append(Series(name, epochs, percents, color, mark, line="straight"))
     data = run.settings["data"]
-    axes.set_title(
+    title = (
         f"{table.name}: {data['name']} at {size_text(data['image_size'])} px, widths x "
-        f"{run.settings['width_scale']:g}",
-        loc="left",
-        fontsize=10,
+        f"{run.settings['width_scale']:g}"
     )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(frameon=False)
-    return svg(figure)
+    axes = Axis("epoch", is_whole=True), Axis("top-1 on the validation split, %")
+    return picture([Chart(title, *axes, series)]) if series else None

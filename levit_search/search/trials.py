@@ -130,7 +130,7 @@ class TrialStore:
         self._study, self._distributions = study, dict(distributions)
         opened = study.open_to_write(self._distributions)
         self._storage, self._study_id = opened.storage, opened.study_id
-        self._backup = opened.backup
+        self._backup = study.backup
         self.attributes = opened.attributes
         """Of the study."""
         self.next_number = len(opened.trials)
@@ -312,7 +312,7 @@ class TrialStore:
         minutes = f"{_PATIENCE_S / 60:.0f} min"
         while True:
             try:
-                with self._study.storage_errors(_RefusedError):
+                with self._study.place.errors(_RefusedError):
                     try:
                         answer = write()
                         break

@@ -65,13 +65,9 @@ def server_storage(url: "URL", address: str) -> RDBStorage:
 
     Whatever it does raises :class:`ServerAwayError` at once where the server does not answer.
     Optuna itself would create a trial up to five times, also where the database has it and only the
-    answer to the commit was lost.
-
-    Args:
-        url: of the server.
-        address: the same as Optuna takes it.
+    answer to the commit was lost. ``address`` is the same as ``url``, as Optuna takes it.
     """
-    patience: dict[str, Any] = {"read_timeout": _SILENCE_S, "write_timeout": _SILENCE_S}
+    patience: dict[str, int | str] = {"read_timeout": _SILENCE_S, "write_timeout": _SILENCE_S}
     if url.get_backend_name() == "postgresql":
         patience = {
             "keepalives_idle": _SILENCE_S // 2,
@@ -104,10 +100,8 @@ def _away(context: "ExceptionContext") -> ServerAwayError | None:
 
 
 def _widen_texts(engine: "Engine") -> None:
-    """Room for attributes of more than 64 KiB, such as a learning curve of 600 epochs.
-
-    MySQL's TEXT ends there; other databases' does not.
-    """
+    """Room for attributes of more than 64 KiB, such as a learning curve of 600 epochs."""
+    # MySQL's TEXT ends there; other databases' does not.
     for table in ("trial_user_attributes", "study_user_attributes"):
         columns = {each["name"]: each["type"] for each in inspect(engine).get_columns(table)}
         if type(columns["value_json"]).__name__ == "TEXT":
@@ -202,11 +196,8 @@ class _JournalFile(JournalFileBackend):
 
 
 class _JournalLock(JournalFileOpenLock):
-    """Optuna's; whoever gets it finds whole lines.
-
-    What a killed writer left of one is taken away, where Optuna would append to it and never be
-    able to read the file again.
-    """
+    """Optuna's; whoever gets it finds whole lines. What a killed writer left of one is taken away,
+    where Optuna would append to it and never be able to read the file again."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), grace_period=_STALE_S)

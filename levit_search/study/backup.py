@@ -12,11 +12,12 @@ rest and is one of
 What differs between the two in any other way was damaged.
 """
 
+import itertools
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -106,12 +107,8 @@ class BackupContents:
     ) -> list[str]:
         """What a storage does not have, or not as it was, in words.
 
-        What other tools added to it does not count.
-
-        Args:
-            trials: of the storage.
-            attributes: of the study there; None while a search may be at work, where only finished
-                trials can be compared.
+        What other tools added to it does not count. ``attributes`` are the study's there; None
+        while a search may be at work, where only finished trials can be compared.
         """
         stored = {trial.number: trial for trial in trials}
         told = [f"trial {n} is missing" for n in sorted(self.finished.keys() - stored.keys())]
@@ -121,40 +118,42 @@ class BackupContents:
                 told.append(f"trial {number} is changed")
         if attributes is None:
             return told
-        told += [
-            f"the ranges of trial {number} are changed" for number in self._other_ranges(trials)
-        ]
+        if (ranges := self.ranges()) is not None:
+            told += [
+                f"the ranges of trial {trial.number} are changed"
+                for trial in trials
+                if not trial.distributions.items() <= ranges.items()
+            ]
         for number in self.running:
             if number not in stored:
                 told.append(f"running trial {number} is missing")
             elif not self.is_as_begun(stored[number]):
                 told.append(f"running trial {number} is changed")
-        for key, value in self.attributes.items():
-            if key not in attributes or _json(attributes[key]) != _json(value):
-                told.append(f"attribute {key!r} is changed")
+        told += [
+            f"attribute {key!r} is changed"
+            for key, value in self.attributes.items()
+            if key not in attributes or _json(attributes[key]) != _json(value)
+        ]
         return told
+
+    def ranges(self) -> "dict[str, BaseDistribution] | None":
+        """Of all parameters, by name; None where no line about the study is whole."""
+        from optuna.distributions import json_to_distribution
+
+        if self.study is None:
+            return None
+        return {key: json_to_distribution(it) for key, it in self.study["distributions"].items()}
 
     def is_as_begun(self, trial: "FrozenTrial") -> bool:
         """Whether a storage's trial, ended or not, agrees with the running one here."""
         line, stored = self.running[trial.number], trial_line(trial)
         wanted = {part: line[part] for part in ("params", "system_attrs", "started")}
-        notes = dict(line["user_attrs"])
-        for key, value in notes.items():
-            known = stored["user_attrs"].get(key)
-            if has_more(known, value):
-                notes[key] = known
+        known = stored["user_attrs"]
+        notes = {
+            key: known[key] if has_more(known.get(key), value) else value
+            for key, value in line["user_attrs"].items()
+        }
         return _agrees({**wanted, "user_attrs": notes}, stored)
-
-    def _other_ranges(self, trials: Iterable["FrozenTrial"]) -> Iterator[int]:
-        from optuna.distributions import json_to_distribution
-
-        if self.study is None:
-            return
-        spelt = self.study["distributions"]
-        ranges = {name: json_to_distribution(text) for name, text in spelt.items()}
-        for trial in trials:
-            if any(ranges.get(name) != each for name, each in trial.distributions.items()):
-                yield trial.number
 
 
 class Backup:
@@ -220,13 +219,7 @@ class Backup:
     def rewrite(
         self, study: Line, attributes: Mapping[str, Any], trials: Iterable["FrozenTrial"]
     ) -> None:
-        """Put what a storage has in the place of all that is here.
-
-        Args:
-            study: see :func:`study_line`.
-            attributes: those of the study that are ours.
-            trials: all of them.
-        """
+        """Put the study's line, its attributes and all trials in the place of what is here."""
         ours = [{"attribute": key, "value": value} for key, value in attributes.items()]
         lines = [study, *ours, *BackupContents().missing(trials)]
         write_atomically(self.path, b"".join(map(_sealed, lines)))
@@ -274,21 +267,25 @@ def trial_of(line: Line, distributions: Mapping[str, "BaseDistribution"]) -> "Fr
 
 def has_more(known: object, value: object) -> bool:
     """Whether a storage knows of further rungs than a backup, which was cut off."""
-    if not (isinstance(known, list) and isinstance(value, list)):
-        return False
-    return known[: len(value)] == value
+    if isinstance(known, list) and isinstance(value, list):
+        return known[: len(value)] == value
+    return False
 
 
 def put_aside(path: Path, companions: tuple[str, ...] = ()) -> Path:
     """Rename a file, and those that belong to it; returns its new path."""
-    number = 1
-    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
+    aside = unused(path, "damaged")
     for end in companions:
         companion = path.with_name(f"{path.name}{end}")
         if companion.exists():
             companion.rename(f"{aside}{end}")
     return path.rename(aside)
+
+
+def unused(path: Path, word: str) -> Path:
+    """The first of ``PATH.WORD-1``, ``PATH.WORD-2`` ... that is not there."""
+    places = (path.with_name(f"{path.name}.{word}-{number}") for number in itertools.count(1))
+    return next(place for place in places if not place.exists())
 
 
 def _agrees(wanted: Line, stored: Line) -> bool:
@@ -308,7 +305,7 @@ def _read(raw: bytes) -> Line | None:
     if found is None or int(found[1], 16) != zlib.crc32(found[2]):
         return None
     try:
-        line: dict[str, Any] = json.loads(b"{" + found[2])
+        line: Line = json.loads(b"{" + found[2])
     except (ValueError, RecursionError):
         return None
     for shape in _SHAPES:

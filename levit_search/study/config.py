@@ -6,7 +6,7 @@ files are read into it says :mod:`levit_search.study.settings`.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -164,8 +164,19 @@ class StudyConfig(Frozen):
 
     @model_validator(mode="after")
     def _check_names(self) -> "StudyConfig":
-        _check_objectives("objectives", self.objectives, self.targets)
-        _check_objectives("hypervolume_reference", self.hypervolume_reference, self.targets)
+        for key in ("objectives", "hypervolume_reference"):
+            for objective in getattr(self, key):
+                figure, target = figure_and_target(objective)
+                if figure not in OBJECTIVES:
+                    known = did_you_mean(figure, OBJECTIVES)
+                    raise ValueError(f"{key}: unknown objective {objective!r}; {known}")
+                if target is not None and figure not in PROBED:
+                    raise ValueError(f"{key}: {objective}: {figure} is the same on every target")
+                if target is not None and target not in self.targets:
+                    known = ", ".join(self.targets) or "none"
+                    raise ValueError(
+                        f"{key}: {objective}: no target of that name in `targets` (known: {known})"
+                    )
         for key in ("hypervolume_reference", "reference_point"):
             for name, value in getattr(self, key).items():
                 if is_maximised(name) and not 0 <= value <= 100:
@@ -175,16 +186,12 @@ class StudyConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _check_prediction(self) -> "StudyConfig":
+    def _check_accuracy(self) -> "StudyConfig":
         others = [name for name in self.objectives if name in PROBED and name != "latency_ms"]
         if self.latency.method == "predicted" and others:
             raise ValueError(
                 f"objectives: {others[0]} is measured only; latency: predicted gives latency_ms"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_accuracy(self) -> "StudyConfig":
         if self.shares_weights and "top1_percent" not in self.objectives:
             raise ValueError(f"accuracy: {self.accuracy} needs top1_percent among the objectives")
         epochs = self.supernet.recipe(self.train).epochs
@@ -197,17 +204,13 @@ class StudyConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _check_own_classes(self) -> "StudyConfig":
+    def _check_teacher(self) -> "StudyConfig":
         teacher = self.teacher
         if teacher is not None and teacher.adapt == "own" and self.data.reader != "generated":
             raise ValueError(
                 "teacher.adapt: own is for shared weights over generated pictures (levit-search "
                 "supernet --data generated); for the data's classes set it to head or all"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_labels(self) -> "StudyConfig":
         is_taught = self.teaching is not None and self.teaching.adapt == "own"
         if self.data.name == "generated/crops" and not is_taught:
             raise ValueError(
@@ -215,15 +218,8 @@ class StudyConfig(Frozen):
                 "classes of its own (levit-search supernet --data generated/crops --pictures DIR "
                 "--teacher NAME)"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_auto(self) -> "StudyConfig":
-        if (
-            self.teacher is not None
-            and self.teacher.auto
-            and (self.shares_weights or not self.is_trained)
-        ):
+        is_trained_alone = self.is_trained and not self.shares_weights
+        if teacher is not None and teacher.auto and not is_trained_alone:
             raise ValueError(
                 "teacher.auto: is decided by candidates that are trained, which needs accuracy: "
                 "trained and top1_percent among the objectives"
@@ -328,15 +324,12 @@ class StudyConfig(Frozen):
         Raises:
             InputError: the template is malformed.
         """
-        sizes: dict[str, Any] = {
-            "image_size": plain_size(self.data.size),
-            "in_channels": 3,
-            "num_classes": 1000,
-        }
+        sizes = {"in_channels": 3, "num_classes": 1000}
         if not {"in_channels", "num_classes"} <= self.architecture.keys():
             with suppress(InputError):
                 sizes |= self._data_sizes()
-        return Space({**sizes, **self.architecture}, self.limits, where)
+        size = plain_size(self.data.size)
+        return Space({"image_size": size, **sizes, **self.architecture}, self.limits, where)
 
     def check_data(self, where: str = "space") -> None:
         """Make sure that the data is there and that the template is made for it.
@@ -356,25 +349,3 @@ class StudyConfig(Frozen):
     def _data_sizes(self) -> dict[str, int]:
         info = datasets.describe(self.data)
         return {"in_channels": info.in_channels, "num_classes": info.num_classes}
-
-
-def _check_objectives(
-    key: str, objectives: Iterable[Objective], targets: Mapping[str, LatencyConfig]
-) -> None:
-    """Make sure that there are such figures, and the targets that they name.
-
-    Raises:
-        ValueError: of which ``key`` is the place.
-    """
-    for objective in objectives:
-        figure, target = figure_and_target(objective)
-        if figure not in OBJECTIVES:
-            known = did_you_mean(figure, OBJECTIVES)
-            raise ValueError(f"{key}: unknown objective {objective!r}; {known}")
-        if target is not None and figure not in PROBED:
-            raise ValueError(f"{key}: {objective}: {figure} is the same on every target")
-        if target is not None and target not in targets:
-            known = ", ".join(targets) or "none"
-            raise ValueError(
-                f"{key}: {objective}: no target of that name in `targets` (known: {known})"
-            )

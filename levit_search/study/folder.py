@@ -11,19 +11,20 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from levit_search.architecture import Architecture
 from levit_search.configuration import write_yaml
 from levit_search.data import DataSurvey
-from levit_search.errors import InputError, LevitSearchError, did_you_mean, writing
+from levit_search.errors import InputError, did_you_mean, writing
 from levit_search.escaping import masked, quoted
 from levit_search.files import (
     DamagedFileError,
     check_weights,
+    held_lock,
     is_there,
     is_unfinished,
     read_bounded,
@@ -35,39 +36,26 @@ from levit_search.files import (
 from levit_search.latency.worker import device_name, distribution
 from levit_search.pareto import Objective, Points, minimised
 from levit_search.study.backup import NAME as BACKUP
-from levit_search.study.backup import Backup, put_aside
+from levit_search.study.backup import Backup, put_aside, unused
 from levit_search.study.config import StudyConfig
 from levit_search.study.record import (
     BaselineRecord,
     Record,
     baselines_of,
     check_attributes,
-    check_complete,
-    check_trial,
-    record_of,
-    with_measured,
+    records_of,
 )
 from levit_search.study.settings import comparable, differences, read_settings
-from levit_search.study.storage import DamagedError, Place
-from levit_search.study.stored_trials import Opened, StoredTrials, without_garbage_collection
+from levit_search.study.storage import DamagedError
+from levit_search.study.stored_trials import StoredTrials, without_garbage_collection
 from levit_search.version import __version__
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
-
 
 _LOCK = ".lock"
 _SURVEY = "survey.json"
 
 
-class Study:
+class Study(StoredTrials):
     """A study folder, opened for reading; :meth:`create` and :meth:`lock` are for its driver."""
-
-    def __init__(self, folder: Path, config: StudyConfig) -> None:
-        self.folder = folder
-        self.config = config
 
     @classmethod
     def open(cls, folder: Path) -> "Study":
@@ -98,24 +86,26 @@ class Study:
         """
         assert config.plan is None or config.plan.is_made, "what is kept is planned before"
         study, before = cls(folder, config), cls.existing(folder)
-        study._trials.place.check()
+        study.place.check()
         starts_over = before is not None and study._starts_over(before)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with study.lock():
                 if before is not None and starts_over:
-                    before._trials.forget()
+                    with before.found() as found:
+                        if found is not None:
+                            found[0].delete_study(found[1])
+                    before.name_file.unlink(missing_ok=True)
+                    before.backup.path.unlink(missing_ok=True)
                 elif before is not None:
-                    study._refer_to(before.config.reference_point)
-                study._write_settings()
+                    known = {"reference_point": before.config.reference_point}
+                    study.config = config.model_copy(update=known)
+                study.write_settings()
                 study._note_environment(command)
         return study
 
     def with_data(self, root: Path | None) -> "Study":
-        """The same study, to read from, with its data in another place.
-
-        Args:
-            root: the folder where the data lies now; None: where it was.
+        """The same study, to read from, with its data in the folder ``root``; None: where it was.
 
         Raises:
             InputError: there is no such folder, or the data lies in none.
@@ -156,9 +146,7 @@ class Study:
         if not (folder / "study.yaml").exists():
             return
         with cls.open(folder).lock():
-            number = 1
-            while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-                number += 1
+            aside = unused(folder, "old")
             try:
                 folder.rename(aside)
             except OSError as error:
@@ -167,14 +155,10 @@ class Study:
 
     def keep_reference(self, values: Mapping[Objective, float]) -> None:
         """Write what hypervolumes and the knee are measured from into ``study.yaml``, once and for
-        all.
-
-        Args:
-            values: by objective, see :func:`levit_search.pareto.reference_values`.
-        """
+        all; see :func:`levit_search.pareto.reference_values`."""
         assert self.config.reference is None, "a reference that is kept never changes"
-        self._refer_to(values)
-        self._write_settings()
+        self.config = self.config.model_copy(update={"reference_point": dict(values)})
+        self.write_settings()
 
     def reference(self) -> Points:
         """What hypervolumes and the knee are measured from, as a minimised point [objectives].
@@ -191,10 +175,8 @@ class Study:
             )
         return minimised([values], objectives).reshape(-1)
 
-    def _refer_to(self, values: Mapping[Objective, float]) -> None:
-        self.config = self.config.model_copy(update={"reference_point": dict(values)})
-
-    def _write_settings(self) -> None:
+    def write_settings(self) -> None:
+        """Write the configuration into ``study.yaml``."""
         text = write_yaml(self.config.model_dump(mode="json"))
         write_atomically(self.folder / "study.yaml", text)
 
@@ -221,15 +203,15 @@ class Study:
         Raises:
             InputError: ``folder`` holds something else, or a study that cannot be read.
         """
-        if (folder / "study.yaml").exists():
-            return cls.open(folder)
-        if folder.exists() and not folder.is_dir():
+        is_folder = folder.is_dir()
+        if folder.exists() and not is_folder:
             raise InputError(f"{folder}: is a file, not a study folder")
-        if folder.is_dir() and Backup(folder).read().study is not None:
+        is_study = (folder / "study.yaml").exists()
+        if is_study or (is_folder and Backup(folder).read().study is not None):
             return cls.open(folder)  # it tells what is missing
         # A study that was killed as it was made left its lock and, at most, a part of a file.
         left = (path for path in folder.glob("*") if path.name != _LOCK)
-        if folder.is_dir() and not all(is_unfinished(path) for path in left):
+        if is_folder and not all(is_unfinished(path) for path in left):
             raise InputError(f"{folder}: is not empty and no study; choose another --study")
         return None
 
@@ -239,7 +221,7 @@ class Study:
         Raises:
             InputError: see :meth:`open_storage`.
         """
-        return self._trials.exist() or (self.folder / "supernet").is_dir()
+        return self.has_trials() or (self.folder / "supernet").is_dir()
 
     @property
     def checkpoints(self) -> Path:
@@ -286,66 +268,12 @@ class Study:
         Raises:
             InputError: another driver is at work on this study.
         """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.folder / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(
-                f"{self.folder}: another levit-search run is at work on this study"
-            ) from None
-        try:
-            with self._trials.claimed():
-                yield
-        finally:
-            lock.release()
-
-    def open_storage(self) -> "tuple[BaseStorage, int]":
-        """Optuna's storage and the study's id in it, for the one that writes.
-
-        Both are made if they are not there.
-
-        Raises:
-            InputError: the storage cannot be reached or read, or has no longer the trials of this
-                study, or those of other settings. Nothing was changed.
-        """
-        return self._trials.open()
-
-    def open_to_write(self, distributions: "Mapping[str, BaseDistribution]") -> Opened:
-        """The same for a driver, looked over, with the backup that it has to write to as well.
-
-        Args:
-            distributions: of all parameters.
-
-        Raises:
-            InputError: as :meth:`open_storage`, or what is there is not what was written.
-        """
-        return self._trials.open_to_write(distributions)
-
-    @property
-    def place(self) -> Place:
-        """Where its trials are kept."""
-        return self._trials.place
-
-    def storage_errors(
-        self, kind: type[LevitSearchError] = InputError
-    ) -> AbstractContextManager[None]:
-        """What goes wrong with the storage within the block is raised as ``kind``, in one line."""
-        return self._trials.place.errors(kind)
-
-    def storage(self) -> "optuna.Study":
-        """Optuna's study, made if it is not there.
-
-        Raises:
-            InputError: see :meth:`open_storage`.
-        """
-        import optuna
-
-        storage, study_id = self.open_storage()
-        with self.storage_errors():
-            name = storage.get_study_name_from_id(study_id)
-            return optuna.load_study(study_name=name, storage=storage)
+        told = f"{self.folder}: another levit-search run is at work on this study"
+        with ExitStack() as stack:
+            stack.enter_context(held_lock(self.folder / _LOCK, told))
+            if self.place.is_shared and (self.folder / "study.yaml").exists():
+                stack.enter_context(self.place.claimed(self.named()))
+            yield
 
     @without_garbage_collection()
     def records(self) -> list[Record]:
@@ -355,18 +283,13 @@ class Study:
             InputError: the storage is missing or damaged, or cannot be reached, or what stands
                 there is not what a search writes.
         """
-        found = self._trials.contents()
-        if found is None:
-            return []
-        limit = self.config.limits.latency_ms
-        with self._told_of_place():
-            finished = [trial for trial in found.trials if trial.state.is_finished()]
-            for trial in finished:
-                check_trial(trial.user_attrs, trial.number)
-            records = [record_of(trial) for trial in finished]
-            for record in records:
-                check_complete(record, self.config.objectives)
-            return [with_measured(record, found.attributes, limit) for record in records]
+        kept = self.backup.read()  # before the storage, to which a search may be adding
+        with self.found() as found:
+            if found is None:
+                return []
+            stored = self.read(kept, *found, is_alone=False)
+        with self.naming_place():
+            return records_of(stored.trials, stored.attributes, self.config)
 
     def record(self, number: str) -> Record:
         """The finished trial with a number given as text.
@@ -387,59 +310,43 @@ class Study:
             InputError: as :meth:`records`.
         """
         attributes = self.attributes() if self.config.compare else {}
-        with self._told_of_place():
+        with self.naming_place():
             return baselines_of(self.config, attributes)
 
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> Mapping[str, Any]:
         """What was noted with the study in its storage, such as the teacher and the device.
 
         Raises:
             InputError: the storage is missing or damaged, or cannot be reached.
         """
-        with self._trials.found() as found:
+        with self.found() as found:
             known = {} if found is None else dict(found[0].get_study_user_attrs(found[1]))
-        with self._told_of_place():
+        with self.naming_place():
             check_attributes(known)
         return known
 
-    def dashboard_command(self) -> str:
-        """The command that shows the trials as a live page, also while a search is at work.
-
-        It is quoted for a shell. A password stands there as ``***``, to be put in as it is spelt
-        in an address; ``${NAME}`` is left to the shell.
-
-        Raises:
-            InputError: the storage's file is named by an environment variable that is not set.
-        """
-        return self._trials.place.dashboard_command()
-
-    @property
-    def _trials(self) -> StoredTrials:
-        return StoredTrials(self.folder, self.config)
-
-    @contextmanager
-    def _told_of_place(self) -> Iterator[None]:
-        try:
-            yield
-        except InputError as error:
-            raise InputError(f"{self.place}: {error}") from None
-
     def _starts_over(self, before: "Study") -> bool:
-        """Whether other settings take the place of those ``before``, under which nothing was found.
-
-        They may have had a mistake.
-
-        Raises:
-            InputError: there are trials of theirs.
-        """
+        """Whether other settings take the place of those ``before``, which may have had a mistake;
+        an InputError where something was found by them."""
+        has_trials = before.has_trials() or before.backup.read().has_trials
+        old, new = before.config.data.fingerprint, self.config.data.fingerprint
+        same_set = before.config.data.name == self.config.data.name
+        if has_trials and same_set and None not in (old, new) and old != new:
+            known = before.survey()
+            was = f", {known.told_counts()} then" if known is not None else ""
+            raise InputError(
+                f"{self.folder}: the pictures in {self.config.data.root} are not those that it "
+                f"was made for (fingerprint {new}, {old} before{was}); put those back, choose "
+                "another folder by --study, or begin it again by --anew, which keeps what there "
+                "is beside it"
+            )
         moved = self.config.storage != before.config.storage
-        self._check_pictures(before)
         different = differences(comparable(before.config), comparable(self.config))
         if moved and not different:
             with suppress(DamagedError):  # it is not there
-                if self._trials.exist():
+                if self.has_trials():
                     return False  # such as a server by its new address
-        if not before._trials.exist() and not before._trials.backup.read().has_trials:
+        if not has_trials:
             return moved or bool(different)
         if different:
             raise InputError(
@@ -448,30 +355,10 @@ class Study:
             )
         if moved:
             raise InputError(
-                f"{self.folder}: its trials are in {before._trials.place}, not in "
-                f"{self._trials.place}; choose another folder by --study, or the storage in its "
-                "study.yaml"
+                f"{self.folder}: its trials are in {before.place}, not in {self.place}; choose "
+                "another folder by --study, or the storage in its study.yaml"
             )
         return False
-
-    def _check_pictures(self, before: "Study") -> None:
-        """Make sure that the pictures are those of ``before``, if anything was found there.
-
-        Raises:
-            InputError: they have changed.
-        """
-        old, new = before.config.data.fingerprint, self.config.data.fingerprint
-        same_set = before.config.data.name == self.config.data.name
-        has_trials = before._trials.exist() or before._trials.backup.read().has_trials
-        if not same_set or None in (old, new) or old == new or not has_trials:
-            return
-        known = before.survey()
-        was = f", {known.told_counts()} then" if known is not None else ""
-        raise InputError(
-            f"{self.folder}: the pictures in {self.config.data.root} are not those that it was "
-            f"made for (fingerprint {new}, {old} before{was}); put those back, choose another "
-            "folder by --study, or begin it again by --anew, which keeps what there is beside it"
-        )
 
     def _note_environment(self, command: list[str]) -> None:
         path = self.folder / "environment.json"
@@ -489,7 +376,7 @@ class Study:
         write_json(path, {"sessions": [*sessions, environment(shown)]})
 
 
-def environment(command: list[str]) -> dict[str, Any]:
+def environment(command: list[str]) -> Mapping[str, Any]:
     """Where and how a run was started, for ``environment.json``."""
     modules = ("torch", "torchvision", "timm", "optuna", "onnxruntime", "numpy")
     return {
@@ -510,13 +397,10 @@ def environment(command: list[str]) -> dict[str, Any]:
 
 
 def _revision() -> str | None:
-    """The commit this package runs from, or None where it was installed without its history.
-
-    A repository of something else may surround the environment that this is installed in.
-    """
+    """The commit this package runs from, or None where it was installed without its history."""
     if not (_CHECKOUT / ".git").exists():
         return None
-    try:
+    try:  # a repository of something else may surround the environment that this is installed in
         project = (_CHECKOUT / "pyproject.toml").read_text("utf-8", "replace").splitlines()
         if 'name = "levit-search"' not in project:
             return None
@@ -552,13 +436,10 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: there is none; the message has the nearest study beside it.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such study folder{_near_folder(folder)}")
-
-
-def _near_folder(folder: Path) -> str:
-    try:
-        names = [entry.name for entry in folder.parent.iterdir() if (entry / "study.yaml").exists()]
-    except OSError:
-        return ""
-    return f"; {did_you_mean(folder.name, names)}" if names else ""
+    if folder.is_dir():
+        return
+    names: list[str] = []
+    with suppress(OSError):
+        names = [path.name for path in folder.parent.iterdir() if (path / "study.yaml").exists()]
+    near = f"; {did_you_mean(folder.name, names)}" if names else ""
+    raise InputError(f"{folder}: no such study folder{near}")

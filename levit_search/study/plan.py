@@ -96,12 +96,8 @@ def plan_of(given: Collection[str], facts: PlanInputs, batch_size: int) -> Plan:
     """The plan for a set of images, a speed and a budget.
 
     Networks that would take too much of a session are left out by a limit on FLOPs, as far as half
-    of the space stays.
-
-    Args:
-        given: dotted keys that are not to be chosen.
-        facts: all that is known.
-        batch_size: of the recipe, where that is given.
+    of the space stays. The keys that are ``given`` are not chosen; ``batch_size`` is the recipe's,
+    where that is given.
     """
     count = len(facts.flops)
     batch_size = min(
@@ -146,7 +142,7 @@ def plan_of(given: Collection[str], facts: PlanInputs, batch_size: int) -> Plan:
     )
 
 
-def views_for(images: int, given: Collection[str]) -> dict[str, Any]:
+def views_for(images: int, given: Collection[str]) -> Mapping[str, Any]:
     """Batches, learning rate and augmentation for so many images, by dotted key.
 
     What is ``given`` is left out.
@@ -198,13 +194,7 @@ def _schedule(
 
 
 def _affordable(facts: PlanInputs, pass_s: float, mean_ms: float) -> tuple[float, bool]:
-    """What a network that is trained to the end may take, and whether rungs end others before.
-
-    Args:
-        facts: the budget.
-        pass_s: what one pass over all images takes.
-        mean_ms: what an image takes.
-    """
+    """What a network that is trained to the end may take, and whether rungs end others before."""
     baselines = len(facts.baselines_ms)
     # Beside the networks of the search, which may end at a rung, so many of their cost do not.
     whole = sum(facts.baselines_ms.values()) / mean_ms

@@ -5,7 +5,7 @@ The storage may come from anybody, so that the shape of all that is read of it i
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -49,7 +49,7 @@ class Record:
     reused_from: int | None
     seconds: float
     evaluation: Mapping[str, Any]
-    rungs: tuple[dict[str, Any], ...] = ()
+    rungs: tuple[Mapping[str, Any], ...] = ()
     """Of each rung that it came to the ``epoch``, ``top1_percent`` there, and ``goes_on``."""
     taken_from: str | None = None
     """The study and trial that evaluated it, where that is another one."""
@@ -86,7 +86,7 @@ class Record:
         return values
 
     @property
-    def own_evaluation(self) -> dict[str, Any]:
+    def own_evaluation(self) -> Mapping[str, Any]:
         """Its evaluation without the notes of what was found later, and with the latencies from
         before these were measured again: what another trial of the network may have."""
         later = ("verified", "searched")
@@ -100,21 +100,16 @@ class Record:
         return self.state == "pruned" and bool(self.rungs) and not self.rungs[-1]["goes_on"]
 
     @property
-    def curve(self) -> Sequence[dict[str, Any]]:
+    def curve(self) -> Sequence[Mapping[str, Any]]:
         """Its learning curve, a :class:`levit_search.train.Epoch` as JSON for each epoch; empty
         where it was not trained."""
         training = self.evaluation.get("training") or {}
-        curve: Sequence[dict[str, Any]] = training.get("curve", ())
+        curve: Sequence[Mapping[str, Any]] = training.get("curve", ())
         return curve
 
 
 def outcome(record: Record, epochs: int) -> Outcome:
-    """What became of a proposal.
-
-    Args:
-        record: of a finished trial.
-        epochs: of the whole recipe.
-    """
+    """What became of a proposal, where the whole recipe has so many ``epochs``."""
     if record.state == "failed":
         return "failed"
     if record.reused_from is not None:
@@ -168,17 +163,29 @@ def record_from_notes(
     )
 
 
-def check_complete(record: Record, objectives: Sequence[str]) -> None:
-    """Make sure that a complete record has a network and all ``objectives``.
+def records_of(
+    trials: Iterable["optuna.trial.FrozenTrial"],
+    attributes: Mapping[str, Any],
+    config: StudyConfig,
+) -> list[Record]:
+    """The finished ones of a study's trials, with what was found of their networks later.
 
     Raises:
-        InputError: it has not, as in a study that others have changed.
+        InputError: what stands there is not what a search writes.
     """
-    missing = [name for name in objectives if name not in record.values]
-    if record.architecture is None:
-        missing = ["architecture"]
-    if record.state == "complete" and missing:
-        raise InputError(f"trial {record.trial}: is complete, and has no {missing[0]}")
+    found = []
+    for trial in trials:
+        if not trial.state.is_finished():
+            continue
+        _check(_Trial, trial.user_attrs, f"trial {trial.number}")
+        record = record_of(trial)
+        missing = [name for name in config.objectives if name not in record.values]
+        if record.architecture is None:
+            missing = ["architecture"]
+        if record.state == "complete" and missing:
+            raise InputError(f"trial {record.trial}: is complete, and has no {missing[0]}")
+        found.append(with_measured(record, attributes, config.limits.latency_ms))
+    return found
 
 
 # With a network's id each is an attribute of the study.
@@ -202,23 +209,23 @@ def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float
         limit_ms: of the latency; a network that turns out to be over it is no longer complete, and
             one that was to be verified and could not be has failed.
     """
-    return _remeasured(_verified(record, attributes, limit_ms), attributes, limit_ms)
-
-
-def _verified(record: Record, attributes: Mapping[str, Any], limit_ms: float | None) -> Record:
     network = record.architecture
     found = attributes.get(f"{MEASURED}{network.id}") if network is not None else None
-    if found is None or record.state != "complete" or "verified" in record.evaluation:
-        return record
+    if found is not None and record.state == "complete" and "verified" not in record.evaluation:
+        record = _within(limit_ms, _verified(record, found))
+    found = attributes.get(f"{REMEASURED}{network.id}") if network is not None else None
+    if found is not None and record.state == "complete":
+        where = f"trial {record.trial}"
+        values, evaluation = measured_again(found, record.values, record.evaluation, where)
+        record = _within(limit_ms, replace(record, values=values, evaluation=evaluation))
+    return record
+
+
+def _verified(record: Record, found: Mapping[str, Any]) -> Record:
     check_measured(found, record.evaluation.get("latency"), record.trial)
     if "failed" in found:
         return replace(record, state="failed", reason=found["failed"])
     evaluation = {**record.evaluation, "verified": True}
-    record = replace(
-        record,
-        seconds=record.seconds + found.get("seconds", 0.0),
-        finished=found.get("finished", record.finished),
-    )
     values = {**record.values, **found["values"]}
     if found.get("latency") is not None:
         latency = record.evaluation["latency"]
@@ -228,18 +235,13 @@ def _verified(record: Record, attributes: Mapping[str, Any], limit_ms: float | N
         values["prediction_error_percent"] = error
     if found.get("training") is not None:
         evaluation["training"] = found["training"]
-    return _within(limit_ms, replace(record, values=values, evaluation=evaluation))
-
-
-def _remeasured(record: Record, attributes: Mapping[str, Any], limit_ms: float | None) -> Record:
-    network = record.architecture
-    found = attributes.get(f"{REMEASURED}{network.id}") if network is not None else None
-    if found is None or record.state != "complete":
-        return record
-    values, evaluation = measured_again(
-        found, record.values, record.evaluation, f"trial {record.trial}"
+    return replace(
+        record,
+        seconds=record.seconds + found.get("seconds", 0.0),
+        finished=found.get("finished", record.finished),
+        values=values,
+        evaluation=evaluation,
     )
-    return _within(limit_ms, replace(record, values=values, evaluation=evaluation))
 
 
 def measured_again(
@@ -247,7 +249,7 @@ def measured_again(
     known_values: Mapping[str, float],
     known: Mapping[str, Any],
     where: str,
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, float], Mapping[str, Any]]:
     """Values and evaluation of a network with what was measured again in the place of latencies.
 
     Args:
@@ -283,9 +285,9 @@ def measured_again(
 
 
 def _within(limit_ms: float | None, record: Record) -> Record:
-    """A complete record; pruned where its latency is over the limit."""
+    """A record; pruned where it is complete and its latency is over the limit."""
     latency_ms = record.values.get("latency_ms", 0.0)
-    if limit_ms is None or latency_ms <= limit_ms:
+    if record.state != "complete" or limit_ms is None or latency_ms <= limit_ms:
         return record
     reason = f"latency_ms {latency_ms:.3g} over the limit of {limit_ms:g}"
     return replace(record, state="pruned", reason=reason)
@@ -322,39 +324,34 @@ class BaselineRecord:
 
 
 def baselines_of(config: StudyConfig, attributes: Mapping[str, Any]) -> list[BaselineRecord]:
-    """The networks that ``compare`` names, in its order, with what is known of each.
-
-    Args:
-        config: of the study.
-        attributes: of the study.
+    """The networks that a study's ``compare`` names, in its order, with what is known of each.
 
     Raises:
         InputError: what stands there is not what a search writes.
     """
-    return [_baseline(each, config, attributes) for each in config.compare]
-
-
-def _baseline(
-    given: BaselineConfig, config: StudyConfig, attributes: Mapping[str, Any]
-) -> BaselineRecord:
-    where = f"{BASELINE}{given.id}"
-    found = attributes.get(where)
-    if found is None:
-        return BaselineRecord(given, {}, {})
-    check_baseline(found, where)
-    if "failed" in found:
-        return BaselineRecord(given, {}, {}, found["failed"])
-    missing = [
-        name for name in (*config.objectives, "flops", "params") if name not in found["values"]
-    ]
-    if missing:
-        raise InputError(f"{where}: is complete, and has no {missing[0]}")
-    values = found["values"]
-    evaluation = {key: found[key] for key in ("latency", "targets", "training") if found.get(key)}
-    again = attributes.get(f"{REMEASURED}{given.id}")
-    if again is not None:
-        values, evaluation = measured_again(again, values, evaluation, where)
-    return BaselineRecord(given, values, evaluation)
+    records = []
+    for given in config.compare:
+        where = f"{BASELINE}{given.id}"
+        found = attributes.get(where)
+        if found is None:
+            records.append(BaselineRecord(given, {}, {}))
+            continue
+        is_failed = isinstance(found, Mapping) and "failed" in found
+        _check(_Failed if is_failed else _Baseline, found, where)
+        if is_failed:
+            records.append(BaselineRecord(given, {}, {}, found["failed"]))
+            continue
+        values = found["values"]
+        needed = (*config.objectives, "flops", "params")
+        if missing := [name for name in needed if name not in values]:
+            raise InputError(f"{where}: is complete, and has no {missing[0]}")
+        known = ("latency", "targets", "training")
+        evaluation: Mapping[str, Any] = {key: found[key] for key in known if found.get(key)}
+        again = attributes.get(f"{REMEASURED}{given.id}")
+        if again is not None:
+            values, evaluation = measured_again(again, values, evaluation, where)
+        records.append(BaselineRecord(given, values, evaluation))
+    return records
 
 
 # The shape of what stands with trials and with studies.
@@ -428,7 +425,7 @@ class _Rung(_Open):
 
 
 class _Trial(_Open, total=False):
-    architecture: dict[str, Any] | None
+    architecture: dict[str, object] | None
     cost: dict[str, _Finite]
     evaluation: _Evaluation
     rungs: list[_Rung]
@@ -438,12 +435,8 @@ class _Trial(_Open, total=False):
     taught: bool
 
 
-class _Measured(_Open, total=False):
+class _Measured(_Evaluation, total=False):
     failed: str
-    latency: _Predicted | None
-    training: _Training | None
-    values: dict[str, _Finite]
-    seconds: _NotNegative
     finished: str
 
 
@@ -516,17 +509,13 @@ class _Attributes(_Open, total=False):
     data: _Data
 
 
-def check_trial(notes: Mapping[str, Any], trial: int) -> None:
-    """Make sure that a trial's user attributes are what is written there.
+def check_measured(found: object, latency: object, trial: int) -> None:
+    """Make sure that what was found of a trial's network later is what is written there, and its
+    latency until then.
 
     Raises:
-        InputError: one is something else; the message names it.
+        InputError: it is something else; the message names it.
     """
-    _check(_Trial, notes, f"trial {trial}")
-
-
-def check_measured(found: object, latency: object, trial: int) -> None:
-    """The same for what was found of a trial's network later, and its latency until then."""
     _check(_Measured, found, f"trial {trial}: measured")
     if not isinstance(found, Mapping) or "failed" in found:
         return
@@ -536,11 +525,6 @@ def check_measured(found: object, latency: object, trial: int) -> None:
         _check(_Predicted, found.get("latency"), f"trial {trial}: measured.latency")
         _check(_Predicted, found.get("values"), f"trial {trial}: measured.values")
         _check(_Predicted, latency, f"trial {trial}: evaluation.latency")
-
-
-def check_baseline(found: object, where: str) -> None:
-    """The same for what was found of a network that the study is compared with."""
-    _check(_Failed if isinstance(found, Mapping) and "failed" in found else _Baseline, found, where)
 
 
 def check_remeasured(found: object, known: Mapping[str, float], where: str) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from levit_search import architecture as architectures
 from levit_search import data as datasets
 from levit_search.configuration import (
+    Frozen,
     field_types,
     is_utf8,
     parse_value,
@@ -78,25 +79,28 @@ def read_config(path: Path, changes: Mapping[str, Any] | None = None) -> StudyCo
         InputError: the file cannot be read or says something wrong, or it would have something
             started or joined here that only the user may name.
     """
-    raw = read_yaml(path)
-    if path.name == "study.yaml":
-        raw = up_to_date(raw)
-    config = config_of(raw, path, changes)
+    raw, changes = read_yaml(path), changes or {}
+    config = config_of(up_to_date(raw) if path.name == "study.yaml" else raw, path, changes)
     sections = {f"targets.{name}": section for name, section in config.targets.items()}
     check_programs({"latency": config.latency, **sections}, str(path), changes)
-    _check_cluster(config.engine.address, str(path), changes or {})
+    # Whoever drives a Ray cluster can run anything on the machines that join it.
+    address = config.engine.address
+    is_known = address in (None, "auto", os.environ.get("RAY_ADDRESS"))
+    is_here = re.match(r"(127\.0\.0\.1|localhost|\[::1\]):", address or "")
+    if not (is_known or is_here or {"engine", "engine.address"} & changes.keys()):
+        raise InputError(
+            f"{path}: engine.address: {address!r}: a file's cluster is not joined, since it may "
+            "run anything here; if you know it, give it by --address or RAY_ADDRESS"
+        )
     return config
 
 
 def config_of(
     given: Mapping[str, Any], path: Path, changes: Mapping[str, Any] | None = None
 ) -> StudyConfig:
-    """What a space file says, resolved as by :func:`read_config`.
+    """What a space file says, ``given``, resolved as by :func:`read_config`.
 
-    Args:
-        given: what the file says; it stays as it is.
-        path: for messages; files that are named are looked for beside it first.
-        changes: values by dotted key, put over those in ``given``.
+    Files that it names are looked for beside ``path`` first.
 
     Raises:
         InputError: something is wrong.
@@ -123,7 +127,7 @@ def config_of(
     _find_targets(raw, path)
     config = located(validated(StudyConfig, raw, str(path)), path, changes)
     config = with_networks_read(config, path, changes)
-    update: dict[str, Any] = {}
+    update: dict[str, Frozen] = {}
     if config.data.image_size is None:
         size = datasets.describe(config.data).image_size
         update["data"] = config.data.model_copy(update={"image_size": size})
@@ -151,25 +155,13 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return changes
 
 
-def _check_cluster(address: str | None, where: str, changes: Mapping[str, Any]) -> None:
-    """Whoever drives a Ray cluster can run anything on the machines that join it."""
-    known = (None, "auto", os.environ.get("RAY_ADDRESS"))
-    is_here = re.match(r"(127\.0\.0\.1|localhost|\[::1\]):", address or "")
-    if address in known or is_here or {"engine", "engine.address"} & changes.keys():
-        return
-    raise InputError(
-        f"{where}: engine.address: {address!r}: a file's cluster is not joined, since it may run "
-        "anything here; if you know it, give it by --address or RAY_ADDRESS"
-    )
-
-
 # Sections that may be one word, and the key that it is for.
 _SHORT_FORMS = {"engine": "kind", "latency": "method"}
 # Keys that stand at the top for one of a section.
 _LONG_FORMS = {"weights": "train.weights"}
 
 
-def _expand_short_forms(raw: dict[str, Any]) -> None:
+def _expand_short_forms(raw: MutableMapping[str, Any]) -> None:
     for section, key in _SHORT_FORMS.items():
         if isinstance(raw.get(section), str):
             raw[section] = {key: raw[section]}
@@ -177,7 +169,7 @@ def _expand_short_forms(raw: dict[str, Any]) -> None:
         raw["teacher"] = {"auto": True}
 
 
-def _move_weights(raw: dict[str, Any], path: Path) -> None:
+def _move_weights(raw: MutableMapping[str, Any], path: Path) -> None:
     """Put ``weights`` of a file where it belongs, into ``train``."""
     if "weights" not in raw:
         return
@@ -191,11 +183,9 @@ def _move_weights(raw: dict[str, Any], path: Path) -> None:
         )
 
 
-def _leave_to_plan(raw: dict[str, Any], changed: Collection[str]) -> None:
-    """Take ``train.epochs: auto`` out of what a file says, and note what else it states.
-
-    What an earlier plan chose is not among that, but for what was ``changed`` since.
-    """
+def _leave_to_plan(raw: MutableMapping[str, Any], changed: Collection[str]) -> None:
+    """Take ``train.epochs: auto`` out of what a file says, and note what else it states: not what
+    an earlier plan chose, but for what was ``changed`` since."""
     earlier = raw.get("plan")
     chosen = set(earlier.get("settings", {}) if isinstance(earlier, Mapping) else {}) - set(changed)
     sections = {name: raw.get(name) for name in ("train", "data")}
@@ -209,7 +199,7 @@ def _leave_to_plan(raw: dict[str, Any], changed: Collection[str]) -> None:
     raw["plan"] = {"given": sorted(given)}
 
 
-def _find_targets(raw: dict[str, Any], path: Path) -> None:
+def _find_targets(raw: MutableMapping[str, Any], path: Path) -> None:
     """Look the names of ``targets.yaml`` up, in ``latency`` and in the sections of ``targets``; a
     text in the place of such a section is its target alone."""
     latency, targets = raw.get("latency"), raw.get("targets")
@@ -245,58 +235,50 @@ def located(
 
     One that is not in UTF-8 stays as it was written. What a file names is looked for beside it
     first, then in the working directory, and what is given by hand in the working directory alone.
-
-    Args:
-        config: as it was written.
-        path: of the file.
-        changes: values by dotted key that were given by hand.
+    ``changes`` are the values by dotted key that were given by hand.
     """
 
     def absolute(text: str, key: str) -> str:
         found = str(_absolute(text, key, path, changes or {}))
         return found if is_utf8(found) else text  # no file can hold it, but we are near it now
 
-    data, train, teacher, supernet = config.data, config.train, config.teacher, config.supernet
-    update: dict[str, Any] = {}
+    sections: dict[str, Frozen] = {}
+    data = config.data
     if data.root is not None and "://" not in data.root:
         root = absolute(data.root, "data.root")
         # To a plug-in it may be something else than a path.
         if data.name in BUILT_IN or "/" in data.name or is_there(Path(root)):
-            update["data"] = data.model_copy(update={"root": root})
-    if train.donor_weights not in (None, "pretrained"):
-        weights = absolute(train.donor_weights, "train.donor_weights")
-        train = train.model_copy(update={"donor_weights": weights})
-    is_place = train.weights != "fresh" and not train.weights.startswith(SHARED)
-    if is_place and not is_timm_name(train.weights):
-        train = train.model_copy(update={"weights": absolute(train.weights, "train.weights")})
-    update["train"] = train
-    if teacher is not None and teacher.weights not in ("train", "pretrained"):
-        weights = absolute(teacher.weights, "teacher.weights")
-        update["teacher"] = teacher.model_copy(update={"weights": weights})
-    if supernet.weights != "train":
-        weights = absolute(supernet.weights, "supernet.weights")
-        update["supernet"] = supernet.model_copy(update={"weights": weights})
-    if config.compare:
-        update["compare"] = tuple(
-            each
-            if each.weights in ("fresh", "pretrained")
-            else each.model_copy(
-                update={"weights": absolute(each.weights, f"compare.{index}.weights")}
-            )
-            for index, each in enumerate(config.compare)
-        )
-    return config.model_copy(update=update)
+            sections["data"] = data.model_copy(update={"root": root})
+    for key, words in _PATHS.items():
+        section, _, name = key.partition(".")
+        given = sections.get(section) or getattr(config, section)
+        text: Any = getattr(given, name, None)
+        is_name = key == "train.weights" and (text.startswith(SHARED) or is_timm_name(text))
+        if text not in words and not is_name:
+            sections[section] = given.model_copy(update={name: absolute(text, key)})
+    compare = tuple(
+        each
+        if each.weights in ("fresh", "pretrained")
+        else each.model_copy(update={"weights": absolute(each.weights, f"compare.{index}.weights")})
+        for index, each in enumerate(config.compare)
+    )
+    return config.model_copy(update={**sections, "compare": compare})
+
+
+# Keys of paths to weights, and what may stand there instead.
+_PATHS = {
+    "train.donor_weights": (None, "pretrained"),
+    "train.weights": ("fresh",),
+    "teacher.weights": (None, "train", "pretrained"),
+    "supernet.weights": ("train",),
+}
 
 
 def with_networks_read(
     config: StudyConfig, path: Path, changes: Mapping[str, Any] | None = None
 ) -> StudyConfig:
-    """The same with descriptions of networks in place of the files that have them.
-
-    Args:
-        config: as it was written.
-        path: of its file.
-        changes: values by dotted key that were given by hand.
+    """The same with descriptions of networks in place of the files that have them, which are
+    looked for as by :func:`located`.
 
     Raises:
         InputError: such a file is missing, or not one of a network.
@@ -395,7 +377,7 @@ _EARLIER_REFERENCE: dict[str, float] = {
 }
 
 
-def up_to_date(settings: Mapping[str, Any]) -> dict[str, Any]:
+def up_to_date(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """A study's settings as this release writes them.
 
     Those of earlier ones have the same reference of hypervolumes in every study, which nobody
@@ -403,7 +385,7 @@ def up_to_date(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = settings.get("hypervolume_reference")
     if "reference_point" in settings or not isinstance(given, Mapping):
-        return dict(settings)
+        return settings
     chosen = {
         name: value
         for name, value in given.items()
@@ -412,7 +394,7 @@ def up_to_date(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "hypervolume_reference": chosen, "reference_point": dict(given)}
 
 
-def comparable(config: StudyConfig) -> dict[str, Any]:
+def comparable(config: StudyConfig) -> Mapping[str, Any]:
     """All settings that the trials of one study have to share.
 
     Left out are the budgets, what carries evaluations out, where data and trials are kept, what a
@@ -435,24 +417,19 @@ def comparable(config: StudyConfig) -> dict[str, Any]:
             "supernet": {"rivals"},
         },
     )
-    settings["start"] = [_without(entry, architectures.SIZES) for entry in settings["start"]]
+    for network in settings["start"]:
+        for key in architectures.SIZES if isinstance(network, dict) else ():
+            network.pop(key, None)
     for section in (settings["latency"], *settings["targets"].values()):
-        reference = _without(section["reference"], ("in_channels", "num_classes"))
+        reference = section["reference"]
+        if not isinstance(reference, dict):
+            continue
         # One that is made for another size is fitted to the data's, and may be another network.
-        if (
-            isinstance(reference, dict)
-            and canonical_size(reference.get("image_size")) == config.data.image_size
-        ):
+        if canonical_size(reference.get("image_size")) == config.data.image_size:
             del reference["image_size"]
-        section["reference"] = reference
+        for key in ("in_channels", "num_classes"):
+            reference.pop(key, None)
     return settings
-
-
-def _without(network: str | dict[str, Any], keys: Collection[str]) -> str | dict[str, Any]:
-    """A description of a network without some of its keys; a name as it is."""
-    if isinstance(network, str):
-        return network
-    return {key: value for key, value in network.items() if key not in keys}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

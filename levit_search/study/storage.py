@@ -18,7 +18,7 @@ from pydantic import AfterValidator
 
 from levit_search.errors import InputError, LevitSearchError, did_you_mean
 from levit_search.escaping import masked, quoted
-from levit_search.files import expanded
+from levit_search.files import expanded, held_lock
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
@@ -131,7 +131,14 @@ class Place:
         return self.file is None or (self.file.is_file() and self.file.stat().st_size > 0)
 
     def dashboard_command(self) -> str:
-        """See :meth:`levit_search.study.Study.dashboard_command`."""
+        """The command that shows the trials as a live page, also while a search is at work.
+
+        It is quoted for a shell. A password stands there as ``***``, to be put in as it is spelt
+        in an address; ``${NAME}`` is left to the shell.
+
+        Raises:
+            InputError: the storage's file is named by an environment variable that is not set.
+        """
         if self.storage == "journal":
             path = str(self.folder.absolute() / _JOURNAL)  # it need not be there yet
             return f"{_DASHBOARD} --storage-class JournalFileStorage {quoted(path)}"
@@ -156,10 +163,8 @@ class Place:
                 storage.engine.dispose()
 
     def open(self, file: Path | None = None) -> "BaseStorage":
-        """Optuna's storage, made if it is not there.
-
-        Args:
-            file: of a storage of the same kind; None is the one where the trials are.
+        """Optuna's storage, made if it is not there: the one where the trials are, or another
+        ``file`` of the same kind.
 
         Raises:
             InputError: it cannot be reached or read, refuses us, was written by a release of
@@ -182,22 +187,14 @@ class Place:
     def claimed(self, name: str) -> Iterator[None]:
         """Hold a study against drivers of other folders, such as copies of this one.
 
-        Args:
-            name: of the study in the storage.
-
         Raises:
             InputError: another driver has it, or the storage cannot be used.
         """
-        from filelock import FileLock, Timeout
-
         told = f"{self.folder}: another levit-search run is at work on this study in {self}"
         if self.file is not None:
             self.check_parent()
-            try:
-                with FileLock(self.file.with_name(f".{self.file.name}.{name}.lock"), timeout=0):
-                    yield
-            except Timeout:
-                raise InputError(told) from None
+            with held_lock(self.file.with_name(f".{self.file.name}.{name}.lock"), told):
+                yield
             return
         from levit_search.study import backends
 
@@ -214,12 +211,8 @@ class Place:
     def errors(
         self, kind: type[LevitSearchError] = InputError, reads: bool = False
     ) -> Iterator[None]:
-        """What goes wrong with the storage within the block becomes one line.
-
-        Args:
-            kind: of the error that is raised.
-            reads: whether the block only reads, so that nonsense is damage, too.
-        """
+        """What goes wrong with the storage within the block becomes one line, of a ``kind`` of
+        error; in a block that only ``reads``, nonsense is damage, too."""
         from levit_search.study.backends import ERRORS, is_damage
 
         try:
@@ -235,7 +228,8 @@ class Place:
             reason = self.reason(error) if str(error) else "its tables are not whole"
             is_other_release = "optuna storage upgrade" in reason  # of Optuna's check of its schema
             kind = InputError if is_other_release else DamagedError
-        raise kind(f"{self}: {self._trouble} ({reason})") from None
+        trouble = "cannot be used" if self.file is None else "cannot be read or written"
+        raise kind(f"{self}: {trouble} ({reason})") from None
 
     def check_file(self) -> None:
         """Have SQLite look through its file, and see that it may be written to.
@@ -251,10 +245,6 @@ class Place:
             found = sqlite_damage(self.file)
         if found is not None:
             raise DamagedError(f"{self}: is damaged ({found})")
-
-    @property
-    def _trouble(self) -> str:
-        return "cannot be used" if self.file is None else "cannot be read or written"
 
     def reason(self, error: BaseException) -> str:
         """The driver's own words for an error, on one line and without the password."""
@@ -309,16 +299,11 @@ def _sqlite_url(path: Path) -> str:
 
 
 def _filled(text: str, spell: Callable[[str], str]) -> str:
-    """The text with environment variables put in, each spelt for where it stands.
-
-    Raises:
-        InputError: there is no such variable, or it is none of ours: a study from anybody could
-            have any other sent to a server of theirs.
-    """
+    """The text with environment variables put in, each spelt for where it stands."""
 
     def value(found: re.Match[str]) -> str:
         name = found[1]
-        if not name.startswith(_OURS):
+        if not name.startswith(_OURS):  # a study from anybody could send it to a server of theirs
             raise InputError(
                 f"storage {masked(text)}: {name} does not begin with {_OURS}, and no other "
                 f"variable is put into an address; call it {_OURS}{name}"
@@ -340,10 +325,8 @@ def _braced(text: str) -> str:
 
 
 def _quoted_but_variables(text: str) -> str:
-    """An argument for a shell, which fills in ``${NAME}`` itself.
-
-    What an address could not hold as it stands is masked.
-    """
+    """An argument for a shell, which fills in ``${NAME}`` itself; what an address could not hold as
+    it stands is masked."""
     parts = re.split(r"(\$\{\w+\})", text)
     for place, part in enumerate(parts):
         if place % 2 == 0:

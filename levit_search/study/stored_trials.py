@@ -53,23 +53,17 @@ def without_garbage_collection() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Contents:
-    """A storage's trials of one study, and the study's attributes."""
+    """What a storage has of one study, and where that is."""
 
     trials: "Sequence[FrozenTrial]"
     attributes: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Opened(Contents):
-    """The same, with what a driver writes to."""
-
+    """Those of the study, but for :data:`SETTINGS`."""
     storage: "BaseStorage"
     study_id: int
-    backup: Backup
 
 
 class StoredTrials:
-    """The trials of a configuration in a study folder.
+    """The trials of a study folder, in the storage that its configuration names.
 
     A storage within the folder has them under the study's name. In one that other folders may use
     as well, some random digits are added to it, and ``storage.json`` in the folder keeps the whole
@@ -77,16 +71,26 @@ class StoredTrials:
     """
 
     def __init__(self, folder: Path, config: StudyConfig) -> None:
-        self._folder, self._config = folder, config
-        self.place = Place(config.storage, folder)
-        self.backup = Backup(folder)
+        self.folder, self.config = folder, config
 
-    def open(self) -> "tuple[BaseStorage, int]":
-        """The storage, and the study's id in it; both are made if they are not there.
+    @property
+    def place(self) -> Place:
+        """Where the trials are kept."""
+        return Place(self.config.storage, self.folder)
+
+    @property
+    def backup(self) -> Backup:
+        """The second record of them, in the folder."""
+        return Backup(self.folder)
+
+    def open_storage(self) -> "tuple[BaseStorage, int]":
+        """Optuna's storage and the study's id in it, for the one that writes.
+
+        Both are made if they are not there.
 
         Raises:
-            InputError: the storage cannot be used, or has the trials of something else, or they
-                were here and are not any longer.
+            InputError: the storage cannot be reached or read, or has no longer the trials of this
+                study, or those of other settings. Nothing was changed.
         """
         self.place.check_parent()
         with self.pointing_to_restore():
@@ -101,40 +105,49 @@ class StoredTrials:
                 self._settle(storage, study_id)
         return storage, study_id
 
+    def storage(self) -> "OptunaStudy":
+        """Optuna's study, made if it is not there.
+
+        Raises:
+            InputError: see :meth:`open_storage`.
+        """
+        opened = self.open_storage()
+        with self.place.errors():
+            return _opened(*opened)
+
     @without_garbage_collection()
-    def open_to_write(self, distributions: "Mapping[str, BaseDistribution]") -> Opened:
-        """Open a study whose lock is held; storage and backup are made if they are not there.
+    def open_to_write(self, distributions: "Mapping[str, BaseDistribution]") -> Contents:
+        """The same for a driver, looked over; its backup is made if it is not there.
 
         What a kill kept from being written to one of them is written now.
 
-        Args:
-            distributions: of all parameters.
-
         Raises:
-            InputError: the storage cannot be used, or is not as it was left. Nothing was changed.
+            InputError: as :meth:`open_storage`, or what is there is not what was written.
         """
         kept = self.backup.read()
-        storage, study_id = self.open()
+        storage, study_id = self.open_storage()
         with self.pointing_to_restore():
             found = self.read_alone(kept, storage, study_id)
-        try:
+        with self.naming_place():
             check_attributes(found.attributes)
-        except InputError as error:
-            raise InputError(f"{self.place}: {error}") from None
-        self._bring_up_to_date(kept, found, study_line(self.named(), self._config, distributions))
-        return Opened(found.trials, found.attributes, storage, study_id, self.backup)
-
-    def contents(self) -> Contents | None:
-        """What the storage has; None if there is nothing yet.
-
-        Finished trials are those that were written, see :mod:`levit_search.study.backup`.
-
-        Raises:
-            InputError: see :meth:`open`, or trials were changed or are gone.
-        """
-        kept = self.backup.read()  # before the storage, to which a search may be adding
-        with self.found() as found:
-            return None if found is None else self.read(kept, *found, is_alone=False)
+        study = study_line(self.named(), self.config, distributions)
+        if kept.study is not None and not kept.broken:
+            lines = kept.missing(found.trials)
+            if kept.study != study:
+                lines.insert(0, study)
+            if lines or kept.is_torn:
+                self.backup.append(lines, at=kept.size)
+            return found
+        self.backup.rewrite(study, found.attributes, found.trials)
+        if kept.broken:
+            count = len(kept.broken)
+            told = "1 line is" if count == 1 else f"{count} lines are"
+            warnings.warn(
+                f"{self.backup.path}: {told} damaged; the storage is whole, and the file was "
+                "written anew from it",
+                stacklevel=2,
+            )
+        return found
 
     def read_alone(self, kept: BackupContents, storage: "BaseStorage", study_id: int) -> Contents:
         """Read and check all that a storage has of a study at which no search is at work.
@@ -153,13 +166,9 @@ class StoredTrials:
     def read(
         self, kept: BackupContents, storage: "BaseStorage", study_id: int, is_alone: bool = True
     ) -> Contents:
-        """Read all that a storage has of a study, and compare it with the backup.
+        """Read all that a storage has of a study, and compare it with the backup, read before.
 
-        Args:
-            kept: the backup, read before.
-            storage: with the study.
-            study_id: of it.
-            is_alone: whether no search is at work, so that everything can be compared.
+        Everything can be compared where it ``is_alone``: no search is at work.
 
         Raises:
             DamagedError: something was changed or is gone.
@@ -167,17 +176,18 @@ class StoredTrials:
         with self.place.errors(reads=True):
             trials = storage.get_all_trials(study_id, deepcopy=False)
             attributes = dict(storage.get_study_user_attrs(study_id))
+        attributes.pop(SETTINGS, None)
         told = kept.lost(trials, attributes if is_alone else None)
         if is_alone and [trial.number for trial in trials] != list(range(len(trials))):
             told.insert(0, "its trials are not numbered in a row")
         if told:
             more = f" and {len(told) - 2} more" if len(told) > 2 else ""
             raise DamagedError(f"{self.place}: is damaged ({', '.join(told[:2])}{more})")
-        return Contents(trials, attributes)
+        return Contents(trials, attributes, storage, study_id)
 
     @contextmanager
     def found(self) -> "Iterator[tuple[BaseStorage, int] | None]":
-        """As :meth:`open`, to read from within the block; None if there is nothing yet.
+        """As :meth:`open_storage`, to read from within the block; None if there is nothing yet.
 
         Raises:
             InputError: as there, and for what fails within the block.
@@ -195,37 +205,14 @@ class StoredTrials:
                     self._check_objectives(_opened(storage, study_id))
                 yield None if study_id is None else (storage, study_id)
 
-    def exist(self) -> bool:
-        """Whether there is a trial, finished or not.
+    def has_trials(self) -> bool:
+        """Whether there is a trial in the storage, finished or not.
 
         Raises:
-            InputError: see :meth:`open`.
+            InputError: see :meth:`open_storage`.
         """
         with self.found() as found:
             return found is not None and _has_trials(*found)
-
-    def forget(self) -> None:
-        """Take the study out of the storage."""
-        with self.found() as found:
-            if found is not None:
-                storage, study_id = found
-                storage.delete_study(study_id)
-        self.name_file.unlink(missing_ok=True)
-        self.backup.path.unlink(missing_ok=True)
-
-    @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Hold the study against drivers of other folders, where there may be some.
-
-        Raises:
-            InputError: there is one.
-        """
-        is_begun = (self._folder / "study.yaml").exists()
-        if not self.place.is_shared or not is_begun:
-            yield
-            return
-        with self.place.claimed(self.named()):
-            yield
 
     @contextmanager
     def pointing_to_restore(self) -> Iterator[None]:
@@ -239,14 +226,22 @@ class StoredTrials:
             count = len(kept.finished)
             trials = "1 finished trial is" if count == 1 else f"{count} finished trials are"
             broken = f", {len(kept.broken)} of its lines are not" if kept.broken else ""
-            command = f"levit-search restore {quoted(str(self._folder))}"
+            command = f"levit-search restore {quoted(str(self.folder))}"
             told = f"{error}; {trials} whole in its {NAME}{broken}: {command}"
             raise DamagedError(told) from None
+
+    @contextmanager
+    def naming_place(self) -> Iterator[None]:
+        """Begin what is said within the block with where the trials are kept."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.place}: {error}") from None
 
     @property
     def name_file(self) -> Path:
         """Where the study's name in a storage of many is kept."""
-        return self._folder / "storage.json"
+        return self.folder / "storage.json"
 
     @property
     def name(self) -> str | None:
@@ -256,7 +251,7 @@ class StoredTrials:
             DamagedError: its file says nothing.
         """
         if not self.place.is_shared:
-            return self._config.name
+            return self.config.name
         if not self.name_file.is_file():
             return None
         try:
@@ -266,7 +261,7 @@ class StoredTrials:
 
     def new_name(self) -> str:
         """A name that no other study has."""
-        return f"{self._config.name}-{secrets.token_hex(4)}"
+        return f"{self.config.name}-{secrets.token_hex(4)}"
 
     def rename(self, name: str) -> None:
         """Go by another name in the storage from now on."""
@@ -281,10 +276,8 @@ class StoredTrials:
         return name
 
     def _find(self, storage: "BaseStorage", name: str) -> int | None:
-        try:
+        with suppress(KeyError):
             return storage.get_study_id_from_name(name)
-        except KeyError:
-            pass
         others = [] if self.place.is_shared else storage.get_all_studies()
         if others:
             raise DamagedError(f"{self.place}: is of study {others[0].study_name!r}, not {name!r}")
@@ -293,14 +286,14 @@ class StoredTrials:
 
     def _check_not_lost(self) -> None:
         """A study that has trained something has trials."""
-        checkpoints = self._folder / "checkpoints"
+        checkpoints = self.folder / "checkpoints"
         has_trained = checkpoints.is_dir() and any(checkpoints.iterdir())
         if not has_trained and not self.backup.read().has_trials:
             return
         if self.name is None:
-            raise DamagedError(f"{self._folder}: its {self.name_file.name} is missing")
+            raise DamagedError(f"{self.folder}: its {self.name_file.name} is missing")
         if self.place.file is not None and not self.place.may_hold_trials:
-            raise DamagedError(f"{self._folder}: its {self.place.file.name} is missing or empty")
+            raise DamagedError(f"{self.folder}: its {self.place.file.name} is missing or empty")
         raise DamagedError(f"{self.place}: has no study {self.name!r} any longer")
 
     def make(self, storage: "BaseStorage", name: str) -> int:
@@ -315,7 +308,7 @@ class StoredTrials:
 
         return [
             StudyDirection.MAXIMIZE if is_maximised(objective) else StudyDirection.MINIMIZE
-            for objective in self._config.objectives
+            for objective in self.config.objectives
         ]
 
     def _settle(self, storage: "BaseStorage", study_id: int) -> None:
@@ -326,25 +319,21 @@ class StoredTrials:
         if not is_new:
             self._check_settings(storage, study_id)
         if is_new or SETTINGS not in storage.get_study_user_attrs(study_id):
-            storage.set_study_user_attr(study_id, SETTINGS, comparable(self._config))
+            storage.set_study_user_attr(study_id, SETTINGS, comparable(self.config))
         study = _opened(storage, study_id)
         if study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                study.set_metric_names(list(self._config.objectives))
+                study.set_metric_names(list(self.config.objectives))
         self._check_objectives(study)
 
     def _check_objectives(self, study: "OptunaStudy") -> None:
-        names = list(self._config.objectives)  # none at all: a kill came before they were written
+        names = list(self.config.objectives)  # none at all: a kill came before they were written
         if study.metric_names not in (None, names) or study.directions != self._directions:
             raise DamagedError(f"{self.place}: is damaged (the objectives are changed)")
 
     def _check_settings(self, storage: "BaseStorage", study_id: int) -> None:
-        """Trials of other settings do not belong beside ours.
-
-        Raises:
-            InputError: they are.
-        """
+        """Trials of other settings do not belong beside ours."""
         stored = storage.get_study_user_attrs(study_id).get(SETTINGS)
         if stored is None:
             if self.backup.read().study is not None:
@@ -357,7 +346,7 @@ class StoredTrials:
         if different:
             raise InputError(
                 f"{self.place}: its trials were made with other settings ({different}) than those "
-                f"of {self._folder}"
+                f"of {self.folder}"
             )
 
     def _differences(self, settings: object, where: str) -> str:
@@ -367,28 +356,7 @@ class StoredTrials:
             before = validated(StudyConfig, given, where)
         except InputError as error:
             return str(error)
-        return differences(comparable(before), comparable(self._config))
-
-    def _bring_up_to_date(self, kept: BackupContents, found: Contents, study: Line) -> None:
-        """Write to the backup what is missing there; one that is damaged, or not there, is made
-        anew."""
-        if not kept.broken and kept.study is not None:
-            lines = kept.missing(found.trials)
-            if kept.study != study:
-                lines.insert(0, study)
-            if lines or kept.is_torn:
-                self.backup.append(lines, at=kept.size)
-            return
-        ours = {key: each for key, each in found.attributes.items() if key != SETTINGS}
-        self.backup.rewrite(study, ours, found.trials)
-        if kept.broken:
-            count = len(kept.broken)
-            told = "1 line is" if count == 1 else f"{count} lines are"
-            warnings.warn(
-                f"{self.backup.path}: {told} damaged; the storage is whole, and the file was "
-                "written anew from it",
-                stacklevel=2,
-            )
+        return differences(comparable(before), comparable(self.config))
 
 
 def _write_pending(pending: Line, storage: "BaseStorage", study_id: int) -> None:
@@ -413,8 +381,7 @@ def _opened(storage: "BaseStorage", study_id: int) -> "OptunaStudy":
 
 
 def _has_trials(storage: "BaseStorage", study_id: int) -> bool:
-    try:
+    with suppress(KeyError):
         storage.get_trial_id_from_study_id_trial_number(study_id, 0)
-    except KeyError:
-        return False
-    return True
+        return True
+    return False
