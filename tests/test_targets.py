@@ -418,8 +418,8 @@ def test_targets_here_tell_their_device_or_why_not() -> None:
     for name in ("cpu", "paper-intel", "here"):
         row = found[name]
         assert row.reachable and row.reason is None and not row.is_emulated
-        assert row.runtimes.keys() >= {"onnxruntime", "torch", "numpy"}
         assert row.device is not None and row.device["cores"] >= 1
+        assert row.device["runtimes"].keys() >= {"onnxruntime", "torch", "numpy"}
     assert found["here"].settings == {
         "runtime": "onnxruntime",
         "precision": "fp32",

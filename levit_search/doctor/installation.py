@@ -385,9 +385,9 @@ class _Work:
     def _run(self, runtime: str) -> str:
         import numpy as np
 
-        from levit_search.latency.worker import RUNTIMES
+        from levit_search.latency.worker import RUNTIMES, WorkerJob
 
-        job = {"threads": 1, "batch_size": 1, "seed": 0}
+        job: WorkerJob = {"threads": 1, "batch_size": 1, "seed": 0}
         runner = RUNTIMES[runtime](job, {"path": str(self._folder / "tiny.onnx")})
         logits = np.asarray(runner.run())
         if logits.shape != self._logits.shape or not np.isfinite(logits).all():

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from levit_search.configuration import validated
 from levit_search.errors import InputError, TrialError
@@ -20,6 +20,7 @@ from levit_search.latency.targets import (
     known_names,
     resolved,
 )
+from levit_search.latency.worker import Device
 
 # A channel that gives up in time still has to end its process, and says more than we could.
 _CLOSING_S = 2.0
@@ -37,22 +38,17 @@ class DiscoveredTarget:
     reachable: bool = False
     reason: str | None = None
     """Why it cannot be used."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
     """Runtime, precision, batch size and threads, unless a study or an option says otherwise."""
-    device: dict[str, Any] | None = None
-    """The worker's account of the device, see :func:`levit_search.latency.worker.device`."""
-
-    @property
-    def runtimes(self) -> dict[str, str]:
-        """Versions of what is installed there, by package."""
-        return self.device["runtimes"] if self.device else {}
+    device: Device | None = None
+    """The worker's account of the device."""
 
     @property
     def is_emulated(self) -> bool:
         """Whether its timings say nothing of the machine that it plays."""
         return bool(self.device and self.device.get("emulated"))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {**asdict(self), "emulated": self.is_emulated if self.device else None}
 
 
@@ -96,20 +92,20 @@ def discover(
     checks = [(partial(_ask, config, timeout_s), limit_s) for config, _ in groups]
     for place, answer in run_with_deadlines(checks):
         config, rows = groups[place]
-        for row in rows:
-            if not isinstance(answer, Exception):
-                settle(replace(row, reachable=True, device=answer))
-                continue
+        reason = None
+        if isinstance(answer, TrialError):
+            reason = str(answer).removeprefix(f"probe on {config.target.label}: ")
+        elif isinstance(answer, DeadlineError):
+            reason = f"no answer for {timeout_s:g} s"
+        elif isinstance(answer, Exception):
             reason = f"{type(answer).__name__}: {answer}".partition("\n")[0]
-            if isinstance(answer, TrialError):
-                reason = str(answer).removeprefix(f"probe on {config.target.label}: ")
-            elif isinstance(answer, DeadlineError):
-                reason = f"no answer for {timeout_s:g} s"
-            settle(replace(row, reason=reason))
+        device = None if isinstance(answer, Exception) else answer
+        for row in rows:
+            settle(replace(row, reachable=device is not None, device=device, reason=reason))
     return [found[name] for name in known_names(named)]
 
 
-def _ask(config: LatencyConfig, timeout_s: float) -> dict[str, Any]:
+def _ask(config: LatencyConfig, timeout_s: float) -> Device:
     """The account of itself that a target's worker gives.
 
     Raises:

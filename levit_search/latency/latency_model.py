@@ -8,24 +8,19 @@ few networks that were timed whole.
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from levit_search.architecture import Architecture
 from levit_search.cost import Cost, cost
 from levit_search.errors import InputError, TrialError
 from levit_search.files import DamagedFileError, read_checksummed, write_checksummed
-from levit_search.latency.block_graphs import (
-    Block,
-    blocks,
-    distinct_blocks,
-    write_block,
-    write_nothing,
-)
+from levit_search.latency.block_graphs import Block, distinct_blocks, write_block, write_nothing
 from levit_search.latency.cache import Cache, cache_key
 from levit_search.latency.probe import Probe
 from levit_search.latency.protocol import Measurement
@@ -68,6 +63,8 @@ class LatencyModel:
 
     table: "BlockTable"
     """Of the blocks that were timed, once :meth:`prepare` is done."""
+    predictor: "Predictor"
+    """Likewise."""
 
     def __init__(
         self, probe: Probe, space: Space, seed: int, file: Path, cache: Cache | None = None
@@ -75,11 +72,8 @@ class LatencyModel:
         self._probe, self._space, self._seed, self._file = probe, space, seed, file
         self._cache = cache or Cache()
 
-    def prepare(self, report: Progress) -> dict[str, Any]:
+    def prepare(self, report: Progress) -> None:
         """Load the table, and the calibration or else measure its networks whole.
-
-        Returns:
-            What is known of the predictor: coefficients, errors, the calibration.
 
         Raises:
             TrialError: too few networks could be measured, or their blocks could not be timed.
@@ -90,9 +84,10 @@ class LatencyModel:
         reference, self._graph = self._probe.reference_graph(networks[0])
         self._scale_ms = self._probe.reference_ms[reference.id]
         self._load_table(reference)
-        known = self._kept_predictor()
-        if known is not None:  # the study goes on, and its predictions stay comparable
-            return known
+        kept = self._kept_predictor()
+        if kept is not None:  # the study goes on, and its predictions stay comparable
+            self.predictor = kept
+            return
         measured = [
             (network, found.latency_ms)
             for network, found in zip(networks, self._probe.measure_all(networks), strict=True)
@@ -104,10 +99,8 @@ class LatencyModel:
                 "could be measured"
             )
         self._time_missing([network for network, _ in measured], report)
-        self._predictor = Predictor.fit(self.table, measured)
-        known = self._predictor.as_json()
-        write_checksummed(self._file, known)
-        return known
+        self.predictor = Predictor.fit(self.table, measured)
+        write_checksummed(self._file, self.predictor.as_json())
 
     def predict(self, network: Architecture, report: Progress) -> "Prediction":
         """The latency of a network; its blocks that are new are timed now.
@@ -116,7 +109,7 @@ class LatencyModel:
             TrialError: a block could not be timed, or the network is too unlike the others.
         """
         self._time_missing([network], report)
-        return self._predictor.predict(network)
+        return self.predictor.predict(network)
 
     def _load_table(self, reference: Architecture) -> None:
         """Get the table for this target, runtime and reference, new or with what is known."""
@@ -125,20 +118,17 @@ class LatencyModel:
         key = cache_key(config, self._probe.connect(), f"blocks-{config.layout}", reference.id)
         # Milliseconds are multiples of the settled reference, so its figure belongs to the key.
         self._table_file = self._cache.path({**key, "scale_ms": self._scale_ms})
+        self.table = BlockTable(config.layout, config.batch_size)
         if self._table_file.exists():
             try:
                 self.table = BlockTable.load(self._table_file)
-                return
             except InputError as error:
                 warnings.warn(f"{error}; blocks are timed again", stacklevel=3)
-        self.table = BlockTable(config.layout, config.batch_size)
 
-    def _kept_predictor(self) -> dict[str, Any] | None:
-        """What is known of the predictor that the study has kept, which is used from now on."""
+    def _kept_predictor(self) -> "Predictor | None":
+        """The predictor that the study has kept."""
         try:
-            known: dict[str, Any] = read_checksummed(self._file)
-            self._predictor = Predictor.from_json(self.table, known)
-            return known
+            return Predictor.from_json(self.table, read_checksummed(self._file))
         except FileNotFoundError:
             return None
         except (OSError, DamagedFileError, InputError) as error:
@@ -157,9 +147,8 @@ class LatencyModel:
             )
 
     def _time_graphs(self, paths: Sequence[Path]) -> list[float]:
-        config = self._probe.config.model_copy(
-            update={"seconds": _BLOCK_S * max(_FEWEST_TIMED, len(paths)), "rounds": _BLOCK_ROUNDS}
-        )
+        seconds = _BLOCK_S * max(_FEWEST_TIMED, len(paths))
+        config = self._probe.config.model_copy(update={"seconds": seconds, "rounds": _BLOCK_ROUNDS})
         found = self._probe.time_graphs(paths, self._graph, config, warm=False)
         return [each.ratio_to_reference * self._scale_ms for each in found]
 
@@ -219,9 +208,7 @@ class BlockTable:
         try:
             table = cls(**read_checksummed(path))
             table.blocks_ms = {str(name): float(ms) for name, ms in table.blocks_ms.items()}
-            if not all(
-                math.isfinite(ms) for ms in [table.run_ms or 0.0, *table.blocks_ms.values()]
-            ):
+            if not all(map(math.isfinite, [table.run_ms or 0.0, *table.blocks_ms.values()])):
                 raise ValueError("a latency is no number")
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: no table of block latencies ({error})") from None
@@ -233,7 +220,7 @@ class BlockTable:
 
     def missing(self, architectures: Iterable[Architecture]) -> list[Block]:
         """The blocks of some networks that have not been timed, each once."""
-        needed = {block.id: block for network in architectures for block in blocks(network)}
+        needed = {each.id: each for network in architectures for each in distinct_blocks(network)}
         return [block for name, block in needed.items() if name not in self.blocks_ms]
 
     def add(
@@ -344,7 +331,8 @@ class Predictor:
                 )
         self.table, self.calibration = table, tuple(calibration)
         # Terms of each network in units of its own latency, so that residuals are relative.
-        self._rows = np.array([_terms(c.sum_ms, c.params) / c.measured_ms for c in calibration])
+        terms = np.array([[c.sum_ms, c.params / 1e6] for c in calibration])
+        self._rows = terms / np.array([[c.measured_ms] for c in calibration])
         self._coefficients = _least_squares(self._rows)
         residuals = 1 - self._rows @ self._coefficients
         self.scale, self.ms_per_million_params = map(float, self._coefficients)
@@ -361,13 +349,11 @@ class Predictor:
             InputError: too few networks, or no measurements.
             TrialError: a block has not been timed.
         """
-        return cls(
-            table,
-            [
-                Calibration(network.id, table.sum_ms(network), cost(network).params, measured_ms)
-                for network, measured_ms in measured
-            ],
-        )
+        calibration = [
+            Calibration(network.id, table.sum_ms(network), cost(network).params, measured_ms)
+            for network, measured_ms in measured
+        ]
+        return cls(table, calibration)
 
     @property
     def loo_mape_percent(self) -> float:
@@ -385,20 +371,18 @@ class Predictor:
             TrialError: one of its blocks has not been timed, or the network lies so far from the
                 calibration's that no time is left for it.
         """
-        terms = _terms(self.table.sum_ms(architecture), cost(architecture).params)
+        terms = np.array([self.table.sum_ms(architecture), cost(architecture).params / 1e6])
         latency_ms = float(terms @ self._coefficients)
         if latency_ms <= 0:
             raise TrialError(
                 "latency cannot be predicted: the network is too unlike those measured"
             )
-        from scipy.special import stdtrit
-
         row = terms / latency_ms
         leverage = float(row @ self._inverse @ row)
         away = float(stdtrit(self._freedom, 0.975)) * self._spread * math.sqrt(1 + leverage)
         return Prediction(latency_ms, latency_ms * max(0.0, 1 - away), latency_ms * (1 + away))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """What :meth:`from_json` reads, with the figures that people ask for."""
         return {
             "scale": self.scale,
@@ -409,21 +393,16 @@ class Predictor:
         }
 
     @classmethod
-    def from_json(cls, table: BlockTable, data: Any) -> "Predictor":
+    def from_json(cls, table: BlockTable, data: Mapping[str, Any]) -> "Predictor":
         """The predictor that :meth:`as_json` described, with the table that it was fitted on.
 
         Raises:
             InputError: ``data`` is no such description.
         """
         try:
-            calibration = [Calibration(**entry) for entry in data["calibration"]]
-            return cls(table, calibration)
+            return cls(table, [Calibration(**entry) for entry in data["calibration"]])
         except (TypeError, KeyError, np.linalg.LinAlgError) as error:
             raise InputError(f"no description of a latency predictor ({error})") from None
-
-
-def _terms(sum_ms: float, params: int) -> "np.ndarray[Any, Any]":
-    return np.array([sum_ms, params / 1e6])
 
 
 def _least_squares(rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":

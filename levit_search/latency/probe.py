@@ -2,12 +2,12 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from levit_search import baseline
 from levit_search.architecture import Architecture
@@ -27,13 +27,14 @@ from levit_search.latency.protocol import (
     pooled_reference_ms,
 )
 from levit_search.latency.targets import TORCH_RUNTIMES, CommandTarget, LatencyConfig
+from levit_search.latency.worker import Device, JobNetwork, WorkerAnswer, WorkerJob
 from levit_search.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from levit_search.model import Layout
 
 Network = Architecture | Baseline
-Entry = Path | dict[str, Any]
+Entry = Path | JobNetwork
 """What stands for a network in jobs: its ONNX file, or for torch a description."""
 
 # Fewer rounds have an interval of no use, where the time is up after two: Student's quantile of two
@@ -84,7 +85,7 @@ class Probe:
         self._stop()
         self._folder.cleanup()
 
-    def connect(self) -> dict[str, Any]:
+    def connect(self) -> Device:
         """Start the worker if it does not run; returns its account of the device.
 
         Raises:
@@ -117,10 +118,7 @@ class Probe:
             TrialError: it could not be measured.
             InputError: the reference does not fit the images.
         """
-        (found,) = self.measure_all([network], reference)
-        if isinstance(found, TrialError):
-            raise found
-        return found
+        return _sound(self.measure_all([network], reference)[0])
 
     def measure_all(
         self,
@@ -150,14 +148,12 @@ class Probe:
             self._report(f"preparing {network.id}", index / len(networks))
             against = reference or self._reference(network)
             against_layout = "tokens" if reference is None else self._layouts(against)[0]
+            tried = self._layouts(network)
             by_network.append(
-                [
-                    self._task(network, layout, against, against_layout, fresh)
-                    for layout in self._layouts(network)
-                ]
+                [self._task(network, each, against, against_layout, fresh) for each in tried]
             )
         tasks = [task for several in by_network for task in several]
-        self._run([task for task in tasks if task.error is None and not task.is_known])
+        self._run(tasks)
         for task in tasks:
             self._forget(task.entries[1:])  # large files; the references' are needed again
         return self._outcomes(by_network)
@@ -187,8 +183,7 @@ class Probe:
         # Files that are sent are known by their names; this one's may be as common as model.onnx.
         copied = Path(self._folder.name) / f"{network.id}-exported.onnx"
         shutil.copyfile(path, copied)
-        entries: list[Entry] = [reference_graph, copied]
-        task = _Task(path.name, reference.id, ["exported"], entries, device=device)
+        task = _Task(path.name, reference.id, ["exported"], [reference_graph, copied], device)
         try:
             self._run([task])
         finally:
@@ -214,10 +209,9 @@ class Probe:
         Raises:
             TrialError: they could not be measured.
         """
-        names = [path.stem for path in candidates]
-        entries: list[Entry] = [reference, *candidates]
-        device = self.connect()
-        task = _Task(", ".join(names), reference.stem, names, entries, device=device, warm=warm)
+        names, device = [path.stem for path in candidates], self.connect()
+        entries = [reference, *candidates]
+        task = _Task(", ".join(names), reference.stem, names, entries, device, warm)
         self._run([task], config, with_peak=False)
         for path in candidates:
             self._forget_there(path)
@@ -245,11 +239,8 @@ class Probe:
         """
         reference = self._reference(network)
         task = self._task(reference, "tokens", reference, "tokens")
-        if task.error is None and not task.is_known:
-            self._run([task])
-        (found,) = self._outcomes([[task]])
-        if isinstance(found, TrialError):
-            raise found
+        self._run([task])
+        found = _sound(self._outcomes([[task]])[0])
         self.reference_ms[reference.id] = found.reference_ms
         return found
 
@@ -294,11 +285,11 @@ class Probe:
         return task
 
     def _entry(self, network: Network, layout: "Layout") -> Entry:
-        if self.config.runtime in TORCH_RUNTIMES:
-            if isinstance(network, Baseline):
-                return {"timm": asdict(network)}
-            return {"architecture": network.model_dump(mode="json"), "layout": layout}
-        return self._graph(network, layout)
+        if self.config.runtime not in TORCH_RUNTIMES:
+            return self._graph(network, layout)
+        if isinstance(network, Baseline):
+            return {"timm": asdict(network)}
+        return {"architecture": network.model_dump(mode="json"), "layout": layout}
 
     def _graph(self, network: Network, layout: "Layout") -> Path:
         """The ONNX file of a network; its weights are random, which latency does not mind.
@@ -331,18 +322,21 @@ class Probe:
     def _run(
         self, tasks: "list[_Task]", config: LatencyConfig | None = None, with_peak: bool = True
     ) -> None:
-        """Measure a round of each task in turn until all have enough."""
+        """Measure a round of each task in turn until all have failed or are known well enough."""
         config = config or self.config
-        todo = tasks
+        running = todo = [task for task in tasks if task.error is None and not task.is_known]
         while todo:
             for task in todo:
-                done = sum(each.share(config) for each in tasks) / len(tasks)
+                done = sum(each.share(config) for each in running) / len(running)
                 self._report(f"measuring {task.name}", done)
                 try:
                     if with_peak and not task.peaks:
                         # A GPU tells the memory of each network; a CPU that of a process.
-                        do = "own_peak" if self.config.target.device == "cuda" else "peak"
-                        task.peaks = [self._ask(do, [each])["bytes"] for each in task.entries[1:]]
+                        on_gpu = self.config.target.device == "cuda"
+                        task.peaks = [
+                            self._ask("own_peak" if on_gpu else "peak", [each])["bytes"]
+                            for each in task.entries[1:]
+                        ]
                     seconds = config.seconds / config.rounds
                     task.add(self._ask("round", task.entries, seconds, task.warm))
                 except TrialError as error:
@@ -351,32 +345,33 @@ class Probe:
 
     def _ask(
         self,
-        do: str,
-        entries: list[Entry],
+        do: Literal["round", "peak", "own_peak"],
+        entries: Sequence[Entry],
         seconds: float = 0.0,
         warm: bool = True,
-    ) -> dict[str, Any]:
+    ) -> WorkerAnswer:
         """A job's answer; a worker that died before is started again."""
         self.connect()
         assert self._channel is not None
-        channel, target = self._channel, self.config.target
-        job: dict[str, Any] = {
+        channel, config = self._channel, self.config
+        job: WorkerJob = {
             "do": do,
-            "networks": [e if isinstance(e, dict) else channel.place(e) for e in entries],
+            "networks": [channel.place(e) if isinstance(e, Path) else e for e in entries],
             "seconds": seconds,
             "warm": warm,
             "seed": 0,
-            "device": target.device,
-            **self.config.model_dump(include={"runtime", "threads", "precision", "batch_size"}),
+            "device": config.target.device,
+            "runtime": config.runtime,
+            "threads": config.threads,
+            "precision": config.precision,
+            "batch_size": config.batch_size,
         }
-        if isinstance(target, CommandTarget):
-            job["python"] = target.python
-        compiling_s = _COMPILING_S if self.config.runtime == "torch-compiled" else 0.0
+        if isinstance(config.target, CommandTarget):
+            job["python"] = [*config.target.python]
+        compiling_s = _COMPILING_S if config.runtime == "torch-compiled" else 0.0
         check = check_peak
         if do == "round":
-            check = partial(
-                check_round, networks=len(entries), seconds=seconds, clock=self.config.clock
-            )
+            check = partial(check_round, networks=len(entries), seconds=seconds, clock=config.clock)
         return channel.ask(job, seconds + compiling_s, check)
 
     def _outcomes(self, by_network: "list[list[_Task]]") -> list[Measurement | TrialError]:
@@ -397,14 +392,13 @@ class Probe:
             best = min(tasks, key=lambda task: estimate(task.samples(1).rounds, clock).ratio)
             same = [task.samples(1) for task in sound if task.reference == best.reference]
             settled_ms = self.reference_ms.get(best.reference)
-            reference_ms = settled_ms or pooled_reference_ms(same, clock)
+            scale_ms = settled_ms or pooled_reference_ms(same, clock)
             file = str(self._cache.path(best.key))
-            outcomes.append(
-                measurement(self.config, best.samples(1), reference_ms, file, best.is_known)
-            )
+            found = measurement(self.config, best.samples(1), scale_ms, file, best.is_known)
+            outcomes.append(found)
         return outcomes
 
-    def _forget(self, entries: list[Entry]) -> None:
+    def _forget(self, entries: Sequence[Entry]) -> None:
         for path in entries:
             if isinstance(path, Path) and path not in self._references:
                 path.unlink(missing_ok=True)
@@ -427,9 +421,11 @@ class _Task:
     name: str
     reference: str
     layouts: list[str]
-    entries: list[Entry] = field(default_factory=list)
+    entries: Sequence[Entry] = ()
     """The reference's, then one for each of ``layouts``."""
-    key: dict[str, Any] = field(default_factory=dict)
+    device: Device = field(default_factory=Device)
+    warm: bool = True
+    key: Mapping[str, object] = field(default_factory=dict)
     earlier: Samples | None = None
     """From the cache, of a network; measuring goes on with them."""
     is_known: bool = False
@@ -437,17 +433,15 @@ class _Task:
     rounds: list[Round] = field(default_factory=list)
     peaks: list[int | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    device: dict[str, Any] = field(default_factory=dict)
-    warm: bool = True
     error: TrialError | None = None
 
-    def add(self, answer: dict[str, Any]) -> None:
-        names = ("cycles", "batch_sizes", "prepare_s", "timing_s")
-        self.rounds.append(Round(**{name: answer[name] for name in names}))
-        self.notes = answer["notes"]
+    def add(self, answer: WorkerAnswer) -> None:
+        sizes, self.notes = answer["batch_sizes"], answer["notes"]
+        last = Round(answer["cycles"], sizes, answer["prepare_s"], answer["timing_s"])
+        self.rounds.append(last)
         if self.earlier is not None:
             then = [self.earlier.note, *self.earlier.rounds[-1].batch_sizes]
-            if then != [self.notes[1], *self.rounds[-1].batch_sizes]:  # the GPU was fuller then
+            if then != [self.notes[1], *sizes]:  # the GPU was fuller then
                 self.earlier = None
 
     def share(self, config: LatencyConfig) -> float:
@@ -460,13 +454,11 @@ class _Task:
         """Whether it failed, is known well enough, or has had its time."""
         if self.error is not None:
             return True
-        if len(self.rounds) < min(_FEWEST_ROUNDS, max(FEWEST_ROUNDS, config.rounds)):
+        count = len(self.rounds)
+        if count < min(_FEWEST_ROUNDS, max(FEWEST_ROUNDS, config.rounds)):
             return False
-        if self.is_settled(config):
-            return True
-        timing_s = sum(each.timing_s for each in self.rounds)
-        a_round_s = timing_s / len(self.rounds)
-        return timing_s + a_round_s > _TIME_IS_UP * config.seconds
+        with_next_s = sum(each.timing_s for each in self.rounds) * (count + 1) / count
+        return self.is_settled(config) or with_next_s > _TIME_IS_UP * config.seconds
 
     def is_settled(self, config: LatencyConfig) -> bool:
         """Whether what is known of all is narrow enough to end measuring."""
@@ -502,8 +494,14 @@ class _Task:
         """
         if self.error is not None:
             raise self.error
-        found = [self.samples(number) for number in range(1, len(self.entries))]
+        found = map(self.samples, range(1, len(self.entries)))
         return [
             measurement(config, each, reference_ms or pooled_reference_ms([each], config.clock))
             for each in found
         ]
+
+
+def _sound(outcome: Measurement | TrialError) -> Measurement:
+    if isinstance(outcome, TrialError):
+        raise outcome
+    return outcome

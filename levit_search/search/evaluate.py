@@ -16,7 +16,7 @@ estimate stood for, :meth:`Evaluator.remeasure` the first two, of several networ
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -569,7 +569,7 @@ def settled_on(target: str | None, settled_ms: dict[str, float]) -> dict[str, fl
     }
 
 
-def _refuse_emulated(device: dict[str, Any], config: LatencyConfig, section: str) -> None:
+def _refuse_emulated(device: Mapping[str, Any], config: LatencyConfig, section: str) -> None:
     """An emulator's timings say nothing of the device that it plays."""
     if device["emulated"] and not config.allow_emulated:
         raise InputError(
