@@ -710,7 +710,7 @@ def _predicted(config: LatencyConfig, folder: Path) -> dict[str, Any]:
     report = told_now_and_then()
     with Probe(config, cache=cache, report=report) as probe:
         probe.settle_reference(tested[0])
-        model = LatencyModel(probe, space, SEED + 2, folder / "predictor.json", cache)
+        model = LatencyModel(probe, space, SEED + 2, folder / "predictor.json")
         _, prepare_s = timed(lambda: model.prepare(report))
         found, predict_s = timed(lambda: [model.predict(each, report) for each in tested])
         say("predict: measuring the tested networks whole")

@@ -50,19 +50,13 @@ def cache_key(
         "network": network,
         "reference": reference,
         "fingerprint": fingerprint(device, config.runtime),
-        "runtime": config.runtime,
-        "precision": config.precision,
-        "batch_size": config.batch_size,
-        "threads": config.threads,
+        **config.model_dump(include={"runtime", "precision", "batch_size", "threads"}),
     }
 
 
 class Cache:
-    """A folder of JSON files, each with its key in full, all raw samples and a checksum.
-
-    Args:
-        folder: by default the user's cache.
-    """
+    """A folder of JSON files, by default in the user's cache, each with its key in full, all raw
+    samples and a checksum."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or user_cache() / "latency"
@@ -72,13 +66,10 @@ class Cache:
         return self.folder / f"{key['network']}-{digest[:16]}.json"
 
     def find(self, key: Mapping[str, object], clock: str) -> Samples | None:
-        """The samples kept under ``key``.
+        """The samples kept under ``key``, which :func:`cache_key` made.
 
-        A damaged file is as good as none and leaves a warning; it will be written over.
-
-        Args:
-            key: what :func:`cache_key` made.
-            clock: the one that counts; samples without it are damaged.
+        A damaged file, or one without the ``clock`` that counts, is as good as none and leaves a
+        warning; it will be written over.
         """
         path = self.path(key)
         try:

@@ -52,7 +52,6 @@ class Channel:
         runtime: decides which worker: torch's needs this package installed on the target.
         huge_pages: let the worker's C library ask for huge pages.
         waiting: called while another probe holds the target's host.
-        start_s: how long it may take to start; None is ``patience_s``.
         patience_s: how long it may say nothing, beyond the time that a job takes.
 
     Raises:
@@ -65,7 +64,6 @@ class Channel:
         runtime: Runtime,
         huge_pages: bool = True,
         waiting: Callable[[], None] = lambda: None,
-        start_s: float | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.target = target
@@ -83,14 +81,14 @@ class Channel:
                 f"{error.filename} cannot be started here ({error.strerror})"
             ) from None
         try:
-            ready = self._next(patience_s if start_s is None else start_s)
+            ready = self._next(patience_s)
             spoken = ready.get("protocol")
             if spoken != worker.PROTOCOL:
                 raise self._refused(
                     f"its worker speaks protocol {str(spoken)[:20]}, not {worker.PROTOCOL}"
                 )
             try:
-                self.device = check_ready(ready)
+                self.device = _device(ready)
             except LieError as error:
                 raise self._refused(f"not an answer ({error})") from None
             machine = self.device["machine"]
@@ -115,18 +113,13 @@ class Channel:
         """Whether the worker still runs; one may end, or its connection, while nothing is asked."""
         return self._pipe.is_running()
 
-    def ask(
-        self,
-        job: WorkerJob,
-        patience_s: float,
-        check: Callable[[WorkerAnswer], None] = lambda _: None,
-    ) -> WorkerAnswer:
+    def ask(self, job: WorkerJob, patience_s: float, clock: str = "wall") -> WorkerAnswer:
         """The answer to a job.
 
         Args:
-            job: see :mod:`levit_search.latency.worker`; its files have been sent before.
+            job: its files have been sent before.
             patience_s: how long the job itself may take.
-            check: raises a :class:`LieError` where an answer cannot be one.
+            clock: the one that counts, which has to be in all timings.
 
         Raises:
             TrialError: the worker reported an error, died, stayed silent, or printed rubbish or
@@ -151,7 +144,7 @@ class Channel:
             # Workers of earlier releases do not say which job they have done.
             if answer.get("job", self._asked) != self._asked:
                 raise LieError("it is that to another job")
-            check(answer)
+            _check_answer(answer, job, clock)
         except LieError as error:
             raise self._ended(f"not an answer ({error})") from None
         return answer
@@ -170,7 +163,7 @@ class Channel:
 
     def forget(self, path: Path) -> None:
         """Have the target remove a file that no further job names."""
-        if path.name in self._sent:
+        if path.name in self._sent and self.is_usable:
             self._sent.discard(path.name)
             self._write_job({"do": "forget", "name": path.name})
 
@@ -240,7 +233,7 @@ def ssh_command(
     options = ["BatchMode=yes", f"ConnectTimeout={CONNECT_S}", "ServerAliveInterval=15"]
     # What the user's settings ask for beside a login is for terminals.
     options += ["RemoteCommand=none", "ClearAllForwardings=yes"]
-    command = ["ssh", "-T", *(part for option in options for part in ("-o", option))]
+    command = ["ssh", "-T", *(f"-o{option}" for option in options)]
     if target.config_file is not None:
         command += ["-F", str(expanded(target.config_file))]
     if target.port is not None:
@@ -294,12 +287,8 @@ class LieError(ValueError):
     """An answer that cannot be one; the message says in a few words what is wrong with it."""
 
 
-def check_ready(ready: WorkerAnswer) -> Device:
-    """The account of itself in a worker's first message; a few facts may be missing.
-
-    Raises:
-        LieError: it is none.
-    """
+def _device(ready: WorkerAnswer) -> Device:
+    """The account of itself in a worker's first message; a few facts may be missing."""
     device = ready.get("device")
     if ready["event"] != "ready" or not isinstance(device, dict):
         raise LieError("it tells nothing of its device")
@@ -316,20 +305,21 @@ def check_ready(ready: WorkerAnswer) -> Device:
     return cast(Device, {"machine": "unknown", "python": "unknown", "emulated": False, **device})
 
 
-def check_round(answer: WorkerAnswer, networks: int, seconds: float, clock: str) -> None:
-    """Make sure that an answer is a round of so many networks that took as long as was asked.
-
-    Args:
-        answer: the worker's.
-        networks: how many were run in turn.
-        seconds: that were to be measured.
-        clock: the one that counts.
-
-    Raises:
-        LieError: it is not.
-    """
-    _check_event(answer, "round")
+def _check_answer(answer: WorkerAnswer, job: WorkerJob, clock: str) -> None:
+    """Raise a :class:`LieError` where an answer cannot be one to this job."""
     told = cast(Mapping[str, object], answer)
+    expected = job["do"].removeprefix("own_")
+    if told["event"] != expected:
+        raise LieError(f"{_shown(told['event'])} instead of a {expected}")
+    if expected == "round":
+        _check_round(told, len(job["networks"]), job["seconds"], clock)
+    if expected == "peak":
+        peak = told.get("bytes")
+        if type(peak) is not int or not 0 <= peak <= _MOST_BYTES:
+            raise LieError(f"a peak of {_shown(peak)} bytes")
+
+
+def _check_round(told: Mapping[str, Any], networks: int, seconds: float, clock: str) -> None:
     if not _are(_is_size, told.get("batch_sizes"), networks):
         raise LieError(f"not the batch sizes of {networks} networks")
     if not _are(_is_text, told.get("notes"), networks):
@@ -337,10 +327,9 @@ def check_round(answer: WorkerAnswer, networks: int, seconds: float, clock: str)
     for name in ("prepare_s", "timing_s"):
         if not _is_number(told.get(name), 0.0, _LONGEST_MS / 1000):
             raise LieError(f"{name} is {_shown(told.get(name))}")
-    if answer["timing_s"] < _SHORTEST_SHARE * seconds:
-        raise LieError(
-            f"measured for {answer['timing_s']:.3g} s, and {seconds:.3g} s were asked for"
-        )
+    if told["timing_s"] < _SHORTEST_SHARE * seconds:
+        asked = f"{seconds:.3g} s were asked for"
+        raise LieError(f"measured for {told['timing_s']:.3g} s, and {asked}")
     cycles = told.get("cycles")
     if not isinstance(cycles, list) or not cycles:
         raise LieError("no timings")
@@ -355,23 +344,6 @@ def check_round(answer: WorkerAnswer, networks: int, seconds: float, clock: str)
                 least = math.ulp(0.0) if name in (clock, "wall", "single") else 0.0
                 if not _is_number(ms, least, _LONGEST_MS):
                     raise LieError(f"a run took {_shown(ms)} ms")
-
-
-def check_peak(answer: WorkerAnswer) -> None:
-    """Make sure that an answer is the memory of a process.
-
-    Raises:
-        LieError: it is not.
-    """
-    _check_event(answer, "peak")
-    found: object = answer.get("bytes")
-    if type(found) is not int or not 0 <= found <= _MOST_BYTES:
-        raise LieError(f"a peak of {_shown(found)} bytes")
-
-
-def _check_event(answer: WorkerAnswer, expected: str) -> None:
-    if answer["event"] != expected:
-        raise LieError(f"{_shown(answer['event'])} instead of a {expected}")
 
 
 def _are(is_right: Callable[[object], bool], values: object, count: int) -> bool:

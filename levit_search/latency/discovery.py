@@ -72,7 +72,7 @@ def discover(
         report(row)
 
     # Names that differ in settings alone are asked once: one answer does for all of them.
-    asked: dict[str, tuple[LatencyConfig, list[DiscoveredTarget]]] = {}
+    asked: dict[object, tuple[LatencyConfig, list[DiscoveredTarget]]] = {}
     for name in known_names(named):
         try:
             config = validated(LatencyConfig, resolved({"target": name}, named, name), name)
@@ -81,10 +81,8 @@ def discover(
             continue
         settings = config.model_dump(include={"runtime", "precision", "batch_size", "threads"})
         row = DiscoveredTarget(name, config.target.address, settings=settings)
-        nameless = config.target.model_copy(update={"name": None})
-        key = config.model_copy(update={"target": nameless}).model_dump_json(
-            include={"target", "runtime", "huge_pages"}
-        )
+        nameless = config.target.model_copy(update={"name": None}).model_dump_json()
+        key = nameless, config.runtime, config.huge_pages
         asked.setdefault(key, (config, []))[1].append(row)
 
     groups = [*asked.values()]
@@ -106,38 +104,23 @@ def discover(
 
 
 def _ask(config: LatencyConfig, timeout_s: float) -> Device:
-    """The account of itself that a target's worker gives.
-
-    Raises:
-        TrialError: there is none; whatever else a cluster's client raises is this target's alone.
-    """
-    target = config.target
+    """The account of itself that a target's worker gives; a cluster's client raises anything."""
     begun = time.monotonic()
-    if isinstance(target, LocalTarget) and target.device == "cuda":
+    if isinstance(config.target, LocalTarget) and config.target.device == "cuda":
         _check_gpu(timeout_s)
     left_s = timeout_s - (time.monotonic() - begun)
-    channel = Channel(target, config.runtime, config.huge_pages, start_s=left_s)
+    channel = Channel(config.target, config.runtime, config.huge_pages, patience_s=left_s)
     channel.close()
-    device = channel.device
-    if target.device == "cuda" and "gpu" not in device:
-        raise TrialError(f"torch {device['runtimes']['torch']} sees no NVIDIA GPU there")
-    return device
+    return channel.device
 
 
 def _check_gpu(timeout_s: float) -> None:
-    """See quickly whether torch finds a GPU on this machine: its worker takes longer to say so.
-
-    Raises:
-        TrialError: there is none, or torch does not import.
-    """
+    """See quickly whether torch finds a GPU on this machine: its worker takes longer to say so."""
     program = "import torch; print(torch.__version__, torch.cuda.is_available())"
+    command, closed = [sys.executable, "-c", program], subprocess.DEVNULL
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
+            command, stdin=closed, capture_output=True, text=True, timeout=timeout_s
         )
     except subprocess.TimeoutExpired:
         raise TrialError(f"torch did not import within {timeout_s:g} s") from None
@@ -156,13 +139,10 @@ class DeadlineError(Exception):
 def run_with_deadlines(
     jobs: Sequence[tuple[Callable[[], Value], float]],
 ) -> Iterator[tuple[int, Value | Exception]]:
-    """Run functions in threads and give what each returns as soon as it does.
-
-    Args:
-        jobs: functions, each with the seconds that it may take.
+    """Run functions in threads, each with the seconds that it may take.
 
     Yields:
-        The index of a job with its value or with what it raised, once for each job; a
+        The index of a job with what it returned or raised, as soon as it did; a
         :class:`DeadlineError` where its time is up.
     """
     ended: queue.Queue[tuple[int, Value | Exception]] = queue.Queue()

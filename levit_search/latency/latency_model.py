@@ -21,7 +21,7 @@ from levit_search.cost import Cost, cost
 from levit_search.errors import InputError, TrialError
 from levit_search.files import DamagedFileError, read_checksummed, write_checksummed
 from levit_search.latency.block_graphs import Block, distinct_blocks, write_block, write_nothing
-from levit_search.latency.cache import Cache, cache_key
+from levit_search.latency.cache import cache_key
 from levit_search.latency.probe import Probe
 from levit_search.latency.protocol import Measurement
 from levit_search.model import Layout
@@ -49,8 +49,8 @@ TimeGraphs = Callable[[Sequence[Path]], Sequence[float]]
 class LatencyModel:
     """Predicts the latencies of a space's networks on a probe's target.
 
-    Blocks are timed when a network needs them first, each once; the table is kept in the cache, for
-    all studies with the same target and settled reference, and the calibration in the study.
+    Blocks are timed when a network needs them first, each once. The table is kept in the probe's
+    cache, for all studies with the same target and settled reference; the calibration in the study.
 
     Args:
         probe: its reference is settled already.
@@ -58,7 +58,6 @@ class LatencyModel:
         seed: of that draw.
         file: where the calibration is kept; read if it is there. Where it, or the table, is damaged
             there is a warning, and it is made again.
-        cache: where the table is kept; by default the user's cache.
     """
 
     table: "BlockTable"
@@ -66,11 +65,8 @@ class LatencyModel:
     predictor: "Predictor"
     """Likewise."""
 
-    def __init__(
-        self, probe: Probe, space: Space, seed: int, file: Path, cache: Cache | None = None
-    ) -> None:
+    def __init__(self, probe: Probe, space: Space, seed: int, file: Path) -> None:
         self._probe, self._space, self._seed, self._file = probe, space, seed, file
-        self._cache = cache or Cache()
 
     def prepare(self, report: Progress) -> None:
         """Load the table, and the calibration or else measure its networks whole.
@@ -117,7 +113,7 @@ class LatencyModel:
         assert config.layout != "fastest" and isinstance(config.batch_size, int)
         key = cache_key(config, self._probe.connect(), f"blocks-{config.layout}", reference.id)
         # Milliseconds are multiples of the settled reference, so its figure belongs to the key.
-        self._table_file = self._cache.path({**key, "scale_ms": self._scale_ms})
+        self._table_file = self._probe.cache.path({**key, "scale_ms": self._scale_ms})
         self.table = BlockTable(config.layout, config.batch_size)
         if self._table_file.exists():
             try:
@@ -126,18 +122,18 @@ class LatencyModel:
                 warnings.warn(f"{error}; blocks are timed again", stacklevel=3)
 
     def _kept_predictor(self) -> "Predictor | None":
-        """The predictor that the study has kept."""
         try:
             return Predictor.from_json(self.table, read_checksummed(self._file))
         except FileNotFoundError:
             return None
         except (OSError, DamagedFileError, InputError) as error:
-            warnings.warn(
-                f"{self._file}: damaged ({error}); the predictor is calibrated again, and predicts "
-                "a little otherwise than for earlier trials",
-                stacklevel=3,
-            )
-            return None
+            what = f"{self._file}: damaged ({error})"
+        warnings.warn(
+            f"{what}; the predictor is calibrated again, and predicts a little otherwise than for "
+            "earlier trials",
+            stacklevel=3,
+        )
+        return None
 
     def _time_missing(self, networks: Sequence[Architecture], report: Progress) -> None:
         if missing := self.table.missing(networks):
@@ -230,10 +226,10 @@ class BlockTable:
         report: Progress,
         save: Callable[[], None],
     ) -> None:
-        """Time blocks, a few at once.
+        """Time blocks that are :meth:`missing`, a few at once.
 
         Args:
-            wanted: what :meth:`missing` gave.
+            wanted: those blocks.
             time_graphs: times ONNX files, on the target and with its settings.
             report: told what is being timed and which part of all is done.
             save: called after each few blocks.
@@ -255,8 +251,8 @@ class BlockTable:
                     write_block(block, self.layout, self.batch_size, path)
                     for block, path in zip(chunk, paths, strict=True)
                 ]
-                found = zip(chunk, copies, _times(time_graphs, paths), strict=True)
-                for block, count, run_ms in found:
+                timed = _times(time_graphs, paths)
+                for block, count, run_ms in zip(chunk, copies, timed, strict=True):
                     # The smallest of blocks take no longer than the run around them.
                     self.blocks_ms[block.id] = max(0.0, run_ms - (self.run_ms or 0.0)) / count
                 for path in paths:
@@ -281,7 +277,6 @@ class BlockTable:
 
 def _times(time_graphs: TimeGraphs, paths: Sequence[Path]) -> list[float]:
     found = [float(ms) for ms in time_graphs(paths)]
-    assert len(found) == len(paths)
     if not all(math.isfinite(ms) and ms > 0 for ms in found):
         raise TrialError(f"blocks were timed at {found} ms")
     return found

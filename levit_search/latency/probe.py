@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +13,7 @@ from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline
 from levit_search.errors import TrialError
 from levit_search.latency.cache import Cache, cache_key
-from levit_search.latency.channel import Channel, check_peak, check_round
+from levit_search.latency.channel import Channel
 from levit_search.latency.host_lock import while_no_probe_runs
 from levit_search.latency.protocol import (
     FEWEST_ROUNDS,
@@ -50,7 +49,9 @@ _TIME_IS_UP = 1.02
 class Probe:
     """Measures networks on a target through one worker that is kept between them.
 
-    Use it as a context manager; the worker is started when it is needed first.
+    Use it as a context manager; the worker is started when it is needed first. What measures raises
+    a TrialError where that failed (:meth:`measure_all` returns it), with target and cause, and an
+    InputError where the reference does not fit the images.
 
     Args:
         config: the target and how to measure.
@@ -71,7 +72,7 @@ class Probe:
     ) -> None:
         self.config = config
         self.reference_ms = dict(reference_ms or {})
-        self._cache = cache or Cache()
+        self.cache = cache or Cache()
         self._fresh = fresh
         self._report = report
         self._folder = tempfile.TemporaryDirectory(prefix="levit-search-probe-")
@@ -86,11 +87,7 @@ class Probe:
         self._folder.cleanup()
 
     def connect(self) -> Device:
-        """Start the worker if it does not run; returns its account of the device.
-
-        Raises:
-            TrialError: it cannot be started; the message names target and cause.
-        """
+        """Start the worker if it does not run; returns its account of the device."""
         if self._channel is None or not self._channel.is_usable:
             self._stop()
             self._channel = Channel(
@@ -112,12 +109,7 @@ class Probe:
             self._report = usual
 
     def measure(self, network: Network, reference: Network | None = None) -> Measurement:
-        """Time one network; see :meth:`measure_all`.
-
-        Raises:
-            TrialError: it could not be measured.
-            InputError: the reference does not fit the images.
-        """
+        """Time one network; see :meth:`measure_all`."""
         return _sound(self.measure_all([network], reference)[0])
 
     def measure_all(
@@ -139,9 +131,6 @@ class Probe:
 
         Returns:
             For each network its measurement, or why it has none.
-
-        Raises:
-            InputError: the reference does not fit the images.
         """
         by_network = []
         for index, network in enumerate(networks):
@@ -161,17 +150,14 @@ class Probe:
     def measure_graph(self, path: Path, network: Network) -> Measurement:
         """Time an exported ONNX file as :meth:`measure` times a network; never from the cache.
 
+        The runtimes of torch run no ONNX graph, but what :meth:`measure` times.
+
         Args:
             path: the graph; where it takes any number of images, ``batch_size`` of them.
             network: what was exported, which the configuration's reference is fitted to.
 
         Returns:
             The measurement, with ``exported`` for the layout.
-
-        Raises:
-            TrialError: it could not be measured, as with the runtimes of torch: these run no ONNX
-                graph, but what :meth:`measure` times.
-            InputError: the reference does not fit the images.
         """
         if self.config.runtime in TORCH_RUNTIMES:
             raise TrialError(
@@ -205,24 +191,18 @@ class Probe:
             config: the probe's with another ``seconds``, ``rounds`` or ``interval_percent``.
             warm: bring short ones into the caches before they are timed; parts of a network find
                 them full of its other parts' data when it runs.
-
-        Raises:
-            TrialError: they could not be measured.
         """
         names, device = [path.stem for path in candidates], self.connect()
         entries = [reference, *candidates]
         task = _Task(", ".join(names), reference.stem, names, entries, device, warm)
         self._run([task], config, with_peak=False)
-        for path in candidates:
-            self._forget_there(path)
+        if self._channel is not None:
+            for path in candidates:
+                self._channel.forget(path)
         return task.measurements(self.config)
 
     def reference_graph(self, network: Network) -> tuple[Architecture, Path]:
-        """The configuration's reference for ``network``'s images, and its ONNX file.
-
-        Raises:
-            InputError: the reference does not fit the images.
-        """
+        """The configuration's reference for ``network``'s images, and its ONNX file."""
         reference = self._reference(network)
         graph = self._graph(reference, "tokens")
         self._references.add(graph)
@@ -232,10 +212,6 @@ class Probe:
         """Time the reference for ``network``'s images against a copy of itself and keep its figure.
 
         Its ``ratio_to_reference`` should be 1; how far it is from 1 is this machine's error.
-
-        Raises:
-            TrialError: it could not be measured.
-            InputError: the reference does not fit the images.
         """
         reference = self._reference(network)
         task = self._task(reference, "tokens", reference, "tokens")
@@ -273,7 +249,7 @@ class Probe:
             names = f"{network.id}-{layout}", f"{against.id}-{against_layout}"
             task.key = cache_key(self.config, task.device, *names)
             if not (self._fresh or fresh):
-                task.earlier = self._cache.find(task.key, self.config.clock)
+                task.earlier = self.cache.find(task.key, self.config.clock)
                 task.is_known = task.is_settled(self.config)
             if not task.is_known:
                 reference = self._entry(against, against_layout)
@@ -292,11 +268,7 @@ class Probe:
         return {"architecture": network.model_dump(mode="json"), "layout": layout}
 
     def _graph(self, network: Network, layout: "Layout") -> Path:
-        """The ONNX file of a network; its weights are random, which latency does not mind.
-
-        Raises:
-            TrialError: the network cannot be exported, as some of timm's.
-        """
+        """The ONNX file of a network; its weights are random, which latency does not mind."""
         from torch.onnx import OnnxExporterError
 
         from levit_search.model import build, export_onnx
@@ -369,10 +341,7 @@ class Probe:
         if isinstance(config.target, CommandTarget):
             job["python"] = [*config.target.python]
         compiling_s = _COMPILING_S if config.runtime == "torch-compiled" else 0.0
-        check = check_peak
-        if do == "round":
-            check = partial(check_round, networks=len(entries), seconds=seconds, clock=config.clock)
-        return channel.ask(job, seconds + compiling_s, check)
+        return channel.ask(job, seconds + compiling_s, config.clock)
 
     def _outcomes(self, by_network: "list[list[_Task]]") -> list[Measurement | TrialError]:
         """Measurements on one scale: networks with one reference share its milliseconds.
@@ -383,7 +352,7 @@ class Probe:
         sound = [t for tasks in by_network for t in tasks if t.error is None]
         for task in sound:
             if not task.is_known:
-                self._cache.keep(task.key, task.samples(1))
+                self.cache.keep(task.key, task.samples(1))
         outcomes: list[Measurement | TrialError] = []
         for tasks in by_network:
             if errors := [task.error for task in tasks if task.error is not None]:
@@ -393,7 +362,7 @@ class Probe:
             same = [task.samples(1) for task in sound if task.reference == best.reference]
             settled_ms = self.reference_ms.get(best.reference)
             scale_ms = settled_ms or pooled_reference_ms(same, clock)
-            file = str(self._cache.path(best.key))
+            file = str(self.cache.path(best.key))
             found = measurement(self.config, best.samples(1), scale_ms, file, best.is_known)
             outcomes.append(found)
         return outcomes
@@ -402,11 +371,8 @@ class Probe:
         for path in entries:
             if isinstance(path, Path) and path not in self._references:
                 path.unlink(missing_ok=True)
-                self._forget_there(path)
-
-    def _forget_there(self, path: Path) -> None:
-        if self._channel is not None and self._channel.is_usable:
-            self._channel.forget(path)
+                if self._channel is not None:
+                    self._channel.forget(path)
 
     def _stop(self) -> None:
         if self._channel is not None:
@@ -487,11 +453,7 @@ class _Task:
     def measurements(
         self, config: LatencyConfig, reference_ms: float | None = None
     ) -> list[Measurement]:
-        """What was measured of each entry; without a figure of the reference, on its own scale.
-
-        Raises:
-            TrialError: they could not be measured.
-        """
+        """What was measured of each entry; without a figure of the reference, on its own scale."""
         if self.error is not None:
             raise self.error
         found = map(self.samples, range(1, len(self.entries)))

@@ -119,17 +119,13 @@ def mean_interval(values: "np.ndarray[Any, Any]") -> tuple[float, float]:
 
 
 def estimate(rounds: list[Round], clock: str) -> Estimate:
-    """What ``rounds`` say of their first network beside the reference.
+    """What ``rounds`` say of their first network beside the reference, on the clock that counts.
 
     A round counts as one value, whatever the number of its turns: all of these share the luck that
     its inference sessions have with memory.
 
-    Args:
-        rounds: two at least.
-        clock: the one that counts.
-
     Raises:
-        ValueError: they are fewer.
+        ValueError: they are fewer than two.
     """
     mean, half = mean_interval(np.array([each.log_ratio(clock) for each in rounds]))
     low, high = np.exp([mean - half, mean + half])
@@ -137,13 +133,8 @@ def estimate(rounds: list[Round], clock: str) -> Estimate:
 
 
 def is_settled(rounds: list[Round], clock: str, interval_percent: float) -> bool:
-    """Whether ``rounds`` say enough to end measuring: the interval stays narrow.
-
-    Args:
-        rounds: in the order in which they were taken.
-        clock: the one that counts.
-        interval_percent: how wide an interval may be, from end to end.
-    """
+    """Whether ``rounds``, in the order in which they were taken, say enough to end measuring: the
+    interval stays as narrow, from end to end, as ``interval_percent``."""
     if len(rounds) < _SETTLED_ROUNDS:
         return False
     counts = range(len(rounds) - _NARROW_IN_A_ROW + 1, len(rounds) + 1)

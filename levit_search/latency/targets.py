@@ -37,12 +37,8 @@ from levit_search.files import expanded
 from levit_search.image_size import Sides, compact, sides
 from levit_search.plugins import Plugin
 
-FILE = "targets.yaml"
-
 Program = dict[str, object]
 """What of a target says what is started, as it is written in YAML."""
-
-_HERE = re.compile(r"(ray://)?(127\.0\.0\.1|localhost|\[::1\]):\d+")
 
 
 def _matching(pattern: str, kind: str) -> AfterValidator:
@@ -155,7 +151,8 @@ class RayTarget(_Device):
     @property
     def program(self) -> Program | None:
         known = ("auto", os.environ.get("RAY_ADDRESS"))
-        if self.cluster in known or _HERE.fullmatch(self.cluster):
+        here = r"(ray://)?(127\.0\.0\.1|localhost|\[::1\]):\d+"
+        if self.cluster in known or re.fullmatch(here, self.cluster):
             return None
         return {"cluster": self.cluster}
 
@@ -207,9 +204,8 @@ class LatencyConfig(Frozen):
     Up to ``seconds`` of timing are spent on a network, in about ``rounds`` rounds with fresh
     inference sessions (two at least); measuring ends earlier, after eight rounds, once the 95 %
     interval stays narrower than ``interval_percent`` of the ratio (from end to end).
-    ``reference`` is the network that
-    candidates are compared with, fitted to the images: a published name, a YAML file or a
-    description. One about as fast as the candidates serves best.
+    ``reference`` is the network that candidates are compared with, fitted to the images: a
+    published name, a YAML file or a description. One about as fast as they are serves best.
 
     ``layout`` is that of the candidates' graphs: linear layers over tokens, or 1x1 convolutions
     over maps, with the same weights; ``fastest`` measures both. The reference is always measured in
@@ -265,13 +261,11 @@ class LatencyConfig(Frozen):
         on_gpu = self.target.device == "cuda"
         with_torch = self.runtime in TORCH_RUNTIMES
         if on_gpu and not with_torch:
-            raise ValueError(
-                f"runtime: {self.runtime} runs on CPUs here; on a GPU use {_WITH_TORCH}"
-            )
+            told = f"runtime: {self.runtime} runs on CPUs here; on a GPU use {_WITH_TORCH}"
+            raise ValueError(told)
         if self.precision != "fp32" and not with_torch:
-            raise ValueError(
-                f"precision: {self.precision} needs runtime {_WITH_TORCH}, not {self.runtime}"
-            )
+            told = f"precision: {self.precision} needs runtime {_WITH_TORCH}, not {self.runtime}"
+            raise ValueError(told)
         if self.method == "predicted" and (with_torch or self.layout == "fastest"):
             raise ValueError(
                 "method: predicted needs runtime onnxruntime or openvino, and layout tokens or maps"
@@ -295,12 +289,11 @@ class LatencyConfig(Frozen):
             network = architecture.load(self.reference)
         else:
             where = "latency.reference"
+            at = {**sizes, "image_size": image_size}
             try:
-                network = architecture.described(
-                    self.reference, {**sizes, "image_size": image_size}, where
-                )
+                network = architecture.described(self.reference, at, where)
             except architecture.SizeError:
-                at = {**sizes, "image_size": architecture.DIVISIBLE_SIZE}
+                at["image_size"] = architecture.DIVISIBLE_SIZE
                 network = architecture.described(self.reference, at, where)
         try:
             return architecture.fitted(network, image_size=image_size, **sizes)
@@ -344,7 +337,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 _INLINE = ("cpu", "cuda")
-_KINDS = ("local", "ssh", "ray", "command")
 _FORMS = ("ssh://[user@]host[:port]", "ray://resource")
 
 
@@ -367,20 +359,6 @@ class NamedTarget:
     file: Path | None = None
     """Where it was written; none for a plug-in."""
 
-    def read(self) -> object:
-        """The entry, unchecked.
-
-        Raises:
-            InputError: a plug-in cannot be loaded, or its function fails.
-        """
-        if not isinstance(self.entry, Plugin):
-            return self.entry
-        found = self.entry.load()
-        if callable(found):
-            with self.entry.explained("fails"):
-                return found()
-        return found
-
     @property
     def origin(self) -> str:
         """Where it comes from, as messages begin."""
@@ -394,7 +372,7 @@ def target_files(beside: Path | None = None) -> list[Path]:
     """
     config = Path(os.environ.get("XDG_CONFIG_HOME") or expanded("~/.config")) / "levit-search"
     folders = [config, Path(), *([beside] if beside else [])]
-    return [folder / FILE for folder in dict.fromkeys(folders)]
+    return [folder / "targets.yaml" for folder in dict.fromkeys(folders)]
 
 
 def read_targets(beside: Path | None = None) -> dict[str, NamedTarget]:
@@ -450,7 +428,7 @@ def resolved(
 def _check_form(target: object, where: str) -> None:
     if isinstance(target, Mapping):
         if "kind" not in target:
-            raise InputError(f"{where}: target.kind: is required; known: {', '.join(_KINDS)}")
+            raise InputError(f"{where}: target.kind: is required; known: local, ssh, ray, command")
     elif not isinstance(target, BaseModel):
         raise InputError(
             f"{where}: target: expected a name, {', '.join(_FORMS)} or a mapping, not {target!r}"
@@ -462,7 +440,12 @@ def _entry(name: str, named: Mapping[str, NamedTarget]) -> Mapping[str, Any]:
     where = f"{named[name].origin}: {name}"
     if _is_own(name):
         raise InputError(f"{where}: this name means something by itself; choose another")
-    entry = named[name].read()
+    entry = named[name].entry
+    if isinstance(entry, Plugin):
+        plugin, entry = entry, entry.load()
+        if callable(entry):
+            with plugin.explained("fails"):
+                entry = entry()
     if not isinstance(entry, Mapping | str):
         raise InputError(f"{where}: expected a target or a mapping with one, not {entry!r}")
     section: Mapping[str, Any] = {"target": entry} if isinstance(entry, str) else entry
@@ -534,21 +517,20 @@ def check_programs(
         program = section.target.program
         if program is None or all(part in given for part in program.items()) or _is_named(program):
             continue
+        if "cluster" in program:
+            named = json.dumps(program["cluster"])
+            deed = f"join the Ray cluster {named}, which may run anything here"
+        elif "config_file" in program:
+            deed = f"start {json.dumps(['ssh', '-F', program['config_file']])} on this machine"
+        else:
+            host = f"host {program['host']}" if "host" in program else "this machine"
+            deed = f"start {json.dumps(program['python'])} on {host}"
         written = section.target.model_dump(mode="json", exclude_defaults=True)
         raise InputError(
-            f"{where}: {key}.target would {_deed(program)}, as you have not named it yourself;\n"
+            f"{where}: {key}.target would {deed}, as you have not named it yourself;\n"
             f"if you know it, add to {target_files()[0]} the line"
             f"   {section.target.name or 'mine'}: {json.dumps({'target': written})}"
         )
-
-
-def _deed(program: Program) -> str:
-    if "cluster" in program:
-        return f"join the Ray cluster {json.dumps(program['cluster'])}, which may run anything here"
-    if "config_file" in program:
-        return f"start {json.dumps(['ssh', '-F', program['config_file']])} on this machine"
-    where = f"host {program['host']}" if "host" in program else "this machine"
-    return f"start {json.dumps(program['python'])} on {where}"
 
 
 def _written(node: object) -> Iterator[tuple[str, object]]:

@@ -61,13 +61,7 @@ _TRIAL_MS = 30.0
 
 
 def torch_runner(job: WorkerJob, network: JobNetwork, compiled: bool = False) -> Runner:
-    """A network ready to run.
-
-    Args:
-        job: has ``threads``, ``seed``, ``device``, ``precision`` and ``batch_size``.
-        network: ``architecture`` (a description) and ``layout``, or ``timm``: the fields of a
-            :class:`Baseline`.
-        compiled: by torch.compile, not eagerly.
+    """A network ready to run, ``compiled`` by torch.compile or eagerly.
 
     Raises:
         LevitSearchError: there is no such network.
@@ -193,17 +187,9 @@ class CudaRunner(Runner):
         return self._peak_bytes - self.bytes_before
 
 
-@functools.cache
-def gpu() -> "Gpu":
-    """The first GPU that this process sees."""
-    return Gpu()
-
-
 class Gpu:
-    """Makes runners, and remembers what was settled of each network.
-
-    Make it before anything else takes memory of the GPU.
-    """
+    """Makes runners on the first GPU that this process sees, and remembers what was settled of each
+    network; made before anything else takes memory of the GPU."""
 
     def __init__(self) -> None:
         if not torch.cuda.is_available():
@@ -273,11 +259,7 @@ class Gpu:
             torch.cuda.synchronize()
 
     def _faster_format(self, candidate: "_Candidate", batch_size: int) -> Choice:
-        """The choice of this batch size whose replays are faster.
-
-        Raises:
-            MemoryError: it fits in neither format.
-        """
+        """The choice of this batch size whose replays are faster."""
         found: dict[Choice, float] = {}
         failure = None
         for name in FORMATS:
@@ -303,6 +285,9 @@ class Gpu:
             del repeated
             forward = forward_of(model, candidate.compiled)
             return CudaRunner(forward, batch, self._stream, choice)
+
+
+gpu = functools.cache(Gpu)
 
 
 @dataclass(frozen=True)
@@ -358,9 +343,13 @@ def fresh_network(network: JobNetwork, seed: int) -> tuple[nn.Module, list[int]]
     """
     torch.manual_seed(seed)
     if "timm" in network:
+        import timm
+
         fields: Mapping[str, Any] = network["timm"]
         baseline = Baseline(**{**fields, "image_size": canonical_size(fields["image_size"])})
-        _check_known(baseline.name)
+        if not timm.is_model(baseline.name):  # whoever asks may have a newer timm
+            kind = f"network of timm {timm.__version__}"
+            raise UnknownNameError(kind, baseline.name, timm.list_models())
         model = baseline.build_as_timm_does().eval()
         _wake_norms(model)
         return model, [*image_shape(baseline)]
@@ -368,14 +357,6 @@ def fresh_network(network: JobNetwork, seed: int) -> tuple[nn.Module, list[int]]
     built = build(described, network["layout"])
     _wake_norms(built)
     return fold(built), [*image_shape(described)]
-
-
-def _check_known(timm_name: str) -> None:
-    """Whoever asks knows the names of their own timm; ours may be older."""
-    import timm
-
-    if not timm.is_model(timm_name):
-        raise UnknownNameError(f"network of timm {timm.__version__}", timm_name, timm.list_models())
 
 
 @torch.no_grad()
@@ -392,11 +373,10 @@ def images(shape: list[int], seed: int, most: int | None = None) -> Tensor:
 
 
 def forward_of(model: nn.Module, compiled: bool) -> Forward:
-    """What runs the network.
+    """What runs the network, compiled as one graph or not at all.
 
     torch.compile keeps what it made by code object: networks of one class would look for theirs in
-    one list in every run, and after eight of them it would stop compiling. So each has a code
-    object of its own, and is one graph, or fails.
+    one list in every run, and after eight of them it would stop compiling. So each has its own.
     """
     if not compiled:
         return model
@@ -413,12 +393,12 @@ def forward_of(model: nn.Module, compiled: bool) -> Forward:
 
 
 def cpp_compiler() -> str | None:
-    names = [os.environ.get("CXX"), "g++", "clang++"]
-    return next(filter(None, (shutil.which(name) for name in names if name)), None)
+    names = [os.environ.get("CXX") or "g++", "g++", "clang++"]
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def main() -> None:
-    """WorkerAnswer jobs until the input ends."""
+    """Answer jobs until the input ends."""
     # Inductor reads these when it is imported. Its processes that compile ahead would stay beside
     # the measurement, and hold our output open after our end.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

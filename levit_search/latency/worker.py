@@ -28,7 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -280,7 +280,7 @@ def filled(shapes: dict[str, list[int]], seed: int) -> dict[str, np.ndarray[Any,
 
 
 def main(runtimes: Runtimes = RUNTIMES, described: Callable[[], Device] | None = None) -> None:
-    """WorkerAnswer jobs until the input ends.
+    """Answer jobs until the input ends.
 
     ``runtimes`` make runners by name; ``described`` tells of the device, by default :func:`device`.
     """
@@ -304,13 +304,14 @@ def main(runtimes: Runtimes = RUNTIMES, described: Callable[[], Device] | None =
 def _read_jobs(jobs: queue.Queue[WorkerJob], folder: str) -> None:
     pipe, code = sys.stdin.buffer, 0
     try:
-        while True:
-            line = pipe.readline()
-            if not line:
-                break
+        while line := pipe.readline():
             job = json.loads(line)
-            if job["do"] == "file":
-                _receive(pipe, job, folder)
+            if job["do"] == "file":  # its content follows
+                with open(_received(folder, job["name"]), "wb") as file:
+                    left = job["bytes"]
+                    while left and (part := pipe.read(min(left, 1 << 20))):
+                        file.write(part)
+                        left -= len(part)
             elif job["do"] == "forget":
                 os.unlink(_received(folder, job["name"]))
             else:
@@ -327,18 +328,6 @@ def _received(folder: str, name: str) -> str:
     # Runtimes take no path but in UTF-8.
     plain = os.path.basename(name).encode("utf-8", "backslashreplace").decode("utf-8")
     return os.path.join(folder, plain)
-
-
-def _receive(pipe: BinaryIO, job: WorkerJob, folder: str) -> None:
-    """Keep a file that follows its announcement."""
-    with open(_received(folder, job["name"]), "wb") as file:
-        left = job["bytes"]
-        while left:
-            part = pipe.read(min(left, 1 << 20))
-            if not part:
-                return
-            file.write(part)
-            left -= len(part)
 
 
 class _Worker:
@@ -565,13 +554,14 @@ _RUNNING = ("onnxruntime", "openvino", "torch", "numpy")
 
 def device() -> Device:
     """What this process finds of its device."""
+    huge_pages = _first_line("/sys/kernel/mm/transparent_hugepage/enabled") or ""
     return {
         "protocol": PROTOCOL,
         "machine": machine(),
         "cpu": device_name(),
         "cores": cores(),
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "transparent_huge_pages": _transparent_huge_pages(),
+        "transparent_huge_pages": huge_pages.partition("[")[2].partition("]")[0] or None,
         "malloc_huge_pages": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -678,15 +668,8 @@ def is_emulated() -> bool:
     with contextlib.suppress(OSError):
         if "qemu" in os.path.basename(os.readlink("/proc/thread-self/exe")):
             return True
-    return (
-        machine() in ("aarch64", "armv7l") and "flags" in _cpuinfo()
-    )  # x86 lists flags where ARM lists features
-
-
-def _transparent_huge_pages() -> str | None:
-    """``always``, ``madvise`` or ``never``; nothing off Linux."""
-    found = _first_line("/sys/kernel/mm/transparent_hugepage/enabled") or ""
-    return found.partition("[")[2].partition("]")[0] or None
+    # x86 lists flags where ARM lists features.
+    return machine() in ("aarch64", "armv7l") and "flags" in _cpuinfo()
 
 
 def _first_line(path: str) -> str | None:
