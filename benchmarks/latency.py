@@ -710,8 +710,8 @@ def _predicted(config: LatencyConfig, folder: Path) -> dict[str, Any]:
     report = told_now_and_then()
     with Probe(config, cache=cache, report=report) as probe:
         probe.settle_reference(tested[0])
-        model = LatencyModel(probe, space, SEED + 2, folder / "predictor.json", cache)
-        known, prepare_s = timed(lambda: model.prepare(report))
+        model = LatencyModel(probe, space, SEED + 2, folder / "predictor.json")
+        _, prepare_s = timed(lambda: model.prepare(report))
         found, predict_s = timed(lambda: [model.predict(each, report) for each in tested])
         say("predict: measuring the tested networks whole")
         truth = np.array([each.latency_ms for each in sound(probe.measure_all(tested))])
@@ -730,7 +730,7 @@ def _predicted(config: LatencyConfig, folder: Path) -> dict[str, Any]:
     return {
         "methods": {name: error(values, truth) for name, values in predictions.items()},
         "share_inside_interval": float(np.mean(inside)),
-        "calibration": known,
+        "calibration": model.predictor.as_json(),
         "blocks": len(model.table.blocks_ms),
         "prepare_s": prepare_s,
         "predict_s": predict_s,

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from levit_search.architecture import Architecture
 from levit_search.errors import TrialError
-from levit_search.latency import LatencyConfig, Probe, channel, ray_node, worker
+from levit_search.latency import LatencyConfig, Probe, channel, process_pipe, ray_node, worker
 from levit_search.latency.cache import Cache
 from levit_search.latency.channel import Channel
 from levit_search.latency.ray_node import NodePipe, RayPipe
@@ -75,11 +75,11 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
             started.cluster.shutdown()
 
 
-def refusal(target: RayTarget, within_s: float = 15) -> str:
+def refusal(target: RayTarget, within_s: float = 15, patience_s: float = 120) -> str:
     """Why no worker can be had there, told in time, in one line that names the target."""
     begun = time.monotonic()
     with pytest.raises(TrialError) as refused:
-        Channel(target, "onnxruntime")
+        Channel(target, "onnxruntime", patience_s=patience_s)
     return said(refused.value, target, begun, within_s)
 
 
@@ -232,7 +232,20 @@ def test_an_endless_line_from_a_node_is_refused(
     endless = tmp_path / "endless.py"
     endless.write_text("import sys\nwhile True: sys.stdout.write(1000 * 'endless ')")
     monkeypatch.setattr(channel.worker, "__file__", str(endless))
-    assert refusal(nodes.target(), 300) == "not an answer: a line of over 64 MiB"
+    for side in (process_pipe, channel):  # the node's, which is sent there, and ours
+        monkeypatch.setattr(side, "LONGEST_LINE", 1 << 20)
+    assert refusal(nodes.target(), 60, 30) == "not an answer: a line of over 1 MiB"
+    assert has_ended(nodes.last_worker())
+
+
+@pytest.mark.slow
+def test_a_worker_that_says_nothing_on_its_node_is_stopped(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = tmp_path / "silent.py"
+    silent.write_text("import time\ntime.sleep(60)")
+    monkeypatch.setattr(channel.worker, "__file__", str(silent))
+    assert refusal(nodes.target(), 30, patience_s=1.0) == "no answer for 1 s, stopped"
     assert has_ended(nodes.last_worker())
 
 

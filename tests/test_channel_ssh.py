@@ -57,11 +57,11 @@ def probe(tmp_path: Path) -> Iterator[Callable[[SshTarget], Probe]]:
 OpenProbe = Callable[[SshTarget], Probe]
 
 
-def refusal(target: SshTarget, start_s: float = 60) -> str:
+def refusal(target: SshTarget, patience_s: float = 60) -> str:
     """Why no worker can be had there, told in time, in one line that names the target."""
     begun = time.monotonic()
     with pytest.raises(TrialError) as refused:
-        Channel(target, "onnxruntime", start_s=start_s)
+        Channel(target, "onnxruntime", patience_s=patience_s)
     return said(refused.value, target, begun)
 
 
@@ -322,8 +322,8 @@ def test_whatever_is_no_worker_is_refused(
     text: str,
     reason: str,
 ) -> None:
-    start_s = 1 if "sleep" in text else 60
-    assert reason in refusal(server.target(python=shell(text)), start_s)
+    patience_s = 1 if "sleep" in text else 60
+    assert reason in refusal(server.target(python=shell(text)), patience_s)
 
 
 @pytest.mark.slow

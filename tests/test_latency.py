@@ -541,7 +541,7 @@ def test_a_probe_works_again_after_its_worker_died(tiny: Architecture) -> None:
         assert probe._channel is not None
         pipe = probe._channel._pipe
         assert isinstance(pipe, channel.ProcessPipe)
-        os.kill(pipe.process_id, signal.SIGKILL)
+        os.kill(pipe._process.pid, signal.SIGKILL)
         pipe._process.wait()
         assert probe.measure(tiny).pairs >= 4, "it died between two networks, the fault of neither"
 

@@ -12,7 +12,7 @@ import yaml
 
 from levit_search.configuration import validated
 from levit_search.errors import InputError
-from levit_search.latency import LatencyConfig, discovery
+from levit_search.latency import LatencyConfig, discovery, worker
 from levit_search.latency.channel import Channel, ssh_command
 from levit_search.latency.discovery import DeadlineError, DiscoveredTarget, run_with_deadlines
 from levit_search.latency.targets import (
@@ -418,8 +418,8 @@ def test_targets_here_tell_their_device_or_why_not() -> None:
     for name in ("cpu", "paper-intel", "here"):
         row = found[name]
         assert row.reachable and row.reason is None and not row.is_emulated
-        assert row.runtimes.keys() >= {"onnxruntime", "torch", "numpy"}
         assert row.device is not None and row.device["cores"] >= 1
+        assert row.device["runtimes"].keys() >= {"onnxruntime", "torch", "numpy"}
     assert found["here"].settings == {
         "runtime": "onnxruntime",
         "precision": "fp32",
@@ -508,20 +508,13 @@ def test_whatever_a_client_raises_is_its_targets_reason(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_a_worker_without_the_gpu_that_it_should_have_is_none(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class There:
-        def __init__(self, *arguments: Any, **more: Any) -> None:
-            self.device = {"runtimes": {"torch": "9.9"}}
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(discovery, "Channel", There)
-    target = {"kind": "ssh", "host": "box", "device": "cuda"}
-    found = rows(box={"target": target}, plain="ssh://box")
-    assert found["box"].reason == "torch 9.9 sees no NVIDIA GPU there"
+def test_a_worker_without_the_gpu_that_it_should_have_is_none() -> None:
+    device = {"runtimes": {"onnxruntime": "1", "torch": "9.9"}}
+    ready = {"event": "ready", "protocol": worker.PROTOCOL, "device": device}
+    says = [sys.executable, "-c", f"print({json.dumps(ready)!r}, flush=True); input()"]
+    target = {"kind": "command", "python": says}
+    found = rows(box={"target": {**target, "device": "cuda"}}, plain={"target": target})
+    assert found["box"].reason == "torch finds no NVIDIA GPU there"
     assert found["plain"].reachable
 
 

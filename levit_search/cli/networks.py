@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from levit_search.cost import Cost, LayerCost
     from levit_search.latency import LatencyConfig
     from levit_search.latency.discovery import DiscoveredTarget
+    from levit_search.latency.worker import Device
     from levit_search.progress import Progress
 
 Archs = Annotated[
@@ -293,7 +294,9 @@ def _reached_lines(row: "DiscoveredTarget") -> list[str]:
     lines = [row.address] if row.address is not None and row.address != row.name else []
     if row.device is not None:
         lines.append(_device(row.device) + (" (emulated)" if row.is_emulated else ""))
-        versions = ", ".join(f"{name} {version}" for name, version in row.runtimes.items())
+        versions = ", ".join(
+            f"{name} {version}" for name, version in row.device["runtimes"].items()
+        )
         lines.append(f"installed: {versions}")
     if row.reason is not None:
         lines.append(row.reason)
@@ -306,7 +309,7 @@ def _reached_lines(row: "DiscoveredTarget") -> list[str]:
     return lines
 
 
-def _device(device: dict[str, Any]) -> str:
+def _device(device: "Device") -> str:
     cpu = f"{device['cpu']}, {device['machine']}, {device['cores']} core(s)"
     if "gpu" not in device:
         return cpu

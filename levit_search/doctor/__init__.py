@@ -5,7 +5,7 @@ limit, and one that raises is a finding of its own. :mod:`levit_search.doctor.ch
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from levit_search.escaping import masked
@@ -89,13 +89,13 @@ def examine(checks: Sequence[Check], report: Callable[[Check], None]) -> list[Fi
         found[place] = outcome if isinstance(outcome, list) else [outcome]
         report(checks[place])
     return [
-        Finding(
-            each.group or check.group,
-            each.name or check.name,
-            each.status,
-            masked(each.found),
-            masked(each.breaks),
-            masked(each.mend),
+        replace(
+            each,
+            group=each.group or check.group,
+            name=each.name or check.name,
+            found=masked(each.found),
+            breaks=masked(each.breaks),
+            mend=masked(each.mend),
         )
         for place, check in enumerate(checks)
         for each in found[place]

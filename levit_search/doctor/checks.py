@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from shlex import quote
 
-from levit_search.data import DataConfig
+from levit_search.data import DataConfig, describe
+from levit_search.data.sets import Digits, fashion_root
 from levit_search.doctor import Check, Finding, fail, installation, machine, ok, warn
 from levit_search.errors import InputError, LevitSearchError
 from levit_search.escaping import quoted
@@ -20,12 +21,14 @@ from levit_search.files import (
     user_cache,
 )
 from levit_search.image_size import size_text
+from levit_search.latency.discovery import discover
+from levit_search.latency.targets import read_targets, target_files
 from levit_search.study import Record, Study
 
 _STEPS_S = installation.STEPS_S + 5
 _STUDY_S = 120.0  # thousands of trials with their weights
 _TARGET_S = 12.0
-_OURS = ("cpu",)
+_OURS = "cpu"
 """What has to be there; other names of ours are of machines that this one may not be."""
 _SHOWN = 3  # damaged files that are named
 
@@ -37,27 +40,13 @@ def all_checks(study: Path | None) -> list[Check]:
         study: the folder of a study to look at as well; without one its disk is where studies
             begin, below the working directory.
     """
-    studies = partial(
-        machine.folder,
-        study if study is not None else Path("studies"),
-        "run, and whatever else writes to a study",
-        "choose another folder by --study DIR",
-        locks=True,
-    )
-    cache = partial(
-        machine.folder,
-        user_cache(),
-        "probes, teachers and downloads, which keep their results there",
-        "export XDG_CACHE_HOME=DIR",
-        locks=False,
-    )
-    temporary = partial(
-        machine.folder,
-        Path(tempfile.gettempdir()),
-        "probes, exports and Ray",
-        "export TMPDIR=DIR",
-        locks=False,
-    )
+    at, writes = study or Path("studies"), "run, and whatever else writes to a study"
+    another = "choose another folder by --study DIR"
+    studies = partial(machine.folder, at, writes, another, locks=True)
+    kept = "probes, teachers and downloads, which keep their results there"
+    cache = partial(machine.folder, user_cache(), kept, "export XDG_CACHE_HOME=DIR")
+    place = Path(tempfile.gettempdir())
+    temporary = partial(machine.folder, place, "probes, exports and Ray", "export TMPDIR=DIR")
     checks = [
         Check("installation", "python", installation.python),
         Check("installation", "levit-search", installation.package),
@@ -88,9 +77,6 @@ def all_checks(study: Path | None) -> list[Check]:
 
 def targets() -> list[Finding]:
     """Each name of ``targets.yaml`` and of plug-ins, and our own ones together."""
-    from levit_search.latency.discovery import discover
-    from levit_search.latency.targets import known_names, read_targets, target_files
-
     try:
         named = read_targets()
     except LevitSearchError as error:
@@ -98,55 +84,43 @@ def targets() -> list[Finding]:
         mend = f"mend or remove {files}"
         return [fail(str(error), "every command that measures", mend, "targets.yaml")]
     findings = []
-    away = []
+    here, away = [], []
     for row in discover(named, _TARGET_S, lambda _: None):
-        reason = row.reason or "no answer"
-        if row.reachable:
-            assert row.device is not None
-            if row.name in named or row.name in _OURS:
-                told = f"reached: {row.device['cpu']}, {row.device['cores']} core(s)"
-                findings.append(ok(told, row.name))
-        elif row.name in _OURS:
+        name, reason = row.name, row.reason or "no answer"
+        if name not in named and name != _OURS:
+            (here if row.reachable else away).append(name)
+        elif row.device is not None:
+            told = f"reached: {row.device['cpu']}, {row.device['cores']} core(s)"
+            findings.append(ok(told, name))
+        elif name == _OURS:
             mend = "mend the runtimes above"
-            findings.append(fail(reason, "every probe on this machine", mend, row.name))
-        elif row.name in named:
-            breaks = f"probes and searches of target {row.name} fail"
-            mend = f"see `levit-search targets`; it is named in {named[row.name].origin}"
-            findings.append(warn(reason, breaks, mend, row.name))
+            findings.append(fail(reason, "every probe on this machine", mend, name))
         else:
-            away.append(row.name)
+            breaks = f"probes and searches of target {name} fail"
+            mend = f"see `levit-search targets`; it is named in {named[name].origin}"
+            findings.append(warn(reason, breaks, mend, name))
     if away:
-        others = [name for name in known_names({}) if name not in _OURS and name not in away]
-        here = f"here: {', '.join(others)}; " if others else ""
-        findings.append(ok(f"{here}not on this machine: {', '.join(away)}", "presets"))
+        others = f"here: {', '.join(here)}; " if here else ""
+        findings.append(ok(f"{others}not on this machine: {', '.join(away)}", "presets"))
     return findings
 
 
 def digits() -> Finding:
     """The embedded set, which the default space takes."""
-    from levit_search.data.sets import Digits
-
     images = len(Digits(DataConfig()).sources()["train"].labels)
     return ok(f"{images:,} images")
 
 
 def fashion() -> Finding:
     """Fashion-MNIST on this machine."""
-    from levit_search.data.sets import fashion_root
-
     named = os.environ.get("LEVIT_SEARCH_DATA")
     if named and not Path(named).is_dir():
-        return warn(
-            f"{named} is no folder",
-            "data sets are looked for elsewhere",
-            "unset LEVIT_SEARCH_DATA, or export the folder that has them",
-            "LEVIT_SEARCH_DATA",
-        )
+        breaks = "data sets are looked for elsewhere"
+        mend = "unset LEVIT_SEARCH_DATA, or export the folder that has them"
+        return warn(f"{named} is no folder", breaks, mend, "LEVIT_SEARCH_DATA")
     root = fashion_root(DataConfig(name="fashion-mnist"))
-    if root is not None:
-        return ok(str(root))
-    told = "not here: it is downloaded when it is first used; or apt-get install "
-    return ok(f"{told}dataset-fashion-mnist")
+    way = "it is downloaded when it is first used; or apt-get install dataset-fashion-mnist"
+    return ok(f"not here: {way}" if root is None else str(root))
 
 
 def study_folder(folder: Path) -> list[Finding]:
@@ -251,12 +225,9 @@ def _supernet(study: Study) -> Finding:
         told = f"{card['params']:,} weights, {card['epochs']} epochs; they are whole"
         return ok(told, "supernet")
     except (OSError, DamagedFileError, LookupError, TypeError, ValueError) as error:
-        return fail(
-            f"{folder}: damaged ({error})",
-            "the search does not go on; what was verified is not touched",
-            f"remove {folder}: the next run trains it again",
-            "supernet",
-        )
+        breaks = "the search does not go on; what was verified is not touched"
+        mend = f"remove {folder}: the next run trains it again"
+        return fail(f"{folder}: damaged ({error})", breaks, mend, "supernet")
 
 
 def _sessions(folder: Path) -> Finding:
@@ -267,19 +238,14 @@ def _sessions(folder: Path) -> Finding:
     except FileNotFoundError:
         return ok("no session is noted", "environment")
     except (OSError, ValueError, LookupError, TypeError):
-        return warn(
-            f"{path}: damaged",
-            "nobody will know where earlier sessions ran",
-            "nothing: the next run keeps it aside and begins another",
-            "environment",
-        )
+        breaks = "nobody will know where earlier sessions ran"
+        mend = "nothing: the next run keeps it aside and begins another"
+        return warn(f"{path}: damaged", breaks, mend, "environment")
     return ok(f"{'1 session' if count == 1 else f'{count} sessions'} of `run`", "environment")
 
 
 def data_of(study: Path, config: DataConfig) -> Finding:
     """The data set of the study in a folder."""
-    from levit_search.data import describe
-
     try:
         found = describe(config)
     except InputError as error:

@@ -4,6 +4,7 @@ What may take a process down with it is tried in one of its own, step by step: i
 network that trains and that each inference runtime runs.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -14,18 +15,19 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from levit_search import architecture
 from levit_search.doctor import Finding, fail, ok, warn
 from levit_search.escaping import quoted
 from levit_search.latency.process_pipe import exit_name
-from levit_search.latency.worker import UNKNOWN, distribution, version
+from levit_search.latency.worker import RUNTIMES, UNKNOWN, WorkerJob, distribution, version
+from levit_search.recipe import Recipe
 from levit_search.version import __version__
 
-_OLDEST = (3, 10)
 _NAME = "levit-search"
 _PIP = "python -m pip"
 STEPS_S = 60.0
@@ -33,23 +35,14 @@ STEPS_S = 60.0
 
 # Modules that are imported somewhere, by the distribution that brings them; torch and what needs it
 # are tried by runtimes().
+_SAME = ("numpy", "pandas", "pydantic", "rich", "typer", "filelock", "psutil", "sqlalchemy")
 _MODULES = {
-    "numpy": "numpy",
-    "pandas": "pandas",
-    "pydantic": "pydantic",
+    **{name: name for name in (*_SAME, "optuna", "onnx", "ray")},
     "PyYAML": "yaml",
-    "rich": "rich",
-    "typer": "typer",
-    "filelock": "filelock",
-    "psutil": "psutil",
     "pillow": "PIL.Image",
-    "sqlalchemy": "sqlalchemy",
-    "optuna": "optuna",
     "scikit-learn": "sklearn.datasets",
-    "onnx": "onnx",
     "matplotlib": "matplotlib.figure",
     "resvg-py": "resvg_py",
-    "ray": "ray",
 }
 
 # What an extra is for.
@@ -90,15 +83,9 @@ _NEEDS = {
 
 def python() -> Finding:
     """Which Python this is."""
-    version = ".".join(map(str, sys.version_info[:3]))
-    found = f"{version} at {sys.executable}"
-    if sys.version_info < _OLDEST:
-        oldest = ".".join(map(str, _OLDEST))
-        told = f"install Python {oldest} or newer, and this package with it"
-        return fail(found, "this package does not run", told)
+    found = f"{platform.python_version()} at {sys.executable}"
     if sys.maxsize < 2**32:
-        told = "install a Python of 64 bits"
-        return fail(f"{found}, 32 bits", "torch has no such build", told)
+        return fail(f"{found}, 32 bits", "torch has no such build", "install a Python of 64 bits")
     return ok(f"{found} ({platform.platform(terse=True)})")
 
 
@@ -125,22 +112,17 @@ def packages() -> list[Finding]:
     except metadata.PackageNotFoundError:  # which is a finding of its own
         required = []
     wrong: list[str] = []
-    wanted_again: list[Requirement] = []
+    others: list[str] = []
+    wanted_again: list[str] = []
     lacking: dict[str, list[str]] = {name: [] for name in _EXTRAS}
     count = 0
-    others: list[str] = []
     for wanted in map(Requirement, required):
         named = re.search(r"extra == ['\"]([\w-]+)", str(wanted.marker or ""))
         extra = named[1] if named else None
         if extra == "dev" or (extra is None and wanted.marker and not wanted.marker.evaluate()):
             continue
         found = _installed(wanted.name)
-        if found is None:
-            if extra is not None:
-                lacking.setdefault(extra, []).append(wanted.name)
-                continue
-            wrong.append(f"{wanted.name} is missing")
-        else:
+        if found is not None:
             count += 1
             name, version = found
             if name != wanted.name:
@@ -149,13 +131,17 @@ def packages() -> list[Finding]:
             if version == UNKNOWN or wanted.specifier.contains(version, prereleases=True):
                 continue
             wrong.append(f"{wanted.name} is {version}, not {wanted.specifier}")
+        elif extra is not None:
+            lacking.setdefault(extra, []).append(wanted.name)
+            continue
+        else:
+            wrong.append(f"{wanted.name} is missing")
         wanted.marker = None
-        wanted_again.append(wanted)
-    told = "".join(f"; {each}" for each in others)
-    finding = ok(f"{count} as asked for{told}")
+        wanted_again.append(f"'{wanted}'")
+    finding = ok("; ".join([f"{count} as asked for", *others]))
     if wrong:
-        names = " ".join(f"'{each}'" for each in wanted_again)
-        finding = fail("; ".join(wrong), "whatever needs them", f"{_PIP} install {names}")
+        mend = f"{_PIP} install {' '.join(wanted_again)}"
+        finding = fail("; ".join(wrong), "whatever needs them", mend)
     away = [name for name, absent in lacking.items() if absent]
     extras = ", ".join(name for name, absent in lacking.items() if not absent) or "none"
     if away:
@@ -177,16 +163,12 @@ def imports() -> Finding | list[Finding]:
     """Whether everything imports but torch and what needs it."""
     there = {name: found for name in _MODULES if (found := _installed(name)) is not None}
     steps = carried_out([_MODULES[name] for name in there], STEPS_S)
-    broken = [
-        fail(
-            f"{version} does not import: {steps[_MODULES[name]].text}",
-            "whatever needs it",
-            f"{_PIP} install --force-reinstall {brought_by}",
-            name,
-        )
-        for name, (brought_by, version) in there.items()
-        if not steps[_MODULES[name]].is_ok
-    ]
+    broken = []
+    for (name, (brought_by, installed)), step in zip(there.items(), steps.values(), strict=True):
+        if not step.is_ok:
+            mend = f"{_PIP} install --force-reinstall {brought_by}"
+            found = f"{installed} does not import: {step.text}"
+            broken.append(fail(found, "whatever needs it", mend, name))
     return broken or ok(f"all {len(there)} packages import")
 
 
@@ -219,18 +201,16 @@ def how_to_mend(name: str) -> str:
         _, plus, build = (version("torch") or "").partition("+")
         index = f" --index-url https://download.pytorch.org/whl/{build}" if plus else ""
         return f"{_PIP} install --force-reinstall torch torchvision{index}"
-    if name == "gpu":
-        return "see nvidia-smi, and https://pytorch.org for a torch built for its driver"
-    if name == "augmentation":
-        return f"{_PIP} install --upgrade timm pillow"
-    if name == "graph":
-        return f"{_PIP} install --upgrade onnx"
+    known = {
+        "gpu": "see nvidia-smi, and https://pytorch.org for a torch built for its driver",
+        "augmentation": f"{_PIP} install --upgrade timm pillow",
+        "graph": f"{_PIP} install --upgrade onnx",
+    }
     brought_by, _ = distribution(name) or (name, "")
-    return f"{_PIP} install --force-reinstall {brought_by}"
+    return known.get(name, f"{_PIP} install --force-reinstall {brought_by}")
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """How one ended: ``text`` is what it told, or why it failed."""
 
     is_ok: bool
@@ -310,7 +290,7 @@ def carry_out(names: Sequence[str]) -> None:
                 step = Step(False, " ".join(f"{type(error).__name__}: {error}".split())[:300])
             if not step.is_ok:
                 failed.add(name)
-            told.write(json.dumps(astuple(step)) + "\n")
+            told.write(json.dumps(step) + "\n")
 
 
 class _Work:
@@ -325,7 +305,6 @@ class _Work:
         """One step of training of a tiny network, and its logits."""
         import torch
 
-        from levit_search import architecture
         from levit_search.model import build
 
         torch.manual_seed(0)
@@ -345,7 +324,6 @@ class _Work:
         from PIL import Image
 
         from levit_search.batches.on_disk import seeded, training_view
-        from levit_search.recipe import Recipe
 
         view = training_view(Recipe(rand_augment="rand-m9-mstd0.5-inc1"), 16, True, [128] * 3)
         pixels = np.random.default_rng(0).integers(0, 256, (32, 24, 24, 3), dtype=np.uint8)
@@ -374,25 +352,19 @@ class _Work:
         export_onnx(self._model, self._folder / "tiny.onnx", 1)
         return "a network is written as ONNX"
 
-    def onnxruntime(self) -> str:
-        """The graph by ONNX Runtime, as a probe has it."""
-        return self._run("onnxruntime")
-
-    def openvino(self) -> str:
-        """The graph by OpenVINO, as a probe has it."""
-        return self._run("openvino")
-
     def _run(self, runtime: str) -> str:
+        """The graph by an inference runtime, as a probe has it."""
         import numpy as np
 
-        from levit_search.latency.worker import RUNTIMES
-
-        job = {"threads": 1, "batch_size": 1, "seed": 0}
+        job: WorkerJob = {"threads": 1, "batch_size": 1, "seed": 0}
         runner = RUNTIMES[runtime](job, {"path": str(self._folder / "tiny.onnx")})
         logits = np.asarray(runner.run())
         if logits.shape != self._logits.shape or not np.isfinite(logits).all():
             raise ValueError(f"its logits are {logits!r}")
         return f"{version(runtime)} runs a network"
+
+    onnxruntime = functools.partialmethod(_run, "onnxruntime")
+    openvino = functools.partialmethod(_run, "openvino")
 
 
 _TINY = {

@@ -1,6 +1,5 @@
 """Cores, memory, limits, clocks and disks of this machine."""
 
-import contextlib
 import errno
 import math
 import os
@@ -11,6 +10,8 @@ import sqlite3
 import sys
 import tempfile
 import time
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 from levit_search.doctor import Finding, fail, ok, warn
@@ -26,14 +27,8 @@ _FEWEST_FILES = 1024
 _SKEW_S = 5.0
 _RAY_PORTS = {6379: "ray start --head", 8265: "Ray's dashboard"}
 _SETTINGS = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "KMP_AFFINITY",
-    "GOMP_CPU_AFFINITY",
-    "GLIBC_TUNABLES",
-    "MALLOC_CONF",
-    "LD_PRELOAD",
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+    *("KMP_AFFINITY", "GOMP_CPU_AFFINITY", "GLIBC_TUNABLES", "MALLOC_CONF", "LD_PRELOAD"),
     "CUDA_VISIBLE_DEVICES",
 )
 _BLOCK = 1 << 20
@@ -48,25 +43,17 @@ def cores() -> Finding:
     found = f"{usable} of {count} ({device_name()}, {platform.machine()})"
     quota = _cpu_quota()
     if is_emulated():
-        return warn(
-            f"{found}, emulated",
-            "latencies say nothing of the machine that it plays",
-            "measure on the device itself",
-        )
+        breaks = "latencies say nothing of the machine that it plays"
+        return warn(f"{found}, emulated", breaks, "measure on the device itself")
     if quota is not None and quota < usable:
         whole = max(1, math.floor(quota))
-        return warn(
-            f"{found}; the container may use {quota:g} of them",
-            "threads wait for each other, and latencies are far too long",
-            f"start the container with whole cores (docker run --cpuset-cpus=0-{whole - 1})",
-        )
+        breaks = "threads wait for each other, and latencies are far too long"
+        mend = f"start the container with whole cores (docker run --cpuset-cpus=0-{whole - 1})"
+        return warn(f"{found}; the container may use {quota:g} of them", breaks, mend)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 1.5 * usable:
-        return warn(
-            f"{found}; load {load:.1f}",
-            "trials take longer and latencies are less sure",
-            "see what else runs (top)",
-        )
+        breaks = "trials take longer and latencies are less sure"
+        return warn(f"{found}; load {load:.1f}", breaks, "see what else runs (top)")
     return ok(f"{found}, load {load:.1f}")
 
 
@@ -78,11 +65,8 @@ def governor() -> Finding:
     except OSError:
         return ok("none to be seen")
     if name in ("powersave", "ondemand", "conservative", "schedutil"):
-        return warn(
-            name,
-            "latencies vary with the clock; the reference in turn takes out most of it",
-            "sudo cpupower frequency-set --governor performance",
-        )
+        breaks = "latencies vary with the clock; the reference in turn takes out most of it"
+        return warn(name, breaks, "sudo cpupower frequency-set --governor performance")
     return ok(name)
 
 
@@ -101,11 +85,9 @@ def memory() -> Finding:
         free = min(free, bound - used)
         found += f"; the container may use {bound / 1e9:.1f} GB, {used / 1e9:.1f} GB of it in use"
     if free < _LEAST_MEMORY_GB * 1e9:
-        return warn(
-            found,
-            "a worker takes about 1 GB and is killed where there is none left",
-            "end other work, or run with --jobs 1 --set data.in_memory=false",
-        )
+        breaks = "a worker takes about 1 GB and is killed where there is none left"
+        mend = "end other work, or run with --jobs 1 --set data.in_memory=false"
+        return warn(found, breaks, mend)
     return ok(found)
 
 
@@ -128,7 +110,7 @@ def memory_limit() -> tuple[int, int] | None:
         bound = path.read_text().strip()
         if bound != "max":
             used, statistics = int((path.parent / "memory.current").read_text()), ""
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 statistics = (path.parent / "memory.stat").read_text()
             rows = [line.split() for line in statistics.splitlines()]
             return int(bound), used - sum(int(row[1]) for row in rows if row[0] == "inactive_file")
@@ -157,11 +139,9 @@ def shared_memory() -> Finding:
         return ok("none to be seen")
     free = shutil.disk_usage(place).free / 1e6
     if free < _LEAST_SHARED_MB:
-        return warn(
-            f"{free:.0f} MB free in {place}",
-            "training on sets that stay on disk may end with a bus error",
-            "docker run --shm-size=2g, or --set data.in_memory=true",
-        )
+        breaks = "training on sets that stay on disk may end with a bus error"
+        mend = "docker run --shm-size=2g, or --set data.in_memory=true"
+        return warn(f"{free:.0f} MB free in {place}", breaks, mend)
     return ok(f"{free:,.0f} MB free")
 
 
@@ -173,11 +153,9 @@ def files_limit() -> Finding:
         return ok("no such limit")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _FEWEST_FILES:
-        return warn(
-            f"at most {soft} (may be raised to {hard})",
-            "training with several readers, and Ray, run out of them",
-            f"ulimit -n {min(4096, hard) if hard > 0 else 4096}",
-        )
+        breaks = "training with several readers, and Ray, run out of them"
+        mend = f"ulimit -n {min(4096, hard) if hard > 0 else 4096}"
+        return warn(f"at most {soft} (may be raised to {hard})", breaks, mend)
     return ok("any number" if soft == resource.RLIM_INFINITY else f"at most {soft}")
 
 
@@ -190,11 +168,8 @@ def clock() -> Finding:
         skew = Path(file.name).stat().st_mtime - time.time()
     if now < made - 86400 or abs(skew) > _SKEW_S:
         cause = "before this package was installed" if now < made else f"{skew:+.0f} s on the disk"
-        return warn(
-            f"{shown}, {cause}",
-            "times in records and downloads over https are wrong",
-            "sudo timedatectl set-ntp true",
-        )
+        breaks = "times in records and downloads over https are wrong"
+        return warn(f"{shown}, {cause}", breaks, "sudo timedatectl set-ntp true")
     return ok(shown)
 
 
@@ -206,19 +181,12 @@ def probe_locks() -> Finding:
         return ok("this system has none; probe while nothing else runs")
     for path in lock_paths():
         try:
-            handle = open_lock(path)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass  # a probe is at work
-            finally:
-                os.close(handle)
+            with os.fdopen(open_lock(path)) as file, suppress(BlockingIOError):  # a probe's at work
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
-            return fail(
-                f"{path}: {error.strerror}",
-                "every probe, and training beside one",
-                "export LEVIT_SEARCH_LOCKS=DIR, a local folder that all users may write to",
-            )
+            breaks = "every probe, and training beside one"
+            mend = "export LEVIT_SEARCH_LOCKS=DIR, a local folder that all users may write to"
+            return fail(f"{path}: {error.strerror}", breaks, mend)
     return ok(str(Path(lock_paths()[0]).parent))
 
 
@@ -227,20 +195,15 @@ def network() -> Finding:
     name = socket.gethostname()
     taken = []
     for port in _RAY_PORTS:
-        with socket.socket() as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                tried.bind(("", port))
-            except OSError:
-                taken.append(port)
+        try:
+            socket.create_server(("", port)).close()
+        except OSError:
+            taken.append(port)
     try:
         socket.getaddrinfo(name, None)
     except OSError:
-        return warn(
-            f"the name of this machine, {name}, has no address",
-            "Ray does not start",
-            f"add a line to /etc/hosts: 127.0.1.1 {name}",
-        )
+        breaks, mend = "Ray does not start", f"add a line to /etc/hosts: 127.0.1.1 {name}"
+        return warn(f"the name of this machine, {name}, has no address", breaks, mend)
     if taken:
         uses = ", ".join(f"{port} ({_RAY_PORTS[port]})" for port in taken)
         return ok(f"ports in use: {uses}; a cluster of Ray may run here")
@@ -253,16 +216,14 @@ def settings() -> Finding:
     library = " ".join(platform.libc_ver()).strip() or "an unknown C library"
     shown = ", ".join([library, *(f"{name}={value}" for name, value in given.items())])
     wrong = [
-        f"{name}={value}"
+        name
         for name, value in given.items()
         if name.endswith("_NUM_THREADS") and not (value.isdigit() and int(value) > 0)
     ]
     if wrong:
-        return warn(
-            shown,
-            f"{', '.join(wrong)} is no number of threads, and is ignored",
-            f"unset {' '.join(each.partition('=')[0] for each in wrong)}",
-        )
+        told = ", ".join(f"{name}={given[name]}" for name in wrong)
+        breaks = f"{told} is no number of threads, and is ignored"
+        return warn(shown, breaks, f"unset {' '.join(wrong)}")
     return ok(shown)
 
 
@@ -270,16 +231,14 @@ def terminal() -> Finding:
     """Whether what is printed can be shown."""
     encoding = (sys.stdout.encoding or "").lower()
     if encoding.replace("-", "") != "utf8":
-        return warn(
-            f"takes {encoding or 'no known characters'}",
-            "names with other letters are not printed as they are",
-            "export PYTHONUTF8=1 LC_ALL=C.UTF-8",
-        )
+        breaks = "names with other letters are not printed as they are"
+        mend = "export PYTHONUTF8=1 LC_ALL=C.UTF-8"
+        return warn(f"takes {encoding or 'no known characters'}", breaks, mend)
     kind = os.environ.get("TERM", "unknown") if sys.stdout.isatty() else "none"
     return ok(f"{kind}, {encoding}")
 
 
-def folder(path: Path, breaks: str, elsewhere: str, locks: bool) -> Finding:
+def folder(path: Path, breaks: str, elsewhere: str, locks: bool = False) -> Finding:
     """A folder that is written to: permissions, room, and locks that hold.
 
     Args:
@@ -296,22 +255,21 @@ def folder(path: Path, breaks: str, elsewhere: str, locks: bool) -> Finding:
             write_atomically(Path(scratch) / "file", b"\1" * _BLOCK)
             broken = _broken_locks(Path(scratch)) if locks else None
     except OSError as error:
-        ways_out = {
-            errno.ENOSPC: make_room,
-            errno.EDQUOT: make_room,
-            errno.EROFS: "have it mounted for writing",
-            errno.EACCES: f"chmod u+rwx {quoted(str(place))}, or have its owner do so",
-            errno.EPERM: f"chmod u+rwx {quoted(str(place))}, or have its owner do so",
-        }
-        way_out = ways_out.get(error.errno or 0, f"see what is wrong with {place}")
+        match error.errno:
+            case errno.ENOSPC | errno.EDQUOT:
+                way_out = make_room
+            case errno.EROFS:
+                way_out = "have it mounted for writing"
+            case errno.EACCES | errno.EPERM:
+                way_out = f"chmod u+rwx {quoted(str(place))}, or have its owner do so"
+            case _:
+                way_out = f"see what is wrong with {place}"
         reason = error.strerror or str(error)
         return fail(f"{found}: {reason}", breaks, f"{way_out}, or {elsewhere}")
     if broken is not None:
-        return fail(
-            f"{found}: {broken}",
-            "two searches could write to one study at once",
-            "keep studies in a folder of this machine: --study DIR",
-        )
+        told = "two searches could write to one study at once"
+        mend = "keep studies in a folder of this machine: --study DIR"
+        return fail(f"{found}: {broken}", told, mend)
     kind = _file_system(place)
     free_mb = shutil.disk_usage(place).free / 1e6
     size = f"{free_mb / 1000:,.0f} GB" if free_mb >= 10_000 else f"{free_mb:,.0f} MB"
@@ -319,11 +277,9 @@ def folder(path: Path, breaks: str, elsewhere: str, locks: bool) -> Finding:
     if free_mb < _NO_ROOM_MB:
         return fail(found, breaks, f"{make_room}, or {elsewhere}")
     if locks and (kind in _REMOTE or kind.startswith("fuse.")):
-        return warn(
-            f"{found}, which is on another machine",
-            "SQLite's locks may not hold there, and each trial takes longer to write",
-            "run with --set storage=journal, or in a folder of this machine",
-        )
+        told = "SQLite's locks may not hold there, and each trial takes longer to write"
+        mend = "run with --set storage=journal, or in a folder of this machine"
+        return warn(f"{found}, which is on another machine", told, mend)
     if free_mb < _LITTLE_ROOM_MB:
         told = "weights and answers of teachers may fill it"
         return warn(found, told, f"make room, or {elsewhere}")
@@ -331,48 +287,30 @@ def folder(path: Path, breaks: str, elsewhere: str, locks: bool) -> Finding:
 
 
 def _broken_locks(scratch: Path) -> str | None:
-    """Which locks let two in at once."""
-    for kind, holds in {"file locks": _file_locks_hold, "SQLite locks": _sqlite_locks_hold}.items():
-        try:
-            if not holds(scratch):
-                return f"{kind} let two in at once"
-        except (OSError, sqlite3.Error) as error:
-            return f"has no {kind} ({error})"
-    return None
-
-
-def _file_locks_hold(scratch: Path) -> bool:
+    """Which locks let two in at once, or cannot be had."""
+    kind = "file locks"
     try:
-        import fcntl
-    except ImportError:  # Windows locks whatever is open
-        return True
-    path = scratch / "lock"
-    with path.open("w") as first, path.open("w") as second:
-        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        if os.name == "posix":  # Windows locks whatever is open
+            import fcntl
 
-
-def _sqlite_locks_hold(scratch: Path) -> bool:
-    path = scratch / "trials.db"
-    with contextlib.ExitStack() as stack:
-        first, second = (
-            stack.enter_context(
-                contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None))
-            )
-            for _ in range(2)
-        )
-        first.execute("CREATE TABLE trials (number INTEGER)")
-        first.execute("BEGIN IMMEDIATE")
-        try:
-            second.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
+            path, alone = scratch / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB
+            with path.open("w") as held, path.open("w") as other:
+                fcntl.flock(held, alone)
+                with suppress(BlockingIOError):
+                    fcntl.flock(other, alone)
+                    return f"{kind} let two in at once"
+        kind = "SQLite locks"
+        connect = partial(sqlite3.connect, scratch / "trials.db", timeout=0, isolation_level=None)
+        with closing(connect()) as first, closing(connect()) as second:
+            first.execute("CREATE TABLE trials (number INTEGER)")
+            first.execute("BEGIN IMMEDIATE")
+            with suppress(sqlite3.OperationalError):
+                second.execute("BEGIN IMMEDIATE")
+                return f"{kind} let two in at once"
             first.execute("COMMIT")
-            return True
-    return False
+    except (OSError, sqlite3.Error) as error:
+        return f"has no {kind} ({error})"
+    return None
 
 
 def _file_system(place: Path) -> str:

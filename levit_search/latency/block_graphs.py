@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from levit_search.architecture import Architecture, ConvStem, Donor, Graft, Levit, Stage, parse
+from levit_search.architecture import Architecture, ConvStem, Graft, Levit, Stage, parse
 from levit_search.architecture.resnet import ResNetName
 from levit_search.configuration import Frozen, canonical_id
 from levit_search.image_size import Sides, image_shape
@@ -75,8 +75,12 @@ _BARE_TRUNK = {"depth": 1, "num_heads": 1, "mlp_ratio": 1}
 
 
 def _levit(network: Levit) -> Iterator[Block]:
-    stages, grids = network.stages, network.grids
-    yield Block(kind="stem", network=_plain_levit(grids[0], [_bare(network, 0)], **_stem(network)))
+    stages, grids, stem = network.stages, network.grids, network.stem
+    names = ["image_size", "in_channels", "norm", "position"]
+    if isinstance(stem, ConvStem) and len(stem.channels) > 1:
+        names.append("activation")  # it stands between convolutions
+    first = {**_fields(network, *names), "stem": stem.model_dump()}
+    yield Block(kind="stem", network=_plain_levit(grids[0], [_bare(network, 0)], **first))
     inner = _fields(network, "norm", "position", "activation", "attention_activation")
     for index, stage in enumerate(stages):
         if index:
@@ -92,7 +96,7 @@ def _levit(network: Levit) -> Iterator[Block]:
     yield Block(kind="heads", network=_plain_levit(grids[-1], [_bare(network, -1)], **end))
 
 
-def _plain_levit(grid: Sides, stages: list[dict[str, Any]], **changes: Any) -> Architecture:
+def _plain_levit(grid: Sides, stages: list[dict[str, object]], **changes: object) -> Architecture:
     """A network whose first stage has rows and columns of tokens as in ``grid``."""
     plainest = {
         "image_size": grid,
@@ -104,16 +108,8 @@ def _plain_levit(grid: Sides, stages: list[dict[str, Any]], **changes: Any) -> A
     return parse({**plainest, "stages": stages, **changes})
 
 
-def _bare(network: Levit, stage: int) -> dict[str, Any]:
+def _bare(network: Levit, stage: int) -> dict[str, object]:
     return {**_BARE_STAGE, "embed_dim": network.stages[stage].embed_dim}
-
-
-def _stem(network: Levit) -> dict[str, Any]:
-    names = ["image_size", "in_channels", "norm", "position"]
-    stem = network.stem
-    if isinstance(stem, ConvStem) and len(stem.channels) > 1:
-        names.append("activation")  # it stands between convolutions
-    return {**_fields(network, *names), "stem": stem.model_dump()}
 
 
 def _graft(network: Graft) -> Iterator[Block]:
@@ -124,8 +120,10 @@ def _graft(network: Graft) -> Iterator[Block]:
     behind = images
     if donor is not None:
         yield Block(kind="donor", network=_plain_graft(**images, donor=donor.model_dump()))
-        similar = _with_same_map(donor).model_dump()
-        behind = {"image_size": network.image_size, "donor": similar}
+        # The first donor that ends with as many channels; the stride depends on the stages alone.
+        others = (donor.model_copy(update={"name": name}) for name in get_args(ResNetName))
+        similar = next(each for each in others if each.cut(1).channels == donor.cut(1).channels)
+        behind = {"image_size": network.image_size, "donor": similar.model_dump()}
     if trunk is None:
         yield Block(kind="heads", network=_plain_graft(**behind, **ends))
         return
@@ -141,19 +139,12 @@ def _graft(network: Graft) -> Iterator[Block]:
     yield Block(kind="heads", network=_plain_graft(**inside, **ends, trunk=bare))
 
 
-def _plain_graft(**changes: Any) -> Architecture:
+def _plain_graft(**changes: object) -> Architecture:
     plainest = {"in_channels": 1, "num_classes": 1, "distillation": False}
     return parse({"family": "graft", "donor": None, "trunk": None, **plainest, **changes})
 
 
-def _with_same_map(donor: Donor) -> Donor:
-    """The first donor that ends with as many channels; the stride depends on the stages alone."""
-    channels = donor.cut(1).channels
-    others = (donor.model_copy(update={"name": name}) for name in get_args(ResNetName))
-    return next(other for other in others if other.cut(1).channels == channels)
-
-
-def _fields(network: Architecture, *names: str) -> dict[str, Any]:
+def _fields(network: Architecture, *names: str) -> dict[str, object]:
     return {name: getattr(network, name) for name in names}
 
 
@@ -178,7 +169,12 @@ def write_block(block: Block, layout: Layout, batch_size: int, path: Path) -> in
 
 def write_nothing(path: Path) -> None:
     """Write a graph whose run takes as long as the runtime needs to begin and end one."""
-    write_graph(_AddOne(), {"x": torch.zeros(1, 1)}, "y", path)
+
+    class AddOne(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    write_graph(AddOne(), {"x": torch.zeros(1, 1)}, "y", path)
 
 
 def input_shape(block: Block, layout: Layout, batch_size: int) -> tuple[int, ...]:
@@ -267,8 +263,3 @@ class _TrunkEnd(GraftTrunk):
 
     def _blocks(self, x: Tensor) -> Tensor:
         return x
-
-
-class _AddOne(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + 1

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,30 +22,21 @@ from levit_search.latency.worker import PROTOCOL
 
 # What makes two devices one to a network; the rest of their accounts may differ.
 _IDENTITY = (
-    "protocol",
-    "machine",
-    "cpu",
-    "cores",
-    "governor",
-    "transparent_huge_pages",
-    "malloc_huge_pages",
-    "emulated",
-    "gpu",
-    "driver",
-    "cuda",
+    *("protocol", "machine", "cpu", "cores", "governor", "transparent_huge_pages"),
+    *("malloc_huge_pages", "emulated", "gpu", "driver", "cuda"),
 )
 
 
-def fingerprint(device: dict[str, Any], runtime: Runtime) -> dict[str, Any]:
+def fingerprint(device: Mapping[str, Any], runtime: Runtime) -> dict[str, object]:
     """What latencies on a device depend on: hardware, settings and the runtime's version."""
     package = package_of(runtime)
-    known = {name: device[name] for name in _IDENTITY if name in device}
+    known: dict[str, object] = {name: device[name] for name in _IDENTITY if name in device}
     return {**known, package: device.get("runtimes", {}).get(package)}
 
 
 def cache_key(
-    config: LatencyConfig, device: dict[str, Any], network: str, reference: str
-) -> dict[str, Any]:
+    config: LatencyConfig, device: Mapping[str, Any], network: str, reference: str
+) -> dict[str, object]:
     """Everything that a network's samples depend on.
 
     Args:
@@ -58,35 +50,26 @@ def cache_key(
         "network": network,
         "reference": reference,
         "fingerprint": fingerprint(device, config.runtime),
-        "runtime": config.runtime,
-        "precision": config.precision,
-        "batch_size": config.batch_size,
-        "threads": config.threads,
+        **config.model_dump(include={"runtime", "precision", "batch_size", "threads"}),
     }
 
 
 class Cache:
-    """A folder of JSON files, each with its key in full, all raw samples and a checksum.
-
-    Args:
-        folder: by default the user's cache.
-    """
+    """A folder of JSON files, by default in the user's cache, each with its key in full, all raw
+    samples and a checksum."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or user_cache() / "latency"
 
-    def path(self, key: dict[str, Any]) -> Path:
+    def path(self, key: Mapping[str, object]) -> Path:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{key['network']}-{digest[:16]}.json"
 
-    def find(self, key: dict[str, Any], clock: str) -> Samples | None:
-        """The samples kept under ``key``.
+    def find(self, key: Mapping[str, object], clock: str) -> Samples | None:
+        """The samples kept under ``key``, which :func:`cache_key` made.
 
-        A damaged file is as good as none and leaves a warning; it will be written over.
-
-        Args:
-            key: what :func:`cache_key` made.
-            clock: the one that counts; samples without it are damaged.
+        A damaged file, or one without the ``clock`` that counts, is as good as none and leaves a
+        warning; it will be written over.
         """
         path = self.path(key)
         try:
@@ -107,7 +90,7 @@ class Cache:
         warnings.warn(f"{path}: {what}; the network is measured again", stacklevel=2)
         return None
 
-    def keep(self, key: dict[str, Any], samples: Samples) -> None:
+    def keep(self, key: Mapping[str, object], samples: Samples) -> None:
         """Keep ``samples`` in place of earlier ones.
 
         Raises:
@@ -121,6 +104,6 @@ class Cache:
             raise TrialError(f"{self.folder}: cannot be written ({error.strerror})") from None
 
 
-def samples_from(kept: dict[str, Any]) -> Samples:
+def samples_from(kept: Mapping[str, Any]) -> Samples:
     """Samples as :func:`dataclasses.asdict` gave them."""
     return Samples(**{**kept, "rounds": [Round(**each) for each in kept["rounds"]]})

@@ -6,26 +6,22 @@ any device, in any version, behind any command: what it prints is no fact until 
 an answer and is physically possible.
 """
 
+import contextlib
 import json
 import math
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from levit_search.errors import TrialError
 from levit_search.escaping import encodable
 from levit_search.files import expanded
 from levit_search.latency import worker
-from levit_search.latency.process_pipe import (
-    LONGEST_LINE,
-    LONGEST_TOLD,
-    ProcessPipe,
-    last_line,
-)
+from levit_search.latency.process_pipe import LONGEST_LINE, LONGEST_TOLD, ProcessPipe, last_line
 from levit_search.latency.ray_node import RayPipe
 from levit_search.latency.targets import (
     TORCH_RUNTIMES,
@@ -37,9 +33,7 @@ from levit_search.latency.targets import (
     Target,
     package_of,
 )
-
-Message = dict[str, Any]
-"""A job or an answer, which is one line of JSON; see :mod:`levit_search.latency.worker`."""
+from levit_search.latency.worker import Device, JobNetwork, WorkerAnswer, WorkerJob
 
 # Starting, warming up and building sessions take seconds; a worker silent for longer is stuck.
 PATIENCE_S = 120.0
@@ -58,7 +52,6 @@ class Channel:
         runtime: decides which worker: torch's needs this package installed on the target.
         huge_pages: let the worker's C library ask for huge pages.
         waiting: called while another probe holds the target's host.
-        start_s: how long it may take to start; None is ``patience_s``.
         patience_s: how long it may say nothing, beyond the time that a job takes.
 
     Raises:
@@ -71,7 +64,6 @@ class Channel:
         runtime: Runtime,
         huge_pages: bool = True,
         waiting: Callable[[], None] = lambda: None,
-        start_s: float | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.target = target
@@ -80,29 +72,29 @@ class Channel:
         self._asked = 0
         self._unsent_bytes = 0
         self._sent: set[str] = set()
-        self._is_open = True
+        # Of glibc 2.35 and later; whatever does not know it does not mind.
+        env = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {}
         try:
-            self._pipe = _opened(target, runtime, {**_HUGE_PAGES} if huge_pages else {})
+            self._pipe = _opened(target, runtime, env)
         except OSError as error:
             raise self._refused(
                 f"{error.filename} cannot be started here ({error.strerror})"
             ) from None
         try:
-            ready = self._next(patience_s if start_s is None else start_s)
-            if ready.get("protocol") != worker.PROTOCOL:
+            ready = self._next(patience_s)
+            spoken = ready.get("protocol")
+            if spoken != worker.PROTOCOL:
                 raise self._refused(
-                    f"its worker speaks protocol {str(ready.get('protocol'))[:20]}, not "
-                    f"{worker.PROTOCOL}"
+                    f"its worker speaks protocol {str(spoken)[:20]}, not {worker.PROTOCOL}"
                 )
             try:
-                self.device = check_ready(ready)
+                self.device = _device(ready)
             except LieError as error:
                 raise self._refused(f"not an answer ({error})") from None
-            needed = target.machine
-            if needed is not None and self.device["machine"] != needed:
+            machine = self.device["machine"]
+            if target.machine not in (None, machine):
                 raise self._refused(
-                    f"it is {self.device['machine']}, not {needed}; name such a device in "
-                    "targets.yaml"
+                    f"it is {machine}, not {target.machine}; name such a device in targets.yaml"
                 )
             if target.device == "cuda" and "gpu" not in self.device:
                 raise self._refused("torch finds no NVIDIA GPU there")
@@ -119,27 +111,22 @@ class Channel:
     @property
     def is_usable(self) -> bool:
         """Whether the worker still runs; one may end, or its connection, while nothing is asked."""
-        return self._is_open and self._pipe.is_running()
+        return self._pipe.is_running()
 
-    def ask(
-        self,
-        job: Message,
-        patience_s: float,
-        check: Callable[[Message], None] | None = None,
-    ) -> Message:
+    def ask(self, job: WorkerJob, patience_s: float, clock: str = "wall") -> WorkerAnswer:
         """The answer to a job.
 
         Args:
-            job: see :mod:`levit_search.latency.worker`; its files have been sent before.
+            job: its files have been sent before.
             patience_s: how long the job itself may take.
-            check: raises a :class:`LieError` where an answer cannot be one.
+            clock: the one that counts, which has to be in all timings.
 
         Raises:
             TrialError: the worker reported an error, died, stayed silent, or printed rubbish or
                 what cannot be. After the last four it is closed.
         """
         self._asked += 1
-        self._write(json.dumps({**job, "job": self._asked}).encode() + b"\n")
+        self._write_job({**job, "job": self._asked})
         patience_s += self.patience_s + self._unsent_bytes / _SLOWEST_BYTES_PER_S
         self._unsent_bytes = 0
         end = time.monotonic() + _LONGEST_WAIT_S + patience_s
@@ -157,41 +144,41 @@ class Channel:
             # Workers of earlier releases do not say which job they have done.
             if answer.get("job", self._asked) != self._asked:
                 raise LieError("it is that to another job")
-            if check is not None:
-                check(answer)
+            _check_answer(answer, job, clock)
         except LieError as error:
             raise self._ended(f"not an answer ({error})") from None
         return answer
 
-    def place(self, path: Path) -> dict[str, str]:
+    def place(self, path: Path) -> JobNetwork:
         """How a job names a file of this machine on the target; it is sent there once."""
         named = str(path)
         if isinstance(self.target, LocalTarget) and named == encodable(named):
             return {"path": named}
         if path.name not in self._sent:
             content = path.read_bytes()
-            announced = {"do": "file", "name": path.name, "bytes": len(content)}
-            self._write(json.dumps(announced).encode() + b"\n")
+            self._write_job({"do": "file", "name": path.name, "bytes": len(content)})
             self._write(content)
             self._sent.add(path.name)
         return {"file": path.name}
 
     def forget(self, path: Path) -> None:
         """Have the target remove a file that no further job names."""
-        if path.name in self._sent:
+        if path.name in self._sent and self.is_usable:
             self._sent.discard(path.name)
-            self._write(json.dumps({"do": "forget", "name": path.name}).encode() + b"\n")
+            self._write_job({"do": "forget", "name": path.name})
 
     def close(self) -> None:
         """End the worker."""
-        self._is_open = False
         self._pipe.close()
+
+    def _write_job(self, job: WorkerJob) -> None:
+        self._write(json.dumps(job).encode() + b"\n")
 
     def _write(self, data: bytes) -> None:
         self._unsent_bytes += len(data)
         self._pipe.write(data)
 
-    def _next(self, patience_s: float) -> Message:
+    def _next(self, patience_s: float) -> WorkerAnswer:
         line = self._pipe.read_line(patience_s)
         if line is None:
             raise self._ended(f"no answer for {patience_s:.0f} s, stopped")
@@ -199,14 +186,12 @@ class Channel:
             raise self._ended(self._pipe.last_words())
         if len(line) >= LONGEST_LINE:
             raise self._ended(f"not an answer: a line of over {LONGEST_LINE >> 20} MiB")
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):
-            message = None
-        if not isinstance(message, dict) or not isinstance(message.get("event"), str):
-            text = line[:400].decode(errors="replace").strip()
-            raise self._ended(f"not an answer: {text[:80]!r} (nothing else may print there)")
-        return message
+        with contextlib.suppress(ValueError, RecursionError):
+            answer = json.loads(line)
+            if isinstance(answer, dict) and isinstance(answer.get("event"), str):
+                return cast(WorkerAnswer, answer)
+        text = line[:400].decode(errors="replace").strip()
+        raise self._ended(f"not an answer: {text[:80]!r} (nothing else may print there)")
 
     def _refused(self, reason: str) -> TrialError:
         return TrialError(f"probe on {self.target.label}: {reason}")
@@ -216,14 +201,11 @@ class Channel:
         return self._refused(reason)
 
 
-# Of glibc 2.35 and later; whatever does not know it does not mind.
-_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-
-
 def _opened(target: Target, runtime: Runtime, env: dict[str, str]) -> ProcessPipe | RayPipe:
-    module = ["-m", "levit_search.latency.torch_worker"]
     with_torch = runtime in TORCH_RUNTIMES
-    arguments = module if with_torch else ["-c", worker.BOOTSTRAP]
+    arguments = ["-c", worker.BOOTSTRAP]
+    if with_torch:
+        arguments = ["-m", "levit_search.latency.torch_worker"]
     match target:
         case LocalTarget():
             pipe: ProcessPipe | RayPipe = ProcessPipe([sys.executable, *arguments], env)
@@ -251,7 +233,7 @@ def ssh_command(
     options = ["BatchMode=yes", f"ConnectTimeout={CONNECT_S}", "ServerAliveInterval=15"]
     # What the user's settings ask for beside a login is for terminals.
     options += ["RemoteCommand=none", "ClearAllForwardings=yes"]
-    command = ["ssh", "-T", *(part for option in options for part in ("-o", option))]
+    command = ["ssh", "-T", *(f"-o{option}" for option in options)]
     if target.config_file is not None:
         command += ["-F", str(expanded(target.config_file))]
     if target.port is not None:
@@ -305,14 +287,10 @@ class LieError(ValueError):
     """An answer that cannot be one; the message says in a few words what is wrong with it."""
 
 
-def check_ready(message: Message) -> dict[str, Any]:
-    """The account of itself in a worker's first message; a few facts may be missing.
-
-    Raises:
-        LieError: it is none.
-    """
-    device = message.get("device")
-    if message["event"] != "ready" or not isinstance(device, dict):
+def _device(ready: WorkerAnswer) -> Device:
+    """The account of itself in a worker's first message; a few facts may be missing."""
+    device = ready.get("device")
+    if ready["event"] != "ready" or not isinstance(device, dict):
         raise LieError("it tells nothing of its device")
     if len(json.dumps(device)) > _LONGEST_ACCOUNT:  # it stands in every trial
         raise LieError("its account of its device is too long")
@@ -324,76 +302,59 @@ def check_ready(message: Message) -> dict[str, Any]:
             raise LieError(f"its {name} is no text")
     if not isinstance(device.get("emulated", False), bool):
         raise LieError("it does not tell whether it is emulated")
-    return {"machine": "unknown", "python": "unknown", "emulated": False, **device}
+    return cast(Device, {"machine": "unknown", "python": "unknown", "emulated": False, **device})
 
 
-def check_round(answer: Message, networks: int, seconds: float, clock: str) -> None:
-    """Make sure that an answer is a round of so many networks that took as long as was asked.
+def _check_answer(answer: WorkerAnswer, job: WorkerJob, clock: str) -> None:
+    """Raise a :class:`LieError` where an answer cannot be one to this job."""
+    told = cast(Mapping[str, object], answer)
+    expected = job["do"].removeprefix("own_")
+    if told["event"] != expected:
+        raise LieError(f"{_shown(told['event'])} instead of a {expected}")
+    if expected == "round":
+        _check_round(told, len(job["networks"]), job["seconds"], clock)
+    if expected == "peak":
+        peak = told.get("bytes")
+        if type(peak) is not int or not 0 <= peak <= _MOST_BYTES:
+            raise LieError(f"a peak of {_shown(peak)} bytes")
 
-    Args:
-        answer: the worker's.
-        networks: how many were run in turn.
-        seconds: that were to be measured.
-        clock: the one that counts.
 
-    Raises:
-        LieError: it is not.
-    """
-    if answer["event"] != "round":
-        raise LieError(f"{_shown(answer['event'])} instead of a round")
-    sizes, notes, cycles = (answer.get(name) for name in ("batch_sizes", "notes", "cycles"))
-    if not _are(_is_size, sizes, networks):
+def _check_round(told: Mapping[str, Any], networks: int, seconds: float, clock: str) -> None:
+    if not _are(_is_size, told.get("batch_sizes"), networks):
         raise LieError(f"not the batch sizes of {networks} networks")
-    if not _are(_is_text, notes, networks):
+    if not _are(_is_text, told.get("notes"), networks):
         raise LieError(f"not the notes on {networks} networks")
     for name in ("prepare_s", "timing_s"):
-        if not _is_number(answer.get(name), 0.0, _LONGEST_MS / 1000):
-            raise LieError(f"{name} is {_shown(answer.get(name))}")
-    if answer["timing_s"] < _SHORTEST_SHARE * seconds:
-        raise LieError(
-            f"measured for {answer['timing_s']:.3g} s, and {seconds:.3g} s were asked for"
-        )
+        if not _is_number(told.get(name), 0.0, _LONGEST_MS / 1000):
+            raise LieError(f"{name} is {_shown(told.get(name))}")
+    if told["timing_s"] < _SHORTEST_SHARE * seconds:
+        asked = f"{seconds:.3g} s were asked for"
+        raise LieError(f"measured for {told['timing_s']:.3g} s, and {asked}")
+    cycles = told.get("cycles")
     if not isinstance(cycles, list) or not cycles:
         raise LieError("no timings")
     for cycle in cycles:
         if not isinstance(cycle, list) or len(cycle) != networks:
             raise LieError(f"a turn is not that of {networks} networks")
         for timing in cycle:
-            _check_timing(timing, clock)
+            if not isinstance(timing, dict) or not {"cpu", "wall", "single", clock} <= {*timing}:
+                raise LieError("a timing lacks a clock")
+            for name, ms in timing.items():
+                # Only the clock that counts divides; others may be too coarse for a short run.
+                least = math.ulp(0.0) if name in (clock, "wall", "single") else 0.0
+                if not _is_number(ms, least, _LONGEST_MS):
+                    raise LieError(f"a run took {_shown(ms)} ms")
 
 
-def check_peak(answer: Message) -> None:
-    """Make sure that an answer is the memory of a process.
-
-    Raises:
-        LieError: it is not.
-    """
-    if answer["event"] != "peak":
-        raise LieError(f"{_shown(answer['event'])} instead of a peak")
-    found = answer.get("bytes")
-    if type(found) is not int or not 0 <= found <= _MOST_BYTES:
-        raise LieError(f"a peak of {_shown(found)} bytes")
-
-
-def _check_timing(timing: Any, clock: str) -> None:
-    if not isinstance(timing, dict) or not {"cpu", "wall", "single", clock} <= timing.keys():
-        raise LieError("a timing lacks a clock")
-    for name, ms in timing.items():
-        # Only the clock that counts divides; others may be too coarse for a short run.
-        least = math.ulp(0.0) if name in (clock, "wall", "single") else 0.0
-        if not _is_number(ms, least, _LONGEST_MS):
-            raise LieError(f"a run took {_shown(ms)} ms")
-
-
-def _are(is_right: Callable[[Any], bool], values: Any, count: int) -> bool:
+def _are(is_right: Callable[[object], bool], values: object, count: int) -> bool:
     return isinstance(values, list) and len(values) == count and all(map(is_right, values))
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     return type(value) is int and 1 <= value <= _MOST_IMAGES
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str) and len(value) <= _LONGEST_TEXT
 
 
@@ -401,6 +362,6 @@ def _is_number(value: Any, least: float, most: float) -> bool:
     return type(value) in (int, float) and least <= value <= most  # which NaN is not
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."

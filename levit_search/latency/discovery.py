@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from levit_search.configuration import validated
 from levit_search.errors import InputError, TrialError
@@ -20,6 +20,7 @@ from levit_search.latency.targets import (
     known_names,
     resolved,
 )
+from levit_search.latency.worker import Device
 
 # A channel that gives up in time still has to end its process, and says more than we could.
 _CLOSING_S = 2.0
@@ -37,22 +38,17 @@ class DiscoveredTarget:
     reachable: bool = False
     reason: str | None = None
     """Why it cannot be used."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
     """Runtime, precision, batch size and threads, unless a study or an option says otherwise."""
-    device: dict[str, Any] | None = None
-    """The worker's account of the device, see :func:`levit_search.latency.worker.device`."""
-
-    @property
-    def runtimes(self) -> dict[str, str]:
-        """Versions of what is installed there, by package."""
-        return self.device["runtimes"] if self.device else {}
+    device: Device | None = None
+    """The worker's account of the device."""
 
     @property
     def is_emulated(self) -> bool:
         """Whether its timings say nothing of the machine that it plays."""
         return bool(self.device and self.device.get("emulated"))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {**asdict(self), "emulated": self.is_emulated if self.device else None}
 
 
@@ -76,7 +72,7 @@ def discover(
         report(row)
 
     # Names that differ in settings alone are asked once: one answer does for all of them.
-    asked: dict[str, tuple[LatencyConfig, list[DiscoveredTarget]]] = {}
+    asked: dict[object, tuple[LatencyConfig, list[DiscoveredTarget]]] = {}
     for name in known_names(named):
         try:
             config = validated(LatencyConfig, resolved({"target": name}, named, name), name)
@@ -85,10 +81,8 @@ def discover(
             continue
         settings = config.model_dump(include={"runtime", "precision", "batch_size", "threads"})
         row = DiscoveredTarget(name, config.target.address, settings=settings)
-        nameless = config.target.model_copy(update={"name": None})
-        key = config.model_copy(update={"target": nameless}).model_dump_json(
-            include={"target", "runtime", "huge_pages"}
-        )
+        nameless = config.target.model_copy(update={"name": None}).model_dump_json()
+        key = nameless, config.runtime, config.huge_pages
         asked.setdefault(key, (config, []))[1].append(row)
 
     groups = [*asked.values()]
@@ -96,52 +90,37 @@ def discover(
     checks = [(partial(_ask, config, timeout_s), limit_s) for config, _ in groups]
     for place, answer in run_with_deadlines(checks):
         config, rows = groups[place]
-        for row in rows:
-            if not isinstance(answer, Exception):
-                settle(replace(row, reachable=True, device=answer))
-                continue
+        reason = None
+        if isinstance(answer, TrialError):
+            reason = str(answer).removeprefix(f"probe on {config.target.label}: ")
+        elif isinstance(answer, DeadlineError):
+            reason = f"no answer for {timeout_s:g} s"
+        elif isinstance(answer, Exception):
             reason = f"{type(answer).__name__}: {answer}".partition("\n")[0]
-            if isinstance(answer, TrialError):
-                reason = str(answer).removeprefix(f"probe on {config.target.label}: ")
-            elif isinstance(answer, DeadlineError):
-                reason = f"no answer for {timeout_s:g} s"
-            settle(replace(row, reason=reason))
+        device = None if isinstance(answer, Exception) else answer
+        for row in rows:
+            settle(replace(row, reachable=device is not None, device=device, reason=reason))
     return [found[name] for name in known_names(named)]
 
 
-def _ask(config: LatencyConfig, timeout_s: float) -> dict[str, Any]:
-    """The account of itself that a target's worker gives.
-
-    Raises:
-        TrialError: there is none; whatever else a cluster's client raises is this target's alone.
-    """
-    target = config.target
+def _ask(config: LatencyConfig, timeout_s: float) -> Device:
+    """The account of itself that a target's worker gives; a cluster's client raises anything."""
     begun = time.monotonic()
-    if isinstance(target, LocalTarget) and target.device == "cuda":
+    if isinstance(config.target, LocalTarget) and config.target.device == "cuda":
         _check_gpu(timeout_s)
     left_s = timeout_s - (time.monotonic() - begun)
-    channel = Channel(target, config.runtime, config.huge_pages, start_s=left_s)
+    channel = Channel(config.target, config.runtime, config.huge_pages, patience_s=left_s)
     channel.close()
-    device = channel.device
-    if target.device == "cuda" and "gpu" not in device:
-        raise TrialError(f"torch {device['runtimes']['torch']} sees no NVIDIA GPU there")
-    return device
+    return channel.device
 
 
 def _check_gpu(timeout_s: float) -> None:
-    """See quickly whether torch finds a GPU on this machine: its worker takes longer to say so.
-
-    Raises:
-        TrialError: there is none, or torch does not import.
-    """
+    """See quickly whether torch finds a GPU on this machine: its worker takes longer to say so."""
     program = "import torch; print(torch.__version__, torch.cuda.is_available())"
+    command, closed = [sys.executable, "-c", program], subprocess.DEVNULL
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
+            command, stdin=closed, capture_output=True, text=True, timeout=timeout_s
         )
     except subprocess.TimeoutExpired:
         raise TrialError(f"torch did not import within {timeout_s:g} s") from None
@@ -160,13 +139,10 @@ class DeadlineError(Exception):
 def run_with_deadlines(
     jobs: Sequence[tuple[Callable[[], Value], float]],
 ) -> Iterator[tuple[int, Value | Exception]]:
-    """Run functions in threads and give what each returns as soon as it does.
-
-    Args:
-        jobs: functions, each with the seconds that it may take.
+    """Run functions in threads, each with the seconds that it may take.
 
     Yields:
-        The index of a job with its value or with what it raised, once for each job; a
+        The index of a job with what it returned or raised, as soon as it did; a
         :class:`DeadlineError` where its time is up.
     """
     ended: queue.Queue[tuple[int, Value | Exception]] = queue.Queue()

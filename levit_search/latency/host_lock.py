@@ -7,6 +7,7 @@ has to do on any device.
 import contextlib
 import os
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,15 +16,13 @@ from levit_search.latency.worker import lock_paths, open_lock
 _Batch = TypeVar("_Batch")
 
 
-@contextlib.contextmanager
-def between_probes(batches: Iterable[_Batch]) -> Iterator[Iterator[_Batch]]:
+def between_probes(batches: Iterable[_Batch]) -> AbstractContextManager[Iterator[_Batch]]:
     """Batches of work that pause while a probe, of whichever process, has the host to itself.
 
     The host is shared while a batch is made and worked on; a probe that waits comes before the next
     one.
     """
-    with contextlib.closing(_paused(batches)) as paused:
-        yield paused
+    return contextlib.closing(_paused(batches))
 
 
 def _paused(batches: Iterable[_Batch]) -> Generator[_Batch, None, None]:
@@ -32,9 +31,11 @@ def _paused(batches: Iterable[_Batch]) -> Generator[_Batch, None, None]:
     except ImportError:  # Windows has no such locks, and its probes hold none
         yield from batches
         return
-    gate, cores = (open_lock(path) for path in lock_paths())
-    iterator = iter(batches)
-    try:
+    with contextlib.ExitStack() as stack:
+        gate, cores = (open_lock(path) for path in lock_paths())
+        stack.callback(os.close, gate)
+        stack.callback(os.close, cores)
+        iterator = iter(batches)
         while True:
             fcntl.flock(gate, fcntl.LOCK_SH)
             fcntl.flock(gate, fcntl.LOCK_UN)
@@ -45,9 +46,6 @@ def _paused(batches: Iterable[_Batch]) -> Generator[_Batch, None, None]:
                 return
             yield batch
             fcntl.flock(cores, fcntl.LOCK_UN)
-    finally:
-        os.close(gate)
-        os.close(cores)
 
 
 @contextlib.contextmanager
@@ -79,7 +77,7 @@ def on_cores(cores: frozenset[int] | None) -> Iterator[None]:
 
 
 def _move_threads(cores: Iterable[int]) -> None:
-    """Linux keeps a set of cores for each thread, and torch may have started some."""
+    # Linux keeps a set of cores for each thread, and torch may have started some.
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(ProcessLookupError):  # it ended just now
             os.sched_setaffinity(int(thread.name), cores)

@@ -8,25 +8,20 @@ few networks that were timed whole.
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from levit_search.architecture import Architecture
 from levit_search.cost import Cost, cost
 from levit_search.errors import InputError, TrialError
 from levit_search.files import DamagedFileError, read_checksummed, write_checksummed
-from levit_search.latency.block_graphs import (
-    Block,
-    blocks,
-    distinct_blocks,
-    write_block,
-    write_nothing,
-)
-from levit_search.latency.cache import Cache, cache_key
+from levit_search.latency.block_graphs import Block, distinct_blocks, write_block, write_nothing
+from levit_search.latency.cache import cache_key
 from levit_search.latency.probe import Probe
 from levit_search.latency.protocol import Measurement
 from levit_search.model import Layout
@@ -54,8 +49,8 @@ TimeGraphs = Callable[[Sequence[Path]], Sequence[float]]
 class LatencyModel:
     """Predicts the latencies of a space's networks on a probe's target.
 
-    Blocks are timed when a network needs them first, each once; the table is kept in the cache, for
-    all studies with the same target and settled reference, and the calibration in the study.
+    Blocks are timed when a network needs them first, each once. The table is kept in the probe's
+    cache, for all studies with the same target and settled reference; the calibration in the study.
 
     Args:
         probe: its reference is settled already.
@@ -63,23 +58,18 @@ class LatencyModel:
         seed: of that draw.
         file: where the calibration is kept; read if it is there. Where it, or the table, is damaged
             there is a warning, and it is made again.
-        cache: where the table is kept; by default the user's cache.
     """
 
     table: "BlockTable"
     """Of the blocks that were timed, once :meth:`prepare` is done."""
+    predictor: "Predictor"
+    """Likewise."""
 
-    def __init__(
-        self, probe: Probe, space: Space, seed: int, file: Path, cache: Cache | None = None
-    ) -> None:
+    def __init__(self, probe: Probe, space: Space, seed: int, file: Path) -> None:
         self._probe, self._space, self._seed, self._file = probe, space, seed, file
-        self._cache = cache or Cache()
 
-    def prepare(self, report: Progress) -> dict[str, Any]:
+    def prepare(self, report: Progress) -> None:
         """Load the table, and the calibration or else measure its networks whole.
-
-        Returns:
-            What is known of the predictor: coefficients, errors, the calibration.
 
         Raises:
             TrialError: too few networks could be measured, or their blocks could not be timed.
@@ -90,9 +80,10 @@ class LatencyModel:
         reference, self._graph = self._probe.reference_graph(networks[0])
         self._scale_ms = self._probe.reference_ms[reference.id]
         self._load_table(reference)
-        known = self._kept_predictor()
-        if known is not None:  # the study goes on, and its predictions stay comparable
-            return known
+        kept = self._kept_predictor()
+        if kept is not None:  # the study goes on, and its predictions stay comparable
+            self.predictor = kept
+            return
         measured = [
             (network, found.latency_ms)
             for network, found in zip(networks, self._probe.measure_all(networks), strict=True)
@@ -104,10 +95,8 @@ class LatencyModel:
                 "could be measured"
             )
         self._time_missing([network for network, _ in measured], report)
-        self._predictor = Predictor.fit(self.table, measured)
-        known = self._predictor.as_json()
-        write_checksummed(self._file, known)
-        return known
+        self.predictor = Predictor.fit(self.table, measured)
+        write_checksummed(self._file, self.predictor.as_json())
 
     def predict(self, network: Architecture, report: Progress) -> "Prediction":
         """The latency of a network; its blocks that are new are timed now.
@@ -116,7 +105,7 @@ class LatencyModel:
             TrialError: a block could not be timed, or the network is too unlike the others.
         """
         self._time_missing([network], report)
-        return self._predictor.predict(network)
+        return self.predictor.predict(network)
 
     def _load_table(self, reference: Architecture) -> None:
         """Get the table for this target, runtime and reference, new or with what is known."""
@@ -124,30 +113,27 @@ class LatencyModel:
         assert config.layout != "fastest" and isinstance(config.batch_size, int)
         key = cache_key(config, self._probe.connect(), f"blocks-{config.layout}", reference.id)
         # Milliseconds are multiples of the settled reference, so its figure belongs to the key.
-        self._table_file = self._cache.path({**key, "scale_ms": self._scale_ms})
+        self._table_file = self._probe.cache.path({**key, "scale_ms": self._scale_ms})
+        self.table = BlockTable(config.layout, config.batch_size)
         if self._table_file.exists():
             try:
                 self.table = BlockTable.load(self._table_file)
-                return
             except InputError as error:
                 warnings.warn(f"{error}; blocks are timed again", stacklevel=3)
-        self.table = BlockTable(config.layout, config.batch_size)
 
-    def _kept_predictor(self) -> dict[str, Any] | None:
-        """What is known of the predictor that the study has kept, which is used from now on."""
+    def _kept_predictor(self) -> "Predictor | None":
         try:
-            known: dict[str, Any] = read_checksummed(self._file)
-            self._predictor = Predictor.from_json(self.table, known)
-            return known
+            return Predictor.from_json(self.table, read_checksummed(self._file))
         except FileNotFoundError:
             return None
         except (OSError, DamagedFileError, InputError) as error:
-            warnings.warn(
-                f"{self._file}: damaged ({error}); the predictor is calibrated again, and predicts "
-                "a little otherwise than for earlier trials",
-                stacklevel=3,
-            )
-            return None
+            what = f"{self._file}: damaged ({error})"
+        warnings.warn(
+            f"{what}; the predictor is calibrated again, and predicts a little otherwise than for "
+            "earlier trials",
+            stacklevel=3,
+        )
+        return None
 
     def _time_missing(self, networks: Sequence[Architecture], report: Progress) -> None:
         if missing := self.table.missing(networks):
@@ -157,9 +143,8 @@ class LatencyModel:
             )
 
     def _time_graphs(self, paths: Sequence[Path]) -> list[float]:
-        config = self._probe.config.model_copy(
-            update={"seconds": _BLOCK_S * max(_FEWEST_TIMED, len(paths)), "rounds": _BLOCK_ROUNDS}
-        )
+        seconds = _BLOCK_S * max(_FEWEST_TIMED, len(paths))
+        config = self._probe.config.model_copy(update={"seconds": seconds, "rounds": _BLOCK_ROUNDS})
         found = self._probe.time_graphs(paths, self._graph, config, warm=False)
         return [each.ratio_to_reference * self._scale_ms for each in found]
 
@@ -219,9 +204,7 @@ class BlockTable:
         try:
             table = cls(**read_checksummed(path))
             table.blocks_ms = {str(name): float(ms) for name, ms in table.blocks_ms.items()}
-            if not all(
-                math.isfinite(ms) for ms in [table.run_ms or 0.0, *table.blocks_ms.values()]
-            ):
+            if not all(map(math.isfinite, [table.run_ms or 0.0, *table.blocks_ms.values()])):
                 raise ValueError("a latency is no number")
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: no table of block latencies ({error})") from None
@@ -233,7 +216,7 @@ class BlockTable:
 
     def missing(self, architectures: Iterable[Architecture]) -> list[Block]:
         """The blocks of some networks that have not been timed, each once."""
-        needed = {block.id: block for network in architectures for block in blocks(network)}
+        needed = {each.id: each for network in architectures for each in distinct_blocks(network)}
         return [block for name, block in needed.items() if name not in self.blocks_ms]
 
     def add(
@@ -243,10 +226,10 @@ class BlockTable:
         report: Progress,
         save: Callable[[], None],
     ) -> None:
-        """Time blocks, a few at once.
+        """Time blocks that are :meth:`missing`, a few at once.
 
         Args:
-            wanted: what :meth:`missing` gave.
+            wanted: those blocks.
             time_graphs: times ONNX files, on the target and with its settings.
             report: told what is being timed and which part of all is done.
             save: called after each few blocks.
@@ -268,8 +251,8 @@ class BlockTable:
                     write_block(block, self.layout, self.batch_size, path)
                     for block, path in zip(chunk, paths, strict=True)
                 ]
-                found = zip(chunk, copies, _times(time_graphs, paths), strict=True)
-                for block, count, run_ms in found:
+                timed = _times(time_graphs, paths)
+                for block, count, run_ms in zip(chunk, copies, timed, strict=True):
                     # The smallest of blocks take no longer than the run around them.
                     self.blocks_ms[block.id] = max(0.0, run_ms - (self.run_ms or 0.0)) / count
                 for path in paths:
@@ -294,7 +277,6 @@ class BlockTable:
 
 def _times(time_graphs: TimeGraphs, paths: Sequence[Path]) -> list[float]:
     found = [float(ms) for ms in time_graphs(paths)]
-    assert len(found) == len(paths)
     if not all(math.isfinite(ms) and ms > 0 for ms in found):
         raise TrialError(f"blocks were timed at {found} ms")
     return found
@@ -344,7 +326,8 @@ class Predictor:
                 )
         self.table, self.calibration = table, tuple(calibration)
         # Terms of each network in units of its own latency, so that residuals are relative.
-        self._rows = np.array([_terms(c.sum_ms, c.params) / c.measured_ms for c in calibration])
+        terms = np.array([[c.sum_ms, c.params / 1e6] for c in calibration])
+        self._rows = terms / np.array([[c.measured_ms] for c in calibration])
         self._coefficients = _least_squares(self._rows)
         residuals = 1 - self._rows @ self._coefficients
         self.scale, self.ms_per_million_params = map(float, self._coefficients)
@@ -361,13 +344,11 @@ class Predictor:
             InputError: too few networks, or no measurements.
             TrialError: a block has not been timed.
         """
-        return cls(
-            table,
-            [
-                Calibration(network.id, table.sum_ms(network), cost(network).params, measured_ms)
-                for network, measured_ms in measured
-            ],
-        )
+        calibration = [
+            Calibration(network.id, table.sum_ms(network), cost(network).params, measured_ms)
+            for network, measured_ms in measured
+        ]
+        return cls(table, calibration)
 
     @property
     def loo_mape_percent(self) -> float:
@@ -385,20 +366,18 @@ class Predictor:
             TrialError: one of its blocks has not been timed, or the network lies so far from the
                 calibration's that no time is left for it.
         """
-        terms = _terms(self.table.sum_ms(architecture), cost(architecture).params)
+        terms = np.array([self.table.sum_ms(architecture), cost(architecture).params / 1e6])
         latency_ms = float(terms @ self._coefficients)
         if latency_ms <= 0:
             raise TrialError(
                 "latency cannot be predicted: the network is too unlike those measured"
             )
-        from scipy.special import stdtrit
-
         row = terms / latency_ms
         leverage = float(row @ self._inverse @ row)
         away = float(stdtrit(self._freedom, 0.975)) * self._spread * math.sqrt(1 + leverage)
         return Prediction(latency_ms, latency_ms * max(0.0, 1 - away), latency_ms * (1 + away))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """What :meth:`from_json` reads, with the figures that people ask for."""
         return {
             "scale": self.scale,
@@ -409,21 +388,16 @@ class Predictor:
         }
 
     @classmethod
-    def from_json(cls, table: BlockTable, data: Any) -> "Predictor":
+    def from_json(cls, table: BlockTable, data: Mapping[str, Any]) -> "Predictor":
         """The predictor that :meth:`as_json` described, with the table that it was fitted on.
 
         Raises:
             InputError: ``data`` is no such description.
         """
         try:
-            calibration = [Calibration(**entry) for entry in data["calibration"]]
-            return cls(table, calibration)
+            return cls(table, [Calibration(**entry) for entry in data["calibration"]])
         except (TypeError, KeyError, np.linalg.LinAlgError) as error:
             raise InputError(f"no description of a latency predictor ({error})") from None
-
-
-def _terms(sum_ms: float, params: int) -> "np.ndarray[Any, Any]":
-    return np.array([sum_ms, params / 1e6])
 
 
 def _least_squares(rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":

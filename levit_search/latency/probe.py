@@ -2,19 +2,18 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from levit_search import baseline
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline
 from levit_search.errors import TrialError
 from levit_search.latency.cache import Cache, cache_key
-from levit_search.latency.channel import Channel, check_peak, check_round
+from levit_search.latency.channel import Channel
 from levit_search.latency.host_lock import while_no_probe_runs
 from levit_search.latency.protocol import (
     FEWEST_ROUNDS,
@@ -27,13 +26,14 @@ from levit_search.latency.protocol import (
     pooled_reference_ms,
 )
 from levit_search.latency.targets import TORCH_RUNTIMES, CommandTarget, LatencyConfig
+from levit_search.latency.worker import Device, JobNetwork, WorkerAnswer, WorkerJob
 from levit_search.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from levit_search.model import Layout
 
 Network = Architecture | Baseline
-Entry = Path | dict[str, Any]
+Entry = Path | JobNetwork
 """What stands for a network in jobs: its ONNX file, or for torch a description."""
 
 # Fewer rounds have an interval of no use, where the time is up after two: Student's quantile of two
@@ -49,7 +49,9 @@ _TIME_IS_UP = 1.02
 class Probe:
     """Measures networks on a target through one worker that is kept between them.
 
-    Use it as a context manager; the worker is started when it is needed first.
+    Use it as a context manager; the worker is started when it is needed first. What measures raises
+    a TrialError where that failed (:meth:`measure_all` returns it), with target and cause, and an
+    InputError where the reference does not fit the images.
 
     Args:
         config: the target and how to measure.
@@ -70,7 +72,7 @@ class Probe:
     ) -> None:
         self.config = config
         self.reference_ms = dict(reference_ms or {})
-        self._cache = cache or Cache()
+        self.cache = cache or Cache()
         self._fresh = fresh
         self._report = report
         self._folder = tempfile.TemporaryDirectory(prefix="levit-search-probe-")
@@ -84,12 +86,8 @@ class Probe:
         self._stop()
         self._folder.cleanup()
 
-    def connect(self) -> dict[str, Any]:
-        """Start the worker if it does not run; returns its account of the device.
-
-        Raises:
-            TrialError: it cannot be started; the message names target and cause.
-        """
+    def connect(self) -> Device:
+        """Start the worker if it does not run; returns its account of the device."""
         if self._channel is None or not self._channel.is_usable:
             self._stop()
             self._channel = Channel(
@@ -111,16 +109,8 @@ class Probe:
             self._report = usual
 
     def measure(self, network: Network, reference: Network | None = None) -> Measurement:
-        """Time one network; see :meth:`measure_all`.
-
-        Raises:
-            TrialError: it could not be measured.
-            InputError: the reference does not fit the images.
-        """
-        (found,) = self.measure_all([network], reference)
-        if isinstance(found, TrialError):
-            raise found
-        return found
+        """Time one network; see :meth:`measure_all`."""
+        return _sound(self.measure_all([network], reference)[0])
 
     def measure_all(
         self,
@@ -141,23 +131,18 @@ class Probe:
 
         Returns:
             For each network its measurement, or why it has none.
-
-        Raises:
-            InputError: the reference does not fit the images.
         """
         by_network = []
         for index, network in enumerate(networks):
             self._report(f"preparing {network.id}", index / len(networks))
             against = reference or self._reference(network)
             against_layout = "tokens" if reference is None else self._layouts(against)[0]
+            tried = self._layouts(network)
             by_network.append(
-                [
-                    self._task(network, layout, against, against_layout, fresh)
-                    for layout in self._layouts(network)
-                ]
+                [self._task(network, each, against, against_layout, fresh) for each in tried]
             )
         tasks = [task for several in by_network for task in several]
-        self._run([task for task in tasks if task.error is None and not task.is_known])
+        self._run(tasks)
         for task in tasks:
             self._forget(task.entries[1:])  # large files; the references' are needed again
         return self._outcomes(by_network)
@@ -165,17 +150,14 @@ class Probe:
     def measure_graph(self, path: Path, network: Network) -> Measurement:
         """Time an exported ONNX file as :meth:`measure` times a network; never from the cache.
 
+        The runtimes of torch run no ONNX graph, but what :meth:`measure` times.
+
         Args:
             path: the graph; where it takes any number of images, ``batch_size`` of them.
             network: what was exported, which the configuration's reference is fitted to.
 
         Returns:
             The measurement, with ``exported`` for the layout.
-
-        Raises:
-            TrialError: it could not be measured, as with the runtimes of torch: these run no ONNX
-                graph, but what :meth:`measure` times.
-            InputError: the reference does not fit the images.
         """
         if self.config.runtime in TORCH_RUNTIMES:
             raise TrialError(
@@ -187,8 +169,7 @@ class Probe:
         # Files that are sent are known by their names; this one's may be as common as model.onnx.
         copied = Path(self._folder.name) / f"{network.id}-exported.onnx"
         shutil.copyfile(path, copied)
-        entries: list[Entry] = [reference_graph, copied]
-        task = _Task(path.name, reference.id, ["exported"], entries, device=device)
+        task = _Task(path.name, reference.id, ["exported"], [reference_graph, copied], device)
         try:
             self._run([task])
         finally:
@@ -210,25 +191,18 @@ class Probe:
             config: the probe's with another ``seconds``, ``rounds`` or ``interval_percent``.
             warm: bring short ones into the caches before they are timed; parts of a network find
                 them full of its other parts' data when it runs.
-
-        Raises:
-            TrialError: they could not be measured.
         """
-        names = [path.stem for path in candidates]
-        entries: list[Entry] = [reference, *candidates]
-        device = self.connect()
-        task = _Task(", ".join(names), reference.stem, names, entries, device=device, warm=warm)
+        names, device = [path.stem for path in candidates], self.connect()
+        entries = [reference, *candidates]
+        task = _Task(", ".join(names), reference.stem, names, entries, device, warm)
         self._run([task], config, with_peak=False)
-        for path in candidates:
-            self._forget_there(path)
+        if self._channel is not None:
+            for path in candidates:
+                self._channel.forget(path)
         return task.measurements(self.config)
 
     def reference_graph(self, network: Network) -> tuple[Architecture, Path]:
-        """The configuration's reference for ``network``'s images, and its ONNX file.
-
-        Raises:
-            InputError: the reference does not fit the images.
-        """
+        """The configuration's reference for ``network``'s images, and its ONNX file."""
         reference = self._reference(network)
         graph = self._graph(reference, "tokens")
         self._references.add(graph)
@@ -238,18 +212,11 @@ class Probe:
         """Time the reference for ``network``'s images against a copy of itself and keep its figure.
 
         Its ``ratio_to_reference`` should be 1; how far it is from 1 is this machine's error.
-
-        Raises:
-            TrialError: it could not be measured.
-            InputError: the reference does not fit the images.
         """
         reference = self._reference(network)
         task = self._task(reference, "tokens", reference, "tokens")
-        if task.error is None and not task.is_known:
-            self._run([task])
-        (found,) = self._outcomes([[task]])
-        if isinstance(found, TrialError):
-            raise found
+        self._run([task])
+        found = _sound(self._outcomes([[task]])[0])
         self.reference_ms[reference.id] = found.reference_ms
         return found
 
@@ -282,7 +249,7 @@ class Probe:
             names = f"{network.id}-{layout}", f"{against.id}-{against_layout}"
             task.key = cache_key(self.config, task.device, *names)
             if not (self._fresh or fresh):
-                task.earlier = self._cache.find(task.key, self.config.clock)
+                task.earlier = self.cache.find(task.key, self.config.clock)
                 task.is_known = task.is_settled(self.config)
             if not task.is_known:
                 reference = self._entry(against, against_layout)
@@ -294,18 +261,14 @@ class Probe:
         return task
 
     def _entry(self, network: Network, layout: "Layout") -> Entry:
-        if self.config.runtime in TORCH_RUNTIMES:
-            if isinstance(network, Baseline):
-                return {"timm": asdict(network)}
-            return {"architecture": network.model_dump(mode="json"), "layout": layout}
-        return self._graph(network, layout)
+        if self.config.runtime not in TORCH_RUNTIMES:
+            return self._graph(network, layout)
+        if isinstance(network, Baseline):
+            return {"timm": asdict(network)}
+        return {"architecture": network.model_dump(mode="json"), "layout": layout}
 
     def _graph(self, network: Network, layout: "Layout") -> Path:
-        """The ONNX file of a network; its weights are random, which latency does not mind.
-
-        Raises:
-            TrialError: the network cannot be exported, as some of timm's.
-        """
+        """The ONNX file of a network; its weights are random, which latency does not mind."""
         from torch.onnx import OnnxExporterError
 
         from levit_search.model import build, export_onnx
@@ -331,18 +294,21 @@ class Probe:
     def _run(
         self, tasks: "list[_Task]", config: LatencyConfig | None = None, with_peak: bool = True
     ) -> None:
-        """Measure a round of each task in turn until all have enough."""
+        """Measure a round of each task in turn until all have failed or are known well enough."""
         config = config or self.config
-        todo = tasks
+        running = todo = [task for task in tasks if task.error is None and not task.is_known]
         while todo:
             for task in todo:
-                done = sum(each.share(config) for each in tasks) / len(tasks)
+                done = sum(each.share(config) for each in running) / len(running)
                 self._report(f"measuring {task.name}", done)
                 try:
                     if with_peak and not task.peaks:
                         # A GPU tells the memory of each network; a CPU that of a process.
-                        do = "own_peak" if self.config.target.device == "cuda" else "peak"
-                        task.peaks = [self._ask(do, [each])["bytes"] for each in task.entries[1:]]
+                        on_gpu = self.config.target.device == "cuda"
+                        task.peaks = [
+                            self._ask("own_peak" if on_gpu else "peak", [each])["bytes"]
+                            for each in task.entries[1:]
+                        ]
                     seconds = config.seconds / config.rounds
                     task.add(self._ask("round", task.entries, seconds, task.warm))
                 except TrialError as error:
@@ -351,33 +317,31 @@ class Probe:
 
     def _ask(
         self,
-        do: str,
-        entries: list[Entry],
+        do: Literal["round", "peak", "own_peak"],
+        entries: Sequence[Entry],
         seconds: float = 0.0,
         warm: bool = True,
-    ) -> dict[str, Any]:
+    ) -> WorkerAnswer:
         """A job's answer; a worker that died before is started again."""
         self.connect()
         assert self._channel is not None
-        channel, target = self._channel, self.config.target
-        job: dict[str, Any] = {
+        channel, config = self._channel, self.config
+        job: WorkerJob = {
             "do": do,
-            "networks": [e if isinstance(e, dict) else channel.place(e) for e in entries],
+            "networks": [channel.place(e) if isinstance(e, Path) else e for e in entries],
             "seconds": seconds,
             "warm": warm,
             "seed": 0,
-            "device": target.device,
-            **self.config.model_dump(include={"runtime", "threads", "precision", "batch_size"}),
+            "device": config.target.device,
+            "runtime": config.runtime,
+            "threads": config.threads,
+            "precision": config.precision,
+            "batch_size": config.batch_size,
         }
-        if isinstance(target, CommandTarget):
-            job["python"] = target.python
-        compiling_s = _COMPILING_S if self.config.runtime == "torch-compiled" else 0.0
-        check = check_peak
-        if do == "round":
-            check = partial(
-                check_round, networks=len(entries), seconds=seconds, clock=self.config.clock
-            )
-        return channel.ask(job, seconds + compiling_s, check)
+        if isinstance(config.target, CommandTarget):
+            job["python"] = [*config.target.python]
+        compiling_s = _COMPILING_S if config.runtime == "torch-compiled" else 0.0
+        return channel.ask(job, seconds + compiling_s, config.clock)
 
     def _outcomes(self, by_network: "list[list[_Task]]") -> list[Measurement | TrialError]:
         """Measurements on one scale: networks with one reference share its milliseconds.
@@ -388,7 +352,7 @@ class Probe:
         sound = [t for tasks in by_network for t in tasks if t.error is None]
         for task in sound:
             if not task.is_known:
-                self._cache.keep(task.key, task.samples(1))
+                self.cache.keep(task.key, task.samples(1))
         outcomes: list[Measurement | TrialError] = []
         for tasks in by_network:
             if errors := [task.error for task in tasks if task.error is not None]:
@@ -397,22 +361,18 @@ class Probe:
             best = min(tasks, key=lambda task: estimate(task.samples(1).rounds, clock).ratio)
             same = [task.samples(1) for task in sound if task.reference == best.reference]
             settled_ms = self.reference_ms.get(best.reference)
-            reference_ms = settled_ms or pooled_reference_ms(same, clock)
-            file = str(self._cache.path(best.key))
-            outcomes.append(
-                measurement(self.config, best.samples(1), reference_ms, file, best.is_known)
-            )
+            scale_ms = settled_ms or pooled_reference_ms(same, clock)
+            file = str(self.cache.path(best.key))
+            found = measurement(self.config, best.samples(1), scale_ms, file, best.is_known)
+            outcomes.append(found)
         return outcomes
 
-    def _forget(self, entries: list[Entry]) -> None:
+    def _forget(self, entries: Sequence[Entry]) -> None:
         for path in entries:
             if isinstance(path, Path) and path not in self._references:
                 path.unlink(missing_ok=True)
-                self._forget_there(path)
-
-    def _forget_there(self, path: Path) -> None:
-        if self._channel is not None and self._channel.is_usable:
-            self._channel.forget(path)
+                if self._channel is not None:
+                    self._channel.forget(path)
 
     def _stop(self) -> None:
         if self._channel is not None:
@@ -427,9 +387,11 @@ class _Task:
     name: str
     reference: str
     layouts: list[str]
-    entries: list[Entry] = field(default_factory=list)
+    entries: Sequence[Entry] = ()
     """The reference's, then one for each of ``layouts``."""
-    key: dict[str, Any] = field(default_factory=dict)
+    device: Device = field(default_factory=Device)
+    warm: bool = True
+    key: Mapping[str, object] = field(default_factory=dict)
     earlier: Samples | None = None
     """From the cache, of a network; measuring goes on with them."""
     is_known: bool = False
@@ -437,17 +399,15 @@ class _Task:
     rounds: list[Round] = field(default_factory=list)
     peaks: list[int | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    device: dict[str, Any] = field(default_factory=dict)
-    warm: bool = True
     error: TrialError | None = None
 
-    def add(self, answer: dict[str, Any]) -> None:
-        names = ("cycles", "batch_sizes", "prepare_s", "timing_s")
-        self.rounds.append(Round(**{name: answer[name] for name in names}))
-        self.notes = answer["notes"]
+    def add(self, answer: WorkerAnswer) -> None:
+        sizes, self.notes = answer["batch_sizes"], answer["notes"]
+        last = Round(answer["cycles"], sizes, answer["prepare_s"], answer["timing_s"])
+        self.rounds.append(last)
         if self.earlier is not None:
             then = [self.earlier.note, *self.earlier.rounds[-1].batch_sizes]
-            if then != [self.notes[1], *self.rounds[-1].batch_sizes]:  # the GPU was fuller then
+            if then != [self.notes[1], *sizes]:  # the GPU was fuller then
                 self.earlier = None
 
     def share(self, config: LatencyConfig) -> float:
@@ -460,13 +420,11 @@ class _Task:
         """Whether it failed, is known well enough, or has had its time."""
         if self.error is not None:
             return True
-        if len(self.rounds) < min(_FEWEST_ROUNDS, max(FEWEST_ROUNDS, config.rounds)):
+        count = len(self.rounds)
+        if count < min(_FEWEST_ROUNDS, max(FEWEST_ROUNDS, config.rounds)):
             return False
-        if self.is_settled(config):
-            return True
-        timing_s = sum(each.timing_s for each in self.rounds)
-        a_round_s = timing_s / len(self.rounds)
-        return timing_s + a_round_s > _TIME_IS_UP * config.seconds
+        with_next_s = sum(each.timing_s for each in self.rounds) * (count + 1) / count
+        return self.is_settled(config) or with_next_s > _TIME_IS_UP * config.seconds
 
     def is_settled(self, config: LatencyConfig) -> bool:
         """Whether what is known of all is narrow enough to end measuring."""
@@ -495,15 +453,17 @@ class _Task:
     def measurements(
         self, config: LatencyConfig, reference_ms: float | None = None
     ) -> list[Measurement]:
-        """What was measured of each entry; without a figure of the reference, on its own scale.
-
-        Raises:
-            TrialError: they could not be measured.
-        """
+        """What was measured of each entry; without a figure of the reference, on its own scale."""
         if self.error is not None:
             raise self.error
-        found = [self.samples(number) for number in range(1, len(self.entries))]
+        found = map(self.samples, range(1, len(self.entries)))
         return [
             measurement(config, each, reference_ms or pooled_reference_ms([each], config.clock))
             for each in found
         ]
+
+
+def _sound(outcome: Measurement | TrialError) -> Measurement:
+    if isinstance(outcome, TrialError):
+        raise outcome
+    return outcome

@@ -11,7 +11,6 @@ import queue
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Sequence
 
 # A round of ten minutes at the shortest timings has some thirty megabytes.
@@ -61,10 +60,6 @@ class ProcessPipe:
         ):
             thread.start()
 
-    @property
-    def process_id(self) -> int:
-        return self._process.pid
-
     def write(self, data: bytes) -> None:
         """Send to the process; returns at once."""
         self._unsent.put(data)
@@ -74,10 +69,9 @@ class ProcessPipe:
 
         One of more than ``LONGEST_LINE`` bytes is cut off there.
         """
-        try:
+        with contextlib.suppress(queue.Empty):
             return self._lines.get(timeout=patience_s)
-        except queue.Empty:
-            return None
+        return None
 
     def is_running(self) -> bool:
         """Whether it is not known to have ended."""
@@ -99,9 +93,8 @@ class ProcessPipe:
         self._is_closed.set()
         self._unsent.put(None)
         # The end of its input ends a worker; whatever does not listen is killed.
-        deadline = time.monotonic() + 0.5
-        while self._process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=0.5)
         self._process.kill()
         self._process.wait()
 

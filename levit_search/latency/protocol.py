@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from levit_search.latency.targets import LatencyConfig, Runtime, package_of
+from levit_search.latency.targets import LatencyConfig, package_of
 
 Timing = dict[str, float]
 """Milliseconds a run by clock (``cpu``, ``wall``, on GPUs ``device``) and ``single``, the wall time
@@ -37,9 +38,8 @@ class Round:
     def ratios(self, clock: str) -> "np.ndarray[Any, Any]":
         """The first network's time an image in multiples of the reference's, by cycle."""
         times = np.array([[timing[clock] for timing in cycle[:2]] for cycle in self.cycles])
-        an_image = times / np.array(self.batch_sizes[:2])
-        ratios: np.ndarray[Any, Any] = an_image[:, 1] / an_image[:, 0]
-        return ratios
+        an_image: np.ndarray[Any, Any] = times / np.array(self.batch_sizes[:2])
+        return an_image[:, 1] / an_image[:, 0]
 
     def log_ratio(self, clock: str) -> float:
         """The logarithm of the first network's time an image in multiples of the reference's.
@@ -119,17 +119,13 @@ def mean_interval(values: "np.ndarray[Any, Any]") -> tuple[float, float]:
 
 
 def estimate(rounds: list[Round], clock: str) -> Estimate:
-    """What ``rounds`` say of their first network beside the reference.
+    """What ``rounds`` say of their first network beside the reference, on the clock that counts.
 
     A round counts as one value, whatever the number of its turns: all of these share the luck that
     its inference sessions have with memory.
 
-    Args:
-        rounds: two at least.
-        clock: the one that counts.
-
     Raises:
-        ValueError: they are fewer.
+        ValueError: they are fewer than two.
     """
     mean, half = mean_interval(np.array([each.log_ratio(clock) for each in rounds]))
     low, high = np.exp([mean - half, mean + half])
@@ -137,13 +133,8 @@ def estimate(rounds: list[Round], clock: str) -> Estimate:
 
 
 def is_settled(rounds: list[Round], clock: str, interval_percent: float) -> bool:
-    """Whether ``rounds`` say enough to end measuring: the interval stays narrow.
-
-    Args:
-        rounds: in the order in which they were taken.
-        clock: the one that counts.
-        interval_percent: how wide an interval may be, from end to end.
-    """
+    """Whether ``rounds``, in the order in which they were taken, say enough to end measuring: the
+    interval stays as narrow, from end to end, as ``interval_percent``."""
     if len(rounds) < _SETTLED_ROUNDS:
         return False
     counts = range(len(rounds) - _NARROW_IN_A_ROW + 1, len(rounds) + 1)
@@ -200,7 +191,7 @@ class Measurement:
     """Whether this was measured earlier and looked up now."""
     samples_file: str | None
     """Where the raw samples are."""
-    device: dict[str, Any]
+    device: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -216,13 +207,12 @@ class Samples:
     note: str
     """What the runtime chose by itself."""
     peak_memory_bytes: int | None
-    device: dict[str, Any]
+    device: Mapping[str, Any]
 
 
 def pooled_reference_ms(samples: Sequence[Samples], clock: str) -> float:
     """The reference's milliseconds a run over all that was measured against it."""
-    runs = [cycle[0][clock] for each in samples for r in each.rounds for cycle in r.cycles]
-    return float(np.median(runs))
+    return median(cycle[0][clock] for each in samples for r in each.rounds for cycle in r.cycles)
 
 
 def measurement(
@@ -242,19 +232,20 @@ def measurement(
         file: where the samples are kept.
         cached: whether they were taken earlier.
     """
-    clock = config.clock
-    found = estimate(samples.rounds, clock)
+    clock, rounds = config.clock, samples.rounds
+    found = estimate(rounds, clock)
     ratio = found.ratio
-    reference_batch, batch_size = samples.rounds[0].batch_sizes
+    reference_batch, batch_size = rounds[0].batch_sizes
     own_reference_ms = pooled_reference_ms([samples], clock)
-    own = [cycle[1] for each in samples.rounds for cycle in each.cycles]
     latency_ms = ratio * reference_ms * batch_size / reference_batch
     away = math.log(own_reference_ms / reference_ms)
     within = math.log(found.ci95[1] / ratio)
     half = math.hypot(within, _Z95 * repeat_sd(latency_ms, away))
-    singles = [[cycle[1]["single"] for cycle in each.cycles] for each in samples.rounds]
-    all_singles = [single for each in singles for single in each]
+    own = [cycle[1] for each in rounds for cycle in each.cycles]
+    all_singles = [timing["single"] for timing in own]
     peak = samples.peak_memory_bytes
+    package, kind = package_of(config.runtime), config.runtime.partition("-")[2]
+    version = samples.device["runtimes"].get(package, "?")
     return Measurement(
         latency_ms=latency_ms,
         throughput_ips=1000 * batch_size / latency_ms,
@@ -264,20 +255,20 @@ def measurement(
         reference_ms=reference_ms,
         own_reference_ms=own_reference_ms,
         clock=clock,
-        cpu_ms=_median([timing["cpu"] for timing in own]),
-        wall_ms=_median([timing["wall"] for timing in own]),
-        device_ms=_median([timing["device"] for timing in own]) if clock == "device" else None,
-        latency_median_ms=_median(all_singles),
+        cpu_ms=median(timing["cpu"] for timing in own),
+        wall_ms=median(timing["wall"] for timing in own),
+        device_ms=median(timing["device"] for timing in own) if clock == "device" else None,
+        latency_median_ms=median(all_singles),
         latency_p95_ms=float(np.percentile(all_singles, 95)),
-        median_sd_percent=_error_percent(singles, 50),
-        p95_sd_percent=_error_percent(singles, 95),
+        median_sd_percent=_error_percent(rounds, 50),
+        p95_sd_percent=_error_percent(rounds, 95),
         peak_memory_mb=peak / 1e6 if peak is not None else None,
         pairs=len(own),
-        rounds=len(samples.rounds),
-        timing_seconds=round(sum(each.timing_s for each in samples.rounds), 3),
-        seconds=round(sum(each.timing_s + each.prepare_s for each in samples.rounds), 3),
+        rounds=len(rounds),
+        timing_seconds=round(sum(each.timing_s for each in rounds), 3),
+        seconds=round(sum(each.timing_s + each.prepare_s for each in rounds), 3),
         target=config.target.label,
-        runtime=runtime_label(config.runtime, samples),
+        runtime=" ".join(filter(None, [package, version, kind, samples.note])),
         batch_size=batch_size,
         threads=config.threads,
         precision=config.precision,
@@ -289,21 +280,10 @@ def measurement(
     )
 
 
-def runtime_label(runtime: Runtime, samples: Samples) -> str:
-    """The runtime with its version and what it chose."""
-    package = package_of(runtime)
-    kind = runtime.partition("-")[2]
-    parts = [package, samples.device["runtimes"].get(package, "?"), kind, samples.note]
-    return " ".join(part for part in parts if part)
-
-
-def _median(values: list[float]) -> float:
-    return float(np.median(values))
-
-
-def _error_percent(by_round: list[list[float]], percentile: float) -> float:
-    """The standard error of a percentile of times, in percent, by its spread over rounds."""
-    logs = np.log([np.percentile(times, percentile) for times in by_round])
+def _error_percent(rounds: list[Round], percentile: float) -> float:
+    """The standard error of a percentile of single runs, in percent, by its spread over rounds."""
+    singles = ([cycle[1]["single"] for cycle in each.cycles] for each in rounds)
+    logs = np.log([np.percentile(times, percentile) for times in singles])
     return 100 * float(np.std(logs, ddof=1) / np.sqrt(len(logs)))
 
 

@@ -33,27 +33,26 @@ class NodePipe(ProcessPipe):
         if not os.environ.get("CUDA_VISIBLE_DEVICES"):
             # Older Rays hide a GPU from whoever claims none.
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        super().__init__([sys.executable, *arguments], env, _signal_told)
+        super().__init__([sys.executable, *arguments], env, _told_of_signal)
 
 
-def _signal_told(code: int, errors: list[str]) -> str | None:
+def _told_of_signal(code: int, errors: list[str]) -> str | None:
     last = last_line(errors) or "no message"
     return f"the worker ended with signal {-code} ({last})" if code < 0 else None
 
 
 class RayPipe:
-    """A :class:`NodePipe` that Ray starts where ``target.resource`` is, used from here.
+    """A :class:`NodePipe` that Ray starts where ``target.resource`` is, used from here like one.
 
     Raises:
         TrialError: there is no cluster, no node offers the resource, or all that do are busy.
     """
 
     def __init__(self, target: RayTarget, arguments: list[str], env: dict[str, str]) -> None:
-        import ray as typed_in_part
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        ray: Any = typed_in_part
-        self._ray, self._died = ray, ""
+        self._ray, self._died = _ray(), ""
+        ray = self._ray
         where = f"probe on {target.label}"
         try:
             join(None if target.cluster == "auto" else target.cluster)
@@ -90,17 +89,14 @@ class RayPipe:
             raise TrialError(f"{where}: {first_line(error)}") from None
 
     def write(self, data: bytes) -> None:
-        """See :class:`ProcessPipe`; returns once the node has the data."""
         # Calls of one actor start in order, but several run at once: wait for each.
         with contextlib.suppress(self._ray.exceptions.RayError):  # the output tells of the end
             self._ray.get(self._node.write.remote(data), timeout=_SCHEDULE_S)
 
     def read_line(self, patience_s: float) -> bytes | None:
-        """See :class:`ProcessPipe`."""
+        asked = self._node.read_line.remote(patience_s)
         try:
-            line: bytes | None = self._ray.get(
-                self._node.read_line.remote(patience_s), timeout=patience_s
-            )
+            line: bytes | None = self._ray.get(asked, timeout=patience_s)
         except self._ray.exceptions.GetTimeoutError:
             return None
         except self._ray.exceptions.RayError as error:
@@ -109,11 +105,9 @@ class RayPipe:
         return line
 
     def is_running(self) -> bool:
-        """See :class:`ProcessPipe`."""
         return not self._died and self._ray.is_initialized()
 
     def last_words(self) -> str:
-        """See :class:`ProcessPipe`."""
         if self._died:
             return f"its node or the process there is gone ({self._died})"
         try:
@@ -123,12 +117,19 @@ class RayPipe:
         return words
 
     def close(self) -> None:
-        """See :class:`ProcessPipe`."""
+        self._died = self._died or "closed"
         if not self._ray.is_initialized():
             return  # left before us, which ends the worker; asking would start a cluster
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.get(self._node.close.remote(), timeout=10)
         self._ray.kill(self._node)
+
+
+def _ray() -> Any:
+    """Ray, which is typed in part; it takes a second to import."""
+    import ray
+
+    return ray
 
 
 def join(address: str | None) -> None:
@@ -141,9 +142,7 @@ def join(address: str | None) -> None:
     Raises:
         ConnectionError: there is none; the message says where it was looked for.
     """
-    import ray as typed_in_part
-
-    ray: Any = typed_in_part
+    ray = _ray()
     with _CONNECTING:
         if ray.is_initialized():
             return
@@ -164,9 +163,7 @@ def hush() -> None:
 
     No setting of Ray's does; a test kills a node and looks at stdout.
     """
-    import ray as typed_in_part
-
-    ray: Any = typed_in_part
+    ray = _ray()
     ray._private.worker._worker_logs_enabled = False
 
 

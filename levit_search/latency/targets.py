@@ -37,31 +37,26 @@ from levit_search.files import expanded
 from levit_search.image_size import Sides, compact, sides
 from levit_search.plugins import Plugin
 
-FILE = "targets.yaml"
-
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-
-# No option of ssh begins so, and nothing here means anything to a shell.
-_HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
-_RESOURCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*")
-# `env` starts it: neither an option (-S takes a whole command) nor a variable.
-_PYTHON = re.compile(r"(?!-)[^=\x00-\x1f]+")
-# Whatever a host calls so is a Python.
-_A_PYTHON = re.compile(r"(python|pypy)[0-9.]*")
-_HERE = re.compile(r"(ray://)?(127\.0\.0\.1|localhost|\[::1\]):\d+")
-
-Program = dict[str, Any]
+Program = dict[str, object]
 """What of a target says what is started, as it is written in YAML."""
 
 
-def _matching(pattern: re.Pattern[str], kind: str) -> AfterValidator:
+def _matching(pattern: str, kind: str) -> AfterValidator:
     def check(text: str) -> str:
-        if not pattern.fullmatch(text):
+        if not re.fullmatch(pattern, text):
             raise ValueError(f"{text!r} is no {kind}")
         return text
 
     return AfterValidator(check)
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+# No option of ssh begins so, and nothing here means anything to a shell.
+Host = Annotated[str, _matching(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*", "host name")]
+User = Annotated[str, _matching(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*", "user name")]
+Resource = Annotated[str, _matching(r"[A-Za-z0-9_][A-Za-z0-9_.:-]*", "name of a Ray resource")]
+# `env` starts it: neither an option (-S takes a whole command) nor a variable.
+PythonPath = Annotated[Name, _matching(r"(?!-)[^=\x00-\x1f]+", "path of a Python")]
 
 
 def from_anywhere(path: Path) -> Path:
@@ -118,10 +113,10 @@ class SshTarget(_Device):
     """
 
     kind: Literal["ssh"]
-    host: Annotated[str, _matching(_HOST, "host name")]
-    user: Annotated[str, _matching(_USER, "user name")] | None = None
+    host: Host
+    user: User | None = None
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] | None = None
-    python: Annotated[Name, _matching(_PYTHON, "path of a Python")] = "python3"
+    python: PythonPath = "python3"
     config_file: Annotated[Path, AfterValidator(from_anywhere)] | None = None
     """An ssh configuration to use instead of the user's own."""
 
@@ -136,7 +131,7 @@ class SshTarget(_Device):
         named: Program = {}
         if self.config_file is not None:
             named["config_file"] = str(self.config_file)
-        if not _A_PYTHON.fullmatch(self.python):
+        if not re.fullmatch(r"(python|pypy)[0-9.]*", self.python):  # which is a Python everywhere
             named |= {"host": self.host, "python": self.python}
         return named or None
 
@@ -145,7 +140,7 @@ class RayTarget(_Device):
     """A node of a Ray cluster that offers one unit of a custom resource, such as ``probe_arm``."""
 
     kind: Literal["ray"]
-    resource: Annotated[str, _matching(_RESOURCE, "name of a Ray resource")]
+    resource: Resource
     cluster: Name = "auto"
     """The cluster's address; ``auto`` is the one that runs here or that RAY_ADDRESS names."""
 
@@ -156,7 +151,8 @@ class RayTarget(_Device):
     @property
     def program(self) -> Program | None:
         known = ("auto", os.environ.get("RAY_ADDRESS"))
-        if self.cluster in known or _HERE.fullmatch(self.cluster):
+        here = r"(ray://)?(127\.0\.0\.1|localhost|\[::1\]):\d+"
+        if self.cluster in known or re.fullmatch(here, self.cluster):
             return None
         return {"cluster": self.cluster}
 
@@ -208,9 +204,8 @@ class LatencyConfig(Frozen):
     Up to ``seconds`` of timing are spent on a network, in about ``rounds`` rounds with fresh
     inference sessions (two at least); measuring ends earlier, after eight rounds, once the 95 %
     interval stays narrower than ``interval_percent`` of the ratio (from end to end).
-    ``reference`` is the network that
-    candidates are compared with, fitted to the images: a published name, a YAML file or a
-    description. One about as fast as the candidates serves best.
+    ``reference`` is the network that candidates are compared with, fitted to the images: a
+    published name, a YAML file or a description. One about as fast as they are serves best.
 
     ``layout`` is that of the candidates' graphs: linear layers over tokens, or 1x1 convolutions
     over maps, with the same weights; ``fastest`` measures both. The reference is always measured in
@@ -239,7 +234,7 @@ class LatencyConfig(Frozen):
     rounds: Annotated[int, Field(strict=True, ge=1, le=100)] = 12
     interval_percent: Annotated[float, Field(ge=0)] = 2.0
     layout: Literal["tokens", "maps", "fastest"] = "tokens"
-    reference: str | dict[str, Any] = "LeViT-128S"
+    reference: str | dict[str, object] = "LeViT-128S"
     calibration: Annotated[int, Field(strict=True, ge=4, le=200)] = 8
     huge_pages: bool = True
     patience_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
@@ -266,13 +261,11 @@ class LatencyConfig(Frozen):
         on_gpu = self.target.device == "cuda"
         with_torch = self.runtime in TORCH_RUNTIMES
         if on_gpu and not with_torch:
-            raise ValueError(
-                f"runtime: {self.runtime} runs on CPUs here; on a GPU use {_WITH_TORCH}"
-            )
+            told = f"runtime: {self.runtime} runs on CPUs here; on a GPU use {_WITH_TORCH}"
+            raise ValueError(told)
         if self.precision != "fp32" and not with_torch:
-            raise ValueError(
-                f"precision: {self.precision} needs runtime {_WITH_TORCH}, not {self.runtime}"
-            )
+            told = f"precision: {self.precision} needs runtime {_WITH_TORCH}, not {self.runtime}"
+            raise ValueError(told)
         if self.method == "predicted" and (with_torch or self.layout == "fastest"):
             raise ValueError(
                 "method: predicted needs runtime onnxruntime or openvino, and layout tokens or maps"
@@ -296,12 +289,11 @@ class LatencyConfig(Frozen):
             network = architecture.load(self.reference)
         else:
             where = "latency.reference"
+            at = {**sizes, "image_size": image_size}
             try:
-                network = architecture.described(
-                    self.reference, {**sizes, "image_size": image_size}, where
-                )
+                network = architecture.described(self.reference, at, where)
             except architecture.SizeError:
-                at = {**sizes, "image_size": architecture.DIVISIBLE_SIZE}
+                at["image_size"] = architecture.DIVISIBLE_SIZE
                 network = architecture.described(self.reference, at, where)
         try:
             return architecture.fitted(network, image_size=image_size, **sizes)
@@ -320,7 +312,7 @@ class LatencyConfig(Frozen):
 
 
 def read_latency(
-    section: Mapping[str, Any], where: str, beside: Path | None = None
+    section: Mapping[str, object], where: str, beside: Path | None = None
 ) -> LatencyConfig:
     """A ``latency`` section whose target may be a name from ``targets.yaml``.
 
@@ -336,27 +328,15 @@ def read_latency(
 
 
 # Batch, threads and precision of the paper's speed columns (section 5.2 and table 3).
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper-gpu": {
-        "target": {"kind": "local", "device": "cuda"},
-        "batch_size": "largest",
-        "precision": "fp16",
-    },
-    "paper-intel": {"target": {"kind": "local"}, "batch_size": 16, "threads": 1},
-    "paper-arm": {
-        "target": {"kind": "local", "machine": "aarch64"},
-        "batch_size": 16,
-        "threads": 1,
-    },
+_ON_GPU = {"batch_size": "largest", "precision": "fp16"}
+_ON_CPU = {"batch_size": 16, "threads": 1}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper-gpu": {"target": {"kind": "local", "device": "cuda"}, **_ON_GPU},
+    "paper-intel": {"target": {"kind": "local"}, **_ON_CPU},
+    "paper-arm": {"target": {"kind": "local", "machine": "aarch64"}, **_ON_CPU},
 }
 
-_INLINE = {
-    "cpu": {"kind": "local", "device": "cpu"},
-    "cuda": {"kind": "local", "device": "cuda"},
-}
-
-_KINDS = ("local", "ssh", "ray", "command")
-
+_INLINE = ("cpu", "cuda")
 _FORMS = ("ssh://[user@]host[:port]", "ray://resource")
 
 
@@ -379,20 +359,6 @@ class NamedTarget:
     file: Path | None = None
     """Where it was written; none for a plug-in."""
 
-    def read(self) -> object:
-        """The entry, unchecked.
-
-        Raises:
-            InputError: a plug-in cannot be loaded, or its function fails.
-        """
-        if not isinstance(self.entry, Plugin):
-            return self.entry
-        found = self.entry.load()
-        if callable(found):
-            with self.entry.explained("fails"):
-                return found()
-        return found
-
     @property
     def origin(self) -> str:
         """Where it comes from, as messages begin."""
@@ -406,7 +372,7 @@ def target_files(beside: Path | None = None) -> list[Path]:
     """
     config = Path(os.environ.get("XDG_CONFIG_HOME") or expanded("~/.config")) / "levit-search"
     folders = [config, Path(), *([beside] if beside else [])]
-    return [folder / FILE for folder in dict.fromkeys(folders)]
+    return [folder / "targets.yaml" for folder in dict.fromkeys(folders)]
 
 
 def read_targets(beside: Path | None = None) -> dict[str, NamedTarget]:
@@ -418,11 +384,8 @@ def read_targets(beside: Path | None = None) -> dict[str, NamedTarget]:
     Raises:
         InputError: a file holds no YAML mapping.
     """
-    found = {
-        name: NamedTarget(plugin)
-        for name, plugin in plugins.installed("levit_search.targets").items()
-        if not _is_own(name)
-    }
+    plugged = plugins.installed("levit_search.targets").items()
+    found = {name: NamedTarget(plugin) for name, plugin in plugged if not _is_own(name)}
     for path in target_files(beside):
         with suppress(PermissionError):  # the home directory of somebody else has none
             if path.is_file():
@@ -437,8 +400,8 @@ def known_names(named: Mapping[str, NamedTarget]) -> list[str]:
 
 
 def resolved(
-    latency: Mapping[str, Any], named: Mapping[str, NamedTarget], where: str
-) -> dict[str, Any]:
+    latency: Mapping[str, object], named: Mapping[str, NamedTarget], where: str
+) -> dict[str, object]:
     """A ``latency`` section whose target stands there in full.
 
     What the section says itself counts more than what the named target says, and that more than
@@ -452,53 +415,58 @@ def resolved(
     Raises:
         InputError: the target is unknown or malformed.
     """
-    section = dict(latency)
-    target = section.get("target", "cpu")
+    target = latency.get("target", "cpu")
     if isinstance(target, int) and not isinstance(target, bool):  # YAML's reading of such a name
         target = str(target)
     if not isinstance(target, str):
         _check_form(target, where)
-        return section
+        return {**latency}
     given = _entry(target, named) if target in named else _own(target, named, where)
-    return {**given, **section, "target": given["target"]}
+    return {**given, **latency, "target": given["target"]}
 
 
 def _check_form(target: object, where: str) -> None:
     if isinstance(target, Mapping):
         if "kind" not in target:
-            raise InputError(f"{where}: target.kind: is required; known: {', '.join(_KINDS)}")
+            raise InputError(f"{where}: target.kind: is required; known: local, ssh, ray, command")
     elif not isinstance(target, BaseModel):
         raise InputError(
             f"{where}: target: expected a name, {', '.join(_FORMS)} or a mapping, not {target!r}"
         )
 
 
-def _entry(name: str, named: Mapping[str, NamedTarget]) -> dict[str, Any]:
+def _entry(name: str, named: Mapping[str, NamedTarget]) -> Mapping[str, Any]:
     """A named target's section, checked by itself, so that a message names the file to mend."""
     where = f"{named[name].origin}: {name}"
     if _is_own(name):
         raise InputError(f"{where}: this name means something by itself; choose another")
-    entry = named[name].read()
+    entry = named[name].entry
+    if isinstance(entry, Plugin):
+        plugin, entry = entry, entry.load()
+        if callable(entry):
+            with plugin.explained("fails"):
+                entry = entry()
     if not isinstance(entry, Mapping | str):
         raise InputError(f"{where}: expected a target or a mapping with one, not {entry!r}")
-    given = {"target": entry} if isinstance(entry, str) else dict(entry)
-    preset_name = given.pop("preset", None)
-    if preset_name is not None and not (isinstance(preset_name, str) and preset_name in PRESETS):
-        known = did_you_mean(str(preset_name), PRESETS)
-        raise InputError(f"{where}: unknown preset {preset_name!r}; {known}")
-    preset = PRESETS[preset_name] if preset_name is not None else {}
-    section = {**preset, **given}
+    section: Mapping[str, Any] = {"target": entry} if isinstance(entry, str) else entry
+    preset_name = section.get("preset")
+    preset: Mapping[str, Any] = {}
+    if preset_name is not None:
+        if not (isinstance(preset_name, str) and preset_name in PRESETS):
+            known = did_you_mean(str(preset_name), PRESETS)
+            raise InputError(f"{where}: unknown preset {preset_name!r}; {known}")
+        preset = PRESETS[preset_name]
+    section = {**preset, **{key: each for key, each in section.items() if key != "preset"}}
     target = section.get("target", "cpu")
     if isinstance(target, str):
         if target in named and not _is_own(target):
             raise InputError(f"{where}: its target is another name, {target!r}")
         own = _own(target, {}, where)
-        section = {**own, **section}
-        target = own["target"]
+        section, target = {**own, **section}, own["target"]
     _check_form(target, where)
     # A preset's device and machine hold for any target that does not say otherwise.
     asked = {key: value for key, value in preset.get("target", {}).items() if key != "kind"}
-    section["target"] = {**asked, **target, "name": name}
+    section = {**section, "target": {**asked, **target, "name": name}}
     validated(LatencyConfig, section, where)
     return section
 
@@ -508,38 +476,31 @@ def _is_own(name: str) -> bool:
     return name in _INLINE or name in PRESETS or "://" in name
 
 
-def _own(text: str, named: Mapping[str, NamedTarget], where: str) -> dict[str, Any]:
+def _own(text: str, named: Mapping[str, NamedTarget], where: str) -> Mapping[str, Any]:
     """The section that a preset or an inline form stands for."""
     if text in PRESETS:
         preset = PRESETS[text]
         return {**preset, "target": {**preset["target"], "name": text}}
-    scheme, separator, rest = text.partition("://")
     if text in _INLINE:
-        return {"target": dict(_INLINE[text])}
-    if separator and scheme == "ssh":
-        return {"target": _ssh(rest, f"{where}: {text}")}
+        return {"target": {"kind": "local", "device": text}}
+    scheme, separator, rest = text.partition("://")
     if separator and scheme == "ray":
         return {"target": {"kind": "ray", "resource": rest}}
-    known = [*known_names(named), *_FORMS]
-    raise InputError(f"{where}: unknown target {text!r}; {did_you_mean(text, known)}")
-
-
-def _ssh(rest: str, where: str) -> dict[str, Any]:
-    user, at, host = rest.rpartition("@")
-    found = re.fullmatch(r"(?:\[([^\]]*)\]|([^:]*))(?::([0-9]{1,5}))?", host)
-    name = found and (found[1] or found[2])
-    if found is None or not name:
-        raise InputError(f"{where}: expected ssh://[user@]host[:port], IPv6 as [host]")
-    target: dict[str, Any] = {"kind": "ssh", "host": name}
-    if at:
-        target["user"] = user
-    if found[3]:
-        target["port"] = int(found[3])
-    return target
+    if not separator or scheme != "ssh":
+        known = did_you_mean(text, [*known_names(named), *_FORMS])
+        raise InputError(f"{where}: unknown target {text!r}; {known}")
+    found = re.fullmatch(r"(?:(.*)@)?(?:\[([^]]*)\]|([^:@]*))(?::([0-9]{1,5}))?", rest)
+    host = found and (found[2] or found[3])
+    if found is None or not host:
+        raise InputError(f"{where}: {text}: expected {_FORMS[0]}, IPv6 as [host]")
+    target = {"kind": "ssh", "host": host}
+    if found[1] is not None:
+        target["user"] = found[1]
+    return {"target": {**target, "port": int(found[4])} if found[4] else target}
 
 
 def check_programs(
-    sections: Mapping[str, LatencyConfig], where: str, changes: Mapping[str, Any] | None = None
+    sections: Mapping[str, LatencyConfig], where: str, changes: Mapping[str, object] | None = None
 ) -> None:
     """Make sure that the user has named all that a file's targets start here.
 
@@ -551,40 +512,29 @@ def check_programs(
     Raises:
         InputError: the file starts something else; the message has the entry that would allow it.
     """
+    given = list(_written(changes))
     for key, section in sections.items():
         program = section.target.program
-        if program is None or _is_given(program, changes or {}) or _is_named(program):
+        if program is None or all(part in given for part in program.items()) or _is_named(program):
             continue
-        shown = json.dumps(
-            {
-                "target": section.target.model_dump(mode="json", exclude_defaults=True)
-                | {"kind": section.target.kind}
-            }
-        )
+        if "cluster" in program:
+            named = json.dumps(program["cluster"])
+            deed = f"join the Ray cluster {named}, which may run anything here"
+        elif "config_file" in program:
+            deed = f"start {json.dumps(['ssh', '-F', program['config_file']])} on this machine"
+        else:
+            host = f"host {program['host']}" if "host" in program else "this machine"
+            deed = f"start {json.dumps(program['python'])} on {host}"
+        written = section.target.model_dump(mode="json", exclude_defaults=True)
         raise InputError(
-            f"{where}: {key}.target would {_deed(program)}, as you have not named it yourself;\n"
+            f"{where}: {key}.target would {deed}, as you have not named it yourself;\n"
             f"if you know it, add to {target_files()[0]} the line"
-            f"   {section.target.name or 'mine'}: {shown}"
+            f"   {section.target.name or 'mine'}: {json.dumps({'target': written})}"
         )
 
 
-def _deed(program: Program) -> str:
-    if "cluster" in program:
-        return f"join the Ray cluster {json.dumps(program['cluster'])}, which may run anything here"
-    if "config_file" in program:
-        return f"start {json.dumps(['ssh', '-F', program['config_file']])} on this machine"
-    where = f"host {program['host']}" if "host" in program else "this machine"
-    return f"start {json.dumps(program['python'])} on {where}"
-
-
-def _is_given(program: Program, changes: Mapping[str, Any]) -> bool:
-    """Whether all of a program was written on the command line."""
-    given = list(_written(dict(changes)))
-    return all((key, value) in given for key, value in program.items())
-
-
-def _written(node: Any) -> Iterator[tuple[str, Any]]:
-    """Keys and values at all depths, with paths as targets have them."""
+def _written(node: object) -> Iterator[tuple[str, object]]:
+    """Keys and values at all depths of what was written, with paths as targets have them."""
     if isinstance(node, Mapping):
         for dotted, value in node.items():
             key = str(dotted).rpartition(".")[2]

@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ from levit_search.baseline import Baseline
 from levit_search.errors import UnknownNameError
 from levit_search.image_size import canonical_size, image_shape
 from levit_search.latency import worker
-from levit_search.latency.worker import Runner
+from levit_search.latency.worker import Device, JobNetwork, Runner, WorkerJob
 from levit_search.model import build, fold
 
 Forward = Callable[[Tensor], Tensor]
@@ -60,14 +60,8 @@ _WARM_UP_RUNS = 3
 _TRIAL_MS = 30.0
 
 
-def torch_runner(job: dict[str, Any], network: dict[str, Any], compiled: bool = False) -> Runner:
-    """A network ready to run.
-
-    Args:
-        job: has ``threads``, ``seed``, ``device``, ``precision`` and ``batch_size``.
-        network: ``architecture`` (a description) and ``layout``, or ``timm``: the fields of a
-            :class:`Baseline`.
-        compiled: by torch.compile, not eagerly.
+def torch_runner(job: WorkerJob, network: JobNetwork, compiled: bool = False) -> Runner:
+    """A network ready to run, ``compiled`` by torch.compile or eagerly.
 
     Raises:
         LevitSearchError: there is no such network.
@@ -88,7 +82,7 @@ def torch_runner(job: dict[str, Any], network: dict[str, Any], compiled: bool = 
     return CpuRunner(job, network, compiled)
 
 
-RUNTIMES: dict[str, Callable[[dict[str, Any], dict[str, Any]], Runner]] = {
+RUNTIMES: "worker.Runtimes" = {
     "torch": torch_runner,
     "torch-compiled": functools.partial(torch_runner, compiled=True),
 }
@@ -97,9 +91,10 @@ RUNTIMES: dict[str, Callable[[dict[str, Any], dict[str, Any]], Runner]] = {
 class CpuRunner(Runner):
     """A network on the CPU, in the memory format that it was built in."""
 
-    def __init__(self, job: dict[str, Any], network: dict[str, Any], compiled: bool) -> None:
+    def __init__(self, job: WorkerJob, network: JobNetwork, compiled: bool) -> None:
         if compiled and not cpp_compiler():
             raise RuntimeError("torch-compiled needs a C++ compiler here: $CXX, g++ or clang++")
+        assert job["batch_size"] != "largest"
         self.batch_size = job["batch_size"]
         dtype = DTYPES[job["precision"]]
         model, image_shape = fresh_network(network, job["seed"])
@@ -112,55 +107,29 @@ class CpuRunner(Runner):
             return self._forward(self._images)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How a network runs on the GPU, settled once for all rounds of this process."""
+
+    batch_size: int
+    memory_format: FormatName
+
+
 class CudaRunner(Runner):
-    """A network on the GPU."""
-
-    def __init__(self, captured: "Captured", choice: "Choice", peak_bytes: int) -> None:
-        self.batch_size = choice.batch_size
-        self.note = choice.memory_format.replace("_", " ")
-        self._captured = captured
-        self._peak_bytes = peak_bytes
-
-    def run(self) -> Tensor:
-        """Start one run; its output, which the next run overwrites, is read once it is done."""
-        self._captured.replay()
-        return self._captured.output
-
-    def timed(self, repeats: int) -> dict[str, float]:
-        """Milliseconds a run as everywhere, and by the GPU's own clock: ``device``.
-
-        ``single`` is one run alone, from its launch until the host knows that it is done.
-        """
-        cpu, wall = time.thread_time_ns(), time.perf_counter_ns()
-        device_ms = self._captured.replays_ms(repeats)
-        end = time.perf_counter_ns()
-        cpu = time.thread_time_ns() - cpu
-        wall_ms = (end - wall) / repeats / 1e6
-        single_ms = wall_ms
-        if repeats > 1:
-            self._captured.replays_ms(1)
-            single_ms = (time.perf_counter_ns() - end) / 1e6
-        return {
-            "device": device_ms,
-            "cpu": cpu / repeats / 1e6,
-            "wall": wall_ms,
-            "single": single_ms,
-        }
-
-    def peak_memory_bytes(self) -> int:
-        """The most that weights, images and activations take of the GPU's memory in one run."""
-        return self._peak_bytes
-
-
-class Captured:
-    """Runs of one network on the same images, as a CUDA graph.
+    """Runs of one network on the same images on the GPU, as a CUDA graph.
 
     Captured as https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs asks: after
     warm-up on a side stream, here the one that is captured on, since libraries keep their handles
     and workspaces by stream.
     """
 
-    def __init__(self, forward: Forward, images: Tensor, stream: torch.cuda.Stream) -> None:
+    def __init__(
+        self, forward: Forward, images: Tensor, stream: torch.cuda.Stream, choice: Choice
+    ) -> None:
+        self.batch_size = choice.batch_size
+        self.note = choice.memory_format.replace("_", " ")
+        self.bytes_before = 0
+        """What PyTorch held on the GPU before the network was there."""
         self._images = images  # replays read this memory
         stream.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode(), torch.cuda.stream(stream):
@@ -172,14 +141,16 @@ class Captured:
         torch.cuda.reset_peak_memory_stats()
         self._graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.graph(self._graph, stream=stream):
-            self.output = forward(images)
-        self.peak_allocated_bytes = torch.cuda.max_memory_allocated()
+            self._output = forward(images)
+        self._peak_bytes = torch.cuda.max_memory_allocated()
         self._start = torch.cuda.Event(enable_timing=True)
         self._end = torch.cuda.Event(enable_timing=True)
         self._forward = forward  # replays read its weights
 
-    def replay(self) -> None:
+    def run(self) -> Tensor:
+        """Start one run; its output, which the next run overwrites, is read once it is done."""
         self._graph.replay()
+        return self._output
 
     def replays_ms(self, repeats: int) -> float:
         """Milliseconds a replay between two events around ``repeats`` of them, waited for.
@@ -194,26 +165,31 @@ class Captured:
         between_ms: float = self._start.elapsed_time(self._end)
         return between_ms / repeats
 
+    def timed(self, repeats: int) -> dict[str, float]:
+        """Milliseconds a run as everywhere, and by the GPU's own clock: ``device``.
 
-@dataclass(frozen=True)
-class Choice:
-    """How a network runs on the GPU, settled once for all rounds of this process."""
+        ``single`` is one run alone, from its launch until the host knows that it is done.
+        """
+        cpu, wall = time.thread_time_ns(), time.perf_counter_ns()
+        device_ms = self.replays_ms(repeats)
+        end = time.perf_counter_ns()
+        cpu = time.thread_time_ns() - cpu
+        wall_ms = (end - wall) / repeats / 1e6
+        single_ms = wall_ms
+        if repeats > 1:
+            self.replays_ms(1)
+            single_ms = (time.perf_counter_ns() - end) / 1e6
+        cpu_ms = cpu / repeats / 1e6
+        return {"device": device_ms, "cpu": cpu_ms, "wall": wall_ms, "single": single_ms}
 
-    batch_size: int
-    memory_format: FormatName
-
-
-@functools.cache
-def gpu() -> "Gpu":
-    """The first GPU that this process sees."""
-    return Gpu()
+    def peak_memory_bytes(self) -> int:
+        """The most that weights, images and activations take of the GPU's memory in one run."""
+        return self._peak_bytes - self.bytes_before
 
 
 class Gpu:
-    """Makes runners, and remembers what was settled of each network.
-
-    Make it before anything else takes memory of the GPU.
-    """
+    """Makes runners on the first GPU that this process sees, and remembers what was settled of each
+    network; made before anything else takes memory of the GPU."""
 
     def __init__(self) -> None:
         if not torch.cuda.is_available():
@@ -230,46 +206,49 @@ class Gpu:
         free, self._total_bytes = torch.cuda.mem_get_info()
         self._share_bytes = _USABLE_MEMORY * free / _NETWORKS_AT_ONCE
 
-    def runner(self, job: dict[str, Any], network: dict[str, Any], compiled: bool) -> CudaRunner:
+    def runner(self, job: WorkerJob, network: JobNetwork, compiled: bool) -> CudaRunner:
         """The network captured in the best way, which is looked for the first time."""
         _free_memory()
         before = torch.cuda.memory_allocated()
-        key = json.dumps([network, compiled, job["precision"], job["batch_size"]], sort_keys=True)
+        batch_size = job["batch_size"]
+        key = json.dumps([network, compiled, job["precision"], batch_size], sort_keys=True)
         model, image_shape = fresh_network(network, job["seed"])
-        with _memory_errors(job["batch_size"]):
+        with _memory_errors(batch_size):
             model = model.to("cuda", DTYPES[job["precision"]])
         candidate = _Candidate(model, image_shape, job["seed"], compiled)
         if key not in self._choices:
-            self._choices[key] = self._settled(candidate, job["batch_size"])
-        choice = self._choices[key]
-        captured = self._captured(candidate, choice)
-        return CudaRunner(captured, choice, captured.peak_allocated_bytes - before)
+            if batch_size == "largest":
+                self._choices[key] = self._largest(candidate)
+            else:
+                self._choices[key] = self._faster_format(candidate, batch_size)
+        runner = self._captured(candidate, self._choices[key])
+        runner.bytes_before = before
+        return runner
 
-    def _settled(self, candidate: "_Candidate", batch_size: int | Literal["largest"]) -> Choice:
-        if batch_size != "largest":
-            return self._faster_format(candidate, batch_size)
-        with self._share_of_memory():
-            largest = self._largest_batch(candidate)
+    def _largest(self, candidate: "_Candidate") -> Choice:
+        """The largest power of two that runs within one network's share of memory, at most 4096.
+
+        It is looked for eagerly: compiling for every size would take minutes.
+        """
+        _free_memory()
+        most = torch.cuda.memory_reserved() + self._share_bytes
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / self._total_bytes))
+        try:
+            self._run_once(candidate, 1)
+            largest = 1
+            while largest < LARGEST_BATCH:
+                try:
+                    self._run_once(candidate, 2 * largest)
+                except (MemoryError, RuntimeError):  # or a kernel cannot index so many elements
+                    break
+                largest *= 2
             while largest > 1:
                 with contextlib.suppress(MemoryError):
                     return self._faster_format(candidate, largest)
                 largest //= 2  # compiled or captured it takes more than it did
             return self._faster_format(candidate, 1)
-
-    def _largest_batch(self, candidate: "_Candidate") -> int:
-        """The largest power of two that runs within the memory that may be taken, at most 4096.
-
-        Eagerly: compiling for every size would take minutes.
-        """
-        self._run_once(candidate, 1)
-        largest = 1
-        while largest < LARGEST_BATCH:
-            try:
-                self._run_once(candidate, 2 * largest)
-            except (MemoryError, RuntimeError):  # or a kernel cannot index so many elements
-                break
-            largest *= 2
-        return largest
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
 
     def _run_once(self, candidate: "_Candidate", batch_size: int) -> None:
         _free_memory()
@@ -280,11 +259,7 @@ class Gpu:
             torch.cuda.synchronize()
 
     def _faster_format(self, candidate: "_Candidate", batch_size: int) -> Choice:
-        """The choice of this batch size whose replays are faster.
-
-        Raises:
-            MemoryError: it fits in neither format.
-        """
+        """The choice of this batch size whose replays are faster."""
         found: dict[Choice, float] = {}
         failure = None
         for name in FORMATS:
@@ -297,7 +272,7 @@ class Gpu:
             raise MemoryError(failure)
         return min(found, key=found.__getitem__)
 
-    def _captured(self, candidate: "_Candidate", choice: Choice) -> Captured:
+    def _captured(self, candidate: "_Candidate", choice: Choice) -> CudaRunner:
         _free_memory()
         with _memory_errors(choice.batch_size):
             memory_format = FORMATS[choice.memory_format]
@@ -308,18 +283,11 @@ class Gpu:
             repeated = batch.repeat(math.ceil(choice.batch_size / len(batch)), 1, 1, 1)
             batch = repeated[: choice.batch_size].contiguous(memory_format=memory_format)
             del repeated
-            return Captured(forward_of(model, candidate.compiled), batch, self._stream)
+            forward = forward_of(model, candidate.compiled)
+            return CudaRunner(forward, batch, self._stream, choice)
 
-    @contextlib.contextmanager
-    def _share_of_memory(self) -> Iterator[None]:
-        """Let PyTorch take no more than one network's share beside what it has now."""
-        _free_memory()
-        most = torch.cuda.memory_reserved() + self._share_bytes
-        torch.cuda.set_per_process_memory_fraction(min(1.0, most / self._total_bytes))
-        try:
-            yield
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0)
+
+gpu = functools.cache(Gpu)
 
 
 @dataclass(frozen=True)
@@ -332,12 +300,12 @@ class _Candidate:
     compiled: bool
 
 
-def _trial_ms(captured: Captured) -> float:
+def _trial_ms(runner: CudaRunner) -> float:
     """Milliseconds a replay, well enough to tell the faster format."""
-    once = captured.replays_ms(1)
+    once = runner.replays_ms(1)
     repeats = max(1, math.ceil(_TRIAL_MS / max(once, 1e-3)))
-    captured.replays_ms(repeats)  # an idle GPU clocks low at first
-    return min(captured.replays_ms(repeats) for _ in range(3))
+    runner.replays_ms(repeats)  # an idle GPU clocks low at first
+    return min(runner.replays_ms(repeats) for _ in range(3))
 
 
 def _free_memory() -> None:
@@ -367,7 +335,7 @@ def _memory_errors(batch_size: int | Literal["largest"]) -> Iterator[None]:
 _SHORT_OF_MEMORY = re.compile(r"out of memory|_STATUS_ALLOC_FAILED")
 
 
-def fresh_network(network: dict[str, Any], seed: int) -> tuple[nn.Module, list[int]]:
+def fresh_network(network: JobNetwork, seed: int) -> tuple[nn.Module, list[int]]:
     """A network for inference with weights drawn from ``seed``, and its images' shape [C, H, W].
 
     Norm weights that begin at zero, as those that close residual blocks do, are ones instead: a GPU
@@ -375,9 +343,13 @@ def fresh_network(network: dict[str, Any], seed: int) -> tuple[nn.Module, list[i
     """
     torch.manual_seed(seed)
     if "timm" in network:
-        fields = network["timm"]
+        import timm
+
+        fields: Mapping[str, Any] = network["timm"]
         baseline = Baseline(**{**fields, "image_size": canonical_size(fields["image_size"])})
-        _check_known(baseline.name)
+        if not timm.is_model(baseline.name):  # whoever asks may have a newer timm
+            kind = f"network of timm {timm.__version__}"
+            raise UnknownNameError(kind, baseline.name, timm.list_models())
         model = baseline.build_as_timm_does().eval()
         _wake_norms(model)
         return model, [*image_shape(baseline)]
@@ -385,14 +357,6 @@ def fresh_network(network: dict[str, Any], seed: int) -> tuple[nn.Module, list[i
     built = build(described, network["layout"])
     _wake_norms(built)
     return fold(built), [*image_shape(described)]
-
-
-def _check_known(timm_name: str) -> None:
-    """Whoever asks knows the names of their own timm; ours may be older."""
-    import timm
-
-    if not timm.is_model(timm_name):
-        raise UnknownNameError(f"network of timm {timm.__version__}", timm_name, timm.list_models())
 
 
 @torch.no_grad()
@@ -409,11 +373,10 @@ def images(shape: list[int], seed: int, most: int | None = None) -> Tensor:
 
 
 def forward_of(model: nn.Module, compiled: bool) -> Forward:
-    """What runs the network.
+    """What runs the network, compiled as one graph or not at all.
 
     torch.compile keeps what it made by code object: networks of one class would look for theirs in
-    one list in every run, and after eight of them it would stop compiling. So each has a code
-    object of its own, and is one graph, or fails.
+    one list in every run, and after eight of them it would stop compiling. So each has its own.
     """
     if not compiled:
         return model
@@ -430,8 +393,8 @@ def forward_of(model: nn.Module, compiled: bool) -> Forward:
 
 
 def cpp_compiler() -> str | None:
-    names = [os.environ.get("CXX"), "g++", "clang++"]
-    return next(filter(None, (shutil.which(name) for name in names if name)), None)
+    names = [os.environ.get("CXX") or "g++", "g++", "clang++"]
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def main() -> None:
@@ -441,18 +404,18 @@ def main() -> None:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     if compiler := cpp_compiler():
         os.environ["CXX"] = compiler
-    worker.main(RUNTIMES, described_device())
+    worker.main(RUNTIMES, described_device)
 
 
-def described_device() -> dict[str, Any]:
-    """What the worker tells of the device beside the usual."""
-    runtimes = {**worker.device()["runtimes"], "timm": worker.version("timm")}
-    described: dict[str, Any] = {"runtimes": runtimes}
+def described_device() -> Device:
+    """What the worker tells of the device: the usual, and of the GPU."""
+    device = worker.device()
+    device["runtimes"]["timm"] = worker.version("timm") or worker.UNKNOWN
     if not torch.cuda.is_available():
-        return described
+        return device
     properties = torch.cuda.get_device_properties(0)
     return {
-        **described,
+        **device,
         "gpu": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,

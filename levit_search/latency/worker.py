@@ -27,8 +27,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Runtimes = Mapping[str, Callable[["WorkerJob", "JobNetwork"], "Runner"]]
 
 PROTOCOL = 3
 """Raised when figures of an older protocol must not stand beside newer ones."""
@@ -45,6 +50,92 @@ _COLD_STARTS = 5
 _MOST_UNTIMED = 8
 _AS_FAST = 1.03
 _WAITING_EVERY_S = 5.0
+
+
+class JobNetwork(TypedDict, total=False):
+    """A network of a job: an ONNX file, or for torch what it is built from."""
+
+    path: str
+    """Of the file, where it can be read; else ``file``, the name under which it was sent."""
+    file: str
+    architecture: dict[str, object]
+    """A description, with ``layout``; or ``timm``, the fields of a network of timm."""
+    layout: Literal["tokens", "maps"]
+    timm: dict[str, object]
+
+
+class WorkerJob(TypedDict, total=False):
+    """What a worker is asked to ``do``, as one line of JSON.
+
+    A ``round`` times the networks in turn for ``seconds``, with the host to itself (if ``warm``,
+    those below 2 ms after untimed runs in each turn); ``logits`` are those of the first network;
+    ``peak`` is the memory of a process of its own that runs it once (``own_peak``: of this one).
+    A ``file`` announces its ``name`` and ``bytes``, which follow; ``forget`` removes it.
+    """
+
+    do: Literal["round", "logits", "peak", "own_peak", "file", "forget"]
+    job: int
+    """A number that the answer has too."""
+    networks: list[JobNetwork]
+    runtime: str
+    device: str
+    precision: str
+    threads: int
+    batch_size: int | Literal["largest"]
+    seed: int
+    """Of the inputs, and of weights that are drawn."""
+    seconds: float
+    warm: bool
+    python: list[str]
+    """The command that started a worker which may be emulated."""
+    name: str
+    bytes: int
+
+
+class Device(TypedDict, total=False):
+    """What latencies depend on on a device, and what is installed there; its worker may lie."""
+
+    protocol: int
+    machine: str
+    cpu: str
+    cores: int
+    governor: str | None
+    transparent_huge_pages: str | None
+    malloc_huge_pages: bool
+    system: str
+    python: str
+    runtimes: dict[str, str]
+    """Versions by package."""
+    emulated: bool
+    locks: bool
+    gpu: str  # this and what follows: of the first GPU that torch finds there
+    compute_capability: str
+    multiprocessors: int
+    gpu_memory_bytes: int
+    mig: bool
+    driver: str | None
+    cuda: str | None
+    cudnn: int | None
+
+
+class WorkerAnswer(TypedDict, total=False):
+    """What a worker says, as one line of JSON: by its ``event`` it is first ``ready``, then
+    ``waiting`` for the host, an ``error``, or the ``round``, ``peak`` or ``logits`` of a job."""
+
+    event: str
+    job: int | None
+    protocol: int
+    device: Device
+    message: str
+    cycles: list[list[dict[str, float]]]
+    """[cycles][networks] milliseconds by clock, see :meth:`Runner.timed`."""
+    batch_sizes: list[int]
+    notes: list[str]
+    prepare_s: float
+    timing_s: float
+    bytes: int
+    logits: list[float]
+
 
 # How a piped worker is started: `python -c BOOTSTRAP`, then the length of this file and the file.
 BOOTSTRAP = (
@@ -92,7 +183,7 @@ class Runner:
 class OnnxRunner(Runner):
     """ONNX Runtime on the CPU."""
 
-    def __init__(self, job: dict[str, Any], network: dict[str, Any]) -> None:
+    def __init__(self, job: WorkerJob, network: JobNetwork) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -105,7 +196,9 @@ class OnnxRunner(Runner):
         providers = ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(network["path"], options, providers=providers)
         shapes = {entry.name: entry.shape for entry in self._session.get_inputs()}
-        _check_known(shapes)
+        for name, shape in shapes.items():
+            if not all(isinstance(size, int) for size in shape):
+                raise ValueError(f"input {name} is {shape}; only {BATCH!r} may stand for a number")
         self._feed = filled(shapes, job["seed"])
         self.batch_size = next(iter(shapes.values()))[0]
 
@@ -141,7 +234,7 @@ class OpenVinoRunner(Runner):
 
     clock = "process"
 
-    def __init__(self, job: dict[str, Any], network: dict[str, Any]) -> None:
+    def __init__(self, job: WorkerJob, network: JobNetwork) -> None:
         # It would tell its makers of its use, from a process forked off a timed one.
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         import openvino
@@ -175,19 +268,10 @@ class OpenVinoRunner(Runner):
         return self._request.get_output_tensor(0).data
 
 
-RUNTIMES: dict[str, Callable[[dict[str, Any], dict[str, Any]], Runner]] = {
-    "onnxruntime": OnnxRunner,
-    "openvino": OpenVinoRunner,
-}
+RUNTIMES: Runtimes = {"onnxruntime": OnnxRunner, "openvino": OpenVinoRunner}
 
 
-def _check_known(shapes: dict[str, list[Any]]) -> None:
-    for name, shape in shapes.items():
-        if not all(isinstance(size, int) for size in shape):
-            raise ValueError(f"input {name} is {shape}; only {BATCH!r} may stand for a number")
-
-
-def filled(shapes: dict[str, list[int]], seed: int) -> dict[str, Any]:
+def filled(shapes: dict[str, list[int]], seed: int) -> dict[str, np.ndarray[Any, Any]]:
     """Inputs of the given shapes, standard normal; the same everywhere for the same seed."""
     import numpy as np
 
@@ -195,18 +279,18 @@ def filled(shapes: dict[str, list[int]], seed: int) -> dict[str, Any]:
     return {name: chance.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
-def main(runtimes: dict[str, Any] = RUNTIMES, extra: dict[str, Any] | None = None) -> None:
+def main(runtimes: Runtimes = RUNTIMES, described: Callable[[], Device] | None = None) -> None:
     """Answer jobs until the input ends.
 
-    ``runtimes`` make runners by name; ``extra`` is added to what is told about the device.
+    ``runtimes`` make runners by name; ``described`` tells of the device, by default :func:`device`.
     """
     # A pool of numpy's or OpenMP's threads would only disturb the runtime's own.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+    jobs: queue.Queue[WorkerJob] = queue.Queue()
     folder = tempfile.mkdtemp(prefix="levit-search-worker-")
     threading.Thread(target=_read_jobs, args=(jobs, folder), daemon=True).start()
-    write({"event": "ready", "protocol": PROTOCOL, "device": {**device(), **(extra or {})}})
+    write({"event": "ready", "protocol": PROTOCOL, "device": (described or device)()})
     worker = _Worker(runtimes, folder)
     while True:
         job = jobs.get()
@@ -217,16 +301,17 @@ def main(runtimes: dict[str, Any] = RUNTIMES, extra: dict[str, Any] | None = Non
             write({"event": "error", "message": f"{type(error).__name__}: {text}"})
 
 
-def _read_jobs(jobs: queue.Queue[dict[str, Any]], folder: str) -> None:
+def _read_jobs(jobs: queue.Queue[WorkerJob], folder: str) -> None:
     pipe, code = sys.stdin.buffer, 0
     try:
-        while True:
-            line = pipe.readline()
-            if not line:
-                break
+        while line := pipe.readline():
             job = json.loads(line)
-            if job["do"] == "file":
-                _receive(pipe, job, folder)
+            if job["do"] == "file":  # its content follows
+                with open(_received(folder, job["name"]), "wb") as file:
+                    left = job["bytes"]
+                    while left and (part := pipe.read(min(left, 1 << 20))):
+                        file.write(part)
+                        left -= len(part)
             elif job["do"] == "forget":
                 os.unlink(_received(folder, job["name"]))
             else:
@@ -245,35 +330,16 @@ def _received(folder: str, name: str) -> str:
     return os.path.join(folder, plain)
 
 
-def _receive(pipe: Any, job: dict[str, Any], folder: str) -> None:
-    """Keep a file that follows its announcement."""
-    with open(_received(folder, job["name"]), "wb") as file:
-        left = job["bytes"]
-        while left:
-            part = pipe.read(min(left, 1 << 20))
-            if not part:
-                return
-            file.write(part)
-            left -= len(part)
-
-
 class _Worker:
     """What is kept between jobs."""
 
-    def __init__(self, runtimes: dict[str, Any], folder: str) -> None:
+    def __init__(self, runtimes: Runtimes, folder: str) -> None:
         self._runtimes = runtimes
         self._folder = folder
         self._plans: dict[str, tuple[list[int], list[int]]] = {}
 
-    def answer(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one job.
-
-        A job has ``runtime``, ``threads``, ``seed`` of the inputs, ``networks`` and further keys
-        of the runtime. By its ``do`` it is a ``round`` that times the networks in turn for
-        ``seconds``, with the host to itself (if ``warm``, those below 2 ms after untimed runs in
-        each turn); ``logits`` of a network; or ``peak``, the memory of a
-        process of its own that runs a network once (``own_peak``: of this process).
-        """
+    def answer(self, job: WorkerJob) -> WorkerAnswer:
+        """The answer to one job."""
         for network in job["networks"]:
             if "file" in network:
                 network["path"] = _received(self._folder, network.pop("file"))
@@ -283,15 +349,15 @@ class _Worker:
         if job["do"] == "peak":
             with host_to_itself():
                 return _peak_in_new_process(job)
-        runner = self._runner(job, job["networks"][0])
+        runner = self._runtimes[job["runtime"]](job, job["networks"][0])
         first = runner.run()
         if job["do"] == "own_peak":
             return {"event": "peak", "bytes": runner.peak_memory_bytes()}
         return {"event": "logits", "logits": [float(logit) for logit in first[0].ravel()]}
 
-    def _round(self, job: dict[str, Any]) -> dict[str, Any]:
+    def _round(self, job: WorkerJob) -> WorkerAnswer:
         begun = time.perf_counter()
-        runners = [self._runner(job, network) for network in job["networks"]]
+        runners = [self._runtimes[job["runtime"]](job, network) for network in job["networks"]]
         prepared = time.perf_counter()
         warm = [_warm_up(runner) for runner in runners]
         start = time.perf_counter()
@@ -299,7 +365,7 @@ class _Worker:
         choosing_s = time.perf_counter() - start
         cycles = _time_in_turn(runners, repeats, untimed, prepared + choosing_s + job["seconds"])
         end = time.perf_counter()
-        answer = {
+        answer: WorkerAnswer = {
             "event": "round",
             "cycles": cycles,
             "batch_sizes": [runner.batch_size for runner in runners],
@@ -312,7 +378,7 @@ class _Worker:
         return answer
 
     def _plan(
-        self, job: dict[str, Any], runners: list[Runner], repeats: list[int]
+        self, job: WorkerJob, runners: list[Runner], repeats: list[int]
     ) -> tuple[list[int], list[int]]:
         """How many runs of each network make a timing, and how many before it do not count; once
         for all rounds of the same networks, so that these are alike."""
@@ -321,10 +387,6 @@ class _Worker:
             untimed = _untimed(runners, repeats) if job.get("warm") else [0] * len(runners)
             self._plans[names] = repeats, untimed
         return self._plans[names]
-
-    def _runner(self, job: dict[str, Any], network: dict[str, Any]) -> Runner:
-        runner: Runner = self._runtimes[job["runtime"]](job, network)
-        return runner
 
 
 def _warm_up(runner: Runner) -> int:
@@ -390,7 +452,7 @@ def _turn(runner: Runner, repeats: int, untimed: int) -> dict[str, float]:
     return runner.timed(repeats)
 
 
-def _peak_in_new_process(job: dict[str, Any]) -> dict[str, Any]:
+def _peak_in_new_process(job: WorkerJob) -> WorkerAnswer:
     """Run the job's network once in a new worker; its peak is that of this network alone."""
     if "SOURCE" not in globals():  # a file of the package: started like ourselves
         start, head = [sys.executable, *sys.orig_argv[1:]], b""
@@ -415,7 +477,7 @@ def _peak_in_new_process(job: dict[str, Any]) -> dict[str, Any]:
     if not answers[1]:
         killed = " (out of memory?)" if code == -9 else ""
         raise RuntimeError(f"a process with this network alone ended with {code}{killed}")
-    answer: dict[str, Any] = json.loads(answers[1])
+    answer: WorkerAnswer = json.loads(answers[1])
     return answer
 
 
@@ -490,15 +552,16 @@ UNKNOWN = "?"
 _RUNNING = ("onnxruntime", "openvino", "torch", "numpy")
 
 
-def device() -> dict[str, Any]:
-    """What latencies depend on here, and what is installed to run networks."""
+def device() -> Device:
+    """What this process finds of its device."""
+    huge_pages = _first_line("/sys/kernel/mm/transparent_hugepage/enabled") or ""
     return {
         "protocol": PROTOCOL,
         "machine": machine(),
         "cpu": device_name(),
         "cores": cores(),
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "transparent_huge_pages": _transparent_huge_pages(),
+        "transparent_huge_pages": huge_pages.partition("[")[2].partition("]")[0] or None,
         "malloc_huge_pages": "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -605,15 +668,8 @@ def is_emulated() -> bool:
     with contextlib.suppress(OSError):
         if "qemu" in os.path.basename(os.readlink("/proc/thread-self/exe")):
             return True
-    return (
-        machine() in ("aarch64", "armv7l") and "flags" in _cpuinfo()
-    )  # x86 lists flags where ARM lists features
-
-
-def _transparent_huge_pages() -> str | None:
-    """``always``, ``madvise`` or ``never``; nothing off Linux."""
-    found = _first_line("/sys/kernel/mm/transparent_hugepage/enabled") or ""
-    return found.partition("[")[2].partition("]")[0] or None
+    # x86 lists flags where ARM lists features.
+    return machine() in ("aarch64", "armv7l") and "flags" in _cpuinfo()
 
 
 def _first_line(path: str) -> str | None:
@@ -624,7 +680,7 @@ def _first_line(path: str) -> str | None:
         return None
 
 
-def write(message: dict[str, Any]) -> None:
+def write(message: WorkerAnswer) -> None:
     """Send one answer."""
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()

@@ -78,9 +78,8 @@ def predictor(folder: Path) -> Kind:
     model._file, model.table = path, table
 
     def read() -> Any:
-        if model._kept_predictor() is None:
-            return NOTHING
-        return model._predictor.calibration, model._predictor.scale
+        found = model._kept_predictor()
+        return NOTHING if found is None else (found.calibration, found.scale)
 
     return Kind(path, read)
 

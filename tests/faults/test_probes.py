@@ -260,7 +260,7 @@ def test_a_probe_that_crashes_fails_its_network_alone(
         worker.probe.connect()
         pipe = worker.probe._channel._pipe  # type: ignore[union-attr]
         assert isinstance(pipe, ProcessPipe)
-        timer = threading.Timer(chance.uniform(0, 0.4), os.kill, (pipe.process_id, kind))
+        timer = threading.Timer(chance.uniform(0, 0.4), os.kill, (pipe._process.pid, kind))
         timer.start()
         found = worker.measured("slow")  # of its 0.3 s at work many a kill hits some
         timer.cancel()
