@@ -20,7 +20,6 @@ from levit_search.batches.augmentation import (
     Eraser,
     Layer,
     Op,
-    Proportions,
     Resizer,
     Windows,
     arguments,
@@ -251,8 +250,7 @@ def test_resized_crops_lie_and_measure_as_timms():
             for _ in range(count)
         ]
     )
-    proportions = Proportions((0.08, 1.0), (3 / 4, 4 / 3))
-    ours = draw_boxes(count, proportions, *[(size, size)] * 3, generator(0))
+    ours = draw_boxes(count, (0.08, 1.0), (3 / 4, 4 / 3), *[(size, size)] * 3, generator(0))
     assert (ours[:, :2] + ours[:, 2:] <= size).all() and (ours >= 0).all()
     for measure in (lambda box: box, lambda box: box**2, lambda box: box[:, 2] * box[:, 3]):
         one, other = (measure(boxes).float() for boxes in (ours, theirs))
@@ -273,21 +271,19 @@ def test_boxes_of_every_length_are_resized_as_pillow_does(size):
 
 
 def test_the_smallest_boxes_have_a_pixel():
-    boxes = draw_boxes(50, Proportions((0.001, 0.002), (3 / 4, 4 / 3)), *[(8, 8)] * 3, generator(0))
+    boxes = draw_boxes(50, (0.001, 0.002), (3 / 4, 4 / 3), *[(8, 8)] * 3, generator(0))
     assert (boxes[:, 2:] == 1).all() and (boxes[:, :2] < 8).all()
 
 
 def test_boxes_that_never_fit_are_the_whole_image():
-    tall = Proportions((1.0, 1.0), (1.3, 1.4))
     for size in ((32, 32), (32, 20)):
-        found = draw_boxes(5, tall, size, (20, 20), size, generator(0))
+        found = draw_boxes(5, (1.0, 1.0), (1.3, 1.4), size, (20, 20), size, generator(0))
         assert found.tolist() == [[0, 0, *size]] * 5
 
 
 def test_boxes_lie_anywhere_in_a_rectangle_and_have_its_proportions_up_to_a_third():
     size = (24, 48)
-    proportions = Proportions((0.08, 1.0), crop_aspect(size))
-    boxes = draw_boxes(4000, proportions, size, size, size, generator(0))
+    boxes = draw_boxes(4000, (0.08, 1.0), crop_aspect(size), size, size, size, generator(0))
     ends = boxes[:, :2] + boxes[:, 2:]
     assert (boxes[:, :2].amin(0) == 0).all() and ends.amax(0).tolist() == [24, 48]
     stretched = boxes[:, 2] / 24 / (boxes[:, 3] / 48)

@@ -32,7 +32,7 @@ from levit_search.batches.batch import (
 )
 from levit_search.data import DataInfo, SplitName, StoredImages
 from levit_search.errors import TrialError
-from levit_search.image_size import Sides, sides, size_text
+from levit_search.image_size import Sides, sides
 from levit_search.latency.process_pipe import exit_name
 from levit_search.recipe import RandAugment, Recipe, rand_augment
 
@@ -66,33 +66,22 @@ class DiskBatches(Batches):
     def __init__(
         self, info: DataInfo, splits: Mapping[SplitName, StoredImages], image_size: int | Sides
     ) -> None:
-        self.info, self.image_size = info, image_size
-        self._splits = splits
-        self.data_id = f"{splits['train'].fingerprint()}-{size_text(image_size)}"
-        self.mean, self.std = (
-            [255 * value for value in values]
-            if info.in_channels == 3
-            else [255 * sum(values) / 3] * info.in_channels
+        self._splits: Mapping[SplitName, StoredImages] = splits
+        mean, std = (
+            [255 * value for value in values] if info.in_channels == 3 else [255 * sum(values) / 3]
             for values in (_MEAN, _STD)
         )
+        super().__init__(info, image_size, mean, std)
         self._workers = 1
         # With what they make views for: a recipe, or none for evaluation, and how many processes.
         self._idle: list[tuple[tuple[Recipe | None, int], PictureLoader]] = []
-
-    def labels(self, split: SplitName) -> NDArray[np.int64]:
-        return self._splits[split].labels
-
-    def fingerprint(self, split: SplitName) -> str:
-        return self._splits[split].fingerprint()
 
     def train(
         self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
     ) -> Iterator[Batch]:
         self._workers = recipe.workers
         order = ordered(self.size("train"), recipe, seed, epoch)
-        image = torch.Size((self.info.in_channels, *sides(self.image_size)))
-        normalization = Normalization(self.mean, self.std, device)
-        transforms = DeviceTransforms(normalization, image, self.info.num_classes, recipe)
+        transforms = DeviceTransforms(self, recipe, device)
         remaining = range(first_step, len(order))
         requests = (
             [
@@ -108,14 +97,11 @@ class DiskBatches(Batches):
     def evaluation(
         self, split: SplitName, batch_size: int, device: torch.device, most: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        normalized = Normalization(self.mean, self.std, device)
+        normalized = Normalization(self, device)
         indices = evenly_spread(self.size(split), most).split(batch_size)
         requests = ([ViewRequest(split, index, ()) for index in part.tolist()] for part in indices)
         for pixels, labels in self._read(split, requests, None, device):
             yield normalized(pixels), labels
-
-    def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
-        return self._splits[split].stored(index)
 
     def _read(
         self,

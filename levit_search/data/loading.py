@@ -48,8 +48,14 @@ class Arrays:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     scaled_as_floats: bool = False
-    stored: "StoredImages | None" = None
+    originals: "StoredImages | None" = None
     """The same images as they are stored; None of arrays."""
+
+    def stored(self, index: int) -> bytes | Image.Image:
+        """As :meth:`StoredImages.stored` gives it."""
+        if self.originals is not None:
+            return self.originals.stored(index)
+        return ArraySource("", self.images, self.labels).open(index)
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of a hash over all of it."""
@@ -363,8 +369,8 @@ def held(
                 faults.add(source.where(int(indices[position])), reason)
     stored = StoredImages(source, indices[readable], decoding, faults)
     if readable.all():
-        return Arrays(images, labels, stored=stored)
-    return Arrays(images[readable], labels[readable], stored=stored)
+        return Arrays(images, labels, originals=stored)
+    return Arrays(images[readable], labels[readable], originals=stored)
 
 
 def resized(images: NDArray[np.uint8], size: int | Sides) -> NDArray[np.uint8]:
