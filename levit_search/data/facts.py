@@ -30,6 +30,7 @@ from levit_search.data.decoding import (
 )
 from levit_search.data.sources import (
     DataConfig,
+    EncodedSource,
     FileSource,
     Range,
     Source,
@@ -41,7 +42,7 @@ from levit_search.data.sources import (
     unreadable,
     without_warnings,
 )
-from levit_search.data.timm_sets import RowSource
+from levit_search.errors import first_line
 from levit_search.files import expanded, user_cache, write_atomically
 from levit_search.progress import Progress
 
@@ -242,9 +243,9 @@ def _examined(source: Source, index: int) -> PictureFacts:
     except FileNotFoundError:
         return PictureFacts("missing", "no such file")
     except OSError as error:
-        return PictureFacts("missing", str(error).splitlines()[0])
+        return PictureFacts("missing", first_line(error))
     digest = content_digest(content)
-    is_stored = isinstance(source, FileSource | RowSource)
+    is_stored = isinstance(source, EncodedSource)
     try:
         with unreadable():
             return facts_of(opened(content) if is_stored else source.open(index), digest)

@@ -24,6 +24,7 @@ from levit_search.data.sources import (
     DataConfig,
     DataInfo,
     FileSource,
+    OpenedSet,
     SplitName,
     UnreadableError,
     decode,
@@ -194,7 +195,7 @@ KINDS: dict[str, Callable[[int, int, Rng], Image.Image]] = {
 _NUM_CLASSES = {"contours": 200, "fractals": 100, "textures": 100}
 
 
-class Generated:
+class Generated(OpenedSet):
     """Generated pictures of one kind (``generated/contours``) or, as ``generated``, of all.
 
     With ``root`` three of four pictures of ``train`` are random crops of those below that folder,
@@ -207,7 +208,7 @@ class Generated:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        self._config = config
+        super().__init__(config)
         kind = config.name.partition("/")[2]
         kinds = (kind,) if kind in KINDS else tuple(KINDS)
         self._crops_share = 1.0 if kind == CROPS else _CROPS

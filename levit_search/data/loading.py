@@ -17,8 +17,8 @@ from levit_search.data.sources import (
     ArraySource,
     DataConfig,
     DataInfo,
+    EncodedSource,
     Faults,
-    FileSource,
     Source,
     SplitName,
     UnreadableError,
@@ -27,7 +27,6 @@ from levit_search.data.sources import (
     decoding_threads,
 )
 from levit_search.data.survey import describe, looked_at, open_set, unreadable_of
-from levit_search.data.timm_sets import RowSource, Stream
 from levit_search.errors import InputError
 from levit_search.image_size import Sides, sides
 
@@ -101,7 +100,7 @@ class StoredImages:
             UnreadableError: it cannot be decoded.
         """
         place = int(self._indices[index])
-        if isinstance(self._source, FileSource | RowSource):
+        if isinstance(self._source, EncodedSource):
             return self._source.content(place)
         return decode(self._source, place, self.decoding)
 
@@ -206,7 +205,7 @@ def load_described(
     info = describe(config)
     data_set = open_set(config)
     size = config.image_size or info.image_size
-    faults = data_set.faults if isinstance(data_set, Stream) else Faults(config.max_unreadable)
+    faults = data_set.faults
     parts = _parts(data_set.sources(), config, info)
     if known := unreadable_of(config):
         parts = _readable(parts, known, faults, info)

@@ -3,6 +3,8 @@
 import os
 import stat
 import warnings
+from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from pydantic import BeforeValidator, Field, ValidatorFunctionWrapHandler, field
 from levit_search import plugins
 from levit_search.configuration import Count, Frozen
 from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, middle, opened
-from levit_search.errors import InputError, did_you_mean
+from levit_search.errors import InputError, did_you_mean, first_line
 from levit_search.image_size import ImageSize, Sides, sides, size_text
 
 _GENERATED = (
@@ -226,7 +228,19 @@ class ArraySource:
         return np.full(len(indices), self.images[0].size, dtype=np.int64)
 
 
-class FileSource:
+class EncodedSource:
+    """Images that are kept as files of any format, whether or not each is a file of its own."""
+
+    labels: NDArray[np.int64]
+
+    @abstractmethod
+    def content(self, index: int) -> bytes: ...
+
+    def open(self, index: int) -> Image.Image:
+        return opened(self.content(index))
+
+
+class FileSource(EncodedSource):
     """Image files below ``root``, named by their paths relative to it."""
 
     def __init__(self, root: Path, names: list[str], labels: NDArray[np.int64]) -> None:
@@ -238,9 +252,6 @@ class FileSource:
 
     def where(self, index: int) -> str:
         return f"{self._root}/{self._names[index]}"
-
-    def open(self, index: int) -> Image.Image:
-        return opened(self.content(index))
 
     def content(self, index: int) -> bytes:
         path = Path(self.where(index))
@@ -306,6 +317,25 @@ class DataSet(Protocol):
         """
 
 
+class OpenedSet(DataSet):
+    """One of our data sets, or a plug-in's behind :class:`levit_search.data.sets.PlugIn`.
+
+    Attributes:
+        left_out: how many files were passed over by :meth:`sources` as no pictures, by their
+            ending in small letters, or by what they are.
+        faults: pictures that :meth:`sources` could not read, where it reads them.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self.left_out: Counter[str] = Counter()
+        self.faults = Faults(config.max_unreadable)
+
+    def stored_pictures(self) -> Iterator[tuple[SplitName, Any, Image.Image]] | None:
+        """Each picture as it is stored, with its split and label; None unless it is a stream."""
+        return None
+
+
 def decode(source: Source, index: int, how: Decoding) -> Image.Image:
     """An image of a source as ``how`` says.
 
@@ -346,11 +376,6 @@ def decoding_threads() -> Iterator[ThreadPoolExecutor]:
     """Threads to decode pictures with: Pillow decodes and scales without Python's lock."""
     with without_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         yield threads
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Faults:

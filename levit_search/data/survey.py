@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from statistics import median_low
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field
 
 from levit_search.configuration import Frozen
@@ -38,7 +39,7 @@ from levit_search.data.sources import (
     ArraySource,
     DataConfig,
     DataInfo,
-    DataSet,
+    OpenedSet,
     Range,
     SplitName,
     UnreadableError,
@@ -125,29 +126,22 @@ class DataSurvey(Frozen):
         return list(_lines(self))
 
 
-def open_set(config: DataConfig) -> DataSet:
+def open_set(config: DataConfig) -> OpenedSet:
     """The data set of a configuration.
 
     Raises:
         InputError: the data is not there; the message says where it was looked for.
     """
-    match config.reader:
-        case "digits":
-            return Digits(config)
-        case "fashion-mnist":
-            return FashionMnist(config)
-        case "folder":
-            return Folder(config)
-        case "generated":
-            return Generated(config)
-        case "torch":
-            return TorchSet(config)
-        case "hfds":
-            return Rows(config)
-        case "hfids" | "wds" | "tfds":
-            return Stream(config)
-        case _:
-            return PlugIn(config)
+    kinds: dict[str, type[OpenedSet]] = {
+        "digits": Digits,
+        "fashion-mnist": FashionMnist,
+        "folder": Folder,
+        "generated": Generated,
+        "torch": TorchSet,
+        "hfds": Rows,
+        **dict.fromkeys(("hfids", "wds", "tfds"), Stream),
+    }
+    return kinds.get(config.reader, PlugIn)(config)
 
 
 def describe(config: DataConfig) -> DataInfo:
@@ -258,11 +252,11 @@ def survey_of(config: DataConfig, progress: Progress = no_progress) -> DataSurve
     described = data_set.describe()
     if isinstance(described, DataInfo):
         return _known(config, data_set, described)
-    if isinstance(data_set, Stream):
-        return _survey(config, described, _of_stream(data_set, described, progress), {}, None)
+    stored = data_set.stored_pictures()
+    if stored is not None:
+        return _survey(config, described, _of_stream(stored, described, progress), {}, None)
     table = FactTable(config, data_set.sources())
-    left_out = dict(data_set.left_out) if isinstance(data_set, Folder) else {}
-    return _survey(config, described, table.filled(progress), left_out, table)
+    return _survey(config, described, table.filled(progress), dict(data_set.left_out), table)
 
 
 def unreadable_of(config: DataConfig) -> dict[str, str]:
@@ -272,7 +266,7 @@ def unreadable_of(config: DataConfig) -> dict[str, str]:
         InputError: the data is missing, or not the pictures of ``config.fingerprint``.
     """
     data_set = open_set(config)
-    if isinstance(data_set, Stream) or isinstance(data_set.describe(), DataInfo):
+    if data_set.stored_pictures() is not None or isinstance(data_set.describe(), DataInfo):
         return {}
     looked = FactTable(config, data_set.sources()).filled(no_progress)
     broken = {each.name: each.error for each in looked if each.error is not None}
@@ -282,7 +276,7 @@ def unreadable_of(config: DataConfig) -> dict[str, str]:
     return broken
 
 
-def _known(config: DataConfig, data_set: DataSet, info: DataInfo) -> DataSurvey:
+def _known(config: DataConfig, data_set: OpenedSet, info: DataInfo) -> DataSurvey:
     """Of a set that describes itself the labels are counted, and equal arrays."""
     _check_channels(config, info)
     looked = [
@@ -497,10 +491,13 @@ def _alike(
             yield some[near], others[near]
 
 
-def _of_stream(stream: Stream, class_names: tuple[str, ...], progress: Progress) -> list[Looked]:
+def _of_stream(
+    stored: Iterator[tuple[SplitName, Any, Image.Image]],
+    class_names: tuple[str, ...],
+    progress: Progress,
+) -> list[Looked]:
     splits, labels, facts = [], [], []
-    stored = islice(stream.stored_pictures(), LOOKED_AT)
-    for split, label, picture in reported(stored, progress, None):
+    for split, label, picture in reported(islice(stored, LOOKED_AT), progress, None):
         try:
             with unreadable():
                 picture.load()
