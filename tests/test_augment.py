@@ -17,10 +17,8 @@ from torch import Tensor
 from torchvision.transforms import functional as pillow
 
 from levit_search.batches.augmentation import (
-    Eraser,
     Layer,
     Op,
-    Resizer,
     Windows,
     arguments,
     crop_aspect,
@@ -28,10 +26,12 @@ from levit_search.batches.augmentation import (
     draw_erased,
     draw_jitter,
     draw_layers,
+    erased,
     generator,
     jittered,
     mix,
     rand_augmented,
+    resized_boxes,
 )
 from levit_search.batches.batch import ordered, steps
 from levit_search.batches.on_disk import seeded, training_view
@@ -231,7 +231,7 @@ def test_boxes_are_resized_as_pillow_does(channels):
             [1, 2, 30, 29],
         ]
     )
-    resized = Resizer((SIZE, SIZE), CPU)(images, boxes)
+    resized = resized_boxes(images, boxes)
     for image, view, (top, left, height, width) in zip(
         images, resized, boxes.tolist(), strict=True
     ):
@@ -263,7 +263,7 @@ def test_boxes_of_every_length_are_resized_as_pillow_does(size):
     images = make_images(1, count=width, size=size)
     boxes = torch.tensor([[0, width - side, height, side] for side in range(1, width + 1)])
     for image, view, (*_, side) in zip(
-        images, Resizer(size, CPU)(images, boxes), boxes.tolist(), strict=True
+        images, resized_boxes(images, boxes), boxes.tolist(), strict=True
     ):
         picture = as_picture(image).crop((width - side, 0, width, height))
         expected = as_tensor(picture.resize((width, height), Image.Resampling.BICUBIC))
@@ -329,8 +329,7 @@ def test_as_much_is_erased_as_by_timm(size):
     torch.manual_seed(0)
     theirs = RandomErasing(0.25, mode="pixel", device="cpu")(torch.zeros(count, 1, *size))
     boxes = draw_erased(count, size, 0.25, generator(0))
-    eraser = Eraser(torch.Size((1, *size)), CPU)
-    ours = eraser(torch.zeros(count, 1, *size), boxes)
+    ours = erased(torch.zeros(count, 1, *size), boxes)
     shares = [(images != 0).float().mean((1, 2, 3)) for images in (ours, theirs)]
     touched = [share[share > 0] for share in shares]
     for share in touched:
@@ -346,9 +345,9 @@ def test_as_much_is_erased_as_by_timm(size):
 def test_erased_boxes_hold_noise_and_the_rest_is_left(size):
     images = torch.full((400, 3, *size), 7.0)
     boxes = draw_erased(400, size, 0.5, generator(0))
-    erased = Eraser(images.shape[1:], CPU)(images.clone(), boxes)
+    changed = erased(images.clone(), boxes)
     noise = []
-    for image, (top, left, height, width, _) in zip(erased, boxes.tolist(), strict=True):
+    for image, (top, left, height, width, _) in zip(changed, boxes.tolist(), strict=True):
         box = image[:, top : top + height, left : left + width]
         noise.append(box.flatten())
         outside = image.clone()

@@ -8,14 +8,13 @@ Shapes: N images of a set, B of a batch, C channels (grey or RGB), H rows and W 
 import math
 from collections.abc import Callable
 from enum import IntEnum
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 
 from levit_search.image_size import Sides
 from levit_search.recipe import RandAugment, Recipe, rand_augment
@@ -66,7 +65,6 @@ class Augmentation:
         height, width = self._size
         self._border = (height // 8, width // 8) if recipe.crop == "shift" else (0, 0)
         self._windows = Windows(images, self._border)
-        self._resizer = Resizer(self._size, self._device) if recipe.crop == "resized" else None
         self._policy = rand_augment(recipe.rand_augment)
 
     def made(self, indices: Tensor, seed: tuple[int, int, int]) -> Tensor:
@@ -80,10 +78,10 @@ class Augmentation:
             corners = torch.stack(drawn, 1)
         mirrored = torch.rand(count, generator=rng) < 0.5
         views = self._windows.cut(indices, corners, mirrored if self._hflip else None)
-        if self._resizer is not None:
+        if self._recipe.crop == "resized":
             size, area = self._size, self._recipe.crop_scale
             boxes = draw_boxes(count, area, crop_aspect(size), size, size, size, rng)
-            views = self._resizer(views, boxes.to(device))
+            views = resized_boxes(views, boxes.to(device))
         rng = generator(*seed, Purpose.COLOR)
         if self._policy is not None:
             return rand_augmented(views, draw_layers(self._policy, count, rng), self._fill)
@@ -114,12 +112,10 @@ class Windows:
         self._firsts = (first * self._width).to(images.device)
 
     def cut(self, indices: Tensor, corners: Tensor, mirrored: Tensor | None) -> Tensor:
-        """Views uint8 [B, C, H, W] on the images' device.
+        """Views uint8 [B, C, H, W] of the images ``indices`` [B], on their device.
 
-        Args (all on the CPU):
-            indices: the images, int64 [B].
-            corners: row and column of the bordered image at which each view begins, int64 [B, 2].
-            mirrored: which views to turn left to right, bool [B]; None for none of them.
+        Each begins at a row and column of the bordered image, ``corners`` int64 [B, 2]; those that
+        are ``mirrored``, bool [B] or None for none, are turned left to right. All are on the CPU.
         """
         device = self._lines.device
         if mirrored is not None:  # those to be turned come last, so that they are one slice
@@ -137,46 +133,39 @@ class Windows:
         return views.index_select(0, back)
 
 
-class Resizer:
-    """Boxes of images resized to the whole, bicubic as Pillow does it.
+def resized_boxes(images: Tensor, boxes: Tensor) -> Tensor:
+    """uint8 [B, C, H, W]: of each image its box [B, 4] (top, left, height, width) as the whole.
 
-    A crop is never larger than what it becomes, so that nothing has to be smoothed away, and each
-    pixel of the view is made of four of the box along each axis. An axis is a matrix product.
+    It is bicubic as Pillow does it. A crop is never larger than what it becomes, so that nothing
+    has to be smoothed away, and each pixel of the view is made of four of the box along each axis.
+    An axis is a matrix product.
     """
-
-    def __init__(self, size: Sides, device: torch.device) -> None:
-        of_side = {side: [part.to(device) for part in _taps(side)] for side in size}
-        self._of_axis = [of_side[side] for side in size]
-        self._taps = torch.arange(4, device=device)
-
-    def __call__(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """uint8 [B, C, H, W]: of each image its box [B, 4] (top, left, height, width)."""
-        at_once = max(1, _PIXELS_AT_ONCE // images[0].numel())
+    at_once = max(1, _PIXELS_AT_ONCE // images[0].numel())
+    if len(images) > at_once:
         parts = zip(images.split(at_once), boxes.split(at_once), strict=True)
-        return torch.cat([self._resized(*part) for part in parts])
-
-    def _resized(self, images: Tensor, boxes: Tensor) -> Tensor:
-        count, channels, height, width = images.shape
-        rows, columns = (self._matrices(axis, boxes) for axis in (0, 1))
-        wide = torch.bmm(images.reshape(count, channels * height, width).float(), columns.mT)
-        wide = wide.view(count, channels, height, width).transpose(1, 2).reshape(count, height, -1)
-        whole = torch.bmm(rows, wide).round_().clamp_(0, 255).to(torch.uint8)
-        return whole.view(count, height, channels, width).transpose(1, 2).contiguous()
-
-    def _matrices(self, axis: int, boxes: Tensor) -> Tensor:
-        """float32 [B, S, S] from the S pixels of an axis to those of the view."""
-        starts, lengths = boxes[:, axis], boxes[:, axis + 2]
-        all_firsts, all_weights = self._of_axis[axis]
-        side = len(all_firsts)
-        firsts = all_firsts.index_select(0, lengths - 1) + starts[:, None]
-        # Pixels beyond the image have no weight, wherever it is added.
-        places = (firsts[..., None] + self._taps).clamp_(0, side - 1)
-        weights = all_weights.index_select(0, lengths - 1)
-        matrices = weights.new_zeros(len(starts), side, side)
-        return matrices.scatter_add_(2, places, weights)
+        return torch.cat([resized_boxes(*part) for part in parts])
+    count, channels, height, width = images.shape
+    rows, columns = _matrices(height, boxes[:, 0::2]), _matrices(width, boxes[:, 1::2])
+    wide = torch.bmm(images.reshape(count, channels * height, width).float(), columns.mT)
+    wide = wide.view(count, channels, height, width).transpose(1, 2).reshape(count, height, -1)
+    whole = torch.bmm(rows, wide).round_().clamp_(0, 255).to(torch.uint8)
+    return whole.view(count, height, channels, width).transpose(1, 2).contiguous()
 
 
-def _taps(size: int) -> tuple[Tensor, Tensor]:
+def _matrices(side: int, spans: Tensor) -> Tensor:
+    """float32 [B, S, S] from the pixels of an axis to those of the view, by starts and lengths."""
+    starts, lengths = spans.unbind(1)
+    all_firsts, all_weights = _taps(side, spans.device)
+    firsts = all_firsts.index_select(0, lengths - 1) + starts[:, None]
+    # Pixels beyond the image have no weight, wherever it is added.
+    places = (firsts[..., None] + torch.arange(4, device=spans.device)).clamp_(0, side - 1)
+    weights = all_weights.index_select(0, lengths - 1)
+    matrices = weights.new_zeros(len(starts), side, side)
+    return matrices.scatter_add_(2, places, weights)
+
+
+@lru_cache(maxsize=4)
+def _taps(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each length of a box up to S and each pixel of the view: the first of the four pixels
     that it is made of, int64 [S, S], and their weights, float32 [S, S, 4]."""
     lengths = torch.arange(1, size + 1, dtype=torch.float64)[:, None]
@@ -185,7 +174,8 @@ def _taps(size: int) -> tuple[Tensor, Tensor]:
     pixels = firsts[..., None] + torch.arange(4)
     weights = cubic((pixels + 0.5 - centres[..., None]).abs(), -0.5)
     weights *= (pixels >= 0) & (pixels < lengths[..., None])
-    return firsts, (weights / weights.sum(-1, keepdim=True)).float()
+    weights /= weights.sum(-1, keepdim=True)
+    return firsts.to(device), weights.float().to(device)
 
 
 def draw_jitter(count: int, strength: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -280,8 +270,7 @@ class Op(IntEnum):
 class Layer(NamedTuple):
     """What one layer does to each image."""
 
-    ops: Tensor
-    """An :class:`Op`, or -1 for nothing, int64 [B]."""
+    ops: Tensor  # an :class:`Op`, or -1 for nothing, int64 [B]
     arguments: Tensor
     """float64 [B]: degrees, bits, thresholds, factors, or lengths by the image's side."""
 
@@ -347,6 +336,13 @@ def _auto_contrast(images: Tensor, *_: Tensor) -> Tensor:
     low, high = (edge.float() for edge in (images.amin((2, 3), True), images.amax((2, 3), True)))
     stretched = (images - low) * (255 / (high - low).clamp_min(1))
     return torch.where(high > low, stretched, images)
+
+
+def _equalize(images: Tensor, *_: Tensor) -> Tensor:
+    from torchvision.transforms.v2 import functional  # as long to import as torch
+
+    changed: Tensor = functional.equalize(images)
+    return changed
 
 
 def _posterize(images: Tensor, bits: Tensor, _: Tensor) -> Tensor:
@@ -449,7 +445,7 @@ def _sharpen(images: Tensor, factor: Tensor, _: Tensor) -> Tensor:
 
 _CHANGES: dict[Op, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     Op.AUTO_CONTRAST: _auto_contrast,
-    Op.EQUALIZE: lambda images, *_: vision.equalize(images),
+    Op.EQUALIZE: _equalize,
     Op.INVERT: lambda images, *_: 255 - images,
     Op.POSTERIZE: _posterize,
     Op.SOLARIZE: _solarize,
@@ -491,31 +487,28 @@ def cubic(distance: Tensor, slope: float) -> Tensor:
     return torch.where(distance < 1, near, torch.where(distance < 2, slope * far, 0.0))
 
 
-class Eraser:
-    """Erases a box in some images, as timm's ``pixel`` mode of random erasing (Zhong et al. 2020).
+@lru_cache(maxsize=2)
+def _noise(length: int, device: torch.device) -> Tensor:
+    """Normal random numbers, always the same ones: every stretch of a length, [n, length]."""
+    noise = torch.randn(_NOISE + length, generator=generator(_NOISE_SEED))
+    return noise.to(device).unfold(0, length, 1)
 
-    Args:
-        image: channels and sides of an image.
-        device: theirs.
+
+def erased(images: Tensor, boxes: Tensor) -> Tensor:
+    """Normalised ``images`` float32 [B, C, H, W] with ``boxes`` [B, 5] erased, in place.
+
+    As timm's ``pixel`` mode of random erasing (Zhong et al. 2020); the boxes are on the CPU.
     """
-
-    def __init__(self, image: torch.Size, device: torch.device) -> None:
-        self._image = image
-        noise = torch.randn(_NOISE + image.numel(), generator=generator(_NOISE_SEED))
-        self._patches = noise.to(device).unfold(0, image.numel(), 1)
-        self._rows, self._columns = (torch.arange(side, device=device) for side in image[1:])
-
-    def __call__(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """Normalised ``images`` float32 [B, C, H, W] with ``boxes`` erased, in place."""
-        which = boxes[:, 2].nonzero()[:, 0]
-        places, boxes = which.to(images.device), boxes[which].to(images.device)
-        top, left, height, width = boxes[:, :4, None].unbind(1)
-        rows = (self._rows >= top) & (self._rows < top + height)
-        columns = (self._columns >= left) & (self._columns < left + width)
-        inside = (rows[:, :, None] & columns[:, None, :])[:, None]
-        noise = self._patches.index_select(0, boxes[:, 4]).view(-1, *self._image)
-        erased = torch.where(inside, noise, images.index_select(0, places))
-        return images.index_copy_(0, places, erased)
+    which, device = boxes[:, 2].nonzero()[:, 0], images.device
+    places, boxes = which.to(device), boxes[which].to(device)
+    top, left, height, width = boxes[:, :4, None].unbind(1)
+    rows, columns = (torch.arange(side, device=device) for side in images.shape[2:])
+    inside_rows = (rows >= top) & (rows < top + height)
+    inside = inside_rows[:, :, None] & ((columns >= left) & (columns < left + width))[:, None, :]
+    noise = _noise(images[0].numel(), device).index_select(0, boxes[:, 4])
+    shown = images.index_select(0, places)
+    changed = torch.where(inside[:, None], noise.view(-1, *images.shape[1:]), shown)
+    return images.index_copy_(0, places, changed)
 
 
 def mix(
@@ -540,22 +533,16 @@ def mix(
     alpha = recipe.cutmix if cuts else recipe.mixup
     share = float(rng.beta(alpha, alpha))
     if cuts:
+        # In the image's proportions around any pixel, as far as it is in the image.
         height, width = images.shape[-2:]
-        top, bottom, left, right = _cut_box((height, width), 1 - share, rng)
+        bounds = []
+        for side in (height, width):
+            length, centre = int(side * math.sqrt(1 - share)), int(rng.integers(side))
+            bounds += [max(0, centre - length // 2), min(side, centre + (length + 1) // 2)]
+        top, bottom, left, right = bounds
         inside = images[:, :, top:bottom, left:right]
         inside.copy_(inside.flip(0))
         share = 1 - (bottom - top) * (right - left) / (height * width)
     else:
         images = images.lerp_(images.flip(0), 1 - share)
     return images, mixup_target(labels, num_classes, share, recipe.label_smoothing)
-
-
-def _cut_box(size: Sides, area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of a box in the image's proportions around any pixel, as far as
-    it is in the image."""
-
-    def bounds(side: int) -> tuple[int, int]:
-        length, centre = int(side * math.sqrt(area)), int(rng.integers(side))
-        return max(0, centre - length // 2), min(side, centre + (length + 1) // 2)
-
-    return *bounds(size[0]), *bounds(size[1])

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from levit_search.batches.augmentation import (
     Augmentation,
-    Eraser,
     Purpose,
     draw_erased,
+    erased,
     generator,
     mix,
 )
-from levit_search.data import Arrays, DataConfig, DataInfo, Decoding, Split, SplitName, held
+from levit_search.data import Arrays, DataConfig, DataInfo, Split, SplitName
+from levit_search.data.decoding import Decoding
 from levit_search.data.generated import EPOCH_IMAGES, UNLABELLED, Generated, GeneratedSource
+from levit_search.data.loading import held
 from levit_search.data.sources import Faults
 from levit_search.errors import InputError
 from levit_search.image_size import Sides, compact, sides, size_text
@@ -95,7 +97,6 @@ class Batches(ABC):
         """The epoch whose views are shown in ``epoch``: an earlier one where they come again."""
         return epoch
 
-    @abstractmethod
     def train(
         self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
     ) -> Iterator[Batch]:
@@ -104,8 +105,23 @@ class Batches(ABC):
         Raises:
             InputError: too many images cannot be read.
         """
+        order = ordered(self.size("train"), recipe, seed, epoch)
+        normalized = Normalization(self, device)
+        size, probability = sides(self.image_size), recipe.random_erasing
+        if probability:
+            rng = generator(seed, epoch, Purpose.ERASE)
+            boxes = draw_erased(order.numel(), size, probability, rng).view(*order.shape, -1)
+        views = self._views(order, seed, epoch, recipe, device, first_step)
+        for step, (pixels, labels) in enumerate(views, first_step):
+            shown = normalized(pixels)
+            if probability:
+                shown = erased(shown, boxes[step])
+            if recipe.mixup or recipe.cutmix:
+                key = (seed, epoch, step, Purpose.MIX)
+                yield Batch(*mix(shown, labels, self.info.num_classes, recipe, key))
+            else:
+                yield Batch(shown, labels)
 
-    @abstractmethod
     def evaluation(
         self, split: SplitName, batch_size: int, device: torch.device, most: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -116,6 +132,24 @@ class Batches(ABC):
         Raises:
             InputError: too many images cannot be read.
         """
+        normalized, size = Normalization(self, device), self.size(split)
+        # Evenly spread; all of them where there are no more.
+        count = size if most is None else min(most, size)
+        indices = torch.arange(count) * size // max(1, count)
+        for pixels, labels in self._unchanged(split, indices.split(batch_size), device):
+            yield normalized(pixels), labels
+
+    @abstractmethod
+    def _views(
+        self, order: Tensor, seed: int, epoch: int, recipe: Recipe, device: torch.device, first: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Views [B, C, H, W], 0 to 255, and labels [B], of ``order`` [steps, B] from ``first``."""
+
+    @abstractmethod
+    def _unchanged(
+        self, split: SplitName, parts: Iterable[Tensor], device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same without augmentation, of the indices [B] of each part."""
 
 
 def rows(count: int, recipe: Recipe) -> int:
@@ -140,13 +174,6 @@ def ordered(count: int, recipe: Recipe, seed: int, epoch: int) -> Tensor:
     return order[: steps(count, recipe) * rows(count, recipe)].view(-1, rows(count, recipe))
 
 
-def evenly_spread(size: int, most: int | None) -> Tensor:
-    """The indices of ``most`` of so many images, evenly spread; all of them for None."""
-    if most is None or most >= size:
-        return torch.arange(size)
-    return torch.arange(most) * size // most
-
-
 class Normalization:
     """Turns pixels of a data set into what a network is given, on a device."""
 
@@ -157,40 +184,6 @@ class Normalization:
     def __call__(self, pixels: Tensor) -> Tensor:
         """float32 of ``pixels`` [B, C, H, W] from 0 to 255."""
         return pixels.to(torch.float32, copy=True).sub_(self._mean).mul_(self._factor)
-
-
-class DeviceTransforms:
-    """Makes batches of a data set's views as a recipe says, from one epoch to the next."""
-
-    def __init__(self, batches: Batches, recipe: Recipe, device: torch.device) -> None:
-        self._normalized = Normalization(batches, device)
-        self._size, self._recipe = sides(batches.image_size), recipe
-        self._num_classes = batches.info.num_classes
-        image = torch.Size((batches.info.in_channels, *self._size))
-        self._eraser = Eraser(image, device) if recipe.random_erasing else None
-
-    def batches(
-        self, views: Iterable[tuple[int, Tensor, Tensor]], seed: int, epoch: int, images: int
-    ) -> Iterator[Batch]:
-        """The batches of an epoch of so many ``images``.
-
-        ``views`` are (the number of the batch, pixels [B, C, H, W] from 0 to 255, labels [B]) on
-        the device.
-        """
-        recipe = self._recipe
-        if self._eraser is not None:
-            rng = generator(seed, epoch, Purpose.ERASE)
-            boxes = draw_erased(images, self._size, recipe.random_erasing, rng)
-        for step, pixels, labels in views:
-            shown = self._normalized(pixels)
-            if self._eraser is not None:
-                first = step * len(pixels)
-                shown = self._eraser(shown, boxes[first : first + len(pixels)])
-            if recipe.mixup or recipe.cutmix:
-                key = (seed, epoch, step, Purpose.MIX)
-                yield Batch(*mix(shown, labels, self._num_classes, recipe, key))
-            else:
-                yield Batch(shown, labels)
 
 
 class MemoryBatches(Batches):
@@ -204,46 +197,33 @@ class MemoryBatches(Batches):
         images = splits["train"].images
         super().__init__(info, compact(*images.shape[-2:]), *mean_and_std(images))
         self.scaled_as_floats = splits["train"].scaled_as_floats
-        self._latest: tuple[object, Augmentation, DeviceTransforms] | None = None
+        self._latest: tuple[object, Augmentation] | None = None
 
-    def train(
-        self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
-    ) -> Iterator[Batch]:
+    def _views(
+        self, order: Tensor, seed: int, epoch: int, recipe: Recipe, device: torch.device, first: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         key, train = (recipe, device), self._splits["train"]
         if self._latest is None or self._latest[0] != key:  # kept from one epoch to the next
             images = torch.from_numpy(train.images).to(device)
             hflip = recipe.mirrors(self.info.hflip)
             fill = torch.tensor(self.mean, device=device).round()
-            augmentation = Augmentation(images, recipe, hflip, fill)
-            self._latest = (key, augmentation, DeviceTransforms(self, recipe, device))
-        _, augmentation, transforms = self._latest
-        all_labels = torch.from_numpy(train.labels)
-        order = ordered(len(all_labels), recipe, seed, epoch)
+            self._latest = (key, Augmentation(images, recipe, hflip, fill))
+        augmentation, all_labels = self._latest[1], torch.from_numpy(train.labels)
         pixels = order.shape[1] * train.images[0].size
         at_once = max(1, min(_IMAGES_AT_ONCE // order.shape[1], _PIXELS_AT_ONCE // pixels))
-
-        def from_first() -> Iterator[tuple[int, Tensor, Tensor]]:
-            for number, group in enumerate(order.split(at_once)):
-                first = number * at_once
-                if first + len(group) <= first_step:
-                    continue
+        for number, group in enumerate(order.split(at_once)):
+            seen = max(0, first - number * at_once)  # of this group
+            if seen < len(group):
                 made = augmentation.made(group.flatten(), (seed, epoch, number))
                 labels = all_labels[group].to(device)
-                parts = zip(made.unflatten(0, group.shape), labels, strict=True)
-                for step, (part, targets) in enumerate(parts, first):
-                    if step >= first_step:
-                        yield step, part, targets
+                yield from zip(made.unflatten(0, group.shape)[seen:], labels[seen:], strict=True)
 
-        yield from transforms.batches(from_first(), seed, epoch, order.numel())
-
-    def evaluation(
-        self, split: SplitName, batch_size: int, device: torch.device, most: int | None = None
+    def _unchanged(
+        self, split: SplitName, parts: Iterable[Tensor], device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        normalized = Normalization(self, device)
         arrays = self._splits[split]
         images, labels = torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels)
-        for part in evenly_spread(self.size(split), most).split(batch_size):
-            yield normalized(images[part].to(device)), labels[part].to(device)
+        return ((images[part].to(device), labels[part].to(device)) for part in parts)
 
 
 class GeneratedBatches(MemoryBatches):
@@ -277,12 +257,10 @@ class GeneratedBatches(MemoryBatches):
         epoch = self.shown(epoch)
         if self._epoch != (seed, epoch):
             kept = self._drawn_before
-            drawn = kept.get((seed, epoch))
-            if drawn is None:
-                drawn = self._drawn(self._generated.epoch(seed, epoch))
-                comes_again = self._passes is not None
-                if comes_again and (len(kept) + 1) * drawn.images.nbytes <= self._most_bytes:
-                    kept[seed, epoch] = drawn
+            drawn = kept.get((seed, epoch)) or self._drawn(self._generated.epoch(seed, epoch))
+            comes_again = self._passes is not None
+            if comes_again and (len(kept) + 1) * drawn.images.nbytes <= self._most_bytes:
+                kept[seed, epoch] = drawn
             self._splits["train"] = drawn
             self._epoch, self._latest = (seed, epoch), None
         if (recipe.mixup or recipe.cutmix) and UNLABELLED in self.labels("train"):

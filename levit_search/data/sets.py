@@ -197,8 +197,8 @@ class Folder(OpenedSet):
             if not entry.name.startswith(".") and not entry.is_dir():
                 self.left_out["in no class" if entry.exists() else "broken link"] += 1
         names: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(self._classes):
+        counts: list[int] = []
+        for name in self._classes:
             before = self.left_out.copy()
             below = pictures_below(folder / name, folder, self.left_out)
             found = sorted(below, key=lambda path: path.split("/"))
@@ -207,17 +207,16 @@ class Folder(OpenedSet):
                 told = f"; left out, no pictures: {others}" if others else ""
                 raise InputError(f"{folder / name}: no images in this class folder{told}")
             names += [f"{part}/{name}/{path}" for path in found]
-            labels += [label] * len(found)
-        return FileSource(self._root, names, np.array(labels, dtype=np.int64))
+            counts.append(len(found))
+        labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        return FileSource(self._root, names, labels)
 
 
 def pictures_below(folder: Path, around: Path, left_out: Counter[str]) -> Iterator[str]:
     """Paths of the images below a folder, relative to it; of each folder in order.
 
-    Args:
-        folder: links in it are followed, hidden files and folders left out.
-        around: a folder that it lies in; links to that or to one around it lead in circles.
-        left_out: counts what is passed over, by its ending.
+    Links are followed, hidden files and folders left out; links to ``around``, a folder that it
+    lies in, lead in circles. ``left_out`` counts what is passed over, by its ending.
     """
     endings = _endings()
     own, part = os.path.realpath(folder), os.path.realpath(around)
@@ -234,14 +233,13 @@ def pictures_below(folder: Path, around: Path, left_out: Counter[str]) -> Iterat
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = os.path.relpath(place, folder).replace(os.sep, "/")
         before = "" if inside == "." else f"{inside}/"
-        for name in sorted(files):
+        for name in sorted(name for name in files if not name.startswith(".")):
             _, dot, letters = name.rpartition(".")
             ending = dot + letters.lower() if dot else ""
-            if not name.startswith(".") and ending in endings:
+            if ending in endings:
                 yield before + name
-            elif not name.startswith("."):
-                is_there = Path(place, name).exists()
-                left_out[ending if is_there else "broken link"] += 1
+            else:
+                left_out[ending if Path(place, name).exists() else "broken link"] += 1
 
 
 def told_left_out(counts: Mapping[str, int]) -> str:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -160,7 +162,7 @@ class DataConfig(Frozen):
 
 SplitName = Literal["train", "val", "test"]
 
-_LISTED = 20  # unreadable images that a message names
+LISTED = 20  # unreadable images that a message names
 
 
 class DataInfo(NamedTuple):
@@ -205,11 +207,13 @@ class Source(Protocol):
         """Bytes that the images take, compressed as they are; 0 for one that is missing."""
 
 
+@dataclass(eq=False)
 class ArraySource:
     """Images held as uint8 [N, C, H, W] with C of 1 or 3."""
 
-    def __init__(self, title: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        self.title, self.images, self.labels = title, images, labels
+    title: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
 
     def name(self, index: int) -> str:
         return f"{self.title}[{index}]"
@@ -389,24 +393,29 @@ class Faults:
         return len(self._reasons)
 
     def add(self, where: str, reason: str) -> bool:
-        """Count an image; False if it was counted before.
-
-        Raises:
-            InputError: there are more than the limit; the message lists them.
-        """
+        """Count an image; False if it was counted before. More than the limit are an InputError."""
         if where in self._reasons:
             return False
         self._reasons[where] = reason
         if len(self._reasons) > self.limit:
-            raise InputError(
-                f"data.max_unreadable: more than {self.limit} images are unreadable: {self}"
-            )
+            raise too_many_unreadable(self.limit, self._reasons, len(self._reasons))
         return True
 
     def __str__(self) -> str:
-        listed = [f"{where} ({reason})" for where, reason in self._reasons.items()]
-        more = len(listed) - _LISTED
-        return ", ".join(listed[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+        return _listed(self._reasons, len(self._reasons))
+
+
+def too_many_unreadable(limit: int, reasons: Mapping[str, str], count: int) -> InputError:
+    """The error that of ``count`` unreadable images, of which some are given, ``limit`` may be."""
+    return InputError(
+        f"data.max_unreadable: more than {limit} images are unreadable: {_listed(reasons, count)}"
+    )
+
+
+def _listed(reasons: Mapping[str, str], count: int) -> str:
+    listed = [f"{where} ({reason})" for where, reason in islice(reasons.items(), LISTED)]
+    more = count - len(listed)
+    return ", ".join(listed) + (f" and {more} more" if more > 0 else "")
 
 
 def center_cropped(
@@ -415,12 +424,8 @@ def center_cropped(
     """The middle of a picture scaled to uint8 [C, H, W], bicubic and antialiased.
 
     That is the largest part in the proportions of ``size`` (a side, or height and width), which
-    reaches two opposite edges; what is cut away is never scaled.
-
-    Args:
-        picture: decoded.
-        size: of what comes out.
-        as_floats: whether numbers are rounded once, at the end, and not after each axis.
+    reaches two opposite edges; what is cut away is never scaled. ``as_floats`` has numbers rounded
+    once, at the end, and not after each axis.
     """
     height, width = sides(size)
     if picture.size != (width, height):

@@ -54,12 +54,7 @@ _NEEDED = {
 
 
 def created(config: DataConfig, split: str, **options: Any) -> Any:
-    """timm's data set for one split.
-
-    Args:
-        config: name and, where ``options`` name no other, root of the set.
-        split: as the reader calls it.
-        options: further arguments of ``timm.data.create_dataset``.
+    """timm's data set for one split, as the reader calls it, with options of ``create_dataset``.
 
     Raises:
         InputError: an optional package is missing, or the set cannot be read.
@@ -170,11 +165,7 @@ def named_classes(class_to_index: dict[str, int]) -> tuple[str, ...]:
 
 
 def numbered_classes(largest: int, where: str) -> tuple[str, ...]:
-    """``0`` to the largest label of a set that does not name its classes.
-
-    Raises:
-        InputError: there would be more than anybody has.
-    """
+    """``0`` to the largest label of a set that does not name its classes."""
     if largest >= _MOST_CLASSES:
         raise InputError(f"{where}: label {largest}; more than {_MOST_CLASSES:,} classes are none")
     return tuple(str(number) for number in range(largest + 1))
@@ -311,14 +302,7 @@ def _classes(opened: Any) -> tuple[str, ...]:
 
 
 class RowSource(EncodedSource):
-    """The rows of one split, decoded one by one.
-
-    Args:
-        title: the set and its split, for messages.
-        reader: timm's reader.
-        column: that of the image.
-        labels: int64 [N].
-    """
+    """The rows of one split that timm's ``reader`` gives, with its column of images."""
 
     def __init__(self, title: str, reader: Any, column: str, labels: NDArray[np.int64]) -> None:
         self._title, self._reader, self._column, self.labels = title, reader, column, labels
@@ -418,7 +402,6 @@ def splits_and_columns(config: DataConfig) -> tuple[dict[SplitName, str], tuple[
     return chosen_splits([str(name) for name in found], config), (columns[0], columns[1])
 
 
-_MANY = 10**9
 _LONGEST_LABEL = 20  # digits
 
 
@@ -432,7 +415,7 @@ class Stream(OpenedSet):
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
-        self._options: dict[str, Any] = {}  # what else the reader must be told
+        self._options: dict[str, str | int] = {}  # what else the reader must be told
         self._held_images = 0
         if config.reader == "hfids":
             self._splits, (image, label) = splits_and_columns(config)
@@ -469,7 +452,7 @@ class Stream(OpenedSet):
     def stored_pictures(self) -> Iterator[tuple[SplitName, Any, Image.Image]]:
         for name, split in self._splits.items():
             title = f"{self._config.name} {split}"
-            with explained(self._config), _counted(title, Faults(_MANY)):
+            with explained(self._config), _counted(title, Faults(10**9)):
                 for picture, label in self._opened(split):
                     yield name, label, picture
 
@@ -500,10 +483,9 @@ class Stream(OpenedSet):
 
     def _read(self, split: str, classes: tuple[str, ...]) -> ArraySource:
         config, faults, title = self._config, self.faults, f"{self._config.name} {split}"
-        stream = self._opened(split)
+        stream, before = self._opened(split), len(faults)
         told = getattr(stream.reader, "num_samples", None) or 0
         self._check_memory(told)
-        before = len(faults)
         images: list[NDArray[np.uint8]] = []
         labels: list[Any] = []
         with explained(config), _counted(title, faults):
@@ -548,11 +530,7 @@ def _shard(path: Path, failure: str, hint: str) -> Iterator[tarfile.TarFile]:
 
 
 def _check_shard(root: Path, name: str) -> None:
-    """Make sure that a shard lies in the set's folder and is no larger than it looks.
-
-    Raises:
-        InputError: it is elsewhere, packed once more, or has something too large in it.
-    """
+    """Make sure that a shard lies in the set's folder and is no larger than it looks."""
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{root}: {name!r} is not in this folder; shards of a set have to be")

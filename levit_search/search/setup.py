@@ -78,10 +78,7 @@ def begin(
             was written.
         BudgetError: a plan was to be made, and training cannot be timed.
     """
-    survey = None
-    if not data.is_known(config.data):
-        survey = data.survey_of(config.data, lambda text, _: say(text))
-    found = data.looked_at(config.data) if survey is None else data.settled(config.data, survey)
+    found, survey = data.surveyed(config.data, lambda text, _: say(text))
     train = config.train.model_copy(update={"weights": _pinned(config, folder)})
     config = config.model_copy(update={"data": found, "train": train})
     space = checked_space(config, where)
