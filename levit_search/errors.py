@@ -59,6 +59,11 @@ def refused_by_disk(error: BaseException) -> str | None:
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn what keeps the block from writing to ``path`` into an error of the user's.

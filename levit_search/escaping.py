@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.segment import Segment
     from rich.text import Text
 
-_KEPT = "\n\t"
+_KEPT = "\n\t\u00a0"
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
@@ -30,12 +30,7 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(
-        letter
-        if letter.isprintable() or letter in _KEPT or letter == "\u00a0"
-        else _escaped(letter)
-        for letter in text
-    )
+    return "".join(each if each.isprintable() or each in _KEPT else _escaped(each) for each in text)
 
 
 def readable_name(text: str) -> str:
@@ -76,14 +71,13 @@ def quoted(argument: str) -> str:
     """
     if argument.isprintable():
         return shlex.quote(argument)
-    spelt = "".join(
-        f"\\{letter}"
-        if letter in "\\'"
-        else letter
-        if letter.isprintable()
-        else "".join(f"\\x{byte:02x}" for byte in _bytes(letter))
-        for letter in argument
-    )
+    spelt = ""
+    for letter in argument:
+        if letter.isprintable():
+            spelt += f"\\{letter}" if letter in "\\'" else letter
+        else:
+            how = "surrogateescape" if _is_byte(letter) else "surrogatepass"
+            spelt += "".join(f"\\x{byte:02x}" for byte in letter.encode(errors=how))
     return f"$'{spelt}'"
 
 
@@ -91,10 +85,6 @@ def masked(text: str) -> str:
     """A text without the passwords of the addresses in it; ``${NAME}`` may be seen."""
     text = re.sub(r"(://[^:@/\s]*):(?!\$\{\w+\}@)\S*@", r"\1:***@", text)
     return re.sub(r"([?&]\w*passw(?:or)?d=)(?!\$\{\w+\}(?:&|$))[^&\s]*", r"\1***", text)
-
-
-def _bytes(letter: str) -> bytes:
-    return letter.encode(errors="surrogateescape" if _is_byte(letter) else "surrogatepass")
 
 
 def _is_byte(letter: str) -> bool:

@@ -34,16 +34,14 @@ _JSON_KEY = "checksum"
 WEIGHTS_KEY = "sha256"
 _MOST_BYTES = 1 << 33
 
-# What torch takes from a pickle, and fills with zeros, as many as it says; no weights have one.
-_FILLED = b"bytearray"
+_FILLED = b"bytearray"  # of a pickle: torch fills as many zeros as it says; no weights have one
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write ``content`` under a temporary name beside ``path`` and put it in place at once.
 
     A text is written in UTF-8, and what that has no place for is escaped. It is on the disk when
-    this returns. What is there and no regular file, such as ``/dev/stdout``,
-    is written to as it is.
+    this returns. What is no regular file, such as ``/dev/stdout``, is written to as it is.
     """
     raw = encodable(content).encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -63,8 +61,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if os.name == "posix":
-        _flush_folder(path.parent)
+    if os.name == "posix":  # have the new name on the disk as well
+        try:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            if error.errno not in _NOT_FLUSHED:
+                raise
 
 
 def _temporary(path: Path) -> tuple[int, Path]:
@@ -78,19 +84,6 @@ def _temporary(path: Path) -> tuple[int, Path]:
         if Path(name).exists():
             return handle, Path(name)
         os.close(handle)  # taken for left over before it was locked
-
-
-def _flush_folder(folder: Path) -> None:
-    """Have the new name on the disk as well."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        if error.errno not in _NOT_FLUSHED:
-            raise
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -115,7 +108,7 @@ def remove_unfinished(folder: Path) -> list[Path]:
         return []
     removed = []
     for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names if _UNFINISHED.fullmatch(name)):
+        for path in filter(is_unfinished, (Path(place, name) for name in names)):
             # Somebody else's, locked, finished just now, or on a file system without locks: then it
             # is not ours to remove.
             with contextlib.suppress(OSError), path.open("rb") as file:
@@ -165,14 +158,14 @@ def read_bounded(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def checksummed(content: Mapping[str, Any]) -> dict[str, Any]:
+def checksummed(content: Mapping[str, object]) -> dict[str, object]:
     """``content``, which is for JSON and has no ``checksum``, with one."""
     assert _JSON_KEY not in content
     written = encodable_json(content)
     return {**written, _JSON_KEY: _digest(json.loads(json.dumps(written)))}
 
 
-def write_checksummed(path: Path, content: Mapping[str, Any]) -> None:
+def write_checksummed(path: Path, content: Mapping[str, object]) -> None:
     """Write ``content`` as readable JSON with a checksum, atomically."""
     write_json(path, checksummed(content))
 
@@ -203,7 +196,7 @@ def read_checksummed(path: Path) -> dict[str, Any]:
     return content
 
 
-def _digest(content: dict[str, Any]) -> str:
+def _digest(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -234,18 +227,14 @@ def weights_checksum(raw: bytes) -> str:
 
 
 def check_weights(raw: bytes) -> None:
-    """Make sure that a safetensors file has the tensors that its checksum tells of.
-
-    Raises:
-        DamagedFileError: it has not.
-    """
+    """Raise DamagedFileError where a safetensors file is not as its own checksum tells."""
     metadata = _header(raw)[0].get("__metadata__")
     known = metadata.get(WEIGHTS_KEY) if isinstance(metadata, dict) else None
     if known is not None and known != weights_checksum(raw):
         raise DamagedFileError("its checksum is that of other weights")
 
 
-def _header(raw: bytes) -> tuple[dict[str, Any], int]:
+def _header(raw: bytes) -> tuple[dict[str, object], int]:
     """The header of a safetensors file, and where the tensors' bytes begin."""
     if not raw:
         raise DamagedFileError("it is empty")
@@ -279,13 +268,10 @@ def check_no_zip_bomb(checkpoint: Path | bytes) -> None:
     file = io.BytesIO(checkpoint) if isinstance(checkpoint, bytes) else checkpoint.open("rb")
     with file:
         length = file.seek(0, io.SEEK_END)
-        if isinstance(checkpoint, bytes):
-            is_filled = _FILLED in checkpoint
-        elif length:
+        is_filled = isinstance(checkpoint, bytes) and _FILLED in checkpoint
+        if isinstance(checkpoint, Path) and length:
             with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) as content:
                 is_filled = content.find(_FILLED) >= 0
-        else:
-            is_filled = False
         if is_filled:
             raise ValueError("asks for a bytearray, which no weights have")
         if not zipfile.is_zipfile(file):
@@ -344,8 +330,10 @@ def user_cache() -> Path:
         InputError: somebody else may write to that one.
     """
     named = os.environ.get("XDG_CACHE_HOME")
-    kept = Path(named) / _OURS if named else expanded("~/.cache") / _OURS
-    if named or (kept.is_absolute() and _can_be_made(kept)):
+    kept = Path(named or expanded("~/.cache")) / _OURS
+    there = next((each for each in (kept, *kept.parents) if os.access(each, os.F_OK)), kept)
+    can_be_made = there == kept or os.access(there, os.W_OK | os.X_OK)
+    if named or (kept.is_absolute() and can_be_made):
         return kept
     user = os.getuid() if os.name == "posix" else 0
     folder = Path(tempfile.gettempdir()) / f"{_OURS}-{user}"
@@ -364,9 +352,3 @@ def user_cache() -> Path:
     )
     os.environ["XDG_CACHE_HOME"] = str(folder)
     return folder / _OURS
-
-
-def _can_be_made(folder: Path) -> bool:
-    """Whether a folder is there, or may be."""
-    there = next(each for each in (folder, *folder.parents) if os.access(each, os.F_OK))
-    return there == folder or os.access(there, os.W_OK | os.X_OK)

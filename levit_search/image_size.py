@@ -74,13 +74,9 @@ def _shaped(value: Any) -> Any:
     return value
 
 
-def _kind(value: Any) -> str:
-    return SIZE_TAGS[isinstance(value, list | tuple)]
-
-
 ImageSize = Annotated[
     Annotated[Count, Tag(SIZE_TAGS[0])] | Annotated[tuple[Count, Count], Tag(SIZE_TAGS[1])],
-    Discriminator(_kind),
+    Discriminator(lambda value: SIZE_TAGS[isinstance(value, list | tuple)]),
     BeforeValidator(_shaped),
     AfterValidator(canonical_size),
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from levit_search.architecture import Architecture, Graft, Levit, ResNetStem
-from levit_search.errors import InputError, UnknownNameError
+from levit_search.errors import InputError, UnknownNameError, first_line
 from levit_search.files import expanded, file_digest, is_there
 from levit_search.recipe import SHARED, Recipe, is_timm_name
 from levit_search.space import stem_name
@@ -27,11 +27,7 @@ _ALLOWED = (
 
 
 def start_from(model: "Model", weights: str) -> str | None:
-    """Put what fits of trained weights into a freshly initialised network, in place.
-
-    Args:
-        model: the network.
-        weights: the recipe's ``weights``.
+    """Put what fits of a recipe's ``weights`` into a freshly initialised network, in place.
 
     Returns:
         What came over in one line; None where fresh weights are wanted. A network that nothing fits
@@ -54,11 +50,7 @@ def start_from(model: "Model", weights: str) -> str | None:
 
 
 def check_weights_fit(recipe: Recipe, networks: Iterable[Architecture]) -> None:
-    """Make sure that trained weights are there and that a network can start from them.
-
-    Args:
-        recipe: whose ``weights`` they are.
-        networks: one of these has to fit.
+    """Make sure that a recipe's ``weights`` are there and that a network can start from them.
 
     Raises:
         InputError: the weights are not to be had, or fit none of the networks; the message is about
@@ -68,14 +60,14 @@ def check_weights_fit(recipe: Recipe, networks: Iterable[Architecture]) -> None:
         return
     from levit_search.model import misfit
 
-    first = None
+    reasons = []
     for network in networks:
         reason = misfit(find_source(recipe.weights, network), network)
         if reason is None:
             return
-        first = first or reason
-    if first is not None:
-        raise InputError(f"train.weights: {first}")
+        reasons.append(reason)
+    if reasons:
+        raise InputError(f"train.weights: {reasons[0]}")
 
 
 def find_source(weights: str, network: Architecture | None = None) -> "TrainedWeights":
@@ -134,10 +126,10 @@ def weights_digest(weights: str) -> str:
 
 
 Stamp = tuple[int, int]
-"""Another one once a file has changed."""
 
 
 def _stamp(path: Path) -> Stamp:
+    """Another one once a file has changed."""
     found = path.stat()
     return found.st_mtime_ns, found.st_size
 
@@ -160,17 +152,16 @@ def _read(path: Path, network: Architecture | None, stamp: Stamp) -> "TrainedWei
 def _found(weights: str) -> tuple[Path, Architecture | None]:
     """The file that a text stands for, and whose weights it holds where that is written down."""
     path = expanded(weights)
-    if not is_there(path):
-        folder, separator, number = weights.rpartition("#")
-        if not separator or not _is_study(expanded(folder)):
-            raise InputError(f"{weights}: there is no such thing; {_ALLOWED}")
-        return _of_trial(expanded(folder), number)
     if _is_study(path):
-        record = _best(path)
-        return _of_trial(path, str(record.trial))
-    from levit_search.model.source import weights_file
+        return _of_trial(path, str(_best(path).trial))
+    if is_there(path):
+        from levit_search.model.source import weights_file
 
-    return weights_file(path)
+        return weights_file(path)
+    folder, separator, number = weights.rpartition("#")
+    if not separator or not _is_study(expanded(folder)):
+        raise InputError(f"{weights}: there is no such thing; {_ALLOWED}")
+    return _of_trial(expanded(folder), number)
 
 
 _PACKAGED = Path(__file__).parent / "shared_weights"
@@ -241,11 +232,7 @@ def _trained(folder: Path) -> Record | None:
 
 
 def _timm_source(weights: str) -> dict[str, str | None]:
-    """Which weights a name of timm's stands for.
-
-    Raises:
-        InputError: timm has none, or no such network.
-    """
+    """Which weights a name of timm's stands for; InputError where timm has none."""
     import timm
 
     name = weights.removeprefix("timm/")
@@ -271,10 +258,9 @@ def _of_timm(name: str) -> "TrainedWeights":
         with torch.random.fork_rng(devices=[]):  # reading draws none of the caller's numbers
             model = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client raises kinds of its own
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise InputError(
-            f"timm's {name}: not to be had ({reason}); where there is no network, give the file "
-            "of its weights"
+            f"timm's {name}: not to be had ({first_line(error)}); where there is no network, give "
+            "the file of its weights"
         ) from error
     return source_of(model.state_dict(), name)
 
@@ -287,11 +273,7 @@ def donor_of(network: Architecture) -> str | None:
 
 
 def check_donor_weights(weights: str | None, donors: Iterable[str]) -> None:
-    """Make sure that every donor's file is there, before anything is trained.
-
-    Args:
-        weights: the recipe's ``donor_weights``.
-        donors: the names of ResNets that networks may begin with.
+    """Make sure that a recipe's ``donor_weights`` have a file for every ResNet of ``donors``.
 
     Raises:
         InputError: a file is missing.
@@ -309,8 +291,7 @@ def load_donor_weights(model: "Model", weights: str | None) -> None:
     """Load what the recipe names into the donor of ``model``; one without a donor stays as it is.
 
     Raises:
-        InputError: the weights are not to be had or do not fit; the tensor and both shapes are
-            named.
+        InputError: the weights are not to be had or do not fit.
     """
     name = donor_of(model.architecture)
     if weights is None or name is None:

@@ -17,11 +17,8 @@ from torch import Tensor
 from torchvision.transforms import functional as pillow
 
 from levit_search.batches.augmentation import (
-    Eraser,
     Layer,
     Op,
-    Proportions,
-    Resizer,
     Windows,
     arguments,
     crop_aspect,
@@ -29,10 +26,12 @@ from levit_search.batches.augmentation import (
     draw_erased,
     draw_jitter,
     draw_layers,
+    erased,
     generator,
     jittered,
     mix,
     rand_augmented,
+    resized_boxes,
 )
 from levit_search.batches.batch import ordered, steps
 from levit_search.batches.on_disk import seeded, training_view
@@ -232,7 +231,7 @@ def test_boxes_are_resized_as_pillow_does(channels):
             [1, 2, 30, 29],
         ]
     )
-    resized = Resizer((SIZE, SIZE), CPU)(images, boxes)
+    resized = resized_boxes(images, boxes)
     for image, view, (top, left, height, width) in zip(
         images, resized, boxes.tolist(), strict=True
     ):
@@ -251,8 +250,7 @@ def test_resized_crops_lie_and_measure_as_timms():
             for _ in range(count)
         ]
     )
-    proportions = Proportions((0.08, 1.0), (3 / 4, 4 / 3))
-    ours = draw_boxes(count, proportions, *[(size, size)] * 3, generator(0))
+    ours = draw_boxes(count, (0.08, 1.0), (3 / 4, 4 / 3), *[(size, size)] * 3, generator(0))
     assert (ours[:, :2] + ours[:, 2:] <= size).all() and (ours >= 0).all()
     for measure in (lambda box: box, lambda box: box**2, lambda box: box[:, 2] * box[:, 3]):
         one, other = (measure(boxes).float() for boxes in (ours, theirs))
@@ -265,7 +263,7 @@ def test_boxes_of_every_length_are_resized_as_pillow_does(size):
     images = make_images(1, count=width, size=size)
     boxes = torch.tensor([[0, width - side, height, side] for side in range(1, width + 1)])
     for image, view, (*_, side) in zip(
-        images, Resizer(size, CPU)(images, boxes), boxes.tolist(), strict=True
+        images, resized_boxes(images, boxes), boxes.tolist(), strict=True
     ):
         picture = as_picture(image).crop((width - side, 0, width, height))
         expected = as_tensor(picture.resize((width, height), Image.Resampling.BICUBIC))
@@ -273,21 +271,19 @@ def test_boxes_of_every_length_are_resized_as_pillow_does(size):
 
 
 def test_the_smallest_boxes_have_a_pixel():
-    boxes = draw_boxes(50, Proportions((0.001, 0.002), (3 / 4, 4 / 3)), *[(8, 8)] * 3, generator(0))
+    boxes = draw_boxes(50, (0.001, 0.002), (3 / 4, 4 / 3), *[(8, 8)] * 3, generator(0))
     assert (boxes[:, 2:] == 1).all() and (boxes[:, :2] < 8).all()
 
 
 def test_boxes_that_never_fit_are_the_whole_image():
-    tall = Proportions((1.0, 1.0), (1.3, 1.4))
     for size in ((32, 32), (32, 20)):
-        found = draw_boxes(5, tall, size, (20, 20), size, generator(0))
+        found = draw_boxes(5, (1.0, 1.0), (1.3, 1.4), size, (20, 20), size, generator(0))
         assert found.tolist() == [[0, 0, *size]] * 5
 
 
 def test_boxes_lie_anywhere_in_a_rectangle_and_have_its_proportions_up_to_a_third():
     size = (24, 48)
-    proportions = Proportions((0.08, 1.0), crop_aspect(size))
-    boxes = draw_boxes(4000, proportions, size, size, size, generator(0))
+    boxes = draw_boxes(4000, (0.08, 1.0), crop_aspect(size), size, size, size, generator(0))
     ends = boxes[:, :2] + boxes[:, 2:]
     assert (boxes[:, :2].amin(0) == 0).all() and ends.amax(0).tolist() == [24, 48]
     stretched = boxes[:, 2] / 24 / (boxes[:, 3] / 48)
@@ -333,8 +329,7 @@ def test_as_much_is_erased_as_by_timm(size):
     torch.manual_seed(0)
     theirs = RandomErasing(0.25, mode="pixel", device="cpu")(torch.zeros(count, 1, *size))
     boxes = draw_erased(count, size, 0.25, generator(0))
-    eraser = Eraser(torch.Size((1, *size)), CPU)
-    ours = eraser(torch.zeros(count, 1, *size), boxes)
+    ours = erased(torch.zeros(count, 1, *size), boxes)
     shares = [(images != 0).float().mean((1, 2, 3)) for images in (ours, theirs)]
     touched = [share[share > 0] for share in shares]
     for share in touched:
@@ -350,9 +345,9 @@ def test_as_much_is_erased_as_by_timm(size):
 def test_erased_boxes_hold_noise_and_the_rest_is_left(size):
     images = torch.full((400, 3, *size), 7.0)
     boxes = draw_erased(400, size, 0.5, generator(0))
-    erased = Eraser(images.shape[1:], CPU)(images.clone(), boxes)
+    changed = erased(images.clone(), boxes)
     noise = []
-    for image, (top, left, height, width, _) in zip(erased, boxes.tolist(), strict=True):
+    for image, (top, left, height, width, _) in zip(changed, boxes.tolist(), strict=True):
         box = image[:, top : top + height, left : left + width]
         noise.append(box.flatten())
         outside = image.clone()

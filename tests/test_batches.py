@@ -530,7 +530,7 @@ def test_workers_stay_from_one_epoch_to_the_next(folder):
     for epoch in range(2):
         shown(batches, 0, epoch, recipe)
         evaluated(batches, "val")
-        kept.append([readers for _, readers in batches._idle])
+        kept.append([readers for _, readers in batches._idle.values()])
     assert kept[0] == kept[1] and len(kept[0]) == 2
 
 
@@ -664,7 +664,7 @@ def test_a_reading_process_that_is_of_no_more_use_is_an_error_soon(view, told, f
 def test_a_reading_process_that_ends_between_two_passes_is_replaced(folder):
     batches = open_batches(folder_config(folder))
     expected = evaluated(batches)
-    ((_, loader),) = batches._idle
+    ((_, loader),) = batches._idle.values()
     (reader,) = loader._readers
     reader.process.kill()
     reader.process.join()
@@ -699,7 +699,7 @@ def test_pictures_come_as_they_are_read_whatever_the_batch_and_the_number_of_pro
 def test_processes_that_read_end_with_what_they_read_for(folder):
     batches = open_batches(folder_config(folder))
     shown(batches, 0, 0, SHORT.model_copy(update={"workers": 2}))
-    processes = [r.process for _, loader in batches._idle for r in loader._readers]
+    processes = [r.process for _, loader in batches._idle.values() for r in loader._readers]
     assert len(processes) == 2
     del batches
     gc.collect()

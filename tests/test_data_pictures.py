@@ -134,8 +134,8 @@ def test_of_a_rectangle_the_largest_middle_part_in_its_proportions_is_shown(size
 
 def noise_of(split: Arrays) -> Image.Image:
     """The first picture of a split as it is stored."""
-    assert split.stored is not None
-    return split.stored.open(0)
+    assert split.originals is not None
+    return split.originals.open(0)
 
 
 def test_arrays_of_other_proportions_are_cut_first():

@@ -7,11 +7,11 @@ one candidate holds for all, and a run that starts in the middle sees what a who
 
 import numpy as np
 
-from levit_search import data
 from levit_search.batches.augmentation import generator
 from levit_search.batches.batch import Batch, Batches, GeneratedBatches, MemoryBatches
 from levit_search.batches.on_disk import DiskBatches
 from levit_search.data import Arrays, DataConfig, DataInfo, StoredImages
+from levit_search.data.loading import load_described
 from levit_search.image_size import Sides, sides
 
 __all__ = ["Batch", "Batches", "generator", "noise_batches", "open_batches"]
@@ -25,7 +25,7 @@ def open_batches(config: DataConfig) -> Batches:
     """
     if config.reader == "generated":
         return GeneratedBatches(config)
-    info, splits = data.load_described(config)
+    info, splits = load_described(config)
     arrays = {name: split for name, split in splits.items() if isinstance(split, Arrays)}
     if arrays:
         return MemoryBatches(info, arrays)

@@ -1,13 +1,14 @@
 """Augments many images at once, on their device: crops, RandAugment, colours, erasing, mixing.
 
-RandAugment (Cubuk et al. 2020) has timm's operations and levels: those of one kind share one pass
-over the images that drew them, each with its own argument, and change pixels as Pillow does.
+RandAugment (Cubuk et al. 2020) has timm's operations and levels: each is one pass over the images
+that drew it, every one with its own argument, and changes pixels as Pillow does.
 Shapes: N images of a set, B of a batch, C channels (grey or RGB), H rows and W columns of pixels.
 """
 
 import math
 from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -39,15 +40,6 @@ def generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-class Proportions(NamedTuple):
-    """Within which bounds boxes are drawn, as timm does it for crops and for erasing."""
-
-    area: tuple[float, float]
-    """The share of the image; any is as likely as another."""
-    aspect: tuple[float, float]
-    """Height to width; any logarithm is as likely as another."""
-
-
 def crop_aspect(size: Sides) -> tuple[float, float]:
     """Height to width of the parts that become views of a size: what they show is stretched along
     an axis by a third at most, in timm as in torchvision."""
@@ -55,7 +47,7 @@ def crop_aspect(size: Sides) -> tuple[float, float]:
     return 3 / 4 * ratio, 4 / 3 * ratio
 
 
-_ERASED = Proportions(area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3))  # timm's defaults
+_ERASED_AREA, _ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # timm's defaults
 _NOISE = 2**20  # random numbers, of which each erased box shows some stretch
 _NOISE_SEED = 2020
 _ATTEMPTS = 10  # at a box that is not too long
@@ -73,7 +65,6 @@ class Augmentation:
         height, width = self._size
         self._border = (height // 8, width // 8) if recipe.crop == "shift" else (0, 0)
         self._windows = Windows(images, self._border)
-        self._resizer = Resizer(self._size, self._device) if recipe.crop == "resized" else None
         self._policy = rand_augment(recipe.rand_augment)
 
     def made(self, indices: Tensor, seed: tuple[int, int, int]) -> Tensor:
@@ -87,11 +78,10 @@ class Augmentation:
             corners = torch.stack(drawn, 1)
         mirrored = torch.rand(count, generator=rng) < 0.5
         views = self._windows.cut(indices, corners, mirrored if self._hflip else None)
-        if self._resizer is not None:
-            size = self._size
-            proportions = Proportions(self._recipe.crop_scale, crop_aspect(size))
-            boxes = draw_boxes(count, proportions, size, size, size, rng)
-            views = self._resizer(views, boxes.to(device))
+        if self._recipe.crop == "resized":
+            size, area = self._size, self._recipe.crop_scale
+            boxes = draw_boxes(count, area, crop_aspect(size), size, size, size, rng)
+            views = resized_boxes(views, boxes.to(device))
         rng = generator(*seed, Purpose.COLOR)
         if self._policy is not None:
             return rand_augmented(views, draw_layers(self._policy, count, rng), self._fill)
@@ -122,12 +112,10 @@ class Windows:
         self._firsts = (first * self._width).to(images.device)
 
     def cut(self, indices: Tensor, corners: Tensor, mirrored: Tensor | None) -> Tensor:
-        """Views uint8 [B, C, H, W] on the images' device.
+        """Views uint8 [B, C, H, W] of the images ``indices`` [B], on their device.
 
-        Args (all on the CPU):
-            indices: the images, int64 [B].
-            corners: row and column of the bordered image at which each view begins, int64 [B, 2].
-            mirrored: which views to turn left to right, bool [B]; None for none of them.
+        Each begins at a row and column of the bordered image, ``corners`` int64 [B, 2]; those that
+        are ``mirrored``, bool [B] or None for none, are turned left to right. All are on the CPU.
         """
         device = self._lines.device
         if mirrored is not None:  # those to be turned come last, so that they are one slice
@@ -145,46 +133,39 @@ class Windows:
         return views.index_select(0, back)
 
 
-class Resizer:
-    """Boxes of images resized to the whole, bicubic as Pillow does it.
+def resized_boxes(images: Tensor, boxes: Tensor) -> Tensor:
+    """uint8 [B, C, H, W]: of each image its box [B, 4] (top, left, height, width) as the whole.
 
-    A crop is never larger than what it becomes, so that nothing has to be smoothed away, and each
-    pixel of the view is made of four of the box along each axis. An axis is a matrix product.
+    It is bicubic as Pillow does it. A crop is never larger than what it becomes, so that nothing
+    has to be smoothed away, and each pixel of the view is made of four of the box along each axis.
+    An axis is a matrix product.
     """
-
-    def __init__(self, size: Sides, device: torch.device) -> None:
-        of_side = {side: [part.to(device) for part in _taps(side)] for side in size}
-        self._of_axis = [of_side[side] for side in size]
-        self._taps = torch.arange(4, device=device)
-
-    def __call__(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """uint8 [B, C, H, W]: of each image its box [B, 4] (top, left, height, width)."""
-        at_once = max(1, _PIXELS_AT_ONCE // images[0].numel())
+    at_once = max(1, _PIXELS_AT_ONCE // images[0].numel())
+    if len(images) > at_once:
         parts = zip(images.split(at_once), boxes.split(at_once), strict=True)
-        return torch.cat([self._resized(*part) for part in parts])
-
-    def _resized(self, images: Tensor, boxes: Tensor) -> Tensor:
-        count, channels, height, width = images.shape
-        rows, columns = (self._matrices(axis, boxes) for axis in (0, 1))
-        wide = torch.bmm(images.reshape(count, channels * height, width).float(), columns.mT)
-        wide = wide.view(count, channels, height, width).transpose(1, 2).reshape(count, height, -1)
-        whole = torch.bmm(rows, wide).round_().clamp_(0, 255).to(torch.uint8)
-        return whole.view(count, height, channels, width).transpose(1, 2).contiguous()
-
-    def _matrices(self, axis: int, boxes: Tensor) -> Tensor:
-        """float32 [B, S, S] from the S pixels of an axis to those of the view."""
-        starts, lengths = boxes[:, axis], boxes[:, axis + 2]
-        all_firsts, all_weights = self._of_axis[axis]
-        side = len(all_firsts)
-        firsts = all_firsts.index_select(0, lengths - 1) + starts[:, None]
-        # Pixels beyond the image have no weight, wherever it is added.
-        places = (firsts[..., None] + self._taps).clamp_(0, side - 1)
-        weights = all_weights.index_select(0, lengths - 1)
-        matrices = weights.new_zeros(len(starts), side, side)
-        return matrices.scatter_add_(2, places, weights)
+        return torch.cat([resized_boxes(*part) for part in parts])
+    count, channels, height, width = images.shape
+    rows, columns = _matrices(height, boxes[:, 0::2]), _matrices(width, boxes[:, 1::2])
+    wide = torch.bmm(images.reshape(count, channels * height, width).float(), columns.mT)
+    wide = wide.view(count, channels, height, width).transpose(1, 2).reshape(count, height, -1)
+    whole = torch.bmm(rows, wide).round_().clamp_(0, 255).to(torch.uint8)
+    return whole.view(count, height, channels, width).transpose(1, 2).contiguous()
 
 
-def _taps(size: int) -> tuple[Tensor, Tensor]:
+def _matrices(side: int, spans: Tensor) -> Tensor:
+    """float32 [B, S, S] from the pixels of an axis to those of the view, by starts and lengths."""
+    starts, lengths = spans.unbind(1)
+    all_firsts, all_weights = _taps(side, spans.device)
+    firsts = all_firsts.index_select(0, lengths - 1) + starts[:, None]
+    # Pixels beyond the image have no weight, wherever it is added.
+    places = (firsts[..., None] + torch.arange(4, device=spans.device)).clamp_(0, side - 1)
+    weights = all_weights.index_select(0, lengths - 1)
+    matrices = weights.new_zeros(len(starts), side, side)
+    return matrices.scatter_add_(2, places, weights)
+
+
+@lru_cache(maxsize=4)
+def _taps(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each length of a box up to S and each pixel of the view: the first of the four pixels
     that it is made of, int64 [S, S], and their weights, float32 [S, S, 4]."""
     lengths = torch.arange(1, size + 1, dtype=torch.float64)[:, None]
@@ -193,7 +174,8 @@ def _taps(size: int) -> tuple[Tensor, Tensor]:
     pixels = firsts[..., None] + torch.arange(4)
     weights = cubic((pixels + 0.5 - centres[..., None]).abs(), -0.5)
     weights *= (pixels >= 0) & (pixels < lengths[..., None])
-    return firsts, (weights / weights.sum(-1, keepdim=True)).float()
+    weights /= weights.sum(-1, keepdim=True)
+    return firsts.to(device), weights.float().to(device)
 
 
 def draw_jitter(count: int, strength: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -210,7 +192,8 @@ def jittered(images: Tensor, order: Tensor, factors: Tensor) -> Tensor:
     All three are blends: with black, with the image's mean grey, with each pixel's grey.
     """
     images = images.float()
-    for which, factor in zip(order.T[..., None, None, None], factors.T, strict=True):
+    steps = order.T[..., None, None, None], factors.T[..., None, None, None]
+    for which, factor in zip(*steps, strict=True):
         luma = gray(images)
         average = luma.mean(dim=(1, 2, 3), keepdim=True)
         base = luma * (which == 2) + average * (which == 1)
@@ -220,14 +203,16 @@ def jittered(images: Tensor, order: Tensor, factors: Tensor) -> Tensor:
 
 def draw_erased(count: int, size: Sides, probability: float, rng: torch.Generator) -> Tensor:
     """Boxes int64 [B, 5]: top, left, height, width, where the noise begins; no height for none."""
-    boxes = draw_boxes(count, _ERASED, size, (size[0] - 1, size[1] - 1), (0, 0), rng)
+    largest = size[0] - 1, size[1] - 1
+    boxes = draw_boxes(count, _ERASED_AREA, _ERASED_ASPECT, size, largest, (0, 0), rng)
     boxes[torch.rand(count, generator=rng) >= probability, 2:] = 0
     return torch.cat((boxes, torch.randint(_NOISE, (count, 1), generator=rng)), 1)
 
 
 def draw_boxes(
     count: int,
-    proportions: Proportions,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
     size: Sides,
     largest: Sides,
     otherwise: Sides,
@@ -239,19 +224,20 @@ def draw_boxes(
 
     Args:
         count: B.
-        proportions: of the boxes, up to rounding.
+        area: bounds of the share of the image, of which any is as likely as another.
+        aspect: the same of its height to width, up to rounding, of which any logarithm is.
         size: height and width of the image.
         largest: of a box; another is drawn in place of one that is higher or wider.
         otherwise: of a box that was drawn ten times in vain.
         rng: where the draws come from.
     """
     sides = torch.zeros(count, 2, dtype=torch.int64)
-    missing, area_of_image = torch.arange(count), math.prod(size)
-    logarithms = [math.log(ratio) for ratio in proportions.aspect]
+    missing = torch.arange(count)
+    logarithms = [math.log(ratio) for ratio in aspect]
     for _ in range(_ATTEMPTS):
-        area = torch.empty(len(missing)).uniform_(*proportions.area, generator=rng) * area_of_image
+        pixels = torch.empty(len(missing)).uniform_(*area, generator=rng) * math.prod(size)
         ratio = torch.empty(len(missing)).uniform_(*logarithms, generator=rng).exp_()
-        drawn = torch.stack(((area * ratio).sqrt(), (area / ratio).sqrt()), 1).round_().long()
+        drawn = torch.stack(((pixels * ratio).sqrt(), (pixels / ratio).sqrt()), 1).round_().long()
         sides[missing] = drawn.clamp_min_(1)
         missing = missing[(drawn > torch.tensor(largest)).any(1)]
         if len(missing) == 0:
@@ -262,7 +248,7 @@ def draw_boxes(
 
 
 class Op(IntEnum):
-    """timm's operations; those that are applied in one pass stand together."""
+    """timm's operations."""
 
     AUTO_CONTRAST = 0
     EQUALIZE = 1
@@ -284,8 +270,7 @@ class Op(IntEnum):
 class Layer(NamedTuple):
     """What one layer does to each image."""
 
-    ops: Tensor
-    """An :class:`Op`, or -1 for nothing, int64 [B]."""
+    ops: Tensor  # an :class:`Op`, or -1 for nothing, int64 [B]
     arguments: Tensor
     """float64 [B]: degrees, bits, thresholds, factors, or lengths by the image's side."""
 
@@ -336,104 +321,69 @@ def rand_augmented(images: Tensor, layers: list[Layer], fill: Tensor) -> Tensor:
     for layer in layers:
         order = layer.ops.argsort(stable=True)
         images = images.index_select(0, order.to(images.device))
-        ops, arguments = layer.ops[order], layer.arguments[order]
-        for first, last, change in _PASSES:
-            low, high = torch.searchsorted(ops, torch.tensor([first, last + 1])).tolist()
-            if low < high:
-                part = images[low:high]
-                part.copy_(change(part, Layer(ops[low:high], arguments[low:high]), fill))
+        arguments = layer.arguments[order]
+        ends = (layer.ops + 1).bincount(minlength=len(Op) + 1).cumsum(0).tolist()
+        for op, first, last in zip(Op, ends, ends[1:], strict=False):
+            if first < last:
+                part = images[first:last]
+                part.copy_(_CHANGES[op](part, arguments[first:last], fill))
         images = images.index_select(0, order.argsort().to(images.device))
     return images
 
 
-def _look_up(images: Tensor, layer: Layer, _: Tensor) -> Tensor:
-    """Each value replaced by that of a table of its image and channel."""
-    tables = torch.empty(*images.shape[:2], 256, dtype=torch.uint8, device=images.device)
-    values = layer.arguments.float().to(images.device)
-    ends = layer.ops.bincount(minlength=len(_TABLES)).cumsum(0).tolist()
-    for low, high, make in zip([0, *ends], ends, _TABLES, strict=False):
-        if low < high:
-            tables[low:high] = make(images[low:high], values[low:high])
-    return tables.gather(2, images.flatten(2).long()).view(images.shape)
-
-
-def _auto_contrast(images: Tensor, _: Tensor) -> Tensor:
+def _auto_contrast(images: Tensor, *_: Tensor) -> Tensor:
     """The darkest value of each channel to 0, the brightest to 255."""
-    pixels = images.flatten(2)
-    low, high = (edge.float()[..., None] for edge in (pixels.amin(2), pixels.amax(2)))
-    values = _values(images)
-    stretched = (values - low) * (255 / (high - low).clamp_min(1))
-    return _as_tables(torch.where(high > low, stretched, values), images)
+    low, high = (edge.float() for edge in (images.amin((2, 3), True), images.amax((2, 3), True)))
+    stretched = (images - low) * (255 / (high - low).clamp_min(1))
+    return torch.where(high > low, stretched, images)
 
 
-def _equalize(images: Tensor, _: Tensor) -> Tensor:
-    """Each channel with its values spread so that as many pixels have each of them."""
-    pixels = images.flatten(2).long()
-    counts = torch.zeros(*pixels.shape[:2], 256, dtype=torch.int64, device=images.device)
-    counts.scatter_add_(2, pixels, torch.ones_like(pixels))
-    brightest = counts.gather(2, pixels.amax(2, keepdim=True))
-    step = (pixels.shape[2] - brightest) // 255
-    below = counts.cumsum(2) - counts
-    spread = (below + step // 2) // step.clamp_min(1)
-    return torch.where(step > 0, spread, _values(images).long()).clamp_(0, 255).to(torch.uint8)
+def _equalize(images: Tensor, *_: Tensor) -> Tensor:
+    from torchvision.transforms.v2 import functional  # as long to import as torch
+
+    changed: Tensor = functional.equalize(images)
+    return changed
 
 
-def _invert(images: Tensor, _: Tensor) -> Tensor:
-    return _as_tables(255 - _values(images), images)
-
-
-def _posterize(images: Tensor, bits: Tensor) -> Tensor:
+def _posterize(images: Tensor, bits: Tensor, _: Tensor) -> Tensor:
     """Only the ``bits`` highest bits of each value kept."""
-    step = 2 ** (8 - bits.view(-1, 1, 1))
-    values = _values(images)
-    return _as_tables(values - values % step, images)
+    return images - images % 2 ** (8 - _of_each(bits, images))
 
 
-def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
+def _solarize(images: Tensor, threshold: Tensor, _: Tensor) -> Tensor:
     """Values from ``threshold`` on inverted."""
-    values = _values(images)
-    changed = torch.where(values < threshold.view(-1, 1, 1), values, 255 - values)
-    return _as_tables(changed, images)
+    return torch.where(images < _of_each(threshold, images), images, 255 - images)
 
 
-def _solarize_add(images: Tensor, added: Tensor) -> Tensor:
+def _solarize_add(images: Tensor, added: Tensor, _: Tensor) -> Tensor:
     """Values of the darker half made brighter."""
-    values = _values(images)
-    changed = torch.where(values < 128, values + added.view(-1, 1, 1), values).clamp(max=255)
-    return _as_tables(changed, images)
+    return torch.where(images < 128, (images + _of_each(added, images)).clamp_(max=255), images)
 
 
-def _contrast(images: Tensor, factor: Tensor) -> Tensor:
+def _contrast(images: Tensor, factor: Tensor, _: Tensor) -> Tensor:
     base = gray(images).mean(dim=(1, 2, 3), keepdim=True).round_()
-    return _as_tables(blend(base, _values(images)[None], factor)[:, 0], images)
+    return blend(base, images, _of_each(factor, images))
 
 
-def _brightness(images: Tensor, factor: Tensor) -> Tensor:
-    black = torch.zeros(1, 1, 1, 1, device=images.device)
-    return _as_tables(blend(black, _values(images)[None], factor)[:, 0], images)
+def _brightness(images: Tensor, factor: Tensor, _: Tensor) -> Tensor:
+    return blend(torch.zeros((), device=images.device), images, _of_each(factor, images))
 
 
-def _values(images: Tensor) -> Tensor:
-    """Each value a pixel may have, float32 [1, 1, 256]."""
-    return torch.arange(256, dtype=torch.float32, device=images.device).view(1, 1, 256)
+def _of_each(arguments: Tensor, images: Tensor) -> Tensor:
+    """An argument of each image as float32 [B, 1, 1, 1] beside the images."""
+    return arguments.float().to(images.device).view(-1, 1, 1, 1)
 
 
-def _as_tables(values: Tensor, images: Tensor) -> Tensor:
-    """uint8 [B, C, 256] of ``values`` that are the same for all images, or for all channels."""
-    return values.expand(*images.shape[:2], 256).to(torch.uint8)
-
-
-def _along_x(images: Tensor, layer: Layer, fill: Tensor) -> Tensor:
+def _along_x(images: Tensor, arguments: Tensor, fill: Tensor, *, is_sheared: bool) -> Tensor:
     """Sheared, or moved along the lines, each of which is shifted as a whole.
 
     A new line is made of four stretches of the old one, each with one weight for all its pixels.
     """
     count, channels, rows, size = images.shape
-    is_sheared = (layer.ops == Op.SHEAR_X) | (layer.ops == Op.SHEAR_Y)
     lines = torch.arange(rows, dtype=torch.float64) + 0.5
-    lengths = torch.where(is_sheared[:, None], lines, float(size))
+    lengths = lines if is_sheared else torch.full_like(lines, size)
     # Pixel x of line y comes from x + offsets [B, H]; beyond that there is nothing to see.
-    offsets = (layer.arguments[:, None] * lengths).clamp(-size, size)
+    offsets = (arguments[:, None] * lengths).clamp(-size, size)
     first = offsets.floor()
     weights = cubic(((offsets - first)[..., None] - torch.arange(-1, 3)).abs(), -1.0)
     border = size + 2
@@ -452,13 +402,13 @@ def _along_x(images: Tensor, layer: Layer, fill: Tensor) -> Tensor:
     return _filled(shifted, ((inside >= 0) & (inside < size)).to(device), fill)
 
 
-def _along_y(images: Tensor, layer: Layer, fill: Tensor) -> Tensor:
-    return _along_x(images.mT, layer, fill).mT
+def _along_y(images: Tensor, arguments: Tensor, fill: Tensor, *, is_sheared: bool) -> Tensor:
+    return _along_x(images.mT, arguments, fill, is_sheared=is_sheared).mT
 
 
-def _rotate(images: Tensor, layer: Layer, fill: Tensor) -> Tensor:
+def _rotate(images: Tensor, degrees: Tensor, fill: Tensor) -> Tensor:
     """Turned around the middle, against the clock."""
-    angle = torch.deg2rad(layer.arguments.to(images.device).float())
+    angle = torch.deg2rad(degrees.to(images.device).float())
     cosine, sine = angle.cos(), angle.sin()
     zero = torch.zeros_like(angle)
     height, width = images.shape[-2:]
@@ -479,39 +429,38 @@ def _filled(values: Tensor, inside: Tensor, fill: Tensor) -> Tensor:
     return values.sub_(fill).mul_(inside[:, None]).add_(fill).to(torch.uint8)
 
 
-def _change_color(images: Tensor, layer: Layer, _: Tensor) -> Tensor:
-    base = gray(images).round_()
-    return blend(base, images, layer.arguments.float().to(images.device))
+def _change_color(images: Tensor, factor: Tensor, _: Tensor) -> Tensor:
+    return blend(gray(images).round_(), images, _of_each(factor, images))
 
 
-def _sharpen(images: Tensor, layer: Layer, _: Tensor) -> Tensor:
+def _sharpen(images: Tensor, factor: Tensor, _: Tensor) -> Tensor:
     """Blended with each pixel averaged with its neighbours, itself five times; the border stays."""
     pixels = images.float()
     lines = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
     total = lines[..., :-2] + lines[..., 1:-1] + lines[..., 2:] + 4 * pixels[:, :, 1:-1, 1:-1]
     smooth = pixels.clone()
     smooth[:, :, 1:-1, 1:-1] = (total / 13).round_()
-    return blend(smooth, images, layer.arguments.float().to(images.device))
+    return blend(smooth, images, _of_each(factor, images))
 
 
-_TABLES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-    _auto_contrast,
-    _equalize,
-    _invert,
-    _posterize,
-    _solarize,
-    _solarize_add,
-    _contrast,
-    _brightness,
-)
-_PASSES: tuple[tuple[Op, Op, Callable[[Tensor, Layer, Tensor], Tensor]], ...] = (
-    (Op.AUTO_CONTRAST, Op.BRIGHTNESS, _look_up),
-    (Op.SHEAR_X, Op.TRANSLATE_X, _along_x),
-    (Op.SHEAR_Y, Op.TRANSLATE_Y, _along_y),
-    (Op.ROTATE, Op.ROTATE, _rotate),
-    (Op.COLOR, Op.COLOR, _change_color),
-    (Op.SHARPNESS, Op.SHARPNESS, _sharpen),
-)
+_CHANGES: dict[Op, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    Op.AUTO_CONTRAST: _auto_contrast,
+    Op.EQUALIZE: _equalize,
+    Op.INVERT: lambda images, *_: 255 - images,
+    Op.POSTERIZE: _posterize,
+    Op.SOLARIZE: _solarize,
+    Op.SOLARIZE_ADD: _solarize_add,
+    Op.CONTRAST: _contrast,
+    Op.BRIGHTNESS: _brightness,
+    Op.SHEAR_X: partial(_along_x, is_sheared=True),
+    Op.TRANSLATE_X: partial(_along_x, is_sheared=False),
+    Op.SHEAR_Y: partial(_along_y, is_sheared=True),
+    Op.TRANSLATE_Y: partial(_along_y, is_sheared=False),
+    Op.ROTATE: _rotate,
+    Op.COLOR: _change_color,
+    Op.SHARPNESS: _sharpen,
+}
+"""What each makes of images uint8 [B, C, H, W], given an argument for each of them and the fill."""
 
 
 def gray(images: Tensor) -> Tensor:
@@ -526,10 +475,9 @@ def gray(images: Tensor) -> Tensor:
 def blend(base: Tensor, images: Tensor, factor: Tensor) -> Tensor:
     """From ``base`` (factor 0) to ``images`` (factor 1) and beyond, float32, within 0 and 255.
 
-    ``factor`` is float32 [B].
+    ``factor`` is float32 [B, 1, 1, 1].
     """
-    images = images.float()
-    return ((images - base) * factor.view(-1, 1, 1, 1)).add_(base).clamp_(0, 255)
+    return ((images.float() - base) * factor).add_(base).clamp_(0, 255)
 
 
 def cubic(distance: Tensor, slope: float) -> Tensor:
@@ -539,31 +487,28 @@ def cubic(distance: Tensor, slope: float) -> Tensor:
     return torch.where(distance < 1, near, torch.where(distance < 2, slope * far, 0.0))
 
 
-class Eraser:
-    """Erases a box in some images, as timm's ``pixel`` mode of random erasing (Zhong et al. 2020).
+@lru_cache(maxsize=2)
+def _noise(length: int, device: torch.device) -> Tensor:
+    """Normal random numbers, always the same ones: every stretch of a length, [n, length]."""
+    noise = torch.randn(_NOISE + length, generator=generator(_NOISE_SEED))
+    return noise.to(device).unfold(0, length, 1)
 
-    Args:
-        image: channels and sides of an image.
-        device: theirs.
+
+def erased(images: Tensor, boxes: Tensor) -> Tensor:
+    """Normalised ``images`` float32 [B, C, H, W] with ``boxes`` [B, 5] erased, in place.
+
+    As timm's ``pixel`` mode of random erasing (Zhong et al. 2020); the boxes are on the CPU.
     """
-
-    def __init__(self, image: torch.Size, device: torch.device) -> None:
-        self._image = image
-        noise = torch.randn(_NOISE + image.numel(), generator=generator(_NOISE_SEED))
-        self._patches = noise.to(device).unfold(0, image.numel(), 1)
-        self._rows, self._columns = (torch.arange(side, device=device) for side in image[1:])
-
-    def __call__(self, images: Tensor, boxes: Tensor) -> Tensor:
-        """Normalised ``images`` float32 [B, C, H, W] with ``boxes`` erased, in place."""
-        which = boxes[:, 2].nonzero()[:, 0]
-        places, boxes = which.to(images.device), boxes[which].to(images.device)
-        top, left, height, width = boxes[:, :4, None].unbind(1)
-        rows = (self._rows >= top) & (self._rows < top + height)
-        columns = (self._columns >= left) & (self._columns < left + width)
-        inside = (rows[:, :, None] & columns[:, None, :])[:, None]
-        noise = self._patches.index_select(0, boxes[:, 4]).view(-1, *self._image)
-        erased = torch.where(inside, noise, images.index_select(0, places))
-        return images.index_copy_(0, places, erased)
+    which, device = boxes[:, 2].nonzero()[:, 0], images.device
+    places, boxes = which.to(device), boxes[which].to(device)
+    top, left, height, width = boxes[:, :4, None].unbind(1)
+    rows, columns = (torch.arange(side, device=device) for side in images.shape[2:])
+    inside_rows = (rows >= top) & (rows < top + height)
+    inside = inside_rows[:, :, None] & ((columns >= left) & (columns < left + width))[:, None, :]
+    noise = _noise(images[0].numel(), device).index_select(0, boxes[:, 4])
+    shown = images.index_select(0, places)
+    changed = torch.where(inside[:, None], noise.view(-1, *images.shape[1:]), shown)
+    return images.index_copy_(0, places, changed)
 
 
 def mix(
@@ -588,22 +533,16 @@ def mix(
     alpha = recipe.cutmix if cuts else recipe.mixup
     share = float(rng.beta(alpha, alpha))
     if cuts:
+        # In the image's proportions around any pixel, as far as it is in the image.
         height, width = images.shape[-2:]
-        top, bottom, left, right = _cut_box((height, width), 1 - share, rng)
+        bounds = []
+        for side in (height, width):
+            length, centre = int(side * math.sqrt(1 - share)), int(rng.integers(side))
+            bounds += [max(0, centre - length // 2), min(side, centre + (length + 1) // 2)]
+        top, bottom, left, right = bounds
         inside = images[:, :, top:bottom, left:right]
         inside.copy_(inside.flip(0))
         share = 1 - (bottom - top) * (right - left) / (height * width)
     else:
         images = images.lerp_(images.flip(0), 1 - share)
     return images, mixup_target(labels, num_classes, share, recipe.label_smoothing)
-
-
-def _cut_box(size: Sides, area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of a box in the image's proportions around any pixel, as far as
-    it is in the image."""
-
-    def bounds(side: int) -> tuple[int, int]:
-        length, centre = int(side * math.sqrt(area)), int(rng.integers(side))
-        return max(0, centre - length // 2), min(side, centre + (length + 1) // 2)
-
-    return *bounds(size[0]), *bounds(size[1])

@@ -3,8 +3,9 @@
 Shapes: N images of a set, B of a batch, C channels, H rows and W columns of pixels.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,17 +15,19 @@ from torch import Tensor
 
 from levit_search.batches.augmentation import (
     Augmentation,
-    Eraser,
     Purpose,
     draw_erased,
+    erased,
     generator,
     mix,
 )
-from levit_search.data import Arrays, DataConfig, DataInfo, Decoding, SplitName, StoredImages, held
+from levit_search.data import Arrays, DataConfig, DataInfo, Split, SplitName
+from levit_search.data.decoding import Decoding
 from levit_search.data.generated import EPOCH_IMAGES, UNLABELLED, Generated, GeneratedSource
+from levit_search.data.loading import held
 from levit_search.data.sources import Faults
 from levit_search.errors import InputError
-from levit_search.image_size import Sides, compact, size_text
+from levit_search.image_size import Sides, compact, sides, size_text
 from levit_search.recipe import Recipe
 
 # What is worked on at once: a small operation takes nearly as long as one on more images.
@@ -43,18 +46,24 @@ class Batch(NamedTuple):
     """Labels int64 [B]; where a recipe mixes images, float32 [B, num_classes], smoothed already."""
 
 
-class Batches(Protocol):
-    """A data set ready for training."""
+class Batches(ABC):
+    """A data set ready for training.
 
-    info: DataInfo
-    image_size: int | Sides
-    """Of the views in pixels: a side, or (height, width)."""
-    data_id: str
-    """A hash of the training images as they are stored and of the size they are shown in."""
+    Attributes:
+        info: channels and classes.
+        image_size: of the views in pixels: a side, or (height, width).
+        data_id: a hash of the training images as they are stored and of the size they are shown in.
+        mean: of each channel, from 0 to 255: what images are normalised by, with ``std``.
+        std: see ``mean``.
+    """
 
-    mean: list[float]
-    """Of each channel, from 0 to 255: what images are normalised by, with ``std``."""
-    std: list[float]
+    _splits: Mapping[SplitName, Split]
+
+    def __init__(
+        self, info: DataInfo, image_size: int | Sides, mean: list[float], std: list[float]
+    ) -> None:
+        self.info, self.image_size, self.mean, self.std = info, image_size, mean, std
+        self.data_id = f"{self.fingerprint('train')}-{size_text(image_size)}"
 
     def size(self, split: SplitName) -> int:
         """Images in a split."""
@@ -62,9 +71,19 @@ class Batches(Protocol):
 
     def labels(self, split: SplitName) -> NDArray[np.int64]:
         """The classes of a split's images, int64 [N]."""
+        return self._splits[split].labels
 
     def fingerprint(self, split: SplitName) -> str:
         """A hash of a split's images, as :meth:`levit_search.data.Arrays.fingerprint` has it."""
+        return self._splits[split].fingerprint()
+
+    def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
+        """The file of an image, or the decoded picture where it is not kept as a file.
+
+        Raises:
+            OSError: it is missing.
+        """
+        return self._splits[split].stored(index)
 
     def batch_size(self, recipe: Recipe) -> int:
         """Rows of each batch: fewer than the recipe says only where there are fewer images."""
@@ -86,6 +105,22 @@ class Batches(Protocol):
         Raises:
             InputError: too many images cannot be read.
         """
+        order = ordered(self.size("train"), recipe, seed, epoch)
+        normalized = Normalization(self, device)
+        size, probability = sides(self.image_size), recipe.random_erasing
+        if probability:
+            rng = generator(seed, epoch, Purpose.ERASE)
+            boxes = draw_erased(order.numel(), size, probability, rng).view(*order.shape, -1)
+        views = self._views(order, seed, epoch, recipe, device, first_step)
+        for step, (pixels, labels) in enumerate(views, first_step):
+            shown = normalized(pixels)
+            if probability:
+                shown = erased(shown, boxes[step])
+            if recipe.mixup or recipe.cutmix:
+                key = (seed, epoch, step, Purpose.MIX)
+                yield Batch(*mix(shown, labels, self.info.num_classes, recipe, key))
+            else:
+                yield Batch(shown, labels)
 
     def evaluation(
         self, split: SplitName, batch_size: int, device: torch.device, most: int | None = None
@@ -97,13 +132,24 @@ class Batches(Protocol):
         Raises:
             InputError: too many images cannot be read.
         """
+        normalized, size = Normalization(self, device), self.size(split)
+        # Evenly spread; all of them where there are no more.
+        count = size if most is None else min(most, size)
+        indices = torch.arange(count) * size // max(1, count)
+        for pixels, labels in self._unchanged(split, indices.split(batch_size), device):
+            yield normalized(pixels), labels
 
-    def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
-        """The file of an image, or the decoded picture where it is not kept as a file.
+    @abstractmethod
+    def _views(
+        self, order: Tensor, seed: int, epoch: int, recipe: Recipe, device: torch.device, first: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Views [B, C, H, W], 0 to 255, and labels [B], of ``order`` [steps, B] from ``first``."""
 
-        Raises:
-            OSError: it is missing.
-        """
+    @abstractmethod
+    def _unchanged(
+        self, split: SplitName, parts: Iterable[Tensor], device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same without augmentation, of the indices [B] of each part."""
 
 
 def rows(count: int, recipe: Recipe) -> int:
@@ -128,72 +174,16 @@ def ordered(count: int, recipe: Recipe, seed: int, epoch: int) -> Tensor:
     return order[: steps(count, recipe) * rows(count, recipe)].view(-1, rows(count, recipe))
 
 
-def evenly_spread(size: int, most: int | None) -> Tensor:
-    """The indices of ``most`` of so many images, evenly spread; all of them for None."""
-    if most is None or most >= size:
-        return torch.arange(size)
-    return torch.arange(most) * size // most
-
-
 class Normalization:
-    """Pixels to what a network is given.
+    """Turns pixels of a data set into what a network is given, on a device."""
 
-    Args:
-        mean: of each channel, from 0 to 255.
-        std: the same.
-        device: where the pixels are.
-    """
-
-    def __init__(self, mean: list[float], std: list[float], device: torch.device) -> None:
-        self.device = device
-        self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-        self._factor = 1 / torch.tensor(std, device=device).view(1, -1, 1, 1)
+    def __init__(self, batches: Batches, device: torch.device) -> None:
+        self._mean = torch.tensor(batches.mean, device=device).view(1, -1, 1, 1)
+        self._factor = 1 / torch.tensor(batches.std, device=device).view(1, -1, 1, 1)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """float32 of ``pixels`` [B, C, H, W] from 0 to 255."""
         return pixels.to(torch.float32, copy=True).sub_(self._mean).mul_(self._factor)
-
-
-class DeviceTransforms:
-    """Makes batches of views, from one epoch to the next.
-
-    Args:
-        normalization: the data set's.
-        image: channels and sides of a view.
-        num_classes: of mixed targets.
-        recipe: what is done to views.
-    """
-
-    def __init__(
-        self, normalization: Normalization, image: torch.Size, num_classes: int, recipe: Recipe
-    ) -> None:
-        self._normalized = normalization
-        self._size = (image[1], image[2])
-        self._num_classes, self._recipe = num_classes, recipe
-        self._eraser = Eraser(image, normalization.device) if recipe.random_erasing else None
-
-    def batches(
-        self, views: Iterable[tuple[int, Tensor, Tensor]], seed: int, epoch: int, images: int
-    ) -> Iterator[Batch]:
-        """The batches of an epoch of so many ``images``.
-
-        ``views`` are (the number of the batch, pixels [B, C, H, W] from 0 to 255, labels [B]) on
-        the device.
-        """
-        recipe = self._recipe
-        if self._eraser is not None:
-            rng = generator(seed, epoch, Purpose.ERASE)
-            boxes = draw_erased(images, self._size, recipe.random_erasing, rng)
-        for step, pixels, labels in views:
-            shown = self._normalized(pixels)
-            if self._eraser is not None:
-                first = step * len(pixels)
-                shown = self._eraser(shown, boxes[first : first + len(pixels)])
-            if recipe.mixup or recipe.cutmix:
-                key = (seed, epoch, step, Purpose.MIX)
-                yield Batch(*mix(shown, labels, self._num_classes, recipe, key))
-            else:
-                yield Batch(shown, labels)
 
 
 class MemoryBatches(Batches):
@@ -203,75 +193,37 @@ class MemoryBatches(Batches):
     """
 
     def __init__(self, info: DataInfo, splits: Mapping[SplitName, Arrays]) -> None:
-        self.info = info
-        self._images: dict[SplitName, Tensor] = {}
-        self._labels: dict[SplitName, Tensor] = {}
-        self._stored: dict[SplitName, StoredImages | None] = {}
-        for name, split in splits.items():
-            self._hold(name, split)
-        self.image_size = compact(*self._images["train"].shape[-2:])
-        self.data_id = f"{splits['train'].fingerprint()}-{size_text(self.image_size)}"
+        self._splits: dict[SplitName, Arrays] = dict(splits)
+        images = splits["train"].images
+        super().__init__(info, compact(*images.shape[-2:]), *mean_and_std(images))
         self.scaled_as_floats = splits["train"].scaled_as_floats
-        self.mean, self.std = mean_and_std(splits["train"].images)
-        self._latest: tuple[object, Augmentation, DeviceTransforms] | None = None
+        self._latest: tuple[object, Augmentation] | None = None
 
-    def _hold(self, name: SplitName, split: Arrays) -> None:
-        self._images[name] = torch.from_numpy(np.require(split.images, requirements="W"))
-        self._labels[name] = torch.from_numpy(np.require(split.labels, requirements="W"))
-        self._stored[name] = split.stored
-
-    def labels(self, split: SplitName) -> NDArray[np.int64]:
-        return self._labels[split].numpy()
-
-    def fingerprint(self, split: SplitName) -> str:
-        return Arrays(self._images[split].numpy(), self.labels(split)).fingerprint()
-
-    def train(
-        self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
-    ) -> Iterator[Batch]:
-        key = (recipe, device)
+    def _views(
+        self, order: Tensor, seed: int, epoch: int, recipe: Recipe, device: torch.device, first: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        key, train = (recipe, device), self._splits["train"]
         if self._latest is None or self._latest[0] != key:  # kept from one epoch to the next
-            images = self._images["train"].to(device)
+            images = torch.from_numpy(train.images).to(device)
             hflip = recipe.mirrors(self.info.hflip)
             fill = torch.tensor(self.mean, device=device).round()
-            augmentation = Augmentation(images, recipe, hflip, fill)
-            normalization = Normalization(self.mean, self.std, device)
-            num_classes = self.info.num_classes
-            transforms = DeviceTransforms(normalization, images.shape[1:], num_classes, recipe)
-            self._latest = (key, augmentation, transforms)
-        _, augmentation, transforms = self._latest
-        order = ordered(self.size("train"), recipe, seed, epoch)
-        pixels = order.shape[1] * self._images["train"][0].numel()
+            self._latest = (key, Augmentation(images, recipe, hflip, fill))
+        augmentation, all_labels = self._latest[1], torch.from_numpy(train.labels)
+        pixels = order.shape[1] * train.images[0].size
         at_once = max(1, min(_IMAGES_AT_ONCE // order.shape[1], _PIXELS_AT_ONCE // pixels))
-
-        def from_first() -> Iterator[tuple[int, Tensor, Tensor]]:
-            for number, group in enumerate(order.split(at_once)):
-                first = number * at_once
-                if first + len(group) <= first_step:
-                    continue
+        for number, group in enumerate(order.split(at_once)):
+            seen = max(0, first - number * at_once)  # of this group
+            if seen < len(group):
                 made = augmentation.made(group.flatten(), (seed, epoch, number))
-                labels = self._labels["train"][group].to(device)
-                parts = zip(made.unflatten(0, group.shape), labels, strict=True)
-                for step, (part, targets) in enumerate(parts, first):
-                    if step >= first_step:
-                        yield step, part, targets
+                labels = all_labels[group].to(device)
+                yield from zip(made.unflatten(0, group.shape)[seen:], labels[seen:], strict=True)
 
-        yield from transforms.batches(from_first(), seed, epoch, order.numel())
-
-    def evaluation(
-        self, split: SplitName, batch_size: int, device: torch.device, most: int | None = None
+    def _unchanged(
+        self, split: SplitName, parts: Iterable[Tensor], device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        normalized = Normalization(self.mean, self.std, device)
-        images, labels = self._images[split], self._labels[split]
-        for part in evenly_spread(self.size(split), most).split(batch_size):
-            yield normalized(images[part].to(device)), labels[part].to(device)
-
-    def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
-        stored = self._stored[split]
-        if stored is not None:
-            return stored.stored(index)
-        pixels = self._images[split][index].numpy()
-        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+        arrays = self._splits[split]
+        images, labels = torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels)
+        return ((images[part].to(device), labels[part].to(device)) for part in parts)
 
 
 class GeneratedBatches(MemoryBatches):
@@ -305,15 +257,13 @@ class GeneratedBatches(MemoryBatches):
         epoch = self.shown(epoch)
         if self._epoch != (seed, epoch):
             kept = self._drawn_before
-            drawn = kept.get((seed, epoch))
-            if drawn is None:
-                drawn = self._drawn(self._generated.epoch(seed, epoch))
-                comes_again = self._passes is not None
-                if comes_again and (len(kept) + 1) * drawn.images.nbytes <= self._most_bytes:
-                    kept[seed, epoch] = drawn
-            self._hold("train", drawn)
+            drawn = kept.get((seed, epoch)) or self._drawn(self._generated.epoch(seed, epoch))
+            comes_again = self._passes is not None
+            if comes_again and (len(kept) + 1) * drawn.images.nbytes <= self._most_bytes:
+                kept[seed, epoch] = drawn
+            self._splits["train"] = drawn
             self._epoch, self._latest = (seed, epoch), None
-        if (recipe.mixup or recipe.cutmix) and bool((self._labels["train"] == UNLABELLED).any()):
+        if (recipe.mixup or recipe.cutmix) and UNLABELLED in self.labels("train"):
             raise InputError(
                 "train.mixup, train.cutmix: pictures without labels (data.root of generated) "
                 "cannot be mixed; set both to 0"

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,19 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from levit_search.batches.augmentation import UNIFORM_FROM, Purpose, crop_aspect, generator
-from levit_search.batches.batch import (
-    Batch,
-    Batches,
-    DeviceTransforms,
-    Normalization,
-    evenly_spread,
-    ordered,
-)
+from levit_search.batches.batch import Batches
 from levit_search.data import DataInfo, SplitName, StoredImages
 from levit_search.errors import TrialError
-from levit_search.image_size import Sides, sides, size_text
+from levit_search.image_size import Sides, sides
 from levit_search.latency.process_pipe import exit_name
-from levit_search.recipe import RandAugment, Recipe, rand_augment
+from levit_search.recipe import Recipe, rand_augment
 
 Transform = Callable[[Image.Image], Tensor]
 """From a picture of any size to uint8 [C, H, W]."""
@@ -49,12 +42,11 @@ _WHOLE_BELOW = 128
 
 
 class ViewRequest(NamedTuple):
-    """One view to be made."""
+    """One view to be made of a picture of a split, with random numbers that depend on ``seed``."""
 
     split: SplitName
     picture: int
     seed: tuple[int, ...]
-    """What its random numbers depend on."""
 
 
 class DiskBatches(Batches):
@@ -66,56 +58,34 @@ class DiskBatches(Batches):
     def __init__(
         self, info: DataInfo, splits: Mapping[SplitName, StoredImages], image_size: int | Sides
     ) -> None:
-        self.info, self.image_size = info, image_size
-        self._splits = splits
-        self.data_id = f"{splits['train'].fingerprint()}-{size_text(image_size)}"
-        self.mean, self.std = (
-            [255 * value for value in values]
-            if info.in_channels == 3
-            else [255 * sum(values) / 3] * info.in_channels
+        self._splits: Mapping[SplitName, StoredImages] = splits
+        mean, std = (
+            [255 * value for value in values] if info.in_channels == 3 else [255 * sum(values) / 3]
             for values in (_MEAN, _STD)
         )
+        super().__init__(info, image_size, mean, std)
         self._workers = 1
-        # With what they make views for: a recipe, or none for evaluation, and how many processes.
-        self._idle: list[tuple[tuple[Recipe | None, int], PictureLoader]] = []
+        # One for training and one for evaluation, with its recipe, or none, and its processes.
+        self._idle: dict[bool, tuple[tuple[Recipe | None, int], PictureLoader]] = {}
 
-    def labels(self, split: SplitName) -> NDArray[np.int64]:
-        return self._splits[split].labels
-
-    def fingerprint(self, split: SplitName) -> str:
-        return self._splits[split].fingerprint()
-
-    def train(
-        self, seed: int, epoch: int, recipe: Recipe, device: torch.device, first_step: int = 0
-    ) -> Iterator[Batch]:
+    def _views(
+        self, order: Tensor, seed: int, epoch: int, recipe: Recipe, device: torch.device, first: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         self._workers = recipe.workers
-        order = ordered(self.size("train"), recipe, seed, epoch)
-        image = torch.Size((self.info.in_channels, *sides(self.image_size)))
-        normalization = Normalization(self.mean, self.std, device)
-        transforms = DeviceTransforms(normalization, image, self.info.num_classes, recipe)
-        remaining = range(first_step, len(order))
         requests = (
             [
                 ViewRequest("train", index, (seed, epoch, place, Purpose.PICTURE))
                 for place, index in enumerate(order[step].tolist(), step * order.shape[1])
             ]
-            for step in remaining
+            for step in range(first, len(order))
         )
-        read = self._read("train", requests, recipe, device)
-        views = ((step, *batch) for step, batch in zip(remaining, read, strict=True))
-        yield from transforms.batches(views, seed, epoch, order.numel())
+        return self._read("train", requests, recipe, device)
 
-    def evaluation(
-        self, split: SplitName, batch_size: int, device: torch.device, most: int | None = None
+    def _unchanged(
+        self, split: SplitName, parts: Iterable[Tensor], device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        normalized = Normalization(self.mean, self.std, device)
-        indices = evenly_spread(self.size(split), most).split(batch_size)
-        requests = ([ViewRequest(split, index, ()) for index in part.tolist()] for part in indices)
-        for pixels, labels in self._read(split, requests, None, device):
-            yield normalized(pixels), labels
-
-    def stored(self, split: SplitName, index: int) -> bytes | Image.Image:
-        return self._splits[split].stored(index)
+        requests = ([ViewRequest(split, index, ()) for index in part.tolist()] for part in parts)
+        return self._read(split, requests, None, device)
 
     def _read(
         self,
@@ -126,7 +96,15 @@ class DiskBatches(Batches):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pixels uint8 [B, C, H, W] and labels [B] on the device; without a recipe as they are."""
         key = (recipe, self._workers)
-        loader = self._borrowed(*key)
+        known, loader = self._idle.pop(recipe is None, (None, None))
+        if loader is None or known != key or not loader.is_alive:
+            loader = None  # whose processes end before others begin
+            if recipe is None:
+                view = evaluation_view(self.image_size, self.info.in_channels)
+            else:
+                fill, hflip = [round(value) for value in self.mean], recipe.mirrors(self.info.hflip)
+                view = training_view(recipe, self.image_size, hflip, fill)
+            loader = PictureLoader(self._splits, view, self._workers)
         try:
             for parts in loader.read(requests):
                 for part in parts:
@@ -138,24 +116,7 @@ class DiskBatches(Batches):
         except BaseException:
             loader.close()
             raise
-        self._idle = [*(other for other in self._idle if other[0] != key), (key, loader)]
-
-    def _borrowed(self, recipe: Recipe | None, workers: int) -> "PictureLoader":
-        """A loader that nobody else has at the moment.
-
-        Idle ones are used again, or ended where they are of another recipe.
-        """
-        for place, (other, loader) in enumerate(self._idle):
-            if other == (recipe, workers) and loader.is_alive:
-                del self._idle[place]
-                return loader
-        self._idle = [each for each in self._idle if (each[0][0] is None) != (recipe is None)]
-        if recipe is None:
-            view = evaluation_view(self.image_size, self.info.in_channels)
-        else:
-            fill = [round(value) for value in self.mean]
-            view = training_view(recipe, self.image_size, recipe.mirrors(self.info.hflip), fill)
-        return PictureLoader(self._splits, view, workers)
+        self._idle[recipe is None] = key, loader
 
 
 def _on(device: torch.device, values: NDArray[Any]) -> Tensor:
@@ -164,16 +125,13 @@ def _on(device: torch.device, values: NDArray[Any]) -> Tensor:
 
 
 class MadeViews(NamedTuple):
-    """Views of some requests, as a process hands them over."""
+    """Views [B, C, H, W] of some requests and their labels [B], as a process hands them over."""
 
     pixels: NDArray[np.uint8]
-    """[B, C, H, W]"""
     labels: NDArray[np.int64]
-    """[B]"""
     faults: dict[str, str]
     """Why pictures could not be read, by their places; others were taken for them."""
-    is_whole: bool
-    """Whether there were others: not where all of a class are unreadable."""
+    is_whole: bool  # whether there were others: not where all of a class are unreadable
 
 
 class PictureLoader:
@@ -182,13 +140,8 @@ class PictureLoader:
     What they make comes through pipes. Torch's ``DataLoader`` takes shared memory for it, of which
     a container has 64 MB, and never hears of a batch that did not fit.
 
-    Args:
-        splits: the images.
-        transform: from a decoded picture to a view.
-        workers: processes; 0 for this one.
-
     Raises:
-        TrialError: the processes cannot be started.
+        TrialError: the processes cannot be started; without ``workers`` this one reads.
     """
 
     def __init__(
@@ -264,11 +217,7 @@ class _Reader:
         far_end.close()  # each end is held by one process now, and goes with it
 
     def fetched(self, requests: list[ViewRequest]) -> MadeViews:
-        """Have the process make views.
-
-        Raises:
-            TrialError: it cannot, has ended, or takes too long.
-        """
+        """Have the process make views; a TrialError if it cannot, has ended, or takes too long."""
         try:
             self._connection.send(requests)
             # In many short waits: one long one is over when this program was halted for as long.
@@ -329,12 +278,10 @@ def _made(
 def training_view(recipe: Recipe, size: int | Sides, hflip: bool, fill: list[int]) -> Transform:
     """The augmentation of a recipe that is done image by image; see :func:`seeded`.
 
-    Args:
-        recipe: the augmentation.
-        size: of the view, a side or (height, width).
-        hflip: whether to mirror every other picture.
-        fill: the value of each channel that RandAugment takes beyond a picture's edges.
+    ``hflip`` mirrors every other picture; ``fill`` is the value of each channel that RandAugment
+    takes beyond a picture's edges.
     """
+    from timm.data import auto_augment
     from timm.data.transforms import (
         MaybePILToTensor,
         RandomResizedCropAndInterpolation,
@@ -344,12 +291,12 @@ def training_view(recipe: Recipe, size: int | Sides, hflip: bool, fill: list[int
 
     bicubic = transforms.InterpolationMode.BICUBIC
     height, width = sides(size)
-    covering = (
+    steps: list[Any] = [
         transforms.Resize(size, bicubic)
         if isinstance(size, int)
-        else ResizeKeepRatio(size, interpolation="bicubic")
-    )
-    steps: list[Any] = [covering, transforms.CenterCrop((height, width))]
+        else ResizeKeepRatio(size, interpolation="bicubic"),
+        transforms.CenterCrop((height, width)),
+    ]
     if recipe.crop == "resized":
         ratio = crop_aspect((width, height))  # timm's is of width to height
         steps = [RandomResizedCropAndInterpolation(size, recipe.crop_scale, ratio, "bicubic")]
@@ -360,11 +307,23 @@ def training_view(recipe: Recipe, size: int | Sides, hflip: bool, fill: list[int
         steps.append(transforms.RandomHorizontalFlip())
     policy = rand_augment(recipe.rand_augment)
     if policy is not None:
-        steps.append(_timm_rand_augment(policy, fill))
+        std = policy.magnitude_std
+        operations = auto_augment.rand_augment_ops(
+            policy.magnitude,
+            hparams={
+                "img_mean": tuple(fill) if len(fill) > 1 else fill[0],
+                "interpolation": Image.Resampling.BICUBIC,
+                "magnitude_std": math.inf if std > UNIFORM_FROM else std,
+            },
+            transforms=auto_augment.rand_augment_choices("", policy.is_increasing),
+        )
+        for operation in operations:
+            if operation.name.startswith("Posterize"):
+                operation.level_fn = partial(_at_least_one_bit, operation.level_fn)
+        steps.append(auto_augment.RandAugment(operations, policy.layers))
     elif recipe.color_jitter:
         steps.append(transforms.ColorJitter(*[recipe.color_jitter] * 3))
-    view: Transform = transforms.Compose([*steps, MaybePILToTensor()])
-    return view
+    return cast(Transform, transforms.Compose([*steps, MaybePILToTensor()]))
 
 
 def shown_share(size: int | Sides) -> float:
@@ -377,32 +336,10 @@ def evaluation_view(size: int | Sides, channels: int) -> Transform:
     """The middle of a picture."""
     from timm.data import create_transform
 
-    view: Transform = create_transform(
-        (channels, *sides(size)),
-        interpolation="bicubic",
-        crop_pct=shown_share(size),
-        use_prefetcher=True,  # leaves the pixels as they are
-    )
-    return view
-
-
-def _timm_rand_augment(policy: RandAugment, fill: list[int]) -> Any:
-    from timm.data import auto_augment
-
-    std = policy.magnitude_std
-    operations = auto_augment.rand_augment_ops(
-        policy.magnitude,
-        hparams={
-            "img_mean": tuple(fill) if len(fill) > 1 else fill[0],
-            "interpolation": Image.Resampling.BICUBIC,
-            "magnitude_std": math.inf if std > UNIFORM_FROM else std,
-        },
-        transforms=auto_augment.rand_augment_choices("", policy.is_increasing),
-    )
-    for operation in operations:
-        if operation.name.startswith("Posterize"):
-            operation.level_fn = partial(_at_least_one_bit, operation.level_fn)
-    return auto_augment.RandAugment(operations, policy.layers)
+    # A prefetcher leaves the pixels as they are.
+    kept = {"interpolation": "bicubic", "use_prefetcher": True}
+    image = (channels, *sides(size))
+    return cast(Transform, create_transform(image, crop_pct=shown_share(size), **kept))
 
 
 def _at_least_one_bit(level_to_bits: Any, level: float, hparams: Any) -> tuple[int]:

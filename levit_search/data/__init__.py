@@ -6,17 +6,7 @@ cut from its training part, stratified and always the same. A set with both a va
 split keeps them; from one without any, ``test`` is cut first.
 """
 
-from levit_search.data.decoding import Decoding
-from levit_search.data.loading import (
-    Arrays,
-    Outline,
-    Split,
-    StoredImages,
-    held,
-    load,
-    load_described,
-    outline,
-)
+from levit_search.data.loading import Arrays, Split, StoredImages, load, outline
 from levit_search.data.sources import (
     ArraySource,
     DataConfig,
@@ -26,15 +16,7 @@ from levit_search.data.sources import (
     Source,
     SplitName,
 )
-from levit_search.data.survey import (
-    DataSurvey,
-    check,
-    describe,
-    is_known,
-    looked_at,
-    settled,
-    survey_of,
-)
+from levit_search.data.survey import DataSurvey, check, describe, looked_at, survey_of, surveyed
 
 __all__ = [
     "ArraySource",
@@ -43,21 +25,16 @@ __all__ = [
     "DataInfo",
     "DataSet",
     "DataSurvey",
-    "Decoding",
     "FileSource",
-    "Outline",
     "Source",
     "Split",
     "SplitName",
     "StoredImages",
     "check",
     "describe",
-    "held",
-    "is_known",
     "load",
-    "load_described",
     "looked_at",
     "outline",
-    "settled",
     "survey_of",
+    "surveyed",
 ]

@@ -53,9 +53,13 @@ def opened(content: bytes) -> Image.Image:
         raise Image.DecompressionBombError(f"{pixels} pixels, more than {Image.MAX_IMAGE_PIXELS}")
     if max(picture.size) > LONGEST * min(picture.size):
         raise ValueError(f"{picture.width} x {picture.height} pixels, too long and thin")
-    if _has_planes_of_16_bits(picture):
+    tags, key = getattr(picture, "tag_v2", {}), picture.info.get("transparency")
+    bits = tags.get(_BITS_PER_SAMPLE, ())
+    if tags.get(_PLANAR_CONFIGURATION) == 2 and len(bits) > 1 and max(bits) > 8:
         raise ValueError("16 bits a colour, one colour after the other, which Pillow cannot read")
-    _scale_key(picture)
+    if picture.format == "PNG" and isinstance(key, int):  # of 2 or 4 bits, which become 8
+        for tile in getattr(picture, "tile", ()):
+            picture.info["transparency"] = key * {"L;2": 85, "L;4": 17}.get(str(tile[3]), 1)
     for names in (_NATIVE, _PAIRS):
         if tiles := _tiles(picture, names):
             picture.tile = tiles
@@ -95,21 +99,6 @@ def _tiles(picture: Image.Image, names: dict[str, str]) -> list[Any]:
         told = (other, *rest) if isinstance(arguments, tuple) else other
         changed.append(type(tiles[0])(codec, extents, offset, told))
     return changed
-
-
-def _scale_key(picture: Image.Image) -> None:
-    """Give the transparent grey of a PNG of 2 or 4 bits in the 8 bits that Pillow decodes."""
-    scale = {"L;2": 85, "L;4": 17}
-    key = picture.info.get("transparency")
-    if picture.format == "PNG" and isinstance(key, int):
-        for tile in getattr(picture, "tile", ()):
-            picture.info["transparency"] = key * scale.get(str(tile[3]), 1)
-
-
-def _has_planes_of_16_bits(picture: Image.Image) -> bool:
-    tags = getattr(picture, "tag_v2", {})
-    bits = tags.get(_BITS_PER_SAMPLE, ())
-    return tags.get(_PLANAR_CONFIGURATION) == 2 and len(bits) > 1 and max(bits) > 8
 
 
 # Of TIFF; the last is GDAL's own, the number that stands for no data.
@@ -181,8 +170,10 @@ def numbers(picture: Image.Image) -> np.ndarray | None:
         if (bits, kind) == ((32,), (1,)):
             values = values.view(np.uint32)
         key = no_data(picture) if key is None else key
-        if tags.get(_PHOTOMETRIC) == 0:  # white is zero
-            values, key = _inverted(values, key, bits)
+        if tags.get(_PHOTOMETRIC) == 0:  # white is zero; larger ones become lighter
+            top = 2 ** bits[0] - 1 if values.dtype.kind == "u" and bits else 0
+            wide = -values if values.dtype.kind == "f" else top - values.astype(np.int64)
+            values, key = wide.astype(values.dtype), None if key is None else top - key
     if values is None or key is None or values.shape[-1] not in (1, 3):
         return values
     is_shown = (values != np.array(key)).any(axis=-1, keepdims=True)
@@ -195,15 +186,6 @@ def no_data(picture: Image.Image) -> float | None:
         return float(str(getattr(picture, "tag_v2", {})[_NO_DATA]).strip("\0 "))
     except (KeyError, ValueError):
         return None
-
-
-def _inverted(
-    values: np.ndarray, key: float | None, bits: tuple[int, ...]
-) -> tuple[np.ndarray, float | None]:
-    """Values whose zero is white, with that of no data, so that larger ones are lighter."""
-    top = 2 ** bits[0] - 1 if values.dtype.kind == "u" and bits else 0
-    inverted = (top - values.astype(np.int64)) if values.dtype.kind != "f" else -values
-    return inverted.astype(values.dtype), None if key is None else top - key
 
 
 def _of_16_bits(picture: Image.Image) -> np.ndarray | None:

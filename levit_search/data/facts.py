@@ -30,6 +30,7 @@ from levit_search.data.decoding import (
 )
 from levit_search.data.sources import (
     DataConfig,
+    EncodedSource,
     FileSource,
     Range,
     Source,
@@ -41,7 +42,6 @@ from levit_search.data.sources import (
     unreadable,
     without_warnings,
 )
-from levit_search.data.timm_sets import RowSource
 from levit_search.files import expanded, user_cache, write_atomically
 from levit_search.progress import Progress
 
@@ -74,18 +74,29 @@ class Mirroring(Frozen):
     confused: tuple[str, str] | None = None
     """The class whose mirrored pictures suffer most, and what they are taken for."""
 
+    def told(self) -> str:
+        """The same for people."""
+        if not self.pictures:
+            return "too few pictures to try it (data.hflip changes it)"
+        told = (
+            f"of {self.pictures:,} pictures a simple classifier knows {self.upright_percent:.0f} % "
+            f"as they are and {self.mirrored_percent:.0f} % mirrored"
+        )
+        if self.verdict == "cannot be told":
+            told += ", which is no more than guessing (data.hflip changes it)"
+        if self.confused is not None:
+            told += f" ({self.confused[0]} is then taken for {self.confused[1]})"
+        return told
+
 
 class PictureFacts(NamedTuple):
     """What one picture tells; of an unreadable one ``digest`` and ``error`` alone."""
 
-    digest: str
-    """Sixteen hexadecimal digits of a hash of its content."""
+    digest: str  # sixteen hexadecimal digits of a hash of its content
     error: str | None = None
     width: int = 0
-    height: int = 0
-    """Upright."""
-    mode: str = ""
-    """Pillow's, and ``16-bit`` before RGB and RGBA of as many bits a channel."""
+    height: int = 0  # upright
+    mode: str = ""  # Pillow's, and ``16-bit`` before RGB and RGBA of as many bits a channel
     is_turned: bool = False
     is_animated: bool = False
     is_coloured: bool = False
@@ -96,13 +107,10 @@ class PictureFacts(NamedTuple):
     hidden: tuple[float, float, float] | None = None
     """Of pictures that are transparent somewhere, the share of what they show that would be lost
     on white, black and grey; zeros where they show nothing."""
-    is_invisible: bool = False
-    """Whether it is transparent throughout."""
-    extrema: tuple[int, ...] = ()
-    """Lowest and highest value of each 8-bit channel."""
+    is_invisible: bool = False  # whether it is transparent throughout
+    extrema: tuple[int, ...] = ()  # lowest and highest value of each 8-bit channel
     phash: str = ""
-    tint: str = ""
-    """Mean colours in a grid of 4x4, in hexadecimal digits."""
+    tint: str = ""  # mean colours in a grid of 4x4, in hexadecimal digits
 
 
 class Looked(NamedTuple):
@@ -112,10 +120,8 @@ class Looked(NamedTuple):
     label: int
     name: str
     where: str
-    facts: PictureFacts | None
-    """None of one that was not looked at, of a very large set."""
-    place: int = 0
-    """In its source."""
+    facts: PictureFacts | None  # None of one that was not looked at, of a very large set
+    place: int = 0  # in its source
 
     @property
     def error(self) -> str | None:
@@ -146,38 +152,32 @@ class FactTable:
         # Within the data it would be taken for a part of it.
         self._path = None if root is not None and path.is_relative_to(root) else path
         self._sources = sources
-        # By split and name: what tells whether a picture is the same (a file's size and times),
-        # then its facts.
+        # By split and name: what tells whether a picture is the same, then its facts.
         self._files: dict[str, list[Any]] = {}
-        self._mirroring: dict[str, dict[str, Any]] = {}
+        self._mirroring: dict[str, object] = {}
         # What is damaged is found out again.
         with suppress(OSError, EOFError, ValueError, LookupError, TypeError, zlib.error):
-            if self._path is None:
-                raise LookupError
-            kept = json.loads(gzip.decompress(self._path.read_bytes()))
+            kept = json.loads(gzip.decompress(self._path.read_bytes())) if self._path else {}
             if kept["version"] == _VERSION:
                 self._files, self._mirroring = dict(kept["files"]), dict(kept["mirroring"])
 
     def filled(self, progress: Progress) -> list[Looked]:
         """All pictures, after a look at those that are new or changed since the last time."""
-        total = sum(len(source.labels) for source in self._sources.values())
-        every = -(-total // LOOKED_AT)
         known, self._files = self._files, {}
-        places: list[tuple[Source, SplitName, int]] = []
-        for split, source in self._sources.items():
-            by_class = np.argsort(source.labels, kind="stable")
-            places += [(source, split, index) for index in by_class.tolist()]
+        places = [
+            (source, split, index)
+            for split, source in self._sources.items()
+            for index in np.argsort(source.labels, kind="stable").tolist()  # by class
+        ]
         new = []
-        for source, split, index in places[::every]:
+        for source, split, index in places[:: max(1, -(-len(places) // LOOKED_AT))]:
             key = f"{split} {source.name(index)}"
-            stamp: tuple[int | str, int, int]
+            stamp: tuple[int | str, int, int] = "missing", 0, 0
             if isinstance(source, FileSource):
                 stamp = source.stamp(index)
             else:
-                try:
+                with suppress(OSError):
                     stamp = content_digest(source.content(index)), 0, 0
-                except OSError:
-                    stamp = "missing", 0, 0
             kept = known.get(key)
             if kept is not None and tuple(kept[:3]) == stamp:
                 self._files[key] = kept
@@ -196,11 +196,10 @@ class FactTable:
         for split, source in self._sources.items():
             for index, label in enumerate(source.labels.tolist()):
                 name = source.name(index)
-                row = self._files.get(f"{split} {name}")
-                its = None if row is None else PictureFacts(*row[3:])
-                if its is not None:  # of which JSON has made lists
-                    white_black_grey: Any = its.hidden and tuple(its.hidden)
-                    its = its._replace(hidden=white_black_grey, extrema=tuple(its.extrema))
+                row = self._files.get(f"{split} {name}", ())[3:]
+                # JSON has made lists of tuples.
+                values: Iterator[Any] = (tuple(i) if isinstance(i, list) else i for i in row)
+                its = PictureFacts(*values) if row else None
                 looked.append(Looked(split, label, name, source.where(index), its, index))
         return looked
 
@@ -237,17 +236,12 @@ def content_digest(content: bytes) -> str:
 
 def _examined(source: Source, index: int) -> PictureFacts:
     """What one picture of a source tells."""
-    try:
-        content = source.content(index)
-    except FileNotFoundError:
-        return PictureFacts("missing", "no such file")
-    except OSError as error:
-        return PictureFacts("missing", str(error).splitlines()[0])
-    digest = content_digest(content)
-    is_stored = isinstance(source, FileSource | RowSource)
+    digest = "missing"
     try:
         with unreadable():
-            return facts_of(opened(content) if is_stored else source.open(index), digest)
+            content = source.content(index)
+            digest, is_encoded = content_digest(content), isinstance(source, EncodedSource)
+            return facts_of(opened(content) if is_encoded else source.open(index), digest)
     except UnreadableError as error:
         return PictureFacts(digest, str(error))
 
@@ -323,11 +317,8 @@ def _is_animated(picture: Image.Image) -> bool:
 
 
 def span(low: float | None, high: float | None, is_float: bool) -> Range:
-    """The values that become black and white where nearly all lie between ``low`` and ``high``.
-
-    From 0 to the largest number of as many bits where they use a quarter of that or more, and to 1
-    for fractions.
-    """
+    """The values that become black and white where nearly all lie between ``low`` and ``high``:
+    0 and the largest number of as many bits, 1 for fractions, where they use a quarter of that."""
     low, high = low or 0.0, high or 0.0
     scales = [1.0] if is_float and high <= 1 else [2.0**bits - 1 for bits in range(8, 33)]
     top = next((scale for scale in scales if high <= scale), high)
@@ -344,17 +335,12 @@ def _thumbnail(picture: Image.Image) -> Image.Image:
 
 
 def _bounds(values: NDArray[Any], is_drawn: bool) -> tuple[float | None, float | None]:
-    """What all but one value in a thousand lie between, of those that are finite and are shown.
+    """What all but one in a thousand of the finite :func:`numbers` that are shown lie between.
 
-    Args:
-        values: as :func:`numbers` gives them.
-        is_drawn: whether what is transparent was drawn so, and is no lack of data.
+    ``is_drawn`` tells whether what is transparent was drawn so, and is no lack of data.
     """
-    channels = values.shape[-1]
-    has_alpha = channels in (2, 4)
-    if has_alpha:
-        values = values[values[..., -1] > 0][..., : channels - 1]
-    flat = values.ravel()
+    has_alpha = values.shape[-1] in (2, 4)
+    flat = (values[values[..., -1] > 0][..., :-1] if has_alpha else values).ravel()
     flat = flat[:: max(1, flat.size // 2**16)].astype(np.float64)
     flat = flat[np.isfinite(flat)]
     if not len(flat):
@@ -388,7 +374,7 @@ def compare_mirrored(
     from sklearn.kernel_ridge import KernelRidge
     from sklearn.model_selection import StratifiedKFold
 
-    # Classes of fewer cannot be tried; the others can.
+    # Classes of fewer cannot be tried.
     tried = (np.bincount(labels, minlength=len(names)) >= _FOLDS)[labels]
     images, labels = images[tried], labels[tried]
     classes, sizes = len(names), np.bincount(labels, minlength=len(names))

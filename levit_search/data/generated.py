@@ -12,6 +12,7 @@ random crops without labels, for a teacher to answer about (after Asano and Saee
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +25,7 @@ from levit_search.data.sources import (
     DataConfig,
     DataInfo,
     FileSource,
+    OpenedSet,
     SplitName,
     UnreadableError,
     decode,
@@ -82,8 +84,10 @@ def contour(label: int, size: int, rng: Rng) -> Image.Image:
     bend = sum(a * np.cos(k * angles) + b * np.sin(k * angles) for k, (a, b) in enumerate(waves, 1))
     radius = (radii + jitter) * (1 + 0.3 * bend)
     outline = np.stack([np.cos(angles) * radius, np.sin(angles) * radius * stretch], 1)
-    if is_smooth:
-        outline = _smoothed(outline)
+    for _ in range(2 if is_smooth else 0):  # its corners are cut twice (Chaikin 1974)
+        after = np.roll(outline, -1, 0)
+        cut = np.stack([0.75 * outline + 0.25 * after, 0.25 * outline + 0.75 * after], 1)
+        outline = cut.reshape(-1, 2)
     outline /= np.abs(outline).max()
     side = size * _OVERSAMPLED
     reach = rng.uniform(0.33, 0.47) * side
@@ -105,15 +109,6 @@ def contour(label: int, size: int, rng: Rng) -> Image.Image:
         )
         draw.line(path, fill=line, width=width, joint="curve")
     return picture.resize((size, size), Image.Resampling.BOX)
-
-
-def _smoothed(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A closed line with its corners cut twice (Chaikin 1974)."""
-    for _ in range(2):
-        after = np.roll(points, -1, 0)
-        points = np.stack([0.75 * points + 0.25 * after, 0.25 * points + 0.75 * after], 1)
-        points = points.reshape(-1, 2)
-    return points
 
 
 def fractal(label: int, size: int, rng: Rng) -> Image.Image:
@@ -194,7 +189,7 @@ KINDS: dict[str, Callable[[int, int, Rng], Image.Image]] = {
 _NUM_CLASSES = {"contours": 200, "fractals": 100, "textures": 100}
 
 
-class Generated:
+class Generated(OpenedSet):
     """Generated pictures of one kind (``generated/contours``) or, as ``generated``, of all.
 
     With ``root`` three of four pictures of ``train`` are random crops of those below that folder,
@@ -207,7 +202,7 @@ class Generated:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        self._config = config
+        super().__init__(config)
         kind = config.name.partition("/")[2]
         kinds = (kind,) if kind in KINDS else tuple(KINDS)
         self._crops_share = 1.0 if kind == CROPS else _CROPS
@@ -248,57 +243,41 @@ class Generated:
         return Crops(self._config, self._size) if self._config.root is not None else None
 
 
+@dataclass(eq=False)
 class GeneratedSource:
-    """Pictures drawn when they are asked for; see :class:`levit_search.data.Source`.
+    """Pictures drawn when they are asked for; see :class:`levit_search.data.Source`."""
 
-    Args:
-        classes: kind and number of each class.
-        size: pixels a side.
-        numbers: what all pictures depend on beside their own index.
-        labels: of the pictures, int64 [N].
-        crops: what those without a label are.
-    """
-
-    def __init__(
-        self,
-        classes: tuple[tuple[str, int], ...],
-        size: int,
-        numbers: tuple[int, ...],
-        labels: NDArray[np.int64],
-        crops: "Crops | None",
-    ) -> None:
-        self._classes, self._size, self._numbers, self._crops = classes, size, numbers, crops
-        self.labels = labels
+    classes: tuple[tuple[str, int], ...]  # kind and number of each class
+    size: int  # pixels a side
+    numbers: tuple[int, ...]  # what all pictures depend on beside their own index
+    labels: NDArray[np.int64]  # of the pictures, [N]
+    crops: "Crops | None"  # what those without a label are
 
     def name(self, index: int) -> str:
-        return f"generated {'-'.join(map(str, self._numbers))} [{index}]"
+        return f"generated {'-'.join(map(str, self.numbers))} [{index}]"
 
     where = name
 
     def open(self, index: int) -> Image.Image:
-        rng, label = np.random.default_rng([*self._numbers, index]), int(self.labels[index])
+        rng, label = np.random.default_rng([*self.numbers, index]), int(self.labels[index])
         if label == UNLABELLED:
-            assert self._crops is not None
-            picture = self._crops.draw(rng)
+            assert self.crops is not None
+            picture = self.crops.draw(rng)
         else:
-            kind, number = self._classes[label]
-            picture = KINDS[kind](number, self._size, rng)
+            kind, number = self.classes[label]
+            picture = KINDS[kind](number, self.size, rng)
         return picture.convert("L").convert("RGB") if rng.random() < _GREY else picture
 
     def content(self, index: int) -> bytes:
         return self.open(index).tobytes()
 
     def sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.full(len(indices), 3 * self._size**2, dtype=np.int64)
+        return np.full(len(indices), 3 * self.size**2, dtype=np.int64)
 
 
 class Crops:
-    """Random crops of the pictures below a folder, held in memory at twice a crop's size at most.
-
-    Args:
-        config: ``root`` is the folder; ``memory_limit_mb`` bounds what is held, and
-            ``max_unreadable`` how many of the pictures may be unreadable.
-        size: of the crops, in pixels a side.
+    """Random crops of ``size`` pixels a side of the pictures below a folder, which are held in
+    memory at twice that at most.
 
     Raises:
         InputError: there are no pictures, too many are unreadable, or they take more memory.
@@ -328,6 +307,7 @@ class Crops:
         with decoding_threads() as threads:
             found = list(threads.map(read, range(len(names))))
         self._pictures = [each for each in found if not isinstance(each, str)]
+        unreadable = [each for each in found if isinstance(each, str)]
         held_mb = 3 * sum(each.width * each.height for each in self._pictures) / 10**6
         if held_mb > config.memory_limit_mb:
             raise InputError(
@@ -335,7 +315,6 @@ class Crops:
                 f"MB at up to {2 * size} px, more than {config.memory_limit_mb}; raise it, or give "
                 "fewer"
             )
-        unreadable = [each for each in found if isinstance(each, str)]
         if len(unreadable) > config.max_unreadable or not self._pictures:
             raise InputError(
                 f"data.max_unreadable: more than {config.max_unreadable} of the {len(names)} "

@@ -17,8 +17,8 @@ from levit_search.data.sources import (
     ArraySource,
     DataConfig,
     DataInfo,
+    EncodedSource,
     Faults,
-    FileSource,
     Source,
     SplitName,
     UnreadableError,
@@ -27,7 +27,6 @@ from levit_search.data.sources import (
     decoding_threads,
 )
 from levit_search.data.survey import describe, looked_at, open_set, unreadable_of
-from levit_search.data.timm_sets import RowSource, Stream
 from levit_search.errors import InputError
 from levit_search.image_size import Sides, sides
 
@@ -48,8 +47,13 @@ class Arrays:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     scaled_as_floats: bool = False
-    stored: "StoredImages | None" = None
-    """The same images as they are stored; None of arrays."""
+    originals: "StoredImages | None" = None  # the same images as they are stored; None of arrays
+
+    def stored(self, index: int) -> bytes | Image.Image:
+        """As :meth:`StoredImages.stored` gives it."""
+        if self.originals is not None:
+            return self.originals.stored(index)
+        return ArraySource("", self.images, self.labels).open(index)
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of a hash over all of it."""
@@ -67,18 +71,14 @@ class StoredImages:
         indices: int64 [N], which of them.
         decoding: how they are decoded.
         faults: those met so far, in all splits.
-
-    Attributes:
-        labels: int64 [N].
-        decoding: as given.
     """
 
     def __init__(
         self, source: Source, indices: NDArray[np.int64], decoding: Decoding, faults: Faults
     ) -> None:
         self.labels = source.labels[indices]
-        self._source, self._indices, self.decoding = source, indices, decoding
-        self._faults = faults
+        self._source, self._indices, self._faults = source, indices, faults
+        self.decoding = decoding
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -95,7 +95,7 @@ class StoredImages:
             UnreadableError: it cannot be decoded.
         """
         place = int(self._indices[index])
-        if isinstance(self._source, FileSource | RowSource):
+        if isinstance(self._source, EncodedSource):
             return self._source.content(place)
         return decode(self._source, place, self.decoding)
 
@@ -174,17 +174,13 @@ class StoredImages:
 Split = Arrays | StoredImages
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
-
-
-def load(config: DataConfig, say: Callable[[str], None] = _warn) -> dict[SplitName, Split]:
+def load(config: DataConfig, say: Callable[[str], None] = warnings.warn) -> dict[SplitName, Split]:
     """The splits of :func:`load_described` alone."""
     return load_described(config, say)[1]
 
 
 def load_described(
-    config: DataConfig, say: Callable[[str], None] = _warn
+    config: DataConfig, say: Callable[[str], None] = warnings.warn
 ) -> tuple[DataInfo, dict[SplitName, Split]]:
     """What :func:`describe` says, and the three splits, at ``image_size`` where they are in memory.
 
@@ -199,18 +195,16 @@ def load_described(
     config = looked_at(config)
     info = describe(config)
     data_set = open_set(config)
-    size = config.image_size or info.image_size
-    faults = data_set.faults if isinstance(data_set, Stream) else Faults(config.max_unreadable)
-    parts = _parts(data_set.sources(), config, info)
-    if known := unreadable_of(config):
+    sources = data_set.sources()
+    faults, parts = data_set.faults, _parts(sources, config, info)
+    if known := unreadable_of(config, data_set, sources):
         parts = _readable(parts, known, faults, info)
     how = config.model_copy(update={"in_channels": info.in_channels}).decoding
-    are_held = _are_held(parts, info, size, config)
+    are_held = _are_held(parts, info, config)
     splits: dict[SplitName, Split] = {}
     for name, part in parts.items():
-        splits[name] = (
-            held(*part, how, size, faults) if are_held else StoredImages(*part, how, faults)
-        )
+        stored = StoredImages(*part, how, faults)
+        splits[name] = held(*part, how, config.size, faults) if are_held else stored
     if len(faults):
         left_out = "1 image" if len(faults) == 1 else f"{len(faults)} images"
         say(f"{config.name}: left out {left_out} that cannot be read: {faults}")
@@ -221,10 +215,8 @@ class Outline(NamedTuple):
     """How much there is of a data set."""
 
     info: DataInfo
-    images: dict[SplitName, int]
-    """Of each split, unreadable ones included."""
-    are_held: bool
-    """Whether they are held in memory."""
+    images: dict[SplitName, int]  # of each split, unreadable ones included
+    are_held: bool  # whether they are held in memory
 
 
 def outline(config: DataConfig) -> Outline:
@@ -237,20 +229,18 @@ def outline(config: DataConfig) -> Outline:
     info = describe(config)
     parts = _parts(open_set(config).sources(), config, info)
     images = {name: len(indices) for name, (_, indices) in parts.items()}
-    size = config.image_size or info.image_size
-    return Outline(info, images, _are_held(parts, info, size, config))
+    return Outline(info, images, _are_held(parts, info, config))
 
 
 Part = tuple[Source, NDArray[np.int64]]
 """A source, and which of its images."""
 
 
-def _are_held(
-    parts: Mapping[SplitName, Part], info: DataInfo, size: int | Sides, config: DataConfig
-) -> bool:
-    images = sum(len(indices) for _, indices in parts.values())
-    fits = images * info.in_channels * math.prod(sides(size)) <= config.memory_limit_mb * 10**6
-    return fits if config.in_memory is None else config.in_memory
+def _are_held(parts: Mapping[SplitName, Part], info: DataInfo, config: DataConfig) -> bool:
+    if config.in_memory is not None:
+        return config.in_memory
+    pixels = sum(len(indices) for _, indices in parts.values()) * math.prod(sides(config.size))
+    return pixels * info.in_channels <= config.memory_limit_mb * 10**6
 
 
 def _parts(
@@ -305,12 +295,7 @@ def _stratified(
 def _readable(
     parts: Mapping[SplitName, Part], known: Mapping[str, str], faults: Faults, info: DataInfo
 ) -> dict[SplitName, Part]:
-    """The parts without the pictures that are ``known`` to be unreadable; the others stay where
-    they are.
-
-    Raises:
-        InputError: they are more than ``faults`` allows, or all that is trained on of a class.
-    """
+    """The parts without pictures that are ``known`` to be unreadable; others stay in place."""
     left: dict[SplitName, Part] = {}
     for name, (source, indices) in parts.items():
         bad = [index for index in indices.tolist() if source.name(index) in known]
@@ -339,20 +324,18 @@ def held(
     Raises:
         InputError: more images are unreadable than ``faults`` allows.
     """
-    labels = source.labels[indices]
     if isinstance(source, ArraySource):
         is_scaled = source.images.shape[-2:] != sides(size)
-        return Arrays(resized(source.images[indices], size), labels, scaled_as_floats=is_scaled)
+        return Arrays(resized(source.images[indices], size), source.labels[indices], is_scaled)
     channels = 1 if decoding.mode == "L" else 3
     images = np.empty((len(indices), channels, *sides(size)), np.uint8)
 
     def read(position: int) -> str | None:
         try:
-            images[position] = center_cropped(
-                decode(source, int(indices[position]), decoding), size
-            )
+            picture = decode(source, int(indices[position]), decoding)
         except UnreadableError as error:
             return str(error)
+        images[position] = center_cropped(picture, size)
         return None
 
     readable = np.ones(len(indices), bool)
@@ -361,10 +344,9 @@ def held(
             if reason is not None:
                 readable[position] = False
                 faults.add(source.where(int(indices[position])), reason)
-    stored = StoredImages(source, indices[readable], decoding, faults)
-    if readable.all():
-        return Arrays(images, labels, stored=stored)
-    return Arrays(images[readable], labels[readable], stored=stored)
+    originals = StoredImages(source, indices[readable], decoding, faults)
+    kept = images if readable.all() else images[readable]
+    return Arrays(kept, originals.labels, originals=originals)
 
 
 def resized(images: NDArray[np.uint8], size: int | Sides) -> NDArray[np.uint8]:

@@ -22,11 +22,11 @@ from levit_search.data.sources import (
     DataInfo,
     DataSet,
     FileSource,
+    OpenedSet,
     Source,
     SplitName,
-    first_line,
 )
-from levit_search.errors import InputError, did_you_mean
+from levit_search.errors import InputError, did_you_mean, first_line
 from levit_search.escaping import readable_name
 from levit_search.files import expanded, user_cache
 from levit_search.image_size import Sides, compact, sides
@@ -45,11 +45,8 @@ _MOST_BYTES = 1 << 27  # of one of them, unpacked; the largest has 47 million
 _DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
-class Digits:
+class Digits(OpenedSet):
     """scikit-learn's 1797 digits of 8x8 pixels; they bring no test part."""
-
-    def __init__(self, config: DataConfig) -> None:
-        del config
 
     def describe(self) -> DataInfo:
         return DataInfo(1, DIGIT_CLASSES, hflip=False, image_size=8)
@@ -62,7 +59,7 @@ class Digits:
         return {"train": ArraySource("digits", images, bunch.target.astype(np.int64))}
 
 
-class FashionMnist:
+class FashionMnist(OpenedSet):
     """Fashion-MNIST's training and test part, from its four files.
 
     Raises:
@@ -70,6 +67,7 @@ class FashionMnist:
     """
 
     def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
         self._root = fashion_root(config)
 
     def describe(self) -> DataInfo:
@@ -147,15 +145,12 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
         raise InputError(f"{path}: damaged ({first_line(error)})") from None
 
 
-class Folder:
+class Folder(OpenedSet):
     """A folder with ``train/`` and ``val/``, each with a folder of image files for each class.
 
-    ``val/`` is the test part. Hidden files and folders are left out, links are followed.
-
-    Attributes:
-        left_out: how many files were passed over by :meth:`sources`, by their ending in small
-            letters: what Pillow reads as no picture. Others by what they are: links to nowhere or
-            to a folder around their class, and what lies beside the class folders.
+    ``val/`` is the test part. Hidden files and folders are left out, links are followed. Among what
+    is ``left_out`` are links to nowhere or to a folder around their class, and what lies beside the
+    class folders.
 
     Raises:
         InputError: a folder is missing, there are fewer than two classes, or one is empty or
@@ -163,6 +158,7 @@ class Folder:
     """
 
     def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
         if config.root is None:
             raise InputError(
                 "data.root: is required for data.name folder: a folder with train/ and val/, each "
@@ -179,7 +175,6 @@ class Folder:
         if len(self._classes) < 2:
             train = self._root / "train"
             raise InputError(f"{train}: needs a folder for each of at least two classes")
-        self.left_out: Counter[str] = Counter()
 
     def describe(self) -> tuple[str, ...]:
         return tuple(readable_name(name) for name in self._classes)
@@ -202,8 +197,8 @@ class Folder:
             if not entry.name.startswith(".") and not entry.is_dir():
                 self.left_out["in no class" if entry.exists() else "broken link"] += 1
         names: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(self._classes):
+        counts: list[int] = []
+        for name in self._classes:
             before = self.left_out.copy()
             below = pictures_below(folder / name, folder, self.left_out)
             found = sorted(below, key=lambda path: path.split("/"))
@@ -212,21 +207,19 @@ class Folder:
                 told = f"; left out, no pictures: {others}" if others else ""
                 raise InputError(f"{folder / name}: no images in this class folder{told}")
             names += [f"{part}/{name}/{path}" for path in found]
-            labels += [label] * len(found)
-        return FileSource(self._root, names, np.array(labels, dtype=np.int64))
+            counts.append(len(found))
+        labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        return FileSource(self._root, names, labels)
 
 
 def pictures_below(folder: Path, around: Path, left_out: Counter[str]) -> Iterator[str]:
     """Paths of the images below a folder, relative to it; of each folder in order.
 
-    Args:
-        folder: links in it are followed, hidden files and folders left out.
-        around: a folder that it lies in; links to that or to one around it lead in circles.
-        left_out: counts what is passed over, by its ending.
+    Links are followed, hidden files and folders left out; links to ``around``, a folder that it
+    lies in, lead in circles. ``left_out`` counts what is passed over, by its ending.
     """
     endings = _endings()
-    own = os.path.realpath(folder)
-    part = os.path.realpath(around)
+    own, part = os.path.realpath(folder), os.path.realpath(around)
     seen: set[str] = set()  # folders by their real paths: links may lead to one twice
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -240,14 +233,13 @@ def pictures_below(folder: Path, around: Path, left_out: Counter[str]) -> Iterat
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = os.path.relpath(place, folder).replace(os.sep, "/")
         before = "" if inside == "." else f"{inside}/"
-        for name in sorted(files):
+        for name in sorted(name for name in files if not name.startswith(".")):
             _, dot, letters = name.rpartition(".")
             ending = dot + letters.lower() if dot else ""
-            if not name.startswith(".") and ending in endings:
+            if ending in endings:
                 yield before + name
-            elif not name.startswith("."):
-                is_there = Path(place, name).exists()
-                left_out[ending if is_there else "broken link"] += 1
+            else:
+                left_out[ending if Path(place, name).exists() else "broken link"] += 1
 
 
 def told_left_out(counts: Mapping[str, int]) -> str:
@@ -261,7 +253,7 @@ def _endings() -> frozenset[str]:
     return frozenset(ending for ending, name in known.items() if name in read)
 
 
-class PlugIn:
+class PlugIn(OpenedSet):
     """A data set of an entry point, which is made and checked here.
 
     Raises:
@@ -269,6 +261,7 @@ class PlugIn:
     """
 
     def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
         found = plugins.installed("levit_search.data").get(config.name)
         if found is None:  # it was there when the configuration was read
             raise InputError(f"data.name: the plug-in that brought {config.name!r} is gone")

@@ -3,9 +3,13 @@
 import os
 import stat
 import warnings
+from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -17,7 +21,7 @@ from pydantic import BeforeValidator, Field, ValidatorFunctionWrapHandler, field
 from levit_search import plugins
 from levit_search.configuration import Count, Frozen
 from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, middle, opened
-from levit_search.errors import InputError, did_you_mean
+from levit_search.errors import InputError, did_you_mean, first_line
 from levit_search.image_size import ImageSize, Sides, sides, size_text
 
 _GENERATED = (
@@ -158,7 +162,7 @@ class DataConfig(Frozen):
 
 SplitName = Literal["train", "val", "test"]
 
-_LISTED = 20  # unreadable images that a message names
+LISTED = 20  # unreadable images that a message names
 
 
 class DataInfo(NamedTuple):
@@ -203,11 +207,13 @@ class Source(Protocol):
         """Bytes that the images take, compressed as they are; 0 for one that is missing."""
 
 
+@dataclass(eq=False)
 class ArraySource:
     """Images held as uint8 [N, C, H, W] with C of 1 or 3."""
 
-    def __init__(self, title: str, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        self.title, self.images, self.labels = title, images, labels
+    title: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
 
     def name(self, index: int) -> str:
         return f"{self.title}[{index}]"
@@ -226,7 +232,19 @@ class ArraySource:
         return np.full(len(indices), self.images[0].size, dtype=np.int64)
 
 
-class FileSource:
+class EncodedSource:
+    """Images that are kept as files of any format, whether or not each is a file of its own."""
+
+    labels: NDArray[np.int64]
+
+    @abstractmethod
+    def content(self, index: int) -> bytes: ...
+
+    def open(self, index: int) -> Image.Image:
+        return opened(self.content(index))
+
+
+class FileSource(EncodedSource):
     """Image files below ``root``, named by their paths relative to it."""
 
     def __init__(self, root: Path, names: list[str], labels: NDArray[np.int64]) -> None:
@@ -238,9 +256,6 @@ class FileSource:
 
     def where(self, index: int) -> str:
         return f"{self._root}/{self._names[index]}"
-
-    def open(self, index: int) -> Image.Image:
-        return opened(self.content(index))
 
     def content(self, index: int) -> bytes:
         path = Path(self.where(index))
@@ -306,6 +321,25 @@ class DataSet(Protocol):
         """
 
 
+class OpenedSet(DataSet):
+    """One of our data sets, or a plug-in's behind :class:`levit_search.data.sets.PlugIn`.
+
+    Attributes:
+        left_out: how many files were passed over by :meth:`sources` as no pictures, by their
+            ending in small letters, or by what they are.
+        faults: pictures that :meth:`sources` could not read, where it reads them.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self.left_out: Counter[str] = Counter()
+        self.faults = Faults(config.max_unreadable)
+
+    def stored_pictures(self) -> Iterator[tuple[SplitName, Any, Image.Image]] | None:
+        """Each picture as it is stored, with its split and label; None unless it is a stream."""
+        return None
+
+
 def decode(source: Source, index: int, how: Decoding) -> Image.Image:
     """An image of a source as ``how`` says.
 
@@ -348,11 +382,6 @@ def decoding_threads() -> Iterator[ThreadPoolExecutor]:
         yield threads
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 class Faults:
     """The unreadable images met so far, each counted once, and how many there may be."""
 
@@ -364,24 +393,29 @@ class Faults:
         return len(self._reasons)
 
     def add(self, where: str, reason: str) -> bool:
-        """Count an image; False if it was counted before.
-
-        Raises:
-            InputError: there are more than the limit; the message lists them.
-        """
+        """Count an image; False if it was counted before. More than the limit are an InputError."""
         if where in self._reasons:
             return False
         self._reasons[where] = reason
         if len(self._reasons) > self.limit:
-            raise InputError(
-                f"data.max_unreadable: more than {self.limit} images are unreadable: {self}"
-            )
+            raise too_many_unreadable(self.limit, self._reasons, len(self._reasons))
         return True
 
     def __str__(self) -> str:
-        listed = [f"{where} ({reason})" for where, reason in self._reasons.items()]
-        more = len(listed) - _LISTED
-        return ", ".join(listed[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+        return _listed(self._reasons, len(self._reasons))
+
+
+def too_many_unreadable(limit: int, reasons: Mapping[str, str], count: int) -> InputError:
+    """The error that of ``count`` unreadable images, of which some are given, ``limit`` may be."""
+    return InputError(
+        f"data.max_unreadable: more than {limit} images are unreadable: {_listed(reasons, count)}"
+    )
+
+
+def _listed(reasons: Mapping[str, str], count: int) -> str:
+    listed = [f"{where} ({reason})" for where, reason in islice(reasons.items(), LISTED)]
+    more = count - len(listed)
+    return ", ".join(listed) + (f" and {more} more" if more > 0 else "")
 
 
 def center_cropped(
@@ -390,12 +424,8 @@ def center_cropped(
     """The middle of a picture scaled to uint8 [C, H, W], bicubic and antialiased.
 
     That is the largest part in the proportions of ``size`` (a side, or height and width), which
-    reaches two opposite edges; what is cut away is never scaled.
-
-    Args:
-        picture: decoded.
-        size: of what comes out.
-        as_floats: whether numbers are rounded once, at the end, and not after each axis.
+    reaches two opposite edges; what is cut away is never scaled. ``as_floats`` has numbers rounded
+    once, at the end, and not after each axis.
     """
     height, width = sides(size)
     if picture.size != (width, height):

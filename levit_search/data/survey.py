@@ -8,13 +8,14 @@ file has the same size and time.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from statistics import median_low
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field
 
 from levit_search.configuration import Frozen
@@ -34,14 +35,17 @@ from levit_search.data.generated import Generated
 from levit_search.data.sets import Digits, FashionMnist, Folder, PlugIn, told_left_out
 from levit_search.data.sources import (
     LARGEST,
+    LISTED,
     SMALLEST,
     ArraySource,
     DataConfig,
     DataInfo,
-    DataSet,
+    OpenedSet,
     Range,
+    Source,
     SplitName,
     UnreadableError,
+    too_many_unreadable,
     unreadable,
 )
 from levit_search.data.timm_sets import Rows, Stream, TorchSet, class_labels
@@ -56,7 +60,6 @@ _MOST, _STEP = 224, 16  # pixels of the size that suits a set
 _NEAR_BITS = 2  # that their perceptual hashes differ in at most
 _NEAR_TINT = 5  # of 255, between their tints at most
 _COMPARED = 100  # pictures at most of one part of the hash, those of like brightness
-_LISTED = 20  # unreadable pictures that are kept by name
 
 
 class Duplicates(Frozen):
@@ -101,6 +104,7 @@ class DataSurvey(Frozen):
     integer_range: Range | None = None
     float_range: Range | None = None
     constant_channels: tuple[int, ...] = ()
+    """Those, from 0, that are the same in all pictures."""
     unreadable: dict[str, str] = Field(default_factory=dict)
     """The first of them by place, with the reason."""
     unreadable_count: int = 0
@@ -120,34 +124,77 @@ class DataSurvey(Frozen):
         pictures = sum(map(sum, self.counts.values()))
         return f"{pictures:,} pictures of {len(self.class_names)} classes"
 
-    def lines(self) -> list[str]:
+    def lines(self) -> Iterator[str]:
         """The survey for people, a fact a line."""
-        return list(_lines(self))
+        where = self.name if self.root is None else f"{self.name} {self.root}"
+        yield f"{where}: {len(self.class_names)} classes, fingerprint {self.fingerprint}"
+        for split, counts in self.counts.items():
+            smallest, largest = int(np.argmin(counts)), int(np.argmax(counts))
+            spread = f"{counts[smallest]:,} of each class"
+            if counts[smallest] < counts[largest]:
+                least, most = self.class_names[smallest], self.class_names[largest]
+                spread = f"{counts[smallest]:,} of {least} to {counts[largest]:,} of {most}"
+            yield f"{split}: {sum(counts):,} pictures; {spread}"
+        channels = "grey, 1 channel" if self.in_channels == 1 else "colour, 3 channels"
+        mirrored = "on" if self.hflip else "off"
+        if not self.looked_at:
+            yield f"{channels}, {size_text(self.image_size)} px; mirroring {mirrored}"
+            return
+        pictures = sum(map(sum, self.counts.values())) + self.unreadable_count
+        share = "all" if self.looked_at == pictures else f"{self.looked_at:,} of {pictures:,}"
+        broken = "none"
+        for place, reason in islice(self.unreadable.items(), 1):
+            broken = f"{self.unreadable_count:,} (the first: {place}: {reason}), left out"
+        yield f"looked at: {share}; unreadable: {broken}"
+        (w0, h0), (w1, h1), (w2, h2) = self.sizes
+        same = f"all {w0}x{h0}"
+        if (w0, h0) != (w2, h2):
+            same = f"{w0}x{h0} to {w2}x{h2}, median {w1}x{h1}"
+        shown = f"{size_text(self.image_size)} px"
+        if not isinstance(self.image_size, int):
+            same, shown = f"{same} (width x height)", f"{shown} (height x width)"
+        yield f"size: {same}; shown at {shown} unless data.image_size says otherwise"
+        modes = ", ".join(f"{count:,} {mode}" for mode, count in self.modes.items())
+        yield f"modes: {modes}; {self.coloured:,} show colours: {channels}"
+        if self.in_channels == 3 and not self.coloured:
+            yield "none shows colours: data.in_channels=1 would do, in less time"
+        if self.transparent:
+            grounds = {255: "white", 128: "grey", 0: "black"}
+            ground = grounds.get(self.ground or 0, str(self.ground))
+            nothing = f"; {self.invisible:,} of them show nothing" if self.invisible else ""
+            yield f"transparent: {self.transparent:,}, laid on {ground} (data.ground){nothing}"
+        for kind, values in (("integer", self.integer_range), ("float", self.float_range)):
+            if values is not None:
+                low, high = values
+                yield f"{kind} values: {low:g} becomes black, {high:g} white (data.{kind}_range)"
+        if self.turned:
+            yield f"turned upright by their EXIF data: {self.turned:,}"
+        if self.animated:
+            yield f"animated, of which the first frame is taken: {self.animated:,}"
+        if self.constant_channels:
+            which = ", ".join(("red", "green", "blue")[each] for each in self.constant_channels)
+            yield f"the same in all pictures, and so of no use: {which}"
+        untried = "it is not tried on streams (data.hflip changes it)"
+        yield f"mirroring: {mirrored}; {self.mirroring.told() if self.mirroring else untried}"
+        two = self.duplicates
+        classes = f"; {two.in_two_classes:,} stand in two classes" if two.in_two_classes else ""
+        yield (
+            f"duplicates: {two.within_train:,} within train, {two.within_test:,} within test, "
+            f"{two.between:,} of test in train; nearly: {two.near_within_train:,} within train, "
+            f"{two.near_between:,} of test in train{classes}"
+        )
+        if self.left_out:
+            yield f"left out, no pictures: {told_left_out(self.left_out)}"
 
 
-def open_set(config: DataConfig) -> DataSet:
-    """The data set of a configuration.
-
-    Raises:
-        InputError: the data is not there; the message says where it was looked for.
-    """
-    match config.reader:
-        case "digits":
-            return Digits(config)
-        case "fashion-mnist":
-            return FashionMnist(config)
-        case "folder":
-            return Folder(config)
-        case "generated":
-            return Generated(config)
-        case "torch":
-            return TorchSet(config)
-        case "hfds":
-            return Rows(config)
-        case "hfids" | "wds" | "tfds":
-            return Stream(config)
-        case _:
-            return PlugIn(config)
+def open_set(config: DataConfig) -> OpenedSet:
+    """The data set of a configuration; InputError says where one that is missing was looked for."""
+    kinds: dict[str, type[OpenedSet]] = {
+        **{"digits": Digits, "fashion-mnist": FashionMnist, "folder": Folder},
+        **{"generated": Generated, "torch": TorchSet, "hfds": Rows},
+        **dict.fromkeys(("hfids", "wds", "tfds"), Stream),
+    }
+    return kinds.get(config.reader, PlugIn)(config)
 
 
 def describe(config: DataConfig) -> DataInfo:
@@ -166,15 +213,11 @@ def describe(config: DataConfig) -> DataInfo:
             assert config.in_channels is not None and config.hflip is not None
             return DataInfo(config.in_channels, described, config.hflip, config.size)
         return survey_of(config).info
-    _check_channels(config, described)
-    return described if config.hflip is None else described._replace(hflip=config.hflip)
-
-
-def _check_channels(config: DataConfig, described: DataInfo) -> None:
     if config.in_channels not in (None, described.in_channels):
         raise InputError(
             f"data.in_channels: {config.in_channels}, but {config.name} has {described.in_channels}"
         )
+    return described if config.hflip is None else described._replace(hflip=config.hflip)
 
 
 def looked_at(config: DataConfig) -> DataConfig:
@@ -186,35 +229,22 @@ def looked_at(config: DataConfig) -> DataConfig:
     Raises:
         InputError: the data is missing, or nothing can be learnt from it, see :func:`check`.
     """
-    if config.is_looked_at:
-        return config
+    return config if config.is_looked_at else surveyed(config)[0]
+
+
+def surveyed(
+    config: DataConfig, progress: Progress = no_progress
+) -> tuple[DataConfig, DataSurvey | None]:
+    """The same with what was found; None of sets that describe themselves, which need no look."""
     described = open_set(config).describe()
     if isinstance(described, DataInfo):
         size = config.image_size or described.image_size
-        return config.model_copy(update={"image_size": size})
-    return settled(config, survey_of(config))
-
-
-def is_known(config: DataConfig) -> bool:
-    """Whether a data set describes itself, so that no picture has to be looked at.
-
-    Raises:
-        InputError: the data is not there.
-    """
-    return isinstance(open_set(config).describe(), DataInfo)
-
-
-def settled(config: DataConfig, found: DataSurvey) -> DataConfig:
-    """A configuration with what a survey found, where it says nothing itself.
-
-    Raises:
-        InputError: see :func:`check`.
-    """
+        return config.model_copy(update={"image_size": size}), None
+    found = survey_of(config, progress)
     check(found, config)
     names = ("image_size", "in_channels", "hflip", "ground", "integer_range", "float_range")
-    given = {name: getattr(config, name) for name in names}
-    update = {name: getattr(found, name) for name in names if given[name] is None}
-    return config.model_copy(update={**update, "fingerprint": found.fingerprint})
+    update = {name: getattr(found, name) for name in names if getattr(config, name) is None}
+    return config.model_copy(update={**update, "fingerprint": found.fingerprint}), found
 
 
 def check(found: DataSurvey, config: DataConfig) -> None:
@@ -225,12 +255,7 @@ def check(found: DataSurvey, config: DataConfig) -> None:
             ``config.fingerprint``.
     """
     if found.unreadable_count > config.max_unreadable:
-        listed = ", ".join(f"{where} ({why})" for where, why in found.unreadable.items())
-        more = found.unreadable_count - len(found.unreadable)
-        raise InputError(
-            f"data.max_unreadable: more than {config.max_unreadable} images are unreadable: "
-            f"{listed}{f' and {more} more' if more else ''}"
-        )
+        raise too_many_unreadable(config.max_unreadable, found.unreadable, found.unreadable_count)
     _check_fingerprint(config, found.fingerprint)
 
 
@@ -257,24 +282,25 @@ def survey_of(config: DataConfig, progress: Progress = no_progress) -> DataSurve
     data_set = open_set(config)
     described = data_set.describe()
     if isinstance(described, DataInfo):
-        return _known(config, data_set, described)
-    if isinstance(data_set, Stream):
-        return _survey(config, described, _of_stream(data_set, described, progress), {}, None)
+        return _known(config, data_set, describe(config))
+    stored = data_set.stored_pictures()
+    if stored is not None:
+        return _survey(config, described, _of_stream(stored, described, progress), {}, None)
     table = FactTable(config, data_set.sources())
-    left_out = dict(data_set.left_out) if isinstance(data_set, Folder) else {}
-    return _survey(config, described, table.filled(progress), left_out, table)
+    return _survey(config, described, table.filled(progress), dict(data_set.left_out), table)
 
 
-def unreadable_of(config: DataConfig) -> dict[str, str]:
+def unreadable_of(
+    config: DataConfig, data_set: OpenedSet, sources: Mapping[SplitName, Source]
+) -> dict[str, str]:
     """The pictures of a set of files that cannot be read, by name, with the reason.
 
     Raises:
-        InputError: the data is missing, or not the pictures of ``config.fingerprint``.
+        InputError: they are not the pictures of ``config.fingerprint``.
     """
-    data_set = open_set(config)
-    if isinstance(data_set, Stream) or isinstance(data_set.describe(), DataInfo):
+    if data_set.stored_pictures() is not None or isinstance(data_set.describe(), DataInfo):
         return {}
-    looked = FactTable(config, data_set.sources()).filled(no_progress)
+    looked = FactTable(config, sources).filled(no_progress)
     broken = {each.name: each.error for each in looked if each.error is not None}
     if config.fingerprint is not None:
         readable = (each for each in looked if each.name not in broken)
@@ -282,22 +308,14 @@ def unreadable_of(config: DataConfig) -> dict[str, str]:
     return broken
 
 
-def _known(config: DataConfig, data_set: DataSet, info: DataInfo) -> DataSurvey:
+def _known(config: DataConfig, data_set: OpenedSet, info: DataInfo) -> DataSurvey:
     """Of a set that describes itself the labels are counted, and equal arrays."""
-    _check_channels(config, info)
-    looked = [
-        Looked(
-            split,
-            int(label),
-            source.name(index),
-            source.where(index),
-            PictureFacts(content_digest(source.content(index)))
-            if isinstance(source, ArraySource)
-            else None,
-        )
-        for split, source in data_set.sources().items()
-        for index, label in enumerate(source.labels)
-    ]
+    looked = []
+    for split, source in data_set.sources().items():
+        for index, label in enumerate(source.labels.tolist()):
+            is_array = isinstance(source, ArraySource)
+            facts = PictureFacts(content_digest(source.content(index))) if is_array else None
+            looked.append(Looked(split, label, source.name(index), source.where(index), facts))
     return DataSurvey(
         name=config.name,
         root=config.root,
@@ -306,7 +324,7 @@ def _known(config: DataConfig, data_set: DataSet, info: DataInfo) -> DataSurvey:
         looked_at=0,
         in_channels=info.in_channels,
         image_size=config.image_size or info.image_size,
-        hflip=info.hflip if config.hflip is None else config.hflip,
+        hflip=info.hflip,
         duplicates=_duplicates(looked),
         fingerprint=_fingerprint(looked),
     )
@@ -346,20 +364,22 @@ def _survey(
     found = config.model_copy(
         update={
             "in_channels": config.in_channels or (1 if is_grey else 3),
-            "image_size": config.image_size
-            or _own_size([each.facts for each in train if each.facts]),
             "ground": ground,
             "integer_range": config.integer_range or _range(seen, is_float=False),
             "float_range": config.float_range or _range(seen, is_float=True),
         }
     )
-    fingerprint = _fingerprint(readable)
-    mirroring = None
+    mirroring, fingerprint = None, _fingerprint(readable)
     if table is not None:
         key = f"{fingerprint} {found.decoding}"
         mirroring = table.mirroring(key, train, found.decoding, class_names)
     hflip = mirroring is None or mirroring.verdict != "changes classes"
     widths, heights = [facts.width for facts in seen], [facts.height for facts in seen]
+    constant: tuple[int, ...] = ()
+    if coloured and all(facts.extrema for facts in seen):  # of modes whose channels are looked at
+        ends = np.array([facts.extrema for facts in seen])
+        is_same = ends[:, 0::2].min(axis=0) == ends[:, 1::2].max(axis=0)
+        constant = tuple(np.flatnonzero(is_same).tolist())
     return DataSurvey(
         name=config.name,
         root=config.root,
@@ -367,7 +387,7 @@ def _survey(
         counts=counts,
         looked_at=len(seen) + len(broken),
         in_channels=found.in_channels,
-        image_size=found.image_size,
+        image_size=config.image_size or _own_size([each.facts for each in train if each.facts]),
         hflip=hflip if config.hflip is None else config.hflip,
         sizes=tuple((pick(widths), pick(heights)) for pick in (min, median_low, max)),
         modes=dict(Counter(facts.mode for facts in seen).most_common()),
@@ -379,8 +399,8 @@ def _survey(
         ground=ground,
         integer_range=found.integer_range,
         float_range=found.float_range,
-        constant_channels=_constant_channels(seen) if coloured else (),
-        unreadable={readable_name(each.where): each.error or "" for each in broken[:_LISTED]},
+        constant_channels=constant,
+        unreadable={readable_name(each.where): each.error or "" for each in broken[:LISTED]},
         unreadable_count=len(broken),
         left_out=left_out,
         duplicates=_duplicates(readable),
@@ -416,15 +436,6 @@ def _range(seen: Sequence[PictureFacts], is_float: bool) -> Range | None:
     low = float(np.percentile([f.low for f in found], few, method="higher"))
     high = float(np.percentile([f.high for f in found], 100 - few, method="lower"))
     return span(low, high, is_float)
-
-
-def _constant_channels(seen: Sequence[PictureFacts]) -> tuple[int, ...]:
-    """The channels, from 0, that are the same in all pictures."""
-    if not all(facts.extrema for facts in seen):  # one of a mode that is not looked at so
-        return ()
-    extrema = np.array([facts.extrema for facts in seen])
-    low, high = extrema[:, 0::2].min(axis=0), extrema[:, 1::2].max(axis=0)
-    return tuple(int(channel) for channel in np.flatnonzero(low == high))
 
 
 def _fingerprint(readable: Iterable[Looked]) -> str:
@@ -497,97 +508,25 @@ def _alike(
             yield some[near], others[near]
 
 
-def _of_stream(stream: Stream, class_names: tuple[str, ...], progress: Progress) -> list[Looked]:
-    splits, labels, facts = [], [], []
-    stored = islice(stream.stored_pictures(), LOOKED_AT)
-    for split, label, picture in reported(stored, progress, None):
+def _of_stream(
+    stored: Iterator[tuple[SplitName, Any, Image.Image]],
+    class_names: tuple[str, ...],
+    progress: Progress,
+) -> list[Looked]:
+    seen, labels = [], []
+    for split, label, picture in reported(islice(stored, LOOKED_AT), progress, None):
         try:
             with unreadable():
                 picture.load()
                 found = facts_of(picture, content_digest(picture.tobytes()))
         except UnreadableError as error:
             found = PictureFacts("unreadable", str(error))
-        splits.append(split)
+        seen.append((split, found))
         labels.append(label)
-        facts.append(found)
     if not labels:
         raise InputError("data: the stream has no readable images")
-    numbered = class_labels(labels, class_names, "data")
+    numbered = class_labels(labels, class_names, "data").tolist()
     return [
-        Looked(split, int(label), str(place), f"picture {place}", found)
-        for place, (split, label, found) in enumerate(zip(splits, numbered, facts, strict=True))
+        Looked(split, label, str(place), f"picture {place}", found)
+        for place, ((split, found), label) in enumerate(zip(seen, numbered, strict=True))
     ]
-
-
-def _lines(found: DataSurvey) -> Iterator[str]:
-    where = found.name if found.root is None else f"{found.name} {found.root}"
-    yield f"{where}: {len(found.class_names)} classes, fingerprint {found.fingerprint}"
-    for split, counts in found.counts.items():
-        smallest, largest = int(np.argmin(counts)), int(np.argmax(counts))
-        spread = f"{counts[smallest]:,} of each class"
-        if counts[smallest] < counts[largest]:
-            least, most = found.class_names[smallest], found.class_names[largest]
-            spread = f"{counts[smallest]:,} of {least} to {counts[largest]:,} of {most}"
-        yield f"{split}: {sum(counts):,} pictures; {spread}"
-    channels = "grey, 1 channel" if found.in_channels == 1 else "colour, 3 channels"
-    mirrored = "on" if found.hflip else "off"
-    if not found.looked_at:
-        yield f"{channels}, {size_text(found.image_size)} px; mirroring {mirrored}"
-        return
-    pictures = sum(map(sum, found.counts.values())) + found.unreadable_count
-    share = "all" if found.looked_at == pictures else f"{found.looked_at:,} of {pictures:,}"
-    broken = "none"
-    for place, reason in islice(found.unreadable.items(), 1):
-        broken = f"{found.unreadable_count:,} (the first: {place}: {reason}), left out"
-    yield f"looked at: {share}; unreadable: {broken}"
-    (w0, h0), (w1, h1), (w2, h2) = found.sizes
-    same = f"all {w0}x{h0}" if (w0, h0) == (w2, h2) else f"{w0}x{h0} to {w2}x{h2}, median {w1}x{h1}"
-    shown = f"{size_text(found.image_size)} px"
-    if not isinstance(found.image_size, int):
-        same, shown = f"{same} (width x height)", f"{shown} (height x width)"
-    yield f"size: {same}; shown at {shown} unless data.image_size says otherwise"
-    modes = ", ".join(f"{count:,} {mode}" for mode, count in found.modes.items())
-    yield f"modes: {modes}; {found.coloured:,} show colours: {channels}"
-    if found.in_channels == 3 and not found.coloured:
-        yield "none shows colours: data.in_channels=1 would do, in less time"
-    if found.transparent:
-        grounds = {255: "white", 128: "grey", 0: "black"}
-        ground = grounds.get(found.ground or 0, str(found.ground))
-        nothing = f"; {found.invisible:,} of them show nothing" if found.invisible else ""
-        yield f"transparent: {found.transparent:,}, laid on {ground} (data.ground){nothing}"
-    for kind, values in (("integer", found.integer_range), ("float", found.float_range)):
-        if values is not None:
-            low, high = values
-            yield f"{kind} values: {low:g} becomes black, {high:g} white (data.{kind}_range)"
-    if found.turned:
-        yield f"turned upright by their EXIF data: {found.turned:,}"
-    if found.animated:
-        yield f"animated, of which the first frame is taken: {found.animated:,}"
-    if found.constant_channels:
-        which = ", ".join(["red", "green", "blue"][channel] for channel in found.constant_channels)
-        yield f"the same in all pictures, and so of no use: {which}"
-    yield f"mirroring: {mirrored}; {_told_mirroring(found.mirroring)}"
-    copies = found.duplicates
-    two_classes = f"; {copies.in_two_classes:,} stand in two classes"
-    yield (
-        f"duplicates: {copies.within_train:,} within train, {copies.within_test:,} within test, "
-        f"{copies.between:,} of test in train; nearly: {copies.near_within_train:,} within train, "
-        f"{copies.near_between:,} of test in train{two_classes if copies.in_two_classes else ''}"
-    )
-    if found.left_out:
-        yield f"left out, no pictures: {told_left_out(found.left_out)}"
-
-
-def _told_mirroring(tried: Mirroring | None) -> str:
-    if tried is None or not tried.pictures:
-        why = "it is not tried on streams" if tried is None else "too few pictures to try it"
-        return f"{why} (data.hflip changes it)"
-    told = (
-        f"of {tried.pictures:,} pictures a simple classifier knows {tried.upright_percent:.0f} % "
-        f"as they are and {tried.mirrored_percent:.0f} % mirrored"
-    )
-    if tried.verdict == "cannot be told":
-        told += ", which is no more than guessing (data.hflip changes it)"
-    if tried.confused is not None:
-        told += f" ({tried.confused[0]} is then taken for {tried.confused[1]})"
-    return told

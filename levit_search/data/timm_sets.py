@@ -17,22 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import EpsImagePlugin, Image
 
-from levit_search.data.decoding import MOST_BYTES, decoded, opened
+from levit_search.data.decoding import MOST_BYTES, decoded
 from levit_search.data.sets import DIGIT_CLASSES, FASHION_CLASSES
 from levit_search.data.sources import (
     ArraySource,
     DataConfig,
     DataInfo,
+    EncodedSource,
     Faults,
     FileSource,
+    OpenedSet,
     Source,
     SplitName,
     UnreadableError,
     center_cropped,
-    first_line,
     unreadable,
 )
-from levit_search.errors import InputError, did_you_mean
+from levit_search.errors import InputError, did_you_mean, first_line
 from levit_search.escaping import readable_name
 from levit_search.files import expanded, user_cache
 from levit_search.image_size import sides
@@ -53,12 +54,7 @@ _NEEDED = {
 
 
 def created(config: DataConfig, split: str, **options: Any) -> Any:
-    """timm's data set for one split.
-
-    Args:
-        config: name and, where ``options`` name no other, root of the set.
-        split: as the reader calls it.
-        options: further arguments of ``timm.data.create_dataset``.
+    """timm's data set for one split, as the reader calls it, with options of ``create_dataset``.
 
     Raises:
         InputError: an optional package is missing, or the set cannot be read.
@@ -66,6 +62,9 @@ def created(config: DataConfig, split: str, **options: Any) -> Any:
     # An absolute path is never an address: webdataset would run what follows `pipe:`.
     root = None if config.root is None else str(expanded(config.root).absolute())
     with explained(config):
+        module, _ = _NEEDED.get(config.reader, ("timm", ""))
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(name=module)
         from timm.data import create_dataset
 
         return create_dataset(config.name, **{"root": root, "split": split, **options})
@@ -89,14 +88,6 @@ def explained(config: DataConfig) -> Iterator[None]:
         raise InputError(
             f"data: {config.name} cannot be read: {type(error).__name__}: {first_line(error)}"
         ) from error
-
-
-def _require_package(config: DataConfig) -> None:
-    """Raise the error that the optional package of a reader is not there."""
-    module = _NEEDED[config.reader][0]
-    with explained(config):
-        if importlib.util.find_spec(module) is None:
-            raise ModuleNotFoundError(name=module)
 
 
 def keep_from_ghostscript() -> None:
@@ -174,11 +165,7 @@ def named_classes(class_to_index: dict[str, int]) -> tuple[str, ...]:
 
 
 def numbered_classes(largest: int, where: str) -> tuple[str, ...]:
-    """``0`` to the largest label of a set that does not name its classes.
-
-    Raises:
-        InputError: there would be more than anybody has.
-    """
+    """``0`` to the largest label of a set that does not name its classes."""
     if largest >= _MOST_CLASSES:
         raise InputError(f"{where}: label {largest}; more than {_MOST_CLASSES:,} classes are none")
     return tuple(str(number) for number in range(largest + 1))
@@ -213,11 +200,9 @@ _FIXED = {
     "kmnist": DataInfo(1, _KMNIST_CLASSES, hflip=False, image_size=28),
     "mnist": DataInfo(1, DIGIT_CLASSES, hflip=False, image_size=28),
 }
-# timm reads each of these as one of train and validation, whatever torchvision calls them.
-_SPLITS = ("train", "validation")
 
 
-class TorchSet:
+class TorchSet(OpenedSet):
     """A data set of torchvision, ``torch/NAME``.
 
     Of the small sets, which torchvision holds in memory, nothing is read to describe them.
@@ -227,7 +212,7 @@ class TorchSet:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        self._config = config
+        super().__init__(config)
         self._name = config.name.partition("/")[2]
         self._fixed = _FIXED.get(self._name)
 
@@ -259,12 +244,12 @@ class TorchSet:
 
     def _splits(self) -> dict[SplitName, str]:
         """The splits of a set; those of ``image_folder`` are its folders, if one is to train on."""
-        if self._name != "image_folder":
-            return chosen_splits(_SPLITS, self._config)
+        if self._name != "image_folder":  # timm takes these names for those of torchvision
+            return chosen_splits(("train", "validation"), self._config)
         folders = {entry.name for entry in self._root().iterdir() if entry.is_dir()}
         named = "training", "train", "val", "valid", "validation", "eval", "evaluation", "test"
         found = [name for name in named if name in folders]
-        return chosen_splits(found if folders & {"train", "training"} else ["train"], self._config)
+        return chosen_splits(found if folders & set(_TRAIN) else ["train"], self._config)
 
     def _root(self) -> Path:
         if self._config.root is None:
@@ -279,9 +264,9 @@ class TorchSet:
         if self._fixed is None:
             return created(config, split, root=str(self._root()))
         named = os.environ.get("LEVIT_SEARCH_DATA")
-        roots = [*([str(Path(named))] if named else []), str(user_cache())]
-        if config.root is not None:
-            roots = [str(expanded(config.root))]
+        roots = [str(expanded(config.root))] if config.root is not None else [str(user_cache())]
+        if config.root is None and named:
+            roots.insert(0, str(Path(named)))
         for root in roots:
             try:
                 return created(config, split, root=root)
@@ -316,15 +301,8 @@ def _classes(opened: Any) -> tuple[str, ...]:
     return tuple(readable_name(name) for name in firsts)
 
 
-class RowSource:
-    """The rows of one split, decoded one by one.
-
-    Args:
-        title: the set and its split, for messages.
-        reader: timm's reader.
-        column: that of the image.
-        labels: int64 [N].
-    """
+class RowSource(EncodedSource):
+    """The rows of one split that timm's ``reader`` gives, with its column of images."""
 
     def __init__(self, title: str, reader: Any, column: str, labels: NDArray[np.int64]) -> None:
         self._title, self._reader, self._column, self.labels = title, reader, column, labels
@@ -335,9 +313,6 @@ class RowSource:
     def where(self, index: int) -> str:
         path = self._reader.filename(index)
         return f"{self.name(index)} ({path})" if path else self.name(index)
-
-    def open(self, index: int) -> Image.Image:
-        return opened(self.content(index))
 
     def content(self, index: int) -> bytes:
         with self._reader[index][0] as file:
@@ -359,7 +334,7 @@ class RowSource:
         return np.array(lengths, dtype=np.int64)[indices]
 
 
-class Rows:
+class Rows(OpenedSet):
     """A data set of Hugging Face's on disk, ``hfds/NAME``.
 
     Raises:
@@ -367,7 +342,7 @@ class Rows:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        self._config = config
+        super().__init__(config)
         self._splits, self._columns = splits_and_columns(config)
 
     def describe(self) -> tuple[str, ...]:
@@ -405,7 +380,6 @@ def splits_and_columns(config: DataConfig) -> tuple[dict[SplitName, str], tuple[
     Raises:
         InputError: the set cannot be read, or has no such columns.
     """
-    _require_package(config)
     with explained(config):
         import datasets
 
@@ -417,28 +391,22 @@ def splits_and_columns(config: DataConfig) -> tuple[dict[SplitName, str], tuple[
         features = builder.info.features or {}
         images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
         labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    if features and "image" not in features and len(images) != 1:
-        raise InputError(
-            f"data: {config.name} has no column of images; its columns are {', '.join(features)}"
-        )
-    if features and "label" not in features and not labels:
-        raise InputError(
-            f"data: {config.name} has no column of labels; its columns are {', '.join(features)}"
-        )
-    image = "image" if not features or "image" in features else images[0]
-    label = "label" if not features or "label" in features else labels[0]
-    return chosen_splits([str(name) for name in found], config), (image, label)
+    columns = []
+    for usual, fitting in (("image", images if len(images) == 1 else []), ("label", labels)):
+        if features and usual not in features and not fitting:
+            raise InputError(
+                f"data: {config.name} has no column of {usual}s; its columns are "
+                f"{', '.join(features)}"
+            )
+        columns.append(usual if not features or usual in features else fitting[0])
+    return chosen_splits([str(name) for name in found], config), (columns[0], columns[1])
 
 
-_MANY = 10**9
 _LONGEST_LABEL = 20  # digits
 
 
-class Stream:
+class Stream(OpenedSet):
     """A data set that can only be read from its beginning to its end; it is held in memory.
-
-    Attributes:
-        faults: the images that could not be read.
 
     Raises:
         InputError: the set cannot be read, its classes are not known, it is too large for memory,
@@ -446,11 +414,9 @@ class Stream:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        self._config = config
-        self._options: dict[str, Any] = {}  # what else the reader must be told
-        self.faults = Faults(config.max_unreadable)
+        super().__init__(config)
+        self._options: dict[str, str | int] = {}  # what else the reader must be told
         self._held_images = 0
-        _require_package(config)
         if config.reader == "hfids":
             self._splits, (image, label) = splits_and_columns(config)
             # Only training asks how many there are, and sets in files of their own cannot tell.
@@ -484,10 +450,9 @@ class Stream:
         )
 
     def stored_pictures(self) -> Iterator[tuple[SplitName, Any, Image.Image]]:
-        """Each picture that can be opened, as it is stored, with its split and label."""
         for name, split in self._splits.items():
             title = f"{self._config.name} {split}"
-            with explained(self._config), _counted(title, Faults(_MANY)):
+            with explained(self._config), _counted(title, Faults(10**9)):
                 for picture, label in self._opened(split):
                     yield name, label, picture
 
@@ -518,10 +483,9 @@ class Stream:
 
     def _read(self, split: str, classes: tuple[str, ...]) -> ArraySource:
         config, faults, title = self._config, self.faults, f"{self._config.name} {split}"
-        stream = self._opened(split)
+        stream, before = self._opened(split), len(faults)
         told = getattr(stream.reader, "num_samples", None) or 0
         self._check_memory(told)
-        before = len(faults)
         images: list[NDArray[np.uint8]] = []
         labels: list[Any] = []
         with explained(config), _counted(title, faults):
@@ -555,45 +519,39 @@ class Stream:
             )
 
 
-def _check_shard(root: Path, name: str) -> None:
-    """Make sure that a shard lies in the set's folder and is no larger than it looks.
+@contextmanager
+def _shard(path: Path, failure: str, hint: str) -> Iterator[tarfile.TarFile]:
+    """A plain tar file, and what is wrong with it as an error of the user's."""
+    try:
+        with tarfile.open(path, "r:") as shard:
+            yield shard
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise InputError(f"{path}: {failure} ({first_line(error)}){hint}") from None
 
-    Raises:
-        InputError: it is elsewhere, packed once more, or has something too large in it.
-    """
+
+def _check_shard(root: Path, name: str) -> None:
+    """Make sure that a shard lies in the set's folder and is no larger than it looks."""
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{root}: {name!r} is not in this folder; shards of a set have to be")
-    try:
-        with tarfile.open(path, "r:") as shard:
-            for member in shard:
-                if member.size > MOST_BYTES:
-                    raise InputError(
-                        f"{path}: {member.name!r} has {member.size} bytes, more than {MOST_BYTES}"
-                    )
-    except (OSError, ValueError, tarfile.TarError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({first_line(error)}); expected a plain tar file, not a "
-            "compressed one"
-        ) from None
+    hint = "; expected a plain tar file, not a compressed one"
+    with _shard(path, "cannot be read", hint) as shard:
+        for member in shard:
+            if member.size > MOST_BYTES:
+                raise InputError(
+                    f"{path}: {member.name!r} has {member.size} bytes, more than {MOST_BYTES}"
+                )
 
 
 def _labelled(reader: Any) -> tuple[str, ...]:
     """``0`` to the largest label in the shards of a reader, whose images are passed over."""
-    largest = 0
+    largest, hint = 0, "; class_names in _info.json would tell the classes"
     for name in reader.split_info.filenames:
-        path = Path(reader.root) / name
-        try:
-            with tarfile.open(path, "r:") as shard:
-                for member in shard:
-                    content = shard.extractfile(member) if member.name.endswith(".cls") else None
-                    if content is not None:
-                        largest = max(largest, int(content.read(_LONGEST_LABEL)))
-        except (OSError, ValueError, tarfile.TarError) as error:
-            raise InputError(
-                f"{path}: its labels cannot be read ({first_line(error)}); class_names in "
-                "_info.json would tell the classes"
-            ) from None
+        with _shard(Path(reader.root) / name, "its labels cannot be read", hint) as shard:
+            for member in shard:
+                content = shard.extractfile(member) if member.name.endswith(".cls") else None
+                if content is not None:
+                    largest = max(largest, int(content.read(_LONGEST_LABEL)))
     return numbered_classes(largest, str(reader.root))
 
 
@@ -601,17 +559,14 @@ def _labelled(reader: Any) -> tuple[str, ...]:
 def _counted(title: str, faults: Faults) -> Iterator[None]:
     """Count what timm's reader of shards leaves out; it tells nobody but its log."""
 
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            reason = record.getMessage().removeprefix("Handling webdataset error (")
-            faults.add(f"{title}, {len(faults) + 1}", reason.removesuffix("). Ignoring."))
+    def counted(record: logging.LogRecord) -> bool:
+        reason = record.getMessage().removeprefix("Handling webdataset error (")
+        faults.add(f"{title}, {len(faults) + 1}", reason.removesuffix("). Ignoring."))
+        return False
 
-    logger, handler = logging.getLogger("timm.data.readers.reader_wds"), Handler(logging.WARNING)
-    was = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
+    logger = logging.getLogger("timm.data.readers.reader_wds")
+    logger.addFilter(counted)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = was
+        logger.removeFilter(counted)

@@ -446,7 +446,7 @@ def _data(study: Study, sample: Architecture) -> dict[str, Any]:
         "channels": sample.in_channels,
         "classes": sample.num_classes,
         "class_names": _class_names(study, survey),
-        "survey": survey.lines() if survey is not None else None,
+        "survey": list(survey.lines()) if survey is not None else None,
         "val_share": config.val_share,
         "train_images": config.train_images,
     }

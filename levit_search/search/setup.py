@@ -78,10 +78,7 @@ def begin(
             was written.
         BudgetError: a plan was to be made, and training cannot be timed.
     """
-    survey = None
-    if not data.is_known(config.data):
-        survey = data.survey_of(config.data, lambda text, _: say(text))
-    found = data.looked_at(config.data) if survey is None else data.settled(config.data, survey)
+    found, survey = data.surveyed(config.data, lambda text, _: say(text))
     folder = folder or Path("studies") / config.name
     before = Study.existing(folder)
     begun = before if before is not None and before.is_begun() else None
