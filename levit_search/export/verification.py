@@ -108,54 +108,38 @@ def _by_torch(network: Any, images: Any) -> Any:
         return network.eval()(torch.from_numpy(images)).numpy()
 
 
-_READER = """
-def main():
+def _read() -> None:
+    """``python reader.py READER FOLDER IMAGES.npy LOGITS.npy`` reads one file."""
     import numpy
 
     reader, folder, images, logits = sys.argv[1:]
     if reader != "weights":
-        sys.modules["levit_search"] = None  # importing it fails now
+        sys.modules["levit_search"] = None  # type: ignore[assignment]  # importing it fails now
     numpy.save(logits, globals()[reader](Path(folder), numpy.load(images)))
-
-
-main()
-"""
-
-
-def _reader_source() -> str:
-    """A program that reads one file: ``python reader.py READER FOLDER IMAGES.npy LOGITS.npy``."""
-    readers = [each.reader for each in READABLE.values() if each.reader is not None]
-    imports = "import sys\nfrom pathlib import Path\nfrom typing import Any\n\n"
-    return imports + "\n\n".join(map(inspect.getsource, [*readers, _by_torch])) + _READER
 
 
 # --- Logits.
 
 
-@dataclass(frozen=True)
-class Readable:
+class Readable(NamedTuple):
     """A file, or several that are read together."""
 
-    name: str
-    """As people know it."""
     reader: Callable[[Path, Any], Any] | None
     """None is ``predict.py``, which reads pictures by itself."""
     tolerance: float
     """How far its logits may be from the trained network's."""
 
 
-READABLE: dict[str, Readable] = {
-    each.name: each
-    for each in (
-        Readable("model.safetensors", weights, 1e-5),
-        Readable("model.py", module, 1e-5),
-        Readable("timm", timm, 1e-5),
-        Readable("model.onnx", onnx, 1e-4),
-        Readable("predict.py", None, 1e-4),
-        Readable("model.openvino.xml", openvino, 1e-4),
-        Readable("model.pt2", program, 1e-4),
-    )
+READABLE = {
+    "model.safetensors": Readable(weights, 1e-5),
+    "model.py": Readable(module, 1e-5),
+    "timm": Readable(timm, 1e-5),
+    "model.onnx": Readable(onnx, 1e-4),
+    "predict.py": Readable(None, 1e-4),
+    "model.openvino.xml": Readable(openvino, 1e-4),
+    "model.pt2": Readable(program, 1e-4),
 }
+"""By the name that people know."""
 
 
 @dataclass(frozen=True)
@@ -198,17 +182,30 @@ def compared(
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="levit-search-check-") as place:
         scratch = Path(place)
-        (scratch / "reader.py").write_text(_reader_source(), encoding="utf-8")
+        readers = [each.reader for each in READABLE.values() if each.reader is not None]
+        source = "\n\n".join(map(inspect.getsource, [*readers, _by_torch, _read]))
+        source = (
+            f"import sys\nfrom pathlib import Path\nfrom typing import Any\n\n{source}\n_read()\n"
+        )
+        (scratch / "reader.py").write_text(source, encoding="utf-8")
         np.save(scratch / "images.npy", sample.images)
         for name in names:
             progress(f"reading {name} in a clean process", None)
             readable = READABLE[name]
             if readable.reader is None:
-                logits = _predicted(folder.absolute(), readable, sample, scratch)
+                pictures = [f"{index}.png" for index in range(len(sample.stored))]
+                for picture, stored in zip(pictures, sample.stored, strict=True):
+                    if isinstance(stored, bytes):  # of any format: an ending says nothing of it
+                        (scratch / picture).write_bytes(stored)
+                    else:
+                        stored.save(scratch / picture)
+                program = str(folder.absolute() / "predict.py")
+                answers = json.loads(_run([program, "--json", *pictures], scratch, name))
+                logits = np.array([answer["logits"] for answer in answers], np.float32)
             else:
                 reader = readable.reader.__name__
                 arguments = [reader, str(folder.absolute()), "images.npy", f"{reader}.npy"]
-                _run(["reader.py", *arguments], scratch, readable)
+                _run(["reader.py", *arguments], scratch, name)
                 logits = np.load(scratch / f"{reader}.npy")
             if logits.shape != sample.logits.shape:
                 raise LevitSearchError(
@@ -224,29 +221,15 @@ def compared(
     return found
 
 
-def _predicted(
-    folder: Path, readable: Readable, sample: Sample, scratch: Path
-) -> NDArray[np.float32]:
-    """What ``predict.py`` says of the images as they are stored."""
-    names = [f"{index}.png" for index in range(len(sample.stored))]
-    for name, stored in zip(names, sample.stored, strict=True):
-        if isinstance(stored, bytes):  # of any format: a name's ending says nothing of it
-            (scratch / name).write_bytes(stored)
-        else:
-            stored.save(scratch / name)
-    answers = json.loads(_run([str(folder / "predict.py"), "--json", *names], scratch, readable))
-    return np.array([answer["logits"] for answer in answers], np.float32)
-
-
-def _run(arguments: list[str], scratch: Path, readable: Readable) -> str:
+def _run(arguments: list[str], scratch: Path, name: str) -> str:
     """What a Python program says; it starts in ``scratch`` and leaves no bytecode behind."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    told = {"PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in paths)}
+    absolute = os.pathsep.join(str(Path(path).absolute()) for path in paths)
     try:
         done = subprocess.run(
             [sys.executable, "-B", *arguments],
             cwd=scratch,
-            env={**os.environ, **(told if paths else {})},
+            env=os.environ | ({"PYTHONPATH": absolute} if paths else {}),
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -255,14 +238,12 @@ def _run(arguments: list[str], scratch: Path, readable: Readable) -> str:
         )
     except subprocess.TimeoutExpired:
         raise LevitSearchError(
-            f"{readable.name}: did not answer {IMAGES} images within {_LIMIT_S:g} s; nothing was "
-            "written"
+            f"{name}: did not answer {IMAGES} images within {_LIMIT_S:g} s; nothing was written"
         ) from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise LevitSearchError(
-            f"{readable.name}: cannot be read by a process of its own ({reason}); nothing was "
-            "written"
+            f"{name}: cannot be read by a process of its own ({reason}); nothing was written"
         )
     return done.stdout
 
@@ -352,11 +333,17 @@ def remeasured(
     """
     assert record.architecture is not None
     layout, settled_ms = graph_layout(study, record), study.attributes().get("settled_ms", {})
-    found = []
-    for known in latencies(study.config, record):
-        on_it = settled_on(known.target, settled_ms)
-        found.append(_timed_again(known, on_it, record.architecture, graph, layout, progress))
-    return found
+    return [
+        _timed_again(
+            known,
+            settled_on(known.target, settled_ms),
+            record.architecture,
+            graph,
+            layout,
+            progress,
+        )
+        for known in latencies(study.config, record)
+    ]
 
 
 class KnownLatency(NamedTuple):
@@ -378,21 +365,17 @@ def latencies(config: StudyConfig, record: Record) -> list[KnownLatency]:
 
     A trial that was taken over has those of its own study, too, whose sections are not known here.
     """
-    evaluation, values = record.evaluation, record.values
-    found = [(None, config.latency, evaluation.get("latency"))] if config.is_measured else []
-    targets = evaluation.get("targets", {})
-    others = [(name, each, targets.get(name)) for name, each in config.also_measured.items()]
-    return [
-        KnownLatency(
-            name,
-            section,
-            known,
-            values.get(on_target("latency_ms_repeats_percent", name)),
-            values.get(on_target("latency_search_ms", name)),
-        )
-        for name, section, known in (*found, *others)
-        if known
-    ]
+    known = {None: record.evaluation.get("latency"), **record.evaluation.get("targets", {})}
+    sections: dict[str | None, LatencyConfig] = {**config.also_measured}
+    if config.is_measured:
+        sections = {None: config.latency, **sections}
+    found, values = [], record.values
+    for target, section in sections.items():
+        if known.get(target):
+            repeats_percent = values.get(on_target("latency_ms_repeats_percent", target))
+            search_ms = values.get(on_target("latency_search_ms", target))
+            found.append(KnownLatency(target, section, known[target], repeats_percent, search_ms))
+    return found
 
 
 def _timed_again(
