@@ -1,21 +1,22 @@
 """A network of a study chosen, written as a folder, checked, and timed again."""
 
 import json
-import math
-import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any
 
-from levit_search import data, table
-from levit_search.configuration import parse_amount
+from levit_search import data
+from levit_search.batches import open_batches
+from levit_search.drawing import diagram
 from levit_search.errors import InputError, LevitSearchError, UnknownNameError, writing
+from levit_search.export import formats, module, verification
+from levit_search.export.card import Facts, model_card
+from levit_search.export.formats import Preprocessing, preprocessing
 from levit_search.export.retraining import (
     Retrained,
     Retraining,
@@ -23,8 +24,9 @@ from levit_search.export.retraining import (
     config_for,
     retrained,
 )
+from levit_search.export.timm_checkpoint import TimmCheckpoint, timm_checkpoint
 from levit_search.files import named_in_utf_8, write_atomically
-from levit_search.pareto import OBJECTIVES, figure_and_target, is_maximised, knee, minimised
+from levit_search.model import Model, build, load_weights, save_weights, set_layout
 from levit_search.progress import Progress, no_progress
 from levit_search.significance import (
     accuracy_text,
@@ -34,25 +36,18 @@ from levit_search.significance import (
     wilson_percent,
 )
 from levit_search.study import Record, Study, StudyConfig
+from levit_search.train import device_of, top1_percent
 
-if TYPE_CHECKING:
-    from levit_search.export.card import Facts
-    from levit_search.export.formats import Preprocessing
-    from levit_search.export.timm_checkpoint import TimmCheckpoint
-    from levit_search.model import Model
-
-Also = Literal["openvino", "torch-export"]
+ALSO = ("openvino", "torch-export")
 """Files that are written when they are asked for."""
 
-ALSO: tuple[Also, ...] = get_args(Also)
-
-_PREDICT = Path(__file__).with_name("predict.py")
 _SHARED = "from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, middle, opened\n"
 
 
 def predict_source() -> str:
     """The text of ``predict.py``, with that of the module that decodes pictures in it."""
-    before, after = _PREDICT.read_text(encoding="utf-8").split(_SHARED)
+    own = Path(__file__).with_name("predict.py").read_text(encoding="utf-8")
+    before, after = own.split(_SHARED)
     decoding = Path(data.decoding.__file__).read_text(encoding="utf-8")
     body = decoding.partition("from __future__ import annotations\n")[2].strip()
     lines = before.splitlines(keepends=True)[:-1]  # without what is said of that line
@@ -226,18 +221,11 @@ def _write(
     weights: Path,
     found: Retrained | None,
     progress: Progress,
-) -> "Facts":
+) -> Facts:
     """Write everything into an empty folder, its card last, and check it.
 
     ``weights`` were trained with ``config``; ``found`` is what came of training again.
     """
-    from levit_search.batches import open_batches
-    from levit_search.export import verification
-    from levit_search.export.card import Facts, model_card
-    from levit_search.export.formats import preprocessing
-    from levit_search.model import build, load_weights
-    from levit_search.train import device_of, top1_percent
-
     network = record.architecture
     assert network is not None
     progress("loading data", None)
@@ -292,20 +280,14 @@ def _write(
 
 def _write_files(
     folder: Path,
-    model: "Model",
-    prepared: "Preprocessing",
+    model: Model,
+    prepared: Preprocessing,
     study: Study,
     record: Record,
     also: Sequence[str],
     progress: Progress,
-) -> "TimmCheckpoint | str":
+) -> TimmCheckpoint | str:
     """Write all but the card; returns what timm was given, or why it has no such network."""
-    from levit_search.drawing import diagram
-    from levit_search.export import formats, module
-    from levit_search.export.timm_checkpoint import timm_checkpoint
-    from levit_search.export.verification import graph_layout
-    from levit_search.model import save_weights, set_layout
-
     network = model.architecture
     progress("writing the network", None)
     described = network.to_yaml()
@@ -326,7 +308,7 @@ def _write_files(
     except InputError as error:
         timm = str(error)
     progress("writing model.onnx", None)
-    set_layout(model, graph_layout(study, record))
+    set_layout(model, verification.graph_layout(study, record))
     graph = folder / "model.onnx"
     formats.write_onnx(model, graph, prepared, {"architecture": described})
     set_layout(model, "tokens")
@@ -386,90 +368,3 @@ _NAMES = (
     "timm",
 )
 """All that an export may write."""
-
-
-# --- Which record of a study is meant by ``--pick``.
-
-
-def pick(study: Study, choice: str) -> Record:
-    """One record of a study.
-
-    Args:
-        study: with at least one complete trial.
-        choice: ``knee``, ``accurate``, ``fastest``, ``trial=N``, or a bound such as
-            ``latency_ms<=5`` or ``flops<=300M`` (several with commas between them), which picks the
-            network within it that is best in the first objective without a bound.
-
-    Raises:
-        InputError: the choice is none of these, or nothing satisfies it, or the knee is asked for
-            of a study without a reference (:meth:`levit_search.study.Study.reference`).
-    """
-    if choice.startswith("trial="):
-        record = study.record(choice.removeprefix("trial=").strip())
-        if record.state != "complete":
-            raise InputError(f"{study.folder}: trial {record.trial} is {record.state}")
-        return record
-    objectives = study.config.objectives
-    front = table.front(study.records(), objectives)
-    if not front:
-        raise InputError(f"{study.folder}: no finished trial to pick from yet")
-    match choice:
-        case "knee":
-            points = minimised([record.values for record in front], objectives)
-            return front[knee(points, study.reference())]
-        case "accurate" | "fastest":
-            name = "top1_percent" if choice == "accurate" else "latency_ms"
-            if name not in objectives:
-                raise InputError(f"--pick {choice}: {name} is no objective of {study.folder}")
-            best = max if is_maximised(name) else min
-            return best(front, key=lambda record: record.values[name])
-    return _within_bounds(study, choice)
-
-
-def _within_bounds(study: Study, choice: str) -> Record:
-    """The best in the first objective without a bound of all networks that keep every bound.
-
-    A figure that is no objective may be kept by networks that are not on the front alone.
-    """
-    complete = [record for record in study.records() if record.is_evaluated]
-    bounds = [_bound(part, choice) for part in choice.split(",")]
-    for name, _, _ in bounds:
-        if not any(name in record.values for record in complete):
-            raise InputError(f"--pick {choice}: {name} was not measured in {study.folder}")
-
-    def excess(record: Record) -> float:
-        """How far it is beyond the bounds, in shares of them; endless where one is not known."""
-        total = 0.0
-        for name, sign, number in bounds:
-            value = record.values.get(name, math.nan)
-            if not (value <= number if sign == "<=" else value >= number):
-                beyond = abs(value - number) / max(abs(number), 1e-12)
-                total += math.inf if math.isnan(beyond) else beyond
-        return total
-
-    kept = [record for record in complete if not excess(record)]
-    if not kept:
-        nearest = min(complete, key=excess)
-        has = ", ".join(f"{name} {nearest.values.get(name, math.nan):g}" for name, _, _ in bounds)
-        raise InputError(
-            f"--pick {choice}: no network keeps it; the nearest is trial {nearest.trial} with {has}"
-        )
-    bounded = {name for name, _, _ in bounds}
-    # Equal ones by the further objectives; with 90 % as a bound the fastest is meant.
-    signs = {name: -1 if is_maximised(name) else 1 for name in study.config.objectives}
-    order = sorted(signs, key=lambda name: name in bounded)
-    return min(kept, key=lambda record: [signs[name] * record.values[name] for name in order])
-
-
-def _bound(part: str, choice: str) -> tuple[str, str, float]:
-    """The figure, sign and number of a bound such as ``flops<=300M``, which is part of a choice."""
-    found = re.fullmatch(r"\s*([\w@-]+)\s*(<=|>=)\s*(\S+?)\s*", part)
-    if found and figure_and_target(found[1])[0] in OBJECTIVES:
-        with suppress(TypeError, ValueError):
-            number = float(parse_amount(found[3]))  # type: ignore[arg-type]
-            if not math.isnan(number):
-                return found[1], found[2], number
-    raise InputError(
-        f"--pick {choice}: expected knee, accurate, fastest, trial=N or bounds such as "
-        f"'latency_ms<=5' or 'flops<=300M,params<=5M' on {', '.join(OBJECTIVES)}"
-    )

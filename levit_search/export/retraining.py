@@ -10,6 +10,7 @@ from typing import Any, TypedDict, cast, get_args
 
 from levit_search.architecture import Architecture
 from levit_search.data import DataInfo, describe
+from levit_search.distill.single import train_single
 from levit_search.errors import InputError
 from levit_search.files import DamagedFileError, check_weights, read_bounded, read_checksummed
 from levit_search.progress import Progress
@@ -121,8 +122,6 @@ def retrained(
         InputError: data, teacher or donor weights are missing or unfit.
         TrialError: a training failed.
     """
-    from levit_search.distill.single import train_single
-
     # Training by itself would fit the network to whatever images there are.
     check_images(network, describe(config.data))
     # Of all that a training depends on but its seed, wherever the data lies.

@@ -10,19 +10,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from safetensors.torch import save
+from torch import Tensor
 
 from levit_search.architecture import LEVITS, Architecture, ConvStem, Graft, Levit, published
 from levit_search.architecture.resnet import stage_channels
 from levit_search.errors import InputError
+from levit_search.export.formats import Preprocessing
 from levit_search.files import WEIGHTS_KEY, weights_checksum, write_atomically
-from levit_search.image_size import image_shape, plain_size, sides
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from levit_search.export.formats import Preprocessing
-    from levit_search.model import Model
+from levit_search.image_size import canonical_size, image_shape, plain_size, sides
+from levit_search.model import Model, to_timm
 
 _ACTIVATIONS = {"none": "identity", "hardswish": "hard_swish"}  # the others have our names
 _STEMS = {3: "s8", 4: "s16"}  # by their number of convolutions
@@ -41,7 +39,7 @@ class TimmCheckpoint:
     name: str
     arguments: dict[str, object]
     """Plain data; what the name says already is left out."""
-    tensors: "dict[str, Tensor]"
+    tensors: dict[str, Tensor]
     config: Mapping[str, object]
     """``config.json``: the name, the arguments, and how images become inputs."""
 
@@ -51,8 +49,6 @@ class TimmCheckpoint:
         Raises:
             OSError: the folder cannot be written.
         """
-        from safetensors.torch import save
-
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.json", json.dumps(self.config, indent=2) + "\n")
         weights = {name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()}
@@ -60,7 +56,7 @@ class TimmCheckpoint:
         write_atomically(folder / "model.safetensors", save(weights, metadata))
 
 
-def timm_checkpoint(model: "Model", preprocessing: "Preprocessing") -> TimmCheckpoint:
+def timm_checkpoint(model: Model, preprocessing: Preprocessing) -> TimmCheckpoint:
     """The weights of ``model`` for one of timm's networks.
 
     Args:
@@ -72,8 +68,6 @@ def timm_checkpoint(model: "Model", preprocessing: "Preprocessing") -> TimmCheck
     Raises:
         InputError: timm has no such network; the message says what it lacks.
     """
-    from levit_search.model import to_timm
-
     network = model.architecture
     lacks = _lacks(network) if isinstance(network, Levit) else _graft_lacks(network)
     if lacks:
@@ -118,11 +112,8 @@ def _lacks(network: Levit) -> list[str]:
         heads = before.embed_dim // shrink.key_dim
         fixed = {"stride": 2, "attn_ratio": 4, "mlp_ratio": 2, "num_heads": heads}
         for field, value in fixed.items():
-            if getattr(shrink, field) != value:
-                lacks.append(
-                    f"its shrinking block {index} has {field} {value}, not "
-                    f"{getattr(shrink, field):g}"
-                )
+            if (found := getattr(shrink, field)) != value:
+                lacks.append(f"its shrinking block {index} has {field} {value}, not {found:g}")
     return lacks
 
 
@@ -233,7 +224,7 @@ def _other(asked: Mapping[str, object], known: Mapping[str, object]) -> dict[str
     return {key: value for key, value in asked.items() if value != known[key]}
 
 
-def _pretrained_config(network: Architecture, preprocessing: "Preprocessing") -> dict[str, object]:
+def _pretrained_config(network: Architecture, preprocessing: Preprocessing) -> dict[str, object]:
     """timm's description of a checkpoint: what images it takes and which layers an end is."""
     is_resnet = isinstance(network, Graft) and network.trunk is None
     if isinstance(network, Levit):
@@ -244,11 +235,18 @@ def _pretrained_config(network: Architecture, preprocessing: "Preprocessing") ->
         first, heads = "patch_embed.proj", ["head", "head_dist"]
     if not network.distillation:
         heads = heads[:1]
+    shown = 1.0
+    if preprocessing["fit"] == "resize-then-crop":
+        size = sides(canonical_size(preprocessing["image_size"]))
+        before = sides(canonical_size(preprocessing["resize"]))
+        # timm rounds size / share down; the last of these gives a side whatever its rounding.
+        shares = (1.0, 0.875, round(size[0] / before[0], 3), size[0] / (before[0] + 0.5))
+        shown = next(s for s in shares if [math.floor(side / s) for side in size] == list(before))
     return {
         "input_size": list(image_shape(network)),
         "fixed_input_size": not is_resnet,
         "interpolation": preprocessing["interpolation"],
-        "crop_pct": _crop_share(preprocessing),
+        "crop_pct": shown,
         "crop_mode": "center",
         "mean": list(preprocessing["mean"]),
         "std": list(preprocessing["std"]),
@@ -258,13 +256,3 @@ def _pretrained_config(network: Architecture, preprocessing: "Preprocessing") ->
         "first_conv": first,
         "classifier": heads if len(heads) > 1 else heads[0],
     }
-
-
-def _crop_share(preprocessing: "Preprocessing") -> float:
-    """The share of the sides that is shown, from which timm computes the sides again."""
-    if preprocessing["fit"] != "resize-then-crop":
-        return 1.0
-    size, before = sides(preprocessing["image_size"]), sides(preprocessing["resize"])
-    # timm rounds size / share down; the last of these gives a side whatever its rounding.
-    shares = (1.0, 0.875, round(size[0] / before[0], 3), size[0] / (before[0] + 0.5))
-    return next(s for s in shares if [math.floor(side / s) for side in size] == list(before))

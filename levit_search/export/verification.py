@@ -10,28 +10,25 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from levit_search.architecture import Architecture
+from levit_search.batches import Batches
 from levit_search.errors import InputError, LevitSearchError, TrialError
 from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.targets import TORCH_RUNTIMES, check_programs
+from levit_search.model import Layout, Model
 from levit_search.pareto import on_target
 from levit_search.progress import Progress
 from levit_search.search.evaluate import settled_on
 from levit_search.study import Record, Study, StudyConfig
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from levit_search.batches import Batches
-    from levit_search.model import Layout, Model
 
 IMAGES = 64  # that files are compared on
 _LIMIT_S = 600.0  # one file's answer to them
@@ -150,14 +147,12 @@ class Sample:
     """[B, C, H, W], normalised."""
     logits: NDArray[np.float32]
     """[B, classes]."""
-    stored: "Sequence[bytes | Image.Image]"
+    stored: Sequence[bytes | Image.Image]
     """The same images as they are stored, or as pictures where they are kept in no file."""
 
 
-def sample_of(model: "Model", batches: "Batches") -> Sample:
+def sample_of(model: Model, batches: Batches) -> Sample:
     """The first images of the validation split and the answers of a network on the CPU."""
-    import torch
-
     images, _ = next(iter(batches.evaluation("val", IMAGES, torch.device("cpu"))))
     with torch.inference_mode():
         logits = model.eval()(images)
@@ -183,11 +178,9 @@ def compared(
     with tempfile.TemporaryDirectory(prefix="levit-search-check-") as place:
         scratch = Path(place)
         readers = [each.reader for each in READABLE.values() if each.reader is not None]
-        source = "\n\n".join(map(inspect.getsource, [*readers, _by_torch, _read]))
-        source = (
-            f"import sys\nfrom pathlib import Path\nfrom typing import Any\n\n{source}\n_read()\n"
-        )
-        (scratch / "reader.py").write_text(source, encoding="utf-8")
+        parts = ["import sys\nfrom pathlib import Path\nfrom typing import Any\n"]
+        parts += [inspect.getsource(each) for each in (*readers, _by_torch, _read)]
+        (scratch / "reader.py").write_text("\n\n".join([*parts, "_read()\n"]), encoding="utf-8")
         np.save(scratch / "images.npy", sample.images)
         for name in names:
             progress(f"reading {name} in a clean process", None)
@@ -257,9 +250,9 @@ class Remeasurement:
 
     figure: str
     """``latency_ms``, or ``latency_ms@TARGET``."""
-    before: dict[str, Any]
+    before: Mapping[str, Any]
     """What the study knows; see :class:`levit_search.latency.Measurement`."""
-    now: dict[str, Any] | None
+    now: Mapping[str, Any] | None
     """What was measured; None where it could not be."""
     reason: str | None = None
     """Why it could not be measured, or cannot be compared."""
@@ -331,19 +324,8 @@ def remeasured(
     Returns:
         One for each target; none where the study measured nothing.
     """
-    assert record.architecture is not None
-    layout, settled_ms = graph_layout(study, record), study.attributes().get("settled_ms", {})
-    return [
-        _timed_again(
-            known,
-            settled_on(known.target, settled_ms),
-            record.architecture,
-            graph,
-            layout,
-            progress,
-        )
-        for known in latencies(study.config, record)
-    ]
+    known = latencies(study.config, record)
+    return [_timed_again(study, record, each, graph, progress) for each in known]
 
 
 class KnownLatency(NamedTuple):
@@ -352,7 +334,7 @@ class KnownLatency(NamedTuple):
     target: str | None
     """None is that of ``latency``."""
     config: LatencyConfig
-    found: dict[str, Any]
+    found: Mapping[str, Any]
     """See :class:`levit_search.latency.Measurement`."""
     repeats_percent: float | None
     """Within what another measurement is expected; None where it was measured once."""
@@ -365,12 +347,12 @@ def latencies(config: StudyConfig, record: Record) -> list[KnownLatency]:
 
     A trial that was taken over has those of its own study, too, whose sections are not known here.
     """
-    known = {None: record.evaluation.get("latency"), **record.evaluation.get("targets", {})}
-    sections: dict[str | None, LatencyConfig] = {**config.also_measured}
-    if config.is_measured:
-        sections = {None: config.latency, **sections}
-    found, values = [], record.values
-    for target, section in sections.items():
+    evaluation, values = record.evaluation, record.values
+    known: dict[str | None, Any] = {None: evaluation.get("latency")}
+    known |= evaluation.get("targets", {})
+    own = [(None, config.latency)] if config.is_measured else []
+    found = []
+    for target, section in (*own, *config.also_measured.items()):
         if known.get(target):
             repeats_percent = values.get(on_target("latency_ms_repeats_percent", target))
             search_ms = values.get(on_target("latency_search_ms", target))
@@ -379,14 +361,10 @@ def latencies(config: StudyConfig, record: Record) -> list[KnownLatency]:
 
 
 def _timed_again(
-    known: KnownLatency,
-    settled_ms: dict[str, float],
-    network: Architecture,
-    graph: Path,
-    layout: "Layout",
-    progress: Progress,
+    study: Study, record: Record, known: KnownLatency, graph: Path, progress: Progress
 ) -> Remeasurement:
-    """Time a graph of ``layout`` where its network was measured."""
+    """Time a graph where its network was measured."""
+    assert record.architecture is not None
     name, config, before = on_target("latency_ms", known.target), known.config, known.found
     if before.get("method") == "predicted":
         return Remeasurement(name, before, None, "it was predicted, not measured")
@@ -394,9 +372,10 @@ def _timed_again(
         check_programs({"latency": config}, "study.yaml")
     except InputError as error:
         return Remeasurement(name, before, None, str(error))
-    timed = graph.name
+    timed, layout = graph.name, graph_layout(study, record)
     if config.runtime in TORCH_RUNTIMES:
         timed, layout = "the network in torch", before.get("layout", layout)
+    settled_ms = settled_on(known.target, study.attributes().get("settled_ms", {}))
     found = None
     for seconds in (config.seconds, 2 * config.seconds):
         progress(f"timing {timed} on {config.target.label}", None)
@@ -404,9 +383,9 @@ def _timed_again(
         try:
             with Probe(longer, settled_ms, fresh=True) as probe:
                 if config.runtime in TORCH_RUNTIMES:
-                    measured = probe.measure(network)
+                    measured = probe.measure(record.architecture)
                 else:
-                    measured = probe.measure_graph(graph, network)
+                    measured = probe.measure_graph(graph, record.architecture)
         except TrialError as error:
             return found or Remeasurement(name, before, None, str(error), timed)
         now = measured.as_json()
@@ -418,13 +397,13 @@ def _timed_again(
     return found
 
 
-def graph_layout(study: Study, record: Record) -> "Layout":
+def graph_layout(study: Study, record: Record) -> Layout:
     """The layout of a network's ``model.onnx``: the one that it was measured or predicted in."""
     latency = record.evaluation.get("latency") or {}
     return "maps" if latency.get("layout", study.config.latency.layout) == "maps" else "tokens"
 
 
-def _incomparable(before: dict[str, Any], now: dict[str, Any], layout: str) -> str | None:
+def _incomparable(before: Mapping[str, Any], now: Mapping[str, Any], layout: str) -> str | None:
     """Why two measurements are not of one thing, the second of a network in ``layout``."""
     if not {"ratio_to_reference", "ratio_ci95"} <= before.keys():
         return "the study has no ratio to a reference"
