@@ -285,7 +285,7 @@ def pick(study: "Study", choice: str) -> "Record":
         InputError: the choice is none of these, nothing satisfies it, or the knee is asked for of a
             study without a reference.
     """
-    from levit_search.export import pick as picked
+    from levit_search.picking import pick as picked
 
     return picked(study, choice)
 

@@ -147,10 +147,10 @@ def test_data_that_changed_since_the_search_is_an_error(
         batches.info = batches.info._replace(class_names=batches.info.class_names[1:])
         return batches
 
-    monkeypatch.setattr(levit_search.batches, "open_batches", renamed)
+    monkeypatch.setattr(package, "open_batches", renamed)
     with pytest.raises(LevitSearchError, match=r"their classes, are others now"):
         exports.export(study, record, tmp_path / "out", "accurate", UNPROBED)
-    monkeypatch.setattr(levit_search.batches, "open_batches", without_a_class)
+    monkeypatch.setattr(package, "open_batches", without_a_class)
     with pytest.raises(InputError, match="9 classes in 1 channels now"):
         exports.export(study, record, tmp_path / "out", "accurate", UNPROBED)
     assert not list(tmp_path.iterdir())

@@ -16,8 +16,8 @@ from levit_search.study import Outcome, Record, outcome
 COSTS = {
     "trials": "proposals",
     "epochs": "epochs trained",
-    "worker_hours": "worker hours",
     "hours": "hours",
+    "worker_hours": "worker hours",
 }
 """What a search spends, by its name in a trajectory."""
 

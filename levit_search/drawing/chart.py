@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import chain
 from typing import Literal, Protocol
 
 from levit_search.drawing.svg import LARGE, SMALL, Attributes, Svg, document, element, number
@@ -15,7 +16,7 @@ from levit_search.drawing.svg import LARGE, SMALL, Attributes, Svg, document, el
 WIDE, NARROW = 880, 384
 """Of a chart, in units: on a screen, and on a phone, where texts are to be as large."""
 
-Mark = Literal["circle", "square", "diamond", "star", "triangle", "plus", "cross"]
+Mark = Literal["circle", "square", "diamond", "star", "triangle", "cross"]
 Line = Literal["straight", "dashed", "steps", "area"]
 
 _PLUS = [(-1, -0.3), (-0.3, -0.3), (-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3)]
@@ -28,10 +29,11 @@ _POLYGONS: dict[str, list[tuple[float, float]]] = {
         (radius * math.sin(math.pi * corner / 5), -radius * math.cos(math.pi * corner / 5))
         for corner, radius in enumerate([1.3, 0.55] * 5)
     ],
-    "plus": _PLUS,
     "cross": [(0.7 * (x - y), 0.7 * (x + y)) for x, y in _PLUS],
 }
 _STROKE: Attributes = {"fill": "none", "stroke": "currentColor"}
+_SOLID: Attributes = {"fill": "currentColor"}
+_OPEN: Attributes = {**_STROKE, "stroke_width": 2}
 _LABEL: Attributes = {"fill": "currentColor", "stroke": "none"}
 _BAR_COLORS = ("front", "reference", "known", "published", "compared", "stopped")
 
@@ -66,14 +68,13 @@ def embedded(part: Drawable) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """From its least value to its largest, with some room, where no other ends are given."""
+    """From its least value to its largest, with some room, unless ``low`` says where it begins."""
 
     label: str
     is_log: bool = False
     is_whole: bool = False
     """Ticks are whole numbers."""
     low: float | None = None
-    high: float | None = None
 
     def ends(self, values: Sequence[float]) -> tuple[float, float]:
         """Where the axis begins and ends."""
@@ -84,7 +85,18 @@ class Axis:
         else:
             room = 0.06 * (high - low) or 1.0
             low, high = low - room, high + room
-        return (low if self.low is None else self.low, high if self.high is None else self.high)
+        return (low if self.low is None else self.low), high
+
+    def scale(self, low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+        """From a value to its place from ``start`` to ``end``; what lies outside is at an end."""
+
+        def place(value: float) -> float:
+            value = min(max(value, low), high)
+            if self.is_log:
+                return start + (end - start) * math.log(value / low) / math.log(high / low)
+            return start + (end - start) * (value - low) / (high - low)
+
+        return place
 
     def ticks(self, low: float, high: float, most: int) -> list[float]:
         """Even ones, or round ones of a log axis that is long enough for them."""
@@ -165,17 +177,19 @@ class Chart:
         found = Svg(width)
         _head(found, "" if embedded else self.title, () if embedded else self.notes)
         series = [each for each in self.series if each.x and (embedded or not each.is_hidden)]
-        shown = [each for each in series if not each.is_hidden]
-        xs = [x for each in shown for x in (*each.x, *_inner(each.x_ends))]
-        ys = [y for each in shown for y in (*each.y, *_inner(each.y_ends))]
-        x_low, x_high = self.x.ends([*xs, *(rule.x for rule in self.rules)])
+        xs, ys = [rule.x for rule in self.rules], list[float]()
+        for each in series:
+            if not each.is_hidden:
+                xs += [*each.x, *chain(*filter(None, each.x_ends))]
+                ys += [*each.y, *chain(*filter(None, each.y_ends))]
+        x_low, x_high = self.x.ends(xs)
         y_low, y_high = self.y.ends(ys)
         y_ticks = [(value, f"{value:,.6g}") for value in self.y.ticks(y_low, y_high, 8)]
         left = 34 + 7 * max(len(text) for _, text in y_ticks)
         top, right = found.height + (22 if self.rules else 8), width - 12
         bottom = top + self.height
-        x_of = _scale(self.x, x_low, x_high, left, right)
-        y_of = _scale(self.y, y_low, y_high, bottom, top)
+        x_of = self.x.scale(x_low, x_high, left, right)
+        y_of = self.y.scale(y_low, y_high, bottom, top)
         for value in self.x.ticks(x_low, x_high, 10 if width > NARROW else 5):
             found.path(f"M{number(x_of(value))} {number(top)}V{number(bottom)}", "rule")
             found.text(x_of(value), bottom + 17, f"{value:,.6g}", look="faint", anchor="middle")
@@ -259,24 +273,6 @@ def _head(found: Svg, title: str, notes: Sequence[str]) -> None:
     found.height += 6 if found.height else 0
 
 
-def _inner(ends: Sequence[tuple[float, float] | None]) -> list[float]:
-    return [end for each in ends if each is not None for end in each]
-
-
-def _scale(
-    axis: Axis, low: float, high: float, start: float, end: float
-) -> Callable[[float], float]:
-    """From a value to its place between ``start`` and ``end``; what lies outside is at an end."""
-
-    def place(value: float) -> float:
-        value = min(max(value, low), high)
-        if axis.is_log:
-            return start + (end - start) * math.log(value / low) / math.log(high / low)
-        return start + (end - start) * (value - low) / (high - low)
-
-    return place
-
-
 def _drawn(each: Series, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> str:
     """A series as a group of its colour."""
     points = [(x_of(x), y_of(y)) for x, y in zip(each.x, each.y, strict=True)]
@@ -306,25 +302,19 @@ def _drawn(each: Series, x_of: Callable[[float], float], y_of: Callable[[float],
         tip = each.tips[index] if each.tips else None
         parts.append(_mark(each, x, y, each.radius, data_trial=trial, data_tip=tip))
     for (x, y), label in zip(points, each.labels, strict=False):
-        at: Attributes = {
-            "x": x,
-            "y": y + each.radius + 12,
-            "font_size": 11,
-            "text_anchor": "middle",
-        }
-        parts.append(element("text", "", escape(label), **at, **_LABEL))
+        at: Attributes = {"x": x, "y": y + each.radius + 12, "font_size": 11}
+        parts.append(element("text", "", escape(label), **at, text_anchor="middle", **_LABEL))
     opacity = each.opacity if each.opacity < 1 else None
-    more: Attributes = {
-        "fill_opacity": opacity,
-        "stroke_opacity": opacity,
-        "data_series": each.name,
-    }
-    more["display"] = "none" if each.is_hidden else None
-    return element("g", f"in-{each.color}", "\n".join(parts), **_paint(each), **more)
-
-
-def _paint(each: Series) -> Attributes:
-    return {**_STROKE, "stroke_width": 2} if each.is_open else {"fill": "currentColor"}
+    return element(
+        "g",
+        f"in-{each.color}",
+        "\n".join(parts),
+        **(_OPEN if each.is_open else _SOLID),
+        fill_opacity=opacity,
+        stroke_opacity=opacity,
+        data_series=each.name,
+        display="none" if each.is_hidden else None,
+    )
 
 
 def _mark(each: Series, x: float, y: float, radius: float, **more: str | float | None) -> str:
@@ -349,7 +339,7 @@ def _legend(found: Svg, series: Sequence[Series]) -> None:
         if each.line is not None or not sample:
             commands = f"M{number(x - 7)} {number(y)}h14"
             sample += element("path", d=commands, **_STROKE, stroke_width=2)
-        mark = element("g", f"in-{each.color}", sample, **_paint(each))
+        mark = element("g", f"in-{each.color}", sample, **(_OPEN if each.is_open else _SOLID))
         name = element("text", "ink", escape(each.name), x=x + 12, y=y + 4, font_size=SMALL)
         found.add(element("g", "", mark + name, data_entry=each.name))
         x += long

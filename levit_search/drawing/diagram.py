@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -105,37 +105,30 @@ class Row:
 
 def blocks(network: Architecture) -> list[Block]:
     """All blocks from the first after the image to the heads."""
-    layers = iter(cost.layers(network))
-    total = cost.cost(network)
-    found = []
-    layer = next(layers, None)
-    outline = _graft(network) if isinstance(network, Graft) else _levit(network)
-    for block in outline:
-        params = flops = 0
-        while layer is not None and block.name and f"{layer.name}.".startswith(f"{block.name}."):
-            params, flops = params + layer.params, flops + layer.flops
-            layer = next(layers, None)
-        found.append(
-            replace(
-                block,
-                params=params,
-                flops=flops,
-                params_share=params / total.params,
-                flops_share=flops / total.flops,
-            )
-        )
-    assert layer is None, f"{layer.name} belongs to no block"
+    layers, total, found = list(cost.layers(network)), cost.cost(network), []
+    for block in _graft(network) if isinstance(network, Graft) else _levit(network):
+        own = [each for each in layers if f"{each.name}.".startswith(f"{block.name}.")]
+        params, flops = sum(each.params for each in own), sum(each.flops for each in own)
+        block = replace(block, params=params, flops=flops)
+        shares = params / total.params, flops / total.flops
+        found.append(replace(block, params_share=shares[0], flops_share=shares[1]))
     return found
 
 
 def rows(blocks: Sequence[Block]) -> list[Row]:
     """The blocks, runs of equal ones or of equal pairs of attention and MLP taken together."""
+
+    def unit(block: Block) -> tuple[str, str]:
+        """Equal for an attention block and the MLP that is paired with it."""
+        is_paired = block.kind in ("attention", "shrink", "mlp")
+        return block.stage, block.name.rpartition(".")[0] if is_paired else block.name
+
     found: list[Row] = []
-    units = [list(unit) for _, unit in groupby(blocks, _unit)]
-    for _, run in groupby(units, lambda unit: [replace(block, name="") for block in unit]):
-        equal = list(run)
-        for b in equal[0]:
-            n = len(equal)
+    units = [list(members) for _, members in groupby(blocks, unit)]
+    for _, run in groupby(units, lambda members: [replace(block, name="") for block in members]):
+        first, *others = run
+        n = 1 + len(others)
+        for b in first:
             sums = (n * b.params, n * b.flops, n * b.params_share, n * b.flops_share)
             found.append(Row(b, n, *sums))
     return found
@@ -158,13 +151,12 @@ def description(network: Architecture) -> str:
     """What the diagram shows, in words."""
     lines = [f"An image of {_image(network)}."]
     for row in rows(blocks(network)):
-        figures = (
-            f": {amount(row.flops)} FLOPs ({share(row.flops_share)}), {amount(row.params)} "
-            f"parameters ({share(row.params_share)})"
-        )
         count = "" if row.repeats == 1 else f"{row.repeats} × "
-        what = f"{row.block.stage}: {count}{row.block.text}, to {row.block.shape}"
-        lines.append(f"{what}{figures if row.params or row.flops else ''}.")
+        line = f"{row.block.stage}: {count}{row.block.text}, to {row.block.shape}"
+        if row.params or row.flops:
+            line += f": {amount(row.flops)} FLOPs ({share(row.flops_share)})"
+            line += f", {amount(row.params)} parameters ({share(row.params_share)})"
+        lines.append(f"{line}.")
     return " ".join(lines)
 
 
@@ -181,7 +173,14 @@ def draw(network: Architecture, title: str) -> Svg:
     found.height = bottom = top + 22
     for stage, group in groupby(drawn, lambda row: row.block.stage):
         bottom = _stage(found, stage, list(group), bottom, full)
-    _foot(found, drawn)
+    lines = ["One multiply-add is one FLOP."]
+    if any(row.repeats > 1 for row in drawn):
+        lines.append("n ×: equal blocks; figures and bars are sums over them,")
+        lines.append("a bar has a piece for each.")
+    for line in (*lines, "Arcs on the left are residual connections."):
+        found.height += 17
+        found.text(_MARGIN, found.height, line, look="faint")
+    found.height += 8
     return found
 
 
@@ -201,32 +200,9 @@ def share(value: float) -> str:
     return "<1 %" if 0 < percent < 0.5 else f"{percent:.0f} %"
 
 
-def _unit(block: Block) -> tuple[str, str]:
-    """Equal for an attention block and the MLP that is paired with it."""
-    is_paired = block.kind in ("attention", "shrink", "mlp")
-    return block.stage, block.name.rpartition(".")[0] if is_paired else block.name
-
-
 def _levit(network: Levit) -> Iterator[Block]:
-    yield from _stem(network)
-    stages, grids = network.stages, network.grids
-    if network.position == "embedding":
-        title, width = "position embedding", stages[0].embed_dim
-        yield _map("stem", "position_embedding", "tokens", title, "", width, grids[0])
-    for index, (stage, grid) in enumerate(zip(stages, grids, strict=True)):
-        if index:
-            yield from _shrink(network.shrinks[index - 1], index, stage.embed_dim, grid)
-        part, name = f"stage {index + 1}", f"stages.{index}.blocks"
-        yield from _pairs(part, name, stage, compact(*grid), math.prod(grid))
-    width = stages[-1].embed_dim
-    yield Block(
-        "heads", "", "pool", "average pooling", f"{math.prod(grids[-1])} to 1", width, None, 1
-    )
-    yield from _classifiers(network, width, f"{network.norm} norm, ")
-
-
-def _stem(network: Levit) -> Iterator[Block]:
-    stem, size, width = network.stem, sides(network.image_size), network.stages[0].embed_dim
+    stages, grids, stem = network.stages, network.grids, network.stem
+    size, width = sides(network.image_size), stages[0].embed_dim
     match stem:
         case ConvStem():
             for index, channels in enumerate(stem.channels):
@@ -236,14 +212,25 @@ def _stem(network: Levit) -> Iterator[Block]:
         case PatchStem():
             side = stem.patch_size
             detail = f"{side}×{side} convolution, stride {side}"
-            grid = network.grids[0]
-            yield _map("stem", "stem.convs.0", "convolution", "patches", detail, width, grid)
+            yield _map("stem", "stem.convs.0", "convolution", "patches", detail, width, grids[0])
         case ResNetStem():
-            cut = stem.cut(network.in_channels)
-            yield from _resnet("stem.resnet", stem.kind, cut, size)
+            yield from _resnet("stem.resnet", stem.kind, stem.cut(network.in_channels), size)
             if stem.is_projected(width):
-                grid = network.grids[0]
-                yield _projection("projection", "stem.projection", width, grid)
+                yield _projection("projection", "stem.projection", width, grids[0])
+    if network.position == "embedding":
+        title = "position embedding"
+        yield _map("stem", "position_embedding", "tokens", title, "", width, grids[0])
+    for index, (stage, grid) in enumerate(zip(stages, grids, strict=True)):
+        if index:
+            shrink, width = network.shrinks[index - 1], stage.embed_dim
+            part, name, title = f"shrink {index}", f"shrinks.{index - 1}", "shrinking attention"
+            yield _map(part, f"{name}.attention", "shrink", title, _heads(shrink), width, grid)
+            yield _map(part, f"{name}.mlp", "mlp", "MLP", _hidden(width, shrink), width, grid)
+        part, name = f"stage {index + 1}", f"stages.{index}.blocks"
+        yield from _pairs(part, name, stage, compact(*grid), math.prod(grid))
+    width, detail = stages[-1].embed_dim, f"{math.prod(grids[-1])} to 1"
+    yield Block("heads", "", "pool", "average pooling", detail, width, None, 1)
+    yield from _classifiers(network, width, f"{network.norm} norm, ")
 
 
 def _projection(stage: str, name: str, width: int, grid: Sides) -> Block:
@@ -284,33 +271,29 @@ def _graft(network: Graft) -> Iterator[Block]:
         width = cut.channels
     stage = network.trunk_stage
     if stage is not None:
-        yield from _tokens(network, width, stage.embed_dim)
+        # From the donor's map or the image to the trunk's tokens.
+        channels, width, grid, side = width, stage.embed_dim, network.grid_sides, network.patch
+        if network.donor is None:
+            name, detail = "trunk.projection", f"{side}×{side} convolution, stride {side}"
+            yield _map("tokens", name, "convolution", "patches", detail, width, grid)
+        else:
+            if side > 1:
+                detail = f"{side}×{side}, stride {side}"
+                yield _map("tokens", "", "pool", "average pooling", detail, channels, grid)
+            yield _projection("tokens", "trunk.projection", width, grid)
+        kinds = ["class", *(["distillation"] if network.distillation else [])]
+        for count, kind in enumerate(kinds, start=math.prod(grid) + 1):
+            name, title = f"trunk.{kind}_token", f"{kind} token"
+            yield Block("tokens", name, "tokens", title, "", width, None, count)
+        name, title = "trunk.position_embedding", "position embedding"
+        yield Block("tokens", name, "tokens", title, "", width, None, network.tokens)
         yield from _pairs("trunk", "trunk.blocks", stage, None, network.tokens)
-        width, tokens = stage.embed_dim, 1 + network.distillation
+        tokens = 1 + network.distillation
         yield Block("heads", "trunk.norm", "tokens", "layer norm", "", width, None, tokens)
     else:
         pixels = math.prod(network.map_sides)
         yield Block("heads", "", "pool", "average pooling", f"{pixels} to 1", width, None, 1)
     yield from _classifiers(network, width)
-
-
-def _tokens(network: Graft, channels: int, width: int) -> Iterator[Block]:
-    """From the donor's map or the image to the trunk's tokens."""
-    grid, side, name = network.grid_sides, network.patch, "trunk.projection"
-    if network.donor is None:
-        detail = f"{side}×{side} convolution, stride {side}"
-        yield _map("tokens", name, "convolution", "patches", detail, width, grid)
-    else:
-        if side > 1:
-            detail = f"{side}×{side}, stride {side}"
-            yield _map("tokens", "", "pool", "average pooling", detail, channels, grid)
-        yield _projection("tokens", name, width, grid)
-    kinds = ["class", *(["distillation"] if network.distillation else [])]
-    for count, kind in enumerate(kinds, start=math.prod(grid) + 1):
-        name, title = f"trunk.{kind}_token", f"{kind} token"
-        yield Block("tokens", name, "tokens", title, "", width, None, count)
-    name, title = "trunk.position_embedding", "position embedding"
-    yield Block("tokens", name, "tokens", title, "", width, None, network.tokens)
 
 
 def _pairs(
@@ -323,14 +306,6 @@ def _pairs(
     for index in range(stage.depth):
         yield replace(attention, name=f"{name}.{index}.attention")
         yield replace(mlp, name=f"{name}.{index}.mlp")
-
-
-def _shrink(shrink: Shrink, index: int, width: int, grid: Sides) -> Iterator[Block]:
-    """The shrinking attention and its MLP; ``width`` and ``grid`` are those after it."""
-    part, name, detail = f"shrink {index}", f"shrinks.{index - 1}", _heads(shrink)
-    title = "shrinking attention"
-    yield _map(part, f"{name}.attention", "shrink", title, detail, width, grid)
-    yield _map(part, f"{name}.mlp", "mlp", "MLP", _hidden(width, shrink), width, grid)
 
 
 def _classifiers(network: Architecture, width: int, before: str = "") -> Iterator[Block]:
@@ -368,8 +343,7 @@ def _image(network: Architecture) -> str:
 
 
 def _head(found: Svg, network: Architecture, title: str, full: float) -> None:
-    total = cost.cost(network)
-    family = "graft" if isinstance(network, Graft) else "LeViT"
+    total, family = cost.cost(network), "graft" if isinstance(network, Graft) else "LeViT"
     under = [f"{family}, {amount(total.flops)} FLOPs, {amount(total.params)} parameters"]
     if title != network.summary():
         under += textwrap.wrap(network.summary(), 52)
@@ -392,9 +366,8 @@ def _stage(found: Svg, stage: str, drawn: list[Row], flow: float, full: float) -
     Returns:
         Where its last box ends.
     """
-    heights = [
-        7 + _LINE * max(1 + bool(row.block.detail), 1 + _line_of_shape(row)) for row in drawn
-    ]
+    lines = [1 + max(bool(row.block.detail), _line_of_shape(row)) for row in drawn]
+    heights = [7 + _LINE * count for count in lines]
     top = found.height + _STEP
     tall = 24 + sum(heights) + _STEP * (len(drawn) - 1) + 6
     found.box(0, top, WIDTH, tall, "panel", radius=5)
@@ -406,8 +379,8 @@ def _stage(found: Svg, stage: str, drawn: list[Row], flow: float, full: float) -
         found.path(f"M{_FLOW} {flow}V{y - 1}m-3.5-4.5 3.5 4.5 3.5-4.5", "line")
         _box(found, row, y, height)
         if row.params or row.flops:
-            _bar(found, "flops", (_FLOPS, y), row.flops, row.flops_share / full, row)
-            _bar(found, "params", (_PARAMS, y), row.params, row.params_share / full, row)
+            _bar(found, "flops", _FLOPS, y, row.flops, row.flops_share, row.repeats, full)
+            _bar(found, "params", _PARAMS, y, row.params, row.params_share, row.repeats, full)
         flow = y + height
         y = flow + _STEP
     found.height = top + tall
@@ -435,50 +408,33 @@ def _box(found: Svg, row: Row, y: float, height: float) -> None:
             found.box(_LEFT, y, width, height, "plain", radius=10)
         case _:
             found.box(_LEFT, y, width, height, "plain")
-    is_residual = row.block.kind in ("attention", "mlp") or (
-        row.block.kind == "residual" and " of " not in row.block.detail
-    )
-    if is_residual:
+    is_whole = row.block.kind == "residual" and " of " not in row.block.detail
+    if is_whole or row.block.kind in ("attention", "mlp"):
         start, end, x = y + 9, bottom - 9, _LEFT - 13
         arc = f"M{_LEFT} {start}C{x} {start} {x} {end} {_LEFT - 1} {end}"
         found.path(f"{arc}m-4-3 4 3-4 3", "line")
-    left, right = _LEFT + _PADDING, _RIGHT - _PADDING
-    found.text(left, y + _LINE, row.title, NORMAL, bold=True)
+    found.text(_LEFT + _PADDING, y + _LINE, row.title, NORMAL, bold=True)
     if row.block.detail:
-        found.text(left, y + 2 * _LINE, row.block.detail, look="faint")
-    right -= 5 if row.block.kind == "shrink" else 0  # which is narrower at its end
+        found.text(_LEFT + _PADDING, y + 2 * _LINE, row.block.detail, look="faint")
+    right = _RIGHT - _PADDING - (5 if row.block.kind == "shrink" else 0)  # narrower at its end
     line = 1 + _line_of_shape(row)
     found.text(right, y + line * _LINE, row.block.shape, anchor="end")
 
 
 def _bar(
-    found: Svg, look: str, corner: tuple[float, float], value: int, share_of_full: float, row: Row
+    found: Svg, look: str, x: float, y: float, value: int, part: float, pieces: int, full: float
 ) -> None:
     """A figure, its share and a bar cut into as many pieces as there are equal blocks."""
-    x, y = corner
     # A thin space stands between a figure and its unit, as there is little room.
     found.text(x, y + 14, amount(value).replace(" ", "\u2009"))
     if not value:
         return
-    of_whole = share(row.flops_share if look == "flops" else row.params_share)
-    found.text(x + _BAR, y + 14, of_whole.replace(" ", "\u2009"), look="faint", anchor="end")
-    length = max(_BAR * share_of_full, 1)
+    found.text(x + _BAR, y + 14, share(part).replace(" ", "\u2009"), look="faint", anchor="end")
+    length = max(_BAR * (part / full), 1)
     found.box(x, y + 19, length, 9, look)
-    piece = length / row.repeats
-    for index in range(1, row.repeats if piece >= 3 else 1):
+    piece = length / pieces
+    for index in range(1, pieces if piece >= 3 else 1):
         found.box(x + index * piece - 0.5, y + 19, 1, 9, "paper")
-
-
-def _foot(found: Svg, drawn: list[Row]) -> None:
-    lines = ["One multiply-add is one FLOP."]
-    if any(row.repeats > 1 for row in drawn):
-        lines.append("n ×: equal blocks; figures and bars are sums over them,")
-        lines.append("a bar has a piece for each.")
-    lines.append("Arcs on the left are residual connections.")
-    for line in lines:
-        found.height += 17
-        found.text(_MARGIN, found.height, line, look="faint")
-    found.height += 8
 
 
 @dataclass(frozen=True)
@@ -487,38 +443,37 @@ class NetworkView:
 
     network: Architecture
     title: str
-    biases: list[BiasMaps]
-    filters: PatchFilters | None
+    biases: Sequence[BiasMaps] = ()
+    filters: PatchFilters | None = None
 
     @property
     def has_maps(self) -> bool:
         return bool(self.biases) or self.filters is not None
 
-    def svg(self, embedded: bool = False) -> str:
-        """One picture; see :func:`levit_search.drawing.svg.document` for ``embedded``."""
-        maps = weight_maps.draw(self.biases, self.filters)
-        words = [
-            description(self.network),
-            weight_maps.description(self.biases, self.filters),
-        ]
-        return document(
-            [draw(self.network, self.title), *maps],
-            f"Block diagram of {self.title}",
-            " ".join(words).strip(),
-            embedded,
-        )
+    def svg(self) -> str:
+        """One picture of its blocks, and of its weights below them."""
+        parts = draw(self.network, self.title), *weight_maps.draw(self.biases, self.filters)
+        maps = weight_maps.description(self.biases, self.filters)
+        told = f"{description(self.network)} {maps}".strip()
+        return document(parts, f"Block diagram of {self.title}", told)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """``{name, id, params, flops, activations, blocks, attention_biases}``, the blocks with
         figures and shares, the biases [H, R, R] of each block that has trained ones (null where
         one is no number)."""
+
+        def plain(values: npt.NDArray[np.float32]) -> object:
+            found = values.astype(float).round(6).astype(object)
+            found[~np.isfinite(values)] = None
+            return found.tolist()
+
         return {
             "name": self.title,
             "id": self.network.id,
             **cost.cost(self.network)._asdict(),
             "blocks": [asdict(block) for block in blocks(self.network)],
             "attention_biases": [
-                {"block": maps.block, "values": _plain(maps.values)} for maps in self.biases
+                {"block": maps.block, "values": plain(maps.values)} for maps in self.biases
             ],
         }
 
@@ -530,17 +485,7 @@ def network_view(network: Architecture, title: str, weights: Path | None) -> Net
         InputError: the file cannot be read, or its tensors are not this network's.
     """
     if weights is None:
-        return NetworkView(network, title, [], None)
-    tensors = weight_maps.read_weights(weights)
-    biases = weight_maps.attention_biases(network, tensors, str(weights))
-    return NetworkView(
-        network, title, biases, weight_maps.patch_filters(network, tensors, str(weights))
-    )
-
-
-def _plain(values: npt.NDArray[np.float32]) -> list[Any]:
-    """As JSON can say it."""
-    plain = values.astype(float).round(6).astype(object)
-    plain[~np.isfinite(values)] = None
-    found: list[Any] = plain.tolist()
-    return found
+        return NetworkView(network, title)
+    tensors, where = weight_maps.read_weights(weights), str(weights)
+    biases = weight_maps.attention_biases(network, tensors, where)
+    return NetworkView(network, title, biases, weight_maps.patch_filters(network, tensors, where))

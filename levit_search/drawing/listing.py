@@ -1,19 +1,20 @@
 """Networks on a terminal: the block diagram as a table with bars, layers as a tree with sums."""
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from levit_search.architecture import Architecture
 from levit_search.cost import Cost, LayerCost, cost
-from levit_search.drawing.diagram import Row, amount, blocks, rows
+from levit_search.drawing.diagram import amount, blocks, rows
 from levit_search.drawing.svg import AMBER, SKY
 from levit_search.image_size import image_shape
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
-_BLUE, _ORANGE = SKY, AMBER  # which can be read on black and on white
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _ASCII = str.maketrans({"×": "x", "→": ">"})
 
@@ -21,7 +22,8 @@ _ASCII = str.maketrans({"×": "x", "→": ">"})
 class Listing:
     """The block diagram of a network, for rich to print.
 
-    Bars are as long as the terminal has room for, and ASCII where it must.
+    Bars are as long as the terminal has room for, and ASCII where it must; their colours can be
+    read on black and on white.
 
     Args:
         network: of either family.
@@ -44,7 +46,17 @@ class Listing:
             right = head not in ("block", "")
             table.add_column(head, justify="right" if right else "left", no_wrap=right)
         full = max(max(row.flops_share, row.params_share) for row in drawn)
-        labels, room = _labels(drawn, options.max_width)
+        # In two lines a block where one would leave no room for bars.
+        shapes = max(len(row.block.shape) for row in drawn)
+        left = options.max_width - shapes - 2 * 6 - 2 * 4 - 7  # two figures, their shares, the gaps
+        for between, least in (("  ", 8), ("\n    ", 4)):
+            texts = [(row.title, row.block.detail) for row in drawn]
+            labels = [f"  {between.join(filter(None, text))}" for text in texts]
+            longest = max(len(line) for label in labels for line in label.split("\n"))
+            room = (left - longest) // 2
+            if room >= least:
+                break
+        room = max(4, min(24, room))  # of a full bar
         size = "×".join(map(str, image_shape(network)))
         table.add_row("image", size.translate(plain))
         stage = ""
@@ -53,46 +65,25 @@ class Listing:
                 stage = row.block.stage
                 table.add_row(Text(stage, style="bold"))
             cells: list[str | Text] = [label.translate(plain), row.block.shape.translate(plain)]
-            for value, part, style in _figures(row):
+            figures = (row.flops, row.flops_share, SKY), (row.params, row.params_share, AMBER)
+            for value, part, style in figures if row.flops or row.params else ():
                 bar = _bar(room * part / full, options.ascii_only)
                 cells += [amount(value), f"{100 * part:.1f}", Text(bar, style=style)]
             table.add_row(*cells)
         total = cost(network)
-        figures = f"{amount(total.flops)} FLOPs, {amount(total.params)} parameters"
-        yield Text(f"{self.title}: {figures}", style="bold")
+        told = f"{amount(total.flops)} FLOPs, {amount(total.params)} parameters"
+        yield Text(f"{self.title}: {told}", style="bold")
         yield table
         note = "n ×: figures and bars are sums over n equal blocks. One multiply-add is one FLOP."
         yield Text(note.translate(plain))
 
     def text(self, width: int = 100) -> str:
         """As plain text of at most so many columns, where they are enough."""
-        from io import StringIO
-
         from rich.console import Console
 
         file = StringIO()
         Console(file=file, width=width, highlight=False).print(self)
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
-
-
-def _labels(drawn: list[Row], width: int) -> tuple[list[str], int]:
-    """The first column, in two lines a block where one would leave no room for bars, and how long
-    a full bar may be."""
-    shapes = max(len(row.block.shape) for row in drawn)
-    left = width - shapes - 2 * 6 - 2 * 4 - 7  # two figures, their shares, the gaps
-    for between, least in (("  ", 8), ("\n    ", 4)):
-        labels = [f"  {between.join(filter(None, (row.title, row.block.detail)))}" for row in drawn]
-        longest = max(len(line) for label in labels for line in label.split("\n"))
-        room = (left - longest) // 2
-        if room >= least:
-            break
-    return labels, max(4, min(24, room))
-
-
-def _figures(row: Row) -> tuple[tuple[int, float, str], ...]:
-    if not row.flops and not row.params:
-        return ()
-    return (row.flops, row.flops_share, _BLUE), (row.params, row.params_share, _ORANGE)
 
 
 def _bar(length: float, is_ascii: bool) -> str:
@@ -121,15 +112,14 @@ def tree(name: str, layers: Iterable[LayerCost]) -> Node:
     """
     root = Node(name, Cost(0, 0, 0))
     for layer in layers:
-        node = root
-        _add(node, layer)
+        nodes = [root]
         for part in _parts(layer.name):
-            child = next((child for child in node.children if child.name == part), None)
-            if child is None:
-                child = Node(part, Cost(0, 0, 0))
-                node.children.append(child)
-            node = child
-            _add(node, layer)
+            below = nodes[-1].children
+            if all(child.name != part for child in below):
+                below.append(Node(part, Cost(0, 0, 0)))
+            nodes.append(next(child for child in below if child.name == part))
+        for node in nodes:
+            node.cost = Cost(*map(operator.add, node.cost, layer[1:]))
     return root
 
 
@@ -150,14 +140,12 @@ LINE_GUIDES = Guides("   ", "│  ", "├─ ", "└─ ")
 def lines(root: Node, guides: Guides = LINE_GUIDES) -> Iterator[tuple[str, Cost]]:
     """The tree from the root down, each node as its name behind guides, with its figures."""
     yield root.name, root.cost
-    yield from _below(root, "", guides)
-
-
-def _below(node: Node, before: str, guides: Guides) -> Iterator[tuple[str, Cost]]:
-    for child in node.children:
-        last = child is node.children[-1]
-        yield before + (guides.end if last else guides.fork) + child.name, child.cost
-        yield from _below(child, before + (guides.space if last else guides.line), guides)
+    for child in root.children:
+        is_last = child is root.children[-1]
+        ahead, further = (guides.end, guides.space) if is_last else (guides.fork, guides.line)
+        for name, figures in lines(child, guides):
+            yield ahead + name, figures
+            ahead = further
 
 
 def _parts(name: str) -> list[str]:
@@ -174,7 +162,3 @@ def _parts(name: str) -> list[str]:
         else:
             parts.append(part)
     return parts
-
-
-def _add(node: Node, layer: LayerCost) -> None:
-    node.cost = Cost(*(above + own for above, own in zip(node.cost, layer[1:], strict=True)))

@@ -79,7 +79,7 @@ class Svg:
 
     def __init__(self, width: float = WIDTH) -> None:
         self.width, self.height = width, 0.0
-        self._elements: list[str] = []
+        self.elements: list[str] = []
 
     def text(
         self,
@@ -92,19 +92,17 @@ class Svg:
         bold: bool = False,
     ) -> None:
         """One line of text whose baseline is at ``y``; markup in it is written out."""
-        weight, told = "600" if bold else None, escape(text, quote=False)
-        more: Attributes = {
-            "text_anchor": None if anchor == "start" else anchor,
-            "font_weight": weight,
-        }
+        more: Attributes = {"text_anchor": None if anchor == "start" else anchor}
+        more["font_weight"] = "600" if bold else None
+        told = escape(text, quote=False)
         self.add(element("text", look, told, x=x, y=y, font_size=size, **more))
 
     def box(
         self, x: float, y: float, width: float, height: float, look: str, radius: float = 0
     ) -> None:
         """A rectangle that looks like ``drawing-LOOK``."""
-        size: Attributes = {"width": width, "height": height, "rx": radius or None}
-        self.add(element("rect", look, x=x, y=y, **size))
+        rx = radius or None
+        self.add(element("rect", look, x=x, y=y, width=width, height=height, rx=rx))
 
     def path(self, commands: str, look: str) -> None:
         """A path in SVG's own commands."""
@@ -116,12 +114,9 @@ class Svg:
         size: Attributes = {"width": width, "height": height}
         self.add(element("image", x=x, y=y, **size, preserveAspectRatio="none", href=source))
 
-    def add(self, *elements: str) -> None:
+    def add(self, markup: str) -> None:
         """Markup as it is."""
-        self._elements += elements
-
-    def elements(self) -> str:
-        return "\n".join(self._elements)
+        self.elements.append(markup)
 
 
 def document(parts: Sequence[Svg], title: str, description: str, embedded: bool = False) -> str:
@@ -135,14 +130,13 @@ def document(parts: Sequence[Svg], title: str, description: str, embedded: bool 
             page's custom properties, see :data:`LIGHT`. A document of its own follows the reader's
             light or dark theme.
     """
-    width, height = number(parts[0].width), number(sum(part.height for part in parts))
-    body, top = [], 0.0
+    body = [] if embedded else ['<rect class="drawing-paper" width="100%" height="100%"/>']
+    top = 0.0
     for part in parts:
         shift = f' transform="translate(0 {number(top)})"' if top else ""
-        body.append(f"<g{shift}>\n{part.elements()}\n</g>")
+        body += [f"<g{shift}>", *part.elements, "</g>"]
         top += part.height
-    if not embedded:
-        body.insert(0, '<rect class="drawing-paper" width="100%" height="100%"/>')
+    width, height = number(parts[0].width), number(top)
     drawn = "".join(body)
     used = {look: rule for look, rule in _LOOKS.items() if f'class="drawing-{look}"' in drawn}
     light, dark, of_page = (

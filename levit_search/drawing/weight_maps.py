@@ -18,6 +18,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+from safetensors import SafetensorError, safe_open
 
 from levit_search.architecture import Architecture, Graft, Levit, PatchStem, Stage
 from levit_search.drawing.svg import LARGE, NORMAL, WIDTH, Svg, document
@@ -30,6 +32,9 @@ Weights = Mapping[str, Array]
 
 PARTS = ("query", "key", "value")
 
+# What filters come from: the projection of patches and the first block, of either family.
+_PROJECTIONS = ("stem.convs.0.", "trunk.projection.")
+_FIRST_BLOCKS = ("stages.0.blocks.0.attention.", "trunk.blocks.0.attention.")
 _SHOWN, _SHOWN_OF_LARGE, _LARGE = 12, 4, 768  # filters a head; fewer of more weights than this
 _BATCH_NORM_EPSILON = 1e-5  # torch's own
 
@@ -80,15 +85,16 @@ def read_weights(path: Path) -> dict[str, Array]:
     Raises:
         InputError: there is no such file, it is damaged, or no safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         check_weights(read_bounded(path))
         with safe_open(path, framework="numpy") as file:
-            names = [name for name in file.keys() if _is_drawn(name)]  # noqa: SIM118
-            return {name: file.get_tensor(name).astype(np.float32) for name in names}
+            return {
+                name: file.get_tensor(name).astype(np.float32)
+                for name in file.keys()  # noqa: SIM118
+                if name.endswith(".attention_bias") or name.startswith(_PROJECTIONS + _FIRST_BLOCKS)
+            }
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except DamagedFileError as error:
@@ -181,10 +187,8 @@ def svg(
         title: the network's name.
         embedded: see :func:`levit_search.drawing.svg.document`.
     """
-    drawn = draw(biases, filters)
-    assert drawn
     name = f"Weights of {title}" if title else "Weights"
-    return document(drawn, name, description(biases, filters), embedded)
+    return document(draw(biases, filters), name, description(biases, filters), embedded)
 
 
 def description(biases: Sequence[BiasMaps], filters: PatchFilters | None) -> str:
@@ -206,24 +210,18 @@ def draw(biases: Sequence[BiasMaps], filters: PatchFilters | None) -> list[Svg]:
     return found if filters is None else [*found, _draw_filters(filters)]
 
 
-def _is_drawn(name: str) -> bool:
-    first = ("stem.convs.0.", "trunk.projection.")
-    blocks = ("stages.0.blocks.0.attention.", "trunk.blocks.0.attention.")
-    return name.endswith(".attention_bias") or name.startswith((*first, *blocks))
-
-
 def _tensor(weights: Weights, name: str, shape: tuple[int, ...], where: str) -> Array:
     if name not in weights:
         raise InputError(
             f"{where}: {name} is missing; expected this network's tensors under levit-search's own "
             "names, as in a study's checkpoints/ and in an exported model.safetensors"
         )
-    if weights[name].shape != shape:
+    found = weights[name]
+    if found.shape != shape:
         raise InputError(
-            f"{where}: {name} has shape {list(weights[name].shape)}, the network's has "
-            f"{list(shape)}"
+            f"{where}: {name} has shape {list(found.shape)}, the network's has {list(shape)}"
         )
-    return weights[name]
+    return found
 
 
 def _composed(
@@ -231,26 +229,25 @@ def _composed(
 ) -> tuple[Stage, Array, tuple[int, ...]] | None:
     """The first block as a stage, its filters over a patch [H (2 K + V), all weights of one], and
     the shape of one after heads and filters."""
-    batch_norm = network.norm == "batch"
+    channels = network.in_channels
     if isinstance(network, Levit):
         if not isinstance(network.stem, PatchStem):
             return None
-        stage, channels, side = network.stages[0], network.in_channels, network.stem.patch_size
+        stage, side = network.stages[0], network.stem.patch_size
         before, attention = "stem.convs.0", "stages.0.blocks.0.attention"
     else:
-        trunk, donor = network.trunk_stage, network.donor
-        if trunk is None:
+        if network.trunk_stage is None:
             return None
-        stage, channels, side = trunk, network.in_channels, network.patch
-        if donor is not None:
-            channels, side = donor.cut(channels).channels, 1
+        stage, side = network.trunk_stage, network.patch
+        if network.donor is not None:
+            channels, side = network.donor.cut(channels).channels, 1
         before, attention = "trunk.projection", "trunk.blocks.0.attention"
     width = stage.embed_dim
     outputs = stage.num_heads * (2 * stage.key_dim + int(stage.attn_ratio * stage.key_dim))
     patch = _tensor(weights, f"{before}.conv.weight", (width, channels, side, side), where)
     patch = patch.reshape(width, -1)
     qkv = _tensor(weights, f"{attention}.qkv.linear.weight", (outputs, width), where)
-    if batch_norm:
+    if network.norm == "batch":
         patch = patch * _norm_scale(weights, f"{before}.norm", width, where)[:, None]
         qkv = qkv * _norm_scale(weights, f"{attention}.qkv.norm", outputs, where)[:, None]
     else:
@@ -271,18 +268,19 @@ def _heads(count: int) -> str:
     return "1 head" if count == 1 else f"{count} heads"
 
 
-def _note(found: Svg, title: str, text: str) -> None:
-    found.height += 24
+def _noted(title: str, text: str) -> Svg:
+    """A part that begins with a title and a text."""
+    found = Svg()
+    found.height = 24
     found.text(_MARGIN, found.height, title, LARGE, bold=True)
     for line in textwrap.wrap(text, _LINE):
         found.height += 17
         found.text(_MARGIN, found.height, line, look="faint")
+    return found
 
 
 def _draw_biases(biases: Sequence[BiasMaps]) -> Svg:
-    found = Svg()
-    _note(
-        found,
+    found = _noted(
         "Attention biases",
         "A map for each head: what is added to the score of a key so many columns (to the right) "
         "and rows (downwards) away; top left is the query's own place. Each block has a scale of "
@@ -295,7 +293,13 @@ def _draw_biases(biases: Sequence[BiasMaps]) -> Svg:
         limit = _limit(maps.values)
         found.height += 10
         found.text(_MARGIN, found.height + 15, maps.text, NORMAL, bold=True)
-        _legend(found, limit)
+        # The scale right of the block's name, with its ends and zero.
+        width, top = 150, found.height + 4
+        left = WIDTH - _MARGIN - width
+        found.picture(left, top, width, 8, _png(np.arange(_LEVELS, dtype=np.uint8)[None]))
+        found.text(left, top + 21, f"\u2212{limit:.2g}", look="faint")
+        found.text(left + width / 2, top + 21, "0", look="faint", anchor="middle")
+        found.text(left + width, top + 21, f"+{limit:.2g}", look="faint", anchor="end")
         found.height += 30
         levels = _levels(maps.values, limit)
         height = side * levels.shape[1] / levels.shape[2]
@@ -312,26 +316,14 @@ def _draw_biases(biases: Sequence[BiasMaps]) -> Svg:
     return found
 
 
-def _legend(found: Svg, limit: float) -> None:
-    """The scale right of a block's name, with its ends and zero."""
-    width, top = 150, found.height + 4
-    left = WIDTH - _MARGIN - width
-    found.picture(left, top, width, 8, _png(np.arange(_LEVELS, dtype=np.uint8)[None]))
-    found.text(left, top + 21, f"\u2212{limit:.2g}", look="faint")
-    found.text(left + width / 2, top + 21, "0", look="faint", anchor="middle")
-    found.text(left + width, top + 21, f"+{limit:.2g}", look="faint", anchor="end")
-
-
 def _draw_filters(filters: PatchFilters) -> Svg:
-    found = Svg()
     shown = max(part.shape[1] for part in filters.values.values())
     what = {
         "pixels": "of a patch of the image; grey is zero, each filter has a scale of its own",
         "channels": "of the channels that the ResNet ends with, each a small square, row by row; "
         "blue is negative, white zero, orange positive, each group has a scale of its own",
     }
-    _note(
-        found,
+    found = _noted(
         "First layer's filters",
         f"What queries, keys and values of the first block take up {what[filters.over]}. Shown are "
         f"the {shown} of the largest norm for each head.",
@@ -345,38 +337,37 @@ def _draw_filters(filters: PatchFilters) -> Svg:
         found.height += 20
         found.text(_MARGIN, found.height, f"head {head + 1}", look="faint")
         found.height += 6
-        below = 0.0
+        heights = []
         for column, part in enumerate(PARTS):
-            picture = _tiled(_tiles(filters, part, head))
-            width, height = side, side * picture.shape[0] / picture.shape[1]
+            picture = _tiled(filters, part, head)
+            heights.append(side * picture.shape[0] / picture.shape[1])
             x = _MARGIN + column * (side + gap)
-            found.picture(x, found.height, width, height, _png(picture))
-            below = max(below, height)
-        found.height += below
+            found.picture(x, found.height, side, heights[-1], _png(picture))
+        found.height += max(heights)
     found.height += 12
     return found
 
 
-def _tiles(filters: PatchFilters, part: str, head: int) -> Bytes:
-    """The filters of a head as colours [filters, P, P, 3], or as levels of a square's channels."""
+def _tiled(filters: PatchFilters, part: str, head: int) -> Bytes:
+    """The filters of a head in rows of four, a pixel apart; what is no filter is clear.
+
+    Each is a tile of colours [P, P, 3], or of levels: a square with all channels of a donor's map.
+    """
     shown = filters.values[part][head]
     if filters.over == "channels":
         count, channels = shown.shape[:2]
         side = math.ceil(math.sqrt(channels))
         tiles = np.full((count, side * side), _CLEAR, dtype=np.uint8)
         tiles[:, :channels] = _levels(shown.reshape(count, channels), _limit(shown))
-        return tiles.reshape(count, side, side)
-    if shown.shape[1] != 3:  # grey, or the mean of channels that are no colours
-        shown = shown.mean(axis=1, keepdims=True).repeat(3, axis=1)
-    largest = np.abs(shown).max(axis=(1, 2, 3), keepdims=True)
-    scaled = shown / np.where(largest > 0, largest, 1)
-    # Five bits a channel, which the eye hardly tells from eight and which halve the files.
-    colours: Bytes = np.round(15.5 + 15.5 * scaled).astype(np.uint8) * 8 + 4
-    return colours.transpose(0, 2, 3, 1)
-
-
-def _tiled(tiles: Bytes) -> Bytes:
-    """Tiles [N, P, P, ...] in rows of four, a pixel apart; what is no tile is clear."""
+        tiles = tiles.reshape(count, side, side)
+    else:
+        if shown.shape[1] != 3:  # grey, or the mean of channels that are no colours
+            shown = shown.mean(axis=1, keepdims=True).repeat(3, axis=1)
+        largest = np.abs(shown).max(axis=(1, 2, 3), keepdims=True)
+        scaled = shown / np.where(largest > 0, largest, 1)
+        # Five bits a channel, which the eye hardly tells from eight and which halve the files.
+        colours: Bytes = np.round(15.5 + 15.5 * scaled).astype(np.uint8) * 8 + 4
+        tiles = colours.transpose(0, 2, 3, 1)
     side, rows = tiles.shape[1], -(-len(tiles) // 4)
     shape = (rows * (side + 1) - 1, 4 * side + 3, *tiles.shape[3:])
     picture = np.full(shape, _CLEAR, dtype=np.uint8)
@@ -388,8 +379,7 @@ def _tiled(tiles: Bytes) -> Bytes:
 
 def _limit(values: Array) -> float:
     """The largest magnitude, which the ends of a scale stand for."""
-    largest = float(np.abs(np.nan_to_num(values, posinf=0, neginf=0)).max())
-    return largest or 1.0
+    return float(np.abs(np.nan_to_num(values, posinf=0, neginf=0)).max()) or 1.0
 
 
 def _levels(values: Array, limit: float) -> Bytes:
@@ -412,16 +402,12 @@ def _palette() -> Bytes:
 
 def _png(picture: Bytes) -> bytes:
     """Levels [height, width], or colours [height, width, 3] in which (_CLEAR,) * 3 is clear."""
-    from PIL import Image
-
     file = BytesIO()
     if picture.ndim == 3:
-        clear = (_CLEAR, _CLEAR, _CLEAR)
-        Image.fromarray(picture).save(file, "PNG", transparency=clear)
+        Image.fromarray(picture).save(file, "PNG", transparency=(_CLEAR, _CLEAR, _CLEAR))
         return file.getvalue()
     used, indices = np.unique(picture, return_inverse=True)
-    image = Image.fromarray(indices.reshape(picture.shape).astype(np.uint8))
-    image = image.convert("L")
+    image = Image.fromarray(indices.reshape(picture.shape).astype(np.uint8)).convert("L")
     image.putpalette(_palette()[used].tobytes())
     options = {"transparency": len(used) - 1} if used[-1] == _CLEAR else {}
     image.save(file, "PNG", **options)

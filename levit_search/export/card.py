@@ -10,11 +10,13 @@ from typing import Any
 from levit_search.architecture import Architecture, sizes_of
 from levit_search.data import DataConfig
 from levit_search.escaping import printable, quoted
+from levit_search.export.formats import Preprocessing
 from levit_search.export.retraining import Retrained, Retraining
+from levit_search.export.timm_checkpoint import TimmCheckpoint
 from levit_search.export.verification import KnownLatency, Remeasurement, latencies
 from levit_search.image_size import image_shape
-from levit_search.significance import Accuracy, interval_text, wilson_percent
-from levit_search.study import BaselineRecord, Record, Study, StudyConfig
+from levit_search.significance import Accuracy, Verdict, interval_text, wilson_percent
+from levit_search.study import Record, Study, StudyConfig
 from levit_search.study.folder import environment
 from levit_search.table import figure
 
@@ -43,11 +45,11 @@ class Facts:
     record: Record
     choice: str
     """How it was picked."""
-    preprocessing: Mapping[str, Any]
+    preprocessing: Preprocessing
     accuracies: Mapping[str, tuple[float, int]]
     """By split, of the weights that are exported: top-1 in percent, and of how many images."""
-    searched: Accuracy | None
-    """What the search found, where it is known on how many images."""
+    verdict: Verdict
+    """What the accuracies of the search are worth."""
     notice: str | None
     """What is to be known before anything else: that these weights are no better than guessing."""
     retrained: Retrained | None
@@ -56,13 +58,11 @@ class Facts:
     parity: Mapping[str, float]
     """How far each file's logits are from the trained network's, at most."""
     again: Sequence[Remeasurement]
-    timm: "Mapping[str, Any] | str"
-    """``{name, arguments}`` of timm's network, or why timm has none."""
+    timm: TimmCheckpoint | str
+    """What timm was given, or why it has no such network."""
     config: StudyConfig
     """That the weights were trained with."""
     files: Sequence[str]
-    baselines: "Mapping[str, tuple[BaselineRecord, Accuracy | None]]"
-    """What the study is compared with, by id, and what their accuracies are worth."""
 
     @property
     def network(self) -> Architecture:
@@ -92,11 +92,11 @@ def model_card(facts: Facts) -> str:
         "and given as the ratio to it times its own milliseconds: compare the ratios.",
         *_compared(facts),
         "## Use",
-        _use(facts),
+        *_use(facts),
         "## Files",
-        _files(facts),
+        *_files(facts),
         "## Input",
-        _input(facts),
+        *_input(facts),
         "## Training",
         _training(facts),
         "## Made by",
@@ -107,17 +107,13 @@ def model_card(facts: Facts) -> str:
 
 def text(value: str) -> str:
     """Foreign text within Markdown: what means something there, or in HTML, means nothing."""
-    plain = html.escape(_in_one_line(value), quote=False)
+    plain = html.escape(printable(" ".join(value.split())), quote=False)
     return "".join(f"\\{each}" if each in "\\`*_[]|#" else each for each in plain)
 
 
 def code(value: str) -> str:
     """Foreign text between backticks."""
-    return _in_one_line(value).replace("`", "'").replace("|", "\\|")
-
-
-def _in_one_line(value: str) -> str:
-    return printable(" ".join(value.split()))
+    return printable(" ".join(value.split())).replace("`", "'").replace("|", "\\|")
 
 
 def _data(config: DataConfig) -> str:
@@ -136,7 +132,7 @@ Row = tuple[str, str, str, str]
 
 
 def _figures(facts: Facts) -> list[Row]:
-    rows = _accuracies(facts)
+    rows, values = _accuracies(facts), facts.record.values
     known = latencies(facts.study.config, facts.record)
     for each in known:
         reference = each.config.reference
@@ -148,12 +144,9 @@ def _figures(facts: Facts) -> list[Row]:
         if each.found.get("peak_memory_mb"):
             peak = f"{each.found['peak_memory_mb']:.4g} MB"
             rows.append((f"peak memory{_on(each)}", peak, "", "of the probe's process"))
-    for name, head in (
-        ("flops", "FLOPs"),
-        ("params", "parameters"),
-        ("activations", "activations"),
-    ):
-        rows.append((head, f"{facts.record.values[name]:,.0f}", "exact", "closed form"))
+    heads = {"flops": "FLOPs", "params": "parameters", "activations": "activations"}
+    for name, head in heads.items():
+        rows.append((head, f"{values[name]:,.0f}", "exact", "closed form"))
     return rows
 
 
@@ -161,36 +154,23 @@ def _accuracies(facts: Facts) -> list[Row]:
     data, retrained = _data(facts.config.data), facts.retrained
     rows: list[Row] = []
     for split, (percent, images) in facts.accuracies.items():
-        low, high = wilson_percent(percent, images)
-        rows.append(
-            (
-                f"top-1, {split}",
-                f"{percent:.2f} %",
-                f"{interval_text(low, high)} % (95 %, binomial)",
-                f"{images:,} images of {data}; these weights",
-            )
-        )
-    if retrained is not None and len(retrained.seeds) > 1:
-        for split in ("val", "test"):
-            found = getattr(retrained, f"{split}_top1_percent")
-            rows.append(
-                (
-                    f"top-1, {split}, over seeds",
-                    f"{mean(found):.2f} %",
-                    f"sd {stdev(found):.2f}: {', '.join(f'{each:.2f}' for each in found)}",
-                    f"seeds {', '.join(map(str, retrained.seeds))}",
-                )
-            )
-    if retrained is not None and "top1_percent" in facts.record.values:
-        epochs = facts.study.config.candidate_recipe.epochs
-        rows.append(
-            (
-                "top-1, val, in the search",
-                f"{facts.record.values['top1_percent']:.2f} %",
-                f"{facts.searched.interval()} % (95 %, binomial)" if facts.searched else "",
-                f"after {epochs} epochs",
-            )
-        )
+        spread = f"{interval_text(*wilson_percent(percent, images))} % (95 %, binomial)"
+        how = f"{images:,} images of {data}; these weights"
+        rows.append((f"top-1, {split}", f"{percent:.2f} %", spread, how))
+    if retrained is None:
+        return rows
+    if len(retrained.seeds) > 1:
+        how = f"seeds {', '.join(map(str, retrained.seeds))}"
+        by_split = {"val": retrained.val_top1_percent, "test": retrained.test_top1_percent}
+        for split, found in by_split.items():
+            spread = f"sd {stdev(found):.2f}: {', '.join(f'{each:.2f}' for each in found)}"
+            rows.append((f"top-1, {split}, over seeds", f"{mean(found):.2f} %", spread, how))
+    if "top1_percent" in facts.record.values:
+        searched = facts.verdict.by_trial.get(facts.record.trial)
+        spread = f"{searched.interval()} % (95 %, binomial)" if searched else ""
+        value = f"{facts.record.values['top1_percent']:.2f} %"
+        how = f"after {facts.study.config.candidate_recipe.epochs} epochs"
+        rows.append(("top-1, val, in the search", value, spread, how))
     return rows
 
 
@@ -239,10 +219,10 @@ def _again(again: Remeasurement) -> Row:
 
 def _compared(facts: Facts) -> list[str]:
     """The networks of timm that the study has figures of, beside this one's in the search."""
-    known = [(each, found) for each, found in facts.baselines.values() if each.is_complete]
+    known = [each for each in facts.study.baselines() if each.is_complete]
     if not known:
         return []
-    own, searched = facts.record.values, facts.searched
+    own, verdict = facts.record.values, facts.verdict
     costs = [name for name in own if name.partition("@")[0] == "latency_ms"]
     heads = ["network", "top-1, val", *(f"{name.replace('_ms', '')}, ratio" for name in costs)]
 
@@ -255,8 +235,9 @@ def _compared(facts: Facts) -> list[str]:
             cells.append(f"{figure(cost, values.get(cost))} ms, {ratio}" if ratio else "")
         return [*cells, f"{values['flops']:,.0f}", f"{values['params']:,.0f}"]
 
-    rows = [row("this one", own, searched)]
-    rows += [row(text(each.summary), each.values, found) for each, found in known]
+    rows = [row("this one", own, verdict.by_trial.get(facts.record.trial))]
+    for each in known:
+        rows.append(row(text(each.summary), each.values, verdict.by_baseline.get(each.config.id)))
     recipe = facts.study.config.train
     return [
         "## Compared with",
@@ -268,7 +249,7 @@ def _compared(facts: Facts) -> list[str]:
     ]
 
 
-def _use(facts: Facts) -> str:
+def _use(facts: Facts) -> list[str]:
     shape = ", ".join(map(str, image_shape(facts.network)))
     snippets = [
         "```sh\npip install onnxruntime pillow numpy\npython predict.py image.png\n```",
@@ -280,23 +261,17 @@ def _use(facts: Facts) -> str:
         snippets.append(
             "```python\nimport timm\n\n"
             'network = timm.create_model("local-dir:timm", pretrained=True)'
-            f"  # {facts.timm['name']}\n```"
+            f"  # {facts.timm.name}\n```"
         )
-    return "\n\n".join(snippets)
+    return snippets
 
 
-def _files(facts: Facts) -> str:
+def _files(facts: Facts) -> list[str]:
     rows = []
-    for name in facts.files:
-        if name in _WHAT:
-            found = facts.parity.get(name.rstrip("/"))
-            rows.append(
-                (
-                    f"`{name}`",
-                    _WHAT[name],
-                    "" if found is None else f"{found:.1e}" if found else "none",
-                )
-            )
+    for name in filter(_WHAT.__contains__, facts.files):
+        found = facts.parity.get(name.rstrip("/"))
+        difference = "" if found is None else f"{found:.1e}" if found else "none"
+        rows.append((f"`{name}`", _WHAT[name], difference))
     lines = [_table(["file", "what it is", "largest difference in logits"], rows)]
     lines.append(
         "Each was read in a process of its own and compared with the trained network on real "
@@ -304,28 +279,31 @@ def _files(facts: Facts) -> str:
     )
     if isinstance(facts.timm, str):
         lines.append(f"There is no folder `timm`: {text(facts.timm)}.")
-    return "\n\n".join(lines)
+    return lines
 
 
-def _input(facts: Facts) -> str:
-    names = list(facts.preprocessing["class_names"])
+def _input(facts: Facts) -> list[str]:
+    names = facts.preprocessing["class_names"]
     shown = ", ".join(text(str(name)) for name in names[:_CLASSES_SHOWN])
     more = len(names) - _CLASSES_SHOWN
     rest = f" and {more} more (`preprocess.json`)" if more > 0 else ""
-    described = {key: value for key, value in facts.preprocessing.items() if key != "class_names"}
-    rows = [(f"`{key}`", f"`{code(str(value))}`") for key, value in described.items()]
-    return f"{_table(['', ''], rows)}\n\nClasses: {shown}{rest}."
+    rows = [
+        (f"`{key}`", f"`{code(str(value))}`")
+        for key, value in facts.preprocessing.items()
+        if key != "class_names"
+    ]
+    return [_table(["", ""], rows), f"Classes: {shown}{rest}."]
 
 
 def _training(facts: Facts) -> str:
     retrained = facts.retrained
-    recipe = facts.config.train if retrained is not None else facts.config.candidate_recipe
-    epochs = retrained.epochs if retrained is not None else recipe.epochs
-    seed = retrained.seed if retrained is not None else facts.config.search.seed
-    lines = [
-        f"{epochs} epochs of the recipe `{recipe.recipe}` with seed {seed}"
-        + (", trained again from scratch for this export." if retrained else ", in the search.")
-    ]
+    if retrained is not None:
+        recipe, epochs, seed = facts.config.train, retrained.epochs, retrained.seed
+        where = "trained again from scratch for this export"
+    else:
+        recipe, seed = facts.config.candidate_recipe, facts.config.search.seed
+        epochs, where = recipe.epochs, "in the search"
+    lines = [f"{epochs} epochs of the recipe `{recipe.recipe}` with seed {seed}, {where}."]
     found = (facts.record.evaluation or {}).get("training") or {}
     if retrained is None and "started_from" in found:
         lines.append(f"It started with {text(found['started_from'])}.")

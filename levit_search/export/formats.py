@@ -1,47 +1,13 @@
-"""What other programs read of an export: preprocessing as JSON, ONNX, OpenVINO, torch's programs.
-
-The keys of the preprocessing are those that ``predict.py`` follows, which is the reference for what
-they mean:
-
-``data``
-    The data set that the network was trained on, by its name in the study.
-``mode``
-    ``RGB``, or ``L`` for one channel, which a picture is converted to, after it was turned upright
-    as its EXIF data says.
-``ground``
-    The grey, from 0 to 255, on which transparent pictures are laid.
-``integer_range``, ``float_range``
-    The values that become 0 and 255 in pictures of whole numbers of more than 8 bits, and of
-    floating-point numbers.
-``fit``
-    ``square-then-resize``: the middle square is scaled to ``image_size``.
-    ``crop-then-resize``: of a rectangular ``image_size``, the largest middle part in its
-    proportions is scaled to it.
-    ``resize-then-crop``: the shorter side is scaled to ``resize``, the longer one in proportion and
-    rounded down, and the middle of ``image_size`` is cut out. Where ``resize`` is a list of rows
-    and columns, the picture is scaled in proportion to cover both, its sides rounded to the nearest
-    whole number.
-``image_size``
-    Of the input: the side of a square, or a list of rows and columns.
-``interpolation``
-    ``bicubic``, antialiased, as Pillow does it; in whole numbers, or where ``scaled_as`` says
-    ``floats`` in floating point, rounded once at the end.
-``mean``, ``std``
-    By channel, of values from 0 to 1: what pixels / 255 are normalised by.
-``layout``, ``dtype``
-    Of the input: ``NCHW`` (images, channels, rows, columns), ``float32``.
-``class_names``
-    In the order of the logits.
-"""
+"""What other programs read of an export: preprocessing as JSON, ONNX, OpenVINO, torch programs."""
 
 import json
 import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from typing_extensions import NotRequired, TypedDict
 
 from levit_search.batches import Batches
 from levit_search.batches.batch import MemoryBatches
@@ -52,8 +18,52 @@ from levit_search.image_size import canonical_size, image_shape, plain_size, sid
 from levit_search.model import Model, export_onnx, fold
 
 
-def preprocessing(config: DataConfig, batches: Batches) -> dict[str, Any]:
-    """What evaluation does to an image of a data set, for JSON; its keys are explained above.
+class Fit(TypedDict):
+    """How a picture comes to the size of the input."""
+
+    fit: str
+    """``square-then-resize``: the middle square is scaled to ``image_size``.
+    ``crop-then-resize``: of a rectangular ``image_size``, the largest middle part in its
+    proportions is scaled to it.
+    ``resize-then-crop``: the shorter side is scaled to ``resize``, the longer one in proportion and
+    rounded down, and the middle of ``image_size`` is cut out. Where ``resize`` has rows and
+    columns, the picture is scaled in proportion to cover both, its sides rounded to the nearest
+    whole number."""
+    resize: NotRequired[int | list[int]]
+
+
+class Preprocessing(Fit):
+    """What evaluation does to an image; ``predict.py`` is the reference for what the keys mean."""
+
+    data: str
+    """The data set that the network was trained on, by its name in the study."""
+    mode: str
+    """``RGB``, or ``L`` for one channel, which a picture is converted to, after it was turned
+    upright as its EXIF data says."""
+    ground: int
+    """The grey, from 0 to 255, on which transparent pictures are laid."""
+    integer_range: list[float]
+    """The values that become 0 and 255 in pictures of whole numbers of more than 8 bits."""
+    float_range: list[float]
+    """The same in pictures of floating-point numbers."""
+    image_size: int | list[int]
+    """Of the input: the side of a square, or rows and columns."""
+    interpolation: str
+    """``bicubic``, antialiased, as Pillow does it."""
+    scaled_as: str
+    """``whole numbers``, or ``floats``: in floating point, rounded once at the end."""
+    mean: list[float]
+    std: list[float]
+    """By channel, of values from 0 to 1: what pixels / 255 are normalised by."""
+    layout: str
+    """Of the input: ``NCHW``, images, channels, rows, columns."""
+    dtype: str
+    class_names: list[str]
+    """In the order of the logits."""
+
+
+def preprocessing(config: DataConfig, batches: Batches) -> Preprocessing:
+    """What evaluation does to an image of a data set, for JSON.
 
     Args:
         config: the data set's.
@@ -61,15 +71,14 @@ def preprocessing(config: DataConfig, batches: Batches) -> dict[str, Any]:
     """
     size, info = batches.image_size, batches.info
     decoding = config.model_copy(update={"in_channels": info.in_channels}).decoding
+    scaled_as = "whole numbers"
     if isinstance(batches, MemoryBatches):
-        is_square = isinstance(size, int)
-        fit: dict[str, Any] = {"fit": f"{'square' if is_square else 'crop'}-then-resize"}
-        scaled_as = "floats" if batches.scaled_as_floats else "whole numbers"
+        fit = Fit(fit="square-then-resize" if isinstance(size, int) else "crop-then-resize")
+        scaled_as = "floats" if batches.scaled_as_floats else scaled_as
     else:
         # timm rounds the sides before the crop down.
         resize = canonical_size([math.floor(side / shown_share(size)) for side in sides(size)])
-        fit = {"fit": "resize-then-crop", "resize": plain_size(resize)}
-        scaled_as = "whole numbers"
+        fit = Fit(fit="resize-then-crop", resize=plain_size(resize))
     return {
         "data": config.name,
         "mode": decoding.mode,
@@ -89,7 +98,7 @@ def preprocessing(config: DataConfig, batches: Batches) -> dict[str, Any]:
 
 
 def write_onnx(
-    model: Model, path: Path, preprocessing: Mapping[str, Any], more: Mapping[str, str]
+    model: Model, path: Path, preprocessing: Preprocessing, more: Mapping[str, str]
 ) -> None:
     """Write a network from ``images`` [batch, C, H, W] to ``logits`` [batch, classes] as ONNX.
 
@@ -155,9 +164,8 @@ def write_torch_export(model: Model, out_pt2: Path) -> None:
         model: trained; it is not changed.
         out_pt2: the file.
     """
-    network = model.architecture
     # Of one image the exporter would conclude that there is never another number of them.
-    images = torch.zeros(2, *image_shape(network))
+    images = torch.zeros(2, *image_shape(model.architecture))
     batch = torch.export.Dim("batch")
     with torch.no_grad():
         program = torch.export.export(

@@ -7,7 +7,7 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 from levit_search.architecture import (
@@ -90,6 +90,29 @@ class Network($model):
         super().__init__(ARCHITECTURE)
 '''
 
+_TO_LOAD = """
+WEIGHTS = Path(__file__).with_name("model.safetensors")
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+"""
+
+# The imports that a file needs, by what stands in it.
+_IMPORTS = {
+    "import json": "json.",
+    "import math": "math.",
+    "from collections import OrderedDict": "OrderedDict",
+    "from pathlib import Path": "Path",
+    "from typing import NamedTuple": "NamedTuple",
+    "\nimport torch": "torch.",
+    "import torch.nn.functional as F": " F.",
+    "from torch import Tensor, nn": "nn.",
+}
+
 _LOADING = '''
 def load(path: str | Path = WEIGHTS) -> Network:
     """The trained network, in eval mode.
@@ -157,18 +180,27 @@ def module_source(network: Architecture, class_names: Sequence[str] = ()) -> str
             stay plain strings. None are kept where there are none.
     """
     family, shape = type(network).__name__, _resnet_shape(network)
-    conditions, values = _conditions(network, shape), _values(network)
-    known = tuple(conditions.items()), tuple(values.items())
+    known = tuple(_conditions(network, shape).items()), tuple(_values(network).items())
     text = _specialized(family, shape is not None, *known)
-    numbers = f"ARCHITECTURE = {_literal(network, text, ahead=len('ARCHITECTURE = '))}"
+    numbers = _assigned("ARCHITECTURE", network, text)
     if shape is not None:
-        numbers = f"RESNET = {_literal(shape, text, ahead=len('RESNET = '))}\n{numbers}"
+        numbers = f"{_assigned('RESNET', shape, text)}\n{numbers}"
     classes, start, rest = text.partition("class Network(")
-    rows = [_row(name, network, text) for name in _row_names(network)]
+    names = ["Stage"] if isinstance(network, Levit) or network.trunk is not None else []
+    if isinstance(network, Levit):
+        names += ["Shrink"] if network.shrinks else []
+        names += [] if isinstance(network.stem, ResNetStem) else [type(network.stem).__name__]
+    rows = []
+    for name in (*names, family):
+        fields = _fields(name, text)
+        if "stem" in fields:
+            fields["stem"] = type(network.stem).__name__  # type: ignore[union-attr]
+        lines = [f"    {field}: {kind}" for field, kind in fields.items()]
+        rows.append(f'class {name}(NamedTuple):\n    """{_ROWS[name][0]}"""\n\n' + "\n".join(lines))
     text = "\n\n\n".join([*rows, f"{classes}{numbers}", start + rest, _LOADING.strip()])
     head = [
         _docstring(network, text, bool(class_names)),
-        _imports(text),
+        "\n".join(line for line, sign in _IMPORTS.items() if sign in text),
         _constants(network, text, class_names),
     ]
     return "\n\n".join(head) + "\n\n\n" + text + "\n"
@@ -177,17 +209,23 @@ def module_source(network: Architecture, class_names: Sequence[str] = ()) -> str
 def _resnet_shape(network: Architecture) -> ResNetShape | None:
     """The ResNet in a network."""
     if isinstance(network, Graft):
-        donor = network.donor
-        if donor is None:
-            return None
-        return resnet_shape(donor.name, donor.cut(network.in_channels), donor.stem)
-    stem = network.stem
-    if not isinstance(stem, ResNetStem):
-        return None
-    return resnet_shape(stem.kind, stem.cut(network.in_channels), stem.stem)
+        if (donor := network.donor) is not None:
+            return resnet_shape(donor.name, donor.cut(network.in_channels), donor.stem)
+    elif isinstance(stem := network.stem, ResNetStem):
+        return resnet_shape(stem.kind, stem.cut(network.in_channels), stem.stem)
+    return None
 
 
 # --- What is known of a network while its classes are evaluated.
+
+# Activations are tokens alone, and nothing was folded.
+_ALWAYS = {
+    'self.layout == "tokens"': True,
+    'self.layout == "maps"': False,
+    "is_map": False,
+    "self.bias_hqt is not None": False,
+    "self.joined_bnc is not None": False,
+}
 
 
 def _conditions(network: Architecture, shape: ResNetShape | None) -> dict[str, bool]:
@@ -230,10 +268,14 @@ def _conditions(network: Architecture, shape: ResNetShape | None) -> dict[str, b
 
 def _values(network: Architecture) -> dict[str, str]:
     """Expressions in the source of our classes, and what stands in their place."""
+    attention, other = (
+        f"nn.{blocks.ACTIVATIONS[name].__name__}"
+        for name in (network.attention_activation, network.activation)
+    )
     found = {
-        "ACTIVATIONS[style.attention_activation]": _layer(network.attention_activation),
-        "ACTIVATIONS[style.activation]": _layer(network.activation),
-        "ACTIVATIONS[architecture.activation]": _layer(network.activation),
+        "ACTIVATIONS[style.attention_activation]": attention,
+        "ACTIVATIONS[style.activation]": other,
+        "ACTIVATIONS[architecture.activation]": other,
     }
     if not network.drop_path:
         found["DropPath(style.drop_path)"] = "nn.Identity()"
@@ -249,10 +291,6 @@ def _values(network: Architecture) -> dict[str, str]:
     return found
 
 
-def _layer(activation: str) -> str:
-    return f"nn.{blocks.ACTIVATIONS[activation].__name__}"
-
-
 @lru_cache(maxsize=256)
 def _specialized(
     family: str,
@@ -261,42 +299,19 @@ def _specialized(
     values: tuple[tuple[str, str], ...],
 ) -> str:
     """The classes of networks of which so much is the same, and ``Network`` itself."""
-    return specialized(_source(family, has_resnet), dict(conditions), dict(values), ("Network",))
-
-
-@lru_cache(maxsize=4)
-def _source(family: str, has_resnet: bool) -> str:
-    """The classes of a family, with activations as tokens alone and nothing that was folded."""
     modules = [*([resnet] if has_resnet else []), blocks, graft if family == "Graft" else levit]
-    parts = [_definitions(inspect.getsource(module)) for module in modules]
+    is_ahead = (ast.Expr, ast.Import, ast.ImportFrom)  # the docstring and imports of a module
+    parts = []
+    for text in map(inspect.getsource, modules):
+        first = next(each for each in ast.parse(text).body if not isinstance(each, is_ahead))
+        parts.append("".join(text.splitlines(keepends=True)[first.lineno - 1 :]).strip())
     source = "\n\n\n".join(parts).replace("(LaidOut, ", "(")
     source += "\n\n" + _NETWORK.replace("$model", f"{family}Model")
-    conditions = {
-        'self.layout == "tokens"': True,
-        'self.layout == "maps"': False,
-        "is_map": False,
-        "self.bias_hqt is not None": False,
-        "self.joined_bnc is not None": False,
-    }
-    return specialized(source, conditions, {"Style": family}, ("Network",))
-
-
-def _definitions(source: str) -> str:
-    """What a module defines itself, behind its docstring and imports."""
-    is_ahead = (ast.Expr, ast.Import, ast.ImportFrom)
-    first = next(each for each in ast.parse(source).body if not isinstance(each, is_ahead))
-    return "".join(source.splitlines(keepends=True)[first.lineno - 1 :]).strip()
+    known = {**_ALWAYS, **dict(conditions)}
+    return specialized(source, known, {"Style": family, **dict(values)}, ("Network",))
 
 
 # --- The description as rows of values.
-
-
-def _row_names(network: Architecture) -> list[str]:
-    names = ["Stage"] if isinstance(network, Levit) or network.trunk is not None else []
-    if isinstance(network, Levit):
-        names += ["Shrink"] if network.shrinks else []
-        names += [] if isinstance(network.stem, ResNetStem) else [type(network.stem).__name__]
-    return [*names, type(network).__name__]
 
 
 def _fields(name: str, text: str) -> dict[str, str]:
@@ -305,14 +320,9 @@ def _fields(name: str, text: str) -> dict[str, str]:
     return {f: kind for f, kind in fields.items() if re.search(rf"(?<!\bself)\.{f}\b", text)}
 
 
-def _row(name: str, network: Architecture, text: str) -> str:
-    """The class of a row."""
-    lines = [f"class {name}(NamedTuple):", f'    """{_ROWS[name][0]}"""', ""]
-    for field, kind in _fields(name, text).items():
-        if field == "stem":
-            kind = type(network.stem).__name__  # type: ignore[union-attr]
-        lines.append(f"    {field}: {kind}")
-    return "\n".join(lines)
+def _assigned(name: str, value: object, text: str) -> str:
+    """``NAME = value``, as :func:`_literal` has the value."""
+    return f"{name} = {_literal(value, text, ahead=len(f'{name} = '))}"
 
 
 def _literal(value: object, text: str, indent: int = 0, ahead: int = 0) -> str:
@@ -324,17 +334,14 @@ def _literal(value: object, text: str, indent: int = 0, ahead: int = 0) -> str:
         indent: columns of the line that it begins in.
         ahead: columns that stand before it in that line.
     """
-    items: list[tuple[str, object]]
-    opening, closing = f"{type(value).__name__}(", ")"
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        opening, items = "(", [("", item) for item in value]
-    elif isinstance(value, list):
-        opening, closing, items = "[", "]", [("", item) for item in value]
-    elif isinstance(value, tuple):
-        items = [(f"{name}=", getattr(value, name)) for name in value._fields]  # type: ignore[attr-defined]
-    elif type(value).__name__ in _ROWS:
-        names = _fields(type(value).__name__, text)
+    kind = type(value).__name__
+    opening, closing = f"{kind}(", ")"
+    names = _fields(kind, text) if kind in _ROWS else getattr(value, "_fields", None)
+    if names is not None:
         items = [(f"{name}=", getattr(value, name)) for name in names]
+    elif isinstance(value, tuple | list):
+        opening, closing = "()" if isinstance(value, tuple) else "[]"
+        items = [("", item) for item in value]
     else:
         return _quoted(value) if isinstance(value, str) else repr(value)
     parts = [name + _literal(item, text) for name, item in items]
@@ -405,21 +412,6 @@ def _title(network: Architecture) -> str:
     return "A ResNet" if network.trunk is None else "A graft, ResNet stages under DeiT layers"
 
 
-def _imports(text: str) -> str:
-    """The imports that a text needs, by what stands in it."""
-    lines: Mapping[str, str] = {
-        "import json": "json.",
-        "import math": "math.",
-        "from collections import OrderedDict": "OrderedDict",
-        "from pathlib import Path": "Path",
-        "from typing import NamedTuple": "NamedTuple",
-        "\nimport torch": "torch.",
-        "import torch.nn.functional as F": " F.",
-        "from torch import Tensor, nn": "nn.",
-    }
-    return "\n".join(line for line, sign in lines.items() if sign in text)
-
-
 def _constants(network: Architecture, text: str, class_names: Sequence[str]) -> str:
     sizes = f"{network.image_size}, {network.in_channels}, {network.num_classes}"
     lines = [
@@ -427,20 +419,8 @@ def _constants(network: Architecture, text: str, class_names: Sequence[str]) -> 
         f"PARAMETERS = {cost(network).params:_}",
     ]
     if class_names:
-        lines.append(
-            f"CLASS_NAMES = {_literal(list(class_names), '', ahead=len('CLASS_NAMES = '))}"
-        )
-    lines += [
-        "",
-        'WEIGHTS = Path(__file__).with_name("model.safetensors")',
-        "DTYPES = {",
-        '    "F64": torch.float64,',
-        '    "F32": torch.float32,',
-        '    "F16": torch.float16,',
-        '    "BF16": torch.bfloat16,',
-        '    "I64": torch.int64,',
-        "}",
-    ]
+        lines.append(_assigned("CLASS_NAMES", list(class_names), ""))
+    lines += ["", _TO_LOAD.strip()]
     if re.search(r"\bSides\b", text):
         lines += ["", "Sides = tuple[int, int]  # rows and columns"]
     return "\n".join(lines)

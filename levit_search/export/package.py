@@ -1,20 +1,22 @@
 """A network of a study chosen, written as a folder, checked, and timed again."""
 
-import contextlib
 import json
-import math
-import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any
 
-from levit_search import data, table
-from levit_search.configuration import parse_amount
+from levit_search import data
+from levit_search.batches import open_batches
+from levit_search.drawing import diagram
 from levit_search.errors import InputError, LevitSearchError, UnknownNameError, writing
+from levit_search.export import formats, module, verification
+from levit_search.export.card import Facts, model_card
+from levit_search.export.formats import Preprocessing, preprocessing
 from levit_search.export.retraining import (
     Retrained,
     Retraining,
@@ -22,11 +24,11 @@ from levit_search.export.retraining import (
     config_for,
     retrained,
 )
+from levit_search.export.timm_checkpoint import TimmCheckpoint, timm_checkpoint
 from levit_search.files import named_in_utf_8, write_atomically
-from levit_search.pareto import OBJECTIVES, figure_and_target, is_maximised, knee, minimised
+from levit_search.model import Model, build, load_weights, save_weights, set_layout
 from levit_search.progress import Progress, no_progress
 from levit_search.significance import (
-    Verdict,
     accuracy_text,
     guess_percent,
     is_better_than_guessing,
@@ -34,24 +36,18 @@ from levit_search.significance import (
     wilson_percent,
 )
 from levit_search.study import Record, Study, StudyConfig
+from levit_search.train import device_of, top1_percent
 
-if TYPE_CHECKING:
-    from levit_search.export.card import Facts
-    from levit_search.export.verification import Remeasurement
-    from levit_search.model import Model
-
-Also = Literal["openvino", "torch-export"]
+ALSO = ("openvino", "torch-export")
 """Files that are written when they are asked for."""
 
-ALSO: tuple[Also, ...] = get_args(Also)
-
-_PREDICT = Path(__file__).with_name("predict.py")
 _SHARED = "from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, middle, opened\n"
 
 
 def predict_source() -> str:
     """The text of ``predict.py``, with that of the module that decodes pictures in it."""
-    before, after = _PREDICT.read_text(encoding="utf-8").split(_SHARED)
+    own = Path(__file__).with_name("predict.py").read_text(encoding="utf-8")
+    before, after = own.split(_SHARED)
     decoding = Path(data.decoding.__file__).read_text(encoding="utf-8")
     body = decoding.partition("from __future__ import annotations\n")[2].strip()
     lines = before.splitlines(keepends=True)[:-1]  # without what is said of that line
@@ -137,12 +133,17 @@ def export(
             its latency is not that of the study, and all is there.
     """
     options = options or ExportOptions()
-    network = record.architecture
+    network, config, found = record.architecture, study.config, None
     _check_out(out, options.force)
-    _check_options(options)
+    for each in options.also:
+        if each not in ALSO:
+            raise UnknownNameError("file to export", each, ALSO)
+    if "openvino" in options.also and find_spec("openvino") is None:
+        raise InputError(
+            "--also openvino: openvino is not installed; pip install 'levit-search[intel]'"
+        )
     if network is None:
         raise InputError(f"{study.folder}: trial {record.trial} proposed no valid network")
-    config, found = study.config, None
     if options.retraining is not None:
         config = config_for(study, options.retraining)
         weights, found = retrained(study, network, config, options.retraining.seeds, progress)
@@ -181,8 +182,8 @@ def export(
         val_top1_percent=val,
         test_top1_percent=test,
         probed_again=[each.as_json() for each in facts.again],
-        retrained=found.as_json() if found is not None else None,
-        timm=None if isinstance(facts.timm, str) else facts.timm["name"],
+        retrained=asdict(found) if found is not None else None,
+        timm=None if isinstance(facts.timm, str) else facts.timm.name,
         val_images=val_images,
         test_images=test_images,
         val_top1_percent_ci95=list(wilson_percent(val, val_images)),
@@ -193,9 +194,9 @@ def export(
 
 def _check_out(out: Path, force: bool, staging: str | None = None) -> None:
     """Refuse a folder with files, but for ``staging``, and what is not an export's in any case."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file; choose another --out")
     if not out.is_dir():
+        if out.exists():
+            raise InputError(f"{out}: is a file; choose another --out")
         return
     try:
         names = {path.name for path in out.iterdir()} - {staging}
@@ -203,29 +204,11 @@ def _check_out(out: Path, force: bool, staging: str | None = None) -> None:
         raise InputError(f"{out}: cannot be read ({error.strerror or error})") from None
     if names and not force:
         raise InputError(f"{out}: is not empty; choose another --out, or --force to write over it")
-    for name in _NAMES:
-        path = out / name
-        if path.is_dir() and not path.is_symlink() and not _is_timm_checkpoint(path):
-            raise InputError(f"{path}: is a folder that no export made; choose another --out")
-
-
-def _is_timm_checkpoint(folder: Path) -> bool:
-    """Whether there is nothing in a folder but what an export writes into ``timm``."""
-    inside = {path.name for path in folder.iterdir()}
-    return folder.name == "timm" and inside <= {"config.json", "model.safetensors"}
-
-
-def _check_options(options: ExportOptions) -> None:
-    for each in options.also:
-        if each not in ALSO:
-            raise UnknownNameError("file to export", each, ALSO)
-    if "openvino" in options.also:
-        from importlib.util import find_spec
-
-        if find_spec("openvino") is None:
-            raise InputError(
-                "--also openvino: openvino is not installed; pip install 'levit-search[intel]'"
-            )
+    for path in map(out.joinpath, _NAMES):
+        if path.is_dir() and not path.is_symlink():
+            inside = {each.name for each in path.iterdir()}
+            if path.name != "timm" or not inside <= {"config.json", "model.safetensors"}:
+                raise InputError(f"{path}: is a folder that no export made; choose another --out")
 
 
 def _write(
@@ -238,40 +221,23 @@ def _write(
     weights: Path,
     found: Retrained | None,
     progress: Progress,
-) -> "Facts":
-    """Write everything into a folder, its card last, and check it; see :func:`export`.
+) -> Facts:
+    """Write everything into an empty folder, its card last, and check it.
 
-    Args:
-        folder: that is empty.
-        study: of the network.
-        record: of the network.
-        choice: how the record was picked.
-        options: what else is asked for.
-        config: that the weights were trained with.
-        weights: their file.
-        found: what came of training again.
-        progress: told what is being done.
+    ``weights`` were trained with ``config``; ``found`` is what came of training again.
     """
-    from levit_search.batches import open_batches
-    from levit_search.export import verification
-    from levit_search.export.card import Facts, model_card
-    from levit_search.export.formats import preprocessing
-    from levit_search.model import build, load_weights
-    from levit_search.train import device_of, top1_percent
-
     network = record.architecture
     assert network is not None
     progress("loading data", None)
     batches = open_batches(config.data)
     check_images(network, batches.info)
-    model = build(network)
+    model = build(network).eval()
     load_weights(model, weights)
     prepared = preprocessing(config.data, batches)
-    timm = _write_files(folder, model.eval(), prepared, study, record, options.also, progress)
+    timm = _write_files(folder, model, prepared, study, record, options.also, progress)
     readable = [name for name in verification.READABLE if (folder / name).exists()]
-    parity = verification.compared(
-        folder, readable, verification.sample_of(model, batches), progress
-    )
+    sample = verification.sample_of(model, batches)
+    parity = verification.compared(folder, readable, sample, progress)
     model.to(device_of(config.train))
     accuracies = {}
     for split in ("val", "test"):
@@ -279,32 +245,34 @@ def _write(
         accuracies[split] = top1_percent(model, batches, split), batches.size(split)
     _check_data(record, found, *accuracies["val"])
     verdict = judged(study.records(), study.attributes(), study.config)
-    guess = guess_percent(batches.labels("test"))
-    notice = _notice(verdict, found is not None, *accuracies["test"], guess)
-    if notice is not None:
-        warnings.warn(notice, stacklevel=2)
-    again: "Sequence[Remeasurement]" = ()
-    if options.probe:
-        again = verification.remeasured(study, record, folder / "model.onnx", progress)
+    told = []
+    (percent, images), guess = accuracies["test"], guess_percent(batches.labels("test"))
+    if not is_better_than_guessing(percent, images, guess):
+        told.append(
+            f"These weights are no better than guessing, as far as {images:,} images of test "
+            f"tell: {accuracy_text(percent, images)}, always answering the largest class gives "
+            f"{guess:.2f} %."
+        )
+    if found is None and verdict.kind == "guessing":
+        told.append(f"Of the search: {verdict.text}")
+    if told:
+        warnings.warn(" ".join(told), stacklevel=2)
+    graph = folder / "model.onnx"
     facts = Facts(
         study=study,
         record=record,
         choice=choice,
         preprocessing=prepared,
         accuracies=accuracies,
-        searched=verdict.by_trial.get(record.trial),
-        notice=notice,
+        verdict=verdict,
+        notice=" ".join(told) or None,
         retrained=found,
         retraining=options.retraining,
         parity=parity,
-        again=again,
+        again=verification.remeasured(study, record, graph, progress) if options.probe else [],
         timm=timm,
         config=config,
         files=sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()),
-        baselines={
-            each.config.id: (each, verdict.by_baseline.get(each.config.id))
-            for each in study.baselines()
-        },
     )
     write_atomically(folder / "README.md", model_card(facts))
     return facts
@@ -312,40 +280,35 @@ def _write(
 
 def _write_files(
     folder: Path,
-    model: "Model",
-    prepared: dict[str, Any],
+    model: Model,
+    prepared: Preprocessing,
     study: Study,
     record: Record,
     also: Sequence[str],
     progress: Progress,
-) -> dict[str, Any] | str:
-    """Write all but the card; returns timm's name and arguments, or why timm has none."""
-    from levit_search.drawing import diagram
-    from levit_search.export import formats, module
-    from levit_search.export.timm_checkpoint import timm_checkpoint
-    from levit_search.export.verification import graph_layout
-    from levit_search.model import save_weights, set_layout
-
+) -> TimmCheckpoint | str:
+    """Write all but the card; returns what timm was given, or why it has no such network."""
     network = model.architecture
     progress("writing the network", None)
     described = network.to_yaml()
-    write_atomically(folder / "architecture.yaml", described)
     title = f"{study.config.name} {network.id}"
-    write_atomically(folder / "architecture.svg", diagram.svg(network, title))
+    for name, content in {
+        "architecture.yaml": described,
+        "architecture.svg": diagram.svg(network, title),
+        "model.py": module.module_source(network, prepared["class_names"]),
+        "preprocess.json": json.dumps(prepared, indent=2) + "\n",
+        "predict.py": predict_source(),
+    }.items():
+        write_atomically(folder / name, content)
     save_weights(model, folder / "model.safetensors")
-    source = module.module_source(network, prepared["class_names"])
-    write_atomically(folder / "model.py", source)
-    timm: dict[str, Any] | str
+    timm: TimmCheckpoint | str
     try:
-        checkpoint = timm_checkpoint(model, prepared)
-        checkpoint.write(folder / "timm")
-        timm = {"name": checkpoint.name, "arguments": checkpoint.arguments}
+        timm = timm_checkpoint(model, prepared)
+        timm.write(folder / "timm")
     except InputError as error:
         timm = str(error)
-    write_atomically(folder / "preprocess.json", json.dumps(prepared, indent=2) + "\n")
-    write_atomically(folder / "predict.py", predict_source())
     progress("writing model.onnx", None)
-    set_layout(model, graph_layout(study, record))
+    set_layout(model, verification.graph_layout(study, record))
     graph = folder / "model.onnx"
     formats.write_onnx(model, graph, prepared, {"architecture": described})
     set_layout(model, "tokens")
@@ -361,11 +324,7 @@ def _write_files(
 def _check_data(
     record: Record, found: Retrained | None, val_top1_percent: float, images: int
 ) -> None:
-    """The same weights have the same accuracy, unless the images or their classes are others.
-
-    Raises:
-        LevitSearchError: they have not.
-    """
+    """The same weights have the same accuracy, unless the images or their classes are others."""
     before = record.values.get("top1_percent")
     if found is not None:
         before = found.val_top1_percent[found.seeds.index(found.seed)]
@@ -376,22 +335,6 @@ def _check_data(
             "trained: the images of the study, or their classes, are others now; nothing was "
             "written"
         )
-
-
-def _notice(
-    verdict: Verdict, is_retrained: bool, test_percent: float, images: int, guess: float
-) -> str | None:
-    """What is to be known of the weights before anything else; no choice was made by test."""
-    told = []
-    if not is_better_than_guessing(test_percent, images, guess):
-        told.append(
-            f"These weights are no better than guessing, as far as {images:,} images of test "
-            f"tell: {accuracy_text(test_percent, images)}, always answering the largest class "
-            f"gives {guess:.2f} %."
-        )
-    if not is_retrained and verdict.kind == "guessing":
-        told.append(f"Of the search: {verdict.text}")
-    return " ".join(told) or None
 
 
 def _put_in_place(staging: Path, out: Path) -> None:
@@ -425,106 +368,3 @@ _NAMES = (
     "timm",
 )
 """All that an export may write."""
-
-
-# --- Which record of a study is meant by ``--pick``.
-
-
-def pick(study: Study, choice: str) -> Record:
-    """One record of a study.
-
-    Args:
-        study: with at least one complete trial.
-        choice: ``knee``, ``accurate``, ``fastest``, ``trial=N``, or a bound such as
-            ``latency_ms<=5`` or ``flops<=300M`` (several with commas between them), which picks the
-            network within it that is best in the first objective without a bound.
-
-    Raises:
-        InputError: the choice is none of these, or nothing satisfies it, or the knee is asked for
-            of a study without a reference (:meth:`levit_search.study.Study.reference`).
-    """
-    if choice.startswith("trial="):
-        record = study.record(choice.removeprefix("trial=").strip())
-        if record.state != "complete":
-            raise InputError(f"{study.folder}: trial {record.trial} is {record.state}")
-        return record
-    objectives = study.config.objectives
-    front = table.front(study.records(), objectives)
-    if not front:
-        raise InputError(f"{study.folder}: no finished trial to pick from yet")
-    match choice:
-        case "knee":
-            points = minimised([record.values for record in front], objectives)
-            return front[knee(points, study.reference())]
-        case "accurate" | "fastest":
-            name = "top1_percent" if choice == "accurate" else "latency_ms"
-            if name not in objectives:
-                raise InputError(f"--pick {choice}: {name} is no objective of {study.folder}")
-            return min(front, key=lambda record: _cost(record, name))
-    return _within_bounds(study, choice)
-
-
-def _within_bounds(study: Study, choice: str) -> Record:
-    """The best in the first objective without a bound of all networks that keep every bound.
-
-    A figure that is no objective may be kept by networks that are not on the front alone.
-    """
-    complete = [record for record in study.records() if record.is_evaluated]
-    bounds = [_Bound.parse(part, choice) for part in choice.split(",")]
-    for bound in bounds:
-        if not any(bound.name in record.values for record in complete):
-            raise InputError(f"--pick {choice}: {bound.name} was not measured in {study.folder}")
-
-    def excess(record: Record) -> float:
-        return sum(bound.excess(record) for bound in bounds)
-
-    kept = [record for record in complete if not excess(record)]
-    if not kept:
-        nearest = min(complete, key=excess)
-        has = ", ".join(f"{b.name} {nearest.values.get(b.name, math.nan):g}" for b in bounds)
-        raise InputError(
-            f"--pick {choice}: no network keeps it; the nearest is trial {nearest.trial} with {has}"
-        )
-    bounded = {bound.name for bound in bounds}
-    # Equal ones by the further objectives; with 90 % as a bound the fastest is meant.
-    order = sorted(study.config.objectives, key=lambda name: name in bounded)
-    return min(kept, key=lambda record: [_cost(record, name) for name in order])
-
-
-class _Bound(NamedTuple):
-    """What a figure may be at most or at least."""
-
-    name: str
-    sign: str
-    number: float
-
-    @classmethod
-    def parse(cls, part: str, choice: str) -> "_Bound":
-        """A bound such as ``flops<=300M``, which is part of a choice.
-
-        Raises:
-            InputError: it is none.
-        """
-        found = re.fullmatch(r"\s*([\w@-]+)\s*(<=|>=)\s*(\S+?)\s*", part)
-        amount = parse_amount(found[3]) if found else None
-        with contextlib.suppress(TypeError, ValueError):
-            number = float(amount)  # type: ignore[arg-type]
-            if found and number == number and figure_and_target(found[1])[0] in OBJECTIVES:
-                return cls(found[1], found[2], number)
-        raise InputError(
-            f"--pick {choice}: expected knee, accurate, fastest, trial=N or bounds such as "
-            f"'latency_ms<=5' or 'flops<=300M,params<=5M' on {', '.join(OBJECTIVES)}"
-        )
-
-    def excess(self, record: Record) -> float:
-        """How far a record is beyond it, in shares of it; endless where it is not measured."""
-        value = record.values.get(self.name, math.nan)
-        if value <= self.number if self.sign == "<=" else value >= self.number:
-            return 0.0
-        excess = abs(value - self.number) / max(abs(self.number), 1e-12)
-        return math.inf if math.isnan(excess) else excess
-
-
-def _cost(record: Record, objective: str) -> float:
-    value = record.values[objective]
-    return -value if is_maximised(objective) else value

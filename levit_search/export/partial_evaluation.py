@@ -8,20 +8,17 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import NamedTuple
 
 LINE_LENGTH = 100
 
 _Definition = ast.FunctionDef | ast.ClassDef
+_WithValue = ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Return | ast.Expr
 
 
-class _Edit(NamedTuple):
-    """Text in place of that from offset ``start`` to ``end``."""
-
-    start: int
-    end: int
-    text: str
+_Edit = tuple[int, int, str]
+"""Text in place of that from an offset to another."""
 
 
 def specialized(
@@ -49,8 +46,8 @@ def specialized(
 
 
 def _applied(source: str, edits: Sequence[_Edit]) -> str:
-    for edit in sorted(edits, reverse=True):
-        source = source[: edit.start] + edit.text + source[edit.end :]
+    for start, end, text in sorted(edits, reverse=True):
+        source = source[:start] + text + source[end:]
     return source
 
 
@@ -107,12 +104,13 @@ class _Pass:
                 )
             ):
                 yield self._removal(statement)
-            elif value is not None and variable and _returns(block[index + 1 :], variable):
-                end = self._span(block[index + 1])[1]
-                yield _Edit(self._span(statement)[0], end, f"return {self._segment(value)}")
-                return
-            else:
-                yield from self._statement(statement, scope)
+                continue
+            match block[index + 1 :]:
+                case [ast.Return(ast.Name(name)) as after, *_] if value and name == variable:
+                    end = self._span(after)[1]
+                    yield self._span(statement)[0], end, f"return {self._segment(value)}"
+                    return
+            yield from self._statement(statement, scope)
             is_reached = is_reached and not isinstance(statement, ast.Return)
 
     def _is_used(self, definition: _Definition) -> bool:
@@ -125,7 +123,11 @@ class _Pass:
             case ast.ClassDef():
                 yield from self._class(statement)
             case ast.FunctionDef():
-                yield from self._function(statement, scope)
+                yield from self._expressions(statement.args, scope)
+                if statement.returns is not None:
+                    yield from self._expressions(statement.returns, scope)
+                inner = scope._replace(variables=self._loaded(statement))
+                yield from self._block(statement.body, inner)
             case ast.If() if (holds := self._holds(statement.test)) is not None:
                 yield self._branch(statement, holds)
             case ast.If():
@@ -141,7 +143,15 @@ class _Pass:
                 yield from self._expressions(statement, scope)
 
     def _class(self, definition: ast.ClassDef) -> Iterator[_Edit]:
-        own, identities = self._attributes(definition, own=True), self._identities(definition)
+        # Attributes that are set to nn.Identity() and to nothing else.
+        is_identity: dict[str, bool] = {}
+        for node in self._nodes(definition):
+            if isinstance(node, ast.stmt) and (name := _stored_attribute(node)) is not None:
+                value = _value(node)
+                is_one = value is not None and ast.unparse(value) == "nn.Identity()"
+                is_identity[name] = is_identity.get(name, True) and is_one
+        identities = {name for name, is_one in is_identity.items() if is_one}
+        own = self._attributes(definition, own=True)
         scope = _Scope((), own.keys() | (self.attributes.keys() - identities), identities)
         is_row = any(_is_name(base, "NamedTuple") for base in definition.bases)
         for statement, after in zip(definition.body, [*definition.body[1:], None], strict=True):
@@ -151,7 +161,7 @@ class _Pass:
                 reads = own - self._attributes(statement, own=True)
                 reads += self.attributes - self._attributes(statement, own=False)
                 if name in {*reads, "forward"} or name.startswith("__"):
-                    yield from self._function(statement, scope)
+                    yield from self._statement(statement, scope)
                 else:
                     yield self._removal(statement)
             elif name is not None and not is_row and name not in scope.attributes:
@@ -161,12 +171,6 @@ class _Pass:
             else:
                 yield from self._expressions(statement, scope)
 
-    def _function(self, definition: ast.FunctionDef, scope: _Scope) -> Iterator[_Edit]:
-        yield from self._expressions(definition.args, scope)
-        if definition.returns is not None:
-            yield from self._expressions(definition.returns, scope)
-        yield from self._block(definition.body, scope._replace(variables=self._loaded(definition)))
-
     def _branch(self, statement: ast.If, holds: bool) -> _Edit:
         """A branch in place of the whole statement."""
         block = statement.body if holds else statement.orelse
@@ -174,14 +178,11 @@ class _Pass:
             return self._removal(statement)
         first = statement.test.end_lineno or 0
         if not holds:
-            first = statement.body[-1].end_lineno or 0
-            while self.lines[first].strip() != "else:":
-                first += 1
-            first += 1
-        last = block[-1].end_lineno or 0
-        taken = [line.removeprefix("    ") for line in self.lines[first:last]]
-        start = self.offsets[statement.lineno - 1]
-        return _Edit(start, self.offsets[statement.end_lineno or 0], "".join(taken))
+            ends = statement.body[-1].end_lineno or 0
+            first = next(n for n in count(ends) if self.lines[n].strip() == "else:") + 1
+        lines = self.lines[first : block[-1].end_lineno]
+        start, end = self.offsets[statement.lineno - 1], self.offsets[statement.end_lineno or 0]
+        return start, end, "".join(line.removeprefix("    ") for line in lines)
 
     def _removal(self, statement: ast.stmt) -> _Edit:
         """Of whole lines, with the comment above, and the blank lines above a definition."""
@@ -192,7 +193,7 @@ class _Pass:
             first -= 1
         while isinstance(statement, _Definition) and first and not self.lines[first - 1].strip():
             first -= 1
-        return _Edit(self.offsets[first], self.offsets[statement.end_lineno or 0], "")
+        return self.offsets[first], self.offsets[statement.end_lineno or 0], ""
 
     # --- Expressions.
 
@@ -238,28 +239,26 @@ class _Pass:
                 after = end + len(self.source[end:]) - len(self.source[end:].lstrip())
                 if before.endswith(("= ", "return ")) and self.source[after] == ")":
                     start, end = len(before), after + 1
-            return _Edit(start, end, self._segment(taken))
-        if text in self.values and self.values[text] != text:
-            return _Edit(start, end, self.values[text])
-        return None
+            return start, end, self._segment(taken)
+        value = self.values.get(text, text)
+        return None if value == text else (start, end, value)
 
     # --- Layout.
 
     def joined(self) -> Iterator[_Edit]:
         """Statements in one line where they have come to fit in."""
         for node in ast.walk(self.tree):
-            if not isinstance(
-                node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Return | ast.Expr
-            ):
-                continue
-            if node.lineno == node.end_lineno or isinstance(node.value, ast.Constant):
+            if not isinstance(node, _WithValue) or isinstance(node.value, ast.Constant):
                 continue
             start, end = self._span(node)
             text = self.source[start:end]
-            line = re.sub(r"([(\[])\s*\n\s*|\s*\n\s*([)\]])|\s*\n\s*", _glued, text)
+            # Nothing stands for a line's end beside a bracket, else a blank.
+            line = re.sub(r"(?<=[(\[])\s*\n\s*|\s*\n\s*(?=[)\]])", "", text)
+            line = re.sub(r"\s*\n\s*", " ", line)
             has_comma = re.search(r",\s*\n\s*[)\]]", text)  # ruff leaves such calls item by item
-            if not has_comma and "#" not in text and node.col_offset + len(line) <= LINE_LENGTH:
-                yield _Edit(start, end, line)
+            fits = "#" not in text and node.col_offset + len(line) <= LINE_LENGTH
+            if line != text and fits and not has_comma:
+                yield start, end, line
 
     # --- What is where.
 
@@ -295,21 +294,6 @@ class _Pass:
             and isinstance(each.ctx, ast.Load)
             and _is_own(each) == own
         )
-
-    def _identities(self, definition: ast.ClassDef) -> set[str]:
-        """Attributes that are set to ``nn.Identity()`` and to nothing else."""
-        found: dict[str, bool] = {}
-        for node in self._nodes(definition):
-            if isinstance(node, ast.stmt) and (name := _stored_attribute(node)) is not None:
-                value = _value(node)
-                is_identity = value is not None and ast.unparse(value) == "nn.Identity()"
-                found[name] = found.get(name, True) and is_identity
-        return {name for name, is_identity in found.items() if is_identity}
-
-
-def _glued(found: "re.Match[str]") -> str:
-    """What stands for a line's end: nothing beside a bracket, else a blank."""
-    return found[1] or found[2] or " "
 
 
 def _is_name(node: ast.AST | None, name: str) -> bool:
@@ -348,8 +332,3 @@ def _stored_attribute(statement: ast.stmt) -> str | None:
 def _value(statement: ast.stmt) -> ast.expr | None:
     """What an assignment assigns."""
     return statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
-
-
-def _returns(block: Sequence[ast.stmt], variable: str) -> bool:
-    """Whether a block begins with the return of a variable."""
-    return bool(block) and isinstance(block[0], ast.Return) and _is_name(block[0].value, variable)

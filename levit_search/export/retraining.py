@@ -4,12 +4,13 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypedDict, cast, get_args
 
 from levit_search.architecture import Architecture
 from levit_search.data import DataInfo, describe
+from levit_search.distill.single import train_single
 from levit_search.errors import InputError
 from levit_search.files import DamagedFileError, check_weights, read_bounded, read_checksummed
 from levit_search.progress import Progress
@@ -54,11 +55,8 @@ class Retrained:
     seed: int
     """Of the weights that are taken: the best on val."""
     train_images: int
-    curve: tuple[dict[str, Any], ...]
+    curve: tuple[Mapping[str, float], ...]
     """Of that seed."""
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def config_for(study: Study, asked: Retraining) -> StudyConfig:
@@ -78,10 +76,8 @@ def config_for(study: Study, asked: Retraining) -> StudyConfig:
             allowed = " or ".join(get_args(RecipeName))
             raise InputError(f"--recipe {asked.recipe}: expected {allowed}")
         # What says where it runs, and what it starts from, stays.
-        kept = (
-            *("threads", "workers", "precision", "channels_last", "compile"),
-            *("donor_weights", "weights"),
-        )
+        kept = ["threads", "workers", "precision", "channels_last", "compile"]
+        kept += ["donor_weights", "weights"]
         train = {key: value for key, value in given["train"].items() if key in kept}
         given["train"] = {"recipe": asked.recipe, **train}
     changes |= dict(asked.changes or {})
@@ -126,36 +122,34 @@ def retrained(
         InputError: data, teacher or donor weights are missing or unfit.
         TrialError: a training failed.
     """
-    from levit_search.distill.single import train_single
-
     # Training by itself would fit the network to whatever images there are.
     check_images(network, describe(config.data))
-    first = config.search.seed
-    seeds = range(first, first + count)
-    base = study.folder / "retrained" / f"{network.id}-{_digest(config)}"
-    results = []
-
-    def say(text: str) -> None:
-        progress(text, None)
-
-    for seed in seeds:
-        if len(seeds) > 1:
-            say(f"{network.id}: seed {seed}, {seed - first + 1} of {len(seeds)}")
+    # Of all that a training depends on but its seed, wherever the data lies.
+    decisive = config.model_dump(mode="json", include={"data", "train", "teacher"})
+    decisive["data"]["root"] = None
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+    base = study.folder / "retrained" / f"{network.id}-{digest}"
+    first, results = config.search.seed, dict[int, _Result]()
+    for seed in range(first, first + count):
+        if count > 1:
+            progress(f"{network.id}: seed {seed}, {seed - first + 1} of {count}", None)
         folder = base / f"seed-{seed}"
         result = _finished(folder)
         if result is None:
             search = config.search.model_copy(update={"seed": seed})
             seeded = config.model_copy(update={"search": search})
-            made = train_single(network, seeded, True, folder, None, say)
+            made = train_single(
+                network, seeded, True, folder, None, lambda text: progress(text, None)
+            )
             result = json.loads(json.dumps(made))  # as it is read the next time
-        results.append(result)
-    best = max(range(len(results)), key=lambda index: results[index]["val_top1_percent"])
-    return base / f"seed-{seeds[best]}" / "model.safetensors", Retrained(
+        results[seed] = result
+    best = max(results, key=lambda seed: results[seed]["val_top1_percent"])
+    return base / f"seed-{best}" / "model.safetensors", Retrained(
         config.train.epochs,
-        tuple(seeds),
-        tuple(result["val_top1_percent"] for result in results),
-        tuple(result["test_top1_percent"] for result in results),
-        seeds[best],
+        tuple(results),
+        tuple(result["val_top1_percent"] for result in results.values()),
+        tuple(result["test_top1_percent"] for result in results.values()),
+        best,
         results[best]["train_images"],
         tuple(results[best]["curve"]),
     )
@@ -175,22 +169,24 @@ def check_images(network: Architecture, info: DataInfo) -> None:
         )
 
 
-# What is read of a training.
-_RESULT = {"val_top1_percent", "test_top1_percent", "train_images", "curve"}
+class _Result(TypedDict):
+    """What is read of a finished training."""
+
+    val_top1_percent: float
+    test_top1_percent: float
+    train_images: int
+    curve: list[Mapping[str, float]]
 
 
-def _finished(folder: Path) -> dict[str, Any] | None:
-    """What a training came to; None where it has not ended.
-
-    A damaged one is removed after a warning.
-    """
+def _finished(folder: Path) -> _Result | None:
+    """What a training came to; None where it has not ended. A damaged one is removed."""
     files = folder / "training.json", folder / "model.safetensors"
-    if not files[0].exists():
-        return None
     path = files[0]
+    if not path.exists():
+        return None
     try:
         result = read_checksummed(path)
-        if not result.keys() >= _RESULT:
+        if not result.keys() >= _Result.__annotations__.keys():
             raise DamagedFileError("it is no training's result")
         path = files[1]
         check_weights(read_bounded(path))
@@ -202,11 +198,4 @@ def _finished(folder: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return result
-
-
-def _digest(config: StudyConfig) -> str:
-    """Of all that a training depends on but its seed, wherever the data lies."""
-    decisive = config.model_dump(mode="json", include={"data", "train", "teacher"})
-    decisive["data"]["root"] = None
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+    return cast(_Result, result)

@@ -7,29 +7,22 @@ graft family.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save
+from torch import Tensor
 
 from levit_search.architecture import LEVITS, Architecture, ConvStem, Graft, Levit, published
 from levit_search.architecture.resnet import stage_channels
 from levit_search.errors import InputError
+from levit_search.export.formats import Preprocessing
 from levit_search.files import WEIGHTS_KEY, weights_checksum, write_atomically
-from levit_search.image_size import image_shape, plain_size, sides
+from levit_search.image_size import canonical_size, image_shape, plain_size, sides
+from levit_search.model import Model, to_timm
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from levit_search.model import Model
-
-_ACTIVATIONS = {
-    "none": "identity",
-    "hardswish": "hard_swish",
-    "gelu": "gelu",
-    "relu": "relu",
-    "silu": "silu",
-}
+_ACTIVATIONS = {"none": "identity", "hardswish": "hard_swish"}  # the others have our names
 _STEMS = {3: "s8", 4: "s16"}  # by their number of convolutions
 _DEITS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # width and heads
 
@@ -44,10 +37,10 @@ class TimmCheckpoint:
     """
 
     name: str
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
     """Plain data; what the name says already is left out."""
-    tensors: "dict[str, Tensor]"
-    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    config: Mapping[str, object]
     """``config.json``: the name, the arguments, and how images become inputs."""
 
     def write(self, folder: Path) -> None:
@@ -56,8 +49,6 @@ class TimmCheckpoint:
         Raises:
             OSError: the folder cannot be written.
         """
-        from safetensors.torch import save
-
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.json", json.dumps(self.config, indent=2) + "\n")
         weights = {name: tensor.cpu().contiguous() for name, tensor in self.tensors.items()}
@@ -65,7 +56,7 @@ class TimmCheckpoint:
         write_atomically(folder / "model.safetensors", save(weights, metadata))
 
 
-def timm_checkpoint(model: "Model", preprocessing: Mapping[str, Any]) -> TimmCheckpoint:
+def timm_checkpoint(model: Model, preprocessing: Preprocessing) -> TimmCheckpoint:
     """The weights of ``model`` for one of timm's networks.
 
     Args:
@@ -77,8 +68,6 @@ def timm_checkpoint(model: "Model", preprocessing: Mapping[str, Any]) -> TimmChe
     Raises:
         InputError: timm has no such network; the message says what it lacks.
     """
-    from levit_search.model import to_timm
-
     network = model.architecture
     lacks = _lacks(network) if isinstance(network, Levit) else _graft_lacks(network)
     if lacks:
@@ -112,23 +101,23 @@ def _lacks(network: Levit) -> list[str]:
         if layers not in _STEMS:
             lacks.append(f"its LeViTs have stems of 3 or 4 convolutions, not {layers}")
         elif stem.channels != halved:
-            lacks.append(f"its stems double their channels up to the width: {_list(halved)}")
+            lacks.append(
+                "its stems double their channels up to the width: " + ", ".join(map(str, halved))
+            )
     key_dims = {stage.key_dim for stage in stages} | {shrink.key_dim for shrink in shrinks}
     if len(key_dims) > 1:
-        lacks.append(f"its LeViTs have one key_dim for all blocks, not {_list(sorted(key_dims))}")
+        several = ", ".join(map(str, sorted(key_dims)))
+        lacks.append(f"its LeViTs have one key_dim for all blocks, not {several}")
     for index, (before, shrink) in enumerate(zip(stages, shrinks, strict=False)):
         heads = before.embed_dim // shrink.key_dim
         fixed = {"stride": 2, "attn_ratio": 4, "mlp_ratio": 2, "num_heads": heads}
         for field, value in fixed.items():
-            if getattr(shrink, field) != value:
-                lacks.append(
-                    f"its shrinking block {index} has {field} {value}, not "
-                    f"{getattr(shrink, field):g}"
-                )
+            if (found := getattr(shrink, field)) != value:
+                lacks.append(f"its shrinking block {index} has {field} {value}, not {found:g}")
     return lacks
 
 
-def _levit(network: Levit) -> tuple[str, dict[str, Any]]:
+def _levit(network: Levit) -> tuple[str, dict[str, object]]:
     """The most alike of timm's LeViTs, and the arguments that make it this one."""
 
     def unlike(name: str) -> float:
@@ -141,30 +130,25 @@ def _levit(network: Levit) -> tuple[str, dict[str, Any]]:
     name = min(LEVITS, key=unlike)
     variant = published(name)
     assert isinstance(variant, Levit)
-    asked = _levit_arguments(network)
+    asked, known = _levit_arguments(network), _levit_arguments(variant)
     # The attention activation is the other one where it is not given.
-    unless_given = {"drop_path_rate": 0.0, "attn_act_layer": asked["act_layer"]}
-    known = {**_levit_arguments(variant), **unless_given}
+    known |= {"drop_path_rate": 0.0, "attn_act_layer": asked["act_layer"]}
     return name.lower().replace("-", "_"), _other(asked, known)
 
 
-def _levit_arguments(network: Levit) -> dict[str, Any]:
+def _levit_arguments(network: Levit) -> dict[str, object]:
     assert isinstance(network.stem, ConvStem)
-
-    def each(field: str) -> list[Any]:
-        return [getattr(stage, field) for stage in network.stages]
-
-    return {
-        **_sizes(network),
-        "embed_dim": each("embed_dim"),
-        "depth": each("depth"),
-        "num_heads": each("num_heads"),
+    attention = network.attention_activation
+    found = _sizes(network)
+    for field in ("embed_dim", "depth", "num_heads", "attn_ratio", "mlp_ratio"):
+        values = [getattr(stage, field) for stage in network.stages]
+        is_one = field.endswith("_ratio") and len(set(values)) == 1  # timm takes a number, too
+        found[field] = values[0] if is_one else values
+    return found | {
         "key_dim": network.stages[0].key_dim,
-        "attn_ratio": _one(each("attn_ratio")),
-        "mlp_ratio": _one(each("mlp_ratio")),
         "stem_type": _STEMS[len(network.stem.channels)],
-        "act_layer": _ACTIVATIONS[network.activation],
-        "attn_act_layer": _ACTIVATIONS[network.attention_activation],
+        "act_layer": _ACTIVATIONS.get(network.activation, network.activation),
+        "attn_act_layer": _ACTIVATIONS.get(attention, attention),
         "drop_path_rate": network.drop_path,
         "distilled": network.distillation,
     }
@@ -190,25 +174,21 @@ def _graft_lacks(network: Graft) -> list[str]:
     return lacks
 
 
-def _graft_end(network: Graft) -> tuple[str, dict[str, Any]]:
+def _graft_end(network: Graft) -> tuple[str, dict[str, object]]:
     """A DeiT's or a ResNet's name, and the arguments that make it this one."""
+    known: dict[str, object] = {"in_chans": 3, "num_classes": 1000}
+    asked = _sizes(network)
     if network.donor is not None:
-        scale = network.donor.width_scale
-        known = {"in_chans": 3, "num_classes": 1000, "channels": _channels(1)}
-        asked = {
-            "in_chans": network.in_channels,
-            "num_classes": network.num_classes,
-            "channels": _channels(scale),
-        }
+        del asked["img_size"]  # a ResNet takes images of any size
+        for arguments, scale in ((asked, network.donor.width_scale), (known, 1)):
+            arguments["channels"] = [stage_channels(stage, scale) for stage in range(1, 5)]
         return network.donor.name, _other(asked, known)
     trunk = network.trunk
     assert trunk is not None
     size = min(_DEITS, key=lambda name: abs(math.log(trunk.embed_dim / _DEITS[name][0])))
     width, heads = _DEITS[size]
-    known = {
+    known |= {
         "img_size": 224,
-        "in_chans": 3,
-        "num_classes": 1000,
         "patch_size": 16,
         "embed_dim": width,
         "depth": 12,
@@ -216,8 +196,7 @@ def _graft_end(network: Graft) -> tuple[str, dict[str, Any]]:
         "mlp_ratio": 4,
         "drop_path_rate": 0.0,
     }
-    asked = {
-        **_sizes(network),
+    asked |= {
         "patch_size": network.patch,
         "embed_dim": trunk.embed_dim,
         "depth": trunk.depth,
@@ -229,14 +208,10 @@ def _graft_end(network: Graft) -> tuple[str, dict[str, Any]]:
     return f"deit_{size}_{distilled}patch16_224", _other(asked, known)
 
 
-def _channels(width_scale: float) -> list[int]:
-    return [stage_channels(stage, width_scale) for stage in range(1, 5)]
-
-
 # --- What both families need.
 
 
-def _sizes(network: Architecture) -> dict[str, Any]:
+def _sizes(network: Architecture) -> dict[str, object]:
     return {
         "img_size": plain_size(network.image_size),
         "in_chans": network.in_channels,
@@ -244,21 +219,12 @@ def _sizes(network: Architecture) -> dict[str, Any]:
     }
 
 
-def _other(asked: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def _other(asked: Mapping[str, object], known: Mapping[str, object]) -> dict[str, object]:
     """The arguments that differ from those that a name stands for."""
     return {key: value for key, value in asked.items() if value != known[key]}
 
 
-def _one(values: list[Any]) -> Any:
-    """One value for all stages where they agree."""
-    return values[0] if len(set(values)) == 1 else values
-
-
-def _list(values: Iterable[int]) -> str:
-    return ", ".join(map(str, values))
-
-
-def _pretrained_config(network: Architecture, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+def _pretrained_config(network: Architecture, preprocessing: Preprocessing) -> dict[str, object]:
     """timm's description of a checkpoint: what images it takes and which layers an end is."""
     is_resnet = isinstance(network, Graft) and network.trunk is None
     if isinstance(network, Levit):
@@ -269,11 +235,18 @@ def _pretrained_config(network: Architecture, preprocessing: Mapping[str, Any]) 
         first, heads = "patch_embed.proj", ["head", "head_dist"]
     if not network.distillation:
         heads = heads[:1]
+    shown = 1.0
+    if preprocessing["fit"] == "resize-then-crop":
+        size = sides(canonical_size(preprocessing["image_size"]))
+        before = sides(canonical_size(preprocessing["resize"]))
+        # timm rounds size / share down; the last of these gives a side whatever its rounding.
+        shares = (1.0, 0.875, round(size[0] / before[0], 3), size[0] / (before[0] + 0.5))
+        shown = next(s for s in shares if [math.floor(side / s) for side in size] == list(before))
     return {
         "input_size": list(image_shape(network)),
         "fixed_input_size": not is_resnet,
         "interpolation": preprocessing["interpolation"],
-        "crop_pct": _crop_share(preprocessing),
+        "crop_pct": shown,
         "crop_mode": "center",
         "mean": list(preprocessing["mean"]),
         "std": list(preprocessing["std"]),
@@ -283,13 +256,3 @@ def _pretrained_config(network: Architecture, preprocessing: Mapping[str, Any]) 
         "first_conv": first,
         "classifier": heads if len(heads) > 1 else heads[0],
     }
-
-
-def _crop_share(preprocessing: Mapping[str, Any]) -> float:
-    """The share of the sides that is shown, from which timm computes the sides again."""
-    if preprocessing["fit"] != "resize-then-crop":
-        return 1.0
-    size, before = sides(preprocessing["image_size"]), sides(preprocessing["resize"])
-    # timm rounds size / share down; the last of these gives a side whatever its rounding.
-    shares = (1.0, 0.875, round(size[0] / before[0], 3), size[0] / (before[0] + 0.5))
-    return next(s for s in shares if [math.floor(side / s) for side in size] == list(before))

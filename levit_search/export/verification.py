@@ -10,28 +10,25 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from levit_search.architecture import Architecture
+from levit_search.batches import Batches
 from levit_search.errors import InputError, LevitSearchError, TrialError
 from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.targets import TORCH_RUNTIMES, check_programs
+from levit_search.model import Layout, Model
 from levit_search.pareto import on_target
 from levit_search.progress import Progress
 from levit_search.search.evaluate import settled_on
 from levit_search.study import Record, Study, StudyConfig
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from levit_search.batches import Batches
-    from levit_search.model import Layout, Model
 
 IMAGES = 64  # that files are compared on
 _LIMIT_S = 600.0  # one file's answer to them
@@ -108,54 +105,38 @@ def _by_torch(network: Any, images: Any) -> Any:
         return network.eval()(torch.from_numpy(images)).numpy()
 
 
-_READER = """
-def main():
+def _read() -> None:
+    """``python reader.py READER FOLDER IMAGES.npy LOGITS.npy`` reads one file."""
     import numpy
 
     reader, folder, images, logits = sys.argv[1:]
     if reader != "weights":
-        sys.modules["levit_search"] = None  # importing it fails now
+        sys.modules["levit_search"] = None  # type: ignore[assignment]  # importing it fails now
     numpy.save(logits, globals()[reader](Path(folder), numpy.load(images)))
-
-
-main()
-"""
-
-
-def _reader_source() -> str:
-    """A program that reads one file: ``python reader.py READER FOLDER IMAGES.npy LOGITS.npy``."""
-    readers = [each.reader for each in READABLE.values() if each.reader is not None]
-    imports = "import sys\nfrom pathlib import Path\nfrom typing import Any\n\n"
-    return imports + "\n\n".join(map(inspect.getsource, [*readers, _by_torch])) + _READER
 
 
 # --- Logits.
 
 
-@dataclass(frozen=True)
-class Readable:
+class Readable(NamedTuple):
     """A file, or several that are read together."""
 
-    name: str
-    """As people know it."""
     reader: Callable[[Path, Any], Any] | None
     """None is ``predict.py``, which reads pictures by itself."""
     tolerance: float
     """How far its logits may be from the trained network's."""
 
 
-READABLE: dict[str, Readable] = {
-    each.name: each
-    for each in (
-        Readable("model.safetensors", weights, 1e-5),
-        Readable("model.py", module, 1e-5),
-        Readable("timm", timm, 1e-5),
-        Readable("model.onnx", onnx, 1e-4),
-        Readable("predict.py", None, 1e-4),
-        Readable("model.openvino.xml", openvino, 1e-4),
-        Readable("model.pt2", program, 1e-4),
-    )
+READABLE = {
+    "model.safetensors": Readable(weights, 1e-5),
+    "model.py": Readable(module, 1e-5),
+    "timm": Readable(timm, 1e-5),
+    "model.onnx": Readable(onnx, 1e-4),
+    "predict.py": Readable(None, 1e-4),
+    "model.openvino.xml": Readable(openvino, 1e-4),
+    "model.pt2": Readable(program, 1e-4),
 }
+"""By the name that people know."""
 
 
 @dataclass(frozen=True)
@@ -166,14 +147,12 @@ class Sample:
     """[B, C, H, W], normalised."""
     logits: NDArray[np.float32]
     """[B, classes]."""
-    stored: "Sequence[bytes | Image.Image]"
+    stored: Sequence[bytes | Image.Image]
     """The same images as they are stored, or as pictures where they are kept in no file."""
 
 
-def sample_of(model: "Model", batches: "Batches") -> Sample:
+def sample_of(model: Model, batches: Batches) -> Sample:
     """The first images of the validation split and the answers of a network on the CPU."""
-    import torch
-
     images, _ = next(iter(batches.evaluation("val", IMAGES, torch.device("cpu"))))
     with torch.inference_mode():
         logits = model.eval()(images)
@@ -198,17 +177,28 @@ def compared(
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="levit-search-check-") as place:
         scratch = Path(place)
-        (scratch / "reader.py").write_text(_reader_source(), encoding="utf-8")
+        readers = [each.reader for each in READABLE.values() if each.reader is not None]
+        parts = ["import sys\nfrom pathlib import Path\nfrom typing import Any\n"]
+        parts += [inspect.getsource(each) for each in (*readers, _by_torch, _read)]
+        (scratch / "reader.py").write_text("\n\n".join([*parts, "_read()\n"]), encoding="utf-8")
         np.save(scratch / "images.npy", sample.images)
         for name in names:
             progress(f"reading {name} in a clean process", None)
             readable = READABLE[name]
             if readable.reader is None:
-                logits = _predicted(folder.absolute(), readable, sample, scratch)
+                pictures = [f"{index}.png" for index in range(len(sample.stored))]
+                for picture, stored in zip(pictures, sample.stored, strict=True):
+                    if isinstance(stored, bytes):  # of any format: an ending says nothing of it
+                        (scratch / picture).write_bytes(stored)
+                    else:
+                        stored.save(scratch / picture)
+                program = str(folder.absolute() / "predict.py")
+                answers = json.loads(_run([program, "--json", *pictures], scratch, name))
+                logits = np.array([answer["logits"] for answer in answers], np.float32)
             else:
                 reader = readable.reader.__name__
                 arguments = [reader, str(folder.absolute()), "images.npy", f"{reader}.npy"]
-                _run(["reader.py", *arguments], scratch, readable)
+                _run(["reader.py", *arguments], scratch, name)
                 logits = np.load(scratch / f"{reader}.npy")
             if logits.shape != sample.logits.shape:
                 raise LevitSearchError(
@@ -224,29 +214,15 @@ def compared(
     return found
 
 
-def _predicted(
-    folder: Path, readable: Readable, sample: Sample, scratch: Path
-) -> NDArray[np.float32]:
-    """What ``predict.py`` says of the images as they are stored."""
-    names = [f"{index}.png" for index in range(len(sample.stored))]
-    for name, stored in zip(names, sample.stored, strict=True):
-        if isinstance(stored, bytes):  # of any format: a name's ending says nothing of it
-            (scratch / name).write_bytes(stored)
-        else:
-            stored.save(scratch / name)
-    answers = json.loads(_run([str(folder / "predict.py"), "--json", *names], scratch, readable))
-    return np.array([answer["logits"] for answer in answers], np.float32)
-
-
-def _run(arguments: list[str], scratch: Path, readable: Readable) -> str:
+def _run(arguments: list[str], scratch: Path, name: str) -> str:
     """What a Python program says; it starts in ``scratch`` and leaves no bytecode behind."""
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    told = {"PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in paths)}
+    absolute = os.pathsep.join(str(Path(path).absolute()) for path in paths)
     try:
         done = subprocess.run(
             [sys.executable, "-B", *arguments],
             cwd=scratch,
-            env={**os.environ, **(told if paths else {})},
+            env=os.environ | ({"PYTHONPATH": absolute} if paths else {}),
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -255,14 +231,12 @@ def _run(arguments: list[str], scratch: Path, readable: Readable) -> str:
         )
     except subprocess.TimeoutExpired:
         raise LevitSearchError(
-            f"{readable.name}: did not answer {IMAGES} images within {_LIMIT_S:g} s; nothing was "
-            "written"
+            f"{name}: did not answer {IMAGES} images within {_LIMIT_S:g} s; nothing was written"
         ) from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise LevitSearchError(
-            f"{readable.name}: cannot be read by a process of its own ({reason}); nothing was "
-            "written"
+            f"{name}: cannot be read by a process of its own ({reason}); nothing was written"
         )
     return done.stdout
 
@@ -276,9 +250,9 @@ class Remeasurement:
 
     figure: str
     """``latency_ms``, or ``latency_ms@TARGET``."""
-    before: dict[str, Any]
+    before: Mapping[str, Any]
     """What the study knows; see :class:`levit_search.latency.Measurement`."""
-    now: dict[str, Any] | None
+    now: Mapping[str, Any] | None
     """What was measured; None where it could not be."""
     reason: str | None = None
     """Why it could not be measured, or cannot be compared."""
@@ -350,13 +324,8 @@ def remeasured(
     Returns:
         One for each target; none where the study measured nothing.
     """
-    assert record.architecture is not None
-    layout, settled_ms = graph_layout(study, record), study.attributes().get("settled_ms", {})
-    found = []
-    for known in latencies(study.config, record):
-        on_it = settled_on(known.target, settled_ms)
-        found.append(_timed_again(known, on_it, record.architecture, graph, layout, progress))
-    return found
+    known = latencies(study.config, record)
+    return [_timed_again(study, record, each, graph, progress) for each in known]
 
 
 class KnownLatency(NamedTuple):
@@ -365,7 +334,7 @@ class KnownLatency(NamedTuple):
     target: str | None
     """None is that of ``latency``."""
     config: LatencyConfig
-    found: dict[str, Any]
+    found: Mapping[str, Any]
     """See :class:`levit_search.latency.Measurement`."""
     repeats_percent: float | None
     """Within what another measurement is expected; None where it was measured once."""
@@ -379,31 +348,23 @@ def latencies(config: StudyConfig, record: Record) -> list[KnownLatency]:
     A trial that was taken over has those of its own study, too, whose sections are not known here.
     """
     evaluation, values = record.evaluation, record.values
-    found = [(None, config.latency, evaluation.get("latency"))] if config.is_measured else []
-    targets = evaluation.get("targets", {})
-    others = [(name, each, targets.get(name)) for name, each in config.also_measured.items()]
-    return [
-        KnownLatency(
-            name,
-            section,
-            known,
-            values.get(on_target("latency_ms_repeats_percent", name)),
-            values.get(on_target("latency_search_ms", name)),
-        )
-        for name, section, known in (*found, *others)
-        if known
-    ]
+    known: dict[str | None, Any] = {None: evaluation.get("latency")}
+    known |= evaluation.get("targets", {})
+    own = [(None, config.latency)] if config.is_measured else []
+    found = []
+    for target, section in (*own, *config.also_measured.items()):
+        if known.get(target):
+            repeats_percent = values.get(on_target("latency_ms_repeats_percent", target))
+            search_ms = values.get(on_target("latency_search_ms", target))
+            found.append(KnownLatency(target, section, known[target], repeats_percent, search_ms))
+    return found
 
 
 def _timed_again(
-    known: KnownLatency,
-    settled_ms: dict[str, float],
-    network: Architecture,
-    graph: Path,
-    layout: "Layout",
-    progress: Progress,
+    study: Study, record: Record, known: KnownLatency, graph: Path, progress: Progress
 ) -> Remeasurement:
-    """Time a graph of ``layout`` where its network was measured."""
+    """Time a graph where its network was measured."""
+    assert record.architecture is not None
     name, config, before = on_target("latency_ms", known.target), known.config, known.found
     if before.get("method") == "predicted":
         return Remeasurement(name, before, None, "it was predicted, not measured")
@@ -411,9 +372,10 @@ def _timed_again(
         check_programs({"latency": config}, "study.yaml")
     except InputError as error:
         return Remeasurement(name, before, None, str(error))
-    timed = graph.name
+    timed, layout = graph.name, graph_layout(study, record)
     if config.runtime in TORCH_RUNTIMES:
         timed, layout = "the network in torch", before.get("layout", layout)
+    settled_ms = settled_on(known.target, study.attributes().get("settled_ms", {}))
     found = None
     for seconds in (config.seconds, 2 * config.seconds):
         progress(f"timing {timed} on {config.target.label}", None)
@@ -421,9 +383,9 @@ def _timed_again(
         try:
             with Probe(longer, settled_ms, fresh=True) as probe:
                 if config.runtime in TORCH_RUNTIMES:
-                    measured = probe.measure(network)
+                    measured = probe.measure(record.architecture)
                 else:
-                    measured = probe.measure_graph(graph, network)
+                    measured = probe.measure_graph(graph, record.architecture)
         except TrialError as error:
             return found or Remeasurement(name, before, None, str(error), timed)
         now = measured.as_json()
@@ -435,13 +397,13 @@ def _timed_again(
     return found
 
 
-def graph_layout(study: Study, record: Record) -> "Layout":
+def graph_layout(study: Study, record: Record) -> Layout:
     """The layout of a network's ``model.onnx``: the one that it was measured or predicted in."""
     latency = record.evaluation.get("latency") or {}
     return "maps" if latency.get("layout", study.config.latency.layout) == "maps" else "tokens"
 
 
-def _incomparable(before: dict[str, Any], now: dict[str, Any], layout: str) -> str | None:
+def _incomparable(before: Mapping[str, Any], now: Mapping[str, Any], layout: str) -> str | None:
     """Why two measurements are not of one thing, the second of a network in ``layout``."""
     if not {"ratio_to_reference", "ratio_ci95"} <= before.keys():
         return "the study has no ratio to a reference"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from levit_search.architecture import Architecture, parse
+from levit_search.audit.search_cost import COSTS
 from levit_search.audit.sections import growth
 from levit_search.drawing import diagram, weight_maps
 from levit_search.drawing.chart import (
@@ -38,14 +39,6 @@ from levit_search.table import figure, heading, in_unit
 Format = Literal["png", "svg"]
 
 _ABSENT = "\u2013"  # the place of a choice that means nothing in a network
-
-SPENT = {
-    "trials": ("Trials", "proposals"),
-    "epochs": ("Epochs", "epochs trained"),
-    "hours": ("Hours", "hours"),
-    "worker_hours": ("Worker hours", "worker hours"),
-}
-"""What a search spends, by its name in a trajectory: what its tab and its axis are called."""
 
 
 def write_pictures(
@@ -114,9 +107,8 @@ def drawings(
         drawn = network_view(network, title, study.sound_weights(trial, network))
     except InputError as error:
         return blocks, "", str(error)
-    if not drawn.has_maps:
-        return blocks, "", ""
-    return blocks, weight_maps.svg(drawn.biases, drawn.filters, title, embedded), ""
+    maps = weight_maps.svg(drawn.biases, drawn.filters, title, embedded) if drawn.has_maps else ""
+    return blocks, maps, ""
 
 
 def figures(document: Document) -> dict[str, Sequence[Drawable]]:
@@ -143,20 +135,25 @@ def figures(document: Document) -> dict[str, Sequence[Drawable]]:
 
 def front(document: Document, tab: Mapping[str, Any]) -> Chart:
     """What can be had for a cost: the networks that no other beats, and the others, faint."""
-    up, across = document["up"], tab["figure"]
-    whole = [t for t in document["trials"] if is_whole(t) and across in t["values"]]
+    up, across, reference = document["up"], tab["figure"], tab["reference"]
+    known = [trial for trial in document["trials"] if across in trial["values"]]
+    whole = [trial for trial in known if is_whole(trial)]
     best = [trial for number in tab["front"] for trial in whole if trial["trial"] == number]
     on_front = [trial for trial in whole if trial["on_front"]]
-    stopped = [t for t in document["trials"] if t["outcome"] == "stopped" and t["curve"]]
-    stopped = [t for t in stopped if across in t["values"] and up == "top1_percent"]
+    stopped = [t for t in known if t["outcome"] == "stopped" and t["curve"] and is_maximised(up)]
+    named = [trial for trial in whole if trial["name"]]
     first = document["chosen"][0]
     is_knee = "knee of the front" in document["details"][str(first)]["picked_as"]
-    reference = tab["reference"]
     mine = [t for t in whole if reference is not None and t["trial"] == reference["trial"]]
-    x_ends, y_ends = (
-        [_interval(document, trial, name) for trial in on_front] for name in (across, up)
-    )
-    is_spread = any(ends is not None for ends in [*x_ends, *y_ends])
+
+    def interval(trial: Trial, name: str) -> tuple[float, float] | None:
+        """Of a network that is shown in detail, in the unit in which people read the figure."""
+        rows = document["details"].get(str(trial["trial"]), {"figures": []})["figures"]
+        found = (r for r in rows if r["figure"] == name and r["low"] is not None)
+        return next(((in_unit(name, r["low"]), in_unit(name, r["high"])) for r in found), None)
+
+    x_ends, y_ends = ([interval(trial, name) for trial in on_front] for name in (across, up))
+    spread = on_front if any(ends is not None for ends in [*x_ends, *y_ends]) else []
 
     def points(
         name: str, rows: Sequence[Trial], mark: Mark | None, color: str, **more: Any
@@ -177,55 +174,23 @@ def front(document: Document, tab: Mapping[str, Any]) -> Chart:
             ]
         return Series(name, xs, ys, color, mark, **more)
 
-    known = [trial for trial in whole if trial["name"]]
-    ring: dict[str, Any] = {"radius": 7, "is_open": True}
+    others = [trial for trial in whole if not trial["on_front"]]
+    started = [trial for trial in whole if trial["is_start"]]
+    knee = [trial for trial in whole if is_knee and trial["trial"] == first]
+    faint, names = 0.35 if len(whole) > 300 else 0.6, [trial["name"] for trial in named]
+    early, last = "stopped early, at the accuracy then", [t["curve"][-1][1] for t in stopped]
+    ends: dict[str, object] = {"x_ends": x_ends, "y_ends": y_ends}
+    ring: dict[str, object] = {"radius": 7, "is_open": True}
     line: Line = "steps" if is_maximised(up) else "straight"
     series = [
-        points(
-            "dominated",
-            [trial for trial in whole if not trial["on_front"]],
-            "circle",
-            "dominated",
-            radius=3,
-            opacity=0.35 if len(whole) > 300 else 0.6,
-        ),
+        points("dominated", others, "circle", "dominated", radius=3, opacity=faint),
         points("", best, None, "front", line=line, trials=()),
-        points(
-            "95 % interval",
-            on_front if is_spread else [],
-            None,
-            "front",
-            opacity=0.6,
-            trials=(),
-            x_ends=x_ends,
-            y_ends=y_ends,
-        ),
+        points("95 % interval", spread, None, "front", opacity=0.6, trials=(), **ends),
         points("front", on_front, "circle", "front", radius=5),
-        points(
-            "stopped early, at the accuracy then",
-            stopped,
-            "cross",
-            "stopped",
-            radius=3,
-            is_hidden=True,
-            y=[trial["curve"][-1][1] for trial in stopped],
-        ),
-        points("tried first", [t for t in whole if t["is_start"]], "square", "start", **ring),
-        points(
-            "knee",
-            [t for t in whole if is_knee and t["trial"] == first],
-            "diamond",
-            "reference",
-            **ring,
-        ),
-        points(
-            "published, measured here",
-            known,
-            "star",
-            "known",
-            labels=[trial["name"] for trial in known],
-            **ring,
-        ),
+        points(early, stopped, "cross", "stopped", radius=3, is_hidden=True, y=last),
+        points("tried first", started, "square", "start", **ring),
+        points("knee", knee, "diamond", "reference", **ring),
+        points("published, measured here", named, "star", "known", labels=names, **ring),
         points("reference", mine, "star", "reference", radius=6),
         points("the paper's", document["published"], "triangle", "published", radius=5),
         points("compared with", document["baselines"], "cross", "compared", radius=5),
@@ -247,17 +212,10 @@ def front(document: Document, tab: Mapping[str, Any]) -> Chart:
     )
 
 
-def _interval(document: Document, trial: Trial, name: str) -> tuple[float, float] | None:
-    """Of a figure of a network that is shown in detail, in the unit in which people read it."""
-    rows = document["details"].get(str(trial["trial"]), {"figures": []})["figures"]
-    row = next((row for row in rows if row["figure"] == name and row["low"] is not None), None)
-    return None if row is None else (in_unit(name, row["low"]), in_unit(name, row["high"]))
-
-
 def spent(document: Document) -> list[str]:
     """The costs that the hypervolume is drawn against: those that are known and not nothing."""
     path = document["trajectory"]
-    known = [name for name in SPENT if path[name][-1] and None not in path[name]]
+    known = [name for name in COSTS if path[name][-1] and None not in path[name]]
     return known if document["summary"]["hypervolume"] is not None else []
 
 
@@ -265,7 +223,7 @@ def hypervolume(document: Document) -> list[Chart]:
     """How the front grew by what was spent, a chart for each cost."""
     path = document["trajectory"]
     return [
-        growth(document["study"], SPENT[name][1], path[name], path["hypervolume"])
+        growth(document["study"], COSTS[name], path[name], path["hypervolume"])
         for name in spent(document)
     ]
 
@@ -273,28 +231,24 @@ def hypervolume(document: Document) -> list[Chart]:
 def learning_curves(document: Document) -> Chart:
     """Accuracy by epoch of all that were trained, and where rungs ended a training."""
     trained = [trial for trial in document["trials"] if trial["curve"]]
-    kinds = {
-        "stopped at a rung": ([t for t in trained if t["outcome"] == "stopped"], "stopped"),
-        "dominated": (
-            [t for t in trained if t["outcome"] != "stopped" and not t["on_front"]],
-            "dominated",
-        ),
-        "front": ([trial for trial in trained if trial["on_front"]], "front"),
-    }
+    kinds: dict[str, list[Trial]] = {"stopped": [], "dominated": [], "front": []}
+    for trial in trained:
+        kind = "front" if trial["on_front"] else "dominated"
+        kinds["stopped" if trial["outcome"] == "stopped" else kind].append(trial)
     faint = max(0.3, min(0.8, 30 / len(trained)))  # many lie on each other
     series = []
-    for name, (trials, color) in kinds.items():
-        look: dict[str, Any] = {"color": color, "opacity": 1.0 if name == "front" else faint}
+    for color, trials in kinds.items():
+        opacity, width = (1.0, 1.8) if color == "front" else (faint, 1.0)
         for trial in trials:
             epochs, accuracies = map(list, zip(*trial["curve"], strict=True))
-            line = Series("", epochs, accuracies, mark=None, line="straight", **look)
-            series.append(
-                replace(line, width=1.8 if name == "front" else 1.0, trials=[trial["trial"]])
-            )
+            line = Series("", epochs, accuracies, color, None, line="straight", opacity=opacity)
+            series.append(replace(line, width=width, trials=[trial["trial"]]))
         mark: Mark = "cross" if color == "stopped" else "circle"
+        name = "stopped at a rung" if color == "stopped" else color
         epochs, accuracies = ([trial["curve"][-1][place] for trial in trials] for place in (0, 1))
         numbers = [trial["trial"] for trial in trials]
-        series.append(Series(name, epochs, accuracies, mark=mark, radius=3, trials=numbers, **look))
+        ends = Series(name, epochs, accuracies, color, mark, 3, opacity=opacity, trials=numbers)
+        series.append(ends)
     saved = document["summary"]["rungs"]
     rules = [
         Rule(rung["epoch"], f"rung: {rung['went_on']} of {rung['came']} went on")
@@ -312,12 +266,10 @@ def learning_curves(document: Document) -> Chart:
 def importance(document: Document) -> Bars:
     """Which choices decide each objective: those that explain a hundredth of one or more."""
     shares: Mapping[str, Mapping[str, float]] = document["importance"]
-    largest: dict[str, float] = {}
-    for found in shares.values():
-        for slot, share in found.items():
-            largest[slot] = max(largest.get(slot, 0.0), share)
-    shown = sorted((s for s in largest if largest[s] >= 0.01), key=lambda s: (-largest[s], s))
-    rest = len(largest) - len(shown)
+    slots = {slot for found in shares.values() for slot in found}
+    largest = {slot: max(found.get(slot, 0.0) for found in shares.values()) for slot in slots}
+    shown = sorted((s for s in slots if largest[s] >= 0.01), key=lambda s: (-largest[s], s))
+    rest = len(slots) - len(shown)
     return Bars(
         f"{document['study']}: which choices matter",
         shown,
@@ -331,15 +283,8 @@ def prediction(document: Document) -> Chart:
     """Latencies that were predicted, and then measured."""
     predicted, measured, trials = map(list, zip(*document["prediction"], strict=True))
     low, high = min(*predicted, *measured) / 1.1, max(*predicted, *measured) * 1.1
-    near = Series(
-        "within 10 %",
-        [low, high, high, low],
-        [0.9 * low, 0.9 * high, 1.1 * high, 1.1 * low],
-        "front",
-        None,
-        line="area",
-        opacity=0.15,
-    )
+    xs, ys = [low, high, high, low], [0.9 * low, 0.9 * high, 1.1 * high, 1.1 * low]
+    near = Series("within 10 %", xs, ys, "front", None, line="area", opacity=0.15)
     return Chart(
         f"{document['study']}: predicted against measured latency",
         Axis("measured latency, ms", is_log=True),
@@ -360,18 +305,16 @@ def lined(document: Document) -> list[Trial]:
 
 def shades(trials: Sequence[Trial], name: str) -> dict[int, int]:
     """How a figure colours their lines, by trial: from 0 for the least to 9."""
-    return {
-        trial["trial"]: round(9 * share)
-        for trial, share in zip(trials, _shares(trials, name), strict=True)
-    }
+    return {trial: round(9 * share) for trial, share in _shares(trials, name).items()}
 
 
-def _shares(trials: Sequence[Trial], name: str) -> list[float]:
+def _shares(trials: Sequence[Trial], name: str) -> dict[int, float]:
     """Where their values of a figure lie between the least and the most, costs on a log scale."""
-    values = [float(trial["values"][name]) for trial in trials]
-    scaled = values if is_maximised(name) else [math.log10(value) for value in values]
-    low, high = min(scaled), max(scaled)
-    return [(value - low) / (high - low) if high > low else 0.5 for value in scaled]
+    values = {trial["trial"]: float(trial["values"][name]) for trial in trials}
+    if not is_maximised(name):
+        values = {trial: math.log10(value) for trial, value in values.items()}
+    low, high = min(values.values()), max(values.values())
+    return {t: (value - low) / (high - low) if high > low else 0.5 for t, value in values.items()}
 
 
 class ChoiceLines:
@@ -408,8 +351,8 @@ class ChoiceLines:
         for name in document["objectives"]:
             known = [trial["values"][name] for trial in ordered]
             self.axes.append((label_of(name), [figure(name, end(known)) for end in (min, max)]))
-            for trial, share in zip(ordered, _shares(ordered, name), strict=True):
-                self.lines[trial["trial"]].append(0.01 + 0.98 * share)
+            for trial_number, share in _shares(ordered, name).items():
+                self.lines[trial_number].append(0.01 + 0.98 * share)
 
     @property
     def description(self) -> str:
@@ -448,23 +391,20 @@ class ChoiceLines:
                 found.box(left - 2, top + 5, 7 * len(name) + 6, 17, "paper")
                 found.text(left, top + 18, name)
             if index < self._slots:
-                for place in range(len(texts)):
+                # Values at their places, which a page makes buttons of.
+                for place, given in enumerate(texts):
                     x = left + (right - left) * (place + 0.5) / len(texts)
-                    self._value(found, x, top + down, index, place)
+                    text = given if len(given) <= 12 else f"{given[:11]}…"
+                    told = escape(f"{name} {'not there' if given == _ABSENT else given}")
+                    value = place - (texts[0] == _ABSENT)
+                    slot = f'data-slot="{index}" data-value="{value}" data-label="{told}"'
+                    wide = 7 * len(text) + 9
+                    found.add(f"<g {slot}>")
+                    found.box(x - wide / 2, top + down - 10, wide, 20, "plain", radius=4)
+                    found.text(x, top + down + 4, text, anchor="middle")
+                    found.add("</g>")
             else:
                 found.text(left, top + down - 6, texts[0])
                 found.text(right, top + down - 6, texts[1], anchor="end")
         found.height = tops[-1] + row
         return found
-
-    def _value(self, found: Svg, x: float, y: float, index: int, place: int) -> None:
-        """A value at its place, which a page makes a button of."""
-        name, texts = self.axes[index]
-        text = texts[place] if len(texts[place]) <= 12 else f"{texts[place][:11]}…"
-        wide = 7 * len(text) + 9
-        told = f"{name} {'not there' if texts[place] == _ABSENT else texts[place]}"
-        value = place - (texts[0] == _ABSENT)
-        found.add(f'<g data-slot="{index}" data-value="{value}" data-label="{escape(told)}">')
-        found.box(x - wide / 2, y - 10, wide, 20, "plain", radius=4)
-        found.text(x, y + 4, text, anchor="middle")
-        found.add("</g>")

@@ -1,19 +1,15 @@
 """Which choices a study's networks made, and which of them mattered."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from levit_search.architecture import Architecture
+from levit_search.architecture import Architecture, sizes_of
 from levit_search.image_size import plain_size
 from levit_search.pareto import Objective, minimised
 from levit_search.space import Space
 from levit_search.study import Record, StudyConfig
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from optuna.trial import FrozenTrial
 
 FEWEST = 20
 """Networks that shares can be told from at all."""
@@ -34,12 +30,8 @@ class Choices:
     """
 
     def __init__(self, config: StudyConfig, sample: Architecture) -> None:
-        sizes = {
-            "image_size": plain_size(sample.image_size),
-            "in_channels": sample.in_channels,
-            "num_classes": sample.num_classes,
-        }
         # The data need not be here.
+        sizes = {**sizes_of(sample), "image_size": plain_size(sample.image_size)}
         self._space = Space({**sizes, **config.architecture}, config.limits)
         self._slots = [slot for slot in self._space.slots if len(slot.values) > 1]
         self.slots: dict[str, list[Any]] = {slot.name: list(slot.values) for slot in self._slots}
@@ -72,6 +64,11 @@ class Choices:
             By objective and slot, the most important first; empty where there are too few networks
             or all are the same.
         """
+        import optuna
+        from optuna.distributions import BaseDistribution, IntDistribution
+        from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+        from optuna.trial import FrozenTrial, create_trial
+
         rng = np.random.default_rng(0)
         rows, kept = [], []
         for record in records:
@@ -85,19 +82,7 @@ class Choices:
         count = min(len(rows), _MOST)
         evenly = np.linspace(0, len(rows) - 1, count).round().astype(int)
         places_ns = np.array(rows)[evenly]  # [networks, slots]
-        return self._shares(places_ns, minimised([kept[i] for i in evenly], objectives), objectives)
-
-    def _shares(
-        self,
-        places_ns: "NDArray[np.int_]",
-        points: "NDArray[np.float64]",
-        objectives: Sequence[Objective],
-    ) -> dict[str, dict[str, float]]:
-        import optuna
-        from optuna.distributions import BaseDistribution, IntDistribution
-        from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-        from optuna.trial import create_trial
-
+        points = minimised([kept[i] for i in evenly], objectives)
         varied = [i for i in range(len(self._slots)) if np.ptp(places_ns[:, i]) > 0]
         spread: dict[str, BaseDistribution] = {
             self._slots[i].name: IntDistribution(0, len(self._slots[i].values) - 1) for i in varied
@@ -116,7 +101,7 @@ class Choices:
                 if not spread or np.ptp(points[:, column]) == 0:
                     continue
 
-                def target(trial: "FrozenTrial", column: int = column) -> float:
+                def target(trial: FrozenTrial, column: int = column) -> float:
                     return float(trial.values[column])
 
                 shares = get_param_importances(

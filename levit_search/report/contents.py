@@ -25,7 +25,7 @@ from levit_search.architecture import (
     sizes_of,
 )
 from levit_search.audit import AuditStore, search_cost
-from levit_search.data import DataSurvey, describe
+from levit_search.data import describe
 from levit_search.errors import InputError
 from levit_search.image_size import plain_size
 from levit_search.pareto import PROBED, figure_and_target, is_maximised
@@ -65,7 +65,7 @@ TITLES: dict[str, tuple[str, str]] = {
 """What each figure is called, and the unit in which people read it."""
 
 
-def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
+def contents(study: Study, picked: Sequence[str] = ()) -> Document:
     """Everything that a report shows.
 
     Args:
@@ -81,19 +81,18 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         ``verdict`` is what :class:`levit_search.significance.Verdict` says of the accuracies, and
         its ``legend``; ``latency_legend`` is that of latencies which were measured again.
         ``up`` is the figure that is drawn upwards: accuracy where there is one. ``tabs`` has one
-        cost each that it is drawn against, ``{figure, title, unit, scale, log, objective, front,
-        reference, device, runtime}``: the figure divided by ``scale`` is in ``unit``, ``front`` are
-        the trials that no other beats in ``up`` and this figure, the cheapest first,
-        ``reference`` is ``{name, ms, trial}`` or None.
+        cost each that it is drawn against, ``{figure, title, objective, front, reference, device,
+        runtime}``: ``front`` are the trials that no other beats in ``up`` and this figure, the
+        cheapest first, ``reference`` is ``{name, ms, trial}`` or None.
         ``trials`` are in the order of their numbers, ``{trial, id, state, outcome, on_front, name,
         is_start, is_reference, values, accuracy, architecture, reason, reused_from, seconds, curve,
-        rungs, choices}``: ``name`` is a published network's or None, ``accuracy`` is ``{low, high,
-        images, vs_best}`` in percent or None, ``curve`` is [[epoch, top-1 %]],
-        ``rungs`` is [[epoch, top-1 %, goes on]] and ``choices`` has for each of ``slots`` the place
-        of its value there, None where it means nothing. ``trajectory`` has the points at which the
-        hypervolume changed, column by column: ``trials``, ``epochs``, ``hours`` (None where they
-        are not known), ``worker_hours`` and ``hypervolume``, which is None, as in the ``summary``,
-        where the study has no reference yet; then there is no knee either. ``importance`` is
+        choices}``: ``name`` is a published network's or None, ``accuracy`` is ``{low, high,
+        vs_best}`` in percent or None, ``curve`` is [[epoch, top-1 %]] and ``choices`` has for each
+        of ``slots`` the place of its value there, None where it means nothing. ``trajectory`` has
+        the points at which the hypervolume changed, column by column: ``trials``, ``epochs``,
+        ``hours`` (None where they are not known), ``worker_hours`` and ``hypervolume``, which is
+        None, as in the ``summary``, where the study has no reference yet; then there is no knee
+        either. ``importance`` is
         ``{objective: {slot: share}}``, ``prediction`` [[predicted ms, measured ms, trial]],
         ``failures`` a list of ``{outcome, reason, count, trials}``, ``published`` the paper's
         ``{name, values}`` where the study has ImageNet's 1000 classes. ``baselines`` are those to
@@ -105,8 +104,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         InputError: no trial is complete, a pick is none, or the study cannot be read.
     """
-    config = study.config
-    records = study.records()
+    config, records = study.config, study.records()
     objectives = config.objectives
     front = table.front(records, objectives)
     if not front:
@@ -118,8 +116,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
     verdict, baselines = judged(records, attributes, config), study.baselines()
     sample = front[0].architecture
     assert sample is not None
-    names = _published_ids(sample)
-    starts = _start_ids(config.start, sample)
+    names, starts = _published_ids(sample), _start_ids(config.start, sample)
     references = _references(study, sample)
     choices = Choices(config, sample)
     named = {
@@ -128,10 +125,9 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         **{network_id: f"published as {name}" for network_id, name in names.items()},
     }
     listed = chosen(study, records, front, named, picked)
-    accuracies = AuditStore(study.folder).networks
+    audited, on_front = AuditStore(study.folder).networks, {record.trial for record in front}
     epochs = config.candidate_recipe.epochs
     by_outcome = [(record, outcome(record, epochs)) for record in records]
-    on_front = {record.trial for record in front}
     reference = study.reference() if config.reference is not None else None
     path = search_cost.trajectory(records, objectives, reference)
     steps = path.steps()
@@ -168,7 +164,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> dict[str, Any]:
         "details": {
             str(record.trial): {
                 "picked_as": why,
-                **details(record, accuracies, verdict.by_trial.get(record.trial)),
+                **details(record, audited, verdict.by_trial.get(record.trial)),
             }
             for record, why in listed
         },
@@ -204,7 +200,7 @@ def label_of(figure: str) -> str:
     return f"{name_of(figure)}, {TITLES[figure_and_target(figure)[0]][1]}"
 
 
-def grouped(by_outcome: Sequence[tuple[Record, str]]) -> list[dict[str, Any]]:
+def grouped(by_outcome: Sequence[tuple[Record, str]]) -> list[dict[str, object]]:
     """Those that failed and those that broke a limit, by reason.
 
     Args:
@@ -232,6 +228,13 @@ def grouped(by_outcome: Sequence[tuple[Record, str]]) -> list[dict[str, Any]]:
     ]
 
 
+def _common(reasons: Sequence[str]) -> str:
+    """The text with the numbers that all of them have."""
+    columns = zip(*(_NUMBER.findall(reason) for reason in reasons), strict=True)
+    shared = iter([column[0] if len(set(column)) == 1 else "…" for column in columns])
+    return _NUMBER.sub(lambda _: next(shared), reasons[0])
+
+
 def _published_ids(sample: Architecture) -> dict[str, str]:
     """The names of published networks by id, made for the images of ``sample``."""
     names: dict[str, list[str]] = {}
@@ -248,11 +251,9 @@ def _start_ids(start: Sequence[str | dict[str, Any]], sample: Architecture) -> s
     found = set()
     for entry in start:
         with suppress(InputError):  # left out of the search, or no longer known
-            if isinstance(entry, str):
-                network: Architecture = published(entry)
-            else:
-                network = described(entry, sizes_of(sample))
-            found.add(fitted(network, **sizes_of(sample)).id)
+            sizes = sizes_of(sample)
+            network = published(entry) if isinstance(entry, str) else described(entry, sizes)
+            found.add(fitted(network, **sizes).id)
     return found
 
 
@@ -262,8 +263,7 @@ def _references(study: Study, sample: Architecture) -> dict[str, str]:
     found: dict[str, str] = {}
     for section in [config.latency, *config.also_measured.values()] if config.is_measured else []:
         with suppress(InputError):  # it is no longer known
-            network = section.reference_for(**sizes_of(sample))
-            given = section.reference
+            network, given = section.reference_for(**sizes_of(sample)), section.reference
             found[network.id] = given if isinstance(given, str) else network.summary()
     return found
 
@@ -291,48 +291,38 @@ def _tabs(
     found = []
     for name in known:
         figure, target = figure_and_target(name)
-        beside: dict[str, Any] = {"reference": None, "device": None, "runtime": None}
+        reference: dict[str, object] | None = None
+        device = runtime = ""
         if figure in PROBED:
             section = config.latency if target is None else config.targets[target]
-            device = attributes.get("device")
+            found_on = attributes.get("device")
             if target is not None:
-                device = (attributes.get("devices") or {}).get(target)
-            cpu = device.get("gpu") or device.get("cpu") if isinstance(device, dict) else None
-            beside["device"] = f"{section.target.label}: {cpu}" if cpu else section.target.label
+                found_on = (attributes.get("devices") or {}).get(target)
+            cpu = found_on.get("gpu") or found_on.get("cpu") if isinstance(found_on, dict) else None
+            device = section.target.label + (f": {cpu}" if cpu else "")
             threads = "1 thread" if section.threads == 1 else f"{section.threads} threads"
-            how = f"{section.runtime}, {section.precision}, {threads}, batch {section.batch_size}"
-            beside["runtime"] = how
-            if figure == "latency_ms":
-                beside["reference"] = _reference(target, complete, attributes, references)
+            how = f"{section.runtime}, {section.precision}, {threads}"
+            runtime = f"{how}, batch {section.batch_size}"
+        if figure == "latency_ms":
+            # The network that latencies are relative to, its own, and the trial that trained it.
+            prefix, settled_ms = f"{target}:" if target else "", attributes.get("settled_ms", {})
+            timed = [each for each in references if f"{prefix}{each}" in settled_ms]
+            if timed:
+                trial = next((r.trial for r in complete if _network_id(r) == timed[0]), None)
+                ms = _rounded(settled_ms[f"{prefix}{timed[0]}"])
+                reference = {"name": references[timed[0]], "ms": ms, "trial": trial}
         found.append(
             {
                 "figure": name,
                 "title": name_of(name),
-                "unit": TITLES[figure][1],
-                "scale": table.scale(name),
-                "log": True,
                 "objective": name in config.objectives,
                 "front": [record.trial for record in table.front(complete, (name, up))],
-                **beside,
+                "reference": reference,
+                "device": device or None,
+                "runtime": runtime or None,
             }
         )
     return found
-
-
-def _reference(
-    target: str | None,
-    complete: Sequence[Record],
-    attributes: Mapping[str, Any],
-    references: Mapping[str, str],
-) -> dict[str, Any] | None:
-    """The network that latencies are relative to, its own, and the trial that trained it."""
-    prefix = "" if target is None else f"{target}:"
-    for known, name in references.items():
-        ms = attributes.get("settled_ms", {}).get(f"{prefix}{known}")
-        if ms is not None:
-            trial = next((r.trial for r in complete if _network_id(r) == known), None)
-            return {"name": name, "ms": _rounded(ms), "trial": trial}
-    return None
 
 
 def _summary(
@@ -340,7 +330,7 @@ def _summary(
     by_outcome: Sequence[tuple[Record, Outcome]],
     front: Sequence[Record],
     path: search_cost.Trajectory,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     records = [record for record, _ in by_outcome]
     counts = Counter(became for _, became in by_outcome)
     saved = search_cost.savings(records, study.config.candidate_recipe.epochs)
@@ -351,7 +341,6 @@ def _summary(
         "hypervolume": path.hypervolumes[-1] if path.hypervolumes is not None else None,
         "hours": path.hours[-1] if path.hours is not None else None,
         "worker_hours": path.worker_hours[-1],
-        "epochs": path.epochs[-1],
         "rungs": {**asdict(saved), "rungs": list(saved.rungs)} if saved is not None else None,
         "prediction": search_cost.prediction_errors(records),
     }
@@ -359,7 +348,7 @@ def _summary(
 
 def _trial(
     record: Record, outcome: str, names: Mapping[str, str], choices: Choices
-) -> dict[str, Any]:
+) -> dict[str, object]:
     network = record.architecture
     # A learning curve keeps its ends, and not too many points between them.
     curve = (record.evaluation.get("training") or {}).get("curve", ())
@@ -377,53 +366,46 @@ def _trial(
         "reused_from": record.reused_from,
         "seconds": round(record.seconds, 1),
         "curve": [[point["epoch"], round(point["val_top1_percent"], 2)] for point in shown],
-        "rungs": [
-            [rung["epoch"], _rounded(rung["top1_percent"]), rung["goes_on"]]
-            for rung in record.rungs
-        ],
         "choices": choices.places(network),
     }
 
 
-def _accuracy(found: Accuracy | None) -> dict[str, Any] | None:
+def _accuracy(found: Accuracy | None) -> dict[str, object] | None:
     if found is None:
         return None
     ends = {"low": _rounded(found.low_percent), "high": _rounded(found.high_percent)}
-    return {**ends, "images": found.images, "vs_best": found.vs_best}
+    return {**ends, "vs_best": found.vs_best}
 
 
 def _prediction(records: Sequence[Record]) -> list[list[float]]:
     """Each network once."""
     found: dict[str, list[float]] = {}
     for record in records:
-        values, known = record.values, _network_id(record)
-        if known is None or "prediction_error_percent" not in values:
-            continue
-        predicted, measured = values["latency_predicted_ms"], values["latency_ms"]
-        found.setdefault(known, [_rounded(predicted), _rounded(measured), record.trial])
+        known = _network_id(record)
+        if known is not None and "prediction_error_percent" in record.values:
+            both = [record.values[name] for name in ("latency_predicted_ms", "latency_ms")]
+            found.setdefault(known, [*map(_rounded, both), record.trial])
     return list(found.values())
 
 
-def _published_figures(sample: Architecture) -> list[dict[str, Any]]:
+def _published_figures(sample: Architecture) -> Sequence[Mapping[str, object]]:
     """The paper's own, which only networks for the same task can be compared with."""
     if sample.num_classes != 1000:
         return []
     found = []
-    for name in ("variants", "grafting"):
-        for row in published_table(name).rows:
-            paper = row.paper
-            flops = paper.get("mflops")
-            if "conv_mflops" in paper:
-                flops = paper["conv_mflops"] + paper["transformer_mflops"]
-            counted = {"flops": flops, "params": paper.get("params_m")}
-            values = {key: value * 1e6 for key, value in counted.items() if value is not None}
-            found.append(
-                {"name": row.name, "values": {"top1_percent": paper["top1_percent"], **values}}
-            )
+    for row in [*published_table("variants").rows, *published_table("grafting").rows]:
+        paper = row.paper
+        flops = paper.get("mflops")
+        if "conv_mflops" in paper:
+            flops = paper["conv_mflops"] + paper["transformer_mflops"]
+        counted = {"flops": flops, "params": paper.get("params_m")}
+        values = {key: value * 1e6 for key, value in counted.items() if value is not None}
+        values = {"top1_percent": paper["top1_percent"], **values}
+        found.append({"name": row.name, "values": values})
     return found
 
 
-def _sessions(study: Study) -> list[dict[str, Any]]:
+def _sessions(study: Study) -> list[dict[str, object]]:
     try:
         text = (study.folder / "environment.json").read_text(encoding="utf-8")
         sessions = json.loads(text)["sessions"]
@@ -437,38 +419,23 @@ def _sessions(study: Study) -> list[dict[str, Any]]:
     return sessions if is_sound else []
 
 
-def _data(study: Study, sample: Architecture) -> dict[str, Any]:
-    config, survey = study.config.data, study.survey()
+def _data(study: Study, sample: Architecture) -> dict[str, object]:
+    config, survey, class_names = study.config.data, study.survey(), None
+    if survey is not None:
+        class_names = list(survey.class_names)
+    # Others may take long to open, or ask the network.
+    elif config.reader in ("digits", "fashion-mnist", "folder", "torch"):
+        with suppress(InputError):  # the data is not here; a report needs none
+            class_names = list(describe(config).class_names)
     return {
         "name": config.name,
         "root": str(config.root) if config.root is not None else None,
         "image_size": plain_size(sample.image_size),
         "channels": sample.in_channels,
         "classes": sample.num_classes,
-        "class_names": _class_names(study, survey),
-        "survey": list(survey.lines()) if survey is not None else None,
-        "val_share": config.val_share,
-        "train_images": config.train_images,
+        "class_names": class_names,
+        "survey": survey.lines() if survey is not None else None,
     }
-
-
-def _class_names(study: Study, survey: DataSurvey | None) -> list[str] | None:
-    """None where the data is not here; a report needs none."""
-    if survey is not None:
-        return list(survey.class_names)
-    if study.config.data.reader not in ("digits", "fashion-mnist", "folder", "torch"):
-        return None  # others may take long to open, or ask the network
-    try:
-        return list(describe(study.config.data).class_names)
-    except InputError:
-        return None
-
-
-def _common(reasons: Sequence[str]) -> str:
-    """The text with the numbers that all of them have."""
-    columns = zip(*(_NUMBER.findall(reason) for reason in reasons), strict=True)
-    shared = iter([column[0] if len(set(column)) == 1 else "…" for column in columns])
-    return _NUMBER.sub(lambda _: next(shared), reasons[0])
 
 
 def _rounded(value: float) -> float:

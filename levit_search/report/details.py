@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from levit_search import table
 from levit_search.audit.front_confidence import Accuracies
 from levit_search.errors import InputError
-from levit_search.export import pick
 from levit_search.pareto import figure_and_target, knee, minimised
+from levit_search.picking import pick
 from levit_search.significance import Accuracy
 from levit_search.study import Record, Study
 
@@ -38,20 +38,29 @@ def chosen(
     Raises:
         InputError: a pick is none.
     """
-    objectives = study.config.objectives
     found: dict[int, tuple[Record, list[str]]] = {}
 
     def take(record: Record, why: str) -> None:
         found.setdefault(record.trial, (record, []))[1].append(why)
 
     if study.config.reference is not None:
-        points = minimised([record.values for record in front], objectives)
+        points = minimised([record.values for record in front], study.config.objectives)
         take(front[knee(points, study.reference())], "knee of the front")
     middle = next(iter(found), None)
+    by_number = {str(record.trial): record for record in records}
     for choice in picked:
-        take(_picked(study, records, choice), f"--pick {choice}")
-    step = max(1, -(-len(front) // _MOST_OF_FRONT))
-    for record in front[::step]:
+        number = choice.removeprefix("trial=").strip() if choice.startswith("trial=") else None
+        # Unlike for an export, it need not have been trained to its end.
+        record = pick(study, choice) if number is None else by_number.get(number)
+        if record is None:
+            raise InputError(
+                f"--pick {choice}: {study.folder} has no such finished trial (finished: 0 to "
+                f"{records[-1].trial})"
+            )
+        if record.architecture is None:
+            raise InputError(f"--pick {choice}: trial {number} proposed no valid network")
+        take(record, f"--pick {choice}")
+    for record in front[:: -(-len(front) // _MOST_OF_FRONT)]:
         if record.trial != middle:
             take(record, "front")
     for record in records:
@@ -62,30 +71,9 @@ def chosen(
     return list(found.values())
 
 
-def _picked(study: Study, records: Sequence[Record], choice: str) -> Record:
-    """One trial; unlike for an export, it need not have been trained to its end.
-
-    Raises:
-        InputError: there is none, or it proposed no network.
-    """
-    if not choice.startswith("trial="):
-        return pick(study, choice)
-    number = choice.removeprefix("trial=").strip()
-    by_number = {str(record.trial): record for record in records}
-    if number not in by_number:
-        raise InputError(
-            f"--pick {choice}: {study.folder} has no such finished trial (finished: 0 to "
-            f"{records[-1].trial})"
-        )
-    record = by_number[number]
-    if record.architecture is None:
-        raise InputError(f"--pick {choice}: trial {number} proposed no valid network")
-    return record
-
-
 def details(
     record: Record, audited: Mapping[str, Accuracies], accuracy: Accuracy | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What is known of one trial's network.
 
     Args:
@@ -100,17 +88,17 @@ def details(
     """
     assert record.architecture is not None
     network, rows = record.architecture, []
-    order = list(table.KNOWN)
+    order = {figure: place for place, figure in enumerate(table.KNOWN)}
+    latencies: dict[str | None, Any] = {None: record.evaluation.get("latency")}
+    latencies |= record.evaluation.get("targets") or {}
     listed = [(*figure_and_target(name), name) for name in record.values]
     listed = [row for row in listed if row[0] in order]
-    for figure, target, name in sorted(listed, key=lambda row: (order.index(row[0]), row[1] or "")):
+    for figure, target, name in sorted(listed, key=lambda row: (order[row[0]], row[1] or "")):
         spread = _Spread()
         if figure == "top1_percent":
             spread = _of_accuracy(record.values[name], accuracy, audited.get(network.id))
-        elif figure == "latency_ms" and target is None:
-            spread = _of_latency(record.evaluation.get("latency") or {})
         elif figure == "latency_ms":
-            spread = _of_latency((record.evaluation.get("targets") or {}).get(target) or {})
+            spread = _of_latency(latencies.get(target) or {})
         rows.append({"figure": name, "value": record.values[name], **spread._asdict()})
     return {"figures": rows, "architecture": network.model_dump(mode="json")}
 

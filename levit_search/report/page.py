@@ -23,7 +23,7 @@ from levit_search.errors import LevitSearchError, writing
 from levit_search.escaping import quoted
 from levit_search.files import write_atomically
 from levit_search.pareto import figure_and_target, on_target
-from levit_search.report.charts import SPENT, drawings, figures, lined, shades, spent
+from levit_search.report.charts import drawings, figures, lined, shades, spent
 from levit_search.report.choices import FEWEST
 from levit_search.report.contents import TITLES, Document, contents, is_whole, name_of
 from levit_search.significance import interval_text
@@ -77,31 +77,33 @@ def report_of_run(study: Study, say: Callable[[str], None]) -> Path | None:
 def page(study: Study, document: Document) -> str:
     """The page of what :func:`levit_search.report.contents.contents` gives."""
     script = (_BROWSER / "page.js").read_text("utf-8")
+    assert "</script" not in script
+    # JSON that cannot end the element it stands in, nor begin another.
+    shown = _for_people(study, document)
+    text = json.dumps(shown, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # The colours of both themes as custom properties.
+    themes = {
+        theme: " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+        for theme, colours in (("light", LIGHT), ("dark", DARK))
+    }
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
         "policy": f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'",
         "version": html.escape(__version__),
         "title": html.escape(document["study"]),
-        "style": _filled((_BROWSER / "page.css").read_text("utf-8"), _themes()),
-        "study": _embedded(_for_people(study, document)),
+        "style": _filled((_BROWSER / "page.css").read_text("utf-8"), themes),
+        "study": text,
         "script": script,
         **_figures(study, document),
     }
-    assert "</script" not in script
     return _filled((_BROWSER / "page.html").read_text("utf-8"), parts)
 
 
 def _filled(template: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"\{\{([\w-]+)\}\}", lambda found: parts[found[1]], template)
-
-
-def _themes() -> dict[str, str]:
-    """The colours of both themes as custom properties."""
-    return {
-        theme: " ".join(f"--{name}: {colour};" for name, colour in colours.items())
-        for theme, colours in (("light", LIGHT), ("dark", DARK))
-    }
 
 
 def _figures(study: Study, document: Document) -> dict[str, str]:
@@ -110,7 +112,6 @@ def _figures(study: Study, document: Document) -> dict[str, str]:
     drawn["front"] = [part for name in drawn if name.startswith("front-") for part in drawn[name]]
     summary = document["summary"]
     saved, errors = summary["rungs"] or Counter(), summary["prediction"] or Counter()
-    names = ("front", "hypervolume", "learning-curves", "importance", "choices")
     is_shown = {
         "hypervolume": summary["hypervolume"] is not None,
         "rungs": summary["rungs"] is not None,
@@ -134,53 +135,41 @@ def _figures(study: Study, document: Document) -> dict[str, str]:
         "bias": f"{abs(errors['mean_percent']):.1f} % "
         f"{'too slow' if errors['mean_percent'] > 0 else 'too fast'}",
     }
-    return {
-        **{
-            name: "".join(
-                f'<div class="chart">{embedded(part)}</div>' for part in drawn.get(name, ())
-            )
-            for name in (*names, "predicted-latency")
-        },
-        **{f"told_{name}": html.escape(str(fact)) for name, fact in facts.items()},
-        **{f"if_{name}": "" if is_there else "hidden" for name, is_there in is_shown.items()},
-        **{f"unless_{name}": "hidden" if is_there else "" for name, is_there in is_shown.items()},
-    }
+    found = {f"told_{name}": html.escape(str(fact)) for name, fact in facts.items()}
+    for name, is_there in is_shown.items():
+        found[f"if_{name}"] = "" if is_there else "hidden"
+        found[f"unless_{name}"] = "hidden" if is_there else ""
+    placed = ("front", "hypervolume", "learning-curves", "importance", "choices")
+    for place in (*placed, "predicted-latency"):
+        charts = map(embedded, drawn.get(place, ()))
+        found[place] = "".join(f'<div class="chart">{chart}</div>' for chart in charts)
+    return found
 
 
-def _embedded(document: Mapping[str, Any]) -> str:
-    """JSON that cannot end the element it stands in, nor begin another."""
-    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
-def _for_people(study: Study, document: Document) -> dict[str, Any]:
+def _for_people(study: Study, document: Document) -> dict[str, object]:
     """What the page's script needs: the document without what is drawn, figures as texts."""
-    objectives, up = document["objectives"], document["up"]
-    tabs = [tab["figure"] for tab in document["tabs"]]
-    trials = document["trials"]
-    predicted = ["latency_predicted_ms", "prediction_error_percent"]
+    up, trials, lines = document["up"], document["trials"], lined(document)
+    shown = [up, *document["objectives"], *(tab["figure"] for tab in document["tabs"])]
     again = [
         on_target(each, target)
-        for figure, target in map(figure_and_target, tabs)
+        for figure, target in map(figure_and_target, shown)
         for each in table.BESIDE_LATENCY
         if figure == "latency_ms"
     ]
-    columns = list(dict.fromkeys([up, *objectives, *tabs, *predicted, *again]))
-    columns = [name for name in columns if any(name in trial["values"] for trial in trials)]
     known = {name for trial in trials for name in trial["values"]}
-    known = {name for name in known if figure_and_target(name)[0] in table.KNOWN}
+    columns = [*shown, "latency_predicted_ms", "prediction_error_percent", *again]
+    columns = [name for name in dict.fromkeys(columns) if name in known]
     is_drawn = {"trajectory", "importance", "prediction", "published"}
-    lines = lined(document)
     return {
         **{name: part for name, part in document.items() if name not in is_drawn},
-        "heads": {name: table.heading(name) for name in known},
+        "heads": {
+            name: table.heading(name) for name in known if figure_and_target(name)[0] in table.KNOWN
+        },
         "names": {name: name_of(name) for name in columns},
         "columns": columns,
         "up_name": name_of(up),
         "up_unit": TITLES[figure_and_target(up)[0]][1],
-        "spent": [SPENT[name][0] for name in spent(document)],
+        "spent": [name.replace("_", " ").capitalize() for name in spent(document)],
         "lines": {
             name: {
                 "shades": shades(lines, name),
@@ -189,13 +178,13 @@ def _for_people(study: Study, document: Document) -> dict[str, Any]:
                     for end in (min, max)
                 ],
             }
-            for name in dict.fromkeys([up, *objectives, *tabs])
+            for name in dict.fromkeys(shown)
             if lines
         },
         "trials": [_with_texts(trial, columns) for trial in trials],
         "baselines": [_with_texts(each, columns) for each in document["baselines"]],
         "tabs": [{**tab, "note": _note(document, tab)} for tab in document["tabs"]],
-        "details": _with_drawings(study, document["details"], document["chosen"]),
+        "details": _with_drawings(study, document),
         "environment": {
             "sessions": [
                 {
@@ -206,7 +195,7 @@ def _for_people(study: Study, document: Document) -> dict[str, Any]:
             ]
         },
         "search_text": _search_text(study),
-        "training_text": _training_text(study, study.attributes().get("teacher_choice")),
+        "training_text": _training_text(study),
         "settings": None,  # as a text instead
         "settings_text": write_yaml(document["settings"]),
     }
@@ -232,7 +221,7 @@ def _note(document: Document, tab: Mapping[str, Any]) -> str:
     return " ".join(filter(None, texts))
 
 
-def _with_texts(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _with_texts(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, object]:
     """A trial or a baseline with its figures as texts."""
     values, accuracy = row["values"], row["accuracy"]
     if accuracy is not None:
@@ -241,13 +230,11 @@ def _with_texts(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {**row, "texts": texts, "accuracy": accuracy}
 
 
-def _with_drawings(
-    study: Study, details: Mapping[str, Mapping[str, Any]], order: Sequence[int]
-) -> dict[str, Any]:
+def _with_drawings(study: Study, document: Document) -> Mapping[str, object]:
     """The details with diagrams and maps, as many as the page has room for, the first first."""
     left, found = _DRAWN_BYTES, {}
-    for trial in order:
-        known = details[str(trial)]
+    for trial in document["chosen"]:
+        known = document["details"][str(trial)]
         network = parse(known["architecture"])
         diagram, maps, note = "", "", _NO_ROOM
         if left > 0:
@@ -269,9 +256,9 @@ def _with_drawings(
 
 def _search_text(study: Study) -> str:
     search, engine = study.config.search, study.config.engine
-    bounds = [f"{search.trials} networks" if search.trials is not None else ""]
-    bounds.append(f"{search.time_s:g} s a session" if search.time_s is not None else "")
-    parts = [" or ".join(filter(None, bounds)), f"sampler {search.sampler}", f"seed {search.seed}"]
+    bounds = [f"{search.trials} networks"] if search.trials is not None else []
+    bounds += [f"{search.time_s:g} s a session"] if search.time_s is not None else []
+    parts = [" or ".join(bounds), f"sampler {search.sampler}", f"seed {search.seed}"]
     parts.append(f"{engine.jobs} at once ({engine.kind})")
     limits = study.config.limits.model_dump(exclude_none=True)
     parts += [
@@ -280,7 +267,7 @@ def _search_text(study: Study) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _training_text(study: Study, choice: Mapping[str, Any] | None) -> str | None:
+def _training_text(study: Study) -> str | None:
     config = study.config
     if not config.is_trained:
         return None
@@ -297,5 +284,6 @@ def _training_text(study: Study, choice: Mapping[str, Any] | None) -> str | None
         parts.append(f"{recipe.distillation} distillation from {teacher.name}")
         if teacher.auto:
             undecided = "whether that helps was left to the search, which has not decided yet"
+            choice = study.attributes().get("teacher_choice")
             parts.append(choice["text"] if choice is not None else undecided)
     return ", ".join(parts)
