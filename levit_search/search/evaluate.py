@@ -16,7 +16,7 @@ estimate stood for, :meth:`Evaluator.remeasure` the first two, of several networ
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -46,9 +46,9 @@ from levit_search.train import (
     Checkpoint,
     Epoch,
     always,
+    as_trial_errors,
     fit,
     fresh_network,
-    out_of_memory_as_trial_error,
     seed_torch,
     training_id,
 )
@@ -90,7 +90,7 @@ def _evaluation() -> Iterator[Evaluation]:
     TrialError."""
     start = time.perf_counter()
     found = Evaluation()
-    with out_of_memory_as_trial_error():
+    with as_trial_errors():
         yield found
     found.seconds = round(time.perf_counter() - start, 3)
 
@@ -158,7 +158,7 @@ class Evaluator:
             section = "latency" if target is None else f"targets.{target}"
             _refuse_emulated(devices[target], probe.config, section)
         data: dict[str, Any] = {}
-        teacher: dict[str, Any] = {}
+        teacher: Mapping[str, Any] = {}
         supernet: dict[str, Any] = {}
         if config.is_trained:
             progress("loading data", None)
@@ -191,7 +191,7 @@ class Evaluator:
             "supernet": supernet,
         }
 
-    def _prepare_teacher(self, teacher: TeacherConfig, progress: Progress) -> dict[str, Any]:
+    def _prepare_teacher(self, teacher: TeacherConfig, progress: Progress) -> Mapping[str, Any]:
         if teacher.adapt == "own":
             raise InputError(
                 "teacher.adapt: own is for `levit-search supernet --data generated`; candidates "
