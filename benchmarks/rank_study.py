@@ -210,11 +210,11 @@ def objective_of(
 ) -> "tuple[Elastic, Inheritance, Sandwich]":
     """New shared weights, who asks them for accuracies, and what they are to learn."""
     from levit_search.supernet import Elastic, Inheritance, Sandwich
-    from levit_search.train import device_of, seed_torch
+    from levit_search.train import seed_torch
 
     seed_torch(seed, 3)
     elastic = Elastic(envelope)
-    inheritance = Inheritance(batches, recipe, config, seed, device_of(recipe))
+    inheritance = Inheritance(batches, recipe, config, seed)
     whole_steps = config.whole_epochs * batches.steps(recipe)
     objective = Sandwich(
         elastic,
@@ -232,7 +232,7 @@ def objective_of(
 def asked(job: SupernetJob) -> list[dict[str, Any]]:
     """Train one supernet and ask it, in a worker; rows of ``inherited.csv``."""
     from levit_search.supernet import Inheritance
-    from levit_search.train import Checkpoint, device_of, fit
+    from levit_search.train import Checkpoint, fit
 
     setup = Setup.model_validate_json(job.setup)
     batches, _, _ = opened(job.setup)
@@ -253,7 +253,7 @@ def asked(job: SupernetJob) -> list[dict[str, Any]]:
     rows = []
     for images in CALIBRATIONS if (job.epochs, job.seed) == CALIBRATED else (1024,):
         config = supernet_config(job.epochs, images)
-        inheritance = Inheritance(batches, recipe, config, job.seed, device_of(recipe))
+        inheritance = Inheritance(batches, recipe, config, job.seed)
         for network in job.networks:
             if images:
                 accuracy = inheritance.top1_percent(elastic, network)
@@ -366,7 +366,7 @@ def costs(config: StudyConfig, options: argparse.Namespace) -> dict[str, Any]:
     shared, largest = stepping(elastic, sandwich), alone(sandwich.ends.largest)
     pairs = [(shared(n), largest(n)) for n in range(2 + 2 * _TIMED)][2:]
     of_step = sum(a for a, _ in pairs) / sum(b for _, b in pairs)
-    inheritance = Inheritance(batches, recipe, asked_for, 0, device)
+    inheritance = Inheritance(batches, recipe, asked_for, 0)
     inheritance.top1_percent(elastic, networks[0])
     epochs = setup.train.epochs
     shares, calibrations, of_val = [], [], 0.0

@@ -106,8 +106,9 @@ def train(options: argparse.Namespace) -> None:
 
 def trained(job: Job) -> list[dict[str, Any]]:
     """Train a supernet of the table's networks and ask it for all of them, in a worker."""
+    from envelopes import envelope_around
+
     from levit_search.distill import obtain_teacher
-    from levit_search.space import envelope_around
     from levit_search.train import Checkpoint, fit
 
     setup = Setup.model_validate_json(job.setup)

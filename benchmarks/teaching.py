@@ -85,14 +85,14 @@ def epoch(options: argparse.Namespace) -> dict[str, Any]:
         for kind in ("hard", "soft"):
             say(f"epoch: filling the store, {kind}")
             recipe = base.model_copy(update={"distillation": kind})
-            cached = answers(lambda: teacher, True, sets["whole"], SIZE, recipe)
+            cached = answers(lambda: teacher, True, sets["whole"], recipe)
             fill_epoch(cached, sets["whole"], recipe, 0)
             stores[kind] = {"bytes": cached.store(0).planned_bytes(1)}
-            full = answers(not_asked, True, sets["whole"], SIZE, recipe)
+            full = answers(not_asked, True, sets["whole"], recipe)
             variants[f"cached, {kind}"] = lambda r=recipe, t=full: one(sets["whole"], r, t)
-        online = answers(lambda: teacher, False, sets["few"], SIZE, base)
+        online = answers(lambda: teacher, False, sets["few"], base)
         variants["online, hard"] = lambda: one(sets["few"], base, online)
-        empty = answers(lambda: teacher, True, sets["few"], SIZE, base)
+        empty = answers(lambda: teacher, True, sets["few"], base)
         seeds = iter(range(1, sys.maxsize))  # a seed that is new has nothing in its store
         variants["filling, hard"] = lambda: timed(
             lambda: fill_epoch(empty, sets["few"], base, next(seeds)), device
@@ -155,11 +155,11 @@ def own_cache() -> Iterator[None]:
 
 
 def answers(
-    network: Callable[[], nn.Module], is_cached: bool, batches: Batches, size: int, recipe: Recipe
+    network: Callable[[], nn.Module], is_cached: bool, batches: Batches, recipe: Recipe
 ) -> TeacherAnswers:
     """Those of a teacher of which only its network matters; all probabilities are kept."""
     config = TeacherConfig(cache=is_cached, top_k=batches.info.num_classes)
-    return TeacherAnswers("benchmark", network, config, batches, size, recipe)
+    return TeacherAnswers("benchmark", network, config, batches, recipe)
 
 
 # --- parity
@@ -219,11 +219,10 @@ def compared(
     network: Architecture, batches: Batches, recipe: Recipe, teacher: nn.Module, epochs: int = 2
 ) -> dict[str, Any]:
     """Two epochs by the teacher, while a store is filled, and replayed; then batch by batch."""
-    size = network.image_size
     ways = {
-        "online": answers(lambda: teacher, False, batches, size, recipe),
-        "filling": answers(lambda: teacher, True, batches, size, recipe),
-        "replayed": answers(not_asked, True, batches, size, recipe),
+        "online": answers(lambda: teacher, False, batches, recipe),
+        "filling": answers(lambda: teacher, True, batches, recipe),
+        "replayed": answers(not_asked, True, batches, recipe),
     }
     losses, models = {}, {}
     for name, taught in ways.items():

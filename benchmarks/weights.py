@@ -496,6 +496,7 @@ def sizes(cell: Cell) -> dict[str, Any]:
 def slices(cell: Cell) -> dict[str, Any]:
     """Train a part of the trained network, or a fresh one that is as large."""
     import torch
+    from activations import by_activation
 
     from levit_search.model import transfer
 
@@ -503,8 +504,11 @@ def slices(cell: Cell) -> dict[str, Any]:
     arm = cell.key["arm"]
     model, source = _begun(cell, network_of(_SLICE, 32, 1, 10))
     if arm != "fresh":
-        images = torch.cat(_views(batches, cell.key["seed"])) if arm == "activation" else None
-        transfer(source, model, arm, images)
+        if arm == "activation":
+            ranks = by_activation(source, torch.cat(_views(batches, cell.key["seed"])))
+            transfer(source, model, "scale", ranks)
+        else:
+            transfer(source, model, arm)
     return _fitted(cell, model, batches)
 
 

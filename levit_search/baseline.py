@@ -10,7 +10,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,7 @@ from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.configuration import Frozen
 from levit_search.cost import Cost, LayerCost
-from levit_search.errors import InputError, UnknownNameError
+from levit_search.errors import InputError, UnknownNameError, first_line, in_one_line
 from levit_search.files import check_no_zip_bomb, file_digest
 from levit_search.image_size import Sides, compact, image_shape, read_size, sides, size_text
 
@@ -86,7 +86,7 @@ class Baseline:
             try:
                 model: nn.Module = timm.create_model(self.name, pretrained=True, **self._options())
             except Exception as error:  # the hub's client raises kinds of its own
-                reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+                reason = first_line(error)
                 raise InputError(f"its pretrained weights are not to be had ({reason})") from error
             return model
         model = self.build_as_timm_does()
@@ -145,12 +145,11 @@ class BaselineConfig(Frozen):
     @property
     def id(self) -> str:
         """What its results go by within a study, fit for a file's name: ``timm-resnet10t``."""
-        plain = self._plain_name.replace("/", "-")
-        if self.weights == "fresh":
-            return plain
-        is_file = self.weights != "pretrained"
+        plain = self.name.partition("@")[0].replace("/", "-")
+        if self.weights in ("fresh", "pretrained"):
+            return plain if self.weights == "fresh" else f"{plain}-pretrained"
         digest = hashlib.sha256(self.weights.encode("utf-8", "surrogateescape")).hexdigest()
-        return f"{plain}-{digest[:8] if is_file else 'pretrained'}"
+        return f"{plain}-{digest[:8]}"
 
     def weights_sha256(self) -> str | None:
         """The SHA-256 of its file of weights; None where it has none, or that is gone."""
@@ -166,9 +165,8 @@ class BaselineConfig(Frozen):
 
     def summary(self) -> str:
         """Its name and, if they are not fresh, its weights: ``timm/resnet10t (pretrained)``."""
-        if self.weights == "fresh":
-            return self._plain_name
-        return f"{self._plain_name} ({Path(self.weights).name})"
+        plain = self.name.partition("@")[0]
+        return plain if self.weights == "fresh" else f"{plain} ({Path(self.weights).name})"
 
     def network(self, image_size: int | Sides, in_channels: int, num_classes: int) -> Baseline:
         """The network for the images and classes of a data set.
@@ -177,7 +175,7 @@ class BaselineConfig(Frozen):
             UnknownNameError: timm has no such network, or the network no such pretrained tag.
             InputError: it is asked for with images of another size.
         """
-        text, _, size = self._stated
+        text, _, size = self.name.partition("@")
         if size and read_size(size, self.name) != image_size:
             raise InputError(
                 f"{self.name}: the data's images have {size_text(image_size)} px, and networks are "
@@ -209,14 +207,6 @@ class BaselineConfig(Frozen):
                 )
         elif self.weights != "fresh":
             network.build_to_train(self.weights)
-
-    @property
-    def _stated(self) -> tuple[str, str, str]:
-        return self.name.partition("@")
-
-    @property
-    def _plain_name(self) -> str:
-        return self._stated[0]
 
 
 def load(text: str) -> Baseline:
@@ -268,7 +258,6 @@ def load_checkpoint(
 
     Args:
         network: of timm's; where it has no classifier, the file's is left out.
-        path: the file, of torch or safetensors.
         where: what messages begin with: whose weights these are.
         new_classifier: whether a classifier that the file lacks, or has for other classes, keeps
             the values that it has in ``network``.
@@ -315,7 +304,7 @@ def load_checkpoint(
     try:
         network.load_state_dict({name: state[name] for name in own})
     except RuntimeError as error:  # tensors of kinds that cannot be copied, such as sparse ones
-        raise misfit(f"does not fit ({' '.join(str(error).split())[:200]})") from error
+        raise misfit(f"does not fit ({in_one_line(error)})") from error
 
 
 def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
@@ -330,7 +319,7 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
         check_no_zip_bomb(path)
         return dict(timm.models.load_state_dict(str(path), device="cpu", weights_only=True))
     except Exception as error:  # torch, pickle, zip and safetensors each raise their own kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = in_one_line(error)
         raise InputError(f"{where}: {path}: is no readable checkpoint ({reason})") from error
 
 
@@ -368,28 +357,100 @@ def count_module(model: "nn.Module", images: "Tensor") -> BaselineCost:
         # fvcore scripts a loss of its own when it is imported; torch says that scripting will go.
         warnings.simplefilter("ignore", FutureWarning)
         from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+        from fvcore.nn import jit_handles as handles
 
+    # What multiplies, the softmax and norms. Pooling and resizing do not count here, and without a
+    # handle fvcore names them among the unsupported.
+    flop_handles: dict[str, Handle] = {
+        "aten::_convolution": handles.conv_flop_jit,
+        "aten::_convolution_mode": _padded_convolution_flops,
+        "aten::linear": handles.linear_flop_jit,
+        "aten::addmm": handles.addmm_flop_jit,
+        "aten::einsum": _einsum_flops,
+        "aten::matmul": _product_flops,
+        "aten::bmm": _product_flops,
+        "aten::mm": _product_flops,
+        "aten::softmax": handles.generic_activation_jit(),
+        "aten::scaled_dot_product_attention": _attention_flops,
+        "aten::batch_norm": handles.batchnorm_flop_jit,
+        "aten::layer_norm": handles.norm_flop_counter(2),
+        "aten::group_norm": handles.norm_flop_counter(2),
+        "aten::instance_norm": handles.norm_flop_counter(1),
+    }
+    activation_handles: dict[str, Handle] = {  # what fvcore's own leave out of the products
+        "aten::mm": handles.generic_activation_jit(),
+        "aten::_convolution_mode": handles.generic_activation_jit("conv"),
+        "aten::scaled_dot_product_attention": _attention_activations,
+    }
     model.eval()
     with torch.no_grad():
         flops = FlopCountAnalysis(model, (images,)).clear_op_handles()
-        flops.set_op_handle(**_flop_handles()).tracer_warnings("none")
+        flops.set_op_handle(**flop_handles).tracer_warnings("none")
         flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
         activations = ActivationCountAnalysis(model, (images,)).tracer_warnings("none")
-        activations.set_op_handle(**_activation_handles())
+        activations.set_op_handle(**activation_handles)
         activations.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total()
     by_operator = flops.by_operator()
     left_out = {norm: int(by_operator[norm]) for norm in _NORMS if norm in by_operator}
-    layers = _Layers(model, flops.by_module_and_operator(), activations.by_module_and_operator())
+    counts = [each.by_module_and_operator() for each in (flops, activations)]
+    params = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return BaselineCost(
         Cost(
-            params=sum(parameter.numel() for parameter in model.parameters()),
+            params=sum(params.values()),
             flops=int(flops.total()) - sum(left_out.values()),
             activations=int(activations.total()),
         ),
-        layers.below("", model),
+        _layers("", model, counts, params),
         dict(flops.unsupported_ops().most_common()),
         left_out,
     )
+
+
+def _layers(
+    name: str,
+    module: "nn.Module",
+    counts: list[dict[str, Counter[str]]],
+    sizes: dict[str, int],
+) -> list[LayerCost]:
+    """The layers of a module: its children's, and its own parameters and operators.
+
+    Args:
+        counts: fvcore's FLOPs and activations by module and operator, each with all below it.
+        sizes: of parameters by name.
+    """
+    prefix = f"{name}." if name else ""
+    # A module that stands in two places is counted where it comes first.
+    children = {
+        prefix + child: below
+        for child, below in module.named_children()
+        if prefix + child in counts[0]
+    }
+    within = [layer for child in children.items() for layer in _layers(*child, counts, sizes)]
+    own_names = (prefix + own for own, _ in module.named_parameters(recurse=False))
+    params = {own: sizes[own] for own in own_names if own in sizes}
+
+    def without_children(count: dict[str, Counter[str]]) -> Counter[str]:
+        left, *below = (
+            Counter({operator: int(times) for operator, times in count[place].items()})
+            for place in (name, *children)
+        )
+        for child in below:
+            left.subtract(child)
+        return left
+
+    flops, activations = map(without_children, counts)
+    for norm in _NORMS:
+        flops.pop(norm, None)
+    if not within and name:
+        own = LayerCost(name, sum(params.values()), sum(flops.values()), sum(activations.values()))
+        return [own] if any(own[1:]) else []
+    operators = [
+        LayerCost(prefix + operator, 0, flops[operator], activations[operator])
+        for operator in {**flops, **activations}
+        if flops[operator] or activations[operator]
+    ]
+    own_params = [LayerCost(parameter, size, 0, 0) for parameter, size in params.items()]
+    return own_params + within + operators
 
 
 def export_onnx(baseline: Baseline, path: Path, batch_size: int) -> None:
@@ -397,7 +458,6 @@ def export_onnx(baseline: Baseline, path: Path, batch_size: int) -> None:
 
     Args:
         baseline: the network; the exporter folds the batch norms that follow a convolution.
-        path: the file to write.
         batch_size: images in one run, fixed in the graph.
     """
     from levit_search.model import write_graph
@@ -443,43 +503,6 @@ Handle = Callable[[list[Any], list[Any]], Any]
 _NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm")
 
 
-def _flop_handles() -> dict[str, Handle]:
-    """fvcore's handles of what multiplies and of norms, and ours of the softmax.
-
-    Its handles of pooling and resizing are not among them: such work does not count here, and
-    without a handle fvcore names it among the unsupported.
-    """
-    from fvcore.nn import jit_handles as handles
-
-    return {
-        "aten::_convolution": handles.conv_flop_jit,
-        "aten::_convolution_mode": _padded_convolution_flops,
-        "aten::linear": handles.linear_flop_jit,
-        "aten::addmm": handles.addmm_flop_jit,
-        "aten::einsum": _einsum_flops,
-        "aten::matmul": _product_flops,
-        "aten::bmm": _product_flops,
-        "aten::mm": _product_flops,
-        "aten::softmax": handles.generic_activation_jit(),
-        "aten::scaled_dot_product_attention": _attention_flops,
-        "aten::batch_norm": handles.batchnorm_flop_jit,
-        "aten::layer_norm": handles.norm_flop_counter(2),
-        "aten::group_norm": handles.norm_flop_counter(2),
-        "aten::instance_norm": handles.norm_flop_counter(1),
-    }
-
-
-def _activation_handles() -> dict[str, Handle]:
-    """What fvcore's own leave out of the products."""
-    from fvcore.nn.jit_handles import generic_activation_jit
-
-    return {
-        "aten::mm": generic_activation_jit(),
-        "aten::_convolution_mode": generic_activation_jit("conv"),
-        "aten::scaled_dot_product_attention": _attention_activations,
-    }
-
-
 def _padded_convolution_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     """A convolution whose padding is a word; fvcore knows those with numbers only."""
     weights = math.prod(_shape(inputs[1])[1:])
@@ -520,57 +543,3 @@ def _attention_activations(inputs: list[Any], outputs: list[Any]) -> int:
 def _shape(value: Any) -> list[int]:
     shape: list[int] = value.type().sizes()
     return shape
-
-
-class _Layers:
-    """Layers out of fvcore's counts by module and operator, in which each holds all below it."""
-
-    def __init__(
-        self,
-        model: "nn.Module",
-        flops: dict[str, Counter[str]],
-        activations: dict[str, Counter[str]],
-    ) -> None:
-        self._flops = flops
-        self._activations = activations
-        self._params = {name: parameter.numel() for name, parameter in model.named_parameters()}
-
-    def below(self, name: str, module: "nn.Module") -> list[LayerCost]:
-        """The layers of a module: its children's, and its own parameters and operators."""
-        prefix = f"{name}." if name else ""
-        # A module that stands in two places is counted where it comes first.
-        children = {
-            prefix + child: below
-            for child, below in module.named_children()
-            if prefix + child in self._flops
-        }
-        within = [layer for child in children.items() for layer in self.below(*child)]
-        params = {
-            prefix + parameter: self._params[prefix + parameter]
-            for parameter, _ in module.named_parameters(recurse=False)
-            if prefix + parameter in self._params
-        }
-        flops = _without(self._flops, name, children)
-        activations = _without(self._activations, name, children)
-        for norm in _NORMS:
-            flops.pop(norm, None)
-        if not within and name:
-            own = LayerCost(
-                name, sum(params.values()), sum(flops.values()), sum(activations.values())
-            )
-            return [own] if any(own[1:]) else []
-        operators = [
-            LayerCost(prefix + operator, 0, flops[operator], activations[operator])
-            for operator in {**flops, **activations}
-            if flops[operator] or activations[operator]
-        ]
-        own_params = [LayerCost(parameter, size, 0, 0) for parameter, size in params.items()]
-        return own_params + within + operators
-
-
-def _without(counts: dict[str, Counter[str]], name: str, children: Iterable[str]) -> Counter[str]:
-    """A module's own counts by operator."""
-    own = Counter({operator: int(times) for operator, times in counts[name].items()})
-    for child in children:
-        own.subtract({operator: int(times) for operator, times in counts[child].items()})
-    return own

@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from levit_search.errors import InputError, did_you_mean
+from levit_search.errors import InputError, cut, did_you_mean
 
 # YAML has integers of its own, so "4", 4.5 and true are mistakes rather than other spellings.
 Count = Annotated[int, Field(strict=True, ge=1, le=10**9)]
@@ -56,8 +56,8 @@ LARGEST = 1 << 20
 
 _DEEPEST = 40  # levels; a space file has about six
 _MOST_NODES = 100_000  # an alias counts as all that it stands for
+_PLAIN_KEYS = ("null", "bool", "int", "float", "value")
 _MOST_BITS = 64  # of a whole number
-_LONGEST_REASON = 300
 # But for the bytes of a path that is no UTF-8, as os.fsdecode gives them: U+DC80 to U+DCFF.
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
@@ -135,11 +135,11 @@ def describe(error: ValidationError) -> str:
     # A discriminated union puts its tag into the location; the user never wrote it there.
     path = [
         str(part)
-        for index, part in enumerate(first["loc"])
-        if not (index and first["loc"][index - 1] in ("stem", "architecture", "target"))
+        for before, part in zip((None, *first["loc"]), first["loc"], strict=False)
+        if before not in ("stem", "architecture", "target")
         or part in ("channels", "stages", "patch_size", "kind")
+        if part not in SIZE_TAGS
     ]
-    path = [part for part in path if part not in SIZE_TAGS]
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         message = "is required"
@@ -158,20 +158,15 @@ def describe(error: ValidationError) -> str:
 def shortened(value: object) -> str:
     """A value as a message shows it."""
     try:
-        return _cut(repr(value), 60)
+        return cut(repr(value), 60)
     except ValueError:  # integers of thousands of digits have no decimal form
         return f"a huge {type(value).__name__}"
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def field_types(model: type[BaseModel], dotted: str) -> list[Any]:
     """What a field below ``model`` may hold: the members of its union, the models among them.
 
     Args:
-        model: where the key begins.
         dotted: the key, such as ``train.epochs`` or ``stages.0.depth``.
 
     Returns:
@@ -212,9 +207,7 @@ def parse_value(text: str, types: list[Any], where: str) -> Any:
     and numbers of a field that takes those as well.
 
     Args:
-        text: as written.
         types: of the field, see :func:`field_types`.
-        where: for messages.
 
     Raises:
         InputError: it is no YAML, and the field takes no text; or it is not in UTF-8.
@@ -326,7 +319,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
         # What PyYAML's constructors of numbers raise at such as `!!int large`.
         reason = f"{type(error).__name__}: {error}"
-    raise InputError(f"{where}: not valid YAML: {_cut(reason, _LONGEST_REASON)}")
+    raise InputError(f"{where}: not valid YAML: {cut(reason, 300)}")
 
 
 class _RefusedError(Exception):
@@ -351,13 +344,47 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_document(self, node: Node) -> Any:
-        _check_expansion(node)
+        """As PyYAML, if without its aliases the document is of a size that anybody writes."""
+        sizes: dict[int, int | None] = {}
+
+        def size(node: Node) -> int:
+            known = sizes.get(id(node), 0)
+            if known is None:
+                raise _RefusedError(f"an alias stands for what it is part of{_line(node)}")
+            if known:
+                return known
+            sizes[id(node)] = None
+            total = 1
+            if isinstance(node, SequenceNode):
+                total += sum(map(size, node.value))
+            elif isinstance(node, MappingNode):
+                total += sum(size(each) for pair in node.value for each in pair)
+            if total > _MOST_NODES:
+                raise _RefusedError(
+                    f"stands for more than {_MOST_NODES:,} values, its aliases written out"
+                )
+            sizes[id(node)] = total
+            return total
+
+        size(node)
         return super().construct_document(node)
 
     def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        """A mapping by text, each key once: ``7`` or ``on`` are what was written, as in JSON."""
         node: MappingNode = super().compose_mapping_node(anchor)
-        _check_keys(node)  # now, since later there is also what a merge (`<<`) brings
-        node.value = [(_as_text(key), value) for key, value in node.value]
+        seen: set[str] = set()
+        # Now, since later there is also what a merge (`<<`) brings.
+        for place, (key, value) in enumerate(node.value):
+            if not isinstance(key, ScalarNode):
+                continue  # PyYAML refuses it, with its place
+            if key.value in seen:
+                raise _RefusedError(f"the key {key.value!r} stands there twice{_line(key)}")
+            seen.add(key.value)
+            if key.tag.rpartition(":")[2] in _PLAIN_KEYS:
+                # In a node of its own: an alias may stand for the same one as a value.
+                marks = key.start_mark, key.end_mark, key.style
+                text = ScalarNode("tag:yaml.org,2002:str", key.value, *marks)
+                node.value[place] = text, value
         return node
 
 
@@ -390,54 +417,6 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-
-
-def _check_keys(node: MappingNode) -> None:
-    """Make sure that each key stands there once."""
-    seen: set[str] = set()
-    for key, _ in node.value:
-        if not isinstance(key, ScalarNode):
-            continue  # PyYAML refuses it, with its place
-        if key.value in seen:
-            raise _RefusedError(f"the key {key.value!r} stands there twice{_line(key)}")
-        seen.add(key.value)
-
-
-_PLAIN_KEYS = ("null", "bool", "int", "float", "value")
-
-
-def _as_text(key: Node) -> Node:
-    """A key such as ``7`` or ``on`` is the text that was written, as in JSON."""
-    if not isinstance(key, ScalarNode) or key.tag.rpartition(":")[2] not in _PLAIN_KEYS:
-        return key
-    # A node of its own: an alias may stand for the same one as a value.
-    return ScalarNode("tag:yaml.org,2002:str", key.value, key.start_mark, key.end_mark, key.style)
-
-
-def _check_expansion(root: Node) -> None:
-    """Make sure that a document without its aliases would be of a size that anybody writes."""
-    sizes: dict[int, int | None] = {}
-
-    def size(node: Node) -> int:
-        known = sizes.get(id(node), 0)
-        if known is None:
-            raise _RefusedError(f"an alias stands for what it is part of{_line(node)}")
-        if known:
-            return known
-        sizes[id(node)] = None
-        total = 1
-        if isinstance(node, SequenceNode):
-            total += sum(size(child) for child in node.value)
-        elif isinstance(node, MappingNode):
-            total += sum(size(key) + size(value) for key, value in node.value)
-        if total > _MOST_NODES:
-            raise _RefusedError(
-                f"stands for more than {_MOST_NODES:,} values, its aliases written out"
-            )
-        sizes[id(node)] = total
-        return total
-
-    size(root)
 
 
 def _line(node: Node) -> str:

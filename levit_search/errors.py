@@ -59,9 +59,19 @@ def refused_by_disk(error: BaseException) -> str | None:
     return None
 
 
+def cut(text: str, length: int) -> str:
+    """A text of at most ``length`` characters, its end left out if need be."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its kind where it says nothing."""
+    """What an error says first, or its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters; its kind where that is nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextmanager
@@ -99,28 +109,21 @@ _FEW = 40  # names that a message may list in full
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The nearest known spelling, then all of them: ``did you mean 'a'? Known: a, b``.
 
-    Out of very many only the nearest few are shown.
+    Out of very many only the nearest few are shown, those first that begin alike.
     """
-    names = list(known)
+    names, folded = list(known), name.casefold()
     by_folded = {candidate.casefold(): candidate for candidate in names}
-    near = [by_folded[spelling] for spelling in _nearest(name.casefold(), by_folded)]
+
+    def rank(candidate: str) -> tuple[float, int]:
+        alike = difflib.SequenceMatcher(None, candidate, folded).ratio()
+        pairs = zip(candidate, folded, strict=False)
+        return -alike, -len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    close = difflib.get_close_matches(folded, by_folded, n=24, cutoff=0.5)
+    near = [by_folded[spelling] for spelling in sorted(close, key=rank)[:6]]
     hint = f"did you mean {near[0]!r}? " if near else ""
     if len(names) <= _FEW:
         return f"{hint}Known: {', '.join(names)}"
     if not near:
         return f"none of the {len(names)} known is spelt alike"
     return f"{hint}Known: {', '.join(near)} and {len(names) - len(near)} others"
-
-
-def _nearest(name: str, known: Iterable[str], count: int = 6) -> list[str]:
-    """Those spelt most alike; of equally alike ones, those that begin alike come first."""
-
-    def rank(candidate: str) -> tuple[float, int]:
-        alike = difflib.SequenceMatcher(None, candidate, name).ratio()
-        same = itertools.takewhile(
-            lambda pair: pair[0] == pair[1], zip(candidate, name, strict=False)
-        )
-        return -alike, -len(list(same))
-
-    near = difflib.get_close_matches(name, known, n=4 * count, cutoff=0.5)
-    return sorted(near, key=rank)[:count]

@@ -86,6 +86,17 @@ def _temporary(path: Path) -> tuple[int, Path]:
         os.close(handle)  # taken for left over before it was locked
 
 
+def make_writable(folder: Path) -> None:
+    """Make a folder, unless it is there, and write to it.
+
+    Raises:
+        OSError: it cannot be made, or not be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write ``data`` as readable JSON, atomically."""
     write_atomically(path, json.dumps(encodable_json(data), indent=2) + "\n")
@@ -162,7 +173,7 @@ def checksummed(content: Mapping[str, object]) -> dict[str, object]:
     """``content``, which is for JSON and has no ``checksum``, with one."""
     assert _JSON_KEY not in content
     written = encodable_json(content)
-    return {**written, _JSON_KEY: _digest(json.loads(json.dumps(written)))}
+    return {**written, _JSON_KEY: json_digest(json.loads(json.dumps(written)))}
 
 
 def write_checksummed(path: Path, content: Mapping[str, object]) -> None:
@@ -187,17 +198,18 @@ def read_checksummed(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DamagedFileError("it holds something else")
     if _JSON_KEY in content:
-        is_sound = content.pop(_JSON_KEY) == _digest(content)
+        is_sound = content.pop(_JSON_KEY) == json_digest(content)
     else:  # older than checksums, unless its last entry is one whose name is damaged
         *rest, last = content.items() or [("", None)]
-        is_sound = last[1] != _digest(dict(rest))
+        is_sound = last[1] != json_digest(dict(rest))
     if not is_sound:
         raise DamagedFileError("its checksum is that of other content")
     return content
 
 
-def _digest(content: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def json_digest(content: object, digits: int = 64) -> str:
+    """So many hexadecimal digits of a SHA-256 over JSON, in whatever order its keys are."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def file_digest(path: Path) -> str:

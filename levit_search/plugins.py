@@ -20,6 +20,7 @@ those in a user's ``targets.yaml``, keep their meaning whatever is installed; a 
 distributions bring is an error once it is used. Nothing of a plug-in is imported before that.
 """
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from levit_search.errors import InputError, LevitSearchError
+from levit_search.errors import InputError, LevitSearchError, cut
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -103,30 +104,19 @@ class Plugin:
             raise
         except Exception as error:  # the code of others raises whatever it likes
             cause = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"{self}: {failure} ({_shortened(cause)})") from error
+            raise InputError(f"{self}: {failure} ({cut(cause, _LONGEST)})") from error
 
     def wrong(self, expected: str, found: object) -> InputError:
         """The error for what a plug-in gives instead of something else."""
-        return InputError(f"{self}: {expected}, not {_shortened(' '.join(repr(found).split()))}")
+        return InputError(f"{self}: {expected}, not {cut(' '.join(repr(found).split()), _LONGEST)}")
 
 
 def installed(group: Group) -> dict[str, Plugin]:
     """The plug-ins of a group by name, in alphabetical order; nothing of them is imported."""
-    found: dict[str, Plugin] = {}
-    for plugin in _entries(group):
-        name = plugin.entry.name
-        first = found.setdefault(name, plugin)
-        if first is not plugin:
-            rivals = (*first.rivals, plugin.brought_by)
-            found[name] = Plugin(first.entry, first.distribution, first.version, rivals)
-    return {name: found[name] for name in sorted(found)}
-
-
-def _entries(group: Group) -> Iterator[Plugin]:
-    """The entry points of a group, distribution by distribution, as Python would import them."""
     from importlib.metadata import distributions  # a tenth of a second, which --help does not have
 
     seen: set[str] = set()
+    found: dict[str, Plugin] = {}
     for distribution in distributions():
         # Only what names the group is read any further: metadata of others is no matter to us.
         if group not in (distribution.read_text("entry_points.txt") or ""):
@@ -144,8 +134,9 @@ def _entries(group: Group) -> Iterator[Plugin]:
             continue
         for entry in entries:
             if _NAME.fullmatch(entry.name):
-                yield Plugin(entry, name, version)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+                plugin = Plugin(entry, name, version)
+                first = found.setdefault(entry.name, plugin)
+                if first is not plugin:
+                    rivals = (*first.rivals, plugin.brought_by)
+                    found[entry.name] = dataclasses.replace(first, rivals=rivals)
+    return dict(sorted(found.items()))

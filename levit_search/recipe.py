@@ -1,8 +1,8 @@
 """What a training run is told: the student's recipe and the teacher's. No torch here."""
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
 from pydantic import SerializerFunctionWrapHandler as Serializer
@@ -15,7 +15,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, lt=10)]
 
 # The defaults released with LeViT (Graham et al. 2021), after Touvron et al. 2021.
-_LEVIT: dict[str, Any] = {
+_LEVIT: Mapping[str, object] = {
     "epochs": 1000,
     "batch_size": 1024,
     "lr": 5e-4,
@@ -43,17 +43,8 @@ _FREE = {"rungs", "workers", "device"}
 
 # What the views of an epoch depend on, beside the data, the seed and the number of the epoch.
 _VIEWS = (
-    "batch_size",
-    "crop",
-    "crop_scale",
-    "hflip",
-    "color_jitter",
-    "rand_augment",
-    "random_erasing",
-    "mixup",
-    "cutmix",
-    "mixup_switch",
-    "repeated_augmentation",
+    *("batch_size", "crop", "crop_scale", "hflip", "color_jitter", "rand_augment"),
+    *("random_erasing", "mixup", "cutmix", "mixup_switch", "repeated_augmentation"),
 )
 
 
@@ -139,7 +130,7 @@ class Recipe(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, given: Any) -> Any:
+    def _fill_in(cls, given: object) -> object:
         if isinstance(given, dict) and given.get("recipe") == "levit":
             return {**_LEVIT, **given}
         return given
@@ -173,18 +164,17 @@ class Recipe(Frozen):
         return rungs
 
     @model_serializer(mode="wrap")
-    def _without_fresh(self, serialized: Serializer) -> dict[str, Any]:
+    def _without_fresh(self, serialized: Serializer) -> dict[str, object]:
         """Leave out fresh weights, which were all there was: earlier recipes keep their ids."""
-        found: dict[str, Any] = serialized(self)
+        found: dict[str, object] = serialized(self)
         if found.get("weights") == "fresh":
             del found["weights"]
         return found
 
     @staticmethod
-    def stated(section: Mapping[str, Any]) -> set[str]:
+    def stated(section: Mapping[str, object]) -> set[str]:
         """The keys that a ``train`` section gives values, by themselves or by a recipe's name."""
-        named = _LEVIT_VIEWS if section.get("recipe") == "levit" else set()
-        return set(section) | named
+        return set(section) | (_LEVIT_VIEWS if section.get("recipe") == "levit" else set())
 
     @property
     def peak_lr(self) -> float:
@@ -195,11 +185,11 @@ class Recipe(Frozen):
         """Whether views are mirrored, of data whose classes mirrored images keep or do not."""
         return data_hflip if self.hflip is None else self.hflip
 
-    def decisive(self) -> dict[str, Any]:
+    def decisive(self) -> dict[str, object]:
         """What the figures of a training depend on, as JSON, on one kind of device."""
         return self.model_dump(mode="json", exclude=_FREE)
 
-    def views(self) -> dict[str, Any]:
+    def views(self) -> dict[str, object]:
         """What the views of an epoch depend on, beside the data, the seed and the epoch."""
         return {name: value for name, value in self.model_dump().items() if name in _VIEWS}
 
@@ -247,10 +237,9 @@ class SupernetConfig(Frozen):
         """The recipe by which a network's part of the shared weights is trained on: at a third of
         the learning rate, from the start.
         """
-        epochs = self.finetune_epochs
-        rungs = tuple(rung for rung in candidates.rungs if rung < epochs)
-        changes = {"epochs": epochs, "rungs": rungs, "lr": candidates.lr / 3, "warmup_epochs": 0.0}
-        return candidates.model_copy(update=changes)
+        rungs = tuple(rung for rung in candidates.rungs if rung < self.finetune_epochs)
+        changes = {"epochs": self.finetune_epochs, "rungs": rungs, "warmup_epochs": 0.0}
+        return candidates.model_copy(update={**changes, "lr": candidates.lr / 3})
 
 
 class RandAugment(Frozen):
@@ -271,31 +260,33 @@ def rand_augment(policy: str | None) -> RandAugment | None:
     """
     if policy is None:
         return None
-    fields: dict[str, Any] = {}
     start, *parts = policy.split("-")
-    names = {"mstd": "magnitude_std", "inc": "is_increasing", "m": "magnitude", "n": "layers"}
-    for part in parts:
-        key = next((key for key in names if part.startswith(key)), None)
-        try:
-            number = float(part.removeprefix(key or ""))
-        except ValueError:
-            key = None
-        if key is None:
-            start = ""
-            break
-        value: float | int | bool = number
-        if key in ("inc", "n"):
-            value = bool(number) if key == "inc" else int(number)
-        fields[names[key]] = value
-    if start != "rand":
+    fields: dict[str, float | int | bool] = {}
+    try:
+        if start != "rand":
+            raise ValueError
+        for part in parts:
+            kind = next(kind for kind in _AUGMENTED if part.startswith(kind))
+            name, type_of = _AUGMENTED[kind]
+            fields[name] = type_of(float(part.removeprefix(kind)))
+    except (ValueError, OverflowError, StopIteration):
         raise ValueError(
             f"{policy!r} is none; expected null or timm's spelling of RandAugment, such as "
             "rand-m9-mstd0.5-inc1 (m: magnitude 0-10, mstd: its spread, n: layers, inc: 0 or 1)"
-        )
-    return RandAugment(**fields)
+        ) from None
+    return RandAugment.model_validate(fields)
 
 
-AUTO_TEACHER: dict[str, Any] = {
+# What timm calls the fields; of two beginnings the longer one comes first.
+_AUGMENTED: Mapping[str, tuple[str, Callable[[float], float]]] = {
+    "mstd": ("magnitude_std", float),
+    "inc": ("is_increasing", bool),
+    "m": ("magnitude", float),
+    "n": ("layers", int),
+}
+
+
+AUTO_TEACHER: Mapping[str, object] = {
     "auto": True,
     "name": "tf_efficientnet_lite0",
     "weights": "pretrained",
@@ -304,7 +295,7 @@ AUTO_TEACHER: dict[str, Any] = {
 """What ``teacher: auto`` is, unless the file says otherwise."""
 
 # What trained weights are finetuned by, unless the file says otherwise.
-_FINETUNE: dict[str, Any] = {"epochs": 10, "batch_size": 32, "lr": 3e-4, "warmup_epochs": 1.0}
+_FINETUNE: Mapping[str, object] = {"epochs": 10, "batch_size": 32, "lr": 3e-4, "warmup_epochs": 1.0}
 
 
 class TeacherConfig(Frozen):
@@ -348,9 +339,8 @@ class TeacherConfig(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, given: Any) -> Any:
-        if given == "auto":
-            given = AUTO_TEACHER
+    def _fill_in(cls, given: object) -> object:
+        given = AUTO_TEACHER if given == "auto" else given
         if not isinstance(given, Mapping):
             return given
         found = dict(given)
@@ -392,10 +382,6 @@ class TeacherConfig(Frozen):
                 f"epochs: {self.epochs} differs from the {self.recipe.epochs} of recipe.epochs, "
                 "which it stands for; leave one of them out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_recipe(self) -> "TeacherConfig":
         if self.recipe.donor_weights is not None:
             raise ValueError("recipe.donor_weights: a teacher has no donor; see weights")
         if self.recipe.weights != "fresh":
@@ -403,18 +389,15 @@ class TeacherConfig(Frozen):
         return self
 
     @model_serializer(mode="wrap")
-    def _as_before(self, dump: Serializer) -> dict[str, Any]:
+    def _as_before(self, dump: Serializer) -> dict[str, object]:
         """What is not asked for is left out of what earlier releases wrote in the same way, and
         made ids of."""
-        found: dict[str, Any] = dump(self)
-        later = ("adapt", "epochs", "image_size", "auto")
-        return {
-            key: value
-            for key, value in found.items()
-            if key not in later
-            or value != type(self).model_fields[key].default
-            or (key == "adapt" and self.auto)  # which has another default
-        }
+        found: dict[str, object] = dump(self)
+        for key in ("adapt", "epochs", "image_size", "auto"):
+            is_other = key == "adapt" and self.auto  # which has another default
+            if not is_other and found.get(key) == type(self).model_fields[key].default:
+                found.pop(key, None)
+        return found
 
     def check_decided(self) -> None:
         """Make sure that it is known whether networks are taught.

@@ -67,12 +67,13 @@ def answers_of(
     info = SimpleNamespace(num_classes=classes, hflip=False)
     sizes: Any = SimpleNamespace(
         info=info,
+        image_size=16,
         data_id="data",
         batch_size=lambda _: ROWS,
         steps=lambda _: 3,
         shown=lambda epoch: epoch,
     )
-    return TeacherAnswers("teacher", lambda: model, config, sizes, 16, recipe)
+    return TeacherAnswers("teacher", lambda: model, config, sizes, recipe)
 
 
 def views(seed: int = 0) -> Tensor:
@@ -228,7 +229,7 @@ def test_answers_for_rectangles_are_found_again_and_no_others() -> None:
 
     def header(size: tuple[int, int]) -> Header:
         batches = open_batches(DataConfig(image_size=size, train_images=60))
-        return header_of("t", CONFIG, batches, batches.image_size, recipe, 0)
+        return header_of("t", CONFIG, batches, recipe, 0)
 
     wide, again, tall = header((16, 24)), header((16, 24)), header((24, 16))
     assert wide.augmentation["image_size"] == [16, 24], "as JSON gives it back"
@@ -256,7 +257,7 @@ def test_the_distillation_head_learns_the_teacher_and_the_class_head_the_labels(
     model = LevitModel(parse({**sizes, "stem": stem, "stages": [stage]}))
     opinionated = AlwaysThree()
     recipe = RECIPE.model_copy(update={"epochs": 3, "crop": "none"})
-    answers = TeacherAnswers("three", lambda: opinionated, CONFIG, data, 16, recipe)
+    answers = TeacherAnswers("three", lambda: opinionated, CONFIG, data, recipe)
     fit(model, data, recipe, 0, answers)
     assert opinionated.asked == 3 * 600 // 20
 
@@ -521,6 +522,7 @@ def thousand_classes(batches: Batches) -> Any:
     info = batches.info._replace(class_names=tuple(map(str, range(1000))))
     return SimpleNamespace(
         info=info,
+        image_size=16,
         data_id="data",
         batch_size=batches.batch_size,
         steps=batches.steps,

@@ -1,5 +1,6 @@
 """Weights that all networks of a space share: what members have of them, training, and search."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ from levit_search.recipe import Recipe, SupernetConfig
 from levit_search.search import search
 from levit_search.search.final_evaluation import worth_verifying
 from levit_search.space import (
+    Envelope,
     Limits,
     Space,
-    envelope_around,
     envelope_of,
     extremes_of,
     stem_name,
@@ -46,11 +47,20 @@ from levit_search.supernet import (
 )
 from levit_search.supernet.elastic import skeleton
 from levit_search.train import Checkpoint, fit, seed_torch
+from tests.conftest import ROOT
 from tests.engines import HereEngine, StubEngine
 from tests.networks import tiny_space
 
 IMAGES = {"image_size": 16, "in_channels": 1, "num_classes": 10}
 CPU = torch.device("cpu")
+
+
+def envelope_around(networks: list[Levit]) -> Envelope:
+    """The bounds that ``benchmarks/supernet.py`` makes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        found: Envelope = importlib.import_module("envelopes").envelope_around(networks)
+    return found
 
 
 def template(**changes: Any) -> dict[str, Any]:
@@ -440,7 +450,7 @@ def test_calibration_takes_the_mean_statistics_of_the_views():
 
 def test_calibration_sees_as_many_training_views_as_asked_for(digits):
     config = SupernetConfig(calibration_images=100)
-    inheritance = Inheritance(digits, RECIPE, config, 0, CPU)
+    inheritance = Inheritance(digits, RECIPE, config, 0)
     views = inheritance._views()
     assert [len(each) for each in views] == [64, 36]
     first = next(iter(digits.train(0, 0, RECIPE, CPU)))
@@ -461,7 +471,7 @@ def sandwich(space: Space, batches: Batches, recipe: Recipe = RECIPE) -> tuple[E
     seed_torch(0, 3)
     elastic = Elastic(envelope)
     config = SupernetConfig(calibration_images=64, val_images=100)
-    inheritance = Inheritance(batches, recipe, config, 0, CPU)
+    inheritance = Inheritance(batches, recipe, config, 0)
     objective = Sandwich(
         elastic,
         extremes_of(space, envelope),

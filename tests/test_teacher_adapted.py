@@ -273,9 +273,8 @@ def test_the_regression_finds_the_minimum_that_scikit_learn_finds(classes):
     labels = rng.integers(classes, size=300)
     features = rng.normal(size=(300, 6)) + rng.normal(size=(classes, 6))[labels]
     decay = 0.01
-    regression = adapting._Regression(torch.from_numpy(features).float(), torch.from_numpy(labels))
-    start = torch.zeros(classes, 7)
-    found = regression.minimum(start, decay)
+    start, given = torch.zeros(classes, 7), torch.from_numpy(features).float()
+    found = adapting._fitted(given, torch.from_numpy(labels), start, decay)
     assert not start.any()
     logits = features @ found[:, :-1].numpy().T + found[:, -1].numpy()
     # Of two classes scikit-learn penalises one vector, the difference of ours.

@@ -70,7 +70,10 @@ def main() -> None:
     escape_what_streams_lack()
     try:
         end_at_signals()
-        _check_working_directory()
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            raise InputError("the working directory is gone; change to another one") from None
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
     except LevitSearchError as error:
@@ -102,13 +105,6 @@ def main() -> None:
 
 
 _WRONG_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ}
-
-
-def _check_working_directory() -> None:
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        raise InputError("the working directory is gone; change to another one") from None
 
 
 def _deaf() -> int:

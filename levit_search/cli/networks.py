@@ -3,6 +3,7 @@
 import json
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from levit_search.cli.terminal import (
     Json,
     figures_table,
+    print_figures,
     print_json,
     print_table,
     say,
@@ -21,7 +23,7 @@ from levit_search.errors import InputError, UnknownNameError, writing
 if TYPE_CHECKING:
     from levit_search.architecture import Architecture
     from levit_search.baseline import Baseline
-    from levit_search.cost import Cost, LayerCost
+    from levit_search.cost import LayerCost
     from levit_search.latency import LatencyConfig
     from levit_search.latency.discovery import DiscoveredTarget
     from levit_search.latency.worker import Device
@@ -48,51 +50,48 @@ def count(
 
     One multiply-add is one FLOP.
     """
-    from levit_search.cost import Cost
+    from levit_search import cost
+    from levit_search.architecture import Architecture
 
-    networks = [(name, _network(name)) for name in archs]
-    counted = [(name, network.id, *_counted(network, by_layer)) for name, network in networks]
+    counted = []
+    for name, network in [(name, _network(name)) for name in archs]:
+        uncounted: Mapping[str, Any] = {}
+        if isinstance(network, Architecture):
+            total, layers = cost.cost(network), cost.layers(network) if by_layer else []
+        else:
+            from levit_search import baseline
+
+            found = baseline.count(network)
+            total, layers = found.total, found.layers
+            norms = sum(found.left_out.values())
+            uncounted = {"unsupported": found.unsupported, "norm_flops_left_out": norms}
+        counted.append((name, network.id, total, layers, uncounted))
     if as_json:
-        rows: list[dict[str, Any]] = []
+        documents: list[dict[str, object]] = []
         for name, identity, total, layers, uncounted in counted:
-            row = {"name": name, "id": identity, **total._asdict(), **uncounted}
+            documents.append({"name": name, "id": identity, **total._asdict(), **uncounted})
             if by_layer:
-                row["layers"] = [layer._asdict() for layer in layers]
-            rows.append(row)
-        print_json(rows)
+                documents[-1]["layers"] = [layer._asdict() for layer in layers]
+        print_json(documents)
         return
     for name, identity, _, layers, _ in counted if by_layer else []:
         _print_tree(f"{name} ({identity})", layers)
         tell()
-    table = figures_table(f"{_CONVENTION}.", ["network", "id", *Cost._fields])
-    for name, identity, total, _, _ in counted:
-        table.add_row(name, identity, *(f"{value:,}" for value in total))
-    print_table(table)
+    heads = ["network", "id", *cost.Cost._fields]
+    rows = [(name, each, *(f"{n:,}" for n in total)) for name, each, total, _, _ in counted]
+    print_figures(f"{_CONVENTION}.", heads, rows)
     for name, _, _, _, uncounted in counted:
         if uncounted:
-            tell(textwrap.fill(f"{name}: {_told(uncounted)}", 100, subsequent_indent="  "))
+            operators = uncounted["unsupported"].items()
+            times = [f"{operator.removeprefix('aten::')} {count}" for operator, count in operators]
+            told = (
+                f"{name}: {uncounted['norm_flops_left_out']:,} FLOPs of norms left out; operators "
+                f"without FLOPs, and how often: {', '.join(times) or 'none'}"
+            )
+            tell(textwrap.fill(told, 100, subsequent_indent="  "))
 
 
 _CONVENTION = "One multiply-add is one FLOP"
-
-
-def _counted(
-    network: "Architecture | Baseline", by_layer: bool
-) -> tuple["Cost", list["LayerCost"], dict[str, Any]]:
-    """A network's totals, its layers if they are wanted, and what timm's totals do not hold."""
-    from levit_search import cost
-    from levit_search.architecture import Architecture
-
-    if isinstance(network, Architecture):
-        return cost.cost(network), cost.layers(network) if by_layer else [], {}
-    from levit_search import baseline
-
-    found = baseline.count(network)
-    uncounted = {
-        "unsupported": found.unsupported,
-        "norm_flops_left_out": sum(found.left_out.values()),
-    }
-    return found.total, found.layers, uncounted
 
 
 def _print_tree(title: str, layers: list["LayerCost"]) -> None:
@@ -102,23 +101,14 @@ def _print_tree(title: str, layers: list["LayerCost"]) -> None:
     root = tree("total", layers)
     heads = [head for name in Cost._fields for head in (name, "%")]
     tell(f"{title}. {_CONVENTION}.")  # a table would wrap its title at its own width
-    table = figures_table("", ["layer", *heads])
+    rows = []
     guides = LINE_GUIDES if sys.stdout.encoding.lower().startswith("utf") else ASCII_GUIDES
     for name, figures in lines(root, guides):
         cells = [name]
         for value, whole in zip(figures, root.cost, strict=True):
             cells += [f"{value:,}", f"{100 * value / whole:.1f}" if whole else "-"]
-        table.add_row(*cells)
-    print_table(table)
-
-
-def _told(uncounted: dict[str, Any]) -> str:
-    times = [
-        f"{operator.removeprefix('aten::')} {times}"
-        for operator, times in uncounted["unsupported"].items()
-    ]
-    norms = f"{uncounted['norm_flops_left_out']:,} FLOPs of norms left out"
-    return f"{norms}; operators without FLOPs, and how often: {', '.join(times) or 'none'}"
+        rows.append(cells)
+    print_figures("", ["layer", *heads], rows)
 
 
 def probe(
@@ -351,13 +341,24 @@ def show(
     """
     from levit_search.drawing.listing import Listing
 
-    form = _format(form, out)
+    if form is None:
+        suffix = out.suffix.lower() if out is not None else ""
+        if suffix not in _FORMAT_OF:
+            raise InputError(
+                f"--out {out}: no format is known by {suffix}; give --format {', '.join(_FORMATS)}"
+            )
+        form = _FORMAT_OF[suffix]
+    elif form not in _FORMATS:
+        raise UnknownNameError("--format", form, _FORMATS)
     if form == "terminal" and weights is not None:
         raise InputError("--weights: the terminal shows no maps; give --format svg, png or json")
     if form == "png" and out is None and sys.stdout.isatty():
         raise InputError("--format png: is nothing for a terminal; give --out FILE")
     network = architecture_of(arch)
-    title = _title(arch)
+    folder, is_trial, trial = arch.rpartition("#")
+    title = Path(arch).stem if Path(arch).suffix in (".yaml", ".yml") else Path(arch).name
+    if is_trial:
+        title = f"trial {trial} of {Path(folder).resolve().name}"
     if form == "terminal":
         listing = Listing(network, title)
         if out is None:
@@ -367,55 +368,31 @@ def show(
         return
     from levit_search.drawing.diagram import network_view
 
-    drawn = network_view(network, title, weights or _trained(arch, network))
-    if weights is not None and not drawn.has_maps:
+    is_given = weights is not None
+    if weights is None and is_trial:
+        weights = _trained(Path(folder), int(trial), network)
+    drawn = network_view(network, title, weights)
+    if is_given and not drawn.has_maps:
         say(f"levit-search: {arch} has neither attention biases nor filters over patches to draw")
     if form == "json":
         _write(json.dumps(drawn.as_json(), indent=2) + "\n", out)
-    elif form == "svg":
-        _write(drawn.svg(), out)
-    else:
-        from levit_search.drawing.svg import png
+        return
+    from levit_search.drawing.svg import png
 
-        _write(png(drawn.svg()), out)
+    _write(drawn.svg() if form == "svg" else png(drawn.svg()), out)
 
 
-def _format(form: str | None, out: Path | None) -> str:
-    if form is not None:
-        if form not in _FORMATS:
-            raise UnknownNameError("--format", form, _FORMATS)
-        return form
-    suffix = out.suffix.lower() if out is not None else ""
-    if suffix not in _FORMAT_OF:
-        raise InputError(
-            f"--out {out}: no format is known by {suffix}; give --format {', '.join(_FORMATS)}"
-        )
-    return _FORMAT_OF[suffix]
-
-
-def _title(arch: str) -> str:
-    """``LeViT-256``, ``mine`` of ``mine.yaml``, ``trial 12 of STUDY``."""
-    folder, separator, trial = arch.rpartition("#")
-    if separator:
-        return f"trial {trial} of {Path(folder).resolve().name}"
-    path = Path(arch)
-    return path.stem if path.suffix in (".yaml", ".yml") else path.name
-
-
-def _trained(arch: str, network: "Architecture") -> Path | None:
+def _trained(folder: Path, trial: int, network: "Architecture") -> Path | None:
     """The weights that a study has of its trial's network."""
     from levit_search.study import Study
 
-    folder, separator, trial = arch.rpartition("#")
-    if not separator:
-        return None
-    study = Study.open(Path(folder))
+    study = Study.open(folder)
     path = study.weights(network.id)
     if not path.is_file():
         say(f"levit-search: {path}: no trained weights are there, so there are no maps of them")
         return None
     try:
-        return study.sound_weights(int(trial), network)
+        return study.sound_weights(trial, network)
     except InputError as error:
         say(f"levit-search: {error}. There are no maps of its weights.")
         return None
@@ -435,12 +412,7 @@ def _write(content: str | bytes, out: Path | None) -> None:
 
 
 def _network(text: str) -> "Architecture | Baseline":
-    """What ARCH names: ``timm/NAME`` or ``timm/NAME@SIZE``, or as :func:`architecture_of` a network
-    of ours.
-
-    Raises:
-        InputError: there is no such thing.
-    """
+    """What ARCH names: ``timm/NAME[@SIZE]``, or a network of ours, see :func:`architecture_of`."""
     if not text.startswith("timm/"):
         return architecture_of(text)
     from levit_search import baseline
@@ -454,14 +426,14 @@ def architecture_of(text: str) -> "Architecture":
     Raises:
         InputError: there is no such thing, or it is one of timm's.
     """
+    from levit_search import architecture
+
     if text.startswith("timm/"):
         raise InputError(
             f"{text}: this command takes our own networks only; timm's can be counted and probed"
         )
-    folder, separator, number = text.rpartition("#")
-    if not separator:
-        from levit_search import architecture
-
+    folder, is_trial, number = text.rpartition("#")
+    if not is_trial:
         return architecture.load(text)
     from levit_search.study import Study
 

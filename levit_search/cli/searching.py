@@ -14,7 +14,8 @@ from levit_search.cli.terminal import (
     NewStudyFolder,
     Settings,
     StudyFolder,
-    figures_table,
+    interruptible,
+    print_figures,
     print_json,
     print_table,
     say,
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 
     from levit_search.search import Summary
     from levit_search.significance import Verdict
-    from levit_search.space import Survey
-    from levit_search.study import BaselineRecord, Record, Study, StudyConfig
+    from levit_search.study import BaselineRecord, Record
 
 
 def run(
@@ -68,9 +68,11 @@ def run(
 
     Ends with 1 where no network is better than guessing; what was found is kept all the same.
     """
+    from importlib.util import find_spec
+
     from levit_search.search import Callback, begin, search
     from levit_search.search.callbacks import SearchProgress
-    from levit_search.search.tensorboard import TensorBoardCallback, require_tensorboard
+    from levit_search.search.tensorboard import TensorBoardCallback, command, require_tensorboard
     from levit_search.study import parse_settings, read_config, space_file
 
     if tensorboard:
@@ -91,8 +93,12 @@ def run(
         changes.setdefault("search.trials", None)
     path = space_file(space)
     opened = begin(read_config(path, changes), study, sys.argv, take_from, str(path), anew, say)
-    _say_where_to_look(opened, tensorboard)
-    try:
+    missing = "" if find_spec("optuna_dashboard") else "  (pip install 'levit-search[dashboard]')"
+    say(f"Live page: {opened.place.dashboard_command()}{missing}")
+    if tensorboard:
+        say(f"TensorBoard: {command(opened)}")
+    goes_on = f". What was finished is in {opened.folder}; the same command goes on."
+    with interruptible(goes_on):
         with Interruption() as interruption, SearchProgress(opened) as progress:
             callbacks: list[Callback] = [progress]
             if tensorboard:
@@ -100,61 +106,34 @@ def run(
             summary = search(
                 opened, callbacks, take_from, is_asked_to_stop=lambda: interruption.is_asked
             )
-        page = _report(opened)
-    except KeyboardInterrupt:
-        say(f"\n{_goes_on(opened)}")
-        raise typer.Exit(130) from None
+        from levit_search.report import report_of_run  # draws, which a search does not wait for
+
+        page = report_of_run(opened, say)
+        if page is not None:
+            say(f"Report: {page}")
     if summary.is_interrupted:
-        say(_goes_on(opened))
+        say(f"Interrupted{goes_on}")
         raise typer.Exit(130)
     if as_json:
-        print_json(_summary_json(summary))
+        from levit_search import table
+
+        verdict, choice = summary.verdict, summary.teacher_choice
+        baselines = [table.baseline_as_json(each, verdict) for each in summary.baselines]
+        document = {
+            "study": summary.study,
+            "trials": summary.trials,
+            "seconds": round(summary.seconds, 3),
+            "hypervolume": summary.hypervolume,
+            "verdict": verdict.as_json(),
+            "front": [table.as_json(record, verdict) for record in summary.front],
+            **({} if choice is None else {"teacher_choice": choice}),
+            **({"baselines": baselines} if baselines else {}),
+        }
+        print_json(document)
     else:
         _print_summary(summary, opened.config.objectives, page)
     if summary.verdict.kind == "guessing":
         raise typer.Exit(1)
-
-
-def _goes_on(study: "Study") -> str:
-    return f"Interrupted. What was finished is in {study.folder}; the same command goes on."
-
-
-def _report(study: "Study") -> Path | None:
-    """The page of what was found, if there is something."""
-    from levit_search.report import report_of_run
-
-    page = report_of_run(study, say)
-    if page is not None:
-        say(f"Report: {page}")
-    return page
-
-
-def _say_where_to_look(study: "Study", tensorboard: bool) -> None:
-    from importlib.util import find_spec
-
-    from levit_search.search.tensorboard import command
-
-    missing = "" if find_spec("optuna_dashboard") else "  (pip install 'levit-search[dashboard]')"
-    say(f"Live page: {study.place.dashboard_command()}{missing}")
-    if tensorboard:
-        say(f"TensorBoard: {command(study)}")
-
-
-def _summary_json(summary: "Summary") -> dict[str, Any]:
-    from levit_search.table import as_json, baseline_as_json
-
-    choice = {} if summary.teacher_choice is None else {"teacher_choice": summary.teacher_choice}
-    baselines = [baseline_as_json(each, summary.verdict) for each in summary.baselines]
-    return {
-        "study": summary.study,
-        "trials": summary.trials,
-        "seconds": round(summary.seconds, 3),
-        "hypervolume": summary.hypervolume,
-        "verdict": summary.verdict.as_json(),
-        "front": [as_json(record, summary.verdict) for record in summary.front],
-        **choice,
-        **({"baselines": baselines} if baselines else {}),
-    }
 
 
 def _print_front(
@@ -164,8 +143,7 @@ def _print_front(
     verdict: "Verdict",
     baselines: "Sequence[BaselineRecord]",
 ) -> None:
-    """What the accuracies are worth first, if that is little, then the table, and what it says of
-    the networks to compare with."""
+    """What the accuracies are worth if that is little, the table, and what stands beside it."""
     from levit_search import table
 
     for line in _verdict_lines(verdict):
@@ -190,17 +168,16 @@ def _verdict_lines(verdict: "Verdict") -> list[str]:
 def _print_summary(summary: "Summary", objectives: Any, page: Path | None) -> None:
     front = summary.front
     _print_front(summary.study, front, objectives, summary.verdict, summary.baselines)
-    trials = summary.trials
     kinds = {
-        "evaluated": trials["evaluated"],
-        "of them stopped at a rung": trials["stopped"],
-        "failed": trials["failed"],
-        "known already": trials["reused"],
-        "infeasible": trials["infeasible"],
-        "taken over": trials["taken"],
+        "evaluated": "evaluated",
+        "stopped": "of them stopped at a rung",
+        "failed": "failed",
+        "reused": "known already",
+        "infeasible": "infeasible",
+        "taken": "taken over",
     }
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-    study = quoted(summary.study)
+    trials, study = summary.trials, quoted(summary.study)
+    counts = ", ".join(f"{trials[key]} {kind}" for key, kind in kinds.items() if trials[key])
     if summary.teacher_choice is not None:
         text = summary.teacher_choice["text"]
         tell("\n" + textwrap.fill(f"{text[0].upper()}{text[1:]}.", 100))
@@ -231,9 +208,9 @@ def data(
     is_folder = Path(source).is_dir()
     if not is_folder and (Path(source).exists() or Path(source).parent.is_absolute()):
         raise InputError(f"{source}: is no folder; expected one of images, or a data set's name")
-    given = (
-        {"name": "folder", "root": str(Path(source).absolute())} if is_folder else {"name": source}
-    )
+    given = {"name": source}
+    if is_folder:
+        given = {"name": "folder", "root": str(Path(source).absolute())}
     for key, value in parse_settings(settings or []).items():
         if not key.startswith("data."):
             raise InputError(f"--set {key}: this command knows keys of data alone")
@@ -291,13 +268,22 @@ def space(
 ) -> None:
     """Show what a space holds: slots, size, costs of random networks."""
     from levit_search import architecture
+    from levit_search.cost import Cost
+    from levit_search.data import describe
+    from levit_search.space import quantiles
     from levit_search.study import parse_settings, read_config, space_file
 
     path = space_file(space)
     config = read_config(path, parse_settings(settings or []))
-    _say_if_assumed(config)
+    if not {"in_channels", "num_classes"} <= config.architecture.keys():
+        try:
+            describe(config.data)
+        except InputError as error:
+            say(f"levit-search: {error}; shown for 3 channels and 1000 classes")
     compiled = config.space(str(path))
     survey = compiled.survey(sample)
+    columns = zip(*survey.costs, strict=True)  # none where none is feasible
+    costs = {name: quantiles(values) for name, values in zip(Cost._fields, columns, strict=False)}
     known = architecture.published_for(**compiled.sizes)
     inside = [name for name, network in known.items() if compiled.encode(network) is not None]
     slots = {slot.name: list(slot.values) for slot in compiled.slots}
@@ -310,15 +296,13 @@ def space(
                 "samples": sample,
                 "feasible_share": survey.feasible / sample,
                 "infeasible": survey.reasons,
-                "costs": _cost_quantiles(survey),
+                "costs": costs,
                 "published": inside,
             }
         )
         return
-    table = figures_table(f"{config.name}: {compiled.size():.3g} networks", ["slot", "values"])
-    for name, values in slots.items():
-        table.add_row(name, ", ".join(map(str, values)))
-    print_table(table)
+    shown = [(name, ", ".join(map(str, values))) for name, values in slots.items()]
+    print_figures(f"{config.name}: {compiled.size():.3g} networks", ["slot", "values"], shown)
     share = 100 * survey.feasible / sample
     tell(f"\n{share:.1f} % of {sample} random networks are valid and within the limits.")
     for reason, times in list(survey.reasons.items())[:5]:
@@ -326,45 +310,16 @@ def space(
     if config.limits.latency_ms is not None:
         tell(f"  (latency_ms <= {config.limits.latency_ms:g} is checked by probing, not here)")
     if survey.feasible:
-        table = figures_table("\nThe feasible ones", ["", "min", "q25", "median", "q75", "max"])
-        for name, quantiles in _cost_quantiles(survey).items():
-            table.add_row(name, *(f"{value:,.0f}" for value in quantiles.values()))
-        print_table(table)
+        rows = [
+            (name, *(f"{value:,.0f}" for value in found.values())) for name, found in costs.items()
+        ]
+        print_figures("\nThe feasible ones", ["", "min", "q25", "median", "q75", "max"], rows)
     tell()
-    published = ", ".join(_together(inside)) or "none"
+    by_id: dict[str, list[str]] = {}  # names of one and the same network stand together
+    for name in inside:
+        by_id.setdefault(architecture.published(name).id, []).append(name)
+    published = ", ".join(" = ".join(equal) for equal in by_id.values()) or "none"
     tell(textwrap.fill(f"Published networks inside: {published}", 100, subsequent_indent="  "))
-
-
-def _say_if_assumed(config: "StudyConfig") -> None:
-    """Say that the data is not here, where the figures depend on it."""
-    from levit_search.data import describe
-
-    if {"in_channels", "num_classes"} <= config.architecture.keys():
-        return
-    try:
-        describe(config.data)
-    except InputError as error:
-        say(f"levit-search: {error}; shown for 3 channels and 1000 classes")
-
-
-def _together(names: list[str]) -> list[str]:
-    """Published names, those of one and the same network as ``ablation-base = ablation-A4``."""
-    from levit_search.architecture import published
-
-    by_id: dict[str, list[str]] = {}
-    for name in names:
-        by_id.setdefault(published(name).id, []).append(name)
-    return [" = ".join(equal) for equal in by_id.values()]
-
-
-def _cost_quantiles(survey: "Survey") -> dict[str, dict[str, float]]:
-    from levit_search.cost import Cost
-    from levit_search.space import quantiles
-
-    if not survey.feasible:
-        return {}
-    columns = zip(*survey.costs, strict=True)
-    return {name: quantiles(column) for name, column in zip(Cost._fields, columns, strict=True)}
 
 
 _WHOLE_TIME = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s)?", re.ASCII)
@@ -372,11 +327,7 @@ _PART_OF_TIME = re.compile(r"(\d{1,9}\.\d{1,9})([hms]?)", re.ASCII)
 
 
 def _seconds(text: str | None) -> float | None:
-    """A time such as ``30m``, ``1.5h`` or ``1h30`` (an hour and 30 minutes) in seconds.
-
-    Raises:
-        InputError: it is none, or no time at all.
-    """
+    """A time such as ``30m``, ``1.5h`` or ``1h30`` (an hour and 30 minutes) in seconds."""
     if text is None:
         return None
     given = text.strip()

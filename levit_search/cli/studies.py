@@ -12,9 +12,10 @@ from levit_search.cli.terminal import (
     DataFolder,
     Json,
     StudyFolder,
-    figures_table,
+    accuracies,
+    interruptible,
+    print_figures,
     print_json,
-    print_table,
     say,
     tell,
 )
@@ -137,15 +138,11 @@ def export(
     assert network is not None
     options = exports.ExportOptions(asked, tuple(also or ()), probe, force)
     folder = out or exports.default_folder(opened, record, options)
-    try:
-        with opened.reading_data(), StepProgress() as progress:
-            progress.begin("export", 1)
-            progress.step(f"trial {record.trial}")
-            written = exports.export(opened, record, folder, pick, options, progress.update)
-    except KeyboardInterrupt:
-        goes_on = "; the same command goes on" if retrain else ""
-        say(f"\nInterrupted; {folder} was not written{goes_on}.")
-        raise typer.Exit(130) from None
+    goes_on = f"; {folder} was not written{'; the same command goes on' if retrain else ''}."
+    with interruptible(goes_on), opened.reading_data(), StepProgress() as progress:
+        progress.begin("export", 1)
+        progress.step(f"trial {record.trial}")
+        written = exports.export(opened, record, folder, pick, options, progress.update)
     if as_json:
         print_json(written.as_json())
     else:
@@ -157,7 +154,7 @@ def _retraining(
     epochs: int | None,
     seeds: int | None,
     recipe: str | None,
-    changes: dict[str, Any],
+    changes: dict[str, object],
 ) -> "Retraining | None":
     if retrain:
         if epochs is None:
@@ -173,19 +170,12 @@ def _retraining(
 
 
 def _print_export(written: "Export", network: str) -> None:
-    from levit_search.significance import accuracy_text
-
     tell(f"{network} written to {written.dir}:")
     for name in written.files:
         found = written.parity.get(name.rstrip("/"))
         note = "" if found is None else f"logits within {found:.1e}" if found else "same logits"
         tell(f"  {name:22}{note}".rstrip())
-    figures = written.as_json()
-    accuracies = [
-        f"{split} {accuracy_text(figures[f'{split}_top1_percent'], figures[f'{split}_images'])}"
-        for split in ("val", "test")
-    ]
-    tell(f"top-1: {', '.join(accuracies)}")
+    tell(f"top-1: {accuracies(written.as_json(), ('val', 'test'))}")
     for again in written.probed_again:
         if again["now"] is None:
             tell(f"{again['figure']}: not measured again ({again['reason']})")
@@ -225,12 +215,9 @@ def audit(
     from levit_search.study import Study
 
     opened = Study.open(study).with_data(data)
-    try:
-        with opened.reading_data(), StepProgress() as progress:
-            document = look(opened, seeds if retrain else 0, jobs, progress)
-    except KeyboardInterrupt:
-        say(f"\nInterrupted. What was measured is in {study}; the same command goes on.")
-        raise typer.Exit(130) from None
+    goes_on = f". What was measured is in {study}; the same command goes on."
+    with interruptible(goes_on), opened.reading_data(), StepProgress() as progress:
+        document = look(opened, seeds if retrain else 0, jobs, progress)
     if as_json:
         print_json(document)
     else:
@@ -248,10 +235,7 @@ def _print_audit(document: Mapping[str, Any], study: "Study") -> None:
     tell(f"Audit of {study.folder}: {document['trials']} proposals\n")
     for section in sections(document):
         if section.rows:
-            shown = figures_table(section.title, section.heads)
-            for row in section.rows:
-                shown.add_row(*row)
-            print_table(shown)
+            print_figures(section.title, section.heads, section.rows)
         for note in section.notes:
             tell(textwrap.fill(note, 100))
         tell()
@@ -301,18 +285,13 @@ def _print_restored(restored: "Restored", elsewhere: str | None) -> None:
     tell(f"{restored.place} has all that the backup has: {restored.finished} finished trials.")
     if restored.kept_as is not None:
         tell(f"What was damaged is kept as {restored.kept_as}.")
-    if restored.running:
-        tell(f"Begun, and evaluated again by the next search: trial {_listed(restored.running)}.")
-    if restored.lost:
-        tell(f"Lost in both, and marked as failed: trial {_listed(restored.lost)}.")
-    if elsewhere is not None:
-        tell(f"The same levit-search run with --set storage={quoted(elsewhere)} goes on.")
-    else:
-        tell("The same levit-search run goes on.")
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+    running, lost = (", ".join(map(str, each)) for each in (restored.running, restored.lost))
+    if running:
+        tell(f"Begun, and evaluated again by the next search: trial {running}.")
+    if lost:
+        tell(f"Lost in both, and marked as failed: trial {lost}.")
+    again = "" if elsewhere is None else f" with --set storage={quoted(elsewhere)}"
+    tell(f"The same levit-search run{again} goes on.")
 
 
 _WIDTH = 110

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -53,6 +55,24 @@ def print_table(table: "RenderableType") -> None:
     careful_console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
+def print_figures(title: str, heads: list[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table of :func:`figures_table`."""
+    table = figures_table(title, heads)
+    for row in rows:
+        table.add_row(*row)
+    print_table(table)
+
+
+def accuracies(figures: Mapping[str, Any], splits: Sequence[str]) -> str:
+    """The top-1 accuracies on splits with their intervals, as ``val 91.0 % (...), test ...``."""
+    from levit_search.significance import accuracy_text
+
+    return ", ".join(
+        f"{split} {accuracy_text(figures[f'{split}_top1_percent'], figures[f'{split}_images'])}"
+        for split in splits
+    )
+
+
 def print_json(document: Any) -> None:
     print(json.dumps(encodable_json(document), indent=2))
 
@@ -65,6 +85,16 @@ def tell(text: str = "", end: str = "\n") -> None:
 def say(text: str) -> None:
     """The same on standard error."""
     print(printable(text), file=sys.stderr)
+
+
+@contextmanager
+def interruptible(goes_on: str) -> Iterator[None]:
+    """Let Ctrl-C within the block end the command by 130; ``goes_on`` follows "Interrupted"."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"\nInterrupted{goes_on}")
+        raise typer.Exit(130) from None
 
 
 class Ended(KeyboardInterrupt):

@@ -14,9 +14,10 @@ from levit_search.cli.terminal import (
     Json,
     NewStudyFolder,
     Settings,
-    figures_table,
+    accuracies,
+    interruptible,
+    print_figures,
     print_json,
-    print_table,
     say,
     tell,
 )
@@ -24,11 +25,13 @@ from levit_search.errors import InputError
 from levit_search.escaping import quoted
 
 if TYPE_CHECKING:
+    from levit_search.distill.store import StoreState
     from levit_search.progress import StepProgress
     from levit_search.recipe import TeacherConfig
     from levit_search.reproduce import PaperTable, ReproductionStore
     from levit_search.study import Study, StudyConfig
-    from levit_search.train import Epoch
+    from levit_search.supernet import SupernetCard
+    from levit_search.train import Epoch, Report
 
 # The embedded space whose recipe and teacher a data set's training starts from; those of
 # levit-fashion serve for others, whatever their size.
@@ -42,14 +45,16 @@ def given_size(text: str | None) -> int | list[int] | None:
     return None if text is None else plain_size(read_size(text, "--image-size"))
 
 
-def training_config(data: str, given: dict[str, Any], settings: list[str] | None) -> "StudyConfig":
+def training_config(
+    data: str, given: Mapping[str, object], settings: list[str] | None
+) -> "StudyConfig":
     """The default recipe and teacher of a data set, changed by options and by ``--set``.
 
     Options that were not given are None; a teacher that is None was given as ``none``.
     """
     from levit_search.study import parse_settings, read_config, space_file
 
-    changes: dict[str, Any] = {"start": []}
+    changes: dict[str, object] = {"start": []}
     if data not in _SPACE_OF:
         changes["data"] = {"name": data}
     changes |= {k: v for k, v in given.items() if v is not None or k == "teacher"}
@@ -118,10 +123,9 @@ def train(
     Its stem is fitted to the images.
     """
     from levit_search.distill.single import train_single
-    from levit_search.significance import accuracy_text
 
     network = architecture_of(arch)
-    given: dict[str, Any] = {
+    given: dict[str, object] = {
         "train": {"recipe": recipe} if recipe is not None else None,
         "train.epochs": epochs,
         "train.weights": weights,
@@ -133,27 +137,18 @@ def train(
     elif data not in _SPACE_OF:  # one that is trained here is seldom better than its student
         given["teacher"] = None
     config = training_config(data, given, settings)
-    try:
+    goes_on = f"the same command goes on from the last checkpoint in {out}, if there is one"
+    if out is None:
+        goes_on = "nothing is kept; with --out DIR the same command would go on from a checkpoint"
+    with interruptible(f"; {goes_on}."):
         result = train_single(network, config, final, out, stop_after, say)
-    except KeyboardInterrupt:
-        goes_on = (
-            f"the same command goes on from the last checkpoint in {out}, if there is one"
-            if out is not None
-            else "nothing is kept; with --out DIR the same command would go on from a checkpoint"
-        )
-        say(f"\nInterrupted; {goes_on}.")
-        raise typer.Exit(130) from None
     if as_json:
         print_json(result)
         return
-    accuracies = [
-        f"{split} {accuracy_text(result[f'{split}_top1_percent'], result[f'{split}_images'])}"
-        for split in ("val", "test")[: 1 + final]
-    ]
+    reached = accuracies(result, ("val", "test")[: 1 + final])
     tell(
-        f"{arch} ({result['id']}) on {data}, {result['epochs']} epochs: top-1 "
-        f"{', '.join(accuracies)}; {result['images_per_second']:.0f} images/s, "
-        f"{result['seconds']:.0f} s"
+        f"{arch} ({result['id']}) on {data}, {result['epochs']} epochs: top-1 {reached}; "
+        f"{result['images_per_second']:.0f} images/s, {result['seconds']:.0f} s"
     )
 
 
@@ -203,23 +198,20 @@ def supernet(
     from levit_search.study import parse_settings, read_config, space_file
     from levit_search.supernet import supernet_folder
 
-    given = {"supernet.epochs": epochs, "search.seed": seed}
     path = space_file(space)
-    changes: dict[str, Any] = {"accuracy": "supernet"}
+    changes: dict[str, object] = {"accuracy": "supernet"}
     if data is not None:
         changes |= _pretraining(path, data, pictures, teacher, epochs or _EPOCHS)
         study = study or Path("studies") / f"{path.stem}-shared"
     elif pictures is not None or teacher is not None:
         raise InputError("--pictures, --teacher: go with --data generated")
     changes |= parse_settings(settings or [])
+    given = {"supernet.epochs": epochs, "search.seed": seed}
     changes |= {key: value for key, value in given.items() if value is not None}
     opened = begin(read_config(path, changes), study, sys.argv, None, str(path), say=say)
-    try:
-        with opened.lock(), StepProgress() as shown:
-            card = _trained(opened, shown)
-    except KeyboardInterrupt:
-        say(f"\nInterrupted. Finished epochs are in {opened.folder}; the same command goes on.")
-        raise typer.Exit(130) from None
+    goes_on = f". Finished epochs are in {opened.folder}; the same command goes on."
+    with interruptible(goes_on), opened.lock(), StepProgress() as shown:
+        card = _trained(opened, shown)
     if as_json:
         print_json({"dir": str(supernet_folder(opened.folder)), **card})
     else:
@@ -227,7 +219,7 @@ def supernet(
 
 
 # Many steps at a high rate: for its first steps a network tells no class from another.
-_PRETRAINING: dict[str, Any] = {
+_PRETRAINING: Mapping[str, object] = {
     "train.batch_size": 64,
     "train.lr": 2e-3,
     "train.warmup_epochs": 1.0,
@@ -256,7 +248,7 @@ _PASSES = 20  # of different views that a teacher is asked about; then its answe
 
 def _pretraining(
     space: Path, data: str, pictures: Path | None, teacher: str | None, epochs: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Settings by dotted key for shared weights that other data starts from."""
     from levit_search.configuration import read_yaml
     from levit_search.data.generated import EPOCH_IMAGES
@@ -270,10 +262,10 @@ def _pretraining(
         raise InputError("--pictures: have no labels to learn; give a --teacher to learn from, too")
     given = read_yaml(space).get("data")
     size = given.get("image_size") if isinstance(given, Mapping) else None
-    section: dict[str, Any] = {"name": data, "image_size": size}
+    section: dict[str, object] = {"name": data, "image_size": size}
     if pictures is not None:
         section["root"] = str(pictures.absolute())
-    taught: dict[str, Any] | None = None
+    taught: dict[str, object] | None = None
     if teacher is not None:
         section["train_images"] = _PASSES * EPOCH_IMAGES
         taught = {"name": teacher, "weights": "pretrained", "adapt": "own", "top_k": 1000}
@@ -285,71 +277,53 @@ def _pretraining(
     return {**_PRETRAINING, **whole, "data": section, "teacher": taught}
 
 
-def _trained(study: "Study", shown: "StepProgress") -> dict[str, Any]:
+def _trained(study: "Study", shown: "StepProgress") -> "SupernetCard":
     from levit_search.batches import open_batches
     from levit_search.distill import TeacherAnswers, obtain_teacher
     from levit_search.supernet import obtain_supernet
-    from levit_search.train import Epoch
 
-    config = study.config
+    config, text = study.config, ""
     batches = open_batches(config.data)
     epochs = config.supernet.recipe(config.train).epochs
 
     def teacher() -> TeacherAnswers | None:
-        teaching = config.teaching
+        teaching, seed = config.teaching, config.search.seed
         if teaching is None:
             return None
         shown.begin("teacher", 1)
         shown.step(teaching.name)
-
-        def report_teacher(epoch: Epoch) -> None:
-            shown.update(f"trained, {epoch.summary()}", epoch.epoch / teaching.recipe.epochs)
-
+        report = _reported(shown, teaching.recipe.epochs)
+        folder = study.folder / "teacher"
         answers, _ = obtain_teacher(
-            teaching,
-            config.data,
-            batches,
-            config.train,
-            study.folder / "teacher",
-            config.search.seed,
-            report_teacher,
-            say,
+            teaching, config.data, batches, config.train, folder, seed, report, say
         )
         shown.begin("supernet", 1)
         shown.step(config.name)
         return answers.lasting(epochs)
 
-    text = ""
-
-    def report(epoch: Epoch) -> None:
+    def report(epoch: "Epoch") -> None:
         nonlocal text
         text = f"epoch {epoch.epoch} of {epochs}, {epoch.summary()}"
 
+    def progress(_: str, done: float | None) -> None:
+        shown.update(text, done)
+
     shown.begin("supernet", 1)
     shown.step(config.name)
-    return obtain_supernet(
-        config,
-        batches,
-        teacher,
-        study.folder,
-        report,
-        lambda _, done: shown.update(text, done),
-    ).card
+    return obtain_supernet(config, batches, teacher, study.folder, report, progress).card
 
 
-def _print_supernet(card: dict[str, Any], study: "Study", space: str, is_shared: bool) -> None:
+def _print_supernet(card: "SupernetCard", study: "Study", space: str, is_shared: bool) -> None:
     title = f"Supernet of {study.config.name}: {card['params']:,} weights"
-    table = figures_table(title, ["", "inherited % of val", "MFLOPs", "params M", "architecture"])
-    last = card["curve"][-1]
-    for name, key in (("largest", "val_top1_percent"), ("smallest", "smallest_top1_percent")):
-        network = card[name]
-        figures = (
-            f"{last[key]:.2f}",
-            f"{network['flops'] / 1e6:.4g}",
-            f"{network['params'] / 1e6:.3g}",
-        )
-        table.add_row(name, *figures, network["summary"])
-    print_table(table)
+    rows, last = [], card["curve"][-1]
+    for name, network, key in (
+        ("largest", card["largest"], "val_top1_percent"),
+        ("smallest", card["smallest"], "smallest_top1_percent"),
+    ):
+        flops, params = f"{network['flops'] / 1e6:.4g}", f"{network['params'] / 1e6:.3g}"
+        rows.append((name, f"{last[key]:.2f}", flops, params, network["summary"]))
+    heads = ["", "inherited % of val", "MFLOPs", "params M", "architecture"]
+    print_figures(title, heads, rows)
     tell(
         f"\n{card['epochs']} epochs, {1 + 1 + card['members']} networks a batch, "
         f"{card['seconds']:.0f} s. Files: {study.folder}/supernet. Next:"
@@ -392,34 +366,30 @@ def fill(
         raise InputError("teacher.cache: is false, so that no answers are kept; set it to true")
     recipe, seed = config.train, config.search.seed
     count = epochs or recipe.epochs
-    try:
+    goes_on = ". What was answered is kept; the same command goes on."
+    with interruptible(goes_on), StepProgress() as shown:
         batches = open_batches(config.data)
-        with StepProgress() as shown:
-            shown.begin("teacher", 1)
-            shown.step(chosen.name)
-            report = _reported(shown, chosen.recipe.epochs)
-            answers, card = obtain_teacher(
-                *(chosen, config.data, batches, recipe, None, seed, report, say),
-                progress=within("features", shown.update),
-            )
-            store = answers.store(seed)
-            assert store is not None
-            planned, missing = store.planned_bytes(count), store.missing_bytes(count)
-            say(f"{count} epochs: {megabytes(planned)} in {store.folder}, {megabytes(missing)} new")
-            shown.begin("epoch", count)
+        shown.begin("teacher", 1)
+        shown.step(chosen.name)
+        answers, card = obtain_teacher(
+            *(chosen, config.data, batches, recipe, None, seed),
+            *(_reported(shown, chosen.recipe.epochs), say, within("features", shown.update)),
+        )
+        store = answers.store(seed)
+        assert store is not None
+        planned, missing = store.planned_bytes(count), store.missing_bytes(count)
+        say(f"{count} epochs: {megabytes(planned)} in {store.folder}, {megabytes(missing)} new")
+        shown.begin("epoch", count)
 
-            def progress(text: str, fraction: float | None) -> None:
-                if fraction == 0.0:
-                    shown.step(text)
-                else:
-                    shown.update(text, fraction)
+        def progress(text: str, fraction: float | None) -> None:
+            if fraction == 0.0:
+                shown.step(text)
+            else:
+                shown.update(text, fraction)
 
-            filled = fill_store(answers, batches, recipe, seed, count, progress)
-    except KeyboardInterrupt:
-        say("\nInterrupted. What was answered is kept; the same command goes on.")
-        raise typer.Exit(130) from None
+        filled = fill_store(answers, batches, recipe, seed, count, progress)
     if as_json:
-        print_json({"teacher": card, **filled.as_json()})
+        print_json({"teacher": card, **filled._asdict()})
         return
     tell(_told(card))
     tell(
@@ -446,7 +416,7 @@ def _configured(space: str, settings: list[str] | None) -> "tuple[StudyConfig, T
     return config, config.teacher
 
 
-def _reported(shown: "StepProgress", epochs: int) -> Any:
+def _reported(shown: "StepProgress", epochs: int) -> "Report":
     def report(epoch: "Epoch") -> None:
         shown.update(f"trained, {epoch.summary()}", epoch.epoch / epochs)
 
@@ -457,16 +427,16 @@ def _reported(shown: "StepProgress", epochs: int) -> Any:
 def show(space: SpaceFile, settings: Settings = None, as_json: Json = False) -> None:
     """Show the teacher's card, and which of its answers are kept; nothing is trained or asked."""
     from levit_search.batches import open_batches
-    from levit_search.distill import kept_card, kept_store
+    from levit_search.distill import Store, header_of, kept_card, store_folder
 
     config, chosen = _configured(space, settings)
     recipe, seed = config.train, config.search.seed
     batches = open_batches(config.data)
     card = kept_card(chosen, batches, seed)
-    store = None
+    state = None
     if card is not None and chosen.cache:
-        store = kept_store(card["id"], chosen, config.data, batches, recipe, seed)
-    state = store.state(recipe.epochs) if store is not None else None
+        header = header_of(card["id"], chosen, batches, recipe, seed)
+        state = Store(store_folder(), header).state(recipe.epochs)
     if as_json:
         print_json({"teacher": card, "answers": state})
         return
@@ -480,21 +450,20 @@ def show(space: SpaceFile, settings: Settings = None, as_json: Json = False) -> 
     tell(_told_answers(state) if state is not None else "Its answers are not kept.")
 
 
-def _told_answers(state: dict[str, Any]) -> str:
+def _told_answers(state: "StoreState") -> str:
     from levit_search.distill.store import megabytes
 
     whole = sum(kept == state["steps"] for kept in state["batches_kept"])
     begun = sum(0 < kept < state["steps"] for kept in state["batches_kept"])
-    missing = megabytes(state["missing_bytes"])
     lines = (
         f"Its {state['distillation']} answers: {whole} of {state['epochs']} epochs are complete, "
-        f"{begun} begun; all take {megabytes(state['planned_bytes'])}, {missing} of them not yet "
-        "on the disk."
+        f"{begun} begun; all take {megabytes(state['planned_bytes'])}, "
+        f"{megabytes(state['missing_bytes'])} of them not yet on the disk."
     )
     return f"{textwrap.fill(lines, 100)}\n{state['folder']}"
 
 
-def _told(card: dict[str, Any]) -> str:
+def _told(card: Mapping[str, Any]) -> str:
     """A card in a line or two."""
     from levit_search.image_size import size_text
 
@@ -503,12 +472,8 @@ def _told(card: dict[str, Any]) -> str:
     )
     enlarged = ""
     if "adapt" in card:
-        what = {
-            "head": "a new head",
-            "all": "a new head, all of it finetuned",
-            "own": "its own classes",
-        }
-        how += f" with {what[card['adapt']]}"
+        head = {"head": "a new head", "own": "its own classes"}
+        how += f" with {head.get(card['adapt'], 'a new head, all of it finetuned')}"
         enlarged = f", shown to it at {size_text(card['image_size'])} px"
     reached = card["val_top1_percent"]
     accuracy = "no accuracy" if reached is None else f"{reached:.2f} %"
@@ -586,15 +551,12 @@ def reproduce(
             raise InputError(f"--set {key}: only data, train, teacher and latency matter here")
     where = target or ("cpu" if table == "blocks" else "paper-intel")  # batch 16, one thread
     options = {"batch_size": batch_size, "threads": threads, "target": where}
-    timing: dict[str, Any] = {
-        "seconds": seconds,
-        "layout": layout,
-        **{name: value for name, value in options.items() if value is not None},
-    }
+    timing: dict[str, object] = {"seconds": seconds, "layout": layout}
+    timing |= {name: value for name, value in options.items() if value is not None}
     timing |= {
         key.partition(".")[2]: value for key, value in changes.items() if key.startswith("latency.")
     }
-    given: dict[str, Any] = {
+    given: dict[str, object] = {
         "train.epochs": epochs,
         "data.image_size": given_size(image_size),
         "data.val_share": 0.05,  # for the curves alone; the figures are those of the test split
@@ -608,17 +570,26 @@ def reproduce(
     # It loads torch: whatever is wrong with the command is said before.
     from levit_search.reproduce.measuring import Request
     from levit_search.reproduce.measuring import reproduce as measure
+    from levit_search.study.folder import environment
 
-    request = Request(paper, groups, latency, training, width_scale, _environment(), fresh)
-    try:
-        with store.lock(), StepProgress() as progress:
-            measure(request, store, progress)
-    except KeyboardInterrupt:
-        say(f"\nInterrupted. What was measured is in {store.folder}; the same command goes on.")
-        raise typer.Exit(130) from None
+    # A reader of the table needs no name of this machine.
+    machine = environment(["levit-search", *sys.argv[1:]])
+    machine = {name: each for name, each in machine.items() if name not in ("host", "system")}
+    request = Request(paper, groups, latency, training, width_scale, machine, fresh)
+    goes_on = f". What was measured is in {store.folder}; the same command goes on."
+    with interruptible(goes_on), store.lock(), StepProgress() as progress:
+        measure(request, store, progress)
     failed = store.failures()
     if as_json:
-        print_json(_document(paper, store))
+        from levit_search.reproduce import rendering
+
+        keys = ("settings", "environment", "finished")
+        runs = {
+            run.columns: {**{key: getattr(run, key) for key in keys}, **run.extra}
+            for run in store.shown()
+        }
+        rows, notes = rendering.as_rows(paper, store), rendering.notes(paper, store)
+        print_json({"table": paper.name, "rows": rows, "runs": runs, "notes": notes})
     else:
         _print(paper, store)
     for row, reason in failed.items():
@@ -634,39 +605,9 @@ def _print(paper: "PaperTable", store: "ReproductionStore") -> None:
     for group in COLUMNS:  # all of them side by side would be too wide for a terminal
         if store.latest(group):
             heads, body = rendering.cells(paper, store, (group,))
-            shown = figures_table("", heads)
-            for row in body:
-                shown.add_row(*row)
-            print_table(shown)
+            print_figures("", heads, body)
             tell()
     for line in rendering.notes(paper, store):
         tell(line)
     picture = ", curves.svg" if (store.folder / "curves.svg").exists() else ""
     tell(f"\nIn {store.folder}: table.md, table.csv, results.json, study.yaml{picture}")
-
-
-def _environment() -> dict[str, Any]:
-    """What a reader of the table needs to know of this machine; its name is not part of that."""
-    from levit_search.study.folder import environment
-
-    found = environment(["levit-search", *sys.argv[1:]])
-    return {name: value for name, value in found.items() if name not in ("host", "system")}
-
-
-def _document(paper: "PaperTable", store: "ReproductionStore") -> dict[str, Any]:
-    from levit_search.reproduce import rendering
-
-    return {
-        "table": paper.name,
-        "rows": rendering.as_rows(paper, store),
-        "runs": {
-            run.columns: {
-                "settings": run.settings,
-                "environment": run.environment,
-                "finished": run.finished,
-                **run.extra,
-            }
-            for run in store.shown()
-        },
-        "notes": rendering.notes(paper, store),
-    }

@@ -7,7 +7,7 @@ import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -81,13 +81,6 @@ class Adapted(nn.Module):
         return found if self.head is None else cast(Tensor, self.head(found))
 
 
-def passes_of(config: TeacherConfig, images: int) -> int:
-    """How often each of so many training images is shown to have a head fitted."""
-    if config.adapt == "head" and config.epochs is not None:
-        return config.epochs
-    return int(np.clip(-(-_ENOUGH_VIEWS // images), *_PASSES))
-
-
 def fit_head(
     model: Adapted,
     config: TeacherConfig,
@@ -95,7 +88,7 @@ def fit_head(
     seed: int,
     folder: Path,
     progress: Progress = no_progress,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Fit the head of ``model`` by L2-regularised multinomial logistic regression on its features.
 
     Features are computed once for each view. The penalty is the one by which a head that was fitted
@@ -104,7 +97,6 @@ def fit_head(
 
     Args:
         model: on the CPU; its head is changed, its network is not.
-        config: of the teacher.
         batches: the data, of which ``train`` alone is looked at.
         seed: of the views, and of the images that are held out.
         folder: where features are kept, so that an interrupted call goes on; the caller removes it.
@@ -116,30 +108,38 @@ def fit_head(
     Raises:
         InputError: there is no room for the features, or they are no finite numbers.
     """
-    passes = passes_of(config, batches.size("train"))
+    passes = int(np.clip(-(-_ENOUGH_VIEWS // batches.size("train")), *_PASSES))
+    if config.adapt == "head" and config.epochs is not None:
+        passes = config.epochs
     recipe = config.recipe.model_copy(
         update={"batch_size": _ROWS, "mixup": 0.0, "cutmix": 0.0, "repeated_augmentation": 1}
     )
     torch.set_num_threads(recipe.threads)
     device = device_of(recipe)
-    found = _features(model.to(device).eval(), batches, recipe, seed, passes, folder, progress)
-    features, labels, images = found
+    features, labels, images = _features(
+        model.to(device).eval(), batches, recipe, seed, passes, folder, progress
+    )
     if not torch.isfinite(features).all():
         raise InputError(
             f"teacher {config.name}: its features are no finite numbers; choose another one"
         )
-    features, center, scale = _standardised(features.float())
-    features = features.to(device)
+    features = features.float()
+    center = features.mean(0)
+    features = features - center
+    deviation = features.square().mean(0).sqrt()
+    # One that is nearly the same everywhere stays small.
+    scale = deviation.clamp_min(1e-3 * float(deviation.mean()) + 1e-12)
+    features = (features / scale).to(device)
     labels = labels.to(device)
     is_held_out = _held_out(batches, seed)[images].to(device)
     plain = torch.arange(len(labels), device=device) < len(labels) // passes
     fitting, judging = ~is_held_out, is_held_out & plain
     best: tuple[float, float, float] | None = None
     weights = torch.zeros(batches.info.num_classes, features.shape[1] + 1, device=device)
-    regression = _Regression(features[fitting], labels[fitting])
+    fitted, fitted_labels = features[fitting], labels[fitting]
     shown, shown_labels = features[judging], labels[judging]
     for decay in _DECAYS if len(shown) else ():
-        weights = regression.minimum(weights, decay)
+        weights = _fitted(fitted, fitted_labels, weights, decay)
         logits = shown @ weights[:, :-1].T + weights[:, -1]
         loss = float(F.cross_entropy(logits, shown_labels))
         right = float((logits.argmax(1) == shown_labels).float().mean())
@@ -148,7 +148,7 @@ def fit_head(
         elif loss > 1.2 * best[0]:  # the path goes from strong penalties to weak ones
             break
     decay = best[1] if best is not None else _DECAYS[len(_DECAYS) // 2]
-    weights = _Regression(features, labels).minimum(torch.zeros_like(weights), decay)
+    weights = _fitted(features, labels, torch.zeros_like(weights), decay)
     with torch.no_grad():
         head = cast(nn.Linear, model.head)
         head.weight.copy_(weights[:, :-1] / scale.to(device))
@@ -163,15 +163,6 @@ def fit_head(
     }
 
 
-class _Features(NamedTuple):
-    features: Tensor
-    """float16 [N, D], on the CPU; the views of the first pass come first."""
-    labels: Tensor
-    """int64 [N]."""
-    images: Tensor
-    """int64 [N], indices of ``train``."""
-
-
 def _features(
     model: Adapted,
     batches: Batches,
@@ -180,40 +171,35 @@ def _features(
     passes: int,
     folder: Path,
     progress: Progress,
-) -> _Features:
-    """The features of so many passes over the training images, kept in ``folder`` chunk by chunk.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of the training images by so many passes, kept in ``folder`` chunk by chunk: features
+    float16 [N, D] on the CPU, labels int64 [N] and images, indices of ``train``, int64 [N].
 
     The first pass is plain, the others are augmented as ``recipe`` says.
     """
-    plain = recipe.model_copy(
-        update={
-            "crop": "none",
-            "hflip": False,
-            "color_jitter": 0.0,
-            "rand_augment": None,
-            "random_erasing": 0.0,
-        }
-    )
+    plain = {"crop": "none", "hflip": False, "color_jitter": 0.0, "rand_augment": None}
     steps = batches.steps(recipe)
     width = cast(nn.Linear, model.head).in_features
     check_room(folder, 2 * passes * steps * batches.batch_size(recipe) * width)
     parts: list[Tensor] = []
     images: list[Tensor] = []
     for number in range(passes):
-        shown = recipe if number else plain
+        shown = recipe
+        if not number:
+            shown = recipe.model_copy(update={**plain, "random_erasing": 0.0})
         images.append(ordered(batches.size("train"), shown, seed, number).flatten())
         first = 0
-        while (kept := _read_chunk(_chunk(folder, number, first))) is not None:
+        while (kept := _read_chunk(folder / f"{number:04d}-{first:07d}.npz")) is not None:
             parts.append(kept)
             first += _CHUNK_STEPS
         if first < steps:
             for chunk in _computed(model, batches, shown, seed, number, first):
-                _write_chunk(_chunk(folder, number, first), chunk)
+                _write_chunk(folder / f"{number:04d}-{first:07d}.npz", chunk)
                 parts.append(chunk)
                 first += _CHUNK_STEPS
                 progress("", (number + min(first, steps) / steps) / passes)
     order = torch.cat(images)
-    return _Features(torch.cat(parts), torch.from_numpy(batches.labels("train"))[order], order)
+    return torch.cat(parts), torch.from_numpy(batches.labels("train"))[order], order
 
 
 def _computed(
@@ -234,10 +220,6 @@ def _computed(
         yield torch.cat(rows)
 
 
-def _chunk(folder: Path, number: int, first: int) -> Path:
-    return folder / f"{number:04d}-{first:07d}.npz"
-
-
 def _write_chunk(path: Path, features: Tensor) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, features=features.numpy())
@@ -255,19 +237,8 @@ def _read_chunk(path: Path) -> Tensor | None:
         return None
 
 
-def _standardised(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features [N, D] with mean 0 and deviation 1 each, the means [D] and what they were divided by
-    [D]; one that is nearly the same everywhere stays small."""
-    center = features.mean(0)
-    features = features - center
-    deviation = features.square().mean(0).sqrt()
-    scale = deviation.clamp_min(1e-3 * float(deviation.mean()) + 1e-12)
-    return features / scale, center, scale
-
-
 def _held_out(batches: Batches, seed: int) -> Tensor:
-    """Which training images are kept from a fit to judge it, bool: a fifth of each class, and none
-    of one that has a single image."""
+    """Which training images judge a fit, bool: a fifth of each class, but no single one."""
     labels = torch.from_numpy(batches.labels("train"))
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     shuffled = torch.randperm(len(labels), generator=generator(seed, 5))
@@ -278,39 +249,35 @@ def _held_out(batches: Batches, seed: int) -> Tensor:
     return chosen
 
 
-class _Regression:
-    """Multinomial logistic regression with an L2 penalty on all but the bias.
+def _fitted(features: Tensor, labels: Tensor, start: Tensor, decay: float) -> Tensor:
+    """Multinomial logistic regression with an L2 penalty on all but the bias, by L-BFGS.
 
     Args:
         features: float [N, D].
         labels: int64 [N].
+        start: weights [classes, D + 1] to begin with, the bias last.
+        decay: half of it times the squares of the weights is added to the mean cross entropy.
+
+    Returns:
+        The best weights [classes, D + 1].
     """
+    weights = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=_MOST_STEPS, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+    )
+    at_once = max(1, _LOGITS_AT_ONCE // len(start))
 
-    def __init__(self, features: Tensor, labels: Tensor) -> None:
-        self._features, self._labels = features, labels
+    def loss() -> float:
+        optimizer.zero_grad()
+        penalty = decay / 2 * weights[:, :-1].square().sum()
+        penalty.backward()
+        total = penalty.detach()
+        for shown, wanted in zip(features.split(at_once), labels.split(at_once), strict=True):
+            logits = shown @ weights[:, :-1].T + weights[:, -1]
+            part = F.cross_entropy(logits, wanted, reduction="sum") / len(labels)
+            part.backward()
+            total = total + part.detach()
+        return float(total)
 
-    def minimum(self, start: Tensor, decay: float) -> Tensor:
-        """The weights [classes, D + 1], the bias last, of the least mean cross entropy plus
-        ``decay`` / 2 times their squares, looked for from ``start`` on by L-BFGS."""
-        weights = start.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [weights], max_iter=_MOST_STEPS, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
-        )
-        at_once = max(1, _LOGITS_AT_ONCE // len(start))
-        count = len(self._labels)
-
-        def loss() -> float:
-            optimizer.zero_grad()
-            penalty = decay / 2 * weights[:, :-1].square().sum()
-            penalty.backward()
-            total = penalty.detach()
-            parts = zip(self._features.split(at_once), self._labels.split(at_once), strict=True)
-            for features, labels in parts:
-                logits = features @ weights[:, :-1].T + weights[:, -1]
-                part = F.cross_entropy(logits, labels, reduction="sum") / count
-                part.backward()
-                total = total + part.detach()
-            return float(total)
-
-        optimizer.step(loss)
-        return weights.detach()
+    optimizer.step(loss)
+    return weights.detach()

@@ -1,17 +1,16 @@
 """Training one network, with its teacher, outside of any search."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from levit_search.architecture import Architecture, fitted
-from levit_search.batches import Batches, open_batches
-from levit_search.distill import TeacherAnswers, shared_teacher
+from levit_search.batches import open_batches
+from levit_search.distill import obtain_teacher
 from levit_search.errors import InputError, kept_by_checkpoint
-from levit_search.files import write_atomically, write_checksummed
-from levit_search.model import Model, save_weights
+from levit_search.files import make_writable, write_atomically, write_checksummed
+from levit_search.model import save_weights
 from levit_search.pretrained import check_donor_weights, check_weights_fit, donor_of
 from levit_search.significance import wilson_percent
 from levit_search.study import StudyConfig
@@ -70,27 +69,23 @@ def train_single(
     check_donor_weights(config.train.donor_weights, [donor] if donor else [])
     check_weights_fit(config.train, [network])
     seed = config.search.seed
-    teacher = _teacher(config, batches, say) if network.distillation else None
-    run = training_id(
-        network, config.train, seed, batches.data_id, teacher.id if teacher is not None else None
-    )
+    teacher, teaching = None, config.teaching if network.distillation else None
+    if teaching is not None:
+        teaching.check_decided()
+        told = _Lines(f"teacher {teaching.name}", teaching.recipe.epochs, say)
+        features = _Lines(f"features of the teacher {teaching.name}", 0, say)
+        given = (teaching, config.data, batches, config.train, None, seed, told.report)
+        teacher, _ = obtain_teacher(*given, progress=features.progress)
+    teacher_id = teacher.id if teacher is not None else None
+    run = training_id(network, config.train, seed, batches.data_id, teacher_id)
     checkpoint = Checkpoint(out / _CHECKPOINT, run, is_required=True) if out is not None else None
     lines = _Lines(network.id, config.train.epochs, say)
     model = fresh_network(network, config.train, seed)
     if model.started_from is not None:
         say(f"{network.id}: starts with {model.started_from}")
-    training = fit(
-        model,
-        batches,
-        config.train,
-        seed,
-        teacher,
-        lines.report,
-        checkpoint,
-        until,
-        lines.progress,
-    )
-    result = {
+    report, show = lines.report, lines.progress
+    training = fit(model, batches, config.train, seed, teacher, report, checkpoint, until, show)
+    result: dict[str, Any] = {
         "id": network.id,
         "data": config.data.name,
         "epochs": len(training.curve),
@@ -102,9 +97,12 @@ def train_single(
     for split in ("val", "test") if final else ("val",):
         percent, images = result[f"{split}_top1_percent"], result[f"{split}_images"]
         result[f"{split}_top1_percent_ci95"] = list(wilson_percent(percent, images))
-    if out is not None:
-        _keep(model, result, out)
-        if checkpoint is not None and len(training.curve) == config.train.epochs:
+    if out is not None and checkpoint is not None:
+        with kept_by_checkpoint(out):
+            write_atomically(out / "architecture.yaml", model.architecture.to_yaml())
+            save_weights(model, out / "model.safetensors")
+            write_checksummed(out / "training.json", result)
+        if len(training.curve) == config.train.epochs:
             checkpoint.remove()
     return result
 
@@ -123,27 +121,11 @@ def _check_out(out: Path | None, until: int | None) -> None:
             f"{out}: is not empty, and no training is there to go on with; choose another --out"
         )
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        make_writable(out)
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written ({error.strerror or error}); choose another --out"
         ) from None
-
-
-def _teacher(
-    config: StudyConfig, batches: Batches, say: Callable[[str], None]
-) -> TeacherAnswers | None:
-    teacher = config.teaching
-    if teacher is None:
-        return None
-    epochs = teacher.recipe.epochs
-    report = _Lines(f"teacher {teacher.name}", epochs, say).report
-    progress = _Lines(f"features of the teacher {teacher.name}", epochs, say).progress
-    return shared_teacher(
-        teacher, config.data, batches, config.train, config.search.seed, report, progress=progress
-    )
 
 
 class _Lines:
@@ -168,10 +150,3 @@ class _Lines:
     def _line(self, text: str) -> None:
         self._say(f"{self._what}: {text}")
         self._spoken = time.monotonic()
-
-
-def _keep(model: Model, result: dict[str, Any], out: Path) -> None:
-    with kept_by_checkpoint(out):
-        write_atomically(out / "architecture.yaml", model.architecture.to_yaml())
-        save_weights(model, out / "model.safetensors")
-        write_checksummed(out / "training.json", result)

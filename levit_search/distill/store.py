@@ -5,7 +5,7 @@ A store is a folder that is named by a hash of its header::
     header.json      what the answers depend on, and a checksum
     epoch-00000.bin  a chunk for each batch
 
-Everybody reads through a memory map and without a lock. One process at a time, of whichever host,
+Everybody reads without a lock. One process at a time, of whichever host,
 writes an epoch; it looks again once it has the lock, as another may have been quicker. The stamp of
 a chunk is written last: whoever dies before leaves no answer, and no damage either.
 
@@ -16,27 +16,26 @@ what follows and of where that belongs, so that neither a damaged answer nor one
 taken.
 """
 
+import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import IO, BinaryIO, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from levit_search.errors import InputError
-from levit_search.files import write_json
+from levit_search.files import json_digest, make_writable, write_json
 
 MOST_CLASSES = 2**16
 
@@ -61,7 +60,7 @@ class Header:
 
     teacher: str
     data: str
-    augmentation: dict[str, Any]
+    augmentation: Mapping[str, object]
     versions: dict[str, str]
     seed: int
     distillation: Literal["hard", "soft"]
@@ -72,15 +71,15 @@ class Header:
     steps: int
     format: int = _FORMAT
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """As it is read back from a file, with lists for tuples."""
-        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        content: dict[str, object] = json.loads(json.dumps(asdict(self)))
         return content
 
     @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal digits of a hash over all of it."""
-        return digest_of(self.as_json())
+        return json_digest(self.as_json(), 16)
 
     @property
     def chunk_bytes(self) -> int:
@@ -118,9 +117,18 @@ class Header:
         return 2**32 + zlib.crc32(payload, place)
 
 
-def digest_of(content: dict[str, Any]) -> str:
-    """Sixteen hexadecimal digits of a hash over JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+class StoreState(TypedDict):
+    """What of the first epochs is in a store."""
+
+    folder: str
+    distillation: str
+    k: int
+    rows: int
+    steps: int
+    epochs: int
+    batches_kept: list[int]
+    planned_bytes: int
+    missing_bytes: int
 
 
 class Store:
@@ -135,7 +143,7 @@ class Store:
         self.folder = base / f"{header.teacher}-{header.digest}"
         self.header = header
         self.is_writable = True
-        self._opened: tuple[int, BinaryIO, NDArray[np.uint8]] | None = None
+        self._opened: tuple[int, IO[bytes]] | None = None
         self._damaged: set[int] = set()
 
     def planned_bytes(self, epochs: int) -> int:
@@ -143,11 +151,14 @@ class Store:
         return epochs * self.header.epoch_bytes
 
     def missing_bytes(self, epochs: int) -> int:
-        """What of that the disk does not hold yet."""
-        return sum(
-            max(0, self.header.epoch_bytes - allocated_bytes(self._file(epoch)))
-            for epoch in range(epochs)
-        )
+        """What of that the disk does not hold yet; sparse files are longer than what they hold."""
+        missing = self.planned_bytes(epochs)
+        for epoch in range(epochs):
+            with contextlib.suppress(OSError):
+                found = self._file(epoch).stat()
+                held = 512 * found.st_blocks if os.name == "posix" else found.st_size
+                missing -= min(held, found.st_size, self.header.epoch_bytes)
+        return missing
 
     def prepare(self, epochs: int) -> None:
         """Make the folder, or look at the header of one that exists, and see to the room.
@@ -160,54 +171,45 @@ class Store:
         """
         check_room(self.folder, self.missing_bytes(epochs))
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-            self._settle_header()
+            make_writable(self.folder)
+            if self._complaint() is not None:
+                with FileLock(self.folder / "header.lock"):
+                    self._begin_anew()
         except OSError as error:
-            self._serve_read_only(epochs, error)
-
-    def _settle_header(self) -> None:
-        if self._complaint() is None:
-            return
-        with FileLock(self.folder / "header.lock"):
+            self.is_writable = False
             complaint = self._complaint()
-            if complaint is None:
-                return
-            kept = sorted(self.folder.glob("epoch-*.bin"))
-            if kept:
-                warnings.warn(
-                    f"{self.folder}: {complaint}; these answers of the teacher are thrown away and "
-                    "computed again",
-                    stacklevel=2,
-                )
-            for path in kept:
-                path.unlink(missing_ok=True)
-            content = self.header.as_json()
-            write_json(self._header_file, {**content, "checksum": digest_of(content)})
-
-    def _serve_read_only(self, epochs: int, error: OSError) -> None:
-        self.is_writable = False
-        reason = error.strerror or str(error)
-        complaint = self._complaint()
-        if complaint is None:
             lacking = sum(not self.filled(epoch).all() for epoch in range(epochs))
-            complaint = f"{lacking} of {epochs} epochs are not complete" if lacking else None
-        if complaint is not None:
-            raise InputError(
-                f"{self.folder}: cannot be written ({reason}), and {complaint}; set XDG_CACHE_HOME "
-                "to a folder that can, or teacher.cache to false"
-            )
+            if complaint is None and lacking:
+                complaint = f"{lacking} of {epochs} epochs are not complete"
+            if complaint is not None:
+                raise InputError(
+                    f"{self.folder}: cannot be written ({error.strerror or error}), and "
+                    f"{complaint}; set XDG_CACHE_HOME to a folder that can, or teacher.cache to "
+                    "false"
+                ) from None
 
-    @property
-    def _header_file(self) -> Path:
-        return self.folder / "header.json"
+    def _begin_anew(self) -> None:
+        """Throw away the answers of another header, and write ours."""
+        complaint = self._complaint()
+        if complaint is None:  # another process was quicker
+            return
+        kept = sorted(self.folder.glob("epoch-*.bin"))
+        if kept:
+            warnings.warn(
+                f"{self.folder}: {complaint}; these answers of the teacher are thrown away and "
+                "computed again",
+                stacklevel=2,
+            )
+        for path in kept:
+            path.unlink(missing_ok=True)
+        content = self.header.as_json()
+        write_json(self.folder / "header.json", {**content, "checksum": json_digest(content, 16)})
 
     def _complaint(self) -> str | None:
         """What is wrong with the header on disk; None if it is ours."""
         wanted = self.header.as_json()
         try:
-            found = json.loads(self._header_file.read_bytes())
+            found = json.loads((self.folder / "header.json").read_bytes())
             checksum = found.pop("checksum")
         except FileNotFoundError:
             return "header.json is missing"
@@ -215,7 +217,7 @@ class Store:
             return f"header.json cannot be read ({error.strerror or error})"
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return "header.json is damaged"
-        if checksum != digest_of(found):
+        if checksum != json_digest(found, 16):
             return "header.json is damaged"
         others = [name for name in wanted if found.get(name) != wanted[name]]
         if others:
@@ -224,18 +226,22 @@ class Store:
 
     def find(self, epoch: int, step: int) -> Answer | None:
         """The answer for one batch; None where there is none, or a damaged one."""
-        if self._opened is None or self._opened[0] != epoch:
-            self._close()
-            self._open(epoch)
-        if self._opened is None:
-            return None
-        _, file, chunks = self._opened
-        if os.fstat(file.fileno()).st_size < self.header.epoch_bytes:
-            # Cut short since it was mapped; reading beyond its end would kill the process.
-            self._close()
-            return None
-        answer, _ = self.header.unpacked(chunks[step].tobytes(), epoch, step)
-        return answer
+        with contextlib.suppress(OSError):  # where it is there and unreadable, writing it will tell
+            if self._opened is None or self._opened[0] != epoch:
+                self._close()
+                self._opened = epoch, self._file(epoch).open("rb", buffering=0)
+            return self._read(self._opened[1], epoch, step)[0]
+        return None
+
+    def _read(self, file: IO[bytes], epoch: int, step: int) -> tuple[Answer | None, bool]:
+        """As :meth:`Header.unpacked`."""
+        file.seek(step * self.header.chunk_bytes)
+        return self.header.unpacked(file.read(self.header.chunk_bytes), epoch, step)
+
+    def _close(self) -> None:
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
 
     def fill(self, epoch: int, step: int, ask: Callable[[], Answer]) -> Answer:
         """The answer for one batch, asked for and written if need be.
@@ -245,21 +251,24 @@ class Store:
 
         Args:
             epoch: from 0; there is no last one.
-            step: the batch within the epoch.
-            ask: the teacher.
         """
         if not self.is_writable:
             return ask()
         lock = FileLock(self._file(epoch).with_suffix(".lock"))
-        try:
-            while not _acquired(lock):
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
                 time.sleep(_POLL_S)
                 found = self.find(epoch, step)
                 if found is not None:
                     return found
-        except OSError as error:
-            self._give_up(error)
-            return ask()
+            except NotImplementedError:
+                self._give_up("its disk has no file locks")
+                return ask()
+            except OSError as error:
+                self._give_up(error.strerror or str(error))
+                return ask()
         try:
             found = self._look_again(epoch, step)
             if found is not None:
@@ -268,7 +277,7 @@ class Store:
             try:
                 self._write(epoch, step, answer)
             except OSError as error:
-                self._give_up(error)
+                self._give_up(error.strerror or str(error))
             return answer
         finally:
             lock.release()
@@ -276,26 +285,15 @@ class Store:
     def filled(self, epoch: int) -> NDArray[np.bool_]:
         """Which batches of an epoch have a sound answer, bool [steps]; reads all of them."""
         found = np.zeros(self.header.steps, dtype=np.bool_)
-        try:
-            with self._file(epoch).open("rb") as file:
-                for step in range(self.header.steps):
-                    answer, _ = self.header.unpacked(
-                        file.read(self.header.chunk_bytes), epoch, step
-                    )
-                    found[step] = answer is not None
-        except OSError:
-            return found  # there is none, or no more can be read
+        # Where there is none, or no more can be read, the rest is missing.
+        with contextlib.suppress(OSError), self._file(epoch).open("rb") as file:
+            for step in range(self.header.steps):
+                found[step] = self._read(file, epoch, step)[0] is not None
         return found
 
-    def state(self, epochs: int) -> dict[str, Any]:
-        """What of the first ``epochs`` epochs is there, as JSON; reads all of it.
-
-        Returns:
-            ``{folder, distillation, k, rows, steps, epochs, batches_kept: [...], planned_bytes,
-            missing_bytes}``.
-        """
-        header = self.header
-        is_ours = self._complaint() is None
+    def state(self, epochs: int) -> StoreState:
+        """What of the first ``epochs`` epochs is there; reads all of it."""
+        header, is_ours = self.header, self._complaint() is None
         return {
             "folder": str(self.folder),
             "distillation": header.distillation,
@@ -311,24 +309,8 @@ class Store:
     def _file(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch:05d}.bin"
 
-    def _open(self, epoch: int) -> None:
-        try:
-            file = self._file(epoch).open("rb")
-        except OSError:
-            return  # none yet; where it is there and unreadable, writing it will tell
-        if os.fstat(file.fileno()).st_size < self.header.epoch_bytes:
-            file.close()
-            return
-        shape = (self.header.steps, self.header.chunk_bytes)
-        self._opened = epoch, file, np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
-
-    def _close(self) -> None:
-        if self._opened is not None:
-            self._opened[1].close()
-            self._opened = None
-
     def _look_again(self, epoch: int, step: int) -> Answer | None:
-        """Read afresh, for a map of a file on another host may be behind.
+        """Read afresh, for a file on another host may have been opened too early.
 
         Damage that is there still has its warning, one for each file.
         """
@@ -337,10 +319,7 @@ class Store:
             with self._file(epoch).open("rb") as file:
                 if os.fstat(file.fileno()).st_size == 0:
                     return None  # whoever made it died before it had its size
-                file.seek(step * self.header.chunk_bytes)
-                answer, is_damaged = self.header.unpacked(
-                    file.read(self.header.chunk_bytes), epoch, step
-                )
+                answer, is_damaged = self._read(file, epoch, step)
         except FileNotFoundError:
             return None
         except OSError:
@@ -354,47 +333,33 @@ class Store:
         return answer
 
     def _write(self, epoch: int, step: int, answer: Answer) -> None:
+        """Write an answer to its epoch's file, which has its full size and room from the start."""
         stamp, payload = self.header.packed(answer, epoch, step)
-        self._reserve(epoch)
-        with self._file(epoch).open("r+b") as file:
+        path, size = self._file(epoch), self.header.epoch_bytes
+        is_new = not path.exists()
+        if is_new or path.stat().st_size < size:
+            try:
+                path.touch()
+                with path.open("r+b") as file:  # an emulated allocation cannot append
+                    allocate(file, size)
+            except OSError:
+                if is_new:
+                    path.unlink(missing_ok=True)
+                raise
+        with path.open("r+b") as file:
             file.seek(step * self.header.chunk_bytes)
             file.write(bytes(len(stamp)) + payload)
             file.flush()
             file.seek(step * self.header.chunk_bytes)
             file.write(stamp)
 
-    def _reserve(self, epoch: int) -> None:
-        """Give an epoch's file its full size, and its room on the disk."""
-        path, size = self._file(epoch), self.header.epoch_bytes
-        had = path.stat().st_size if path.exists() else None
-        if had is not None and had >= size:
-            return
-        try:
-            path.touch()
-            with path.open("r+b") as file:  # an emulated allocation cannot append
-                allocate(file, size)
-        except OSError:
-            if had is None:
-                path.unlink(missing_ok=True)
-            raise
-
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, reason: str) -> None:
         self.is_writable = False
         warnings.warn(
-            f"{self.folder}: cannot be written ({error.strerror or error}); from now on the "
-            "teacher is asked about every batch that has no answer there",
+            f"{self.folder}: cannot be written ({reason}); from now on the teacher is asked about "
+            "every batch that has no answer there",
             stacklevel=2,
         )
-
-
-def _acquired(lock: Any) -> bool:
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    except NotImplementedError:
-        raise OSError(errno.ENOLCK, "its disk has no file locks") from None
-    return True
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:
@@ -418,20 +383,10 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.0f} MB" if count >= 10e6 else f"{count / 1e6:.2f} MB"
 
 
-def allocated_bytes(path: Path) -> int:
-    """What a file occupies; a sparse one may be longer than that."""
-    try:
-        found = path.stat()
-    except OSError:
-        return 0
-    return min(found.st_size, 512 * found.st_blocks) if os.name == "posix" else found.st_size
-
-
 def allocate(file: BinaryIO, size: int) -> None:
     """Let a file grow to ``size`` bytes with zeros that have room on the disk.
 
-    A file with holes would do for writing, but reading one through a map of a full disk may end the
-    process.
+    A file with holes would do for writing, but a disk that is full would be found out too late.
 
     Raises:
         OSError: there is no room.

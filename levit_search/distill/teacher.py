@@ -8,12 +8,10 @@ import hashlib
 import io
 import json
 import shutil
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from levit_search.batches import Batches
 from levit_search.data import DataConfig
 from levit_search.distill.adapting import Adapted, fit_head
 from levit_search.distill.store import check_room
-from levit_search.distill.teacher_answers import TeacherAnswers, header_of
+from levit_search.distill.teacher_answers import TeacherAnswers, header_of, shown_epochs
 from levit_search.distill.teacher_network import (
     check_size,
     create_teacher,
@@ -41,6 +39,8 @@ from levit_search.files import (
     DamagedFileError,
     expanded,
     file_digest,
+    json_digest,
+    make_writable,
     read_checksummed,
     user_cache,
     write_atomically,
@@ -49,7 +49,6 @@ from levit_search.files import (
 from levit_search.image_size import plain_size
 from levit_search.progress import Progress, no_progress
 from levit_search.recipe import Recipe, TeacherConfig
-from levit_search.results import Document
 from levit_search.train import (
     Checkpoint,
     Report,
@@ -64,6 +63,8 @@ from levit_search.version import __version__
 _FORMAT = 1
 
 Say = Callable[[str], None]
+TeacherCard = Mapping[str, Any]
+"""What :func:`obtain_teacher` tells of a teacher, as JSON."""
 
 
 def _warn(text: str) -> None:
@@ -80,7 +81,7 @@ def obtain_teacher(
     report: Report = silent,
     say: Say = _warn,
     progress: Progress = no_progress,
-) -> tuple[TeacherAnswers, Document]:
+) -> tuple[TeacherAnswers, TeacherCard]:
     """The teacher's answers and its card; it is trained or adapted now if need be, by one process
     for all.
 
@@ -88,9 +89,7 @@ def obtain_teacher(
     made it.
 
     Args:
-        config: which network and which weights.
         data: what the batches were opened from, with its image size.
-        batches: the data.
         recipe: of those that it teaches; its distillation is hard or soft.
         folder: of the study, which stays complete without the cache; None outside of a study.
         seed: of the teacher's weights and training, and of the views that it will be asked about.
@@ -111,62 +110,33 @@ def obtain_teacher(
         TrialError: its training failed.
     """
     key = _key(config, batches, seed)
-    cache = _cache()
     card = _kept(folder, key, config) if folder is not None else None
     if card is None:
         needed = 0
         if config.cache:
-            header = header_of("", config, batches, data.size, recipe, seed)
-            epochs = len({batches.shown(epoch) for epoch in range(recipe.epochs)})
-            needed = epochs * header.epoch_bytes
+            header = header_of("", config, batches, recipe, seed)
+            needed = shown_epochs(batches, recipe) * header.epoch_bytes
         card = _cached(key, config)
         if card is None:
             with _alone(key, config.name, say):
                 card = _cached(key, config)  # made by whom we have waited for
                 if card is None:
-                    making = _Making(key, config, data, batches, seed, needed, report, progress)
-                    card = making.card()
+                    card = _made(key, config, data, batches, seed, needed, report, progress)
     _check_accuracy(config, card)
     card = {**card, "weights": config.weights, "required_top1_percent": config.top1_percent}
-    place = cache
+    place = folder or _cache()
     if folder is not None:
-        place = folder
-        _keep(folder, cache, key, card)
+        _keep(folder, key, card)
     path = place / f"{key}.pt" if config.is_made_here else _file(config)
     sha256 = card["sha256"]
     answers = TeacherAnswers(
-        card["id"],
-        lambda: _built(config, batches, path, sha256),
-        config,
-        batches,
-        data.size,
-        recipe,
+        card["id"], lambda: _built(config, batches, path, sha256), config, batches, recipe
     )
     answers.store(seed)
     return answers, card
 
 
-def shared_teacher(
-    config: TeacherConfig,
-    data: DataConfig,
-    batches: Batches,
-    recipe: Recipe,
-    seed: int,
-    report: Report = silent,
-    say: Say = _warn,
-    progress: Progress = no_progress,
-) -> TeacherAnswers:
-    """The teacher outside of a study: :func:`obtain_teacher`, kept in the user's cache alone.
-
-    Raises:
-        InputError, TrialError: as there; or it is left to a search whether it teaches.
-    """
-    config.check_decided()
-    answers, _ = obtain_teacher(config, data, batches, recipe, None, seed, report, say, progress)
-    return answers
-
-
-def kept_card(config: TeacherConfig, batches: Batches, seed: int) -> Document | None:
+def kept_card(config: TeacherConfig, batches: Batches, seed: int) -> TeacherCard | None:
     """The card of a teacher that the user's cache holds; None where it is still to be made.
 
     Raises:
@@ -181,9 +151,7 @@ def _cache() -> Path:
 
 def _file(config: TeacherConfig) -> Path | None:
     """The file that a configuration names, if it does."""
-    if config.weights in ("train", "pretrained"):
-        return None
-    return expanded(config.weights)
+    return None if config.weights in ("train", "pretrained") else expanded(config.weights)
 
 
 def _key(config: TeacherConfig, batches: Batches, seed: int) -> str:
@@ -200,11 +168,7 @@ def _key(config: TeacherConfig, batches: Batches, seed: int) -> str:
         made_of["seed"] = seed
     if config.adapt == "head":
         made_of["epochs"] = config.epochs
-    return f"{config.name}-{_digest(made_of)}"
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return f"{config.name}-{json_digest(made_of, 12)}"
 
 
 def _checkpoint_digest(path: Path) -> str:
@@ -218,12 +182,8 @@ def _checkpoint_digest(path: Path) -> str:
         raise InputError(f"teacher.weights: {path} cannot be read ({error.strerror})") from None
 
 
-def _kept(place: Path, key: str, config: TeacherConfig) -> Document | None:
-    """The card in a folder; None if there is none.
-
-    Raises:
-        InputError: it or the weights are damaged.
-    """
+def _kept(place: Path, key: str, config: TeacherConfig) -> TeacherCard | None:
+    """The card in a folder, which tells of sound weights; None if there is none."""
     path, weights = place / f"{key}.json", place / f"{key}.pt"
     try:
         card = read_checksummed(path)
@@ -247,7 +207,7 @@ def _kept(place: Path, key: str, config: TeacherConfig) -> Document | None:
     return card
 
 
-def _cached(key: str, config: TeacherConfig) -> Document | None:
+def _cached(key: str, config: TeacherConfig) -> TeacherCard | None:
     """The card in the user's cache; a damaged teacher is as good as none there, after a warning."""
     try:
         return _kept(_cache(), key, config)
@@ -261,9 +221,7 @@ def _alone(key: str, name: str, say: Say) -> Iterator[None]:
     """Keep other processes from making the same teacher meanwhile."""
     cache = _cache()
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            pass
+        make_writable(cache)
     except OSError as error:
         raise InputError(
             f"{cache}: cannot be written ({error.strerror or error}), and a teacher is to be kept "
@@ -281,152 +239,97 @@ def _alone(key: str, name: str, say: Say) -> Iterator[None]:
         lock.release()
 
 
-@dataclass(frozen=True)
-class _Making:
-    """Trains or adapts a teacher, or measures the one that is given, and keeps it in the user's
-    cache.
+def _made(
+    key: str,
+    config: TeacherConfig,
+    data: DataConfig,
+    batches: Batches,
+    seed: int,
+    needed_bytes: int,
+    report: Report,
+    progress: Progress,
+) -> TeacherCard:
+    """Train or adapt a teacher, or measure the one that is given, and keep it in the user's cache.
 
     ``needed_bytes`` for its answers must be free before anything long begins.
     """
-
-    key: str
-    config: TeacherConfig
-    data: DataConfig
-    batches: Batches
-    seed: int
-    needed_bytes: int
-    report: Report
-    progress: Progress
-
-    def card(self) -> Document:
-        """Make it now; returns its card."""
-        start = time.perf_counter()
-        config, data, batches = self.config, self.data, self.batches
-        if config.adapt != "none":
-            sha256, facts = self._adapted()
-        elif config.weights == "train":
-            sha256, facts = self._trained()
-        else:
-            sha256, facts = self._measured()
-        network = identity(config)
-        card = {
-            "id": f"{config.name}-{_digest([*network.values(), sha256])}",
-            **network,
-            "weights": config.weights,
-            "sha256": sha256,
-            "data": {
-                "name": data.name,
-                "id": batches.data_id,
-                "image_size": plain_size(data.size),
-                "in_channels": batches.info.in_channels,
-                "num_classes": batches.info.num_classes,
-            },
-            "seconds": round(time.perf_counter() - start, 3),
-            "version": __version__,
-            **facts,
-        }
-        _write(_cache() / f"{self.key}.json", card)
-        return card
-
-    def _trained(self) -> tuple[str, Document]:
-        seed_torch(self.seed, 4)
-        model = create_teacher(self.config, self.batches)
-        check_size(model, self.config, self.batches.info, self.data.size)
-        check_room(_cache(), _bytes(model) + self.needed_bytes)
-        facts = {
-            "recipe": self.config.recipe.model_dump(mode="json"),
-            "seed": self.seed,
-            "params": _params(model),
-            **self._fitted(model),
-        }
-        return self._kept_weights(model), facts
-
-    def _adapted(self) -> tuple[str, Document]:
-        config, batches, seed = self.config, self.batches, self.seed
+    start, cache, path = time.perf_counter(), _cache(), _file(config)
+    if config.is_made_here:
         seed_torch(seed, 4)
-        model = create_teacher(config, batches)
-        assert isinstance(model, Adapted)
-        check_room(_cache(), _bytes(model) + self.needed_bytes)
-        adapted_from = load_first_weights(model, config, batches, _file(config))
-        facts: Document = {"params": _params(model), "adapted_from": adapted_from}
-        if config.adapt == "own":
-            return self._kept_weights(model), {**facts, "val_top1_percent": None}
-        folder = _cache() / f"{self.key}.features"
-        head = fit_head(model, config, batches, seed, folder, self.progress)
-        head["val_top1_percent"] = self._val_top1_percent(model)
-        facts = {
-            "recipe": config.recipe.model_dump(mode="json"),
-            "seed": seed,
-            "params": _params(model),
-            "image_size": plain_size(shown_size(config, batches.image_size)),
-            "adapted_from": adapted_from,
-            "head": head,
-            "val_top1_percent": head["val_top1_percent"],
-        }
-        if config.weights == "pretrained":
-            facts["pretrained"] = pretrained_source(config)
-        if config.adapt == "all":
-            facts |= self._fitted(model)
-        sha256 = self._kept_weights(model)
-        shutil.rmtree(folder, ignore_errors=True)
-        return sha256, facts
-
-    def _measured(self) -> tuple[str, Document]:
-        check_room(_cache(), self.needed_bytes)
-        config, path = self.config, _file(self.config)
-        model = create_teacher(config, self.batches)
-        check_size(model, config, self.batches.info, self.data.size)
-        if path is not None:
-            sha256, facts = file_digest(path), {}
-            load_weights(model, path, config.name)
-        else:
-            sha256, facts = state_digest(model), {"pretrained": pretrained_source(config)}
-        accuracy = self._val_top1_percent(model.to(device_of(config.recipe)))
-        return sha256, {**facts, "params": _params(model), "val_top1_percent": accuracy}
-
-    def _fitted(self, model: nn.Module) -> Document:
-        """Train by the teacher's recipe, from the checkpoint of an interrupted training on."""
-        checkpoint = Checkpoint(_cache() / f"{self.key}.training.pt", self.key)
-        recipe, report = self.config.recipe, self.report
-        try:
-            training = fit(
-                model, self.batches, recipe, self.seed, report=report, checkpoint=checkpoint
-            )
-        except TrialError as error:
-            raise TrialError(f"teacher {self.config.name}: {error} (teacher.recipe)") from error
-        return training.as_json()
-
-    def _kept_weights(self, model: nn.Module) -> str:
-        """Keep a network's weights in the user's cache, in the place of what was kept meanwhile.
-
-        Returns:
-            The SHA-256 of the file.
-        """
+    else:
+        check_room(cache, needed_bytes)
+    model = create_teacher(config, batches)
+    if config.adapt == "none":
+        check_size(model, config, batches)
+    facts: dict[str, object] = {"params": sum(each.numel() for each in model.parameters())}
+    if config.weights == "pretrained" and config.adapt != "own":
+        facts["pretrained"] = pretrained_source(config)
+    if config.is_made_here:
+        weights_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+        check_room(cache, weights_bytes + needed_bytes)
+        features, checkpoint = cache / f"{key}.features", cache / f"{key}.training.pt"
+        if config.adapt != "own":
+            facts |= {"recipe": config.recipe.model_dump(mode="json"), "seed": seed}
+        if isinstance(model, Adapted):
+            adapted_from = load_first_weights(model, config, batches, path)
+            facts |= {"adapted_from": adapted_from, "val_top1_percent": None}
+        if isinstance(model, Adapted) and config.adapt != "own":
+            head = fit_head(model, config, batches, seed, features, progress)
+            accuracy = _val_top1_percent(model, config, batches)
+            facts["image_size"] = plain_size(shown_size(config, batches.image_size))
+            facts["head"] = {**head, "val_top1_percent": accuracy}
+            facts["val_top1_percent"] = accuracy
+        if config.adapt in ("none", "all"):
+            kept = Checkpoint(checkpoint, key)
+            try:
+                training = fit(model, batches, config.recipe, seed, report=report, checkpoint=kept)
+            except TrialError as error:
+                raise TrialError(f"teacher {config.name}: {error} (teacher.recipe)") from error
+            facts |= training.as_json()
         buffer = io.BytesIO()
         torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, buffer)
         raw = buffer.getvalue()
-        _write(_cache() / f"{self.key}.pt", raw)
-        (_cache() / f"{self.key}.training.pt").unlink(missing_ok=True)
-        return hashlib.sha256(raw).hexdigest()
+        sha256 = hashlib.sha256(raw).hexdigest()
+        _write(cache / f"{key}.pt", raw)
+        checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(features, ignore_errors=True)
+    else:
+        if path is not None:
+            load_weights(model, path, config.name)
+        sha256 = state_digest(model) if path is None else file_digest(path)
+        model.to(device_of(config.recipe))
+        facts["val_top1_percent"] = _val_top1_percent(model, config, batches)
+    network = identity(config)
+    card = {
+        "id": f"{config.name}-{json_digest([*network.values(), sha256], 12)}",
+        **network,
+        "weights": config.weights,
+        "sha256": sha256,
+        "data": {
+            "name": data.name,
+            "id": batches.data_id,
+            "image_size": plain_size(batches.image_size),
+            "in_channels": batches.info.in_channels,
+            "num_classes": batches.info.num_classes,
+        },
+        "seconds": round(time.perf_counter() - start, 3),
+        "version": __version__,
+        **facts,
+    }
+    _write(cache / f"{key}.json", card)
+    return card
 
-    def _val_top1_percent(self, model: nn.Module) -> float:
-        try:
-            return top1_percent(model, self.batches, "val")
-        except TrialError:
-            raise InputError(
-                f"teacher {self.config.name}: its answers are no finite numbers; choose another one"
-            ) from None
+
+def _val_top1_percent(model: nn.Module, config: TeacherConfig, batches: Batches) -> float:
+    try:
+        return top1_percent(model, batches, "val")
+    except TrialError:
+        raise InputError(
+            f"teacher {config.name}: its answers are no finite numbers; choose another one"
+        ) from None
 
 
-def _bytes(model: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in model.state_dict().values())
-
-
-def _params(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _check_accuracy(config: TeacherConfig, card: Document) -> None:
+def _check_accuracy(config: TeacherConfig, card: TeacherCard) -> None:
     reached, required = card["val_top1_percent"], config.top1_percent
     if required is None or reached >= required:
         return
@@ -442,19 +345,19 @@ def _check_accuracy(config: TeacherConfig, card: Document) -> None:
     )
 
 
-def _keep(folder: Path, cache: Path, key: str, card: Document) -> None:
-    """Put the card, and the weights of a teacher that was trained, into a study's folder."""
+def _keep(folder: Path, key: str, card: TeacherCard) -> None:
+    """Put the card, and the weights of a teacher that was made here, into a study's folder."""
     path, weights = folder / f"{key}.json", folder / f"{key}.pt"
     if path.exists() and read_checksummed(path) == json.loads(json.dumps(card)):
         return
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if (card["weights"] == "train" or "adapt" in card) and not path.exists():
-        _write(weights, (cache / weights.name).read_bytes())
+        _write(weights, (_cache() / weights.name).read_bytes())
     _write(path, card)
 
 
-def _write(path: Path, content: bytes | Document) -> None:
+def _write(path: Path, content: bytes | TeacherCard) -> None:
     with writing(path):
         if isinstance(content, bytes):
             write_atomically(path, content)

@@ -3,9 +3,8 @@ all views of a recipe ahead of time."""
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import timm
@@ -13,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from levit_search.batches import Batches
-from levit_search.data import DataConfig
 from levit_search.distill.store import MOST_CLASSES, Answer, Header, Store
 from levit_search.distill.teacher_network import taught_classes
 from levit_search.errors import InputError, TrialError
 from levit_search.files import user_cache
-from levit_search.image_size import Sides, plain_size
+from levit_search.image_size import plain_size
 from levit_search.latency.host_lock import between_probes
 from levit_search.progress import Progress
 from levit_search.recipe import Recipe, TeacherConfig
@@ -34,11 +32,8 @@ class TeacherAnswers:
     built when it is first asked.
 
     Args:
-        teacher: the teacher's identity.
         network: builds it, with its weights.
-        config: of the teacher.
         batches: what candidates are trained on.
-        image_size: of the views, in pixels: a side, or (height, width).
         recipe: the candidates'; its distillation is hard or soft.
     """
 
@@ -48,12 +43,11 @@ class TeacherAnswers:
         network: Callable[[], nn.Module],
         config: TeacherConfig,
         batches: Batches,
-        image_size: int | Sides,
         recipe: Recipe,
     ) -> None:
         assert recipe.distillation != "none"
         self._teacher, self._build, self._config = teacher, network, config
-        self._batches, self._image_size, self._recipe = batches, image_size, recipe
+        self._batches, self._recipe = batches, recipe
         self._classes = taught_classes(config, batches.info)
         self._k = _kept_classes(config, self._classes, recipe)
         self._model: nn.Module | None = None
@@ -64,9 +58,7 @@ class TeacherAnswers:
     def lasting(self, epochs: int) -> "TeacherAnswers":
         """The same teacher with room for the answers of other ``epochs`` than the recipe's."""
         recipe = self._recipe.model_copy(update={"epochs": epochs})
-        return TeacherAnswers(
-            self._teacher, self._build, self._config, self._batches, self._image_size, recipe
-        )
+        return TeacherAnswers(self._teacher, self._build, self._config, self._batches, recipe)
 
     @property
     def id(self) -> str:
@@ -84,12 +76,9 @@ class TeacherAnswers:
         if seed not in self._stores:
             store = None
             if self._config.cache:
-                header = header_of(
-                    self._teacher, self._config, self._batches, self._image_size, self._recipe, seed
-                )
+                header = header_of(self._teacher, self._config, self._batches, self._recipe, seed)
                 store = Store(store_folder(), header)
-                epochs = self._recipe.epochs
-                store.prepare(len({self._batches.shown(epoch) for epoch in range(epochs)}))
+                store.prepare(shown_epochs(self._batches, self._recipe))
             self._stores[seed] = store
         return self._stores[seed]
 
@@ -163,37 +152,20 @@ def _kept_classes(config: TeacherConfig, num_classes: int, recipe: Recipe) -> in
     return 1 if recipe.distillation == "hard" else min(config.top_k, num_classes)
 
 
+def shown_epochs(batches: Batches, recipe: Recipe) -> int:
+    """How many epochs of a recipe have views of their own."""
+    return len({batches.shown(epoch) for epoch in range(recipe.epochs)})
+
+
 def store_folder() -> Path:
     """The folder of all stores, in the user's cache."""
     return user_cache() / "teacher-outputs"
-
-
-def kept_store(
-    teacher: str,
-    config: TeacherConfig,
-    data: DataConfig,
-    batches: Batches,
-    recipe: Recipe,
-    seed: int,
-) -> Store:
-    """The store of a teacher's answers as it lies there, to be looked at; nothing is made.
-
-    Args:
-        teacher: the identity on its card.
-        config: of the teacher.
-        data: what the batches were opened from, with its image size.
-        batches: what candidates are trained on.
-        recipe: the candidates'.
-        seed: of their views.
-    """
-    return Store(store_folder(), header_of(teacher, config, batches, data.size, recipe, seed))
 
 
 def header_of(
     teacher: str,
     config: TeacherConfig,
     batches: Batches,
-    image_size: int | Sides,
     recipe: Recipe,
     seed: int,
 ) -> Header:
@@ -219,7 +191,7 @@ def header_of(
             **recipe.views(),
             "border": "edge",
             "hflip": hflip,
-            "image_size": plain_size(image_size),
+            "image_size": plain_size(batches.image_size),
         },
         versions={
             "levit-search": __version__,
@@ -236,11 +208,10 @@ def header_of(
     )
 
 
-@dataclass(frozen=True)
-class Filled:
+class Filled(NamedTuple):
     """What a store holds after filling it, and what that cost."""
 
-    folder: Path
+    folder: str
     epochs: int
     views: int
     """Views of images with an answer, in all epochs."""
@@ -251,9 +222,6 @@ class Filled:
     seconds: float
     images_per_second: float
     """New views; 0 where nothing was missing."""
-
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "folder": str(self.folder)}
 
 
 def fill(
@@ -270,10 +238,6 @@ def fill(
     was answered stays when this is interrupted, and is not asked about again.
 
     Args:
-        answers: the teacher's.
-        batches: what candidates are trained on.
-        recipe: the candidates'.
-        seed: of their views.
         epochs: how many, of the recipe or beyond it.
         progress: told which part of an epoch is done, 0 at its start.
 
@@ -290,11 +254,28 @@ def fill(
     asked = answers.asked
     for epoch in range(epochs):
         progress("", 0.0)
-        _fill_epoch(answers, store, batches, recipe, seed, epoch, progress)
+        missing = np.flatnonzero(~store.filled(epoch))
+        if not len(missing):
+            continue
+        if not store.is_writable:
+            raise InputError(
+                f"{store.folder}: cannot be written, and epoch {epoch + 1} is not complete"
+            )
+        views = batches.train(seed, epoch, recipe, device_of(recipe), missing[0])
+        with between_probes(views) as shared:
+            for step, batch in zip(range(missing[0], missing[-1] + 1), shared, strict=False):
+                if step in missing:
+                    answers(seed, epoch, step, batch.images)
+                    progress("", (step + 1) / store.header.steps)
+                if not store.is_writable:
+                    raise TrialError(
+                        f"{store.folder}: could not be written any more in epoch {epoch + 1}; what "
+                        "was written stays, and the same command goes on"
+                    )
     seconds = time.perf_counter() - start
     new_views = (answers.asked - asked) * store.header.rows
     return Filled(
-        store.folder,
+        str(store.folder),
         epochs,
         epochs * store.header.steps * store.header.rows,
         new_views,
@@ -302,34 +283,3 @@ def fill(
         round(seconds, 3),
         round(new_views / seconds, 1),
     )
-
-
-def _fill_epoch(
-    answers: TeacherAnswers,
-    store: Store,
-    batches: Batches,
-    recipe: Recipe,
-    seed: int,
-    epoch: int,
-    progress: Progress,
-) -> None:
-    missing = np.flatnonzero(~store.filled(epoch)).tolist()
-    if not missing:
-        return
-    if not store.is_writable:
-        raise InputError(
-            f"{store.folder}: cannot be written, and epoch {epoch + 1} is not complete"
-        )
-    first, last = missing[0], missing[-1]
-    left = set(missing)
-    views = batches.train(seed, epoch, recipe, device_of(recipe), first)
-    with between_probes(views) as shared:
-        for step, batch in zip(range(first, last + 1), shared, strict=False):
-            if step in left:
-                answers(seed, epoch, step, batch.images)
-                progress("", (step + 1) / store.header.steps)
-            if not store.is_writable:
-                raise TrialError(
-                    f"{store.folder}: could not be written any more in epoch {epoch + 1}; what was "
-                    "written stays, and the same command goes on"
-                )

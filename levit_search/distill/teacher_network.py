@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import timm
 import torch
@@ -14,7 +14,7 @@ from levit_search.baseline import described_modules, load_checkpoint, read_check
 from levit_search.batches import Batches
 from levit_search.data import DataInfo
 from levit_search.distill.adapting import Adapted
-from levit_search.errors import InputError, UnknownNameError
+from levit_search.errors import InputError, UnknownNameError, first_line, in_one_line
 from levit_search.files import file_digest
 from levit_search.image_size import Sides, compact, sides, size_text
 from levit_search.plugins import Plugin
@@ -85,11 +85,23 @@ def create_teacher(config: TeacherConfig, batches: Batches) -> nn.Module:
     if plugin is not None:
         model = _plugged_model(plugin, config, batches)
     else:
-        if is_pretrained:
-            _check_pretrained(config, info.num_classes)
+        known = timm.get_pretrained_cfg(config.name) if is_pretrained else None
+        if known is not None and known.num_classes != info.num_classes:  # it would teach noise
+            raise InputError(
+                f"teacher {config.name}: its pretrained weights know {known.num_classes} classes, "
+                f"the data has {info.num_classes}; give it a new head by teacher.adapt (head or "
+                "all), set weights to train or to a checkpoint made for the data, or do without it "
+                "by --set teacher=null"
+            )
         model = _timm_model(config, is_pretrained, info.num_classes, info.in_channels)
     if is_pretrained and model.pretrained_cfg is not None:
-        _show_as_trained(model, batches)
+        scale, shift = _colors(model.pretrained_cfg, batches)
+
+        def as_trained(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            images = inputs[0]
+            return (images * scale.to(images.device) + shift.to(images.device),)
+
+        model.register_forward_pre_hook(as_trained)
     return model
 
 
@@ -106,7 +118,7 @@ def _timm_model(
             **config.options,
         )
     except Exception as error:  # timm's builders and the hub's client each raise their own kinds
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = first_line(error)
         cure = "; if the hub is out of reach, set teacher.weights to a file of them" * is_pretrained
         raise InputError(f"teacher {config.name}: cannot be built ({reason}){cure}") from error
     assert isinstance(model, nn.Module)
@@ -114,31 +126,23 @@ def _timm_model(
 
 
 def _plugged_model(plugin: Plugin, config: TeacherConfig, batches: Batches) -> nn.Module:
-    """The network that a plug-in builds.
-
-    Raises:
-        InputError: it cannot be loaded, fails, or gives something else.
-    """
-    build = plugin.load_callable()
+    """The network that a plug-in builds, with colours that it may be shown."""
+    build, in_channels = plugin.load_callable(), batches.info.in_channels
     is_pretrained = config.weights == "pretrained"
     weights = {"pretrained": True} if is_pretrained else {}
     with plugin.explained("cannot be built"):
         model: object = build(
             name=config.name,
             num_classes=batches.info.num_classes,
-            in_channels=batches.info.in_channels,
+            in_channels=in_channels,
             image_size=batches.image_size,
             **weights,
             **config.options,
         )
     if not isinstance(model, nn.Module):
         raise plugin.wrong("expected a torch.nn.Module", model)
-    if is_pretrained:
-        _check_colors(plugin, model, batches.info.in_channels)
-    return model
-
-
-def _check_colors(plugin: Plugin, model: nn.Module, in_channels: int) -> None:
+    if not is_pretrained:
+        return model
     if not hasattr(model, "pretrained_cfg"):
         raise InputError(
             f"{plugin}: its pretrained network has no pretrained_cfg; expected "
@@ -146,33 +150,20 @@ def _check_colors(plugin: Plugin, model: nn.Module, in_channels: int) -> None:
         )
     known: Any = model.pretrained_cfg
     if known is None:
-        return
-    values = [known.get(part) for part in ("mean", "std")] if isinstance(known, Mapping) else []
-    if not values or not all(_is_colors(each, in_channels) for each in values):
-        raise plugin.wrong(
-            f"pretrained_cfg: expected None, or mean and std of {in_channels} channel(s)", known
-        )
+        return model
+    values = [known.get(part) for part in ("mean", "std")] if isinstance(known, Mapping) else [None]
+    for colors in values:
+        if not (
+            isinstance(colors, Sequence)
+            and len(colors) in {in_channels, 3}
+            and all(isinstance(value, int | float) for value in colors)
+        ):
+            raise plugin.wrong(
+                f"pretrained_cfg: expected None, or mean and std of {in_channels} channel(s)", known
+            )
     if min(known["std"]) <= 0:
         raise plugin.wrong("pretrained_cfg: std has to be above 0", known["std"])
-
-
-def _is_colors(values: object, in_channels: int) -> bool:
-    return (
-        isinstance(values, Sequence)
-        and len(values) in {in_channels, 3}
-        and all(isinstance(value, int | float) for value in values)
-    )
-
-
-def _show_as_trained(model: nn.Module, batches: Batches) -> None:
-    """Have views of the data normalised as those were that a pretrained network has learnt from."""
-    scale, shift = _colors(model.pretrained_cfg, batches)
-
-    def normalized(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        images = inputs[0]
-        return (images * scale.to(images.device) + shift.to(images.device),)
-
-    model.register_forward_pre_hook(normalized)
+    return model
 
 
 def _colors(known: Any, batches: Batches) -> tuple[Tensor, Tensor]:
@@ -213,63 +204,70 @@ def shown_size(config: TeacherConfig, image_size: int | Sides) -> int | Sides:
 def _own_size(config: TeacherConfig) -> int:
     """The side in pixels of what a network of timm's was trained on."""
     given = config.options.get("img_size")
-    if isinstance(given, int):
-        return given
-    known = timm.get_pretrained_cfg(_checked_timm(config))
-    return int(known.input_size[-1])
+    return given if isinstance(given, int) else int(_adaptable(config).input_size[-1])
 
 
-def _checked_timm(config: TeacherConfig) -> str:
-    """The name of a network that can be adapted.
+def _known_to_timm(config: TeacherConfig) -> Any:
+    """What timm tells of a network's pretrained weights; None where it has none."""
+    try:
+        return timm.get_pretrained_cfg(config.name)
+    except RuntimeError:  # a network of timm's with a tag that is none
+        raise UnknownNameError("teacher", config.name, timm.list_pretrained()) from None
 
-    Raises:
-        InputError: it is none of timm's.
-    """
+
+def _adaptable(config: TeacherConfig) -> Any:
+    """What timm tells of a network that can be adapted, which has to be one of its own."""
     if find_plugin(config) is not None:
         raise InputError(
             f"teacher.adapt: {config.adapt} is for timm's networks; {config.name} is a plug-in's, "
             "which can be trained (weights: train) or bring weights for the data's classes"
         )
-    try:
-        known = timm.get_pretrained_cfg(config.name)
-    except RuntimeError:  # a tag that is none
-        raise UnknownNameError("teacher", config.name, timm.list_pretrained()) from None
+    known = _known_to_timm(config)
     if known is None or known.input_size is None:
         raise InputError(
             f"teacher {config.name}: timm does not say what size of images it was made for; choose "
             "another one"
         )
-    return config.name
+    return known
 
 
 def _create_adapted(config: TeacherConfig, batches: Batches) -> Adapted:
     """A network of timm's for what it is shown, with a head of zeros for the data's classes."""
     size, own = shown_size(config, batches.image_size), _own_size(config)
     network = _timm_model(config, False, _kept_classes(config), batches.info.in_channels)
-    where = f"teacher {config.name}"
-    if size != own:
-        _resize(network, size, own, where)
-    try:
-        with torch.no_grad():
-            features = network.eval()(torch.zeros(1, batches.info.in_channels, *sides(size)))
-    except Exception as error:  # each of timm's networks raises its own kind
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        cure = "leave teacher.image_size out"
-        if not isinstance(size, int):
-            cure = "choose another teacher.image_size, which is the shorter side"
-        raise InputError(
-            f"{where}: does not take images of {size_text(size)} px ({reason}); its own size is "
-            f"{own}: {cure}, or choose another network"
-        ) from error
+    _resize(network, config, size)
+    cure = "leave teacher.image_size out"
+    if not isinstance(size, int):
+        cure = "choose another teacher.image_size, which is the shorter side"
+    cure = f"its own size is {own}: {cure}, or choose another network"
+    features = _answer_to_one(network, config, batches, size, cure)
     if not isinstance(features, Tensor) or features.ndim != 2:
-        shape = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise InputError(
-            f"{where}: has no classifier that another one could take the place of: without it, it "
-            f"gives {shape} for one image, not features [1, D]; choose another network"
+            f"teacher {config.name}: has no classifier that another one could take the place of: "
+            f"without it, it gives {_shape_of(features)} for one image, not features [1, D]; "
+            "choose another network"
         )
     colors = _colors(network.pretrained_cfg, batches)
     classes = None if config.adapt == "own" else batches.info.num_classes
     return Adapted(network, size, colors, features.shape[1], classes)
+
+
+def _answer_to_one(
+    model: nn.Module, config: TeacherConfig, batches: Batches, size: int | Sides, cure: str
+) -> object:
+    """What a network gives for one blank image, if it takes images of that size."""
+    try:
+        with torch.no_grad():
+            return model.eval()(torch.zeros(1, batches.info.in_channels, *sides(size)))
+    except Exception as error:  # each of timm's networks raises its own kind
+        raise InputError(
+            f"teacher {config.name}: does not take images of {size_text(size)} px "
+            f"({in_one_line(error)}); {cure}"
+        ) from error
+
+
+def _shape_of(answer: object) -> object:
+    return list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
 
 
 def taught_classes(config: TeacherConfig, info: DataInfo) -> int:
@@ -283,29 +281,27 @@ def taught_classes(config: TeacherConfig, info: DataInfo) -> int:
 
 def _kept_classes(config: TeacherConfig) -> int:
     """Of the network under an adapted teacher; 0 where it ends in its features."""
-    if config.adapt != "own":
-        return 0
-    return int(timm.get_pretrained_cfg(_checked_timm(config)).num_classes)
+    return int(_adaptable(config).num_classes) if config.adapt == "own" else 0
 
 
-def _resize(network: nn.Module, size: int | Sides, own: int, where: str) -> None:
-    """Make a network for images of ``own`` pixels one for ``size``, its position embeddings or
+def _resize(network: nn.Module, config: TeacherConfig, size: int | Sides) -> None:
+    """Make a network for images of its own size one for ``size``, its position embeddings or
     biases interpolated where it has such."""
-    known: Any = network.pretrained_cfg
-    is_fixed = bool(known.get("fixed_input_size")) or hasattr(network, "set_input_size")
-    if not is_fixed:
+    own, known = _own_size(config), cast(Any, network.pretrained_cfg)
+    resize: Any = getattr(network, "set_input_size", None)
+    if size == own or (resize is None and not known.get("fixed_input_size")):
         return
-    told = f"{where}: takes images of {own} px; leave teacher.image_size, now {size}, out, or"
+    told = f"takes images of {own} px; leave teacher.image_size, now {size}, out, or"
     if not isinstance(size, int):
-        told = f"{where}: takes squares of {own} px, not {size_text(size)} px;"
-    if not hasattr(network, "set_input_size"):
-        raise InputError(f"{told} choose another network")
-    resize: Any = network.set_input_size
+        told = f"takes squares of {own} px, not {size_text(size)} px;"
+    if resize is None:
+        raise InputError(f"teacher {config.name}: {told} choose another network")
     try:
         resize(img_size=sides(size))
     except Exception as error:  # each of timm's networks raises its own kind
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{told} choose another size ({reason})") from error
+        raise InputError(
+            f"teacher {config.name}: {told} choose another size ({in_one_line(error)})"
+        ) from error
 
 
 def load_first_weights(
@@ -314,9 +310,6 @@ def load_first_weights(
     """Put the weights that a network is adapted from into it, but for a classifier that it lacks.
 
     Args:
-        model: as :func:`create_teacher` gives it.
-        config: of the teacher.
-        batches: what candidates are trained on.
         path: of the file with the weights; None: timm's pretrained ones.
 
     Returns:
@@ -325,14 +318,11 @@ def load_first_weights(
     Raises:
         InputError: they are out of reach, or do not fit; the message names the tensor.
     """
-    size, own = shown_size(config, batches.image_size), _own_size(config)
     source = _timm_model(config, path is None, _kept_classes(config), batches.info.in_channels)
-    where = f"teacher {config.name}"
     if path is not None:
-        load_checkpoint(source, path, where)
+        load_checkpoint(source, path, f"teacher {config.name}")
     digest = state_digest(source) if path is None else file_digest(path)
-    if size != own:
-        _resize(source, size, own, where)
+    _resize(source, config, shown_size(config, batches.image_size))
     model.network.load_state_dict(source.state_dict())
     return digest
 
@@ -351,21 +341,19 @@ def find_plugin(config: TeacherConfig) -> Plugin | None:
     return plugged[config.name]
 
 
-def identity(config: TeacherConfig) -> dict[str, Any]:
+def identity(config: TeacherConfig) -> dict[str, object]:
     """What a teacher's network depends on beside the data, as JSON.
 
     Raises:
         InputError: there is no such network.
     """
     plugin = find_plugin(config)
-    # The data says the proportions: the size for squares is enough here.
-    brought = {} if plugin is None else {"plugin": plugin.identity()}
-    adapted = (
-        {}
-        if config.adapt == "none"
-        else {"adapt": config.adapt, "image_size": shown_size(config, 1)}
-    )
-    return {"name": config.name, "options": config.options, **brought, **adapted}
+    found: dict[str, object] = {"name": config.name, "options": config.options}
+    if plugin is not None:
+        found["plugin"] = plugin.identity()
+    if config.adapt != "none":  # the data says the proportions: the size for squares is enough here
+        found |= {"adapt": config.adapt, "image_size": shown_size(config, 1)}
+    return found
 
 
 def pretrained_source(config: TeacherConfig) -> dict[str, str | None]:
@@ -377,10 +365,7 @@ def pretrained_source(config: TeacherConfig) -> dict[str, str | None]:
     plugin = find_plugin(config)
     if plugin is not None:
         return {**plugin.identity()}
-    try:
-        known = timm.get_pretrained_cfg(config.name)
-    except RuntimeError:  # a network of timm's with a tag that is none
-        raise UnknownNameError("teacher", config.name, timm.list_pretrained()) from None
+    known = _known_to_timm(config)
     if known is None or not known.has_weights:
         raise InputError(
             f"teacher {config.name}: timm has no pretrained weights for it; set weights to train "
@@ -389,41 +374,21 @@ def pretrained_source(config: TeacherConfig) -> dict[str, str | None]:
     return {name: getattr(known, name) for name in ("architecture", "tag", "hf_hub_id", "url")}
 
 
-def _check_pretrained(config: TeacherConfig, num_classes: int) -> None:
-    """A pretrained network with a new head would teach noise."""
-    known = timm.get_pretrained_cfg(config.name)
-    if known is not None and known.num_classes != num_classes:
-        raise InputError(
-            f"teacher {config.name}: its pretrained weights know {known.num_classes} classes, the "
-            f"data has {num_classes}; give it a new head by teacher.adapt (head or all), set "
-            "weights to train or to a checkpoint made for the data, or do without it by --set "
-            "teacher=null"
-        )
-
-
-def check_size(
-    model: nn.Module, config: TeacherConfig, info: DataInfo, image_size: int | Sides
-) -> None:
+def check_size(model: nn.Module, config: TeacherConfig, batches: Batches) -> None:
     """Make sure that a network takes images of the data's size, before anything long begins.
 
     Raises:
         InputError: it does not, or gives no logits for the data's classes.
     """
-    try:
-        with torch.no_grad():
-            logits = model.eval()(torch.zeros(1, info.in_channels, *sides(image_size)))
-    except Exception as error:  # each of timm's networks raises its own kind
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        option = " or, where it has such an option, set teacher.options.img_size"
+    option = " or, where it has such an option, set teacher.options.img_size"
+    option *= isinstance(batches.image_size, int)
+    logits = _answer_to_one(
+        model, config, batches, batches.image_size, f"choose another one{option}"
+    )
+    if not isinstance(logits, Tensor) or logits.shape != (1, batches.info.num_classes):
         raise InputError(
-            f"teacher {config.name}: does not take images of {size_text(image_size)} px "
-            f"({reason}); choose another one{option if isinstance(image_size, int) else ''}"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.shape != (1, info.num_classes):
-        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"teacher {config.name}: has to give logits of shape [1, {info.num_classes}] for an "
-            f"image of the data, not {shape}"
+            f"teacher {config.name}: has to give logits of shape [1, {batches.info.num_classes}] "
+            f"for an image of the data, not {_shape_of(logits)}"
         )
 
 
@@ -434,31 +399,22 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
         InputError: the file holds something else, or weights for other classes or channels.
     """
     where = f"teacher {name}"
-    state = read_checkpoint(path, where)
-    try:
-        _check_sizes(model, state, f"{where}: {path}")
-        model.load_state_dict(state)
-    except InputError:
-        raise
-    except Exception as error:  # torch raises its own kinds
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{where}: {path} does not fit ({reason})") from error
-
-
-def _check_sizes(model: nn.Module, state: dict[str, Any], where: str) -> None:
-    """Name what most often differs; anything else is told by torch."""
-    wanted = model.state_dict()
-    for kind, axis, message in (
+    state, wanted = read_checkpoint(path, where), model.state_dict()
+    for kind, axis, message in (  # what most often differs; anything else is told by torch
         ("classifier", 0, "knows {} classes, the data has {}"),
         ("first_conv", 1, "is for images of {} channels, the data has {}"),
     ):
-        for name in described_modules(model, kind):
-            found, own = state.get(f"{name}.weight"), wanted.get(f"{name}.weight")
+        for layer in described_modules(model, kind):
+            found, own = state.get(f"{layer}.weight"), wanted.get(f"{layer}.weight")
             if not isinstance(found, Tensor) or own is None or found.ndim != own.ndim:
                 continue
             sizes = found.shape[axis], own.shape[axis]
             if sizes[0] != sizes[1]:
-                raise InputError(f"{where} {message.format(*sizes)}")
+                raise InputError(f"{where}: {path} {message.format(*sizes)}")
+    try:
+        model.load_state_dict(state)
+    except Exception as error:  # torch raises its own kinds
+        raise InputError(f"{where}: {path} does not fit ({in_one_line(error)})") from error
 
 
 def state_digest(model: nn.Module) -> str:

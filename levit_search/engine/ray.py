@@ -37,8 +37,7 @@ from levit_search.architecture import Architecture
 from levit_search.engine import ray_cluster, tasks
 from levit_search.engine.interface import Event
 from levit_search.engine.tasks import Evaluates, Task, TaskEngine
-from levit_search.errors import InputError
-from levit_search.latency.ray_node import first_line
+from levit_search.errors import InputError, first_line
 from levit_search.study import Study, StudyConfig
 
 ray: Any = typed_in_part

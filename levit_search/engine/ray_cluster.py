@@ -18,9 +18,9 @@ from ray.tune import PlacementGroupFactory
 from ray.util.placement_group import placement_group, placement_group_table
 
 from levit_search.engine import ray_guard
-from levit_search.errors import BudgetError, InputError
+from levit_search.errors import BudgetError, InputError, first_line
 from levit_search.escaping import encodable
-from levit_search.latency.ray_node import first_line, hush, join, knock
+from levit_search.latency.ray_node import hush, join, knock
 from levit_search.study import EngineConfig
 
 ray: Any = typed_in_part

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import Any
 
-from levit_search.errors import TrialError
+from levit_search.errors import TrialError, first_line
 from levit_search.latency import process_pipe
 from levit_search.latency.process_pipe import ProcessPipe, last_line
 from levit_search.latency.targets import RayTarget
@@ -176,8 +176,3 @@ def knock(address: str) -> None:
     found = re.fullmatch(r"(?:ray://)?\[?(?P<host>[^/]+?)\]?:(?P<port>\d+)", address)
     if found is not None:
         socket.create_connection((found["host"], int(found["port"])), timeout=_CONNECT_S).close()
-
-
-def first_line(error: BaseException) -> str:
-    """What Ray says in its first line; what follows are hints about its logs."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__

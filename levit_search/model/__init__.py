@@ -7,7 +7,7 @@ from levit_search.model.graft import GraftModel
 from levit_search.model.levit import LevitModel
 from levit_search.model.onnx_graph import export_onnx, write_graph
 from levit_search.model.source import TrainedWeights
-from levit_search.model.transfer import Transfer, misfit, ordered, transfer
+from levit_search.model.transfer import misfit, ordered, transfer
 from levit_search.model.weights import (
     load_donor,
     load_exactly,
@@ -23,7 +23,6 @@ __all__ = [
     "LevitModel",
     "Model",
     "TrainedWeights",
-    "Transfer",
     "build",
     "export_onnx",
     "fold",

@@ -18,7 +18,6 @@ def build(architecture: Architecture, layout: Layout = "tokens") -> Model:
     """The module of an architecture of either family, freshly initialised.
 
     Args:
-        architecture: what to build.
         layout: of the activations between attention and MLP blocks; the weights are the same, and
             :func:`set_layout` changes it at any time.
 

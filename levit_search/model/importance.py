@@ -7,53 +7,39 @@ channels of each of them, and ``.hidden`` those between the two layers of an MLP
 ``.qkv`` are of axes along which heads are joined.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from levit_search.architecture import Architecture, ConvStem, Graft, Levit, ResNetStem
 from levit_search.architecture.levit import Shrink, Stage
-from levit_search.errors import InputError
-from levit_search.image_size import Sides, sides
-from levit_search.model.build import build
+from levit_search.image_size import Sides
 from levit_search.model.source import TrainedWeights
 
-Order = Literal["leading", "scale", "activation"]
+Order = Literal["leading", "scale"]
 """What comes first where a network is narrower than its source.
 
 ``scale``: channels by the scale that batch norm gives them (without batch norm by the norm of their
-weights), times the norm of the weights that read them. ``activation``: by the mean square that
-activations have on images, times the same. ``leading``: those that stand first, as in weights that
-were trained for all networks of a space; nothing is made up for then, and of attention biases the
-leading offsets are taken.
+weights), times the norm of the weights that read them. ``leading``: those that stand first, as in
+weights that were trained for all networks of a space; nothing is made up for then, and of attention
+biases the leading offsets are taken.
 """
 
 
-def importance(source: TrainedWeights, order: Order, images: Tensor | None) -> dict[str, Tensor]:
+@lru_cache(maxsize=2)  # a search asks for them with each candidate
+def importance(source: TrainedWeights) -> dict[str, Tensor]:
     """How important the channels and heads behind each label are: the mean square that is written
     there times the square of what it is read with.
 
     Keys, values and hidden channels are ranked by their block, keys and values [H, K] by head.
     """
-    if order == "leading":
-        return {}
-    if order == "scale":
-        return _ranks_by_scale(source)
-    if images is None:
-        raise InputError("weights: ordering by activations needs images")
-    return _ranked(source, _measured(source, images))
+    return ranked(source, _by_scale(source))
 
 
-@lru_cache(maxsize=2)  # a search asks for them with each candidate
-def _ranks_by_scale(source: TrainedWeights) -> dict[str, Tensor]:
-    return _ranked(source, _by_scale(source))
-
-
-def _ranked(source: TrainedWeights, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def ranked(source: TrainedWeights, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """See :func:`importance`; ``written`` are mean squares by label."""
     network, state = source.architecture, source.state
     sizes = label_sizes(network)
@@ -86,8 +72,6 @@ def _gains(state: Mapping[str, Tensor], layer: str, norm: str | None = None) -> 
     """The squared norm of what each channel is read with, batch norm after the layer included.
 
     Args:
-        state: with the layer.
-        layer: its name.
         norm: one before the layer, where there is one.
     """
     weight = next(
@@ -150,61 +134,7 @@ def _by_scale(source: TrainedWeights) -> dict[str, Tensor]:
         found[f"{name}.key"], values = rest[:, :key], rest[:, key:]
         found[f"{name}.v"] = values.flatten()
     for label, reader in stem_readers(network).items():
-        index = int(reader.rpartition(".")[2])
-        found[label] = squares(f"stem.convs.{index - 1}")
-    return found
-
-
-def _measured(source: TrainedWeights, images: Tensor) -> dict[str, Tensor]:
-    """The mean squares of activations on images, which are brought to the source's size."""
-    network = source.architecture
-    with torch.random.fork_rng(devices=[]):
-        model = build(network)
-    model.load_state_dict(source.state)
-    model.eval()
-    found: dict[str, Tensor] = {}
-
-    def hook(name: str, take: Callable[[Tensor], dict[str, Tensor]]) -> None:
-        def measured(_: nn.Module, __: Any, output: Tensor) -> None:
-            for label, square in take(output).items():
-                found[label] = found.get(label, torch.zeros(())) + square
-
-        model.get_submodule(name).register_forward_hook(measured)
-
-    def by_channel(label: str) -> Callable[[Tensor], dict[str, Tensor]]:
-        def take(x: Tensor) -> dict[str, Tensor]:
-            axes = (0, 2, 3) if x.ndim == 4 else (0, 1)
-            return {label: x.square().mean(dim=axes)}
-
-        return take
-
-    def by_head(name: str, heads: int, key: int, parts: Iterable[str]) -> Callable[..., Any]:
-        def take(x_btc: Tensor) -> dict[str, Tensor]:
-            squares = x_btc.square().mean(dim=(0, 1)).unflatten(0, (heads, -1))
-            return {
-                f"{name}.{part}": squares[:, i * key : (i + 1) * key]
-                for i, part in enumerate(parts)
-            }
-
-        return take
-
-    for name, (block, _, after) in blocks_of(network).items():
-        attention, heads, key = f"{name}.attention", block.num_heads, block.key_dim
-        hook(name, by_channel(f"width.{after}"))
-        hook(f"{name}.mlp.activation", by_channel(f"{name}.hidden"))
-        hook(f"{attention}.activation", by_channel(f"{name}.v"))
-        if isinstance(block, Shrink):
-            hook(f"{attention}.query", by_head(name, heads, key, ["query"]))
-            hook(f"{attention}.key_value", by_head(name, heads, key, ["key"]))
-        else:
-            hook(f"{attention}.qkv", by_head(name, heads, key, ["query", "key"]))
-    for label, reader in stem_readers(network).items():
-        index = int(reader.rpartition(".")[2])
-        hook(f"stem.convs.{index - 1}", by_channel(label))
-    if images.shape[1] != network.in_channels:
-        images = images.mean(dim=1, keepdim=True).expand(-1, network.in_channels, -1, -1)
-    size = sides(network.image_size)
-    model(F.interpolate(images.float().cpu(), size, mode="bilinear", antialias=True))
+        found[label] = squares(f"stem.convs.{int(reader.rpartition('.')[2]) - 1}")
     return found
 
 

@@ -129,10 +129,8 @@ def _layers(architecture: Levit) -> Iterator[tuple[tuple[str, str, str], list[_E
             yield (f"{ours}.attention", down, released), _BIAS
             yield (f"{ours}.attention.key_value", f"{down}.kv", f"{released}.kv"), _LINEAR
             yield (f"{ours}.attention.query", f"{down}.q.ln", f"{released}.q.1"), _LINEAR
-            yield (
-                (f"{ours}.attention.projection", f"{down}.proj.ln", f"{released}.proj.1"),
-                _LINEAR,
-            )
+            projection = f"{ours}.attention.projection"
+            yield (projection, f"{down}.proj.ln", f"{released}.proj.1"), _LINEAR
             yield from _mlp(f"{ours}.mlp", f"{timm}.mlp", f"blocks.{position + 1}.m")
             position += 2
         for b in range(stage.depth):
@@ -140,10 +138,8 @@ def _layers(architecture: Levit) -> Iterator[tuple[tuple[str, str, str], list[_E
             attn, released = f"{timm}.attn", f"blocks.{position}.m"
             yield (f"{ours}.attention", attn, released), _BIAS
             yield (f"{ours}.attention.qkv", f"{attn}.qkv", f"{released}.qkv"), _LINEAR
-            yield (
-                (f"{ours}.attention.projection", f"{attn}.proj.ln", f"{released}.proj.1"),
-                _LINEAR,
-            )
+            projection = f"{ours}.attention.projection"
+            yield (projection, f"{attn}.proj.ln", f"{released}.proj.1"), _LINEAR
             yield from _mlp(f"{ours}.mlp", f"{timm}.mlp", f"blocks.{position + 1}.m")
             position += 2
     yield ("head", "head", "head"), _HEAD

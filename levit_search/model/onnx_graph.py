@@ -29,7 +29,6 @@ def export_onnx(
 
     Args:
         model: the network, in the layout that the graph shall have; it is not changed.
-        path: the file to write.
         batch_size: images in one run, fixed in the graph; or None for any number of them, which is
             a dimension named ``batch``. The operators are the same.
         metadata: texts by key, kept in the file.
@@ -56,7 +55,6 @@ def write_graph(module: nn.Module, inputs: dict[str, Tensor], output: str, path:
         module: takes the inputs by position and gives one tensor.
         inputs: examples by name; their shapes are fixed in the graph.
         output: the name of what comes out.
-        path: the file to write.
     """
     with warnings.catch_warnings(), torch.no_grad():
         # The tracing exporter takes half a second where the newer one takes many; torch says so

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from levit_search import architecture as architectures
-from levit_search.architecture import Architecture, Graft, Levit, parse, resnet
+from levit_search.architecture import Architecture, parse, resnet
 from levit_search.architecture.resnet import ResNetName
 from levit_search.errors import InputError
 from levit_search.model import naming as namings
@@ -87,7 +87,6 @@ def source_of(
 
     Args:
         state: tensors by name, which may stand under the key ``model``.
-        where: for messages.
         network: whose weights they are; None to infer it, see :func:`inferred`.
 
     Raises:
@@ -115,7 +114,6 @@ def inferred(state: Mapping[str, Tensor], where: str = "weights") -> Architectur
     Args:
         state: tensors by name, of a LeViT with a convolutional stem, batch norm and attention
             biases under any naming, of timm's DeiT or of timm's plain ResNet.
-        where: for messages.
 
     Raises:
         InputError: they are of no such network; the message names the tensor that tells.
@@ -132,7 +130,7 @@ def inferred(state: Mapping[str, Tensor], where: str = "weights") -> Architectur
         raise InputError(f"{where}: {error}; {_EXPECTED}") from None
 
 
-def _deit(state: Mapping[str, Tensor]) -> Graft:
+def _deit(state: Mapping[str, Tensor]) -> Architecture:
     width, in_channels, patch, _ = _shape(state, "patch_embed.proj.weight", 4)
     extra = 1 + ("dist_token" in state)
     grid = _side("pos_embed", _shape(state, "pos_embed", 3)[1] - extra)
@@ -141,12 +139,6 @@ def _deit(state: Mapping[str, Tensor]) -> Graft:
             f"patch_embed.proj.weight has {width} channels, which are no whole number of heads of "
             f"{_DEIT_HEAD} as all of timm's DeiTs have them"
         )
-    trunk = {
-        "depth": _count(state, r"blocks\.(\d+)\."),
-        "embed_dim": width,
-        "num_heads": width // _DEIT_HEAD,
-        "mlp_ratio": _ratio(_shape(state, "blocks.0.mlp.fc1.weight", 2)[0], width),
-    }
     described = {
         "family": "graft",
         "image_size": grid * patch,
@@ -154,20 +146,22 @@ def _deit(state: Mapping[str, Tensor]) -> Graft:
         "num_classes": _shape(state, "head.weight", 2)[0],
         "donor": None,
         "grid": grid,
-        "trunk": trunk,
+        "trunk": {
+            "depth": _count(state, r"blocks\.(\d+)\."),
+            "embed_dim": width,
+            "num_heads": width // _DEIT_HEAD,
+            "mlp_ratio": _ratio(_shape(state, "blocks.0.mlp.fc1.weight", 2)[0], width),
+        },
         "distillation": extra == 2,
     }
-    network = parse(described, "a DeiT")
-    assert isinstance(network, Graft)
-    return network
+    return parse(described, "a DeiT")
 
 
-def _resnet(state: Mapping[str, Tensor]) -> Graft:
+def _resnet(state: Mapping[str, Tensor]) -> Architecture:
     convolutions = 3 if "layer1.0.conv3.weight" in state else 2
     depths = tuple(_count(state, rf"layer{stage}\.(\d+)\.") for stage in range(1, 5))
-    known: dict[tuple[int, tuple[int, ...]], str] = {
-        (resnet.block_layers(name), resnet.depths(name)): name for name in get_args(ResNetName)
-    }
+    known: dict[tuple[int, tuple[int, ...]], str]
+    known = {(resnet.block_layers(n), resnet.depths(n)): n for n in get_args(ResNetName)}
     name = known.get((convolutions, depths))
     if name is None:
         kind = "bottlenecks" if convolutions == 3 else "basic blocks"
@@ -175,93 +169,85 @@ def _resnet(state: Mapping[str, Tensor]) -> Graft:
             f"layer1 to layer4 have {'-'.join(map(str, depths))} {kind}; known are "
             f"{', '.join(known.values())}"
         )
+    scale = _shape(state, "layer1.0.conv1.weight", 4)[0] / 64
     described = {
         "family": "graft",
         "image_size": 224,
         "in_channels": _shape(state, "conv1.weight", 4)[1],
         "num_classes": _shape(state, "fc.weight", 2)[0],
-        "donor": {
-            "name": name,
-            "stages": 4,
-            "width_scale": _shape(state, "layer1.0.conv1.weight", 4)[0] / 64,
-        },
+        "donor": {"name": name, "stages": 4, "width_scale": scale},
         "trunk": None,
         "distillation": False,
     }
-    network = parse(described, f"a {name}")
-    assert isinstance(network, Graft)
-    return network
+    return parse(described, f"a {name}")
 
 
-def _levit(state: Mapping[str, Tensor]) -> Levit:
+def _levit(state: Mapping[str, Tensor]) -> Architecture:
     """See :func:`inferred`; what a layer is called depends on numbers of layers alone, so that the
     names are those of a narrow network with as many."""
     naming, layers, depths = _numbers(state)
-    stages = [{"depth": depth, "embed_dim": 1, "num_heads": 1, "key_dim": 1} for depth in depths]
-    described: dict[str, Any] = {
+    has_teacher = any(name.startswith("head_dist.") for name in state)
+    narrow: dict[str, object] = {
         "image_size": 2 ** (layers + len(depths)),
         "num_classes": 1,
         "stem": {"kind": "conv", "layers": layers},
-        "stages": stages,
-        "distillation": any(name.startswith("head_dist.") for name in state),
+        "stages": [{"depth": n, "embed_dim": 1, "num_heads": 1, "key_dim": 1} for n in depths],
+        "distillation": has_teacher,
     }
-    narrow = parse(described, "a LeViT")
-    theirs = {} if naming == "ours" else namings.names(narrow, naming)
+    theirs = {} if naming == "ours" else namings.names(parse(narrow, "a LeViT"), naming)
 
     def shape(name: str, axes: int = 2) -> tuple[int, ...]:
         return _shape(state, theirs.get(name, name), axes)
 
-    stem = [shape(f"stem.convs.{index}.conv.weight", 4) for index in range(layers)]
-    channels = tuple(row[0] for row in stem)
-    blocks, grids = [], []
+    def block(name: str, keys: str, times: int) -> tuple[int, int, dict[str, float]]:
+        """Offsets of biases, width and heads of a block, whose layer ``keys`` gives values, keys
+        and, where ``times`` is 2, as many queries."""
+        heads, offsets = shape(f"{name}.attention.core.attention_bias")
+        width, values = shape(f"{name}.attention.projection.linear.weight")
+        joined = shape(f"{name}.attention.{keys}.linear.weight")[0] - values
+        key_dim, rest = divmod(joined, heads * times)
+        if rest or key_dim < 1 or values % heads:
+            raise ValueError(
+                f"{name}.attention: {heads} heads do not share {values} value and {joined} key "
+                "channels"
+            )
+        found = {
+            "num_heads": heads,
+            "key_dim": key_dim,
+            "attn_ratio": _ratio(values // heads, key_dim),
+            "mlp_ratio": _ratio(shape(f"{name}.mlp.expand.linear.weight")[0], width),
+        }
+        return offsets, width, found
+
+    channels = [shape(f"stem.convs.{index}.conv.weight", 4) for index in range(layers)]
+    stages, grids = [], []
     for index, depth in enumerate(depths):
-        block = f"stages.{index}.blocks.0"
-        heads, offsets = shape(f"{block}.attention.core.attention_bias")
-        grids.append(_side(f"{block}.attention.core.attention_bias", offsets))
-        width, joined = shape(f"{block}.attention.projection.linear.weight")
-        rows = shape(f"{block}.attention.qkv.linear.weight")[0]
-        blocks.append(
-            {
-                "depth": depth,
-                "embed_dim": width,
-                **_head(f"{block}.attention", heads, joined, rows - joined, 2),
-                "mlp_ratio": _ratio(shape(f"{block}.mlp.expand.linear.weight")[0], width),
-            }
-        )
+        name = f"stages.{index}.blocks.0"
+        offsets, width, found = block(name, "qkv", 2)
+        grids.append(_side(f"{name}.attention.core.attention_bias", offsets))
+        stages.append({"depth": depth, "embed_dim": width, **found})
     shrinks = []
     for index, (before, after) in enumerate(itertools.pairwise(grids)):
-        block = f"shrinks.{index}"
-        heads, _ = shape(f"{block}.attention.core.attention_bias")
-        width, joined = shape(f"{block}.attention.projection.linear.weight")
-        rows = shape(f"{block}.attention.key_value.linear.weight")[0]
         stride = next((n for n in range(2, before + 1) if -(-before // n) == after), None)
         if stride is None:
             raise ValueError(
                 f"attention biases of stage {index} are for {before} tokens a side, of stage "
                 f"{index + 1} for {after}, to which no stride leads"
             )
-        shrinks.append(
-            {
-                **_head(f"{block}.attention", heads, joined, rows - joined, 1),
-                "mlp_ratio": _ratio(shape(f"{block}.mlp.expand.linear.weight")[0], width),
-                "stride": stride,
-            }
-        )
-    widths = tuple(block["embed_dim"] for block in blocks)
+        shrinks.append({**block(f"shrinks.{index}", "key_value", 1)[2], "stride": stride})
+    widths = tuple(stage["embed_dim"] for stage in stages)
     silu = (widths, depths, layers) in _WITH_SILU
     described = {
         "image_size": grids[0] * 2**layers,
-        "in_channels": stem[0][1],
+        "in_channels": channels[0][1],
         "num_classes": shape("head.linear.weight")[0],
-        "stem": {"kind": "conv", "channels": channels},
-        "stages": blocks,
+        "stem": {"kind": "conv", "channels": [each[0] for each in channels]},
+        "stages": stages,
         "shrinks": shrinks,
-        "distillation": described["distillation"],
+        "distillation": has_teacher,
         **({"activation": "silu", "attention_activation": "silu"} if silu else {}),
     }
-    network = parse(described, "a LeViT")
-    assert isinstance(network, Levit)
-    return network
+    return parse(described, "a LeViT")
 
 
 def _numbers(state: Mapping[str, Tensor]) -> tuple[namings.Naming, int, tuple[int, ...]]:
@@ -309,28 +295,6 @@ def _side(name: str, tokens: int) -> int:
             "rectangle"
         )
     return side
-
-
-def _head(block: str, heads: int, values: int, keys: int, times: int) -> dict[str, Any]:
-    """Heads, key dimension and attention ratio.
-
-    Args:
-        block: for messages.
-        heads: of the block.
-        values: channels of all heads.
-        keys: channels of all heads' keys, and of their queries where ``times`` is 2.
-        times: how often.
-    """
-    key_dim, rest = divmod(keys, heads * times)
-    if rest or key_dim < 1 or values % heads:
-        raise ValueError(
-            f"{block}: {heads} heads do not share {values} value and {keys} key channels"
-        )
-    return {
-        "num_heads": heads,
-        "key_dim": key_dim,
-        "attn_ratio": _ratio(values // heads, key_dim),
-    }
 
 
 def _ratio(count: int, width: int) -> float:

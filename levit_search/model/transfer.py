@@ -64,31 +64,33 @@ class Transfer:
             kinds = sorted({_kind(label) for label in self.cut})
             parts.append(f"a part of its {_listed(kinds)}")
         if self.resized:
-            layers = ["attention biases" if _is_bias(n) else _layer(n) for n in self.resized]
+            layers = ["attention biases" if _is_bias(n) else _layer_of(n) for n in self.resized]
             parts.append(f"{_listed(layers)} fitted to other images")
         if self.fresh:
-            parts.append(f"{_listed(map(_layer, self.fresh))} fresh")
+            parts.append(f"{_listed(map(_layer_of, self.fresh))} fresh")
         parts += self.changed
         return "; ".join(parts)
 
 
 @torch.no_grad()
 def transfer(
-    source: TrainedWeights, model: Model, order: Order = "scale", images: Tensor | None = None
+    source: TrainedWeights,
+    model: Model,
+    order: Order = "scale",
+    ranks: Mapping[str, Tensor] | None = None,
 ) -> Transfer:
     """Put what fits of trained weights into a network, in place.
 
     Args:
-        source: the weights.
         model: freshly initialised; what nothing comes over for stays as it is.
         order: what a narrower network takes; of shared weights it is the leading part in any case.
-        images: float [B, C, H, W], normalised, of any size; for the order ``activation`` alone.
+        ranks: how important each channel is, in place of those by scale; see :func:`importance`.
 
     Returns:
         What came over and what did not.
 
     Raises:
-        InputError: nothing fits (see :func:`misfit`), or ``activation`` has no images.
+        InputError: nothing fits, see :func:`misfit`.
     """
     order = "leading" if source.is_shared else order
     pair = _Pair(source.architecture, model.architecture)
@@ -96,7 +98,8 @@ def transfer(
     if reason is not None:
         raise InputError(reason)
     result = Transfer(source.name, cut=pair.cut(), changed=pair.changed())
-    ranks = importance(source, order, images) if result.cut else {}
+    if ranks is None or order == "leading":
+        ranks = importance(source) if result.cut and order == "scale" else {}
     selected = _selected(pair.before_sizes, pair.after_sizes, ranks) if pair.blocks_fit else {}
     placed: dict[str, Tensor] = {}
     for name, own in model.state_dict().items():
@@ -117,24 +120,17 @@ def transfer(
 
 
 @torch.no_grad()
-def ordered(
-    source: TrainedWeights, order: Order = "scale", images: Tensor | None = None
-) -> TrainedWeights:
+def ordered(source: TrainedWeights) -> TrainedWeights:
     """The same network with its most important channels and heads in the first places, where those
     of shared weights are already.
 
     Its logits are those of ``source`` but for rounding, and the leading parts of its tensors are
     those that :func:`transfer` gives to narrower networks.
-
-    Args:
-        source: the weights.
-        order: what is important.
-        images: as for :func:`transfer`.
     """
     if source.is_shared:
         return source
     sizes, axes = label_sizes(source.architecture), axes_of(source.architecture)
-    selected = _selected(sizes, sizes, importance(source, order, images), is_whole=True)
+    selected = _selected(sizes, sizes, importance(source), is_whole=True)
     state = {name: _cut(each, axes.get(name, ()), selected) for name, each in source.state.items()}
     return TrainedWeights(source.architecture, state, source.name)
 
@@ -177,7 +173,8 @@ class _Pair:
             if label.startswith("stem.") or size <= self.before_sizes.get(label, size):
                 continue
             name, axes = next(each for each in axes_of(after).items() if shows(*each, label))
-            shapes = [[size_of(a, sizes) for a in axes[:2]] for sizes in self._both_sizes]
+            both = self.before_sizes, self.after_sizes
+            shapes = [[size_of(a, sizes) for a in axes[:2]] for sizes in both]
             return (
                 f"{where}: {name} has shape {shapes[0]}, the network's has {shapes[1]}, where "
                 f"{_words(label)} may be no more than the source's "
@@ -190,10 +187,6 @@ class _Pair:
         """Whether anything comes over but a ResNet."""
         return self._blocks_misfit() is None
 
-    @property
-    def _both_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
-        return self.before_sizes, self.after_sizes
-
     def cut(self) -> set[str]:
         """Labels of which the network has less than its source."""
         before = self.before_sizes if self.blocks_fit else {}
@@ -201,15 +194,12 @@ class _Pair:
 
     def changed(self) -> list[str]:
         """Activations that differ, which no weights make up for."""
-        if not self.blocks_fit:
-            return []
-        pairs = [
-            (key, getattr(self.before, key), getattr(self.after, key))
+        pairs = {
+            key: (getattr(self.before, key), getattr(self.after, key))
             for key in ("activation", "attention_activation")
-        ]
-        return [
-            f"{key} {after} in place of {before}" for key, before, after in pairs if before != after
-        ]
+            if self.blocks_fit
+        }
+        return [f"{key} {new} in place of {old}" for key, (old, new) in pairs.items() if old != new]
 
     def source_name(self, name: str) -> str:
         """What a tensor of the network is called in the source."""
@@ -271,15 +261,13 @@ class _Pair:
     def fitted(self, name: str, found: Tensor, own: Tensor, order: Order) -> Tensor:
         """A tensor that was cut, on the network's grid and for its images; the same where nothing
         changes."""
+        both = self.before, self.after
         if _is_bias(name):
             block = name.partition(".attention.")[0]
-            grids = [
-                grids_of(each)[blocks_of(each)[block][1]] for each in (self.before, self.after)
-            ]
+            grids = [grids_of(each)[blocks_of(each)[block][1]] for each in both]
             return by_offset(found, grids[0], grids[1], by_share=order != "leading")
         if name.endswith("position_embedding"):
-            grids = [grids_of(each)[0] for each in (self.before, self.after)]
-            return _positions(found, own, grids[0], grids[1])
+            return _positions(found, own, grids_of(both[0])[0], grids_of(both[1])[0])
         if own.ndim == 4 and own.shape != found.shape:
             return _for_images(found, own)
         if order != "leading" and _is_query(name):
@@ -290,7 +278,7 @@ class _Pair:
         """Queries of fewer channels, at a scale that keeps the sum over those that are left:
         attention divides by sqrt(K), which is less then."""
         block, _, rest = name.partition(".attention.")
-        most, own = (sizes[f"{block}.key"] for sizes in self._both_sizes)
+        most, own = (sizes[f"{block}.key"] for sizes in (self.before_sizes, self.after_sizes))
         is_last = rest.split(".")[1] == ("norm" if self.after.norm == "batch" else "linear")
         if own == most or not is_last or name.endswith(("running_mean", "running_var")):
             return found
@@ -423,9 +411,6 @@ def _cut(tensor: Tensor, axes: Axes, selected: Mapping[str, Tensor]) -> Tensor:
     return tensor
 
 
-# Words.
-
-
 def _resnet_of(network: Architecture) -> tuple[str, int, int] | None:
     """The ResNet that a network begins with: its name, the width of its first block and the kernel
     of its first convolution."""
@@ -486,21 +471,15 @@ def _kind(label: str) -> str:
     return {"heads": "heads", "hidden": "hidden channels"}.get(part, "channels of heads")
 
 
-_LAYER = re.compile(
-    r"(trunk\.blocks\.\d+|stages\.\d+\.blocks\.\d+|shrinks\.\d+|stem\.convs\.\d+|stem\.\w+"
-    r"|donor\.\w+|trunk\.\w+|\w+)"
-)
-
-
-def _layer(name: str) -> str:
+def _layer_of(name: str) -> str:
     """The layer or block that a tensor is of."""
-    match = _LAYER.match(name)
-    assert match is not None
-    return match[0]
+    numbered = r"(?:trunk\.blocks|stages\.\d+\.blocks|shrinks|stem\.convs)\.\d+"
+    found: list[str] = re.findall(rf"^(?:{numbered}|(?:stem|donor|trunk)\.\w+|\w+)", name)
+    return found[0]
 
 
 def _listed(given: Iterable[str]) -> str:
     """Words in their order, each once, and not too many of them."""
-    words, most = list(dict.fromkeys(given)), 6
+    words, most = [*dict.fromkeys(given)], 6
     more = f" and {len(words) - most} more" if len(words) > most else ""
     return ", ".join(words[:most]) + more

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from levit_search.architecture import Graft, ResNetStem
-from levit_search.errors import InputError
+from levit_search.errors import InputError, first_line
 from levit_search.files import (
     WEIGHTS_KEY,
     DamagedFileError,
@@ -45,11 +45,27 @@ def load_weights(
     """
     where = where or (str(weights) if isinstance(weights, Path) else "weights")
     state = state_dict_of(weights, where)
-    naming = _recognise(state, model)
-    ours = state if naming == "ours" else _renamed(state, model, naming, where)
+    network = model.architecture
+    naming: Naming = "ours"
+    if isinstance(network, Graft):
+        if not any(name.startswith(("donor.", "trunk.")) for name in state):
+            naming = "timm"
+    elif any(name.startswith("patch_embed.") for name in state):
+        naming = "released"
+    elif any(".attn." in name or name.startswith("stem.conv1.") for name in state):
+        naming = "timm"
+    if naming != "ours":
+        try:
+            theirs = _timm_names(model) if naming == "timm" else namings.names(network, naming)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        back = {name: own for own, name in theirs.items()}
+        # Index tables, not weights: the released code stores them beside the biases they index.
+        kept = {n: each for n, each in state.items() if not n.endswith("attention_bias_idxs")}
+        renamed = {back.get(name, name): tensor for name, tensor in kept.items()}
+        state = {n: namings.from_timm(network, n, each) for n, each in renamed.items()}
     expected = model.state_dict()
-    _check_names(expected, ours, where)
-    model.load_state_dict(_matched(expected, ours, where))
+    model.load_state_dict(_matched(expected, state, where))
     return naming
 
 
@@ -57,8 +73,6 @@ def load_exactly(module: nn.Module, path: Path, but: tuple[str, ...] = ()) -> No
     """Load a file of :func:`save_weights` into the kind of module that it was written from.
 
     Args:
-        module: the module, in place.
-        path: of the file.
         but: beginnings of names that stay as they are and that the file need not have.
 
     Raises:
@@ -69,7 +83,6 @@ def load_exactly(module: nn.Module, path: Path, but: tuple[str, ...] = ()) -> No
         {name: tensor for name, tensor in each.items() if not name.startswith(but)}
         for each in (module.state_dict(), state_dict_of(path, where))
     )
-    _check_names(expected, state, where)
     module.load_state_dict(_matched(expected, state, where), strict=not but)
 
 
@@ -77,7 +90,6 @@ def load_donor(model: Model, weights: Mapping[str, Any] | Path | None) -> list[s
     """Load a ResNet's weights into the donor of a graft, or into a LeViT's ResNet stem, in place.
 
     Args:
-        model: a network that begins with a ResNet.
         weights: None for timm's pretrained ones; else a state dict of timm's ResNet, or the path
             of one. Later layers and the classifier are left out.
 
@@ -89,20 +101,24 @@ def load_donor(model: Model, weights: Mapping[str, Any] | Path | None) -> list[s
             missing or has another shape; the message names the tensor and both shapes.
     """
     head, kind, is_small, is_scaled = _donor(model)
-    state: Mapping[str, Tensor]
     if weights is None:
         if is_scaled:
             raise InputError(f"donor {kind}: pretrained weights have width_scale 1 only")
-        where, state = f"timm's pretrained {kind}", _pretrained(kind, head.conv1.in_channels)
+        import timm
+
+        where, channels = f"timm's pretrained {kind}", head.conv1.in_channels
+        try:
+            weights = timm.create_model(kind, pretrained=True, in_chans=channels).state_dict()
+        except Exception as error:  # the hub's client raises kinds of its own
+            raise InputError(f"{where}: not to be had ({first_line(error)})") from error
     else:
         where = str(weights) if isinstance(weights, Path) else "donor weights"
-        state = state_dict_of(weights, where)
+    state = state_dict_of(weights, where)
     left_out = ["conv1.weight"] if is_small else []
     expected = {name: t for name, t in head.state_dict().items() if name not in left_out}
     given = {name: tensor for name, tensor in state.items() if name in expected}
     # Shapes first: a ResNet of another width may also have shortcuts that the given one lacks.
     _matched({name: expected[name] for name in given}, given, where)
-    _check_names(expected, given, where)
     head.load_state_dict(_matched(expected, given, where), strict=False)
     return left_out
 
@@ -119,16 +135,6 @@ def _donor(model: Model) -> tuple[ResNetHead, str, bool, bool]:
         assert isinstance(stem, ResNetStem)
         return head, stem.kind, stem.stem == "small", stem.width_scale != 1
     raise InputError(f"{network.summary()}: has no ResNet to load a donor's weights into")
-
-
-def _pretrained(kind: str, in_channels: int) -> dict[str, Tensor]:
-    import timm
-
-    try:
-        return dict(timm.create_model(kind, pretrained=True, in_chans=in_channels).state_dict())
-    except Exception as error:  # the hub's client raises kinds of its own
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise InputError(f"timm's pretrained {kind}: not to be had ({reason})") from error
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -148,15 +154,11 @@ def to_timm(model: Model) -> dict[str, Tensor]:
     Raises:
         InputError: timm cannot express the architecture.
     """
-    network = model.architecture
-    state = model.state_dict()
-    theirs = _timm_names(model)
-    unnamed = sorted(set(state) - set(theirs))
-    if unnamed:
-        raise InputError(f"timm has no place for {unnamed[0]}")
-    return {
-        theirs[name]: namings.into_timm(network, name, tensor) for name, tensor in state.items()
-    }
+    network, state, theirs = model.architecture, model.state_dict(), _timm_names(model)
+    unnamed = min(set(state) - set(theirs), default=None)
+    if unnamed is not None:
+        raise InputError(f"timm has no place for {unnamed}")
+    return {theirs[name]: namings.into_timm(network, name, t) for name, t in state.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -193,32 +195,6 @@ def state_dict_of(weights: Mapping[str, Any] | Path, where: str) -> Mapping[str,
     return state
 
 
-def _recognise(state: Mapping[str, Any], model: Model) -> Naming:
-    if isinstance(model.architecture, Graft):
-        is_ours = any(name.startswith(("donor.", "trunk.")) for name in state)
-        return "ours" if is_ours else "timm"
-    if any(name.startswith("patch_embed.") for name in state):
-        return "released"
-    if any(".attn." in name or name.startswith("stem.conv1.") for name in state):
-        return "timm"
-    return "ours"
-
-
-def _renamed(
-    state: Mapping[str, Any], model: Model, naming: Naming, where: str
-) -> dict[str, Tensor]:
-    network = model.architecture
-    try:
-        theirs = _timm_names(model) if naming == "timm" else namings.names(network, naming)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    back = {name: ours for ours, name in theirs.items()}
-    # Index tables, not weights: the released code stores them beside the biases they index.
-    weights = {name: t for name, t in state.items() if not name.endswith("attention_bias_idxs")}
-    ours = {back.get(name, name): tensor for name, tensor in weights.items()}
-    return {name: namings.from_timm(network, name, tensor) for name, tensor in ours.items()}
-
-
 def _timm_names(model: Model) -> dict[str, str]:
     """From our tensor names to timm's, a donor's own included."""
     names = namings.names(model.architecture, "timm")
@@ -226,7 +202,10 @@ def _timm_names(model: Model) -> dict[str, str]:
     return names | {name: name.removeprefix("donor.") for name in donor}
 
 
-def _check_names(expected: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+def _matched(
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """``given`` in the order and shapes expected; 1x1 convolutions are taken for linear layers."""
     missing = [name for name in expected if name not in given]
     extra = [name for name in given if name not in expected]
     if missing or extra:
@@ -234,12 +213,6 @@ def _check_names(expected: Mapping[str, Any], given: Mapping[str, Any], where: s
         parts += [f"{extra[0]} is not of this network"] if extra else []
         counts = f"{len(missing)} missing, {len(extra)} unexpected"
         raise InputError(f"{where}: {', '.join(parts)} ({counts})")
-
-
-def _matched(
-    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str
-) -> dict[str, Tensor]:
-    """``given`` in the order and shapes expected; 1x1 convolutions are taken for linear layers."""
     matched = {}
     for name, tensor in expected.items():
         found = given[name]

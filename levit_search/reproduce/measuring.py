@@ -22,7 +22,7 @@ from levit_search.baseline import Baseline, check_runs, load_network
 from levit_search.batches import open_batches
 from levit_search.configuration import write_yaml
 from levit_search.data import DataInfo, describe
-from levit_search.distill import shared_teacher
+from levit_search.distill import obtain_teacher
 from levit_search.errors import InputError, TrialError
 from levit_search.image_size import size_text
 from levit_search.latency import LatencyConfig, Probe
@@ -331,7 +331,8 @@ def _accuracy(request: Request, progress: StepProgress) -> Iterator[Measure]:
     if teaching is not None:
         progress.update("teacher", 0.0)
         told = partial(report, "teacher, ", teaching.recipe.epochs)
-        teacher = shared_teacher(teaching, config.data, batches, recipe, seed, told)
+        teaching.check_decided()
+        teacher, _ = obtain_teacher(teaching, config.data, batches, recipe, None, seed, told)
 
     def measure(row: PaperRow) -> Mapping[str, Any] | None:
         network = networks[row.name]

@@ -47,9 +47,9 @@ from levit_search.train import (
     Checkpoint,
     Epoch,
     always,
+    as_trial_errors,
     fit,
     fresh_network,
-    out_of_memory_as_trial_error,
     seed_torch,
     training_id,
 )
@@ -104,7 +104,7 @@ def _evaluation() -> Iterator[Evaluation]:
     TrialError."""
     start = time.perf_counter()
     found = Evaluation()
-    with out_of_memory_as_trial_error():
+    with as_trial_errors():
         yield found
     found.seconds = round(time.perf_counter() - start, 3)
 

@@ -3,13 +3,12 @@
 from levit_search.space.envelope import (
     Envelope,
     Extremes,
-    envelope_around,
     envelope_of,
     extremes_of,
     stem_name,
 )
 from levit_search.space.slots import Slot
-from levit_search.space.space import Limits, Space, Survey, quantiles
+from levit_search.space.space import Limits, Space, quantiles
 
 __all__ = [
     "Envelope",
@@ -17,8 +16,6 @@ __all__ = [
     "Limits",
     "Slot",
     "Space",
-    "Survey",
-    "envelope_around",
     "envelope_of",
     "extremes_of",
     "quantiles",

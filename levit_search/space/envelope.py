@@ -4,10 +4,10 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from levit_search.architecture import (
     Architecture,
@@ -26,15 +26,8 @@ from levit_search.space.slots import ABSENT, at, options
 from levit_search.space.space import Space
 
 _FIXED = (
-    "image_size",
-    "in_channels",
-    "num_classes",
-    "norm",
-    "position",
-    "activation",
-    "attention_activation",
-    "distillation",
-    "drop_path",
+    *("image_size", "in_channels", "num_classes", "norm", "position"),
+    *("activation", "attention_activation", "distillation", "drop_path"),
 )
 """What all networks that share weights have in common."""
 
@@ -106,20 +99,22 @@ def envelope_of(space: Space, where: str = "space") -> Envelope:
             f"{where}: architecture.family: a supernet holds networks of the family levit, not "
             "grafts; search with accuracy: trained, or without grafts"
         )
-    found = {key: _distinct(space.possible(key)) for key in _FIXED}
-    for key, values in found.items():
-        if len(values) > 1:
-            raise _unshared(where, key, values)
-    fixed = {key: values[0] for key, values in found.items() if values}
     total = len(space.possible("stages")[0])
+    fixed: dict[str, object] = {}
+    for key in (*_FIXED, *(f"shrinks.{index}.stride" for index in range(total - 1))):
+        values = list({json.dumps(value): value for value in space.possible(key)}.values())
+        if len(values) > 1:
+            raise InputError(
+                f"{where}: architecture.{key}: varies ({', '.join(map(str, values))}), and weights "
+                "cannot be shared over it; give it one value, and train a supernet for each in a "
+                "study of its own"
+            )
+        if values and key in _FIXED:
+            fixed[key] = values[0]
     stages = [_stage(space, index) for index in range(total)]
-    shrinks = [_shrink(space, index, stages) for index in range(total - 1)]
-    for index in range(total - 1):
-        strides = _distinct(space.possible(f"shrinks.{index}.stride"))
-        if len(strides) > 1:
-            raise _unshared(where, f"shrinks.{index}.stride", strides)
+    shrinks = [_shrink(space, index, stages[index]) for index in range(total - 1)]
     networks: dict[str, Levit] = {}
-    for stem in _stems(space, stages[0]["embed_dim"], where):
+    for stem in _stems(space, int(stages[0]["embed_dim"]), where):
         network = parse({**fixed, "stem": stem, "stages": stages, "shrinks": shrinks}, where)
         assert isinstance(network, Levit)
         networks[stem_name(network)] = network
@@ -130,40 +125,6 @@ def envelope_of(space: Space, where: str = "space") -> Envelope:
         )
     counts = space.possible("num_stages") or [total]
     return Envelope(networks, tuple(sorted(set(counts))))
-
-
-def envelope_around(networks: Sequence[Levit]) -> Envelope:
-    """The bounds of some networks, alike in all that weights cannot be shared over."""
-
-    def most(parts: Sequence[Stage | Shrink]) -> dict[str, Any]:
-        found = [part.model_dump() for part in parts]
-        bounds = {name: max(part[name] for part in found) for name in found[0]}
-        return {**bounds, "attn_ratio": math.ceil(bounds["attn_ratio"])}
-
-    deepest = max(networks, key=lambda network: len(network.stages))
-    counts = sorted({len(network.stages) for network in networks})
-    stages = [
-        most([network.stages[i] for network in networks if i < len(network.stages)])
-        for i in range(len(deepest.stages))
-    ]
-    shrinks = [
-        most([network.shrinks[i] for network in networks if i < len(network.shrinks)])
-        for i in range(len(deepest.shrinks))
-    ]
-    by_stem: dict[str, Levit] = {}
-    for network in networks:
-        stem = network.stem.model_dump()
-        if isinstance(network.stem, ConvStem):
-            alike = [n.stem for n in networks if stem_name(n) == stem_name(network)]
-            lists = [other.channels for other in alike if isinstance(other, ConvStem)]
-            leading = [max(place) for place in zip(*lists, strict=True)][:-1]
-            stem["channels"] = [*leading, stages[0]["embed_dim"]]
-        bound = parse({**deepest.model_dump(), "stem": stem, "stages": stages, "shrinks": shrinks})
-        assert isinstance(bound, Levit)
-        by_stem[stem_name(network)] = bound
-    envelope = Envelope(by_stem, tuple(counts))
-    assert all(envelope.holds(network) for network in networks)
-    return envelope
 
 
 def stem_name(network: Levit) -> str:
@@ -180,6 +141,10 @@ def stem_name(network: Levit) -> str:
     if stem.width_scale != 1:
         parts.append(f"x{stem.width_scale}".replace(".", "_"))  # no name of a module has a dot
     return "-".join(parts)
+
+
+SlotValues = Mapping[str, Any]
+"""A value for each slot by name."""
 
 
 class Extremes(NamedTuple):
@@ -203,29 +168,25 @@ def extremes_of(space: Space, envelope: Envelope) -> dict[str, Extremes]:
     found: dict[str, Extremes] = {}
     for stem in sorted(envelope.networks):
         lowest = _moved(space, stem, _start(space, stem, 0), -1)
-        if _is_over(space, lowest):
+        if not space.limits.keeps(cost(space.decode(lowest))):
             continue  # no network with this stem keeps the limits
         highest = _moved(space, stem, _start(space, stem, -1), 1)
-        if _is_over(space, highest):
+        if not space.limits.keeps(cost(space.decode(highest))):
             highest = _raised(space, stem, lowest)
-        found[stem] = Extremes(_levit(space, highest), _levit(space, lowest))
+        ends = (space.decode(highest), space.decode(lowest))
+        found[stem] = Extremes(*(cast(Levit, network) for network in ends))
     if not found:
         raise InputError("architecture: even the smallest networks are over the limits")
     return found
 
 
-def _levit(space: Space, values: dict[str, Any]) -> Levit:
-    network = space.decode(values)
-    assert isinstance(network, Levit)
-    return network
-
-
-def _start(space: Space, stem: str, place: int) -> dict[str, Any]:
+def _start(space: Space, stem: str, place: int) -> SlotValues:
     """The first or the last values of all slots but for those of the stem, which make it."""
     values = {slot.name: slot.values[place] for slot in space.slots}
     of_stem = [slot for slot in space.slots if slot.name.split(".")[0] == "stem"]
+    names = [slot.name for slot in of_stem]
     for choice in itertools.product(*(slot.values for slot in of_stem)):
-        tried = {**values, **{slot.name: v for slot, v in zip(of_stem, choice, strict=True)}}
+        tried = {**values, **dict(zip(names, choice, strict=True))}
         if _worth(space, stem, tried) is not None:
             return tried
     raise InputError(
@@ -234,7 +195,7 @@ def _start(space: Space, stem: str, place: int) -> dict[str, Any]:
     )
 
 
-def _moved(space: Space, stem: str, values: dict[str, Any], sign: int) -> dict[str, Any]:
+def _moved(space: Space, stem: str, values: SlotValues, sign: int) -> SlotValues:
     """Values changed one by one as long as that makes a network larger, or smaller."""
     best = _worth(space, stem, values)
     improves = True
@@ -251,7 +212,7 @@ def _moved(space: Space, stem: str, values: dict[str, Any], sign: int) -> dict[s
     return values
 
 
-def _raised(space: Space, stem: str, values: dict[str, Any]) -> dict[str, Any]:
+def _raised(space: Space, stem: str, values: SlotValues) -> SlotValues:
     """Values raised in turn, by the smallest step each, as long as the limits are kept."""
     grows = True
     while grows:
@@ -259,47 +220,30 @@ def _raised(space: Space, stem: str, values: dict[str, Any]) -> dict[str, Any]:
         for slot in space.slots:
             now = _worth(space, stem, values)
             assert now is not None
-            steps: list[tuple[tuple[int, int], int, dict[str, Any]]] = []
+            steps: list[tuple[tuple[int, int], int, SlotValues]] = []
             for value in slot.values:
                 tried = {**values, slot.name: value}
                 worth = _worth(space, stem, tried)
-                if worth is not None and worth > now and not _is_over(space, tried):
+                if worth is None or worth <= now:
+                    continue
+                if space.limits.keeps(cost(space.decode(tried))):
                     steps.append((worth, len(steps), tried))
             if steps:
-                values = min(steps)[2]
-                grows = True
+                values, grows = min(steps)[2], True
     return values
 
 
-def _is_over(space: Space, values: dict[str, Any]) -> bool:
-    excess = space.limits.excess(cost(space.decode(values)))
-    return any(value > 0 for value in excess.values())
-
-
-def _worth(space: Space, stem: str, values: dict[str, Any]) -> tuple[int, int] | None:
+def _worth(space: Space, stem: str, values: SlotValues) -> tuple[int, int] | None:
     """How large a network is; None where the values do not go together or make another stem."""
     try:
-        network = space.decode(values)
+        network = cast(Levit, space.decode(values))
     except InputError:
         return None
-    assert isinstance(network, Levit)
     found = cost(network)
     return (found.flops, found.params) if stem_name(network) == stem else None
 
 
-def _distinct(values: list[Any]) -> list[Any]:
-    return list({json.dumps(value): value for value in values}.values())
-
-
-def _unshared(where: str, key: str, values: list[Any]) -> InputError:
-    shown = ", ".join(map(str, values))
-    return InputError(
-        f"{where}: architecture.{key}: varies ({shown}), and weights cannot be shared over it; "
-        "give it one value, and train a supernet for each in a study of its own"
-    )
-
-
-def _stage(space: Space, index: int) -> dict[str, Any]:
+def _stage(space: Space, index: int) -> dict[str, float]:
     path = f"stages.{index}"
     width = max(space.possible(f"{path}.embed_dim"))
     heads, keys = space.possible(f"{path}.num_heads"), space.possible(f"{path}.key_dim")
@@ -313,16 +257,14 @@ def _stage(space: Space, index: int) -> dict[str, Any]:
     }
 
 
-def _shrink(space: Space, index: int, stages: list[dict[str, Any]]) -> dict[str, Any]:
-    path, width = f"shrinks.{index}", stages[index]["embed_dim"]
+def _shrink(space: Space, index: int, before: Mapping[str, float]) -> dict[str, float]:
+    path = f"shrinks.{index}"
     # Without a key dimension of its own a block has that of the stage before, see ``Levit``.
     keys = space.possible(f"{path}.key_dim") or space.possible(f"stages.{index}.key_dim")
-    heads = space.possible(f"{path}.num_heads")
-    if not keys:
-        keys = [stages[index]["key_dim"]]
-    strides = space.possible(f"{path}.stride")
+    keys = keys or [before["key_dim"]]
+    heads, strides = space.possible(f"{path}.num_heads"), space.possible(f"{path}.stride")
     return {
-        "num_heads": max(heads) if heads else max(1, width // min(keys)),
+        "num_heads": max(heads) if heads else max(1, before["embed_dim"] // min(keys)),
         "key_dim": max(keys),
         "attn_ratio": math.ceil(max(space.possible(f"{path}.attn_ratio"), default=4)),
         "mlp_ratio": max(space.possible(f"{path}.mlp_ratio"), default=2),
@@ -330,9 +272,10 @@ def _shrink(space: Space, index: int, stages: list[dict[str, Any]]) -> dict[str,
     }
 
 
-def _stems(space: Space, width: int, where: str) -> list[dict[str, Any]]:
+def _stems(space: Space, width: int, where: str) -> list[dict[str, object]]:
     """All stems of the space at their widest."""
-    stems: list[dict[str, Any]] = []
+    stems: list[dict[str, object]] = []
+    place = f"{where}: architecture.stem"
     for given in space.possible("stem"):  # one with slots in it, or each that may be chosen
         for kind in options(at(given, "kind")) or ("conv",):
             if kind == "conv":
@@ -340,30 +283,20 @@ def _stems(space: Space, width: int, where: str) -> list[dict[str, Any]]:
                 for count in options(at(given, "layers")) or sorted({len(c) for c in lists}):
                     leading = _leading_channels(space, count, width)
                     stems.append({"kind": kind, "channels": [*leading, width]})
-            elif kind == "patch":
-                sizes = options(at(given, "patch_size"))
-                stems += [{"kind": kind, "patch_size": size} for size in sizes]
-            else:
-                stems += _resnets(kind, given, where)
-    return stems
-
-
-def _resnets(kind: str, given: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """All stems of a ResNet that a part of a template describes."""
-    cut = "layers" if given.get("stages") is None else "stages"
-    names = [cut, "stem", "width_scale"]
-    values = {name: options(given[name]) for name in names if name in given}
-    stems = [
-        {"kind": kind, **dict(zip(values, choice, strict=True))}
-        for choice in itertools.product(*values.values())
-    ]
-    place = f"{where}: architecture.stem"
-    if any(validated(ResNetStem, stem, place).cut(1).inside_block for stem in stems):
-        raise InputError(
-            f"{where}: architecture.stem: a ResNet that is cut inside a block may end with the "
-            "width of the first stage or not, and weights cannot be shared over that; cut it "
-            "after a block"
-        )
+                continue
+            names = ["patch_size"]
+            if kind != "patch":
+                cut = "layers" if given.get("stages") is None else "stages"
+                names = [name for name in (cut, "stem", "width_scale") if name in given]
+            for choice in itertools.product(*(options(at(given, name)) for name in names)):
+                stem = {"kind": kind, **dict(zip(names, choice, strict=True))}
+                stems.append(stem)
+                if kind != "patch" and validated(ResNetStem, stem, place).cut(1).inside_block:
+                    raise InputError(
+                        f"{place}: a ResNet that is cut inside a block may end with the width of "
+                        "the first stage or not, and weights cannot be shared over that; cut it "
+                        "after a block"
+                    )
     return stems
 
 

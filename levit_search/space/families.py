@@ -1,8 +1,9 @@
 """What a template may say: the fields of its families' models, each value by itself, and what a
 space has to know of each family beyond them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol, get_args
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -20,18 +21,26 @@ _STEM_KIND: Any = Literal[("conv", "patch", *get_args(resnets.ResNetName))]
 _FAMILY: Any = Literal["levit", "graft"]
 
 
-class Family(Protocol):
+Template = Mapping[str, Any]
+"""A compiled template, or a part of one: slots, lists, mappings and values by key."""
+
+
+class Family(abc.ABC):
     """A family as one compiled template uses it; slots that others make meaningless are ignored."""
 
     models: tuple[type[Levit] | type[Graft], ...]
     """Of its networks; several where the template is of several families."""
 
-    extra_fields: Mapping[str, FieldInfo]
+    extra_fields: Mapping[str, FieldInfo] = {}
     """What a template may say beside what a network does, or in its place, by path."""
 
     controls: tuple[str, ...]
     """Paths of the counts and names that decide whether other slots are used."""
 
+    def __init__(self, skeleton: Template) -> None:
+        self._skeleton = skeleton
+
+    @abc.abstractmethod
     def check(self, where: str) -> None:
         """Refuse what is wrong with the template as a whole.
 
@@ -39,45 +48,45 @@ class Family(Protocol):
             InputError: naming ``where`` and the key.
         """
 
+    @abc.abstractmethod
     def is_used(self, path: str, counts: Mapping[str, Any]) -> bool:
         """Whether a slot means anything, given the values of the ``controls`` in the template."""
 
-    def described(self, data: dict[str, Any]) -> dict[str, Any]:
+    @abc.abstractmethod
+    def described(self, data: Template) -> Template:
         """A filled template as the description of a network, without what is not used."""
 
-    def spelt(self, network: Any) -> dict[str, Any]:
+    @abc.abstractmethod
+    def spelt(self, network: Any) -> Template:
         """The dump of a network of this family, spelt as templates may spell it."""
 
+    @abc.abstractmethod
     def donors(self) -> set[str]:
         """The ResNets that networks of the space may begin with."""
 
 
-class LevitFamily:
+class LevitFamily(Family):
     """Stages beyond ``num_stages``, and the shrinking blocks before them, are ignored.
 
     Where ``stem.kind`` varies, so are the keys of a stem that the kind does not take; ``layers``
     are those of a ResNet, too, unless the template gives ``stages``.
     """
 
-    models: tuple[type[Levit] | type[Graft], ...] = (Levit,)
+    models = (Levit,)
     extra_fields: Mapping[str, FieldInfo] = {
         "num_stages": FieldInfo(annotation=_COUNT),
         "stem.kind": FieldInfo(annotation=_STEM_KIND),
         "stem.layers": FieldInfo(annotation=_COUNT),
         "stem.channels": FieldInfo(annotation=_LEADING_CHANNELS),
     }
-    controls: tuple[str, ...] = ("num_stages", "stem.kind")
+    controls = ("num_stages", "stem.kind")
 
-    def __init__(self, skeleton: dict[str, Any]) -> None:
-        self._skeleton = skeleton
+    def __init__(self, skeleton: Template) -> None:
+        super().__init__(skeleton)
         kind = at(skeleton, "stem.kind")
         self._stem_kinds = kind.values if isinstance(kind, Slot) else ()
 
     def check(self, where: str) -> None:
-        self._check_stages(where)
-        self._check_stem(f"{where}.stem")
-
-    def _check_stages(self, where: str) -> None:
         stages, shrinks = self._skeleton.get("stages"), self._skeleton.get("shrinks")
         if not isinstance(stages, list) or not stages:
             raise InputError(f"{where}.stages: a list of stages is required")
@@ -98,26 +107,21 @@ class LevitFamily:
                 raise InputError(
                     f"{where}.num_stages: {value} stages, but only {len(stages)} are described"
                 )
-
-    def _check_stem(self, where: str) -> None:
-        """That of a stem whose kind varies each kind has its keys, and each key its kind."""
-        if not self._stem_kinds:
-            return
+        # Of a stem whose kind varies each kind has its keys, and each key its kind.
         taken = {kind: self._stem_keys(kind) for kind in self._stem_kinds}
-        given: Mapping[str, Any] = self._skeleton["stem"]
+        given: Template = self._skeleton["stem"] if taken else {}
         for key in given:
             if not any(key in keys for keys in taken.values()):
-                hint = (
-                    "; a ResNet that is cut by stages is not by layers" if key == "layers" else ""
-                )
+                by_stages = "; a ResNet that is cut by stages is not by layers" * (key == "layers")
                 raise InputError(
-                    f"{where}.{key}: is taken by none of the kinds {', '.join(taken)}{hint}"
+                    f"{where}.stem.{key}: is taken by none of the kinds {', '.join(taken)}"
+                    f"{by_stages}"
                 )
         for kind, keys in taken.items():
             needed = keys & {"channels", "layers", "patch_size", "stages"}
             if not needed & given.keys():
                 raise InputError(
-                    f"{where}: {' or '.join(sorted(needed))} is required for the kind {kind}"
+                    f"{where}.stem: {' or '.join(sorted(needed))} is required for the kind {kind}"
                 )
 
     def _stem_keys(self, kind: str) -> set[str]:
@@ -137,19 +141,19 @@ class LevitFamily:
             return True
         return bool(int(rest[0]) < counts["num_stages"] - (head == "shrinks"))
 
-    def described(self, data: dict[str, Any]) -> dict[str, Any]:
-        count = data.pop("num_stages", len(data["stages"]))
-        data["stages"] = data["stages"][:count]
+    def described(self, data: Template) -> Template:
+        count = data.get("num_stages", len(data["stages"]))
+        found = {key: value for key, value in data.items() if key != "num_stages"}
+        found["stages"] = data["stages"][:count]
         if isinstance(data.get("shrinks"), list):
-            data["shrinks"] = data["shrinks"][: count - 1]
+            found["shrinks"] = data["shrinks"][: count - 1]
         if self._stem_kinds:
             taken = self._stem_keys(data["stem"]["kind"])
-            data["stem"] = {key: value for key, value in data["stem"].items() if key in taken}
-        return data
+            found["stem"] = {key: value for key, value in data["stem"].items() if key in taken}
+        return found
 
-    def spelt(self, network: Levit) -> dict[str, Any]:
-        data = network.model_dump(mode="json")
-        data["num_stages"] = len(network.stages)
+    def spelt(self, network: Levit) -> Template:
+        data = {**network.model_dump(mode="json"), "num_stages": len(network.stages)}
         stem = network.stem
         if isinstance(stem, ConvStem):
             data["stem"]["layers"] = len(stem.channels)
@@ -165,20 +169,18 @@ class LevitFamily:
         return kinds & {*get_args(resnets.ResNetName)}
 
 
-class GraftFamily:
+class GraftFamily(Family):
     """Without stages the donor's other slots are ignored, without layers the trunk's and the grid.
 
     One exception: where the template gives no grid, a donor's stem decides it even without stages.
     """
 
-    models: tuple[type[Levit] | type[Graft], ...] = (Graft,)
-    extra_fields: Mapping[str, FieldInfo] = {}
-    controls: tuple[str, ...] = ("donor.stages", "trunk.depth")
+    models = (Graft,)
+    controls = ("donor.stages", "trunk.depth")
 
-    def __init__(self, skeleton: dict[str, Any]) -> None:
-        self._skeleton = skeleton
+    def __init__(self, skeleton: Template) -> None:
+        super().__init__(skeleton)
         self._grids = options(skeleton.get("grid"))
-        self._has_grid = None not in self._grids
 
     def check(self, where: str) -> None:
         for part, count in (("donor", "stages"), ("trunk", "depth")):
@@ -195,17 +197,16 @@ class GraftFamily:
         has_trunk = counts.get("trunk.depth") != 0
         head, _, rest = path.partition(".")
         if head == "donor" and rest:
-            return has_donor or (rest == "stem" and has_trunk and not self._has_grid)
+            return has_donor or (rest == "stem" and has_trunk and None in self._grids)
         if head == "grid" or (head == "trunk" and rest):
             return has_trunk
         return True
 
-    def described(self, data: dict[str, Any]) -> dict[str, Any]:
-        if at(data, "trunk.depth") == 0:  # its heads need not divide a width that is not there
-            data["trunk"] = None
-        return data
+    def described(self, data: Template) -> Template:
+        # Without layers its heads need not divide a width that is not there.
+        return {**data, "trunk": None} if at(data, "trunk.depth") == 0 else data
 
-    def spelt(self, network: Graft) -> dict[str, Any]:
+    def spelt(self, network: Graft) -> Template:
         data = network.model_dump(mode="json")
         if network.donor is None:
             data["donor"] = {"stages": 0}
@@ -225,21 +226,19 @@ class GraftFamily:
         return names
 
 
-class BothFamilies:
+class BothFamilies(Family):
     """The keys of LeViTs and grafts side by side; those of the other family are ignored."""
 
-    models: tuple[type[Levit] | type[Graft], ...] = (Levit, Graft)
+    models = (Levit, Graft)
     extra_fields: Mapping[str, FieldInfo] = {
         "family": FieldInfo(annotation=_FAMILY),
         **LevitFamily.extra_fields,
-        **GraftFamily.extra_fields,
     }
-    controls: tuple[str, ...] = ("family", *LevitFamily.controls, *GraftFamily.controls)
+    controls = ("family", *LevitFamily.controls, *GraftFamily.controls)
 
-    def __init__(self, skeleton: dict[str, Any]) -> None:
-        self._families: dict[str, Family] = {
-            name: family(skeleton) for name, family in _FAMILIES.items()
-        }
+    def __init__(self, skeleton: Template) -> None:
+        super().__init__(skeleton)
+        self._families = {name: family(skeleton) for name, family in _FAMILIES.items()}
 
     def check(self, where: str) -> None:
         for family in self._families.values():
@@ -249,11 +248,11 @@ class BothFamilies:
         family = self._families[counts["family"]]
         return _is_key_of(family, path) and family.is_used(path, counts)
 
-    def described(self, data: dict[str, Any]) -> dict[str, Any]:
+    def described(self, data: Template) -> Template:
         family = self._families[data["family"]]
         return family.described({key: v for key, v in data.items() if _is_key_of(family, key)})
 
-    def spelt(self, network: Levit | Graft) -> dict[str, Any]:
+    def spelt(self, network: Levit | Graft) -> Template:
         return self._families[network.family].spelt(network)
 
     def donors(self) -> set[str]:
@@ -265,13 +264,10 @@ def _is_key_of(family: Family, path: str) -> bool:
     return head in family.extra_fields or any(head in m.model_fields for m in family.models)
 
 
-_FAMILIES: Mapping[str, Callable[[dict[str, Any]], Family]] = {
-    "levit": LevitFamily,
-    "graft": GraftFamily,
-}
+_FAMILIES: Mapping[str, type[Family]] = {"levit": LevitFamily, "graft": GraftFamily}
 
 
-def family_for(skeleton: dict[str, Any], where: str) -> Family:
+def family_for(skeleton: Template, where: str) -> Family:
     """What a space has to know of the family that a compiled template names, or of both.
 
     Raises:
@@ -283,25 +279,17 @@ def family_for(skeleton: dict[str, Any], where: str) -> Family:
     return BothFamilies(skeleton) if len(names) > 1 else _FAMILIES[names[0]](skeleton)
 
 
-def check_values(
-    skeleton: Mapping[str, Any],
-    models: Sequence[type[BaseModel]],
-    extra_fields: Mapping[str, FieldInfo],
-    where: str,
-) -> None:
+def check_values(skeleton: Template, family: Family, where: str) -> None:
     """Make sure that every key is a field's, and every value one that the field takes by itself.
 
     Args:
-        skeleton: a compiled template.
-        models: of the families that the template describes, each key a field of one of them.
-        extra_fields: what templates may say beside the models' fields or in their place, by path.
-        where: for messages.
+        family: its own, each key a field of one of its models or one of its extra fields.
 
     Raises:
         InputError: naming the place, and the nearest spelling or the value.
     """
     for path, leaf in leaves(skeleton):
-        field = _field(path, models, extra_fields, where)
+        field = _field(path, family, where)
         if field is None:
             continue
         field_type: Any = Annotated[field.annotation, field]
@@ -313,36 +301,33 @@ def check_values(
                 raise InputError(f"{where}.{path}: {describe(error)}") from None
 
 
-def _field(
-    path: str,
-    models: Sequence[type[BaseModel]],
-    extra_fields: Mapping[str, FieldInfo],
-    where: str,
-) -> FieldInfo | None:
+def _field(path: str, family: Family, where: str) -> FieldInfo | None:
     """The field that a leaf fills; None where only whole models can judge."""
+    models: Sequence[type[BaseModel]] = family.models
     place = ""
     field: FieldInfo | None = None
     is_judged = True
     for part in path.split("."):
+        above, place = place, joined(place, part)
         if part.isdigit():  # an element of a list, which the field types as a whole
-            place, field = joined(place, part), None
+            field = None
             continue
-        inside = place and f"{place}."
-        extra = {
-            name.removeprefix(inside): info
-            for name, info in extra_fields.items()
-            if name.startswith(inside) and "." not in name.removeprefix(inside)
-        }
-        fields = {name: info for m in models for name, info in m.model_fields.items()} | extra
-        if models and part not in fields:
-            hint = did_you_mean(part, fields)
-            raise InputError(
-                f"{joined(where, place) if place else where}: unknown key {part!r}; {hint}"
-            )
-        field = fields.get(part)
-        place = joined(place, part)
         own = [m.model_fields[part] for m in models if part in m.model_fields]
-        if part not in extra and any(info.annotation != own[0].annotation for info in own):
+        field = family.extra_fields.get(place, own[-1] if own else None)
+        if models and field is None:
+            inside = above and f"{above}."
+            extra = (
+                name.removeprefix(inside) for name in family.extra_fields if name.startswith(inside)
+            )
+            known = {name: None for m in models for name in m.model_fields}
+            known |= {name: None for name in extra if "." not in name}
+            hint = did_you_mean(part, known)
+            raise InputError(
+                f"{joined(where, above) if above else where}: unknown key {part!r}; {hint}"
+            )
+        if place not in family.extra_fields and any(
+            each.annotation != own[0].annotation for each in own
+        ):
             is_judged = False
         models = [*_models(field.annotation)] if field else []
     return field if is_judged and len(models) < 2 else None

@@ -12,7 +12,7 @@ when decoding.
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -55,11 +55,14 @@ class Limits(Frozen):
     def excess(self, found: Cost) -> dict[str, float]:
         """How far each bounded cost lies above its limit, as a share of it (<= 0 keeps it)."""
         bounds = {name: getattr(self, name) for name in Cost._fields}
+        costs = found._asdict()
         return {
-            name: getattr(found, name) / bound - 1
-            for name, bound in bounds.items()
-            if bound is not None
+            name: costs[name] / bound - 1 for name, bound in bounds.items() if bound is not None
         }
+
+    def keeps(self, found: Cost) -> bool:
+        """Whether a cost is within the limits."""
+        return all(excess <= 0 for excess in self.excess(found).values())
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,9 @@ class Space:
     def __init__(self, template: Mapping[str, Any], limits: Limits, where: str = "space") -> None:
         self.limits = limits
         self._where = f"{where}: architecture"
-        self._skeleton: dict[str, Any] = compiled(template, self._where)
+        self._skeleton: Mapping[str, Any] = compiled(template, self._where)
         self._family = family_for(self._skeleton, self._where)
-        check_values(self._skeleton, self._family.models, self._family.extra_fields, self._where)
+        check_values(self._skeleton, self._family, self._where)
         self._family.check(self._where)
         self.slots = tuple(leaf for _, leaf in leaves(self._skeleton) if isinstance(leaf, Slot))
 
@@ -124,12 +127,11 @@ class Space:
         """
         if not isinstance(network, self._family.models):
             return None
-        data = self._family.spelt(network)
-        counts = {path: at(data, path) for path in self._family.controls}
+        data, is_used = self._spelt(network)
         choices = []
         for slot in self.slots:
             wanted = at(data, slot.name)
-            if not self._family.is_used(slot.name, counts):
+            if not is_used(slot.name):
                 choices.append(slot.values[:1])
             elif wanted is ABSENT or any(isinstance(v, list | dict | None) for v in slot.values):
                 choices.append(slot.values)  # spelt in many ways: tried out below
@@ -143,14 +145,19 @@ class Space:
                     return values
         return None
 
+    def _spelt(self, network: Architecture) -> tuple[Mapping[str, Any], Callable[[str], bool]]:
+        """A network as the template may spell it, and which slots mean anything for it."""
+        data = self._family.spelt(network)
+        counts = {path: at(data, path) for path in self._family.controls}
+        return data, lambda path: self._family.is_used(path, counts)
+
     def chosen(self, network: Architecture) -> dict[str, Any] | None:
         """Slot values as :meth:`encode` gives them, without the slots that are ignored."""
         values = self.encode(network)
         if values is None:
             return None
-        data = self._family.spelt(network)
-        counts = {path: at(data, path) for path in self._family.controls}
-        return {name: v for name, v in values.items() if self._family.is_used(name, counts)}
+        _, is_used = self._spelt(network)
+        return {name: value for name, value in values.items() if is_used(name)}
 
     def encoded(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Slot values as the Optuna parameters that :meth:`values` reads them from."""
@@ -251,7 +258,5 @@ class Space:
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
     """Minimum, quartiles and maximum, for people to look at."""
-    names = ("min", "q25", "median", "q75", "max")
-    return dict(
-        zip(names, (float(v) for v in np.quantile(values, (0, 0.25, 0.5, 0.75, 1))), strict=True)
-    )
+    found = np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist()
+    return dict(zip(("min", "q25", "median", "q75", "max"), found, strict=True))

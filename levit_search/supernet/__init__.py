@@ -3,7 +3,7 @@
 The rest of the package imports it where it is needed: it loads torch.
 """
 
-from levit_search.supernet.elastic import Elastic, read_card
+from levit_search.supernet.elastic import Elastic, SupernetCard, read_card
 from levit_search.supernet.keeping import (
     Inheritance,
     Supernet,
@@ -19,6 +19,7 @@ __all__ = [
     "Inheritance",
     "Sandwich",
     "Supernet",
+    "SupernetCard",
     "SupernetEpoch",
     "calibrate",
     "draw_within",

@@ -7,19 +7,19 @@ its smaller grid has. Stems of different depth have convolutions of their own, a
 classifier after each number of stages.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from typing_extensions import NotRequired
 
 from levit_search.architecture import Levit, parse
 from levit_search.errors import InputError
 from levit_search.files import DamagedFileError, read_checksummed
-from levit_search.image_size import Sides
 from levit_search.model import LevitModel, load_exactly
 from levit_search.model.blocks import Attention, AttentionCore, ShrinkAttention
 from levit_search.model.levit import NormLinear
@@ -77,19 +77,26 @@ class Elastic(nn.Module):
             raise InputError(f"{network.summary()}: is no network of the supernet's space")
         shared = dict(self.named_parameters())
         indices = _indices(member, self)
+        places = {
+            "stem": f"stems.{stem_name(network)}",
+            "head": f"heads.{len(network.stages)}",
+            "head_dist": f"heads_dist.{len(network.stages)}",
+        }
         found = {}
         for name, own in member.named_parameters():
-            tensor = shared[self._shared_name(name, network)]
-            if name.endswith("core.attention_bias"):
+            first, dot, rest = name.partition(".")
+            tensor = shared[places.get(first, first) + dot + rest]
+            if name.endswith("core.attention_bias"):  # of fewer heads and of a smaller grid
                 core = name.removesuffix(".attention_bias")
-                found[name] = _by_offset(
-                    tensor, len(own), _grid_of(member, core), _grid_of(self, core)
-                )
+                cores = [each.get_submodule(core) for each in (member, self)]
+                (rows, columns), whole = (cast(AttentionCore, each).grid for each in cores)
+                by_offset: Tensor = tensor.unflatten(1, whole)
+                found[name] = by_offset[: len(own), :rows, :columns].flatten(1)
             elif name.startswith("head_dist.linear"):  # of all classes, however many they are
                 shape = torch.Size([len(tensor), *own.shape[1:]])
-                found[name] = _leading(tensor, shape, None)
+                found[name] = _leading(tensor, shape, {})
             else:
-                found[name] = _leading(tensor, own.shape, indices.get(name.rpartition(".")[0]))
+                found[name] = _leading(tensor, own.shape, indices.get(name.rpartition(".")[0], {}))
         return found
 
     def extract(self, network: Levit) -> LevitModel:
@@ -100,7 +107,7 @@ class Elastic(nn.Module):
             parts = {name: part.clone() for name, part in self.parts(member).items()}
         if self._taught_classes is not None:
             member.head_dist = None
-            parts = {name: each for name, each in parts.items() if not _is_taught(name)}
+            parts = {n: each for n, each in parts.items() if not n.startswith("head_dist.")}
         member.load_state_dict(parts, strict=False)
         return member
 
@@ -111,17 +118,6 @@ class Elastic(nn.Module):
             for name, _ in self.named_parameters()
             if name.endswith("attention_bias") or name == "position_embedding"
         }
-
-    @staticmethod
-    def _shared_name(name: str, network: Levit) -> str:
-        first, _, rest = name.partition(".")
-        match first:
-            case "stem":
-                return f"stems.{stem_name(network)}.{rest}"
-            case "head" | "head_dist":
-                heads = {"head": "heads", "head_dist": "heads_dist"}[first]
-                return f"{heads}.{len(network.stages)}.{rest}"
-        return name
 
 
 def skeleton(network: Levit) -> LevitModel:
@@ -139,7 +135,6 @@ def shared_source(folder: Path, stem: str, name: str) -> TrainedWeights:
         folder: with ``card.json`` and ``weights.safetensors``.
         stem: see :func:`levit_search.space.stem_name`; of one that the supernet lacks, what follows
             the stem is a part all the same.
-        name: for messages.
 
     Raises:
         InputError: there is no supernet, or it is damaged or of an earlier release.
@@ -169,7 +164,37 @@ def shared_source(folder: Path, stem: str, name: str) -> TrainedWeights:
     return TrainedWeights(bound, kept, name, is_shared=True)
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+class SupernetEnd(TypedDict):
+    """The largest network, or the smallest."""
+
+    id: str
+    summary: str
+    params: int
+    flops: int
+    activations: int
+    architecture: Mapping[str, object]
+
+
+class SupernetCard(TypedDict):
+    """What is read of a supernet's ``card.json``, which has the figures of its training, too."""
+
+    made_of: dict[str, object]
+    """See :func:`levit_search.supernet.keeping.identity`."""
+    params: int
+    bounds: NotRequired[dict[str, dict[str, object]]]
+    """Of the envelope by stem; later than the first cards, as are the next two."""
+    num_stages: NotRequired[list[int]]
+    taught_classes: NotRequired[int | None]
+    largest: SupernetEnd
+    smallest: SupernetEnd
+    epochs: int
+    members: int
+    seconds: float
+    val_top1_percent: float
+    curve: list[dict[str, float]]
+
+
+def read_card(folder: Path) -> SupernetCard:
     """The card of a supernet.
 
     Raises:
@@ -187,7 +212,7 @@ def read_card(folder: Path) -> dict[str, Any]:
             f"{folder / 'card.json'}: damaged ({error}); remove {folder}, and the supernet is "
             "trained again"
         ) from None
-    return card
+    return cast(SupernetCard, card)
 
 
 def _forget_statistics(model: nn.Module) -> None:
@@ -198,17 +223,12 @@ def _forget_statistics(model: nn.Module) -> None:
             module.running_mean = module.running_var = module.num_batches_tracked = None
 
 
-def _is_taught(name: str) -> bool:
-    return name.startswith("head_dist.")
-
-
 def _heads(envelope: Envelope, num_classes: int) -> dict[str, nn.Module]:
-    whole = envelope.whole.model_copy(update={"num_classes": num_classes})
-    heads: dict[str, nn.Module] = {}
+    whole, heads = envelope.whole.model_copy(update={"num_classes": num_classes}), {}
     for count in envelope.num_stages:
         cut = {"stages": whole.stages[:count], "shrinks": whole.shrinks[: count - 1]}
         heads[str(count)] = NormLinear(whole.model_copy(update=cut))
-    return heads
+    return {**heads}
 
 
 Axes = dict[int, Tensor]
@@ -218,31 +238,27 @@ Axes = dict[int, Tensor]
 def _indices(member: LevitModel, elastic: Elastic) -> dict[str, Axes]:
     """The layers in which what a member has is not in one piece, by name."""
     found: dict[str, Axes] = {}
+    device = next(elastic.parameters()).device
     for name, block in member.named_modules():
         if not isinstance(block, Attention | ShrinkAttention):
             continue
-        whole = elastic.get_submodule(name)
-        assert isinstance(whole, Attention | ShrinkAttention)
-        own, most, heads = _widths(block.core), _widths(whole.core), block.core.num_heads
+        whole = cast(Attention | ShrinkAttention, elastic.get_submodule(name))
+        # Channels of a head's queries, keys and values.
+        own, most = ((c.key_dim, c.key_dim, c.value_dim) for c in (block.core, whole.core))
         layers: dict[str, tuple[tuple[int, ...], int]] = {"projection": ((2,), 1)}
         if isinstance(block, Attention):
             layers["qkv"] = ((0, 1, 2), 0)
         else:
             layers |= {"query": ((0,), 0), "key_value": ((1, 2), 0)}
         for layer, (parts, axis) in layers.items():
-            places = _places(heads, tuple(own[p] for p in parts), tuple(most[p] for p in parts))
+            widths = tuple(own[p] for p in parts), tuple(most[p] for p in parts)
+            places = _places(block.core.num_heads, *widths)
             if places is None:
                 continue
-            device = next(elastic.parameters()).device
             found[f"{name}.{layer}.linear"] = {axis: places.to(device)}
             if axis == 0:
                 found[f"{name}.{layer}.norm"] = {0: places.to(device)}
     return found
-
-
-def _widths(core: AttentionCore) -> tuple[int, int, int]:
-    """Channels of a head's queries, keys and values."""
-    return core.key_dim, core.key_dim, core.value_dim
 
 
 @lru_cache(maxsize=4096)
@@ -257,8 +273,7 @@ def _places(heads: int, own: tuple[int, ...], most: tuple[int, ...]) -> Tensor |
     return (torch.arange(heads)[:, None] * sum(most) + in_head).flatten()
 
 
-def _leading(tensor: Tensor, shape: torch.Size, axes: Axes | None) -> Tensor:
-    axes = axes or {}
+def _leading(tensor: Tensor, shape: torch.Size, axes: Axes) -> Tensor:
     for axis, size in enumerate(shape):
         if axis not in axes or axis >= tensor.ndim:
             tensor = tensor.narrow(axis, 0, size)
@@ -266,15 +281,3 @@ def _leading(tensor: Tensor, shape: torch.Size, axes: Axes | None) -> Tensor:
         if axis < tensor.ndim:
             tensor = tensor.index_select(axis, places)
     return tensor
-
-
-def _grid_of(model: nn.Module, name: str) -> Sides:
-    core = model.get_submodule(name)
-    assert isinstance(core, AttentionCore)
-    return core.grid
-
-
-def _by_offset(bias: Tensor, heads: int, own: Sides, whole: Sides) -> Tensor:
-    """Biases [H, R S] of fewer heads and of a smaller grid (rows, columns)."""
-    by_offset: Tensor = bias.unflatten(1, whole)
-    return by_offset[:heads, : own[0], : own[1]].flatten(1)

@@ -5,12 +5,11 @@ Its folder holds ``weights.safetensors`` and ``card.json``, which is written las
 weights are whole; while it is trained, ``training.pt``.
 """
 
-import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,7 +21,13 @@ from levit_search.cost import cost
 from levit_search.distill import TeacherAnswers
 from levit_search.distill.teacher_network import taught_classes
 from levit_search.errors import InputError, kept_by_checkpoint, writing
-from levit_search.files import expanded, file_digest, write_atomically, write_checksummed
+from levit_search.files import (
+    expanded,
+    file_digest,
+    json_digest,
+    write_atomically,
+    write_checksummed,
+)
 from levit_search.latency.host_lock import between_probes
 from levit_search.model import LevitModel, load_exactly, ordered, save_weights, transfer
 from levit_search.pretrained import find_source, load_donor_weights, weights_digest
@@ -30,7 +35,7 @@ from levit_search.progress import Progress, no_progress
 from levit_search.recipe import Recipe, SupernetConfig
 from levit_search.space import Envelope, Space, envelope_of, extremes_of, stem_name
 from levit_search.study import StudyConfig, differences
-from levit_search.supernet.elastic import Elastic, read_card
+from levit_search.supernet.elastic import Elastic, SupernetCard, read_card
 from levit_search.supernet.sandwich import Sandwich
 from levit_search.train import Checkpoint, Report, device_of, fit, seed_torch, silent, top1_percent
 from levit_search.version import __version__
@@ -43,23 +48,13 @@ class Inheritance:
     """Extracts networks out of shared weights and finds their accuracy.
 
     Args:
-        batches: what the weights were trained on.
         recipe: of the shared weights, whose views batch-norm statistics are calibrated on.
         config: how many images for what.
-        seed: of the views.
-        device: where all this is done.
     """
 
-    def __init__(
-        self,
-        batches: Batches,
-        recipe: Recipe,
-        config: SupernetConfig,
-        seed: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, batches: Batches, recipe: Recipe, config: SupernetConfig, seed: int) -> None:
         self._batches, self._recipe, self._config = batches, recipe, config
-        self._seed, self._device = seed, device
+        self._seed, self._device = seed, device_of(recipe)
         self._kept: list[Tensor] = []
 
     def top1_percent(self, elastic: Elastic, network: Levit) -> float:
@@ -120,12 +115,13 @@ class Supernet:
 
     elastic: Elastic
     inheritance: Inheritance
-    card: dict[str, Any]
+    card: SupernetCard
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, float]:
         """What of the card a study keeps with its trials."""
+        card = cast(Mapping[str, float], self.card)
         names = ("params", "epochs", "members", "seconds", "val_top1_percent")
-        return {name: self.card[name] for name in names}
+        return {name: card[name] for name in names}
 
     def top1_percent(self, network: Levit) -> float:
         """The inherited accuracy of a network on ``val``, in percent.
@@ -163,11 +159,8 @@ def obtain_supernet(
     """The supernet of a study, trained now unless it, or the one that it names, is there.
 
     Args:
-        config: of the study.
-        batches: its data.
         teacher: obtains the teacher with answers for the supernet's epochs, if there is one; asked
             only where the supernet is trained.
-        study: its folder.
         report: called after each epoch with a :class:`SupernetEpoch`.
         progress: told how far its training is, as by :func:`levit_search.train.fit`.
 
@@ -179,7 +172,7 @@ def obtain_supernet(
     space = config.space(str(study / "study.yaml"))
     envelope = envelope_of(space, str(study / "study.yaml"))
     recipe, seed = config.supernet.recipe(config.train), config.search.seed
-    inheritance = Inheritance(batches, recipe, config.supernet, seed, device_of(recipe))
+    inheritance = Inheritance(batches, recipe, config.supernet, seed)
     seed_torch(seed, 3)
     teaching, taught = config.teaching, None
     if teaching is not None and teaching.adapt == "own":
@@ -213,20 +206,10 @@ def obtain_supernet(
         seed,
         inheritance.top1_percent,
     )
-    run = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-    checkpoint = Checkpoint(folder / "training.pt", run)
+    checkpoint = Checkpoint(folder / "training.pt", json_digest(made_of, 16))
     answers = teacher()
-    training = fit(
-        elastic,
-        batches,
-        recipe,
-        seed,
-        answers,
-        report,
-        checkpoint,
-        progress=progress,
-        objective=objective,
-    )
+    given = (elastic, batches, recipe, seed, answers, report, checkpoint)
+    training = fit(*given, progress=progress, objective=objective)
     found = {
         "made_of": made_of,
         "version": __version__,
@@ -234,14 +217,21 @@ def obtain_supernet(
         "bounds": {name: each.model_dump(mode="json") for name, each in envelope.networks.items()},
         "num_stages": envelope.num_stages,
         "taught_classes": taught,
-        "largest": _described(objective.ends.largest),
-        "smallest": _described(objective.ends.smallest),
+        **{
+            name: {
+                "id": network.id,
+                "summary": network.summary(),
+                **cost(network)._asdict(),
+                "architecture": network.model_dump(mode="json"),
+            }
+            for name, network in objective.ends._asdict().items()
+        },
         "epochs": recipe.epochs,
         "members": config.supernet.members,
         "teacher": answers.id if answers is not None else None,
         **training.as_json(),
     }
-    card: dict[str, Any] = json.loads(json.dumps(found))
+    card: SupernetCard = json.loads(json.dumps(found))
     with kept_by_checkpoint(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(elastic, folder / "weights.safetensors")
@@ -251,18 +241,13 @@ def obtain_supernet(
 
 
 def _begin(model: LevitModel, recipe: Recipe) -> None:
-    """Put what a recipe's weights have into a network that shared weights are made of, the most
-    important channels and heads first, and its donor's weights.
-
-    Raises:
-        InputError: they fit nothing, or are not to be had.
-    """
+    """Start with the most important channels and heads of a recipe's weights in front."""
     if recipe.weights != "fresh":
         transfer(ordered(find_source(recipe.weights, model.architecture)), model)
     load_donor_weights(model, recipe.donor_weights)
 
 
-def identity(config: StudyConfig, envelope: Envelope, batches: Batches) -> dict[str, Any]:
+def identity(config: StudyConfig, envelope: Envelope, batches: Batches) -> dict[str, object]:
     """All that a supernet's weights depend on, as JSON."""
     teaching = config.teaching
     limits = config.limits.model_dump(mode="json", exclude={"latency_ms"})
@@ -283,16 +268,17 @@ def identity(config: StudyConfig, envelope: Envelope, batches: Batches) -> dict[
         made_of["weights"] = weights_digest(config.train.weights)
     if teaching is not None and teaching.adapt == "own" and teaching.weights != "pretrained":
         made_of["teacher_weights"] = file_digest(expanded(teaching.weights))
-    found: dict[str, Any] = json.loads(json.dumps(made_of))
+    found: dict[str, object] = json.loads(json.dumps(made_of))
     return found
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path, is_own: bool) -> None:
+def _check_same(
+    before: Mapping[str, object], now: Mapping[str, object], folder: Path, is_own: bool
+) -> None:
     """Refuse the supernet of another space or of other data, and as one's own any other."""
-    compared = before.keys() | now.keys() if is_own else {"format", "space", "data"}
-    words = {"space": "another space", "data": "other data"}
-    for key in ("format", "space", "data", *sorted(compared)):
-        if key not in compared or before.get(key) == now.get(key):
+    words = {"format": "other settings", "space": "another space", "data": "other data"}
+    for key in (*words, *(sorted(before.keys() | now.keys()) if is_own else ())):
+        if before.get(key) == now.get(key):
             continue
         found = differences({key: before.get(key)}, {key: now.get(key)})
         raise InputError(
@@ -301,7 +287,7 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path, is_ow
         )
 
 
-def _take(source: Path, folder: Path, made_of: dict[str, Any]) -> None:
+def _take(source: Path, folder: Path, made_of: Mapping[str, object]) -> None:
     """Copy the supernet of another study."""
     place = source if (source / "card.json").exists() else supernet_folder(source)
     try:
@@ -319,21 +305,10 @@ def _take(source: Path, folder: Path, made_of: dict[str, Any]) -> None:
         write_checksummed(folder / "card.json", {**card, "taken_from": str(source)})
 
 
-def _described(network: Levit) -> dict[str, Any]:
-    return {
-        "id": network.id,
-        "summary": network.summary(),
-        **cost(network)._asdict(),
-        "architecture": network.model_dump(mode="json"),
-    }
-
-
 def draw_within(space: Space, rng: np.random.Generator, stem: str | None = None) -> Levit:
     """A random network within the limits that can be told without measuring.
 
     Args:
-        space: of LeViTs.
-        rng: where random numbers come from.
         stem: the stem that it has, see :func:`stem_name`; None for any.
 
     Raises:
@@ -347,7 +322,7 @@ def draw_within(space: Space, rng: np.random.Generator, stem: str | None = None)
         assert isinstance(network, Levit)
         if stem not in (None, stem_name(network)):
             continue
-        if all(excess <= 0 for excess in space.limits.excess(cost(network)).values()):
+        if space.limits.keeps(cost(network)):
             return network
     of_stem = f" with the stem {stem}" if stem is not None else ""
     raise InputError(f"none of {_MOST_DRAWS} random networks{of_stem} is within the limits")

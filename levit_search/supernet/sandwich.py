@@ -44,12 +44,10 @@ class Sandwich:
     take turns: they have weights of their own, and each must have its share.
 
     Args:
-        elastic: the shared weights.
         extremes: the largest network and the smallest with each stem.
         draw: a random network with a stem.
         members: random networks a batch.
         whole_steps: batches in the beginning that only the largest network learns from.
-        recipe: of the shared weights.
         seed: of the draw.
         accuracy: of a network with the weights of a module, on ``val``, in percent.
     """
@@ -70,20 +68,21 @@ class Sandwich:
         self._elastic, self._draw = elastic, draw
         self.extremes = extremes
         self._stems = list(extremes.items())
-        ends = extremes.values()
-        self._ends = Extremes(
-            max((each.largest for each in ends), key=lambda network: cost(network).flops),
-            min((each.smallest for each in ends), key=lambda network: cost(network).flops),
+        largest, smallest = zip(*extremes.values(), strict=True)
+        self.ends = Extremes(
+            max(largest, key=lambda network: cost(network).flops),
+            min(smallest, key=lambda network: cost(network).flops),
         )
+        """The largest network of all stems, and the smallest."""
         self._members, self._whole_steps = members, whole_steps
         self._recipe, self._seed = recipe, seed
         self._accuracy = accuracy
-        self._skeleton = lru_cache(maxsize=32)(self._made)
 
-    @property
-    def ends(self) -> Extremes:
-        """The largest network of all stems, and the smallest."""
-        return self._ends
+        @lru_cache(maxsize=32)
+        def made(network: Levit) -> LevitModel:
+            return skeleton(network).to(next(elastic.parameters()).device).train()
+
+        self._skeleton = made
 
     def learn(self, views: Views, optimization: Optimization, share: float) -> Tensor:
         stem, (largest, smallest) = self._stems[views.step % len(self._stems)]
@@ -107,11 +106,7 @@ class Sandwich:
 
     def top1_percent(self, evaluated: nn.Module) -> tuple[float, ...]:
         assert isinstance(evaluated, Elastic)
-        return tuple(self._accuracy(evaluated, network) for network in self._ends)
-
-    def _made(self, network: Levit) -> LevitModel:
-        device = next(self._elastic.parameters()).device
-        return skeleton(network).to(device).train()
+        return tuple(self._accuracy(evaluated, network) for network in self.ends)
 
 
 def _heads(answers: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

@@ -2,18 +2,15 @@
 
 from levit_search.train.checkpoint import Checkpoint, training_id
 from levit_search.train.fitting import (
+    as_trial_errors,
     fit,
     fresh_network,
-    out_of_memory_as_trial_error,
     seed_torch,
     step_seconds,
     train_network,
 )
 from levit_search.train.objective import (
-    Answers,
-    Decide,
     Epoch,
-    Objective,
     Report,
     Training,
     Views,
@@ -24,20 +21,17 @@ from levit_search.train.objective import (
 from levit_search.train.optimization import Optimization, device_of
 
 __all__ = [
-    "Answers",
     "Checkpoint",
-    "Decide",
     "Epoch",
-    "Objective",
     "Optimization",
     "Report",
     "Training",
     "Views",
     "always",
+    "as_trial_errors",
     "device_of",
     "fit",
     "fresh_network",
-    "out_of_memory_as_trial_error",
     "seed_torch",
     "silent",
     "step_seconds",

@@ -2,8 +2,8 @@
 
 import hashlib
 import io
-import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,14 @@ import torch
 
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
-from levit_search.errors import InputError, TrialError
-from levit_search.files import DamagedFileError, check_no_zip_bomb, read_bounded, write_atomically
+from levit_search.errors import InputError, TrialError, first_line
+from levit_search.files import (
+    DamagedFileError,
+    check_no_zip_bomb,
+    json_digest,
+    read_bounded,
+    write_atomically,
+)
 from levit_search.pretrained import weights_digest
 from levit_search.recipe import Recipe
 
@@ -37,7 +43,7 @@ def training_id(
     made_of = [network.id, recipe.decisive(), seed, data_id, teacher_id]
     if recipe.weights != "fresh":
         made_of.append(weights_digest(recipe.weights))
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest(made_of, 16)
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,6 @@ class Checkpoint:
     """Where a run keeps what it needs to go on, and the identity of that run.
 
     Args:
-        path: of the file.
-        run: see :func:`training_id`.
         is_required: whether a file of another run is an error; else it is replaced.
     """
 
@@ -54,7 +58,7 @@ class Checkpoint:
     run: str
     is_required: bool = False
 
-    def save(self, state: dict[str, Any]) -> None:
+    def save(self, state: Mapping[str, object]) -> None:
         """Put ``state``, tensors and plain values, in the place of an earlier one, at once.
 
         Raises:
@@ -97,8 +101,8 @@ class Checkpoint:
                 io.BytesIO(content), map_location="cpu", weights_only=True
             )
         except Exception as error:  # torch, pickle and zip each raise their own kinds
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warnings.warn(f"{self.path}: refused ({reason}); training starts anew", stacklevel=2)
+            told = f"{self.path}: refused ({first_line(error)}); training starts anew"
+            warnings.warn(told, stacklevel=2)
             return None
         if state.get("format") == _FORMAT and state.get("run") == self.run:
             return state

@@ -4,17 +4,16 @@ import errno
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from levit_search.architecture import Architecture
 from levit_search.batches import Batch, Batches, generator
-from levit_search.errors import TrialError
+from levit_search.errors import TrialError, first_line
 from levit_search.latency.host_lock import between_probes
 from levit_search.model import Model, build
 from levit_search.pretrained import load_donor_weights, start_from
@@ -58,8 +57,6 @@ def train_network(
     report: Report = silent,
     checkpoint: Checkpoint | None = None,
     until: int | None = None,
-    progress: Progress = no_progress,
-    decide: Decide = always,
 ) -> tuple[Model, Training]:
     """Build ``network`` with the weights that it starts from, and fit it; see :func:`fit`.
 
@@ -67,9 +64,7 @@ def train_network(
     """
     model = fresh_network(network, recipe, seed)
     answers = teacher if network.distillation else None
-    return model, fit(
-        model, batches, recipe, seed, answers, report, checkpoint, until, progress, decide
-    )
+    return model, fit(model, batches, recipe, seed, answers, report, checkpoint, until)
 
 
 def fresh_network(network: Architecture, recipe: Recipe, seed: int) -> Model:
@@ -107,7 +102,6 @@ def fit(
 
     Args:
         model: images [B, C, H, W] to logits [B, num_classes], or to a pair of them while training.
-        batches: the data.
         recipe: how; ``threads`` is set for the whole process.
         seed: of the order, the augmentation and the drop paths, not of the model's weights.
         teacher: answers for the second head; not asked where the recipe has no distillation.
@@ -132,15 +126,20 @@ def fit(
     run = _Run(model, batches, recipe, seed, teacher, checkpoint, objective)
     last = min(until or recipe.epochs, recipe.epochs)
     run.check_guessing()  # of a run that was given up before
-    goes_on = run.was_let_go_on(decide)
-    with _as_trial_errors(run):
+    goes_on = True
+    for place, point in enumerate(run.curve, start=1):  # earlier sessions came to these
+        if goes_on and run.is_rung(point) and not decide(point):
+            del run.curve[place:]  # what came after a no is forgotten
+            goes_on = False
+    with as_trial_errors(run):
         while goes_on and len(run.curve) < last:
             run.train_epoch(len(run.curve) + 1 == last, progress)
             report(run.curve[-1])
             progress(run.curve[-1].summary(), len(run.curve) / recipe.epochs)
             run.check_guessing()
             goes_on = not run.is_rung(run.curve[-1]) or decide(run.curve[-1])
-    run.keep_weights()
+    if run.optimization.evaluated is not model:  # the averaged weights
+        model.load_state_dict(run.optimization.evaluated.state_dict())
     return run.training()
 
 
@@ -154,8 +153,14 @@ def step_seconds(model: nn.Module, batches: Batches, recipe: Recipe) -> Iterator
     """
     torch.set_num_threads(recipe.threads)
     run = _Run(model, batches, recipe, 0, None, None, None)
-    with _as_trial_errors(run):
-        yield from run.timed_steps()
+    model.train()
+    with as_trial_errors(run):
+        for epoch in itertools.count():
+            start = time.perf_counter()
+            for step, batch in enumerate(batches.train(0, epoch, recipe, run.device)):
+                float(run.step(epoch, step, batch))  # a GPU is waited for
+                yield time.perf_counter() - start
+                start = time.perf_counter()
 
 
 class _Run:
@@ -172,90 +177,72 @@ class _Run:
         objective: Objective | None,
     ) -> None:
         self._model, self._batches, self._recipe, self._seed = model, batches, recipe, seed
-        self._device = device_of(recipe)
+        self.device = device_of(recipe)
         self._format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         # torch's stubs lack the overload that its documentation has.
-        model.to(self._device, memory_format=self._format)  # type: ignore[call-overload]
+        model.to(self.device, memory_format=self._format)  # type: ignore[call-overload]
         self._objective = objective or PlainLoss(model, batches, recipe)
         self._teacher = teacher if recipe.distillation != "none" else None
         self._steps = batches.steps(recipe)
-        self._optimization = Optimization(model, recipe, self._steps)
+        self.optimization = Optimization(model, recipe, self._steps)
         self.parts = 1
         self._checkpoint = checkpoint
         self.curve: list[Epoch] = []
         state = checkpoint.load() if checkpoint is not None else None
         if state is not None:
-            self._go_on(state)
+            model.load_state_dict(state["model"])
+            self.optimization.load_state_dict(state["optimization"])
+            self.parts = state["parts"]
+            self.curve = [self._objective.point(*point) for point in state["curve"]]
         earlier = self.curve[-1].seconds if self.curve else 0.0
         self._start = time.perf_counter() - earlier
         self._saved = time.perf_counter()
 
-    def _go_on(self, state: dict[str, Any]) -> None:
-        self._model.load_state_dict(state["model"])
-        self._optimization.load_state_dict(state["optimization"])
-        self.parts = state["parts"]
-        self.curve = [self._objective.point(*point) for point in state["curve"]]
-
-    def _save(self) -> None:
-        if self._checkpoint is None:
-            return
-        self._checkpoint.save(
-            {
-                "model": self._model.state_dict(),
-                "optimization": self._optimization.state_dict(),
-                "parts": self.parts,
-                "curve": [astuple(point) for point in self.curve],
-            }
-        )
-        self._saved = time.perf_counter()
-
-    def train_epoch(self, is_last: bool, progress: Progress = no_progress) -> None:
+    def train_epoch(self, is_last: bool, progress: Progress) -> None:
         """Train one epoch, look at ``val``, and keep a checkpoint where one is due."""
         number = len(self.curve)
         seed_torch(self._seed, number, 2)
         self._model.train()
         losses: list[Tensor] = []
         spoken = time.perf_counter()
-        views = self._batches.train(self._seed, number, self._recipe, self._device)
+        views = self._batches.train(self._seed, number, self._recipe, self.device)
         with between_probes(views) as shared:
             for step, batch in enumerate(shared):
-                losses.append(self._step(number, step, batch))
+                losses.append(self.step(number, step, batch))
                 if step % _WATCHED_STEPS == 0 or step + 1 == self._steps:
-                    _check_finite(losses[-_WATCHED_STEPS:], number)
+                    for loss in torch.stack(losses[-_WATCHED_STEPS:]).tolist():
+                        if not math.isfinite(loss):
+                            raise TrialError(
+                                f"the loss became {loss} in epoch {number + 1}; a lower learning "
+                                "rate may help"
+                            )
                     if time.perf_counter() - spoken > _SPOKEN_S:
                         latest = self.curve[-1].summary() if self.curve else ""
                         done = (number + (step + 1) / self._steps) / self._recipe.epochs
                         progress(latest, done)
                         spoken = time.perf_counter()
-        accuracy, *others = self._objective.top1_percent(self._optimization.evaluated)
+        accuracy, *others = self._objective.top1_percent(self.optimization.evaluated)
         mean = float(torch.stack(losses).double().mean())
         elapsed = time.perf_counter() - self._start
         point = self._objective.point(number + 1, mean, accuracy, round(elapsed, 3), *others)
         self.curve.append(point)
         is_due = time.perf_counter() - self._saved > _CHECKPOINT_S
-        if is_last or is_due or number + 1 in self._recipe.rungs:
-            self._save()
+        if self._checkpoint is not None and (is_last or is_due or number + 1 in self._recipe.rungs):
+            state = {"model": self._model.state_dict(), "parts": self.parts}
+            state["optimization"] = self.optimization.state_dict()
+            state["curve"] = [astuple(point) for point in self.curve]
+            self._checkpoint.save(state)
+            self._saved = time.perf_counter()
 
-    def timed_steps(self) -> Iterator[float]:
-        """Train on and on; the seconds of each step."""
-        self._model.train()
-        for epoch in itertools.count():
-            start = time.perf_counter()
-            views = self._batches.train(self._seed, epoch, self._recipe, self._device)
-            for step, batch in enumerate(views):
-                float(self._step(epoch, step, batch))  # a GPU is waited for
-                yield time.perf_counter() - start
-                start = time.perf_counter()
-
-    def _step(self, epoch: int, step: int, batch: Batch) -> Tensor:
+    def step(self, epoch: int, step: int, batch: Batch) -> Tensor:
         """One batch; its loss, a scalar without gradients."""
         images = batch.images.to(memory_format=self._format)
-        teacher_targets = None
+        of_teacher = None
         if self._teacher is not None:
-            teacher_targets = self._teacher(self._seed, epoch, step, batch.images)
-        number = epoch * self._steps + step
+            of_teacher = self._teacher(self._seed, epoch, step, batch.images)
+        views = Views(images, batch.targets, of_teacher, epoch * self._steps + step)
         try:
-            loss = self._gradients(number, images, batch.targets, teacher_targets)
+            loss = self._gradients(views)
         except (RuntimeError, MemoryError) as error:
             # Halves of fewer than two images have no batch statistics.
             if not is_out_of_memory(error) or self.parts > 1 or len(images) < 4:
@@ -263,24 +250,21 @@ class _Run:
             loss = None
         if loss is None:  # outside of the handler, whose traceback holds what memory is full of
             self.parts = 2
-            self._optimization.forget()
-            if self._device.type == "cuda":
+            self.optimization.forget()
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            loss = self._gradients(number, images, batch.targets, teacher_targets)
-        self._optimization.step(number)
+            loss = self._gradients(views)
+        self.optimization.step(views.step)
         return loss
 
-    def _gradients(
-        self, number: int, images: Tensor, targets: Tensor, teacher_targets: Tensor | None
-    ) -> Tensor:
-        total = torch.zeros((), device=images.device)
-        for part in torch.arange(len(images)).tensor_split(self.parts):
+    def _gradients(self, whole: Views) -> Tensor:
+        total = torch.zeros((), device=whole.images.device)
+        for part in torch.arange(len(whole.images)).tensor_split(self.parts):
             rows = slice(int(part[0]), int(part[-1]) + 1)
-            of_teacher = teacher_targets[rows] if teacher_targets is not None else None
-            views = Views(images[rows], targets[rows], of_teacher, number)
-            total = total + self._objective.learn(
-                views, self._optimization, len(part) / len(images)
-            )
+            of_teacher = None if whole.teacher_targets is None else whole.teacher_targets[rows]
+            views = Views(whole.images[rows], whole.targets[rows], of_teacher, whole.step)
+            share = len(part) / len(whole.images)
+            total = total + self._objective.learn(views, self.optimization, share)
         return total
 
     def check_guessing(self) -> None:
@@ -302,19 +286,6 @@ class _Run:
         """Whether it is decided there if the run goes on."""
         return point.epoch in self._recipe.rungs and point.epoch < self._recipe.epochs
 
-    def was_let_go_on(self, decide: Decide) -> bool:
-        """Ask about the rungs of earlier sessions; what came after a no is forgotten."""
-        for place, point in enumerate(self.curve, start=1):
-            if self.is_rung(point) and not decide(point):
-                del self.curve[place:]
-                return False
-        return True
-
-    def keep_weights(self) -> None:
-        """Put the averaged weights, where there are some, into the model."""
-        if self._optimization.evaluated is not self._model:
-            self._model.load_state_dict(self._optimization.evaluated.state_dict())
-
     def training(self) -> Training:
         """The figures so far."""
         last = self.curve[-1]
@@ -324,35 +295,10 @@ class _Run:
             trained / last.seconds,
             last.seconds,
             tuple(self.curve),
-            self._optimization.precision,
+            self.optimization.precision,
             self.parts,
             getattr(self._model, "started_from", None),
         )
-
-
-def _check_finite(losses: list[Tensor], epoch: int) -> None:
-    for loss in torch.stack(losses).tolist():
-        if not math.isfinite(loss):
-            raise TrialError(
-                f"the loss became {loss} in epoch {epoch + 1}; a lower learning rate may help"
-            )
-
-
-@contextmanager
-def _as_trial_errors(run: _Run) -> Iterator[None]:
-    """Fail the candidate, and not the search, for want of memory or of a compiler."""
-
-    def halves() -> str:
-        return ", also with half a batch at a time" if run.parts > 1 else ""
-
-    try:
-        with out_of_memory_as_trial_error(halves):
-            yield
-    except RuntimeError as error:
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = (str(error).splitlines() or [""])[0][:200]
-            raise TrialError(f"train.compile: torch.compile failed ({reason})") from error
-        raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -365,16 +311,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def out_of_memory_as_trial_error(note: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Raise want of memory within the block as a :class:`TrialError` that says so.
+def as_trial_errors(run: _Run | None = None) -> Iterator[None]:
+    """Fail the candidate, and not the search, for want of memory or of a compiler.
 
     Args:
-        note: further words on it, asked for when it happens.
+        run: of a training within the block, which may have worked on half a batch at a time.
     """
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = (str(error).splitlines() or ["the host's"])[0][:200]
-        raise TrialError(f"out of memory{note()} ({reason})") from error
+        if is_out_of_memory(error):
+            reason = (str(error).splitlines() or ["the host's"])[0][:200]
+            has_halves = run is not None and run.parts > 1
+            note = ", also with half a batch at a time" if has_halves else ""
+            raise TrialError(f"out of memory{note} ({reason})") from error
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = first_line(error)[:200]
+            raise TrialError(f"train.compile: torch.compile failed ({reason})") from error
+        raise

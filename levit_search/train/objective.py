@@ -15,6 +15,8 @@ from levit_search.latency.host_lock import between_probes
 from levit_search.recipe import Recipe
 from levit_search.train.optimization import Optimization
 
+_EVALUATED = 256  # images at once
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -71,22 +73,10 @@ def always(_: Epoch) -> bool:
     return True
 
 
-class Answers(Protocol):
-    """Whatever answers for a teacher."""
-
-    def __call__(self, seed: int, epoch: int, step: int, images: Tensor) -> Tensor:
-        """The teacher's answers for the views of one batch.
-
-        Args:
-            seed: of the run, with ``epoch`` and ``step`` what the views depend on.
-            epoch: from 0.
-            step: of the batch within the epoch, from 0.
-            images: float [B, C, H, W].
-
-        Returns:
-            Where ``images`` are: classes int64 [B] for hard distillation, for soft distillation
-            probabilities float [B, num_classes] at the recipe's temperature.
-        """
+Answers = Callable[[int, int, int, Tensor], Tensor]
+"""Answers for a teacher: of a run's seed, an epoch and a step within it, both from 0, and the views
+float [B, C, H, W] of that batch, where these are: classes int64 [B] for hard distillation, for soft
+distillation probabilities float [B, num_classes] at the recipe's temperature."""
 
 
 class Views(NamedTuple):
@@ -192,11 +182,7 @@ def _by_labels(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 
 @torch.inference_mode()
 def top1_percent(
-    model: nn.Module,
-    batches: Batches,
-    split: SplitName,
-    batch_size: int = 256,
-    most: int | None = None,
+    model: nn.Module, batches: Batches, split: SplitName, most: int | None = None
 ) -> float:
     """The share of a split, in percent, whose class the model puts first.
 
@@ -208,7 +194,7 @@ def top1_percent(
     model.eval()
     device = next(model.parameters()).device
     right = seen = 0
-    with between_probes(batches.evaluation(split, batch_size, device, most)) as shared:
+    with between_probes(batches.evaluation(split, _EVALUATED, device, most)) as shared:
         for images, labels in shared:
             logits = model(images)
             seen += len(labels)

@@ -49,7 +49,6 @@ class Optimization:
 
     Args:
         model: on its device; what its ``no_weight_decay`` names, biases and norms do not decay.
-        recipe: how.
         steps: batches an epoch.
     """
 
