@@ -20,7 +20,8 @@ from ray import tune
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table, remove_placement_group
 
-from levit_search.engine.interface import Event, make_engine
+from levit_search.engine import make_engine
+from levit_search.engine.interface import Event
 from levit_search.engine.ray import CandidateSearcher, RayEngine
 from levit_search.engine.ray_cluster import Placement
 from levit_search.engine.tasks import Task

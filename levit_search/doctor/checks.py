@@ -84,7 +84,8 @@ def targets() -> list[Finding]:
         mend = f"mend or remove {files}"
         return [fail(str(error), "every command that measures", mend, "targets.yaml")]
     findings = []
-    here, away = [], []
+    here: list[str] = []
+    away: list[str] = []
     for row in discover(named, _TARGET_S, lambda _: None):
         name, reason = row.name, row.reason or "no answer"
         if name not in named and name != _OURS:

@@ -167,8 +167,8 @@ def imports() -> Finding | list[Finding]:
     for (name, (brought_by, installed)), step in zip(there.items(), steps.values(), strict=True):
         if not step.is_ok:
             mend = f"{_PIP} install --force-reinstall {brought_by}"
-            found = f"{installed} does not import: {step.text}"
-            broken.append(fail(found, "whatever needs it", mend, name))
+            text = f"{installed} does not import: {step.text}"
+            broken.append(fail(text, "whatever needs it", mend, name))
     return broken or ok(f"all {len(there)} packages import")
 
 

@@ -1,16 +1,12 @@
-"""The interface of an engine, its events, and how the configured engine is made."""
+"""The interface of an engine, and its events."""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
-from levit_search.files import user_cache
-
-if TYPE_CHECKING:
-    from levit_search.study import Study
 
 NO_TRIAL = -1
 """In the place of a trial's number: what is measured for the study itself."""
@@ -78,25 +74,3 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Stop everything that runs."""
-
-
-def make_engine(study: "Study", sample: Architecture, settled_ms: dict[str, float]) -> Engine:
-    """The engine that the study's configuration names; it begins to prepare at once.
-
-    Args:
-        study: evaluated networks' weights go into its folder.
-        sample: any network of its space.
-        settled_ms: the reference's latency by id, where an earlier session settled it.
-
-    Raises:
-        InputError: there is no such cluster, it lacks what a worker claims, or there is no folder
-            for caches.
-    """
-    user_cache()  # where there is none it is chosen here, and said, before each worker does so
-    if study.config.engine.kind == "ray":
-        from levit_search.engine.ray import RayEngine
-
-        return RayEngine(study, sample, settled_ms)
-    from levit_search.engine.local import LocalEngine
-
-    return LocalEngine(study, sample, settled_ms)

@@ -45,7 +45,7 @@ class LocalEngine(TaskEngine):
     In the place of a worker that dies a new one is started, which goes on with its trial; the trial
     fails where that ends in the same way.
 
-    It is made as by :func:`levit_search.engine.interface.make_engine`; ``evaluator`` says where
+    It is made as by :func:`levit_search.engine.make_engine`; ``evaluator`` says where
     workers find what they do their work with, a :class:`levit_search.engine.tasks.Evaluates`.
     """
 

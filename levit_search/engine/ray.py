@@ -231,7 +231,7 @@ class RayEngine(CandidateSearcher):
     The first worker prepares alone; the others begin with what it found. Nodes may come and go. A
     trial whose worker or node dies goes on from its checkpoint with another one, once.
 
-    It is made as by :func:`levit_search.engine.interface.make_engine`; ``evaluator`` says where
+    It is made as by :func:`levit_search.engine.make_engine`; ``evaluator`` says where
     workers find what they do their work with, a :class:`levit_search.engine.tasks.Evaluates`.
 
     Raises:

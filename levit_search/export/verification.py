@@ -177,7 +177,9 @@ def compared(
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="levit-search-check-") as place:
         scratch = Path(place)
-        readers = [each.reader for each in READABLE.values() if each.reader is not None]
+        readers: list[Callable[..., object]] = [
+            each.reader for each in READABLE.values() if each.reader is not None
+        ]
         parts = ["import sys\nfrom pathlib import Path\nfrom typing import Any\n"]
         parts += [inspect.getsource(each) for each in (*readers, _by_torch, _read)]
         (scratch / "reader.py").write_text("\n\n".join([*parts, "_read()\n"]), encoding="utf-8")

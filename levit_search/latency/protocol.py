@@ -39,7 +39,8 @@ class Round:
         """The first network's time an image in multiples of the reference's, by cycle."""
         times = np.array([[timing[clock] for timing in cycle[:2]] for cycle in self.cycles])
         an_image: np.ndarray[Any, Any] = times / np.array(self.batch_sizes[:2])
-        return an_image[:, 1] / an_image[:, 0]
+        found: np.ndarray[Any, Any] = an_image[:, 1] / an_image[:, 0]
+        return found
 
     def log_ratio(self, clock: str) -> float:
         """The logarithm of the first network's time an image in multiples of the reference's.

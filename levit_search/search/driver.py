@@ -19,7 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
-from levit_search.engine.interface import Engine, Event, make_engine
+from levit_search.engine import make_engine
+from levit_search.engine.interface import Engine, Event
 from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.files import remove_unfinished
 from levit_search.pretrained import check_donor_weights
@@ -54,7 +55,7 @@ _STATES: dict[TrialState, State] = {
 }
 
 MakeEngine = Callable[[Study, Architecture, dict[str, float]], Engine]
-"""As :func:`levit_search.engine.interface.make_engine`."""
+"""As :func:`levit_search.engine.make_engine`."""
 
 
 def search(
