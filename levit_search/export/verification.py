@@ -177,11 +177,10 @@ def compared(
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="levit-search-check-") as place:
         scratch = Path(place)
-        readers: list[Callable[..., object]] = [
-            each.reader for each in READABLE.values() if each.reader is not None
-        ]
+        read: list[Callable[..., object]] = [_by_torch, _read]
+        read += [each.reader for each in READABLE.values() if each.reader is not None]
         parts = ["import sys\nfrom pathlib import Path\nfrom typing import Any\n"]
-        parts += [inspect.getsource(each) for each in (*readers, _by_torch, _read)]
+        parts += [inspect.getsource(each) for each in read]
         (scratch / "reader.py").write_text("\n\n".join([*parts, "_read()\n"]), encoding="utf-8")
         np.save(scratch / "images.npy", sample.images)
         for name in names:
