@@ -52,7 +52,8 @@ def opened(study: Study) -> TrialStore:
 def begun(store: TrialStore, study: Study) -> int:
     number = store.next_number
     params = {name: each.low for name, each in distributions(study).items()}
-    store.begin(params, NOTES, {"valid": 0.0}, {"sampler:generation": 1})
+    kept = {"sampler:generation": 1}
+    store.add(TrialState.RUNNING, None, params, NOTES, {"valid": 0.0}, kept)
     return number
 
 

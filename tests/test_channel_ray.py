@@ -234,7 +234,7 @@ def test_an_endless_line_from_a_node_is_refused(
     monkeypatch.setattr(channel.worker, "__file__", str(endless))
     for side in (process_pipe, channel):  # the node's, which is sent there, and ours
         monkeypatch.setattr(side, "LONGEST_LINE", 1 << 20)
-    assert refusal(nodes.target(), 60, 30) == "not an answer: a line of over 1 MiB"
+    assert refusal(nodes.target(), 150, 60) == "not an answer: a line of over 1 MiB"
     assert has_ended(nodes.last_worker())
 
 
@@ -245,7 +245,7 @@ def test_a_worker_that_says_nothing_on_its_node_is_stopped(
     silent = tmp_path / "silent.py"
     silent.write_text("import time\ntime.sleep(60)")
     monkeypatch.setattr(channel.worker, "__file__", str(silent))
-    assert refusal(nodes.target(), 30, patience_s=1.0) == "no answer for 1 s, stopped"
+    assert refusal(nodes.target(), 150, patience_s=1.0) == "no answer for 1 s, stopped"
     assert has_ended(nodes.last_worker())
 
 

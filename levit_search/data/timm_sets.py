@@ -62,9 +62,6 @@ def created(config: DataConfig, split: str, **options: Any) -> Any:
     # An absolute path is never an address: webdataset would run what follows `pipe:`.
     root = None if config.root is None else str(expanded(config.root).absolute())
     with explained(config):
-        module, _ = _NEEDED.get(config.reader, ("timm", ""))
-        if importlib.util.find_spec(module) is None:
-            raise ModuleNotFoundError(name=module)
         from timm.data import create_dataset
 
         return create_dataset(config.name, **{"root": root, "split": split, **options})
@@ -72,8 +69,11 @@ def created(config: DataConfig, split: str, **options: Any) -> Any:
 
 @contextmanager
 def explained(config: DataConfig) -> Iterator[None]:
-    """Turn whatever a reader raises into an error that names the set."""
+    """Turn whatever a reader raises, or that its package is missing, into an error on the set."""
     try:
+        module, _ = _NEEDED.get(config.reader, ("timm", ""))
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(name=module)
         yield
     except InputError:
         raise

@@ -221,7 +221,7 @@ class DriverScheduler(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Tune starts what is pending anyway; this ends it all once the searcher is closed."""
         if self._searcher.is_closed:
-            for trial in list(tune_controller.get_work_trials()):
+            for trial in list(tune_controller.get_live_trials()):
                 tune_controller.stop_trial(trial)
 
 

@@ -434,7 +434,7 @@ def _data(study: Study, sample: Architecture) -> dict[str, object]:
         "channels": sample.in_channels,
         "classes": sample.num_classes,
         "class_names": class_names,
-        "survey": survey.lines() if survey is not None else None,
+        "survey": list(survey.lines()) if survey is not None else None,
     }
 
 

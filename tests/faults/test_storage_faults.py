@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from levit_search.errors import BudgetError, InputError
 from levit_search.search import driver, search
@@ -71,7 +71,8 @@ def searched(study: Study) -> Study:
         written = TrialStore(study, distributions(study))
         known = written.trials()[0]
         number = written.next_number
-        written.begin(known.params, {**known.user_attrs, "rungs": []}, {"valid": 0.0}, {})
+        notes = {**known.user_attrs, "rungs": []}
+        written.add(TrialState.RUNNING, None, known.params, notes, {"valid": 0.0}, {})
         written.note(number, "rungs", [{"epoch": 1, "goes_on": True, "values": {"flops": 1.0}}])
     return study
 
