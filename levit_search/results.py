@@ -9,9 +9,6 @@ from typing import Any, ClassVar
 from levit_search.errors import InputError, writing
 from levit_search.files import held_lock, read_checksummed, write_atomically, write_checksummed
 
-Document = dict[str, Any]
-"""What a JSON file of results holds, or a part of it, by name."""
-
 
 class ResultStore:
     """Results that a command keeps in a folder, so that it goes on where it was interrupted.
