@@ -95,7 +95,8 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Where to [default: STUDY/export/ID].")
     ] = None,
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Train it again from scratch first, for --epochs.")
+        bool,
+        typer.Option("--retrain", help="Train it again first, for --epochs."),
     ] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to train it again.")] = None,
     seeds: Annotated[

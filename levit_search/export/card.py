@@ -299,7 +299,8 @@ def _training(facts: Facts) -> str:
     retrained = facts.retrained
     if retrained is not None:
         recipe, epochs, seed = facts.config.train, retrained.epochs, retrained.seed
-        where = "trained again from scratch for this export"
+        start = "fresh weights" if recipe.weights == "fresh" else "what the search starts from"
+        where = f"trained again for this export, from {start}"
     else:
         recipe, seed = facts.config.candidate_recipe, facts.config.search.seed
         epochs, where = recipe.epochs, "in the search"

@@ -1,4 +1,4 @@
-"""A chosen network trained again from scratch, longer than a search could afford."""
+"""Trains a chosen network again, from what a study starts from, longer than its search could."""
 
 import hashlib
 import json
@@ -103,7 +103,7 @@ def retrained(
     count: int,
     progress: Progress,
 ) -> tuple[Path, Retrained]:
-    """Train ``network`` from scratch with each seed, and measure it on the test split.
+    """Train ``network`` with each seed, from what the study starts from, and measure it on test.
 
     Each training is kept in ``retrained/`` of the study folder; one that was interrupted goes on
     from its checkpoint and one that is finished is not done again.
