@@ -382,7 +382,7 @@ def test_the_host_follows_all_options_and_python_is_one_word_to_the_shell() -> N
     assert rest[:2] == command
     assert shlex.split(rest[2]) == ["exec", "env", "NAME=$x", "/my venv/python; id", "-c", "a 'b'"]
     assert options[-4:] == ["-p", "22", "-l", "me"]
-    assert "BatchMode=yes" in options
+    assert "-oBatchMode=yes" in options
 
 
 def test_the_command_line_refuses_such_a_target_in_one_line(cli: Cli) -> None:

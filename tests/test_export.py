@@ -138,8 +138,9 @@ def test_data_that_changed_since_the_search_is_an_error(
         """As where a class was renamed, so that it sorts last."""
         batches = reads(config)
         assert isinstance(batches, MemoryBatches)
-        for labels in batches._labels.values():
-            labels.add_(9).remainder_(10)
+        for split in ("train", "val", "test"):
+            labels = batches.labels(split)
+            labels[:] = (labels + 9) % 10
         return batches
 
     def without_a_class(config: Any) -> Any:
