@@ -254,7 +254,7 @@ def test_a_network_is_trained_again_with_seeds_and_only_once(
     assert written.test_top1_percent == pytest.approx(found["test_top1_percent"][best])
     text = (tmp_path / "out" / "README.md").read_text()
     assert "top-1, test, over seeds" in text
-    assert "trained again for this export, from fresh weights" in text
+    assert "trained again for this export, from fresh weights." in text
     assert "--pick knee --retrain --epochs 2 --seeds 2 --set train.lr=0.004` on" in text
     told.clear()
     again = exports.export(study, record, tmp_path / "again", "knee", options, tell)

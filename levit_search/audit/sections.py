@@ -224,7 +224,7 @@ def growth(study: str, label: str, costs: Sequence[float], volumes: Sequence[flo
     """How the front's hypervolume grew by what was spent."""
     # The first networks are most of it; what follows is of interest.
     pairs = list(zip(costs, volumes, strict=True))
-    least = max([0.0, *(volume for cost, volume in pairs if cost <= costs[-1] / 20)])
+    least = max([0.0, *(volume for cost, volume in pairs if cost <= costs[-1] / 20 < costs[-1])])
     xs, ys = zip(*(pair for pair in pairs if pair[1] >= least), strict=True)
     tips = [f"hypervolume {y:.4f}\n{label} {x:.4g}" for x, y in zip(xs, ys, strict=True)]
     line = Series("", xs, ys, "front", None, line="steps", width=2)

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -173,14 +174,16 @@ class StoredImages:
 
 Split = Arrays | StoredImages
 
+_warn = partial(warnings.warn, stacklevel=2)  # points to the caller
 
-def load(config: DataConfig, say: Callable[[str], None] = warnings.warn) -> dict[SplitName, Split]:
+
+def load(config: DataConfig, say: Callable[[str], None] = _warn) -> dict[SplitName, Split]:
     """The splits of :func:`load_described` alone."""
     return load_described(config, say)[1]
 
 
 def load_described(
-    config: DataConfig, say: Callable[[str], None] = warnings.warn
+    config: DataConfig, say: Callable[[str], None] = _warn
 ) -> tuple[DataInfo, dict[SplitName, Split]]:
     """What :func:`describe` says, and the three splits, at ``image_size`` where they are in memory.
 

@@ -427,7 +427,8 @@ class Stream(OpenedSet):
             reader = created(config, config.train_split or "train", download=True).reader
             found = tuple(reader.builder.info.splits)
         elif config.root is None:
-            raise InputError(f"data.root: is required for data.name {config.name}")
+            with explained(config):  # a package that is missing is told first
+                raise InputError(f"data.root: is required for data.name {config.name}")
         elif config.train_split is None or ".tar" not in config.train_split:
             reader = created(config, config.train_split or "train").reader
             found = tuple(reader.info.get("splits", ()))
@@ -560,6 +561,8 @@ def _counted(title: str, faults: Faults) -> Iterator[None]:
     """Count what timm's reader of shards leaves out; it tells nobody but its log."""
 
     def counted(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
         reason = record.getMessage().removeprefix("Handling webdataset error (")
         faults.add(f"{title}, {len(faults) + 1}", reason.removesuffix("). Ignoring."))
         return False

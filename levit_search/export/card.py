@@ -15,6 +15,7 @@ from levit_search.export.retraining import Retrained, Retraining
 from levit_search.export.timm_checkpoint import TimmCheckpoint
 from levit_search.export.verification import KnownLatency, Remeasurement, latencies
 from levit_search.image_size import image_shape
+from levit_search.pretrained import donor_of
 from levit_search.significance import Accuracy, Verdict, interval_text, wilson_percent
 from levit_search.study import Record, Study, StudyConfig
 from levit_search.study.folder import environment
@@ -299,8 +300,10 @@ def _training(facts: Facts) -> str:
     retrained = facts.retrained
     if retrained is not None:
         recipe, epochs, seed = facts.config.train, retrained.epochs, retrained.seed
-        start = "fresh weights" if recipe.weights == "fresh" else "what the search starts from"
-        where = f"trained again for this export, from {start}"
+        start = "/".join(Path(recipe.weights).parts[-2:])  # no more of where a file lies
+        where = f"trained again for this export, from {text(start)} weights"
+        if recipe.donor_weights is not None and donor_of(facts.network) is not None:
+            where += f" (its ResNet from {text(Path(recipe.donor_weights).name)})"
     else:
         recipe, seed = facts.config.candidate_recipe, facts.config.search.seed
         epochs, where = recipe.epochs, "in the search"

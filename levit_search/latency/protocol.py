@@ -213,7 +213,8 @@ class Samples:
 
 def pooled_reference_ms(samples: Sequence[Samples], clock: str) -> float:
     """The reference's milliseconds a run over all that was measured against it."""
-    return median(cycle[0][clock] for each in samples for r in each.rounds for cycle in r.cycles)
+    cycles = (cycle for each in samples for r in each.rounds for cycle in r.cycles)
+    return float(median(reference[clock] for reference, *_ in cycles))
 
 
 def measurement(
@@ -256,10 +257,10 @@ def measurement(
         reference_ms=reference_ms,
         own_reference_ms=own_reference_ms,
         clock=clock,
-        cpu_ms=median(timing["cpu"] for timing in own),
-        wall_ms=median(timing["wall"] for timing in own),
-        device_ms=median(timing["device"] for timing in own) if clock == "device" else None,
-        latency_median_ms=median(all_singles),
+        cpu_ms=float(median(timing["cpu"] for timing in own)),
+        wall_ms=float(median(timing["wall"] for timing in own)),
+        device_ms=float(median(timing["device"] for timing in own)) if clock == "device" else None,
+        latency_median_ms=float(median(all_singles)),
         latency_p95_ms=float(np.percentile(all_singles, 95)),
         median_sd_percent=_error_percent(rounds, 50),
         p95_sd_percent=_error_percent(rounds, 95),

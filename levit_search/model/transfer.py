@@ -99,7 +99,7 @@ def transfer(
         raise InputError(reason)
     result = Transfer(source.name, cut=pair.cut(), changed=pair.changed())
     if ranks is None or order == "leading":
-        ranks = importance(source) if result.cut and order == "scale" else {}
+        ranks = importance(source) if result.cut and order != "leading" else {}
     selected = _selected(pair.before_sizes, pair.after_sizes, ranks) if pair.blocks_fit else {}
     placed: dict[str, Tensor] = {}
     for name, own in model.state_dict().items():

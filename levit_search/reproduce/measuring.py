@@ -157,6 +157,8 @@ def _save(table: PaperTable, store: ReproductionStore, columns: str) -> None:
     accuracy = store.latest("accuracy")
     if columns == "accuracy" and accuracy and (curves := rendering.draw_curves(accuracy, table)):
         store.write("curves.svg", curves)
+    elif columns == "accuracy":
+        (store.folder / "curves.svg").unlink(missing_ok=True)  # those of settings before
     store.write("table.csv", rendering.as_csv(table, store))
     store.write("table.md", rendering.as_markdown(table, store))
     settings = {

@@ -435,8 +435,12 @@ class _Trial(_Open, total=False):
     taught: bool
 
 
-class _Measured(_Evaluation, total=False):
+class _Measured(_Open, total=False):
     failed: str
+    latency: _Predicted | None
+    training: _Training | None
+    values: dict[str, _Finite]
+    seconds: _NotNegative
     finished: str
 
 
