@@ -623,3 +623,10 @@ def test_damaged_results_are_not_written_over(study: Study, content: str, messag
     with pytest.raises(InputError, match=message):
         audit(study, 0, 1, Lines())
     assert path.read_text() == content
+
+
+def test_growth_shows_what_follows_the_first_networks_and_all_where_nothing_was_spent() -> None:
+    volumes = [0.2, 0.5, 0.9]
+    assert list(sections.growth("s", "trials", [1, 50, 100], volumes).series[0].y) == volumes
+    assert list(sections.growth("s", "trials", [1, 2, 100], volumes).series[0].y) == [0.5, 0.9]
+    assert list(sections.growth("s", "epochs", [0, 0, 0], volumes).series[0].y) == volumes
