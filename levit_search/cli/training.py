@@ -350,9 +350,9 @@ def fill(
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Keep the teacher's answers for all views of a recipe; training then only looks them up.
+    """Keep the teacher's answers for all views of a recipe.
 
-    Only what is missing is asked for: an interrupted command goes on when it is given again, and
+    Training then only looks them up. Only what is missing is asked for: an interrupted command goes on when it is given again, and
     several may run at once.
     """
     from levit_search.batches import open_batches
@@ -425,7 +425,10 @@ def _reported(shown: "StepProgress", epochs: int) -> "Report":
 
 @teacher.command()
 def show(space: SpaceFile, settings: Settings = None, as_json: Json = False) -> None:
-    """Show the teacher's card, and which of its answers are kept; nothing is trained or asked."""
+    """Show the teacher's card, and which of its answers are kept.
+
+    Nothing is trained or asked.
+    """
     from levit_search.batches import open_batches
     from levit_search.distill import Store, header_of, kept_card, store_folder
 
