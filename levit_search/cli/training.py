@@ -352,8 +352,8 @@ def fill(
 ) -> None:
     """Keep the teacher's answers for all views of a recipe.
 
-    Training then only looks them up. Only what is missing is asked for: an interrupted command goes on when it is given again, and
-    several may run at once.
+    Training then only looks them up. Only what is missing is asked for: an interrupted command
+    goes on when it is given again, and several may run at once.
     """
     from levit_search.batches import open_batches
     from levit_search.distill import fill as fill_store
