@@ -530,11 +530,11 @@ def test_a_second_driver_that_no_lock_stopped_writes_nothing(
         other = Study.open(tmp_path / "copy")
         one, two = (TrialStore(each, distributions(each)) for each in (study, other))
         known = one.trials()[0]
-        proposal = (known.params, known.user_attrs, {"valid": 0.0}, {})
-        one.begin(*proposal)
+        proposal = (TrialState.RUNNING, None, known.params, known.user_attrs, {"valid": 0.0}, {})
+        one.add(*proposal)
         before = contents(study)
         with pytest.raises(BudgetError) as raised:
-            two.begin(*proposal)
+            two.add(*proposal)
         quoted(
             str(raised.value),
             "…: another search writes to the same storage, perhaps from a copy of the folder",
