@@ -85,7 +85,7 @@ def _bound(part: str, choice: str) -> tuple[str, str, float]:
     """The figure, sign and number of a bound such as ``flops<=300M``, which is part of a choice."""
     found = re.fullmatch(r"\s*([\w@-]+)\s*(<=|>=)\s*(\S+?)\s*", part)
     if found and figure_and_target(found[1])[0] in OBJECTIVES:
-        with suppress(TypeError, ValueError):
+        with suppress(TypeError, ValueError):  # what is no amount comes back as it was
             number = float(parse_amount(found[3]))  # type: ignore[arg-type]
             if not math.isnan(number):
                 return found[1], found[2], number

@@ -263,7 +263,7 @@ class Store:
                 found = self.find(epoch, step)
                 if found is not None:
                     return found
-            except NotImplementedError:
+            except NotImplementedError:  # as filelock says it
                 self._give_up("its disk has no file locks")
                 return ask()
             except OSError as error:

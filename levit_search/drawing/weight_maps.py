@@ -90,6 +90,7 @@ def read_weights(path: Path) -> dict[str, Array]:
     try:
         check_weights(read_bounded(path))
         with safe_open(path, framework="numpy") as file:
+            # An opened file has keys and is no mapping.
             return {
                 name: file.get_tensor(name).astype(np.float32)
                 for name in file.keys()  # noqa: SIM118

@@ -193,7 +193,7 @@ def module_source(network: Architecture, class_names: Sequence[str] = ()) -> str
     rows = []
     for name in (*names, family):
         fields = _fields(name, text)
-        if "stem" in fields:
+        if "stem" in fields:  # of a LeViT; grafts have none
             fields["stem"] = type(network.stem).__name__  # type: ignore[union-attr]
         lines = [f"    {field}: {kind}" for field, kind in fields.items()]
         rows.append(f'class {name}(NamedTuple):\n    """{_ROWS[name][0]}"""\n\n' + "\n".join(lines))

@@ -161,7 +161,7 @@ def obtain_supernet(
     Args:
         teacher: obtains the teacher with answers for the supernet's epochs, if there is one; asked
             only where the supernet is trained.
-        report: called after each epoch with a :class:`SupernetEpoch`.
+        report: called after each epoch with a :class:`levit_search.supernet.SupernetEpoch`.
         progress: told how far its training is, as by :func:`levit_search.train.fit`.
 
     Raises:
