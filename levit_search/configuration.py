@@ -24,7 +24,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticSerializationError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from levit_search.errors import InputError, cut, did_you_mean
@@ -90,6 +90,15 @@ class Frozen(BaseModel):
     """Base of everything a user writes: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        """The model as a mapping, with the options of pydantic's own; an interruption stays one."""
+        try:
+            return super().model_dump(**options)
+        except PydanticSerializationError as error:  # pydantic takes it for a serializer's failure
+            if isinstance(error.__cause__, KeyboardInterrupt):
+                raise error.__cause__ from None
+            raise
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from levit_search.configuration import (
     Amount,
@@ -197,3 +197,18 @@ def test_what_a_field_takes_beside_texts_is_read_as_yaml(key: str, text: str, va
 def test_what_is_no_yaml_is_refused_where_no_text_is_taken() -> None:
     with pytest.raises(InputError, match=r"^--set count=\[1: not valid YAML"):
         parse_value("[1", field_types(Written, "count"), "--set count=[1")
+
+
+def test_an_interruption_within_a_serializer_stays_one() -> None:
+    class Ended(KeyboardInterrupt): ...
+
+    class Part(Frozen):
+        @model_serializer(mode="wrap")
+        def _serialize(self, _: SerializerFunctionWrapHandler) -> dict[str, object]:
+            raise Ended
+
+    class Whole(Frozen):
+        part: Part = Part()
+
+    with pytest.raises(Ended):
+        Whole().model_dump(mode="json")
