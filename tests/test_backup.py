@@ -120,6 +120,27 @@ def test_what_a_kill_kept_from_the_backup_is_added(study: Study) -> None:
         assert sorted(kept.running) == [3]
 
 
+@pytest.mark.parametrize("place", range(1, 6))
+@pytest.mark.parametrize("torn", [0, 7])
+def test_what_a_cut_took_from_the_backup_is_added(place: int, torn: int, study: Study) -> None:
+    store = opened(study)
+    store.set_attribute("device", {"name": "here"})
+    store.set_attribute("population", 8)
+    ended(store, study)
+    store.set_attribute("key", "value")
+    number = begun(store, study)
+    before = lines(study)
+    size = sum(map(len, before[:place])) + torn
+    os.truncate(Backup(study.folder).path, size)
+    opened(study)
+    kept = Backup(study.folder).read()
+    assert kept.attributes == {"device": {"name": "here"}, "population": 8, "key": "value"}
+    assert (kept.finished.keys(), kept.running.keys()) == ({0}, {number})
+    again = lines(study)
+    opened(study)
+    assert lines(study) == again
+
+
 @pytest.mark.parametrize("what", ["attribute", "note"])
 def test_what_a_kill_kept_from_the_storage_is_written_there(
     what: str, study: Study, monkeypatch: pytest.MonkeyPatch
@@ -177,8 +198,9 @@ def test_what_others_add_to_a_trial_is_theirs(study: Study) -> None:
     storage, study_id = study.open_storage()
     trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
     storage.set_trial_user_attr(trial_id, "liked", True)
-    storage.set_study_user_attr(study_id, "seen", "yesterday")
-    assert opened(study).trials()[number].user_attrs["liked"]
+    for seen in ("yesterday", "today"):
+        storage.set_study_user_attr(study_id, "seen", seen)
+        assert opened(study).trials()[number].user_attrs["liked"]
 
 
 @pytest.mark.parametrize("what", ["finished", "running", "attribute"])

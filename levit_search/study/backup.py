@@ -93,14 +93,24 @@ class BackupContents:
             self.running.pop(line["trial"], None)
             self.finished[line["trial"]] = line
 
-    def missing(self, trials: Iterable["FrozenTrial"]) -> list[Line]:
-        """Lines of trials that a kill kept from being written here."""
-        return [
+    def missing(
+        self, trials: Iterable["FrozenTrial"], attributes: Mapping[str, Any]
+    ) -> list[Line]:
+        """Lines of a storage's trials that a kill or a cut kept from being here.
+
+        Those of the study's attributes are among them only where the file may have been cut: an
+        attribute of ours is here before it is there, so that one alone is another tool's.
+        """
+        lines = [
             trial_line(trial)
             for trial in trials
             if (trial.state.is_finished() and trial.number not in self.finished)
             or (trial.state.name == "RUNNING" and trial.number not in self.running)
         ]
+        if not (lines or self.is_torn):
+            return []
+        unknown = {key: each for key, each in attributes.items() if key not in self.attributes}
+        return [*_attribute_lines(unknown), *lines]
 
     def lost(
         self, trials: Sequence["FrozenTrial"], attributes: Mapping[str, Any] | None = None
@@ -220,8 +230,7 @@ class Backup:
         self, study: Line, attributes: Mapping[str, Any], trials: Iterable["FrozenTrial"]
     ) -> None:
         """Put the study's line, its attributes and all trials in the place of what is here."""
-        ours = [{"attribute": key, "value": value} for key, value in attributes.items()]
-        lines = [study, *ours, *BackupContents().missing(trials)]
+        lines = [study, *_attribute_lines(attributes), *BackupContents().missing(trials, {})]
         write_atomically(self.path, b"".join(map(_sealed, lines)))
 
 
@@ -233,6 +242,10 @@ def study_line(
 
     spelt = {key: distribution_to_json(each) for key, each in distributions.items()}
     return {"study": name, "config": config.model_dump(mode="json"), "distributions": spelt}
+
+
+def _attribute_lines(attributes: Mapping[str, Any]) -> list[Line]:
+    return [{"attribute": key, "value": value} for key, value in attributes.items()]
 
 
 def trial_line(trial: "FrozenTrial") -> Line:

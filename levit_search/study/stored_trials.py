@@ -132,7 +132,7 @@ class StoredTrials:
             check_attributes(found.attributes)
         study = study_line(self.named(), self.config, distributions)
         if kept.study is not None and not kept.broken:
-            lines = kept.missing(found.trials)
+            lines = kept.missing(found.trials, found.attributes)
             if kept.study != study:
                 lines.insert(0, study)
             if lines or kept.is_torn:
