@@ -10,6 +10,7 @@ from levit_search.architecture import Architecture, Levit
 from levit_search.audit.front_confidence import Reevaluation
 from levit_search.batches import open_batches
 from levit_search.distill import TeacherAnswers, obtain_teacher
+from levit_search.engine.interface import Settled
 from levit_search.errors import InputError, TrialError
 from levit_search.latency.host_lock import on_cores
 from levit_search.model import Model, build, load_weights
@@ -34,7 +35,7 @@ class Reevaluator:
     Args:
         config: of the study, but for ``search.seed``: that of the trainings.
         folder: of the study; its own seed, which the teacher has, is in the ``study.yaml`` there.
-        settled_ms: of no use here.
+        settled: of no use here.
         cores: those to train on; None for any.
     """
 
@@ -42,10 +43,10 @@ class Reevaluator:
         self,
         config: StudyConfig,
         folder: Path,
-        settled_ms: dict[str, float],
+        settled: Settled,
         cores: frozenset[int] | None,
     ) -> None:
-        del settled_ms
+        del settled
         self._config, self._folder, self._cores = config, folder, cores
         self._teacher: TeacherAnswers | None = None
         self._supernet: Supernet | None = None

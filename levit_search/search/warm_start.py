@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from levit_search.errors import InputError
 from levit_search.files import DamagedFileError, check_weights, read_bounded, write_atomically
 from levit_search.latency.cache import fingerprint
+from levit_search.pareto import ACCURACIES
 from levit_search.search.trials import TrialStore
 from levit_search.space import Space
 from levit_search.study import MEASURED, REMEASURED, Study, StudyConfig, differences
@@ -136,7 +137,7 @@ def taken_over(source: Study, study: Study, space: Space, store: TrialStore) -> 
             notes["taught"] = False
         objectives, rungs = study.config.objectives, []
         for rung in record.rungs:  # with the objectives of this study
-            known = {**record.estimates, "top1_percent": rung["top1_percent"]}
+            known = {**record.estimates, **dict.fromkeys(ACCURACIES, rung["top1_percent"])}
             if rung["epoch"] in study.config.rung_epochs:
                 rungs.append({**rung, "values": {name: known[name] for name in objectives}})
         if rungs:
