@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from levit_search.files import write_atomically
 from levit_search.pareto import (
+    ACCURACIES,
+    PAIRED,
     Objective,
     figure_and_target,
     is_maximised,
@@ -17,6 +19,7 @@ from levit_search.pareto import (
 )
 from levit_search.significance import UNJUDGED, Accuracy, Verdict, judged
 from levit_search.study import BaselineRecord, Record, Study, compared
+from levit_search.study.record import ERRORS, ESTIMATES, REPEATS, SEARCHED
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,21 +27,34 @@ if TYPE_CHECKING:
 # How each figure is headed and written for people; one multiply-add is one FLOP.
 _COLUMNS: dict[str, tuple[str, str]] = {
     "top1_percent": ("top-1 %", "{:.2f}"),
+    "top1_int8_percent": ("int8 top-1 %", "{:.2f}"),
     "top1_inherited_percent": ("inherited %", "{:.2f}"),
+    "top1_int8_inherited_percent": ("int8 inherited %", "{:.2f}"),
     "latency_ms": ("latency ms", "{:.4g}"),
     "latency_predicted_ms": ("predicted ms", "{:.4g}"),
     "prediction_error_percent": ("error %", "{:+.1f}"),
     "latency_ms_repeats_percent": ("± %", "{:.1f}"),
     "latency_search_ms": ("in search ms", "{:.4g}"),
+    "latency_int8_ms": ("int8 ms", "{:.4g}"),
+    "latency_int8_predicted_ms": ("int8 predicted ms", "{:.4g}"),
+    "prediction_error_int8_percent": ("int8 error %", "{:+.1f}"),
+    "latency_int8_ms_repeats_percent": ("int8 ± %", "{:.1f}"),
+    "latency_int8_search_ms": ("int8 in search ms", "{:.4g}"),
     "latency_median_ms": ("median ms", "{:.4g}"),
     "latency_p95_ms": ("p95 ms", "{:.4g}"),
     "peak_memory_mb": ("memory MB", "{:.4g}"),
+    "model_bytes": ("file MB", "{:.3g}"),
     "flops": ("MFLOPs", "{:.4g}"),
     "params": ("params M", "{:.3g}"),
     "activations": ("activations M", "{:.3g}"),
 }
 # What is told in millions, and the word for it.
-_PER_MILLION = {"flops": "FLOPs", "params": "params", "activations": "activations"}
+_PER_MILLION = {
+    "flops": "FLOPs",
+    "params": "params",
+    "activations": "activations",
+    "model_bytes": "bytes",
+}
 
 KNOWN = tuple(_COLUMNS)
 """The figures that have a column, those of a probe without their target."""
@@ -60,13 +76,14 @@ def as_json(record: Record, verdict: Verdict = UNJUDGED) -> dict[str, object]:
     """A record of the front: ``{trial, id, top1_percent, latency_ms, latency_ms_repeats_percent,
     latency_search_ms, flops, params, top1_percent_ci95, val_images, vs_best, architecture}``, and
     ``latency_ms@NAME`` and so forth where it was measured on further targets; what was not measured
-    is null. The ``verdict`` is on the accuracies of its study.
+    is null. The ``verdict`` is on the accuracies of its study; where it is on those in int8, the
+    interval is ``top1_int8_percent_ci95``.
     """
     assert record.architecture is not None
     return {
         "trial": record.trial,
         "id": record.architecture.id,
-        **_figures_json(record, verdict.by_trial.get(record.trial)),
+        **_figures_json(record, verdict.figure, verdict.by_trial.get(record.trial)),
         "architecture": record.architecture.model_dump(mode="json"),
     }
 
@@ -83,15 +100,17 @@ def baseline_as_json(record: BaselineRecord, verdict: Verdict = UNJUDGED) -> dic
         "baseline": record.config.name,
         "weights": record.config.weights,
         "reason": record.reason,
-        **_figures_json(record, verdict.by_baseline.get(record.config.id)),
+        **_figures_json(record, verdict.figure, verdict.by_baseline.get(record.config.id)),
         "architecture": None,
     }
 
 
-def _figures_json(record: Record | BaselineRecord, found: Accuracy | None) -> dict[str, object]:
+def _figures_json(
+    record: Record | BaselineRecord, accuracy: Objective, found: Accuracy | None
+) -> dict[str, object]:
     return {
         **{name: record.values.get(name) for name in _known([record])},
-        "top1_percent_ci95": [found.low_percent, found.high_percent] if found else None,
+        f"{accuracy}_ci95": [found.low_percent, found.high_percent] if found else None,
         "val_images": found.images if found else None,
         "vs_best": found.vs_best if found else None,
     }
@@ -170,25 +189,27 @@ def heading(name: str) -> str:
     return head if target is None else f"{head} @{target}"
 
 
-BESIDE_LATENCY = ("latency_ms_repeats_percent", "latency_search_ms")
+_BESIDE = {figure: (REPEATS[figure], SEARCHED[figure]) for figure in PAIRED}
+BESIDE_LATENCY = tuple(name for names in _BESIDE.values() for name in names)
 """What stands beside a latency that was measured again: how well it repeats, and what the search
-had measured."""
+had measured; then the same in int8."""
 
-_ESTIMATED = ("top1_inherited_percent", "latency_predicted_ms", "prediction_error_percent")
+_ESTIMATED = (*ESTIMATES.values(), *ERRORS.values())
 
 
 def _shown(
     records: Sequence[Record | BaselineRecord], objectives: Sequence[Objective]
 ) -> list[str]:
-    """The objectives first, a latency with :data:`BESIDE_LATENCY`, then what was estimated and the
-    costs worth seeing beside them."""
-    shown: list[str] = []
+    """The objectives first, a latency with :data:`BESIDE_LATENCY`, then the accuracy in the other
+    precision, what was estimated and the costs worth seeing beside them."""
+    known, shown = {name for r in records for name in r.values}, list[str]()
     for name in objectives:
         figure, target = figure_and_target(name)
-        again = [on_target(each, target) for each in BESIDE_LATENCY]
-        beside = again if figure == "latency_ms" else []
-        shown += [name, *(each for each in beside if any(each in r.values for r in records))]
-    estimated = [name for name in _ESTIMATED if any(name in r.values for r in records)]
+        beside = [on_target(each, target) for each in _BESIDE.get(figure, ())]
+        shown += [name, *(each for each in beside if each in known)]
+    if "top1_int8_percent" in known:
+        shown += [name for name in ACCURACIES if name not in objectives]
+    estimated = [name for name in _ESTIMATED if name in known]
     costs = [name for name in ("flops", "params") if name not in objectives]
     return [*shown, *estimated, *costs]
 
@@ -219,7 +240,7 @@ def _rows(
     columns: dict[str, list[str]] = {"trial": [*trials, *["baseline"] * len(others)]}
     for name in _shown(rows, objectives):
         columns[heading(name)] = [figure(name, each.values.get(name)) for each in rows]
-        if name == "top1_percent" and verdict.by_trial:
+        if name == verdict.figure and verdict.by_trial:
             found = [verdict.by_trial.get(record.trial) for record in records]
             found += [verdict.by_baseline.get(each.config.id) for each in others]
             columns["95 % interval"] = [each.interval() if each else "" for each in found]
@@ -293,8 +314,8 @@ def columns(records: Sequence[Record], verdict: Verdict = UNJUDGED) -> dict[str,
         "state": [record.state for record in records],
         "id": [network.id if network else None for network in networks],
         **{name: [record.values.get(name) for record in records] for name in _known(records)},
-        "top1_percent_ci95_low": [each and each.low_percent for each in accuracies],
-        "top1_percent_ci95_high": [each and each.high_percent for each in accuracies],
+        f"{verdict.figure}_ci95_low": [each and each.low_percent for each in accuracies],
+        f"{verdict.figure}_ci95_high": [each and each.high_percent for each in accuracies],
         "val_images": [each and each.images for each in accuracies],
         "vs_best": [each and each.vs_best for each in accuracies],
         "ratio_to_reference": [latency.get("ratio_to_reference") for latency in latencies],

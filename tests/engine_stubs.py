@@ -37,9 +37,7 @@ def network(drop_path: float = 0.0, embed_dim: int = 16) -> Architecture:
     return architectures.parse(tiny_description(stages=[stage], drop_path=drop_path))
 
 
-def engine_of(
-    kind: str, study: Study, settled: Settled, evaluator: type["Stub"]
-) -> Engine:
+def engine_of(kind: str, study: Study, settled: Settled, evaluator: type["Stub"]) -> Engine:
     """An engine whose workers use a class of this module."""
     where = f"tests.engine_stubs:{evaluator.__name__}"
     if kind == "ray":

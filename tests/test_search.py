@@ -725,9 +725,7 @@ def test_a_preparation_that_a_disk_refuses_says_how_to_go_on(
     space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     class Refused(StubEngine):
-        def __init__(
-            self, study: Study, sample: Architecture, settled: Settled
-        ) -> None:
+        def __init__(self, study: Study, sample: Architecture, settled: Settled) -> None:
             super().__init__(study, sample, settled)
             content = {"wrong_input": False, "refused_by_disk": "a.pt: No space left on device"}
             self._events = [Event("failed", None, "OSError: [Errno 28]", content=content)]

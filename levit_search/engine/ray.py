@@ -371,9 +371,7 @@ class Worker(tune.Trainable):
             self._changed.notify_all()
 
 
-def _evaluator(
-    config: StudyConfig, folder: Path, evaluator: str, settled: Settled
-) -> Evaluates:
+def _evaluator(config: StudyConfig, folder: Path, evaluator: str, settled: Settled) -> Evaluates:
     """Make what does the work on a node, which has to see the study's folder."""
     if not (folder / "study.yaml").is_file():
         raise InputError(

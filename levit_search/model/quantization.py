@@ -352,7 +352,7 @@ class OnnxNetwork(nn.Module):
     """An ONNX graph as a module, from images [B, C, H, W] to logits [B, classes], on the CPU.
 
     Args:
-        path: the graph, for any number of images.
+        path: the graph, for any number of images, or for one.
         runtime: ``onnxruntime`` or ``openvino``, which computes it.
         threads: of the runtime.
         exact: compute an int8 graph in float, operator by operator, as a CPU would that does not
@@ -363,6 +363,8 @@ class OnnxNetwork(nn.Module):
         self, path: Path, runtime: str = "onnxruntime", threads: int = 1, exact: bool = False
     ) -> None:
         super().__init__()
+        entry = onnx.load(path).graph.input[0]
+        self._is_for_one = entry.type.tensor_type.shape.dim[0].dim_value == 1
         self.device = nn.Parameter(torch.zeros(0), requires_grad=False)  # by which it has one
         self._run = (
             _in_openvino(path, threads)
@@ -371,7 +373,9 @@ class OnnxNetwork(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.from_numpy(self._run(np.ascontiguousarray(images.numpy())))
+        parts = images.split(1) if self._is_for_one else [images]
+        found = [self._run(np.ascontiguousarray(part.numpy())) for part in parts]
+        return torch.from_numpy(np.concatenate(found))
 
 
 Run = Callable[[Images], Images]

@@ -284,8 +284,9 @@ class StudyConfig(Frozen):
         figures = [figure_and_target(name) for name in self.objectives]
         if self.limits.latency_ms is not None:
             figures.append(("latency_ms", None))
-        found = {}
-        for target, section in {None: self.latency, **self.targets}.items():
+        found: dict[tuple[str | None, Precision], LatencyConfig] = {}
+        sections: list[tuple[str | None, LatencyConfig]] = [(None, self.latency)]
+        for target, section in (*sections, *self.targets.items()):
             wanted = {figure for figure, on in figures if on == target and figure in PROBED}
             if wanted - {"latency_int8_ms"}:
                 found[target, section.precision] = section

@@ -297,11 +297,12 @@ def measured_again(
         "values": {name: known_values[name] for name in found["values"]},
         "latency": known.get("latency"),
         "targets": known.get("targets", {}),
-        "int8": known.get("int8", {}),
+        **{key: known[key] for key in ("int8",) if key in known},
     }
     evaluation = {**known, "searched": before}
     for key in ("targets", "int8"):
-        evaluation[key] = {**before[key], **found.get(key, {})}
+        if key in before:
+            evaluation[key] = {**before[key], **found.get(key, {})}
     if found.get("latency") is not None:
         evaluation["latency"] = found["latency"]
     values = {**known_values, **found["values"]}
