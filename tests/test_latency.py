@@ -762,7 +762,11 @@ def test_weights_have_seven_bits_where_the_device_saturates(
     answers.logit, answers.slower = 32.4, "-s8"
     assert probe.settle_int8(tiny) == "u8-reduced"
     probe, answers = scripted(0.001, precision="int8", int8={"format": "s8"})
-    assert probe.settle_int8(tiny) == "s8" and not answers.asked
+    assert probe.settle_int8(tiny) == "s8" and answers.asked == ["logits"]
+    probe, answers = scripted(0.001, precision="int8", int8={"format": "u8"})
+    answers.logit = 32.4
+    with pytest.warns(UserWarning, match="u8-reduced does not"):
+        assert probe.settle_int8(tiny) == "u8"
 
 
 def test_a_runtime_that_cannot_run_int8_graphs_is_named(
