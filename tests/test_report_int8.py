@@ -21,7 +21,7 @@ from levit_search.report.charts import figures
 from levit_search.report.choices import FEWEST, Choices
 from levit_search.report.int8 import DROP, choices_text, int8_of, int8_text
 from levit_search.study import Record, Study
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Cli
 
 CHANGES: dict[str, Any] = {
     "storage": "journal",
@@ -169,6 +169,17 @@ def test_tables_have_int8_beside_float(study: Study) -> None:
     assert float(row[DROP]) == front[0].values[DROP]
     assert row["latency_int8_ms@pi"] and row["model_bytes"]
     assert table.as_json(front[0])["top1_int8_percent"] == front[0].values["top1_int8_percent"]
+
+
+def test_show_tells_a_trial_s_figures_in_int8(study: Study, cli: Cli) -> None:
+    record = evaluated(study)[0]
+    shown = cli("show", f"{study.folder}#{record.trial}")
+    assert shown.returncode == 0, shown.stderr
+    told = " ".join(shown.stdout.split()).partition("In int8: ")[2]
+    percents = [f"{record.values[f'top1{each}_percent']:.2f}" for each in ("_int8", "")]
+    assert told.startswith(f"top-1 % {percents[0]} (float {percents[1]}), latency ms ")
+    assert "u8-reduced, onnxruntime" in told and "kept in float: attention (8)" in told
+    assert "In int8" not in cli("show", "LeViT-128S").stdout
 
 
 def test_the_page_has_a_section_on_int8(study: Study, document: dict[str, Any]) -> None:

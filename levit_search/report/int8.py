@@ -124,6 +124,19 @@ def beside_float(record: Record) -> dict[str, Any] | None:
     return {"rows": rows, "quantized": _quantized(record)}
 
 
+def network_text(record: Record) -> str:
+    """A network's figures in int8 beside those in float; empty where none is known."""
+    if (found := beside_float(record)) is None:
+        return ""
+    told = []
+    for pair in found["rows"]:
+        texts = [table.figure(name, record.values[name]) for name in (pair["int8"], pair["float"])]
+        told.append(f"{table.heading(pair['float'])} {texts[0]} (float {texts[1]})")
+    if (size := record.values.get("model_bytes")) is not None:
+        told.append(f"{table.heading('model_bytes')} {table.figure('model_bytes', size)}")
+    return f"In int8: {', '.join(told)}. {graph_text(found['quantized'])}".strip()
+
+
 def graph_text(found: Mapping[str, Any]) -> str:
     """What became of a graph's operators; empty where nothing is known."""
     names = {"quantized": "in int8", "kept": "kept in float", "left": "not quantized"}
