@@ -101,7 +101,7 @@ def test_targets_are_probed_in_the_precisions_that_objectives_name(space_file: S
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study whose objectives are in int8, for two trials in two sessions."""
     folder = tmp_path_factory.mktemp("int8")
     sections = {"objectives": [*IN_INT8], "latency": QUICK, "search": ONE}
@@ -115,7 +115,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
         config = read_config(path, {"search.trials": 2})
         study = Study.create(folder / "s", config, ["test"])
         search(study, engine=HereEngine)
-        yield study
+    return study
 
 
 def test_a_search_keeps_both_accuracies_and_what_was_quantized(searched: Study) -> None:
@@ -234,10 +234,51 @@ def test_more_images_than_there_are_end_the_preparation(
         evaluator.close()
 
 
+def test_an_inherited_accuracy_in_int8_stands_until_the_network_is_trained(
+    space_file: SpaceFile, tmp_path: Path
+) -> None:
+    sections = {
+        "objectives": ["top1_int8_percent", "flops"],
+        "accuracy": "supernet",
+        "supernet": {"epochs": 2, "calibration_images": 64, "val_images": 100, "rivals": 0},
+        "search": {"trials": 3, "sampler": "random"},
+    }
+    config = read_config(space_file(**sections), {"latency.int8.format": "u8"})
+    study = Study.create(tmp_path / "s", config, ["test"])
+    search(study, engine=HereEngine)
+    front = table.front(study.records(), config.objectives)
+    assert front
+    for record in front:
+        inherited = record.evaluation["values"]["top1_int8_percent"]
+        assert record.estimates["top1_int8_percent"] == inherited
+        assert record.values["top1_int8_inherited_percent"] == inherited
+        drop = record.values["top1_percent"] - record.values["top1_int8_percent"]
+        assert abs(drop) < 10
+        assert (
+            record.values["model_bytes"] == record.evaluation["int8"]["top1_int8_percent"]["bytes"]
+        )
+
+
+def test_a_network_of_timm_is_evaluated_in_int8_beside_them(
+    space_file: SpaceFile, tmp_path: Path, tiny: Architecture
+) -> None:
+    sections = {"objectives": ["top1_int8_percent", "model_bytes"], "compare": ["timm/test_resnet"]}
+    config = read_config(space_file(**sections), {"latency.int8.format": "u8"})
+    evaluator = Evaluator(config, tmp_path, {})
+    try:
+        evaluator.prepare(tiny, silent)
+        found = evaluator.compare(config.compare[0], silent)
+    finally:
+        evaluator.close()
+    assert abs(found.values["top1_percent"] - found.values["top1_int8_percent"]) < 10
+    assert found.values["model_bytes"] == found.int8["top1_int8_percent"]["bytes"]
+
+
 def test_float_files_are_counted_where_nothing_is_in_int8(
     space_file: SpaceFile, tmp_path: Path, tiny: Architecture
 ) -> None:
     config = read_config(space_file(objectives=["params", "model_bytes"]))
+    assert not config.is_quantized
     found = Evaluator(config, tmp_path, {}).evaluate(tiny, silent)
     assert found.values["model_bytes"] > 4 * sum(p.numel() for p in _parameters(tiny))
 

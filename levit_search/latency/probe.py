@@ -265,10 +265,11 @@ class Probe:
         Raises:
             TrialError: the target cannot run graphs in int8.
         """
-        if self.saturates() and self.config.int8.format in ("u8", "nncf"):
+        asked = self.config.int8.format
+        if asked in ("u8", "nncf") and self.int8_format is None and self.saturates():
             warnings.warn(
-                f"int8.format: {self.config.int8.format}: {self.config.target.label} adds products "
-                f"in 16 bits, which overflow; {self.config.int8.format}-reduced does not",
+                f"int8.format: {asked}: {self.config.target.label} adds products in 16 bits, which "
+                f"overflow; {asked}-reduced does not",
                 stacklevel=2,
             )
         found, *others = self._int8_formats()

@@ -78,6 +78,7 @@ def quantize(
         InputError: NNCF is asked for and not installed.
     """
     graph = onnx.load(path)
+    _inline_copies(graph)
     _name_nodes(graph)
     groups = operator_groups(graph)
     kept = [name for name, group in groups.items() if group in config.float_operators]
@@ -139,6 +140,20 @@ _IN_INT8 = ("Add", "Mul", "Softmax")
 # Operators that only move values, of which NNCF quantizes the first of several in a row.
 _MOVING = ("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze")
 _ELEMENTWISE = (*_IN_INT8, "Div", "HardSwish", "Relu", "Erf", "Sigmoid", "ReduceMean")
+
+
+def _inline_copies(graph: onnx.ModelProto) -> None:
+    """Let operators read constants that the exporter has them read through an Identity, as it does
+    with equal ones; they would be no constants to what quantizes."""
+    names, kept = {each.name: each.name for each in graph.graph.initializer}, []
+    for node in graph.graph.node:  # in the order of computation
+        if node.op_type == "Identity" and node.input[0] in names:
+            names[node.output[0]] = names[node.input[0]]
+        else:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            kept.append(node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(kept)
 
 
 def _name_nodes(graph: onnx.ModelProto) -> None:
