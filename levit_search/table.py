@@ -3,12 +3,13 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from levit_search.files import write_atomically
 from levit_search.pareto import (
     ACCURACIES,
+    IN_INT8,
     PAIRED,
     Objective,
     figure_and_target,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _COLUMNS: dict[str, tuple[str, str]] = {
     "top1_percent": ("top-1 %", "{:.2f}"),
     "top1_int8_percent": ("int8 top-1 %", "{:.2f}"),
+    "int8_drop_points": ("int8 drop", "{:.2f}"),
     "top1_inherited_percent": ("inherited %", "{:.2f}"),
     "top1_int8_inherited_percent": ("int8 inherited %", "{:.2f}"),
     "latency_ms": ("latency ms", "{:.4g}"),
@@ -189,26 +191,35 @@ def heading(name: str) -> str:
     return head if target is None else f"{head} @{target}"
 
 
-_BESIDE = {figure: (REPEATS[figure], SEARCHED[figure]) for figure in PAIRED}
-BESIDE_LATENCY = tuple(name for names in _BESIDE.values() for name in names)
-"""What stands beside a latency that was measured again: how well it repeats, and what the search
-had measured; then the same in int8."""
+BESIDE_LATENCY = {figure: (REPEATS[figure], SEARCHED[figure]) for figure in PAIRED}
+"""By latency what stands beside one that was measured again: how well it repeats, and what the
+search had measured."""
 
 _ESTIMATED = (*ESTIMATES.values(), *ERRORS.values())
+_TOGETHER = (*ACCURACIES, "int8_drop_points", *PAIRED, "model_bytes")
+
+
+def in_int8(records: Iterable[Record | BaselineRecord]) -> list[str]:
+    """The figures to be seen beside each other where networks are known in int8, those in float
+    included, each with its targets; empty where none is known in int8."""
+    known = dict.fromkeys(name for record in records for name in record.values)
+    figures = {name: figure_and_target(name)[0] for name in known}
+    if not set(IN_INT8) & set(figures.values()):
+        return []
+    return [name for each in _TOGETHER for name in known if figures[name] == each]
 
 
 def _shown(
     records: Sequence[Record | BaselineRecord], objectives: Sequence[Objective]
 ) -> list[str]:
-    """The objectives first, a latency with :data:`BESIDE_LATENCY`, then the accuracy in the other
-    precision, what was estimated and the costs worth seeing beside them."""
+    """The objectives first, a latency with :data:`BESIDE_LATENCY`, then what is known of networks
+    in float and in int8, what was estimated and the costs worth seeing beside them."""
     known, shown = {name for r in records for name in r.values}, list[str]()
     for name in objectives:
         figure, target = figure_and_target(name)
-        beside = [on_target(each, target) for each in _BESIDE.get(figure, ())]
+        beside = [on_target(each, target) for each in BESIDE_LATENCY.get(figure, ())]
         shown += [name, *(each for each in beside if each in known)]
-    if "top1_int8_percent" in known:
-        shown += [name for name in ACCURACIES if name not in objectives]
+    shown += [name for name in in_int8(records) if name not in shown]
     estimated = [name for name in _ESTIMATED if name in known]
     costs = [name for name in ("flops", "params") if name not in objectives]
     return [*shown, *estimated, *costs]
@@ -217,7 +228,8 @@ def _shown(
 def latency_legend(records: Sequence[Record], objectives: Sequence[Objective]) -> str:
     """What the columns beside latencies mean that were measured again; empty without them."""
     shown = _shown(records, objectives)
-    if not any(figure_and_target(name)[0] in BESIDE_LATENCY for name in shown):
+    figures = {figure_and_target(name)[0] for name in shown}
+    if not any(figures.intersection(each) for each in BESIDE_LATENCY.values()):
         return ""
     return (
         "latency ms: the front and near rivals were measured again at the search's end, together. "
@@ -253,8 +265,11 @@ def _rows(
 
 
 def _known(records: Sequence[Record | BaselineRecord]) -> list[str]:
-    """All figures by name, those of further targets last."""
-    return list(dict.fromkeys([*_COLUMNS, *(name for r in records for name in r.values)]))
+    """All figures by name, those of further targets last; those of int8 only where a network has
+    them."""
+    known = dict.fromkeys(name for record in records for name in record.values)
+    usual = [n for n in _COLUMNS if n in known or ("int8" not in n and n != "model_bytes")]
+    return list(dict.fromkeys([*usual, *known]))
 
 
 def terminal(

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from levit_search.errors import InputError, TrialError, first_line
-from levit_search.latency.targets import Int8Config, Int8Format, OperatorGroup
+from levit_search.latency.host_lock import while_no_probe_runs
+from levit_search.latency.targets import Int8Config, Int8Format, LatencyConfig, OperatorGroup
 from levit_search.model.onnx_graph import OPSET
 
 if TYPE_CHECKING:
@@ -361,6 +362,36 @@ def calibration_images(batches: "Batches", asked: int | None) -> Images:
         )
     parts = batches.evaluation("train", 64, torch.device("cpu"), asked or min(size, _IMAGES))
     return np.concatenate([images.numpy() for images, _ in parts])
+
+
+def quantized_network(
+    write: Callable[[Path], None],
+    images: Images,
+    section: LatencyConfig,
+    format: Int8Format,
+    threads: int,
+) -> tuple["OnnxNetwork", Quantized]:
+    """A network in int8 as it would run on a target, to be evaluated here.
+
+    Args:
+        write: writes it as a float ONNX graph.
+        images: to calibrate on.
+        section: of the target; a device elsewhere may not saturate where this one does, nor is its
+            runtime here, so that it is played in float.
+        format: what the int8 graph shall be.
+        threads: of the runtime.
+
+    Raises:
+        TrialError: it cannot be quantized.
+        InputError: NNCF is asked for and not installed.
+    """
+    with tempfile.TemporaryDirectory(prefix="levit-search-int8-") as folder:
+        in_float, in_int8 = Path(folder) / "model.onnx", Path(folder) / "model.int8.onnx"
+        with while_no_probe_runs():
+            write(in_float)
+            quantized = quantize(in_float, in_int8, images, section.int8, format)
+        is_here = section.target.kind == "local"
+        return OnnxNetwork(in_int8, section.runtime, threads, exact=not is_here), quantized
 
 
 class OnnxNetwork(nn.Module):

@@ -48,7 +48,7 @@ from levit_search.model.quantization import (
     OnnxNetwork,
     Quantized,
     calibration_images,
-    quantize,
+    quantized_network,
 )
 from levit_search.pareto import PAIRED, PROBED, Figure, on_target
 from levit_search.progress import Progress, within
@@ -611,14 +611,13 @@ class Evaluator:
         self, write: WriteGraph, network: Architecture | Baseline, found: Evaluation
     ) -> None:
         """Note the size of a network's ONNX file, which does not depend on the weights."""
+        if self._config.is_quantized:
+            noise = np.random.default_rng(0).standard_normal((2, *image_shape(network)))
+            _, quantized = self._in_int8(write, noise.astype(np.float32))
+            found.values["model_bytes"] = quantized.bytes
+            return
         with tempfile.TemporaryDirectory(prefix="levit-search-bytes-") as folder:
             graph = Path(folder) / "model.onnx"
-            if self._config.is_quantized:
-                noise = np.random.default_rng(0).standard_normal((2, *image_shape(network)))
-                found.values["model_bytes"] = self._quantized(
-                    write, graph, noise.astype(np.float32)
-                ).bytes
-                return
             with while_no_probe_runs():
                 write(graph)
             found.values["model_bytes"] = graph.stat().st_size
@@ -633,29 +632,18 @@ class Evaluator:
             most: so many images of ``val`` are looked at; None for all.
         """
         progress("evaluating in int8", None)
-        section = self._config.int8_section(self._config.int8_targets[0])
-        with (
-            tempfile.TemporaryDirectory(prefix="levit-search-int8-") as folder,
-            on_cores(self._cores),
-        ):
-            graph = Path(folder) / "model.int8.onnx"
-            quantized = self._quantized(write, graph, self._calibration)
-            # A device elsewhere may not saturate where this one does, nor is its runtime here.
-            is_here = section.target.kind == "local"
-            threads = self._config.train.threads
-            network = OnnxNetwork(graph, section.runtime, threads, exact=not is_here)
+        with on_cores(self._cores):
+            network, quantized = self._in_int8(write, self._calibration)
             percent = top1_percent(network, self._batches, "val", most)
         found.values |= {"top1_int8_percent": percent, "model_bytes": quantized.bytes}
-        found.int8["top1_int8_percent"] = {**asdict(quantized), "runtime": section.runtime}
+        runtime = self._config.int8_section(self._config.int8_targets[0]).runtime
+        found.int8["top1_int8_percent"] = {**asdict(quantized), "runtime": runtime}
 
-    def _quantized(self, write: WriteGraph, path: Path, images: Images) -> Quantized:
-        """Write the int8 graph of what ``write`` writes in float."""
-        target = self._config.int8_targets[0]
+    def _in_int8(self, write: WriteGraph, images: Images) -> tuple[OnnxNetwork, Quantized]:
+        """What ``write`` writes in float, quantized."""
+        target, threads = self._config.int8_targets[0], self._config.train.threads
         section, format = self._config.int8_section(target), self._int8_formats[target or ""]
-        in_float = path.with_name("float.onnx")
-        with while_no_probe_runs():
-            write(in_float)
-            return quantize(in_float, path, images, section.int8, format)
+        return quantized_network(write, images, section, format, threads)
 
 
 def described_data(batches: Batches, config: StudyConfig) -> Mapping[str, object]:

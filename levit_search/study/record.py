@@ -20,7 +20,7 @@ from levit_search.configuration import describe
 from levit_search.errors import InputError
 from levit_search.latency.protocol import repeats_percent
 from levit_search.latency.targets import Int8Format
-from levit_search.pareto import PAIRED, PROBED, Objective, figure_and_target, on_target
+from levit_search.pareto import ACCURACIES, PAIRED, PROBED, Objective, figure_and_target, on_target
 from levit_search.study.config import StudyConfig
 
 if TYPE_CHECKING:
@@ -226,6 +226,7 @@ def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float
     measured again at the search's end. These keep the search's own beside them, as
     ``latency_search_ms``, and have ``latency_ms_repeats_percent``, which
     :func:`levit_search.latency.protocol.repeats_percent` explains; those of int8 likewise.
+    Where accuracies in float and in int8 are known, ``int8_drop_points`` is what int8 costs.
 
     Optuna's finished trials cannot be changed, so what was found stands with the study.
 
@@ -244,7 +245,15 @@ def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float
         where = f"trial {record.trial}"
         values, evaluation = measured_again(found, record.values, record.evaluation, where)
         record = _within(limit_ms, replace(record, values=values, evaluation=evaluation))
-    return record
+    return replace(record, values=_with_drop(record.values))
+
+
+def _with_drop(values: Mapping[str, float]) -> dict[str, float]:
+    """Values with what int8 costs of the accuracy, where that is known."""
+    if not values.keys() >= set(ACCURACIES):
+        return dict(values)
+    drop = values["top1_percent"] - values["top1_int8_percent"]
+    return {**values, "int8_drop_points": drop}
 
 
 def _verified(record: Record, found: Mapping[str, Any]) -> Record:
@@ -395,7 +404,7 @@ def baselines_of(config: StudyConfig, attributes: Mapping[str, Any]) -> list[Bas
         again = attributes.get(f"{REMEASURED}{given.id}")
         if again is not None:
             values, evaluation = measured_again(again, values, evaluation, where)
-        records.append(BaselineRecord(given, values, evaluation))
+        records.append(BaselineRecord(given, _with_drop(values), evaluation))
     return records
 
 
