@@ -11,12 +11,24 @@ from levit_search.architecture import Architecture, sizes_of
 from levit_search.data import DataConfig
 from levit_search.escaping import printable, quoted
 from levit_search.export.formats import Preprocessing
+from levit_search.export.int8 import InInt8, Quantization
 from levit_search.export.retraining import Retrained, Retraining
 from levit_search.export.timm_checkpoint import TimmCheckpoint
-from levit_search.export.verification import KnownLatency, Remeasurement, latencies
+from levit_search.export.verification import (
+    INT8_GRAPH,
+    KnownLatency,
+    Remeasurement,
+    latencies,
+)
 from levit_search.image_size import image_shape
 from levit_search.pretrained import donor_of
-from levit_search.significance import Accuracy, Verdict, interval_text, wilson_percent
+from levit_search.significance import (
+    Accuracy,
+    Verdict,
+    accuracy_text,
+    interval_text,
+    wilson_percent,
+)
 from levit_search.study import Record, Study, StudyConfig
 from levit_search.study.folder import environment
 from levit_search.table import figure
@@ -29,6 +41,7 @@ _WHAT = {
     "timm/": "the same as a checkpoint of timm",
     "model.onnx": "for inference: batch norms folded, any batch size, class names and "
     "preprocessing in its metadata",
+    INT8_GRAPH: "the same in int8, as QDQ: `python predict.py --model model.int8.onnx`",
     "model.openvino.xml": "the same for OpenVINO, with `model.openvino.bin`",
     "model.pt2": "the same as a program of `torch.export`, batch norms folded",
     "predict.py": "classifies image files with onnxruntime, numpy and Pillow alone",
@@ -63,6 +76,10 @@ class Facts:
     """What timm was given, or why it has no such network."""
     config: StudyConfig
     """That the weights were trained with."""
+    int8: InInt8 | None
+    """The network in int8."""
+    quantization: Quantization
+    """How that was asked for."""
     files: Sequence[str]
 
     @property
@@ -91,6 +108,7 @@ def model_card(facts: Facts) -> str:
         _table(["figure", "value", "spread", "how and where"], _figures(facts)),
         "One multiply-add is one FLOP. Latencies are measured in pairs against a reference network "
         "and given as the ratio to it times its own milliseconds: compare the ratios.",
+        *_in_int8(facts),
         *_compared(facts),
         "## Use",
         *_use(facts),
@@ -180,7 +198,8 @@ def _on(known: KnownLatency) -> str:
 
 
 def _latency(known: KnownLatency, reference: str) -> Row:
-    head, found = f"latency{_on(known)}", known.found
+    in_int8 = " in int8" if known.found.get("precision") == "int8" else ""
+    head, found = f"latency{in_int8}{_on(known)}", known.found
     if found.get("method") == "predicted":
         spread = f"{found['low_ms']:.4g} to {found['high_ms']:.4g} ms (95 %)"
         return (f"{head}, predicted", f"{found['latency_ms']:.4g} ms", spread, "not measured")
@@ -216,6 +235,65 @@ def _again(again: Remeasurement) -> Row:
         how += ", agrees" if again.agrees else ", DOES NOT AGREE"
     value = f"{again.now['latency_ms']:.4g} ms ({again.now['ratio_to_reference']:.4f} x)"
     return (head, value, f"{low:.4f} to {high:.4f} x (95 %)", how)
+
+
+def _in_int8(facts: Facts) -> list[str]:
+    """The int8 graph beside the float one."""
+    found = facts.int8
+    if found is None:
+        return []
+    quantized, tuned = found.quantized, found.finetuning
+    rows = [
+        (
+            f"top-1, {split}",
+            accuracy_text(found.float_top1_percent[split], images),
+            accuracy_text(found.top1_percent[split], images),
+            f"{-found.drop(split):+.2f} points",
+        )
+        for split, images in found.images.items()
+    ]
+    for each in found.timed:
+        head = f"latency on {text(each.target)}"
+        if each.found is None:
+            rows.append((head, "", "", text(each.compared())))
+            continue
+        own, of_float = each.found["latency_ms"], each.found["reference_ms"]
+        told = f"**{each.compared()}**" if each.is_slower else each.compared()
+        rows.append((head, f"{of_float:.4g} ms", f"{own:.4g} ms", told))
+    share = quantized.bytes / found.float_bytes
+    rows.append(
+        ("file", f"{found.float_bytes:,} bytes", f"{quantized.bytes:,} bytes", f"{share:.2f} x")
+    )
+    lines = [
+        "## In int8",
+        f"> **{found.too_large}.**" if found.too_large else "",
+        _table(["figure", "model.onnx", INT8_GRAPH, "int8 beside float"], rows),
+        f"Format `{quantized.format}` ({text(found.chosen)}), calibrated by "
+        f"{quantized.calibration} on {quantized.images:,} images of the training split. Accuracies "
+        f"are of the same images, those in int8 as {found.runtime} computes them here; intervals "
+        "are binomial (95 %). Latencies are measured in pairs of the two files.",
+        f"Operators in int8: {_operators(quantized.quantized)}. In float on purpose: "
+        f"{_operators(quantized.kept)}. In float since the format has no int8 for them: "
+        f"{_operators(quantized.left)}.",
+    ]
+    if tuned is not None:
+        weights = "are these" if tuned.is_taken else "are without it, which is better on val"
+        by_labels = ", by labels without the study's teacher"
+        taught = facts.config.teaching is not None and facts.network.distillation
+        lines.append(
+            f"Finetuned for {tuned.epochs} epoch(s) with the roundings of int8 at a learning rate "
+            f"of {tuned.lr:.2g}{by_labels if taught else ''}: val "
+            f"{tuned.top1_percent['val']:.2f} %, test {tuned.top1_percent['test']:.2f} %; without "
+            f"it val {tuned.plain_top1_percent['val']:.2f} %, test "
+            f"{tuned.plain_top1_percent['test']:.2f} %. The weights of `{INT8_GRAPH}` {weights}; "
+            "those of all other files are as the network was trained."
+        )
+    return lines
+
+
+def _operators(groups: Mapping[str, int]) -> str:
+    """How many operators of each group, in words."""
+    return ", ".join(f"{group} ({count})" for group, count in groups.items()) or "none"
 
 
 def _compared(facts: Facts) -> list[str]:
@@ -271,6 +349,8 @@ def _files(facts: Facts) -> list[str]:
     rows = []
     for name in filter(_WHAT.__contains__, facts.files):
         found = facts.parity.get(name.rstrip("/"))
+        if name == INT8_GRAPH and facts.int8 is not None:
+            found = facts.int8.logits_max_abs_diff
         difference = "" if found is None else f"{found:.1e}" if found else "none"
         rows.append((f"`{name}`", _WHAT[name], difference))
     lines = [_table(["file", "what it is", "largest difference in logits"], rows)]
@@ -330,6 +410,7 @@ def _made(facts: Facts) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in now["packages"].items())
     revision = f" ({now['revision']})" if now["revision"] else ""
     options = facts.retraining.options() if facts.retraining is not None else []
+    options += facts.quantization.options() if facts.int8 is not None else []
     named = [str(facts.study.folder), "--pick", facts.choice, *options]
     command = " ".join(["levit-search export", *map(quoted, named)])
     return (
