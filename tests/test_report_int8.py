@@ -100,7 +100,7 @@ def test_without_both_latencies_fronts_are_against_flops(study: Study) -> None:
     found = int8_of(records, study.config, {}, choices_of(study))
     assert found is not None
     assert [(each["float"], each["int8"]) for each in found["costs"]] == [("flops", "flops")]
-    assert found["image_points"] is None and "one image" not in int8_text(found)[0]
+    assert found["image_points"] is None and "One image" not in int8_text(found)[0]
 
 
 def test_networks_that_were_only_timed_in_int8_have_no_drop(study: Study) -> None:

@@ -59,7 +59,8 @@ def report(
     """Show what a search found, as a page that opens offline.
 
     The front against each cost, the networks on it in detail, all trials, hypervolume, learning
-    curves, which choices matter, predicted latencies, failures and how it was made.
+    curves, which choices matter, predicted latencies, networks in int8, failures and how it was
+    made.
     """
     from levit_search.report import write_report
     from levit_search.study import Study

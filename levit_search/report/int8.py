@@ -155,9 +155,8 @@ def int8_text(found: Mapping[str, Any]) -> list[str]:
     """Sentences on what :func:`int8_of` found."""
     told = []
     if drop := found["drop"]:
-        image = (
-            f"; one image of val is {found['image_points']:.2f}" if found["image_points"] else ""
-        )
+        points = found["image_points"]
+        image = f". One image of val is {points:.2f}, and a few of them are noise" if points else ""
         told.append(
             f"{found['networks']} networks were trained, quantized and evaluated in int8. They "
             f"lose {drop['median']:.2f} points in the median and {drop['worst']:.2f} at most "
