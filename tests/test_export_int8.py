@@ -301,9 +301,9 @@ def measured(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> M
     weights = study.weights_of(record)
     monkeypatch.setattr(Study, "weights_of", lambda *_: weights)
 
-    def make(**latency: Any) -> tuple[Study, Record]:
+    def make(objective: str = "latency_ms", **latency: Any) -> tuple[Study, Record]:
         section = study.config.latency.model_validate({"reference": tiny_description(), **latency})
-        update = {"latency": section, "objectives": ("top1_percent", "latency_ms")}
+        update = {"latency": section, "objectives": ("top1_percent", objective)}
         made = Study.create(tmp_path / "s", study.config.model_copy(update=update), ["test"])
         known = {"method": "predicted", "latency_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1}
         return made, replace(record, evaluation={**record.evaluation, "latency": known})
@@ -365,7 +365,7 @@ def test_a_study_on_a_runtime_without_int8_gets_it_and_is_told_that_it_is_not_ti
 
 
 def test_a_figure_in_int8_is_compared_with_the_int8_graph_alone(measured: Measured) -> None:
-    timed, record = measured()
+    timed, record = measured("latency_int8_ms")
     before = {"precision": "int8", "ratio_to_reference": 1.0, "ratio_ci95": [0.9, 1.1]}
     record = replace(record, evaluation={"int8": {"latency_int8_ms": before}})
     (known,) = verification.latencies(timed.config, record)

@@ -249,7 +249,7 @@ def _print_int8(found: Mapping[str, Any]) -> None:
     quantized = found["quantized"]
     reached = ", ".join(
         f"{split} {accuracy_text(percent, found['images'][split])}, "
-        f"{-found['drop_points'][split]:+.2f} points"
+        f"{0 - found['drop_points'][split]:+.2f} points"  # no -0.00
         for split, percent in found["top1_percent"].items()
     )
     tell(f"in int8 ({quantized['format']}, {found['chosen']}): {reached}")

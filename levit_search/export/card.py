@@ -21,6 +21,7 @@ from levit_search.export.verification import (
     latencies,
 )
 from levit_search.image_size import image_shape
+from levit_search.pareto import PAIRED
 from levit_search.pretrained import donor_of
 from levit_search.significance import (
     Accuracy,
@@ -185,7 +186,8 @@ def _accuracies(facts: Facts) -> list[Row]:
             spread = f"sd {stdev(found):.2f}: {', '.join(f'{each:.2f}' for each in found)}"
             rows.append((f"top-1, {split}, over seeds", f"{mean(found):.2f} %", spread, how))
     if "top1_percent" in facts.record.values:
-        searched = facts.verdict.by_trial.get(facts.record.trial)
+        is_judged = facts.verdict.figure == "top1_percent"
+        searched = facts.verdict.by_trial.get(facts.record.trial) if is_judged else None
         spread = f"{searched.interval()} % (95 %, binomial)" if searched else ""
         value = f"{facts.record.values['top1_percent']:.2f} %"
         how = f"after {facts.study.config.candidate_recipe.epochs} epochs"
@@ -248,7 +250,7 @@ def _in_int8(facts: Facts) -> list[str]:
             f"top-1, {split}",
             accuracy_text(found.float_top1_percent[split], images),
             accuracy_text(found.top1_percent[split], images),
-            f"{-found.drop(split):+.2f} points",
+            f"{0 - found.drop(split):+.2f} points",  # no -0.00
         )
         for split, images in found.images.items()
     ]
@@ -302,11 +304,17 @@ def _compared(facts: Facts) -> list[str]:
     if not known:
         return []
     own, verdict = facts.record.values, facts.verdict
-    costs = [name for name in own if name.partition("@")[0] == "latency_ms"]
-    heads = ["network", "top-1, val", *(f"{name.replace('_ms', '')}, ratio" for name in costs)]
+    costs = [name for name in own if name.partition("@")[0] in PAIRED]
+    accuracy = verdict.figure
+    in_int8 = "" if accuracy == "top1_percent" else " in int8"
+    heads = [
+        "network",
+        f"top-1{in_int8}, val",
+        *(f"{name.replace('_ms', '')}, ratio" for name in costs),
+    ]
 
     def row(name: str, values: Mapping[str, float], found: Accuracy | None) -> list[str]:
-        cells = [name, figure("top1_percent", values.get("top1_percent"))]
+        cells = [name, figure(accuracy, values.get(accuracy))]
         if found is not None:
             cells[1] = f"{found.percent:.2f} % ({found.interval()})"
         for cost in costs:

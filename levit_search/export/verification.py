@@ -26,10 +26,11 @@ from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.targets import TORCH_RUNTIMES, Int8Format, check_programs
 from levit_search.model import Layout, Model
 from levit_search.model.quantization import OnnxNetwork
-from levit_search.pareto import on_target
+from levit_search.pareto import PAIRED, on_target
 from levit_search.progress import Progress
 from levit_search.search.evaluate import settled_on
 from levit_search.study import Record, Study, StudyConfig
+from levit_search.study.record import REPEATS, SEARCHED, latency_of
 
 INT8_GRAPH = "model.int8.onnx"
 """What an export calls its network in int8."""
@@ -409,24 +410,17 @@ def latencies(config: StudyConfig, record: Record) -> list[KnownLatency]:
 
     A trial that was taken over has those of its own study, too, whose sections are not known here.
     """
-    evaluation, values = record.evaluation, record.values
-    known: dict[str | None, Any] = {None: evaluation.get("latency")}
-    known |= evaluation.get("targets", {})
-    own = [(None, config.latency)] if config.is_measured else []
-    found = []
-    for target, section in (*own, *config.also_measured.items()):
-        if known.get(target):
-            repeats_percent = values.get(on_target("latency_ms_repeats_percent", target))
-            search_ms = values.get(on_target("latency_search_ms", target))
-            figure = on_target("latency_ms", target)
-            told = target, section, known[target], repeats_percent, search_ms, figure
-            found.append(KnownLatency(*told))
-    in_int8 = evaluation.get("int8", {})
-    for target, section in ((None, config.latency), *config.targets.items()):
-        figure = on_target("latency_int8_ms", target)
-        if in_int8.get(figure) and section.runtime not in TORCH_RUNTIMES:
-            told = target, section.in_int8(), in_int8[figure], None, None, figure
-            found.append(KnownLatency(*told))
+    evaluation, values, found = record.evaluation, record.values, []
+    for (target, precision), section in config.probed.items():
+        own = config.latency if target is None else config.targets[target]
+        for figure in PAIRED:
+            name = on_target(figure, target)
+            known = latency_of(evaluation, name)
+            if known and precision == ("int8" if figure == "latency_int8_ms" else own.precision):
+                repeats_percent = values.get(on_target(REPEATS[figure], target))
+                search_ms = values.get(on_target(SEARCHED[figure], target))
+                told = target, section, known, repeats_percent, search_ms, name
+                found.append(KnownLatency(*told))
     return found
 
 
