@@ -86,7 +86,7 @@ def test_the_int8_graph_is_read_and_compared_and_stands_in_card_and_output(
     assert {each.rstrip("/") for each in written["files"]} == {path.name for path in out.iterdir()}
     assert GRAPH in written["files"] and GRAPH in package._NAMES
     quantized = found["quantized"]
-    assert (quantized["format"], quantized["calibration"]) == ("u8", "percentile")
+    assert (quantized["format"], quantized["calibration"]) == ("u8-reduced", "percentile")
     assert (quantized["images"], found["images"]["val"]) == (128, written["val_images"])
     assert found["chosen"] == "nothing was measured to choose it by (--no-probe)"
     assert quantized["bytes"] == (out / GRAPH).stat().st_size
@@ -146,7 +146,7 @@ def test_a_large_drop_is_an_error_though_all_is_written_unless_it_is_allowed(
     accurate += [1.0, 2.0]
     done = cli(*export, "--out", tmp_path / "allowed", "--allow-drop")
     assert done.returncode == 0, done.stderr
-    assert "in int8 (u8, nothing was measured" in done.stdout
+    assert "in int8 (u8-reduced, right on every CPU" in done.stdout
     assert "model.int8.onnx loses" in done.stdout
     accurate += [1.0, 2.0]
     assert cli(*export, "--out", tmp_path / "wide", "--max-drop", 99).returncode == 0
@@ -358,7 +358,7 @@ def test_a_study_on_a_runtime_without_int8_gets_it_and_is_told_that_it_is_not_ti
     options = replace(IN_INT8, probe=True, quantization=Quantization(allow_drop=True))
     written = exports.export(with_torch, record, tmp_path / "out", "accurate", options)
     assert written.int8 is not None
-    assert written.int8["quantized"]["format"] == "u8"
+    assert written.int8["quantized"]["format"] == "u8-reduced"
     assert "runtime torch has no int8" in written.int8["chosen"]
     (found,) = written.int8["timed"]
     assert found["compared"].startswith("not measured: runtime torch has no int8")

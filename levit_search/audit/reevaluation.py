@@ -19,6 +19,7 @@ from levit_search.model import Model, build, export_onnx, load_weights, set_layo
 from levit_search.model.quantization import OnnxNetwork, calibration_images, quantized_network
 from levit_search.progress import Progress
 from levit_search.study import Study, StudyConfig
+from levit_search.study.record import layout_of
 from levit_search.supernet import Supernet, obtain_supernet, supernet_folder
 from levit_search.train import (
     Checkpoint,
@@ -60,13 +61,19 @@ class Reevaluator:
     def prepare(self, sample: Architecture, progress: Progress) -> Mapping[str, Any]:
         """Load the data, and find the teacher where a training needs it."""
         del sample
-        config, searched = self._config, Study.open(self._folder).config
+        config, study = self._config, Study.open(self._folder)
+        searched = study.config
         torch.set_num_threads(config.train.threads)
         progress("loading data", None)
         self._batches = open_batches(config.data)
         if config.is_quantized:
             section = config.int8_section(config.int8_targets[0])
             self._calibration = calibration_images(self._batches, section.int8.images)
+            self._layouts = {
+                record.architecture.id: layout_of(searched, record.evaluation)
+                for record in study.records()
+                if record.architecture is not None
+            }
         seed, folder = searched.search.seed, self._folder / "teacher"
         if config.teaching is not None and seed != config.search.seed:
             progress("preparing the teacher", None)
@@ -81,7 +88,8 @@ class Reevaluator:
                     "trains it again"
                 )
             self._supernet = obtain_supernet(searched, self._batches, lambda: None, self._folder)
-        return {"settled_ms": {}, "device": {}, "teacher": {}}
+        formats = self._int8_formats  # the next workers are given them, too
+        return {"settled_ms": {}, "int8_formats": formats, "device": {}, "teacher": {}}
 
     def verify(self, network: Architecture, progress: Progress, decide: Any = None) -> Reevaluation:
         """Measure a network with the weights that the search left."""
@@ -162,7 +170,7 @@ class Reevaluator:
         section, format = self._config.int8_section(target), self._int8_formats.get(target or "")
         if format is None:
             raise TrialError("what networks are quantized to is not noted with the study")
-        set_layout(model, "maps" if section.layout == "maps" else "tokens")
+        set_layout(model, self._layouts[model.architecture.id])
         write = partial(export_onnx, model, batch_size=None)
         threads = self._config.train.threads
         return quantized_network(write, self._calibration, section, format, threads)[0]

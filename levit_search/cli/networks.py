@@ -154,9 +154,10 @@ def probe(
     What is not given comes from the target, then from the defaults: onnxruntime, fp32, batch 1, one
     thread, tokens, 2 seconds, 2 %, LeViT-128S.
     """
+    from levit_search.configuration import validated
     from levit_search.errors import TrialError
     from levit_search.latency import Probe
-    from levit_search.latency.targets import read_latency
+    from levit_search.latency.targets import Int8Config, read_latency
     from levit_search.progress import StepProgress
 
     options = {
@@ -169,9 +170,14 @@ def probe(
         "seconds": seconds,
         "interval_percent": interval,
         "reference": reference,
-        "int8": {"format": int8_format} if int8_format else None,
     }
     config = read_latency({k: v for k, v in options.items() if v is not None}, "probe")
+    if int8_format is not None:
+        if config.precision != "int8":
+            raise InputError("--int8-format: is for --precision int8")
+        given = {**config.int8.model_dump(mode="json"), "format": int8_format}
+        int8 = validated(Int8Config, given, "--int8-format")
+        config = config.model_copy(update={"int8": int8})
     networks = [(name, _network(name)) for name in archs]
     names = {network.id: name for name, network in networks}
     with StepProgress() as shown:

@@ -1,5 +1,6 @@
 """Commands on a study that was searched: its page, a network handed over, an audit, a repair."""
 
+import math
 import textwrap
 import webbrowser
 from collections.abc import Mapping
@@ -200,8 +201,8 @@ def _quantization(
 ) -> "Quantization":
     from levit_search.export import Quantization
 
-    given = {
-        **{f"--set {key}": value for key, value in changes.items()},
+    given: dict[str, object] = {
+        **dict.fromkeys((f"--set {key}" for key in changes), True),
         "--finetune-epochs": finetune_epochs,
         "--max-drop": max_drop,
         "--allow-drop": allow_drop or None,
@@ -209,6 +210,8 @@ def _quantization(
     for option, value in given.items():
         if value is not None and "int8" not in also:
             raise InputError(f"{option}: is for --also int8")
+    if max_drop is not None and not math.isfinite(max_drop):
+        raise InputError(f"--max-drop {max_drop}: expected points of accuracy")
     keys = {}
     for key, value in changes.items():
         _, separator, name = key.partition("latency.int8.")

@@ -200,7 +200,7 @@ def _on(known: KnownLatency) -> str:
 
 
 def _latency(known: KnownLatency, reference: str) -> Row:
-    in_int8 = " in int8" if known.found.get("precision") == "int8" else ""
+    in_int8 = " in int8" if known.config.precision == "int8" else ""
     head, found = f"latency{in_int8}{_on(known)}", known.found
     if found.get("method") == "predicted":
         spread = f"{found['low_ms']:.4g} to {found['high_ms']:.4g} ms (95 %)"

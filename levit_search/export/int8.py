@@ -66,6 +66,10 @@ class Quantization:
             found += ["--set", f"latency.int8.{key}={written}"]
         if self.finetune_epochs:
             found += ["--finetune-epochs", str(self.finetune_epochs)]
+        if self.max_drop != Quantization.max_drop:
+            found += ["--max-drop", f"{self.max_drop:g}"]
+        if self.allow_drop:
+            found.append("--allow-drop")
         return found
 
 
@@ -258,7 +262,7 @@ def write_int8(
             metadata = {each.key: each.value for each in onnx.load(graph).metadata_props}
             export_onnx(better, source, None, metadata)
             requantized, then = written(source, out, "the finetuned network")
-            tuned = Finetuning(asked.finetune_epochs, short.lr, then, reached)
+            tuned = Finetuning(asked.finetune_epochs, short.peak_lr, then, reached)
             if tuned.is_taken:
                 quantized, reached, network = requantized, then, better
                 shutil.copyfile(out, path)
@@ -314,7 +318,8 @@ def _chosen(
         is_asked = "format" in (asked.changes or {})
         return how.format, "asked for" if is_asked else "as the study says"
     settled = study.attributes().get("int8_formats", {}).get(target or "")
-    if settled in get_args(Int8Format):
+    is_others = str(settled).startswith("nncf") and how.calibration != "minmax"
+    if settled in get_args(Int8Format) and not is_others:
         return settled, "the faster one when the study began"
     reason = "--no-probe" if not probe else _unmeasurable(study, record, target, section)
     if reason is None:
@@ -327,7 +332,7 @@ def _chosen(
             return found, f"the faster one on {section.target.label}, measured now"
         except TrialError as error:
             reason = str(error)
-    return "u8", f"nothing was measured to choose it by ({reason})"
+    return "u8-reduced", f"right on every CPU; nothing was measured to choose it by ({reason})"
 
 
 def _unmeasurable(
@@ -383,7 +388,8 @@ def _finetuning(recipe: Recipe, epochs: int) -> Recipe:
     """
     changes: dict[str, object] = {"epochs": epochs, "rungs": (), "warmup_epochs": 0.0}
     changes |= {"precision": "fp32", "compile": False, "ema_decay": None}
-    return recipe.model_copy(update={**changes, "lr": recipe.lr / _SLOWER})
+    changes |= {"lr": recipe.lr / _SLOWER, "min_lr": recipe.min_lr / _SLOWER}
+    return recipe.model_copy(update=changes)
 
 
 def _finetuned(

@@ -291,7 +291,9 @@ def _write(
         given = folder, study, record, model, recipe, batches, sample, percents
         int8 = write_int8(*given, options.quantization, options.probe, progress)
     graph, format = folder / "model.onnx", int8.quantized.format if int8 is not None else None
-    again = verification.remeasured(study, record, graph, progress, format) if options.probe else []
+    is_other = "float_operators" in (options.quantization.changes or {})
+    timed = study, record, graph, progress, format, is_other
+    again = verification.remeasured(*timed) if options.probe else []
     facts = Facts(
         study=study,
         record=record,

@@ -30,7 +30,7 @@ from levit_search.pareto import PAIRED, on_target
 from levit_search.progress import Progress
 from levit_search.search.evaluate import settled_on
 from levit_search.study import Record, Study, StudyConfig
-from levit_search.study.record import REPEATS, SEARCHED, latency_of
+from levit_search.study.record import REPEATS, SEARCHED, latency_of, layout_of
 
 INT8_GRAPH = "model.int8.onnx"
 """What an export calls its network in int8."""
@@ -369,6 +369,7 @@ def remeasured(
     graph: Path,
     progress: Progress,
     int8_format: Int8Format | None = None,
+    is_other_int8: bool = False,
 ) -> list[Remeasurement]:
     """Time an exported graph on every target on which its network was measured.
 
@@ -381,12 +382,14 @@ def remeasured(
         graph: its ONNX file, of dynamic batch.
         progress: told what is being measured.
         int8_format: of the network in int8; None where it was not written.
+        is_other_int8: whether other operators are in int8 than in the study.
 
     Returns:
         One for each figure; none where the study measured nothing.
     """
     known = latencies(study.config, record)
-    return [_timed_again(study, record, each, graph, progress, int8_format) for each in known]
+    given = graph, progress, int8_format, is_other_int8
+    return [_timed_again(study, record, each, *given) for each in known]
 
 
 class KnownLatency(NamedTuple):
@@ -431,6 +434,7 @@ def _timed_again(
     graph: Path,
     progress: Progress,
     int8_format: Int8Format | None,
+    is_other_int8: bool,
 ) -> Remeasurement:
     """Time a graph where its network was measured."""
     assert record.architecture is not None
@@ -466,6 +470,8 @@ def _timed_again(
             return found or Remeasurement(name, before, None, str(error), timed)
         now = measured.as_json()
         reason = _incomparable(before, now, layout)
+        if is_in_int8 and is_other_int8:
+            reason = reason or "other operators are left in float here"
         found = Remeasurement(name, before, now, reason, timed, known.repeats_percent)
         if found.agrees:
             return found
@@ -475,8 +481,7 @@ def _timed_again(
 
 def graph_layout(study: Study, record: Record) -> Layout:
     """The layout of a network's ``model.onnx``: the one that it was measured or predicted in."""
-    latency = record.evaluation.get("latency") or {}
-    return "maps" if latency.get("layout", study.config.latency.layout) == "maps" else "tokens"
+    return layout_of(study.config, record.evaluation)
 
 
 def _incomparable(before: Mapping[str, Any], now: Mapping[str, Any], layout: str) -> str | None:

@@ -295,7 +295,8 @@ class Probe:
             unsigned, by_nncf = "u8-reduced", "nncf-reduced"
         if self.config.runtime == "onnxruntime":
             return [unsigned, "s8"]
-        return [unsigned, by_nncf] if find_spec("nncf") is not None else [unsigned]
+        has_nncf = find_spec("nncf") is not None and self.config.int8.calibration == "minmax"
+        return [unsigned, by_nncf] if has_nncf else [unsigned]
 
     def saturates(self) -> bool:
         """Whether the target's runtime adds products of u8 and s8 in 16 bits, where they overflow.

@@ -35,6 +35,7 @@ from levit_search.report.int8 import int8_of
 from levit_search.reproduce import published_table
 from levit_search.significance import Accuracy, judged
 from levit_search.study import Outcome, Record, Study, outcome
+from levit_search.study.record import ERRORS, ESTIMATES
 
 _CURVE_POINTS = 60  # of a learning curve that are shown at most
 _DIGITS = 7  # significant ones, beyond what any figure is good for
@@ -401,13 +402,14 @@ def _accuracy(found: Accuracy | None) -> dict[str, object] | None:
 
 
 def _prediction(records: Sequence[Record]) -> list[list[float]]:
-    """Each network once."""
-    found: dict[str, list[float]] = {}
+    """Each network once in each precision."""
+    found: dict[tuple[str, str], list[float]] = {}
     for record in records:
         known = _network_id(record)
-        if known is not None and "prediction_error_percent" in record.values:
-            both = [record.values[name] for name in ("latency_predicted_ms", "latency_ms")]
-            found.setdefault(known, [*map(_rounded, both), record.trial])
+        for figure, error in ERRORS.items():
+            if known is not None and error in record.values:
+                both = [record.values[name] for name in (ESTIMATES[figure], figure)]
+                found.setdefault((known, figure), [*map(_rounded, both), record.trial])
     return list(found.values())
 
 

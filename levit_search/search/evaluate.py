@@ -55,7 +55,7 @@ from levit_search.progress import Progress, within
 from levit_search.recipe import Recipe, TeacherConfig
 from levit_search.significance import guess_percent
 from levit_search.study import StudyConfig, training_file
-from levit_search.study.record import ESTIMATES
+from levit_search.study.record import ESTIMATES, layout_of
 from levit_search.supernet import Supernet, obtain_supernet
 from levit_search.train import (
     Checkpoint,
@@ -598,13 +598,8 @@ class Evaluator:
 
     def _export(self, model: Model, found: Evaluation, path: Path) -> None:
         """Write a network in the layout that is measured, or that was the faster one there."""
-        config = self._config
-        section = config.int8_section(config.int8_targets[0]) if config.is_quantized else None
-        layout = (section or config.latency).layout
-        if layout == "fastest":
-            measured = next((each for each in (*found.int8.values(), found.latency) if each), {})
-            layout = "maps" if measured.get("layout") == "maps" else "tokens"
-        set_layout(model, layout)
+        known = {"latency": found.latency, "int8": found.int8}
+        set_layout(model, layout_of(self._config, known))
         export_onnx(model, path, None)
 
     def _count_bytes(

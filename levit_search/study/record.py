@@ -134,6 +134,21 @@ def latency_of(evaluation: Mapping[str, Any], name: Objective) -> Mapping[str, A
     return found
 
 
+def layout_of(config: StudyConfig, evaluation: Mapping[str, Any]) -> Literal["tokens", "maps"]:
+    """The layout of a network's ONNX graphs: that which it was measured in, else the section's.
+
+    Args:
+        config: of the study.
+        evaluation: of the network, with what is known of its ``latency`` and ``int8``.
+    """
+    section, measured = config.latency, evaluation.get("latency")
+    if config.is_quantized and not measured:
+        section = config.int8_section(config.int8_targets[0])
+    known = [measured, *evaluation.get("int8", {}).values()]
+    layout = next((each["layout"] for each in known if each and "layout" in each), section.layout)
+    return "maps" if layout == "maps" else "tokens"
+
+
 def outcome(record: Record, epochs: int) -> Outcome:
     """What became of a proposal, where the whole recipe has so many ``epochs``."""
     if record.state == "failed":
