@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from levit_search import baseline
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline
-from levit_search.errors import TrialError
+from levit_search.errors import InputError, TrialError
 from levit_search.latency.cache import Cache, cache_key
 from levit_search.latency.channel import Channel
 from levit_search.latency.host_lock import while_no_probe_runs
@@ -32,6 +32,7 @@ from levit_search.latency.targets import (
     CommandTarget,
     Int8Format,
     LatencyConfig,
+    LocalTarget,
     package_of,
 )
 from levit_search.latency.worker import Device, JobNetwork, WorkerAnswer, WorkerJob, filled
@@ -264,10 +265,17 @@ class Probe:
 
         Raises:
             TrialError: the target cannot run graphs in int8.
+            InputError: nncf is asked for and not installed, or :attr:`int8_format` overflows here.
         """
-        asked = self.config.int8.format
-        is_kept = self.int8_format is not None
-        if not is_kept and self.saturates() and asked in ("u8", "nncf"):
+        asked, kept = self.config.int8.format, self.int8_format
+        # Of what is on this machine accuracies are computed as it computes.
+        is_here = isinstance(self.config.target, LocalTarget)
+        if asked == "auto" and kept in ("u8", "nncf") and is_here and self.saturates():
+            raise InputError(
+                f"networks were quantized to {kept} on a machine where its products do not overflow; "
+                "here they do: go on there, or begin another study"
+            )
+        if kept is None and self.saturates() and asked in ("u8", "nncf"):
             warnings.warn(
                 f"int8.format: {asked}: {self.config.target.label} adds products in 16 bits, which "
                 f"overflow; {asked}-reduced does not",
@@ -277,6 +285,10 @@ class Probe:
         if others:
             found = self.measure(self._reference(network)).int8_format
         assert found is not None, "the precision is int8"
+        if found.startswith("nncf") and find_spec("nncf") is None:
+            raise InputError(
+                f"int8.format: {found}: nncf is not installed; pip install 'levit-search[intel]'"
+            )
         self.int8_format = found
         return found
 
@@ -317,6 +329,9 @@ class Probe:
         return self._saturates
 
     def _without_int8(self, error: TrialError) -> TrialError:
+        """What a worker says of a graph in int8, with what may be the reason."""
+        if self._channel is not None and not self._channel.is_usable:  # it died, or is not reached
+            return error
         package = package_of(self.config.runtime)
         version = self.connect()["runtimes"].get(package, "?")
         return TrialError(
@@ -369,9 +384,10 @@ class Probe:
     ) -> Entry:
         if int8_format is not None:
             graph = self._graph(network, layout)
-            quantized = self.int8_graph(graph, int8_format)
-            self._forget([graph])
-            return quantized
+            try:
+                return self.int8_graph(graph, int8_format)
+            finally:
+                self._forget([graph])
         if self.config.runtime not in TORCH_RUNTIMES:
             return self._graph(network, layout)
         if isinstance(network, Baseline):
@@ -415,8 +431,10 @@ class Probe:
         if not path.exists():
             inputs = graph_inputs(graph)
             runs = [filled(inputs, seed) for seed in range(_CALIBRATED_RUNS)]
+            partial = path.with_suffix(".partial")
             with while_no_probe_runs():
-                quantize(graph, path, runs, self.config.int8, int8_format)
+                quantize(graph, partial, runs, self.config.int8, int8_format)
+            partial.replace(path)
         return path
 
     def _run(
@@ -475,7 +493,8 @@ class Probe:
     def _outcomes(self, by_network: "list[list[_Task]]") -> list[Measurement | TrialError]:
         """Measurements on one scale: networks with one reference share its milliseconds.
 
-        Of a network's tasks, one for each layout, the one with the lowest ratio counts.
+        Of a network's tasks, one for each layout and format of int8, the one with the lowest ratio
+        counts; where one of several formats fails, the others do.
         """
         clock = self.config.clock
         sound = [t for tasks in by_network for t in tasks if t.error is None]
@@ -484,10 +503,14 @@ class Probe:
                 self.cache.keep(task.key, task.samples(1))
         outcomes: list[Measurement | TrialError] = []
         for tasks in by_network:
-            if errors := [task.error for task in tasks if task.error is not None]:
+            errors = [task.error for task in tasks if task.error is not None]
+            if errors and (tasks[0].int8_format is None or len(errors) == len(tasks)):
                 outcomes.append(errors[0])
                 continue
-            best = min(tasks, key=lambda task: estimate(task.samples(1).rounds, clock).ratio)
+            best = min(
+                (task for task in tasks if task.error is None),
+                key=lambda task: estimate(task.samples(1).rounds, clock).ratio,
+            )
             same = [task.samples(1) for task in sound if task.reference == best.reference]
             settled_ms = self.reference_ms.get(best.reference)
             scale_ms = settled_ms or pooled_reference_ms(same, clock)

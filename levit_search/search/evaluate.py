@@ -631,7 +631,8 @@ class Evaluator:
             network, quantized = self._in_int8(write, self._calibration)
             percent = top1_percent(network, self._batches, "val", most)
         found.values |= {"top1_int8_percent": percent, "model_bytes": quantized.bytes}
-        runtime = self._config.int8_section(self._config.int8_targets[0]).runtime
+        section = self._config.int8_section(self._config.int8_targets[0])
+        runtime = section.runtime if section.target.kind == "local" else "onnxruntime"
         found.int8["top1_int8_percent"] = {**asdict(quantized), "runtime": runtime}
 
     def _in_int8(self, write: WriteGraph, images: Images) -> tuple[OnnxNetwork, Quantized]:

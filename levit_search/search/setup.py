@@ -479,13 +479,14 @@ def reference_of(
     """The reference of a study's hypervolumes and knee.
 
     The worst costs are those of :meth:`levit_search.space.Space.sample`, and what was ``measured``
-    by :func:`costliest_figures`; the worst file is about one with all of these parameters in float.
+    by :func:`costliest_figures`; no file is larger than one with all of these parameters in float,
+    and as many attention biases as there are activations.
     ``guess_percent`` of the ``data`` is the accuracy of guessing; that of equally large classes
     where nothing says more.
     """
     costs = [found for _, found in space.sample()]
     worst = {name: float(max(getattr(each, name) for each in costs)) for name in Cost._fields}
-    worst["model_bytes"] = 4 * worst["params"] + _GRAPH_BYTES
+    worst["model_bytes"] = 4 * (worst["params"] + worst["activations"]) + _GRAPH_BYTES
     return reference_values(
         config.objectives,
         config.hypervolume_reference,

@@ -37,7 +37,7 @@ def check_source(folder: Path, study: Study) -> Study:
     if source.config.is_trained:
         known.add("top1_percent")
         if source.config.is_quantized:
-            known |= {"top1_int8_percent", "model_bytes"}
+            known.add("top1_int8_percent")
     if (None, source.config.latency.precision) in source.config.probed:
         known.add("latency_ms")
     wanted = [*study.config.objectives]
@@ -88,11 +88,15 @@ def check_prepared(
                 f"here it is {new.get(name)}; start another study by --study"
             )
     formats, formats_now = (each.get("int8_formats") or {} for each in (attributes, prepared))
-    for target in formats.keys() & formats_now.keys():
-        if formats[target] != formats_now[target]:
+    pairs = {(target, target) for target in formats.keys() & formats_now.keys()}
+    if source.config.is_quantized and study.config.is_quantized:  # accuracies are those of these
+        pairs.add((source.config.int8_targets[0] or "", study.config.int8_targets[0] or ""))
+    for target, target_now in sorted(pairs):
+        then, now = formats.get(target), formats_now.get(target_now)
+        if then and now and then != now:
             raise InputError(
-                f"{source.folder}: its networks were quantized to {formats[target]}, those here "
-                f"are to {formats_now[target]}; set int8.format to begin another study with one"
+                f"{source.folder}: its networks were quantized to {then}, those here are to {now}; "
+                "set int8.format to begin another study with one"
             )
     before, now = attributes.get("data") or {}, prepared.get("data") or {}
     if before.get("id") and now.get("id") and before["id"] != now["id"]:
@@ -182,6 +186,11 @@ def _meaning(config: StudyConfig) -> dict[str, object]:
         meaning["train"] = config.train.decisive()
         meaning["teacher"] = teaching.model_dump(mode="json") if teaching is not None else None
         meaning["search"] = {"seed": config.search.seed}
+    if "model_bytes" in config.objectives:
+        meaning["model_bytes"] = {"precision": "int8" if config.is_quantized else "float"}
+    if config.is_quantized:
+        section = config.int8_section(config.int8_targets[0])
+        meaning["int8"] = {"runtime": section.runtime, **section.int8.model_dump(mode="json")}
     if config.is_measured or (config.is_quantized and None in config.int8_targets):
         meaning["latency"] = config.latency.model_dump(mode="json")
     for name, section in config.also_measured.items():
