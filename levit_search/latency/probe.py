@@ -272,8 +272,8 @@ class Probe:
         is_here = isinstance(self.config.target, LocalTarget)
         if asked == "auto" and kept in ("u8", "nncf") and is_here and self.saturates():
             raise InputError(
-                f"networks were quantized to {kept} on a machine where its products do not overflow; "
-                "here they do: go on there, or begin another study"
+                f"networks were quantized to {kept} where products do not overflow, and here they "
+                "do: go on there, or begin another study"
             )
         if kept is None and self.saturates() and asked in ("u8", "nncf"):
             warnings.warn(
