@@ -138,7 +138,7 @@ def test_a_large_drop_is_an_error_though_all_is_written_unless_it_is_allowed(
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "points on val" in line]
     assert "model.int8.onnx loses" in line and "1.00 % in int8; 1.042 are allowed" in line
-    assert "--allow-drop takes it" in line
+    assert "percentile or --finetune-epochs 1 may help, --allow-drop takes it" in line
     assert {GRAPH, "model.onnx", "README.md"} <= {
         path.name for path in (tmp_path / "out").iterdir()
     }
@@ -166,15 +166,19 @@ def test_three_images_are_no_drop_however_few_there_are() -> None:
         "max_drop": 1.0,
     }
 
-    def lost(points: float, images: int) -> str | None:
+    def found(points: float, images: int) -> int8.InInt8:
         percents = {"val": 90.0 - points, "test": 90.0}
-        counts = {"val": images, "test": images}
-        return int8.InInt8(top1_percent=percents, images=counts, **known).too_large
+        return int8.InInt8(top1_percent=percents, images={"val": images, "test": images}, **known)
+
+    def lost(points: float, images: int) -> str | None:
+        return found(points, images).too_large
 
     assert lost(3.0, 100) is None
     assert lost(4.0, 100) is not None
     assert lost(1.0, 1000) is None and lost(-5.0, 1000) is None
     assert lost(1.1, 1000) is not None
+    nncf = replace(found(2.0, 1000), quantized=replace(quantized, format="nncf"))
+    assert nncf.remedies == ["--set latency.int8.format=u8", "--finetune-epochs 1"]
 
 
 @pytest.mark.parametrize("is_better", [True, False])

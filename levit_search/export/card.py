@@ -262,6 +262,7 @@ def _in_int8(facts: Facts) -> list[str]:
         own, of_float = each.found["latency_ms"], each.found["reference_ms"]
         told = f"**{each.compared()}**" if each.is_slower else each.compared()
         rows.append((head, f"{of_float:.4g} ms", f"{own:.4g} ms", told))
+    in_pairs = " Latencies are measured in pairs of the two files."
     share = quantized.bytes / found.float_bytes
     rows.append(
         ("file", f"{found.float_bytes:,} bytes", f"{quantized.bytes:,} bytes", f"{share:.2f} x")
@@ -271,9 +272,9 @@ def _in_int8(facts: Facts) -> list[str]:
         f"> **{found.too_large}.**" if found.too_large else "",
         _table(["figure", "model.onnx", INT8_GRAPH, "int8 beside float"], rows),
         f"Format `{quantized.format}` ({text(found.chosen)}), calibrated by "
-        f"{quantized.calibration} on {quantized.images:,} images of the training split. Accuracies "
-        f"are of the same images, those in int8 as {found.runtime} computes them here; intervals "
-        "are binomial (95 %). Latencies are measured in pairs of the two files.",
+        f"{quantized.calibration} on {quantized.images:,} image(s) of the training split. "
+        f"Accuracies are of the same images, those in int8 as {found.runtime} computes them here; "
+        f"intervals are binomial (95 %).{in_pairs if found.timed else ''}",
         f"Operators in int8: {_operators(quantized.quantized)}. In float on purpose: "
         f"{_operators(quantized.kept)}. In float since the format has no int8 for them: "
         f"{_operators(quantized.left)}.",

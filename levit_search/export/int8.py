@@ -161,6 +161,16 @@ class InInt8:
             f"in int8; {self.allowed_drop:.4g} are allowed)"
         )
 
+    @property
+    def remedies(self) -> list[str]:
+        """Options by which it may lose less, of those that were not given."""
+        found = []
+        if self.quantized.format.startswith("nncf"):
+            found.append("--set latency.int8.format=u8")
+        elif self.quantized.calibration != "percentile":
+            found.append("--set latency.int8.calibration=percentile")
+        return found if self.finetuning is not None else [*found, "--finetune-epochs 1"]
+
     def as_json(self) -> dict[str, Any]:
         tuned = self.finetuning
         return {

@@ -209,10 +209,8 @@ def _check_figures(out: Path, facts: Facts, options: ExportOptions) -> None:
             f"study says ({told}); README.md has both figures. On a busy machine export again."
         )
     if facts.int8 is not None and facts.int8.too_large and not options.quantization.allow_drop:
-        found.append(
-            f"{facts.int8.too_large}; --set latency.int8.calibration=percentile or "
-            "--finetune-epochs 1 may help, --allow-drop takes it."
-        )
+        helps = f"{' or '.join(facts.int8.remedies)} may help, " if facts.int8.remedies else ""
+        found.append(f"{facts.int8.too_large}; {helps}--allow-drop takes it.")
     if found:
         raise LevitSearchError(
             f"{out}: the network is written and its logits agree, but {' And '.join(found)}"
