@@ -1,0 +1,173 @@
+"""What int8 costs trained LeViTs in accuracy, and what it gains in time and size.
+
+    python benchmarks/int8.py train --jobs 2       # the networks, into --kept
+    python benchmarks/int8.py report               # table.md, results.json
+
+``train`` fits the 32 networks of ``studies/supernet`` as recorded there, and networks of four
+sizes with three activations and three seeds on fewer images and without a teacher. Each
+measurement is a line of ``PART.jsonl`` in the folder, written when it is done and not done again;
+one that was made with other settings is refused.
+"""
+
+import argparse
+import csv
+import functools
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rank_study
+import short_schedule
+from short_schedule import ROOT, SPACE
+from weights import ALONE, Cell, measure, network_of
+
+from levit_search.architecture import Architecture, parse
+from levit_search.cost import cost
+from levit_search.errors import LevitSearchError
+from levit_search.files import user_cache
+from levit_search.study import read_config
+
+if TYPE_CHECKING:
+    from levit_search.batches import Batches
+
+FOLDER = ROOT / "studies" / "int8"
+
+# Three stages of one block each, with a head for every 16 channels.
+WIDTHS = ((32, 48, 64), (32, 64, 96), (48, 64, 128), (48, 96, 144))
+ACTIVATIONS = ("hardswish", "relu", "gelu")
+SEEDS = (0, 1, 2)
+_IMAGES = {"supernet": 20000, "activations": 10000}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("part", choices=tuple(CELLS))
+    parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--jobs", type=int, default=1, help="worker processes of one thread each")
+    parser.add_argument("--minutes", type=float, help="start nothing after that time")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--kept", type=Path, default=user_cache() / "int8-benchmark")
+    options = parser.parse_args()
+    try:
+        return measure(CELLS[options.part](options), measured, options)
+    except LevitSearchError as error:
+        print(f"int8.py: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:  # what has ended is kept
+        return 130
+
+
+# --- what there is to measure
+
+
+def train_cells(options: argparse.Namespace) -> Iterator[Cell]:
+    places = {"kept": str(options.kept)}
+    for row in recorded():
+        key = {"set": "supernet", "network": row["network"], "seed": 0}
+        yield Cell("train", key, {"setup": setup_of("supernet").model_dump(mode="json")}, places)
+    setup = setup_of("activations").model_dump(mode="json", exclude={"teacher", "teacher_seed"})
+    for width, activation, seed in itertools.product(WIDTHS, ACTIVATIONS, SEEDS):
+        network = with_activation(width, activation)
+        key = {"set": "activations", "network": network.id, "seed": seed}
+        yield Cell("train", key, {"setup": setup}, places)
+
+
+CELLS: dict[str, Callable[[argparse.Namespace], Iterator[Cell]]] = {"train": train_cells}
+
+
+def recorded() -> list[dict[str, str]]:
+    """The recorded trainings with seed 0, in a shuffled order."""
+    with ALONE.open(newline="") as text:
+        return [row for row in csv.DictReader(text) if row["seed"] == "0"]
+
+
+def with_activation(width: tuple[int, ...], activation: str) -> Architecture:
+    shape = {"layers": 3, "stages": [(1, dim, dim // 16, 16) for dim in width]}
+    plain = network_of(shape, 32, 1, 10).model_dump(mode="json")
+    return parse({**plain, "activation": activation, "attention_activation": activation})
+
+
+@functools.cache
+def setup_of(name: str) -> short_schedule.Setup:
+    """How the networks of a set are trained."""
+    setup = rank_study.setup_of(read_config(SPACE), _IMAGES[name])
+    if name == "supernet":
+        return setup
+    return setup.model_copy(
+        update={"train": setup.train.model_copy(update={"distillation": "none"})}
+    )
+
+
+# --- in a worker
+
+
+def measured(cell: Cell) -> dict[str, Any]:
+    """Carry one measurement out."""
+    begun = time.perf_counter()
+    found = _MEASURES[cell.part](cell)
+    return {**found, "cell_seconds": round(time.perf_counter() - begun, 2)}
+
+
+@functools.cache
+def networks() -> dict[str, Architecture]:
+    """All that are trained, by their ids."""
+    found = [parse(json.loads(row["architecture"])) for row in recorded()]
+    found += [with_activation(*each) for each in itertools.product(WIDTHS, ACTIVATIONS)]
+    return {network.id: network for network in found}
+
+
+@functools.cache
+def opened(name: str) -> "Batches":
+    """The data of a set, once a worker."""
+    from levit_search.batches import open_batches
+
+    return open_batches(setup_of(name).data)
+
+
+def weights_of(cell: Cell) -> Path:
+    """Where the weights of a trained network lie."""
+    key = cell.key
+    return Path(cell.places["kept"]) / f"{key['set']}-{key['network']}-{key['seed']}.safetensors"
+
+
+def train(cell: Cell) -> dict[str, Any]:
+    """Train one network and keep its weights."""
+    from levit_search.model import save_weights
+    from levit_search.train import train_network
+
+    name, seed = cell.key["set"], cell.key["seed"]
+    network, setup, batches = networks()[cell.key["network"]], setup_of(name), opened(name)
+    teacher, told = None, {}
+    if name == "supernet":
+        text = setup.model_dump_json()
+        _, teacher, card = short_schedule.opened(text)
+        short_schedule.fill_once(text, seed)
+        (row,) = (each for each in recorded() if each["network"] == network.id)
+        told = {
+            "recorded_top1_percent": float(row["val_top1_percent"]),
+            "recorded_seconds": float(row["seconds"]),
+            "teacher": card["id"],
+        }
+    model, training = train_network(network, batches, setup.train, seed, teacher)
+    weights_of(cell).parent.mkdir(parents=True, exist_ok=True)
+    save_weights(model, weights_of(cell))
+    price = cost(network)
+    return {
+        "val_top1_percent": float(training.val_top1_percent),
+        **told,
+        "seconds": float(training.seconds),
+        "params": price.params,
+        "flops": price.flops,
+        "architecture": network.model_dump(mode="json"),
+    }
+
+
+_MEASURES: dict[str, Callable[[Cell], dict[str, Any]]] = {"train": train}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
