@@ -1,6 +1,7 @@
 """What int8 costs trained LeViTs in accuracy, and what it gains in time and size.
 
     python benchmarks/int8.py train --jobs 2       # the networks, into --kept
+    python benchmarks/int8.py quantize --jobs 2    # each by every method, and its accuracy
     python benchmarks/int8.py report               # table.md, results.json
 
 ``train`` fits the 32 networks of ``studies/supernet`` as recorded there, and networks of four
@@ -14,12 +15,15 @@ import csv
 import functools
 import itertools
 import json
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import rank_study
 import short_schedule
 from short_schedule import ROOT, SPACE
@@ -29,9 +33,12 @@ from levit_search.architecture import Architecture, parse
 from levit_search.cost import cost
 from levit_search.errors import LevitSearchError
 from levit_search.files import user_cache
+from levit_search.latency.targets import Int8Config, Int8Format
 from levit_search.study import read_config
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from levit_search.batches import Batches
 
 FOLDER = ROOT / "studies" / "int8"
@@ -76,7 +83,45 @@ def train_cells(options: argparse.Namespace) -> Iterator[Cell]:
         yield Cell("train", key, {"setup": setup}, places)
 
 
-CELLS: dict[str, Callable[[argparse.Namespace], Iterator[Cell]]] = {"train": train_cells}
+def quantize_cells(options: argparse.Namespace) -> Iterator[Cell]:
+    """What has been trained, network by network."""
+    for cell in train_cells(options):
+        if not weights_of(cell).exists():
+            continue
+        for name, (runtime, format, changes) in METHODS.items():
+            if cell.key["set"] == "supernet" or name in _OF_ACTIVATIONS:
+                settings = {
+                    "runtime": runtime,
+                    "format": format,
+                    "int8": Int8Config(**changes).model_dump(mode="json", exclude={"format"}),
+                }
+                yield Cell("quantize", {**cell.key, "method": name}, settings, cell.places)
+
+
+_NO_ATTENTION: dict[str, Any] = {"float_operators": ("elementwise",)}
+_NO_ELEMENTWISE: dict[str, Any] = {"float_operators": ("attention",)}
+METHODS: dict[str, tuple[str, Int8Format, dict[str, Any]]] = {
+    "u8": ("onnxruntime", "u8", {}),
+    "s8": ("onnxruntime", "s8", {}),
+    "u8-reduced": ("onnxruntime", "u8-reduced", {}),
+    "u8 percentile": ("onnxruntime", "u8", {"calibration": "percentile"}),
+    "u8 entropy": ("onnxruntime", "u8", {"calibration": "entropy"}),
+    "u8 attention": ("onnxruntime", "u8", _NO_ATTENTION),
+    "u8 elementwise": ("onnxruntime", "u8", _NO_ELEMENTWISE),
+    "u8 everything": ("onnxruntime", "u8", {"float_operators": ()}),
+    "nncf": ("openvino", "nncf", {}),
+    "nncf-reduced": ("openvino", "nncf-reduced", {}),
+    "nncf everything": ("openvino", "nncf", {"float_operators": ()}),
+    "u8 in openvino": ("openvino", "u8", {}),
+}
+"""Runtime, format and further settings; ``attention``, ``elementwise`` and ``everything`` name what
+is in int8 beside the rest."""
+_OF_ACTIVATIONS = ("u8", "s8", "nncf", "u8 everything")
+
+CELLS: dict[str, Callable[[argparse.Namespace], Iterator[Cell]]] = {
+    "train": train_cells,
+    "quantize": quantize_cells,
+}
 
 
 def recorded() -> list[dict[str, str]]:
@@ -166,7 +211,71 @@ def train(cell: Cell) -> dict[str, Any]:
     }
 
 
-_MEASURES: dict[str, Callable[[Cell], dict[str, Any]]] = {"train": train}
+def quantize(cell: Cell) -> dict[str, Any]:
+    """Quantize one network by one method: the accuracies of both graphs on val in one runtime, the
+    images that either alone gets right, and the files' sizes."""
+    from levit_search.model.quantization import calibration_images, quantize
+
+    name, settings = cell.key["set"], cell.settings
+    batches, config = opened(name), Int8Config(**settings["int8"])
+    float_graph = float_graph_of(cell)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "int8.onnx"
+        begun = time.perf_counter()
+        images = calibration_images(batches, config.images)
+        told = quantize(float_graph, graph, images, config, settings["format"])
+        seconds = time.perf_counter() - begun
+        in_int8 = is_right(graph, settings["runtime"], batches)
+    in_float = float_is_right(float_graph, settings["runtime"], name)
+    return {
+        "val_top1_percent": 100 * float(in_int8.mean()),
+        "float_top1_percent": 100 * float(in_float.mean()),
+        "val_images": len(in_int8),
+        "lost": int((in_float & ~in_int8).sum()),
+        "gained": int((in_int8 & ~in_float).sum()),
+        "quantize_seconds": round(seconds, 3),
+        "bytes": told.bytes,
+        "float_bytes": float_graph.stat().st_size,
+        "calibrated_on": told.images,
+        "quantized": dict(told.quantized),
+        "kept": dict(told.kept),
+        "left": dict(told.left),
+    }
+
+
+def float_graph_of(cell: Cell) -> Path:
+    """The ONNX file of a trained network for any number of images, beside its weights."""
+    from levit_search.model import build, export_onnx, load_weights
+
+    file = weights_of(cell).with_suffix(".onnx")
+    if not file.exists():
+        model = build(networks()[cell.key["network"]])
+        load_weights(model, weights_of(cell))
+        partial = file.with_suffix(f".{os.getpid()}")
+        export_onnx(model, partial, None)
+        partial.replace(file)
+    return file
+
+
+@functools.lru_cache(maxsize=4)
+def float_is_right(graph: Path, runtime: str, name: str) -> "NDArray[np.bool_]":
+    return is_right(graph, runtime, opened(name))
+
+
+def is_right(graph: Path, runtime: str, batches: "Batches") -> "NDArray[np.bool_]":
+    """Which images of val a graph puts into their class."""
+    import torch
+
+    from levit_search.model.quantization import OnnxNetwork
+
+    network = OnnxNetwork(graph, runtime)
+    parts = batches.evaluation("val", 256, torch.device("cpu"))
+    return np.concatenate(
+        [(network(images).argmax(1) == labels).numpy() for images, labels in parts]
+    )
+
+
+_MEASURES: dict[str, Callable[[Cell], dict[str, Any]]] = {"train": train, "quantize": quantize}
 
 
 if __name__ == "__main__":
