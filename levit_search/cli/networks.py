@@ -119,7 +119,13 @@ def probe(
     runtime: Annotated[
         str | None, typer.Option(help="onnxruntime, openvino, torch or torch-compiled.")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, or with torch fp16, bf16.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, int8, or with torch fp16, bf16.")
+    ] = None,
+    int8_format: Annotated[
+        str | None,
+        typer.Option(help="auto (the fastest), u8, u8-reduced, s8, nncf or nncf-reduced."),
+    ] = None,
     batch_size: Annotated[
         str | None, typer.Option(metavar="N", help="Images in one run; on GPUs also largest.")
     ] = None,
@@ -163,6 +169,7 @@ def probe(
         "seconds": seconds,
         "interval_percent": interval,
         "reference": reference,
+        "int8": {"format": int8_format} if int8_format else None,
     }
     config = read_latency({k: v for k, v in options.items() if v is not None}, "probe")
     networks = [(name, _network(name)) for name in archs]
@@ -214,7 +221,7 @@ def _print_measurements(rows: list[dict[str, Any]], config: "LatencyConfig") -> 
             f"{memory:.4g}" if memory else "",
             str(row["pairs"]),
             "cached" if row["cached"] else f"{row['seconds']:.1f}",
-            row["layout"],
+            " ".join(filter(None, [row["layout"], row["int8_format"]])),
         )
     print_table(table)
     last = rows[-1]

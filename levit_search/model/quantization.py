@@ -57,14 +57,18 @@ class Quantized:
 
 
 def quantize(
-    path: Path, out: Path, images: Images, config: Int8Config, format: Int8Format
+    path: Path,
+    out: Path,
+    images: Images | Sequence[Mapping[str, Images]],
+    config: Int8Config,
+    format: Int8Format,
 ) -> Quantized:
     """Write the int8 graph of a float one.
 
     Args:
         path: the float graph, as :func:`levit_search.model.export_onnx` writes it.
         out: the file.
-        images: to calibrate on.
+        images: to calibrate on, [N, C, H, W]; or the inputs of each run by name.
         config: how; its own ``format`` does not count.
         format: what the int8 graph shall be.
 
@@ -76,14 +80,14 @@ def quantize(
     _name_nodes(graph)
     groups = operator_groups(graph)
     kept = [name for name, group in groups.items() if group in config.float_operators]
-    if not np.isfinite(images).all():
-        raise TrialError(f"{path.name} cannot be quantized: calibration images are not finite")
-    batches = _batches(graph, images)
+    runs = _runs(graph, images) if isinstance(images, np.ndarray) else images
+    if not all(np.isfinite(each).all() for run in runs for each in run.values()):
+        raise TrialError(f"{path.name} cannot be quantized: what it is calibrated on is not finite")
     try:
         if format.startswith("nncf"):
-            found = _by_nncf(graph, batches, kept, format)
+            found = _by_nncf(graph, runs, kept, format)
         else:
-            found = _by_onnxruntime(graph, batches, kept, config, format)
+            found = _by_onnxruntime(graph, runs, kept, config, format)
     except InputError:
         raise
     except Exception as error:  # libraries raise what they like of graphs and ranges
@@ -95,7 +99,7 @@ def quantize(
     return Quantized(
         format=format,
         calibration=config.calibration,
-        images=len(images),
+        images=len(images) if isinstance(images, np.ndarray) else len(runs),
         bytes=out.stat().st_size,
         quantized=dict(Counter(group for name, group in groups.items() if name in in_int8)),
         kept=dict(Counter(groups[name] for name in kept)),
@@ -140,19 +144,27 @@ def _name_nodes(graph: onnx.ModelProto) -> None:
         node.name = node.name or f"{node.op_type}_{index}"
 
 
-def _batches(graph: onnx.ModelProto, images: Images) -> list[dict[str, Images]]:
-    """The images in batches that the graph takes; the last ones are shown twice, if need be."""
+def graph_inputs(path: Path) -> dict[str, list[int]]:
+    """The shapes of a graph's inputs by name; any number of images is one."""
+    return {
+        each.name: [side.dim_value or 1 for side in each.type.tensor_type.shape.dim]
+        for each in onnx.load(path).graph.input
+    }
+
+
+def _runs(graph: onnx.ModelProto, images: Images) -> list[dict[str, Images]]:
+    """The images in batches that the graph takes; the first ones are shown twice, if need be."""
     entry = graph.graph.input[0]
-    size = entry.type.tensor_type.shape.dim[0].dim_value or 32
-    count = max(1, math.ceil(len(images) / size))
-    if entry.type.tensor_type.shape.dim[0].dim_value:
-        images = np.concatenate([images] * math.ceil(count * size / len(images)))[: count * size]
+    fixed = entry.type.tensor_type.shape.dim[0].dim_value
+    count = math.ceil(len(images) / (fixed or 32))
+    if fixed:
+        images = np.resize(images, (count * fixed, *images.shape[1:]))
     return [{entry.name: each} for each in np.array_split(images, count)]
 
 
 def _by_onnxruntime(
     graph: onnx.ModelProto,
-    batches: Sequence[Mapping[str, Images]],
+    runs: Sequence[Mapping[str, Images]],
     kept: list[str],
     config: Int8Config,
     format: Int8Format,
@@ -166,7 +178,7 @@ def _by_onnxruntime(
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._left = iter(batches)
+            self._left = iter(runs)
 
         def get_next(self) -> Mapping[str, Images] | None:
             return next(self._left, None)
@@ -196,7 +208,7 @@ def _by_onnxruntime(
 
 def _by_nncf(
     graph: onnx.ModelProto,
-    batches: Sequence[Mapping[str, Images]],
+    runs: Sequence[Mapping[str, Images]],
     kept: list[str],
     format: Int8Format,
 ) -> onnx.ModelProto:
@@ -213,8 +225,8 @@ def _by_nncf(
         is_reduced = format.endswith("-reduced")
         found: onnx.ModelProto = nncf.quantize(
             graph,
-            nncf.Dataset(batches),
-            subset_size=len(batches),
+            nncf.Dataset(runs),
+            subset_size=len(runs),
             model_type=nncf.ModelType.TRANSFORMER,
             ignored_scope=nncf.IgnoredScope(names=kept) if kept else None,
             advanced_parameters=nncf.AdvancedQuantizationParameters(
@@ -366,7 +378,6 @@ def _in_onnxruntime(path: Path, threads: int, exact: bool) -> Run:
     if exact:
         level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.graph_optimization_level = level
-    # The content, since it takes no path but in UTF-8.
     providers = ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=providers)
     name = session.get_inputs()[0].name
