@@ -2,12 +2,17 @@
 
     python benchmarks/int8.py train --jobs 2       # the networks, into --kept
     python benchmarks/int8.py quantize --jobs 2    # each by every method, and its accuracy
+    python benchmarks/int8.py speed                # int8 graphs against their float graphs
+    python benchmarks/int8.py repeat               # probes, in sessions of their own
     python benchmarks/int8.py report               # table.md, results.json
 
 ``train`` fits the 32 networks of ``studies/supernet`` as recorded there, and networks of four
-sizes with three activations and three seeds on fewer images and without a teacher. Each
-measurement is a line of ``PART.jsonl`` in the folder, written when it is done and not done again;
-one that was made with other settings is refused.
+sizes with three activations and three seeds on fewer images and without a teacher. ``quantize``
+tells of each image of val whether the float graph and the int8 graph put it into its class.
+``speed`` times every int8 graph in turn with the float graph of the same network: some of the 32,
+and the published LeViTs at 224 px with random weights. ``repeat`` measures the same networks with
+probes of both precisions. Each measurement is a line of ``PART.jsonl`` in the folder, written when
+it is done and not done again; one that was made with other settings is refused.
 """
 
 import argparse
@@ -16,23 +21,26 @@ import functools
 import itertools
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rank_study
 import short_schedule
+from int8_shown import as_markdown, document_of
 from short_schedule import ROOT, SPACE
 from weights import ALONE, Cell, measure, network_of
 
 from levit_search.architecture import Architecture, parse
 from levit_search.cost import cost
-from levit_search.errors import LevitSearchError
-from levit_search.files import user_cache
+from levit_search.errors import LevitSearchError, TrialError
+from levit_search.files import user_cache, write_atomically, write_json
 from levit_search.latency.targets import Int8Config, Int8Format
 from levit_search.study import read_config
 
@@ -52,15 +60,22 @@ _IMAGES = {"supernet": 20000, "activations": 10000}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=tuple(CELLS))
+    parser.add_argument("part", choices=(*CELLS, "report"))
     parser.add_argument("--only", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--jobs", type=int, default=1, help="worker processes of one thread each")
     parser.add_argument("--minutes", type=float, help="start nothing after that time")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--kept", type=Path, default=user_cache() / "int8-benchmark")
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     try:
-        return measure(CELLS[options.part](options), measured, options)
+        if options.part != "report":
+            return measure(CELLS[options.part](options), measured, options)
+        document = document_of(options.folder)
+        write_json(options.folder / "results.json", document)
+        write_atomically(options.folder / "table.md", as_markdown(document))
+        print(json.dumps(document, indent=2) if options.json else as_markdown(document))
+        return 0
     except LevitSearchError as error:
         print(f"int8.py: {error}", file=sys.stderr)
         return error.exit_code
@@ -118,9 +133,51 @@ METHODS: dict[str, tuple[str, Int8Format, dict[str, Any]]] = {
 is in int8 beside the rest."""
 _OF_ACTIVATIONS = ("u8", "s8", "nncf", "u8 everything")
 
+
+def speed_cells(options: argparse.Namespace) -> Iterator[Cell]:
+    """Twice, in probe sessions of their own, of which the second comes after all of the first."""
+    for session, network, runtime in itertools.product(_SESSIONS, timed(), _RUNTIMES):
+        key = {"network": network, "runtime": runtime, "session": session}
+        formats = {
+            name: {"format": format, **changes}
+            for name, (of, format, changes) in METHODS.items()
+            if of == runtime and "calibration" not in changes
+        }
+        how = _TIMED if network in PUBLISHED else _TIMED_SMALL
+        settings = {**how, "formats": formats}
+        yield Cell("speed", key, settings, {"kept": str(options.kept)})
+
+
+def repeat_cells(options: argparse.Namespace) -> Iterator[Cell]:
+    for session, runtime, precision in itertools.product(_SESSIONS, _RUNTIMES, ("fp32", "int8")):
+        for of in ("published", "supernet"):
+            networks = [each for each in timed() if (each in PUBLISHED) == (of == "published")]
+            key = {"set": of, "runtime": runtime, "precision": precision, "session": session}
+            settings = {**_PROBED[of], "networks": networks, "interval_percent": 0}
+            yield Cell("repeat", key, settings, {"kept": str(options.kept)})
+
+
+def timed() -> list[str]:
+    """The published networks, and a few of the recorded ones from few FLOPs to many."""
+    by_flops = sorted(recorded(), key=lambda row: int(row["flops"]))
+    every = len(by_flops) // _TIMED_OF_RECORDED
+    return [*PUBLISHED, *(row["network"] for row in by_flops[every // 2 :: every])]
+
+
+PUBLISHED = ("LeViT-128S", "LeViT-128", "LeViT-192", "LeViT-256", "LeViT-384")
+_RUNTIMES = ("onnxruntime", "openvino")
+_SESSIONS = (0, 1)
+_TIMED_OF_RECORDED = 8
+# Seconds are for all graphs of a network together.
+_TIMED = {"seconds": 16.0, "rounds": 8}
+_TIMED_SMALL = {"seconds": 6.0, "rounds": 12}
+_PROBED = {"published": {"seconds": 2.0, "rounds": 12}, "supernet": {"seconds": 1.0, "rounds": 12}}
+
 CELLS: dict[str, Callable[[argparse.Namespace], Iterator[Cell]]] = {
     "train": train_cells,
     "quantize": quantize_cells,
+    "speed": speed_cells,
+    "repeat": repeat_cells,
 }
 
 
@@ -240,6 +297,7 @@ def quantize(cell: Cell) -> dict[str, Any]:
         "quantized": dict(told.quantized),
         "kept": dict(told.kept),
         "left": dict(told.left),
+        "versions": versions(),
     }
 
 
@@ -275,7 +333,117 @@ def is_right(graph: Path, runtime: str, batches: "Batches") -> "NDArray[np.bool_
     )
 
 
-_MEASURES: dict[str, Callable[[Cell], dict[str, Any]]] = {"train": train, "quantize": quantize}
+def speed(cell: Cell) -> dict[str, Any]:
+    """Time the int8 graphs of a network, and a copy of its float graph, against its float graph."""
+    from levit_search.latency import LatencyConfig, Probe
+    from levit_search.model.quantization import quantize
+
+    settings = cell.settings
+    config = LatencyConfig(
+        runtime=cell.key["runtime"],
+        seconds=settings["seconds"],
+        rounds=settings["rounds"],
+        interval_percent=0,
+    )
+    with tempfile.TemporaryDirectory() as folder, Probe(config) as probe:
+        float_graph, images = graph_to_time(cell, Path(folder))
+        graphs = {"float": Path(folder) / "copy.onnx"}
+        shutil.copyfile(float_graph, graphs["float"])
+        for method, changes in settings["formats"].items():
+            graphs[method] = Path(folder) / f"int8-{len(graphs)}.onnx"
+            asked = Int8Config(**changes)
+            quantize(float_graph, graphs[method], images, asked, changes["format"])
+        found = probe.time_graphs(list(graphs.values()), float_graph)
+        return {
+            "float_ms": found[0].reference_ms,
+            "saturates": probe.saturates(),
+            "clock": found[0].clock,
+            "rounds": found[0].rounds,
+            "float_bytes": float_graph.stat().st_size,
+            "graphs": {
+                method: {
+                    "ratio": each.ratio_to_reference,
+                    "low": each.ratio_ci95[0],
+                    "high": each.ratio_ci95[1],
+                    "bytes": graphs[method].stat().st_size,
+                }
+                for method, each in zip(graphs, found, strict=True)
+            },
+            "versions": versions(),
+        }
+
+
+def graph_to_time(cell: Cell, folder: Path) -> "tuple[Path, NDArray[np.float32]]":
+    """A network's float graph for one image, and images to calibrate on: of a published one with
+    random weights and on random numbers."""
+    import torch
+
+    from levit_search.architecture import published
+    from levit_search.model import build, export_onnx, load_weights
+    from levit_search.model.quantization import calibration_images
+
+    name, path = cell.key["network"], folder / "float.onnx"
+    if name in PUBLISHED:
+        torch.manual_seed(0)
+        export_onnx(build(published(name)), path, 1)
+        rng = np.random.default_rng(0)
+        return path, rng.standard_normal((4, 3, 224, 224), dtype=np.float32)
+    model = build(networks()[name])
+    trained = Cell("train", {"set": "supernet", "network": name, "seed": 0}, {}, cell.places)
+    load_weights(model, weights_of(trained))
+    export_onnx(model, path, 1)
+    return path, calibration_images(opened("supernet"), 32)
+
+
+def repeat(cell: Cell) -> dict[str, Any]:
+    """Measure networks together with a probe session that knows nothing of earlier ones."""
+    from levit_search.architecture import published
+    from levit_search.latency import LatencyConfig, Probe
+    from levit_search.latency.cache import Cache
+
+    key, settings = cell.key, cell.settings
+    names = settings["networks"]
+    several = [published(name) if name in PUBLISHED else networks()[name] for name in names]
+    reference = read_config(SPACE).latency.reference if key["set"] == "supernet" else "LeViT-128S"
+    config = LatencyConfig(
+        runtime=key["runtime"],
+        precision=key["precision"],
+        reference=reference,
+        **{name: settings[name] for name in ("seconds", "rounds", "interval_percent")},
+    )
+    told: dict[str, Any] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Probe(config, fresh=True, cache=Cache(Path(folder))) as probe,
+    ):
+        if key["precision"] == "int8":
+            told = {"format": probe.settle_int8(several[0]), "saturates": probe.saturates()}
+        found = probe.measure_all(several)
+    for each in found:
+        if isinstance(each, TrialError):
+            raise each
+    return {
+        **told,
+        "ratios": {
+            name: [each.ratio_to_reference, *each.ratio_ci95]
+            for name, each in zip(names, found, strict=True)
+        },
+        "ms": {name: each.latency_ms for name, each in zip(names, found, strict=True)},
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Those of what quantizes and of what runs int8 graphs."""
+    return {name: metadata.version(name) for name in ("onnxruntime", "openvino", "nncf")}
+
+
+_MEASURES: dict[str, Callable[[Cell], dict[str, Any]]] = {
+    "train": train,
+    "quantize": quantize,
+    "speed": speed,
+    "repeat": repeat,
+}
 
 
 if __name__ == "__main__":
