@@ -141,7 +141,9 @@ def speed_cells(options: argparse.Namespace) -> Iterator[Cell]:
         formats = {
             name: {"format": format, **changes}
             for name, (of, format, changes) in METHODS.items()
-            if of == runtime and "calibration" not in changes
+            if of == runtime
+            and "calibration" not in changes
+            and not (network in PUBLISHED and changes in (_NO_ATTENTION, _NO_ELEMENTWISE))
         }
         how = _TIMED if network in PUBLISHED else _TIMED_SMALL
         settings = {**how, "formats": formats}
@@ -160,18 +162,18 @@ def repeat_cells(options: argparse.Namespace) -> Iterator[Cell]:
 def timed() -> list[str]:
     """The published networks, and a few of the recorded ones from few FLOPs to many."""
     by_flops = sorted(recorded(), key=lambda row: int(row["flops"]))
-    every = len(by_flops) // _TIMED_OF_RECORDED
-    return [*PUBLISHED, *(row["network"] for row in by_flops[every // 2 :: every])]
+    middles = (np.arange(_TIMED_OF_RECORDED) + 0.5) * len(by_flops) / _TIMED_OF_RECORDED
+    return [*PUBLISHED, *(by_flops[int(each)]["network"] for each in middles)]
 
 
 PUBLISHED = ("LeViT-128S", "LeViT-128", "LeViT-192", "LeViT-256", "LeViT-384")
 _RUNTIMES = ("onnxruntime", "openvino")
 _SESSIONS = (0, 1)
-_TIMED_OF_RECORDED = 8
+_TIMED_OF_RECORDED = 6
 # Seconds are for all graphs of a network together.
-_TIMED = {"seconds": 16.0, "rounds": 8}
-_TIMED_SMALL = {"seconds": 6.0, "rounds": 12}
-_PROBED = {"published": {"seconds": 2.0, "rounds": 12}, "supernet": {"seconds": 1.0, "rounds": 12}}
+_TIMED = {"seconds": 10.0, "rounds": 6}
+_TIMED_SMALL = {"seconds": 5.0, "rounds": 8}
+_PROBED = {"published": {"seconds": 2.0, "rounds": 8}, "supernet": {"seconds": 1.0, "rounds": 8}}
 
 CELLS: dict[str, Callable[[argparse.Namespace], Iterator[Cell]]] = {
     "train": train_cells,
