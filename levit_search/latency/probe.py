@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -249,8 +250,17 @@ class Probe:
         """Choose the format of int8 that is fastest on the target, and quantize to it from now on.
 
         The reference for ``network``'s images is measured in each, unless the configuration says
-        which, or :attr:`int8_format` does.
+        which, or :attr:`int8_format` does; if that saturates there, a warning says so.
+
+        Raises:
+            TrialError: the target cannot run graphs in int8.
         """
+        if self.saturates() and self.config.int8.format in ("u8", "nncf"):
+            warnings.warn(
+                f"int8.format: {self.config.int8.format}: {self.config.target.label} adds products "
+                f"in 16 bits, which overflow; {self.config.int8.format}-reduced does not",
+                stacklevel=2,
+            )
         found, *others = self._int8_formats()
         if others:
             found = self.measure(self._reference(network)).int8_format

@@ -214,20 +214,19 @@ class Int8Config(Frozen):
 
     Weights are signed, with a scale for each output channel. ``format`` says the rest: with ``u8``
     activations are unsigned, with ``s8`` signed, as ONNX Runtime quantizes them; ``nncf`` leaves it
-    to NNCF, which also smooths activations and corrects biases. ``-reduced`` gives weights 7 bits:
+    to NNCF, which also corrects biases. ``-reduced`` gives weights 7 bits:
     CPUs without VNNI add two products of u8 and s8 in 16 bits, which overflow. ``auto`` measures on
     the target which is faster there, and whether it overflows.
 
     Activations have the range that they have on ``images`` of the training split (null: 128, or all
-    where there are fewer), or what ``calibration`` makes of it: ``percentile`` leaves the 0.001 %
-    farthest out, ``entropy`` takes the range that loses least information.
+    where there are fewer); ``calibration: percentile`` leaves the 0.001 % farthest out.
 
     ``float_operators`` are left in float: ``stem`` (its convolutions), ``linear`` layers, the
     ``classifier``, the products of ``attention``, and what is ``elementwise`` (sums, scaling).
     """
 
     format: Literal["auto", "u8", "u8-reduced", "s8", "nncf", "nncf-reduced"] = "auto"
-    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
+    calibration: Literal["minmax", "percentile"] = "minmax"
     images: Count | None = None
     float_operators: tuple[OperatorGroup, ...] = ("attention", "elementwise")
 

@@ -135,6 +135,8 @@ def operator_groups(graph: onnx.ModelProto) -> dict[str, OperatorGroup]:
 
 # Of which those that come first have kernels in int8.
 _IN_INT8 = ("Add", "Mul", "Softmax")
+# Operators that only move values, of which NNCF quantizes the first of several in a row.
+_MOVING = ("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze")
 _ELEMENTWISE = (*_IN_INT8, "Div", "HardSwish", "Relu", "Erf", "Sigmoid", "ReduceMean")
 
 
@@ -186,7 +188,6 @@ def _by_onnxruntime(
     methods = {
         "minmax": CalibrationMethod.MinMax,
         "percentile": CalibrationMethod.Percentile,
-        "entropy": CalibrationMethod.Entropy,
     }
     with tempfile.TemporaryDirectory(prefix="levit-search-int8-") as folder, _quiet():
         given, written = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
@@ -218,7 +219,7 @@ def _by_nncf(
         )
     # Both would tell their makers of their use.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    with _quiet(), redirect_stdout(io.StringIO()):  # where it draws its progress
+    with _quiet():
         import nncf
 
         nncf.set_log_level(logging.ERROR)
@@ -230,7 +231,9 @@ def _by_nncf(
             model_type=nncf.ModelType.TRANSFORMER,
             ignored_scope=nncf.IgnoredScope(names=kept) if kept else None,
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                overflow_fix=nncf.OverflowFix.ENABLE if is_reduced else nncf.OverflowFix.DISABLE
+                overflow_fix=nncf.OverflowFix.ENABLE if is_reduced else nncf.OverflowFix.DISABLE,
+                # OpenVINO 2026.4 computes wrong logits of classifiers whose inputs are smoothed.
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
             ),
         )
     return found
@@ -238,12 +241,13 @@ def _by_nncf(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the root logger's warnings back, by which libraries advise to prepare graphs."""
+    """Keep back what libraries advise by the root logger, and what they print of their progress."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)
 
@@ -268,7 +272,11 @@ def _check_scales(graph: onnx.ModelProto, name: str) -> None:
 
 def _in_int8(graph: onnx.ModelProto) -> set[str]:
     """The names of operators with kernels in int8 whose operands are all dequantized ones."""
-    dequantized = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
+    dequantized: set[str] = set()
+    for node in graph.graph.node:  # in the order of computation
+        moved = node.op_type in _MOVING and node.input[0] in dequantized
+        if node.op_type == "DequantizeLinear" or moved:
+            dequantized.update(node.output)
     return {
         node.name
         for node in graph.graph.node
