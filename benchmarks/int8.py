@@ -120,7 +120,7 @@ METHODS: dict[str, tuple[str, Int8Format, dict[str, Any]]] = {
     "s8": ("onnxruntime", "s8", {}),
     "u8-reduced": ("onnxruntime", "u8-reduced", {}),
     "u8 percentile": ("onnxruntime", "u8", {"calibration": "percentile"}),
-    "u8 entropy": ("onnxruntime", "u8", {"calibration": "entropy"}),
+    "u8 512 images": ("onnxruntime", "u8", {"images": 512}),
     "u8 attention": ("onnxruntime", "u8", _NO_ATTENTION),
     "u8 elementwise": ("onnxruntime", "u8", _NO_ELEMENTWISE),
     "u8 everything": ("onnxruntime", "u8", {"float_operators": ()}),
@@ -129,7 +129,7 @@ METHODS: dict[str, tuple[str, Int8Format, dict[str, Any]]] = {
     "nncf everything": ("openvino", "nncf", {"float_operators": ()}),
     "u8 in openvino": ("openvino", "u8", {}),
 }
-"""Runtime, format and further settings; ``attention``, ``elementwise`` and ``everything`` name what
+"""Runtime, format and further settings. ``attention``, ``elementwise`` and ``everything`` name what
 is in int8 beside the rest."""
 _OF_ACTIVATIONS = ("u8", "s8", "nncf", "u8 everything")
 
@@ -142,7 +142,7 @@ def speed_cells(options: argparse.Namespace) -> Iterator[Cell]:
             name: {"format": format, **changes}
             for name, (of, format, changes) in METHODS.items()
             if of == runtime
-            and "calibration" not in changes
+            and not {"calibration", "images"} & changes.keys()
             and not (network in PUBLISHED and changes in (_NO_ATTENTION, _NO_ELEMENTWISE))
         }
         how = _TIMED if network in PUBLISHED else _TIMED_SMALL
