@@ -71,7 +71,7 @@ def main() -> int:
     try:
         if options.part != "report":
             return measure(CELLS[options.part](options), measured, options)
-        document = document_of(options.folder)
+        document = document_of(options.folder, tuple(METHODS))
         write_json(options.folder / "results.json", document)
         write_atomically(options.folder / "table.md", as_markdown(document))
         print(json.dumps(document, indent=2) if options.json else as_markdown(document))

@@ -1,7 +1,7 @@
 """The tables of ``int8.py``, out of its lines."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,9 +17,15 @@ DEFAULT = "u8"
 PARTS = ("train", "quantize", "speed", "repeat")
 
 
-def document_of(folder: Path) -> dict[str, Any]:
-    """All figures of a folder, as JSON holds them; of parts that are not measured there is none."""
+def document_of(folder: Path, order: Sequence[str]) -> dict[str, Any]:
+    """All figures of a folder, as JSON holds them; of parts that are not measured there is none.
+
+    Args:
+        folder: with the lines of each part.
+        order: of methods in the tables.
+    """
     rows = {part: rows_of(folder / f"{part}.jsonl") for part in PARTS}
+    rows["quantize"].sort(key=lambda row: order.index(row["key"]["method"]))
     trained = {_network(row): row for row in rows["train"]}
     tables: dict[str, Callable[[Rows], dict[str, Any]]] = {
         "train": trainings,
@@ -90,7 +96,7 @@ def _of_method(name: str, cells: Rows) -> dict[str, Any]:
         "networks": len(cells),
         "median": float(middle),
         "quartiles": [float(low), float(high)],
-        "mean": float(drops.mean()),
+        "drop": spread(drops.tolist()),
         "worst": float(drops.max()),
         "worst_network": worst["key"]["network"],
         "best": float(drops.min()),
@@ -99,13 +105,7 @@ def _of_method(name: str, cells: Rows) -> dict[str, Any]:
         "within": bool(middle <= MEDIAN_MOST and drops.max() <= WORST_MOST),
         "times_smaller": float(np.median([row["float_bytes"] / row["bytes"] for row in cells])),
         "quantize_seconds": float(np.median([row["quantize_seconds"] for row in cells])),
-        "operators": {
-            kind: {
-                group: sum(row[kind].get(group, 0) for row in cells)
-                for group in sorted({group for row in cells for group in row[kind]})
-            }
-            for kind in ("quantized", "kept", "left")
-        },
+        "in_int8_percent": _in_int8_percent(cells),
     }
     if len(cells) > 2:
         in_float, in_int8 = (
@@ -113,6 +113,24 @@ def _of_method(name: str, cells: Rows) -> dict[str, Any]:
             for figure in ("float_top1_percent", "val_top1_percent")
         )
         found["ranks"] = agreement(in_int8, in_float)
+    return found
+
+
+def _in_int8_percent(cells: Rows) -> dict[str, float]:
+    """Of the operators of each group that were to be quantized, how many are."""
+    counts = {
+        kind: {
+            group: sum(row[kind].get(group, 0) for row in cells)
+            for row in cells
+            for group in row[kind]
+        }
+        for kind in ("quantized", "left")
+    }
+    groups = sorted(counts["quantized"].keys() | counts["left"].keys())
+    found = {}
+    for group in groups:
+        done, left = (counts[kind].get(group, 0) for kind in ("quantized", "left"))
+        found[group] = 100 * done / (done + left)
     return found
 
 
@@ -307,7 +325,7 @@ def as_markdown(document: Mapping[str, Any]) -> str:
             for name in ("onnxruntime", "openvino", "nncf")
             if found["made"][name]
         ]
-        told = "; ".join([made_in_short(found["made"]), *versions])
+        told = " ".join([made_in_short(found["made"]), ", ".join(versions)]).strip()
         lines += ["", f"## {_TITLES[part]}", "", told, "", *_TABLES[part](found)]
     return "\n".join(lines) + "\n"
 
@@ -342,21 +360,27 @@ def _quantize_table(found: Mapping[str, Any]) -> list[str]:
             row["networks"],
             f"{row['median']:.2f} ({row['quartiles'][0]:.2f} to {row['quartiles'][1]:.2f})",
             f"{row['worst']:.2f} ({row['worst_network']})",
-            f"{row['noise']:.2f}",
+            _gain(row["drop"]),
+            f"{row['drop'].get('sd', 0):.2f}, {row['noise']:.2f}",
             _tau(row.get("ranks")),
             f"{row['times_smaller']:.1f}",
-            _operators(row["operators"]["left"]) or "none",
+            _left(row["in_int8_percent"]) or "none",
         )
         for row in found["rows"]
     ]
-    head = ("method", "runtime", "networks", "drop: median (quartiles)", "worst", "noise")
+    head = ("method", "runtime", "networks", "drop: median (quartiles)", "worst", "mean (95 %)")
     lines = [
-        f"{found['val_images']:,} images of val. Noise: the median of the standard errors of a "
-        "drop. Tau: Kendall's, of accuracies in float and in int8, bootstrapped over networks.",
+        f"{found['val_images']:,} images of val. Sd: over networks; noise: what another sample of "
+        "images alone would give (the median of the drops' standard errors). Tau: Kendall's, of "
+        "accuracies in float and in int8, bootstrapped over networks. Left in float: operators "
+        "that were to be quantized.",
         "",
-        *markdown_table((*head, "tau (95 %)", "times smaller", "left in float"), cells),
+        *markdown_table(
+            (*head, "sd, noise", "tau (95 %)", "times smaller", "left in float"), cells
+        ),
         "",
-        "Spearman's rho of the drop with what networks are like (95 %, bootstrapped):",
+        "Spearman's rho of the drop with what networks are like (95 %, bootstrapped; one in twenty "
+        "intervals is beside nothing by chance):",
         "",
     ]
     names = [row["method"] for row in found["rows"] if row["method"] in (DEFAULT, "nncf")]
@@ -377,8 +401,9 @@ def _rho(row: Mapping[str, float] | None) -> str:
     return f"{row['rho']:+.2f} ({row['rho_low']:+.2f} to {row['rho_high']:+.2f})"
 
 
-def _operators(groups: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {group}" for group, count in groups.items())
+def _left(percent: Mapping[str, float]) -> str:
+    told = [f"{100 - done:.0f} % of {group}" for group, done in percent.items() if done < 100]
+    return ", ".join(told)
 
 
 def _activations_table(found: Mapping[str, Any]) -> list[str]:
