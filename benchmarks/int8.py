@@ -35,7 +35,7 @@ import rank_study
 import short_schedule
 from int8_shown import as_markdown, document_of
 from short_schedule import ROOT, SPACE
-from weights import ALONE, Cell, measure, network_of
+from weights import ALONE, Cell, measure_cells, network_of
 
 from levit_search.architecture import Architecture, parse
 from levit_search.cost import cost
@@ -70,7 +70,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.part != "report":
-            return measure(CELLS[options.part](options), measured, options)
+            return measure_cells(CELLS[options.part](options), measured, options)
         document = document_of(options.folder, tuple(METHODS))
         write_json(options.folder / "results.json", document)
         write_atomically(options.folder / "table.md", as_markdown(document))

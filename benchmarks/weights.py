@@ -123,9 +123,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     try:
-        failed = 0
-        if options.part != "report":
-            failed = measure(CELLS[options.part](options), measured, options)
+        failed = 0 if options.part == "report" else measure(options)
         document = document_of(options.folder)
         write_json(options.folder / "results.json", document)
         write_atomically(options.folder / "table.md", as_markdown(document))
@@ -138,7 +136,12 @@ def main() -> int:
         return 130
 
 
-def measure(
+def measure(options: argparse.Namespace) -> int:
+    """Measure what the folder lacks of a part; see :func:`measure_cells`."""
+    return measure_cells(CELLS[options.part](options), measured, options)
+
+
+def measure_cells(
     cells: Iterable[Cell], work: Callable[[Cell], dict[str, Any]], options: argparse.Namespace
 ) -> int:
     """Measure what the folder lacks of a part; returns 1 where something failed.
