@@ -12,12 +12,15 @@ from levit_search.architecture import parse
 from levit_search.batches import open_batches
 from levit_search.data import DataConfig
 from levit_search.errors import InputError, TrialError
+from levit_search.latency.block_graphs import blocks, write_block
 from levit_search.latency.targets import Int8Config, Int8Format, LatencyConfig
+from levit_search.latency.worker import filled
 from levit_search.model import build, export_onnx, set_layout
 from levit_search.model.quantization import (
     SATURATION_LOGIT,
     OnnxNetwork,
     calibration_images,
+    graph_inputs,
     quantize,
     saturating_graph,
 )
@@ -92,6 +95,18 @@ def test_a_constant_channel_is_quantized_as_others_are(graph: Path, tmp_path: Pa
     quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", IMAGES, Int8Config(), "u8")
     expected = logits(tmp_path / "float.onnx")
     assert np.abs(logits(tmp_path / "int8.onnx") - expected).max() < 0.2 * expected.std()
+
+
+def test_weights_that_several_operators_share_are_quantized_for_each(tmp_path: Path) -> None:
+    """As those of a block that is timed several times in a row, which are copied by Identity."""
+    network = parse(tiny_description())
+    block = next(each for each in blocks(network) if each.kind == "attention")
+    path, out = tmp_path / "block.onnx", tmp_path / "int8.onnx"
+    copies = write_block(block, "tokens", 1, path)
+    assert copies > 1 and any(node.op_type == "Identity" for node in onnx.load(path).graph.node)
+    runs = [filled(graph_inputs(path), 0)]
+    found = quantize(path, out, runs, Int8Config(), "u8")
+    assert found.quantized == {"linear": 4 * copies} and not found.left
 
 
 def test_what_is_not_finite_is_refused(graph: Path, tmp_path: Path) -> None:

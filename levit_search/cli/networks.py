@@ -367,7 +367,7 @@ def show(
     if is_trial:
         title = f"trial {trial} of {Path(folder).resolve().name}"
     if form == "terminal":
-        listing = Listing(network, title)
+        listing = Listing(network, title, _in_int8(Path(folder), trial) if is_trial else "")
         if out is None:
             print_table(listing)
         else:
@@ -387,6 +387,14 @@ def show(
     from levit_search.drawing.svg import png
 
     _write(drawn.svg() if form == "svg" else png(drawn.svg()), out)
+
+
+def _in_int8(folder: Path, trial: str) -> str:
+    """What is known in int8 of a trial's network."""
+    from levit_search.report.int8 import network_text
+    from levit_search.study import Study
+
+    return network_text(Study.open(folder).record(trial))
 
 
 def _trained(folder: Path, trial: int, network: "Architecture") -> Path | None:

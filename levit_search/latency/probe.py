@@ -72,6 +72,8 @@ class Probe:
         report: told what is being measured.
         int8_format: what all networks are quantized to, where the precision is int8 and the
             configuration leaves it to measuring; None measures each network in every format.
+        beside: another probe of the same target and runtime, such as in float where this one is in
+            int8; its worker and its reference's figures serve both. Close it last.
     """
 
     def __init__(
@@ -82,15 +84,19 @@ class Probe:
         cache: Cache | None = None,
         report: Progress = no_progress,
         int8_format: Int8Format | None = None,
+        beside: "Probe | None" = None,
     ) -> None:
         self.config = config
         self.int8_format = int8_format
-        self.reference_ms = dict(reference_ms or {})
+        self.reference_ms: dict[str, float] = dict(reference_ms or {})
+        if beside is not None:
+            self.reference_ms = beside.reference_ms
         self.cache = cache or Cache()
         self._fresh = fresh
         self._report = report
         self._folder = tempfile.TemporaryDirectory(prefix="levit-search-probe-")
         self._channel: Channel | None = None
+        self._beside = beside
         self._references: set[Path] = set()
         self._saturates: bool | None = None
 
@@ -103,6 +109,10 @@ class Probe:
 
     def connect(self) -> Device:
         """Start the worker if it does not run; returns its account of the device."""
+        if self._beside is not None:
+            device = self._beside.connect()
+            self._channel = self._beside._channel
+            return device
         if self._channel is None or not self._channel.is_usable:
             self._stop()
             self._channel = Channel(
@@ -255,10 +265,11 @@ class Probe:
         Raises:
             TrialError: the target cannot run graphs in int8.
         """
-        if self.saturates() and self.config.int8.format in ("u8", "nncf"):
+        asked = self.config.int8.format
+        if asked in ("u8", "nncf") and self.int8_format is None and self.saturates():
             warnings.warn(
-                f"int8.format: {self.config.int8.format}: {self.config.target.label} adds products "
-                f"in 16 bits, which overflow; {self.config.int8.format}-reduced does not",
+                f"int8.format: {asked}: {self.config.target.label} adds products in 16 bits, which "
+                f"overflow; {asked}-reduced does not",
                 stacklevel=2,
             )
         found, *others = self._int8_formats()
@@ -355,7 +366,10 @@ class Probe:
         self, network: Network, layout: "Layout", int8_format: Int8Format | None = None
     ) -> Entry:
         if int8_format is not None:
-            return self.int8_graph(self._graph(network, layout), int8_format)
+            graph = self._graph(network, layout)
+            quantized = self.int8_graph(graph, int8_format)
+            self._forget([graph])
+            return quantized
         if self.config.runtime not in TORCH_RUNTIMES:
             return self._graph(network, layout)
         if isinstance(network, Baseline):
@@ -488,9 +502,9 @@ class Probe:
                     self._channel.forget(path)
 
     def _stop(self) -> None:
-        if self._channel is not None:
+        if self._channel is not None and self._beside is None:
             self._channel.close()
-            self._channel = None
+        self._channel = None
 
 
 @dataclass

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from levit_search.errors import InputError, TrialError, first_line
-from levit_search.latency.targets import Int8Config, Int8Format, OperatorGroup
+from levit_search.latency.host_lock import while_no_probe_runs
+from levit_search.latency.targets import Int8Config, Int8Format, LatencyConfig, OperatorGroup
 from levit_search.model.onnx_graph import OPSET
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def quantize(
         InputError: NNCF is asked for and not installed.
     """
     graph = onnx.load(path)
+    _inline_copies(graph)
     _name_nodes(graph)
     groups = operator_groups(graph)
     kept = [name for name, group in groups.items() if group in config.float_operators]
@@ -138,6 +140,20 @@ _IN_INT8 = ("Add", "Mul", "Softmax")
 # Operators that only move values, of which NNCF quantizes the first of several in a row.
 _MOVING = ("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze")
 _ELEMENTWISE = (*_IN_INT8, "Div", "HardSwish", "Relu", "Erf", "Sigmoid", "ReduceMean")
+
+
+def _inline_copies(graph: onnx.ModelProto) -> None:
+    """Let operators read constants that the exporter has them read through an Identity, as it does
+    with equal ones; they would be no constants to what quantizes."""
+    names, kept = {each.name: each.name for each in graph.graph.initializer}, []
+    for node in graph.graph.node:  # in the order of computation
+        if node.op_type == "Identity" and node.input[0] in names:
+            names[node.output[0]] = names[node.input[0]]
+        else:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            kept.append(node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(kept)
 
 
 def _name_nodes(graph: onnx.ModelProto) -> None:
@@ -348,11 +364,41 @@ def calibration_images(batches: "Batches", asked: int | None) -> Images:
     return np.concatenate([images.numpy() for images, _ in parts])
 
 
+def quantized_network(
+    write: Callable[[Path], None],
+    images: Images,
+    section: LatencyConfig,
+    format: Int8Format,
+    threads: int,
+) -> tuple["OnnxNetwork", Quantized]:
+    """A network in int8 as it would run on a target, to be evaluated here.
+
+    Args:
+        write: writes it as a float ONNX graph.
+        images: to calibrate on.
+        section: of the target; a device elsewhere may not saturate where this one does, nor is its
+            runtime here, so that it is played in float.
+        format: what the int8 graph shall be.
+        threads: of the runtime.
+
+    Raises:
+        TrialError: it cannot be quantized.
+        InputError: NNCF is asked for and not installed.
+    """
+    with tempfile.TemporaryDirectory(prefix="levit-search-int8-") as folder:
+        in_float, in_int8 = Path(folder) / "model.onnx", Path(folder) / "model.int8.onnx"
+        with while_no_probe_runs():
+            write(in_float)
+            quantized = quantize(in_float, in_int8, images, section.int8, format)
+        is_here = section.target.kind == "local"
+        return OnnxNetwork(in_int8, section.runtime, threads, exact=not is_here), quantized
+
+
 class OnnxNetwork(nn.Module):
     """An ONNX graph as a module, from images [B, C, H, W] to logits [B, classes], on the CPU.
 
     Args:
-        path: the graph, for any number of images.
+        path: the graph, for any number of images, or for one.
         runtime: ``onnxruntime`` or ``openvino``, which computes it.
         threads: of the runtime.
         exact: compute an int8 graph in float, operator by operator, as a CPU would that does not
@@ -363,6 +409,8 @@ class OnnxNetwork(nn.Module):
         self, path: Path, runtime: str = "onnxruntime", threads: int = 1, exact: bool = False
     ) -> None:
         super().__init__()
+        entry = onnx.load(path).graph.input[0]
+        self._is_for_one = entry.type.tensor_type.shape.dim[0].dim_value == 1
         self.device = nn.Parameter(torch.zeros(0), requires_grad=False)  # by which it has one
         self._run = (
             _in_openvino(path, threads)
@@ -371,7 +419,9 @@ class OnnxNetwork(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.from_numpy(self._run(np.ascontiguousarray(images.numpy())))
+        parts = images.split(1) if self._is_for_one else [images]
+        found = [self._run(np.ascontiguousarray(part.numpy())) for part in parts]
+        return torch.from_numpy(np.concatenate(found))
 
 
 Run = Callable[[Images], Images]

@@ -43,7 +43,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from levit_search.pareto import Objective, minimised
+from levit_search.pareto import Objective, is_maximised, minimised
 from levit_search.search.moasha import MultiObjectiveASHA
 from levit_search.study import SamplerName, SearchConfig
 
@@ -231,8 +231,8 @@ class Sampler:
     def _expected(self, epoch: int, values: Mapping[str, float]) -> dict[str, float]:
         """Figures of a rung with the accuracy that they promise in the end."""
         assert self._asha is not None
-        expected = self._asha.expected(epoch, values["top1_percent"])
-        return {**values, "top1_percent": expected}
+        expected = self._asha.expected(epoch, values[self._asha.accuracy])
+        return {**values, **dict.fromkeys(filter(is_maximised, self._objectives), expected)}
 
     def _end(
         self,
