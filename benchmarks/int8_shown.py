@@ -455,7 +455,7 @@ def _speed_table(found: Mapping[str, Any]) -> list[str]:
         for network, several in _by(rows, "network").items():
             by_method = {row["method"]: row for row in several}
             milliseconds = f"{fmean(several[0]['float_ms']):.3g}"
-            cells.append((network, milliseconds, *(_ratio(by_method[name]) for name in names)))
+            cells.append((network, milliseconds, *(_ratio(by_method.get(name)) for name in names)))
         saturates = "saturates" if True in found["saturates"][runtime] else "does not saturate"
         lines += ["", f"{runtime} ({saturates} here):", ""]
         lines += markdown_table(("network", "float ms", *names), cells)
@@ -471,7 +471,9 @@ def _speed_table(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _ratio(row: Mapping[str, float]) -> str:
+def _ratio(row: Mapping[str, float] | None) -> str:
+    if row is None:
+        return ""
     return f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
 
 
