@@ -25,7 +25,9 @@ def document_of(folder: Path, order: Sequence[str]) -> dict[str, Any]:
         order: of methods in the tables.
     """
     rows = {part: rows_of(folder / f"{part}.jsonl") for part in PARTS}
-    rows["quantize"].sort(key=lambda row: order.index(row["key"]["method"]))
+    rows["quantize"].sort(
+        key=lambda row: (*order, row["key"]["method"]).index(row["key"]["method"])
+    )
     trained = {_network(row): row for row in rows["train"]}
     tables: dict[str, Callable[[Rows], dict[str, Any]]] = {
         "train": trainings,
@@ -40,6 +42,8 @@ def document_of(folder: Path, order: Sequence[str]) -> dict[str, Any]:
     for part, summary in tables.items():
         if rows[part]:
             found[part] = {"made": made(rows[part]), **summary(rows[part])}
+    if rows["speed"] and rows["repeat"]:
+        found["repeat"]["choices"] = choices(found["speed"]["rows"], found["repeat"]["rows"])
     return found
 
 
@@ -307,6 +311,37 @@ def _mean(cells: Rows, network: str) -> float:
     return float(np.exp(np.mean([np.log(row["ratios"][network][0]) for row in cells])))
 
 
+FORMATS: Mapping[str, Mapping[str, str]] = {
+    "onnxruntime": {"u8": "u8", "s8": "s8"},
+    "openvino": {"u8": "u8 in openvino", "nncf": "nncf"},
+}
+"""What a probe chooses among where nothing saturates, with the method of its graphs."""
+
+
+def choices(
+    timed: Iterable[Mapping[str, Any]], probed: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The format that probes chose by their reference, and the networks that were faster in the
+    other one, by more than the intervals of both."""
+    graphs = {(row["runtime"], row["network"], row["method"]): row for row in timed}
+    found = []
+    for row in probed:
+        for chosen in row["formats"]:
+            methods = FORMATS[row["runtime"]]
+            slower = [
+                name
+                for name in row.get("to_fp32", {})
+                for other in methods.values()
+                if graphs[row["runtime"], name, other]["high"]
+                < graphs[row["runtime"], name, methods[chosen]]["low"]
+            ]
+            told = {"set": row["set"], "runtime": row["runtime"], "format": chosen}
+            found.append(
+                {**told, "networks": len(row.get("to_fp32", {})), "faster_in_other": slower}
+            )
+    return found
+
+
 # --- in Markdown
 
 
@@ -502,6 +537,13 @@ def _repeat_table(found: Mapping[str, Any]) -> list[str]:
         "format of int8 chosen by each.",
         "",
         *markdown_table((*head, "int8 as a share of fp32"), cells),
+        "",
+        *(
+            f"- {row['set']}, {row['runtime']}: {row['format']} was chosen; faster in the other "
+            f"format by more than the intervals: {', '.join(row['faster_in_other']) or 'none'} of "
+            f"{row['networks']}"
+            for row in found.get("choices", ())
+        ),
     ]
 
 

@@ -134,3 +134,15 @@ def test_sessions_are_put_together(shown: Any) -> None:
     assert (graph["low"], graph["high"]) == pytest.approx((0.45, 0.66))
     (repeat,) = found["repeats"]
     assert repeat["median"] == pytest.approx(100 / 5.5)
+
+
+def test_the_choice_of_a_format_is_checked_by_the_timed_graphs(shown: Any) -> None:
+    graphs = {"u8": (0.5, 0.6), "s8": (0.7, 0.8)}
+    timed = [
+        {"runtime": "onnxruntime", "network": "a", "method": name, "low": low, "high": high}
+        for name, (low, high) in graphs.items()
+    ]
+    probed = {"set": "published", "runtime": "onnxruntime", "to_fp32": {"a": 0.5}}
+    for chosen, faster in (("u8", []), ("s8", ["a"])):
+        (found,) = shown.choices(timed, [{**probed, "formats": [chosen]}])
+        assert found["faster_in_other"] == faster
