@@ -672,7 +672,7 @@ def test_sections_of_a_study_of_int8_tell_the_drop(
     row = dict(zip(part.heads, next(r for r in part.rows if r[0] == "trial 2"), strict=False))
     assert (row["val int8 %"], row["on test"]) == ("83.00", "1.33")
     assert row["drop on val"].startswith("1.33 +- ")
-    assert "1.33 at worst (trial 2)" in part.notes[0]
+    assert "1.33 at worst (trial 2)" in part.notes[1]
     page = (study.folder / "audit.md").read_text(encoding="utf-8")
     assert "## The front in int8" in page
     drawn = ElementTree.tostring(ElementTree.parse(study.folder / "audit.svg").getroot(), "unicode")

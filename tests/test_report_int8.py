@@ -19,7 +19,7 @@ from levit_search.drawing.chart import Chart
 from levit_search.report import contents, write_report
 from levit_search.report.charts import figures
 from levit_search.report.choices import FEWEST, Choices
-from levit_search.report.int8 import DROP, choices_text, int8_of, int8_text
+from levit_search.report.int8 import DROP, choices_text, int8_of, int8_text, network_text
 from levit_search.study import Record, Study
 from tests.conftest import ROOT, Cli
 
@@ -100,7 +100,7 @@ def test_without_both_latencies_fronts_are_against_flops(study: Study) -> None:
     found = int8_of(records, study.config, {}, choices_of(study))
     assert found is not None
     assert [(each["float"], each["int8"]) for each in found["costs"]] == [("flops", "flops")]
-    assert found["image_points"] is None and "one image" not in int8_text(found)[0]
+    assert found["image_points"] is None and "One image" not in int8_text(found)[0]
 
 
 def test_networks_that_were_only_timed_in_int8_have_no_drop(study: Study) -> None:
@@ -112,6 +112,8 @@ def test_networks_that_were_only_timed_in_int8_have_no_drop(study: Study) -> Non
     assert found is not None
     assert (found["figures"], found["costs"]) == (["latency_int8_ms"], [])
     assert found["drop"] is None and found["choices"] == [] and not int8_text(found)
+    ms = table.figure("latency_int8_ms", records[0].values["latency_int8_ms"])
+    assert network_text(records[0]) == f"int8 ms {ms}."
 
 
 def test_the_choice_that_costs_most_in_int8_is_named(document: dict[str, Any]) -> None:
@@ -175,11 +177,12 @@ def test_show_tells_a_trial_s_figures_in_int8(study: Study, cli: Cli) -> None:
     record = evaluated(study)[0]
     shown = cli("show", f"{study.folder}#{record.trial}")
     assert shown.returncode == 0, shown.stderr
-    told = " ".join(shown.stdout.split()).partition("In int8: ")[2]
+    told = " ".join(shown.stdout.split())
+    told = told[told.index("int8 top-1 %") :]
     percents = [f"{record.values[f'top1{each}_percent']:.2f}" for each in ("_int8", "")]
-    assert told.startswith(f"top-1 % {percents[0]} (float {percents[1]}), latency ms ")
+    assert told.startswith(f"int8 top-1 % {percents[0]} (float {percents[1]}), int8 ms ")
     assert "u8-reduced, onnxruntime" in told and "kept in float: attention (8)" in told
-    assert "In int8" not in cli("show", "LeViT-128S").stdout
+    assert "int8" not in cli("show", "LeViT-128S").stdout
 
 
 def test_the_page_has_a_section_on_int8(study: Study, document: dict[str, Any]) -> None:

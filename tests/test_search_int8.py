@@ -145,7 +145,7 @@ def test_the_front_was_measured_again_in_int8(searched: Study) -> None:
     verdict = judged(searched.records(), searched.attributes(), searched.config)
     text = table.markdown(front, searched.config.objectives, verdict)
     assert text.startswith("| trial | int8 top-1 % | 95 % interval |")
-    assert "| int8 ms | int8 ± % | int8 in search ms | top-1 % | MFLOPs |" in text
+    assert "| int8 ms | int8 ± % | int8 in search ms | top-1 % | int8 drop |" in text
 
 
 def test_accuracies_that_are_judged_and_picked_by_are_those_in_int8(searched: Study) -> None:

@@ -137,12 +137,12 @@ def _int8(document: Mapping[str, Any]) -> Section:
         accuracies = _accuracies(row["int8"], with_means)
         rows.append([f"trial {row['trial']}", *accuracies, on_val, on_test])
     worst = rows[drops.index(max(drops))][0]
-    seeds = " each over all seeds," if with_means else ""
-    note = (
-        f"drop: the accuracy in float less that in int8, in points,{seeds} +- one standard error; "
-        f"{median(drops):.2f} in the median, {max(drops):.2f} at worst ({worst})."
-    )
-    return Section("The front in int8", heads, rows, [note])
+    over = ", the mean over all seeds; +- is one standard error" if with_means else ""
+    notes = [
+        f"drop: the accuracy in float less that in int8, in points{over}.",
+        f"On val it is {median(drops):.2f} in the median and {max(drops):.2f} at worst ({worst}).",
+    ]
+    return Section("The front in int8", heads, rows, notes)
 
 
 def _near_misses(document: Mapping[str, Any]) -> Section:

@@ -266,7 +266,8 @@ class Probe:
             TrialError: the target cannot run graphs in int8.
         """
         asked = self.config.int8.format
-        if asked in ("u8", "nncf") and self.int8_format is None and self.saturates():
+        is_kept = self.int8_format is not None
+        if not is_kept and self.saturates() and asked in ("u8", "nncf"):
             warnings.warn(
                 f"int8.format: {asked}: {self.config.target.label} adds products in 16 bits, which "
                 f"overflow; {asked}-reduced does not",

@@ -96,7 +96,8 @@ def _costs(known: Sequence[Record], config: StudyConfig) -> list[dict[str, Any]]
 
 
 def _formats(whole: Sequence[Record], attributes: Mapping[str, Any]) -> dict[str, str]:
-    """Which formats networks were measured in, by target; that of the accuracies is the first."""
+    """What networks were quantized to, by target: as it was chosen, else as it is noted with
+    them."""
     found: dict[str, Counter[str]] = {}
     for record in whole:
         for name, each in record.evaluation.get("int8", {}).items():
@@ -111,17 +112,15 @@ def beside_float(record: Record) -> dict[str, Any] | None:
 
     Returns:
         ``{rows, quantized}``, or None where it is not known in int8. ``rows`` are ``{float, int8}``
-        each, figures that are both known; ``quantized`` what became of its graph, or empty.
+        each, names of figures, of which the first may not be known; ``quantized`` is what became of
+        its graph, or empty.
     """
-    pairs = [
-        (name.replace("_int8", ""), name)
+    rows = [
+        {"float": name.replace("_int8", "", 1), "int8": name}
         for name in record.values
         if figure_and_target(name)[0] in IN_INT8
     ]
-    if not pairs:
-        return None
-    rows = [{"float": a, "int8": b} for a, b in pairs if a in record.values]
-    return {"rows": rows, "quantized": _quantized(record)}
+    return {"rows": rows, "quantized": _quantized(record)} if rows else None
 
 
 def network_text(record: Record) -> str:
@@ -130,11 +129,12 @@ def network_text(record: Record) -> str:
         return ""
     told = []
     for pair in found["rows"]:
-        texts = [table.figure(name, record.values[name]) for name in (pair["int8"], pair["float"])]
-        told.append(f"{table.heading(pair['float'])} {texts[0]} (float {texts[1]})")
+        figures = {key: table.figure(name, record.values.get(name)) for key, name in pair.items()}
+        beside = f" (float {figures['float']})" if figures["float"] else ""
+        told.append(f"{table.heading(pair['int8'])} {figures['int8']}{beside}")
     if (size := record.values.get("model_bytes")) is not None:
         told.append(f"{table.heading('model_bytes')} {table.figure('model_bytes', size)}")
-    return f"In int8: {', '.join(told)}. {graph_text(found['quantized'])}".strip()
+    return f"{', '.join(told)}. {graph_text(found['quantized'])}".strip()
 
 
 def graph_text(found: Mapping[str, Any]) -> str:
@@ -155,9 +155,8 @@ def int8_text(found: Mapping[str, Any]) -> list[str]:
     """Sentences on what :func:`int8_of` found."""
     told = []
     if drop := found["drop"]:
-        image = (
-            f"; one image of val is {found['image_points']:.2f}" if found["image_points"] else ""
-        )
+        points = found["image_points"]
+        image = f". One image of val is {points:.2f}, and a few of them are noise" if points else ""
         told.append(
             f"{found['networks']} networks were trained, quantized and evaluated in int8. They "
             f"lose {drop['median']:.2f} points in the median and {drop['worst']:.2f} at most "

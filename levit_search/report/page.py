@@ -22,7 +22,7 @@ from levit_search.drawing.svg import DARK, LIGHT
 from levit_search.errors import LevitSearchError, writing
 from levit_search.escaping import quoted
 from levit_search.files import write_atomically
-from levit_search.pareto import PAIRED, figure_and_target, on_target
+from levit_search.pareto import PAIRED, figure_and_target, is_maximised, on_target
 from levit_search.report.charts import drawings, figures, lined, shades, spent
 from levit_search.report.choices import FEWEST
 from levit_search.report.contents import TITLES, Document, contents, is_whole, name_of
@@ -208,10 +208,13 @@ def _beside_float(known: Mapping[str, Any]) -> dict[str, object]:
     values = {row["figure"]: row["value"] for row in known["figures"]}
     rows = []
     for pair in known["int8"]["rows"]:
-        before, after = (values[pair[name]] for name in ("float", "int8"))
-        is_accuracy = pair["float"] == "top1_percent"
-        change = f"{after - before:+.2f} points" if is_accuracy else f"{after / before:.2f} x"
-        texts = [table.figure(pair["float"], value) for value in (before, after)]
+        before, after = (values.get(pair[name]) for name in ("float", "int8"))
+        change = ""
+        if before is not None and is_maximised(pair["float"]):
+            change = f"{after - before:+.2f} points"
+        elif before is not None:
+            change = f"{after / before:.2f} x"
+        texts = [table.figure(pair[name], values.get(pair[name])) for name in ("float", "int8")]
         rows.append([table.heading(pair["float"]), *texts, change])
     return {"rows": rows, "text": graph_text(known["int8"]["quantized"])}
 

@@ -50,7 +50,7 @@ _DRAWN = 100  # networks that stand for a space
 _EACH_S = 1.5  # for each network that is timed
 _MOST_STEPS = 20
 _NOISE_BATCHES = 4  # of images held in memory; which ones does not matter to the time
-_GRAPH_BYTES = 200_000  # of an ONNX file beside weights, see levit_search.search.evaluate
+_GRAPH_BYTES = 200_000  # of an ONNX file beside its parameters
 _LIMIT_S = 1800.0  # for anything that a process is waited for, such as a stream that is counted
 
 
