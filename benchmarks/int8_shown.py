@@ -408,8 +408,8 @@ def _quantize_table(found: Mapping[str, Any]) -> list[str]:
         f"{found['val_images']:,} images of val. Sd: over networks; noise: what another sample of "
         "images alone would give (the median of the drops' standard errors). Tau: Kendall's, of "
         "accuracies in float and in int8, bootstrapped over networks. Left in float: operators "
-        "that were to be quantized. `nncf corrected`: with NNCF's correction of biases, as revision "
-        "01336bf04c6b had it.",
+        "that were to be quantized. `nncf corrected`: with NNCF's correction of biases, as "
+        "revision 01336bf04c6b had it.",
         "",
         *markdown_table(
             (*head, "sd, noise", "tau (95 %)", "times smaller", "left in float"), cells
