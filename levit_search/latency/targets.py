@@ -214,9 +214,9 @@ class Int8Config(Frozen):
 
     Weights are signed, with a scale for each output channel. ``format`` says the rest: with ``u8``
     activations are unsigned, with ``s8`` signed, as ONNX Runtime quantizes them; ``nncf`` leaves it
-    to NNCF, which also corrects biases. ``-reduced`` gives weights 7 bits:
-    CPUs without VNNI add two products of u8 and s8 in 16 bits, which overflow. ``auto`` measures on
-    the target which is faster there, and whether it overflows.
+    to NNCF, without its smoothing of activations and its correction of biases. ``-reduced`` gives
+    weights 7 bits: CPUs without VNNI add two products of u8 and s8 in 16 bits, which overflow.
+    ``auto`` measures on the target which is faster there, and whether it overflows.
 
     Activations have the range that they have on ``images`` of the training split (null: 128, or all
     where there are fewer); ``calibration: percentile`` leaves the 0.001 % farthest out.

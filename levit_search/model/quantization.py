@@ -250,6 +250,8 @@ def _by_nncf(
                 overflow_fix=nncf.OverflowFix.ENABLE if is_reduced else nncf.OverflowFix.DISABLE,
                 # OpenVINO 2026.4 computes wrong logits of classifiers whose inputs are smoothed.
                 smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
+                # That of a stem's convolutions cost one network of 32 two points (studies/int8).
+                disable_bias_correction=True,
             ),
         )
     return found
