@@ -57,9 +57,10 @@ def write_pictures(
     Returns:
         The files: ``front-latency_ms.png`` and so forth for each cost, ``hypervolume.png`` where
         the study has a reference, ``learning-curves.png``, ``importance.png``, ``choices.png``,
-        ``predicted-latency.png``, and for each network ``trial-7-blocks.png`` and, where its
-        weights are kept and have them, ``trial-7-weights.png`` with attention biases and patch
-        filters. What there is nothing to show of is left out.
+        ``predicted-latency.png``, ``int8-fronts.png``, ``int8-drop.png``, and for each network
+        ``trial-7-blocks.png`` and, where its weights are kept and have them,
+        ``trial-7-weights.png`` with attention biases and patch filters. What there is nothing to
+        show of is left out.
 
     Raises:
         InputError: no trial is complete, a pick is none, or the folder cannot be written.
