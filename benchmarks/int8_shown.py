@@ -482,8 +482,8 @@ def _gain(found: Mapping[str, float] | None) -> str:
 def _speed_table(found: Mapping[str, Any]) -> list[str]:
     lines = [
         "One thread, batch 1, on the clock of the thread or process. Published networks at 224 px "
-        "with random weights; the others trained, at 32 px. With the 95 % intervals of both "
-        "sessions together. `float` is a copy of the float graph.",
+        "with random weights; the others trained, at 32 px. With 95 % intervals, of "
+        "all sessions together. `float` is a copy of the float graph.",
     ]
     for runtime, rows in _by(found["rows"], "runtime").items():
         names = list(dict.fromkeys(row["method"] for row in rows))
