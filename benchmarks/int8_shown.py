@@ -495,16 +495,13 @@ def _speed_table(found: Mapping[str, Any]) -> list[str]:
         saturates = "saturates" if True in found["saturates"][runtime] else "does not saturate"
         lines += ["", f"{runtime} ({saturates} here):", ""]
         lines += markdown_table(("network", "float ms", *names), cells)
-    lines += [
-        "",
-        *(
-            f"- {row['runtime']}: two sessions are {row['median']:.1f} % apart in the median and "
-            f"{row['worst']['percent']:.1f} % at most ({row['worst']['network']}, "
-            f"{row['worst']['method']}), of {row['pairs']} pairs"
-            for row in found["repeats"]
-        ),
+    told = [
+        f"- {row['runtime']}: two sessions are {row['median']:.1f} % apart in the median and "
+        f"{row['worst']['percent']:.1f} % at most ({row['worst']['network']}, "
+        f"{row['worst']['method']}), of {row['pairs']} pairs"
+        for row in found["repeats"]
     ]
-    return lines
+    return [*lines, "", *told] if told else lines
 
 
 def _ratio(row: Mapping[str, float] | None) -> str:
