@@ -19,7 +19,7 @@ from levit_search.drawing.chart import Chart
 from levit_search.report import contents, write_report
 from levit_search.report.charts import figures
 from levit_search.report.choices import FEWEST, Choices
-from levit_search.report.int8 import DROP, choices_text, int8_of, int8_text, network_text
+from levit_search.report.int8_figures import DROP, choices_text, int8_of, int8_text, network_text
 from levit_search.study import Record, Study
 from tests.conftest import ROOT, Cli
 

@@ -397,7 +397,7 @@ def show(
 
 def _in_int8(folder: Path, trial: str) -> str:
     """What is known in int8 of a trial's network."""
-    from levit_search.report.int8 import network_text
+    from levit_search.report.int8_figures import network_text
     from levit_search.study import Study
 
     return network_text(Study.open(folder).record(trial))

@@ -31,7 +31,7 @@ from levit_search.image_size import plain_size
 from levit_search.pareto import PAIRED, PROBED, figure_and_target, is_maximised, on_target
 from levit_search.report.choices import Choices
 from levit_search.report.details import chosen, details
-from levit_search.report.int8 import int8_of
+from levit_search.report.int8_figures import int8_of
 from levit_search.reproduce import published_table
 from levit_search.significance import Accuracy, judged
 from levit_search.study import Outcome, Record, Study, outcome
@@ -111,7 +111,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> Document:
         not trained yet, and ``beside_baselines`` says how the front stands beside them. ``chosen``
         are the trials shown in detail, the knee first, and ``details`` says of each what
         :func:`levit_search.report.details.details` does. ``int8`` is what
-        :func:`levit_search.report.int8.int8_of` says.
+        :func:`levit_search.report.int8_figures.int8_of` says.
 
     Raises:
         InputError: no trial is complete, a pick is none, or the study cannot be read.

@@ -9,7 +9,7 @@ from levit_search.audit.front_confidence import Accuracies
 from levit_search.errors import InputError
 from levit_search.pareto import ACCURACIES, PAIRED, figure_and_target, knee, minimised
 from levit_search.picking import pick
-from levit_search.report.int8 import beside_float
+from levit_search.report.int8_figures import beside_float
 from levit_search.significance import Accuracy, wilson_percent
 from levit_search.study import Record, Study, latency_of
 
@@ -90,7 +90,7 @@ def details(
         ``{figures, architecture, int8}``. ``figures`` are ``{figure, value, low, high, spread}``
         each: the value and the ends of an interval, or None, in plain units, and ``spread`` a text
         or None. ``architecture`` is the full description, ``int8`` what
-        :func:`levit_search.report.int8.beside_float` says.
+        :func:`levit_search.report.int8_figures.beside_float` says.
     """
     assert record.architecture is not None
     network, rows = record.architecture, []

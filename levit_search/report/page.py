@@ -26,7 +26,7 @@ from levit_search.pareto import PAIRED, figure_and_target, is_maximised, on_targ
 from levit_search.report.charts import drawings, figures, lined, shades, spent
 from levit_search.report.choices import FEWEST
 from levit_search.report.contents import TITLES, Document, contents, is_whole, name_of
-from levit_search.report.int8 import choices_text, graph_text, int8_text
+from levit_search.report.int8_figures import choices_text, graph_text, int8_text
 from levit_search.significance import interval_text
 from levit_search.study import Study
 from levit_search.study.record import ERRORS, ESTIMATES
