@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from levit_search.engine.interface import Engine
+from levit_search.engine.interface import Engine, Settled
 from levit_search.engine.local import LocalEngine
 from levit_search.files import write_json
 from levit_search.search import Callback, begin, search
@@ -109,9 +109,9 @@ def drive(options: argparse.Namespace) -> int:
     begun = _now()
     made: list[tuple[float, float]] = []
 
-    def engine_of(study: Study, sample: Any, settled_ms: dict[str, float]) -> Engine:
+    def engine_of(study: Study, sample: Any, settled: Settled) -> Engine:
         made.append(_now())
-        return LocalEngine(study, sample, settled_ms, EVALUATOR)
+        return LocalEngine(study, sample, settled, EVALUATOR)
 
     watch = Watch(options.every)
     summary = search(study, [watch], engine=engine_of)

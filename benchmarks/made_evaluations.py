@@ -13,6 +13,7 @@ from typing import Any
 
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
+from levit_search.engine.interface import Settled
 from levit_search.study import StudyConfig
 
 _DEVICE = {
@@ -47,11 +48,11 @@ class MadeEvaluator:
         self,
         config: StudyConfig,
         folder: Path,
-        settled_ms: dict[str, float],
+        settled: Settled,
         cores: frozenset[int] | None = None,
     ) -> None:
         self._epochs, self._rungs = config.train.epochs, config.rung_epochs
-        self._settled_ms = settled_ms or {"0123456789ab": 1.0}
+        self._settled_ms = settled.get("settled_ms") or {"0123456789ab": 1.0}
 
     def prepare(self, sample: Architecture, progress: Callable[..., None]) -> dict[str, Any]:
         progress("getting ready", None)

@@ -27,7 +27,7 @@ from optuna.trial import TrialState, create_trial
 
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
-from levit_search.engine.interface import Event
+from levit_search.engine.interface import Event, Settled
 from levit_search.errors import InputError
 from levit_search.files import write_json
 from levit_search.search import Callback, search
@@ -53,7 +53,7 @@ def figures(network: Architecture) -> dict[str, float]:
 class StubEngine:
     """Answers at once."""
 
-    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
+    def __init__(self, study: Study, sample: Architecture, settled: Settled) -> None:
         prepared = {"settled_ms": {}, "device": {}, "teacher": {}}
         self._events = [Event("done", None, content=prepared)]
 

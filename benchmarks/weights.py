@@ -23,7 +23,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -137,7 +137,19 @@ def main() -> int:
 
 
 def measure(options: argparse.Namespace) -> int:
+    """Measure what the folder lacks of a part; see :func:`measure_cells`."""
+    return measure_cells(CELLS[options.part](options), measured, options)
+
+
+def measure_cells(
+    cells: Iterable[Cell], work: Callable[[Cell], dict[str, Any]], options: argparse.Namespace
+) -> int:
     """Measure what the folder lacks of a part; returns 1 where something failed.
+
+    Args:
+        cells: all of the part.
+        work: carries one out, in a worker.
+        options: ``part``, ``folder``, ``only``, ``jobs`` and ``minutes``.
 
     Raises:
         InputError: a line there was made with other settings, or something is not there.
@@ -149,7 +161,7 @@ def measure(options: argparse.Namespace) -> int:
     only = {name: _json(value) for name, value in _named(options.only, "--only").items()}
     cells = [
         cell
-        for cell in json.loads(json.dumps(list(CELLS[options.part](options))))
+        for cell in json.loads(json.dumps(list(cells)))
         if all(cell[1].get(name) == value for name, value in only.items())
     ]
     cells = [Cell(*cell) for cell in cells]
@@ -159,14 +171,14 @@ def measure(options: argparse.Namespace) -> int:
     missing = [cell for cell in cells if _id(cell.key) not in done]
     progress = Progress(len(cells) - len(missing), len(cells))
     failed = 0
-    for cell, found in carried_out(measured, missing, options.jobs, options.minutes):
+    for cell, found in carried_out(work, missing, options.jobs, options.minutes):
         name = ", ".join(f"{key} {value}" for key, value in cell.key.items())
         if isinstance(found, TrialError):
             failed = 1
             progress.step(f"{name}: {found}")
             continue
         told = {key: here[key] for key in ("started", "host", "cpu", "cores", "revision")}
-        told["packages"] = {key: here["packages"][key] for key in ("torch", "timm")}
+        told["packages"] = {key: here["packages"][key] for key in ("torch", "timm", "onnxruntime")}
         append(file, {"key": cell.key, **found, "settings": cell.settings, "made": told})
         progress.step(f"{name}: {_in_short(found)}")
     return failed

@@ -252,7 +252,14 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         "their mean (Student's t); *better* and *worse* stand where that does not hold 0.",
     ]
     for part, found in document.items():
-        lines += ["", f"## {_TITLES[part]}", "", _made(found["made"]), "", *_TABLES[part](found)]
+        lines += [
+            "",
+            f"## {_TITLES[part]}",
+            "",
+            made_in_short(found["made"]),
+            "",
+            *_TABLES[part](found),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -266,7 +273,7 @@ _TITLES = {
 }
 
 
-def _made(made: Mapping[str, Any]) -> str:
+def made_in_short(made: Mapping[str, Any]) -> str:
     dirty = " **Some lines are of a revision with changes that were not committed.**"
     return (
         f"{'; '.join(made['machines'])}; torch {', '.join(made['torch'])}; revision "
@@ -290,7 +297,7 @@ def _starts_table(found: Mapping[str, Any]) -> list[str]:
         for row in found["rows"]
     ]
     head = ("pictures", "steps", "source", "test %", "gain over fresh, as many steps")
-    lines = _table((*head, "over fresh, all steps", "min", "seeds"), cells)
+    lines = markdown_table((*head, "over fresh, all steps", "min", "seeds"), cells)
     hurt = [row for row in found["rows"] if row.get("gain", {}).get("says") == "worse"]
     told = [f"{row['source']} on {row['target']}, {row['steps']:,} steps" for row in hurt]
     return [*lines, "", f"Worse than fresh weights: {'; '.join(told) or 'none'}."]
@@ -298,7 +305,9 @@ def _starts_table(found: Mapping[str, Any]) -> list[str]:
 
 def _sizes_table(found: Mapping[str, Any]) -> list[str]:
     cells = [(row["epochs"], row["arm"].replace("_", " "), *_figures(row)) for row in found["rows"]]
-    return _table(("epochs", "biases", "test %", "gain over fresh biases", "calibrated %"), cells)
+    return markdown_table(
+        ("epochs", "biases", "test %", "gain over fresh biases", "calibrated %"), cells
+    )
 
 
 def _slices_table(found: Mapping[str, Any]) -> list[str]:
@@ -313,7 +322,7 @@ def _slices_table(found: Mapping[str, Any]) -> list[str]:
         for row in found["rows"]
     ]
     head = ("epochs", "lr", "order", "test %", "gain over fresh", "calibrated %")
-    return _table((*head, "gain over leading"), cells)
+    return markdown_table((*head, "gain over leading"), cells)
 
 
 def _figures(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -340,7 +349,7 @@ def _fidelity_table(found: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Two seeds of these agree by a tau of {found['between_two_seeds']['tau']:.3f}."
         )
-    lines += ["", *_table((*head, "supernet, min"), cells), ""]
+    lines += ["", *markdown_table((*head, "supernet, min"), cells), ""]
     return [
         *lines,
         *(
@@ -371,7 +380,7 @@ def _teacher_table(found: Mapping[str, Any]) -> list[str]:
         for row in found["rows"]
     ]
     head = ("pictures", "steps", "distillation", "test %", "gain over none", "s", "s asking")
-    return [*lines, "", *_table(head, cells)]
+    return [*lines, "", *markdown_table(head, cells)]
 
 
 def _timm_table(found: Mapping[str, Any]) -> list[str]:
@@ -387,7 +396,7 @@ def _timm_table(found: Mapping[str, Any]) -> list[str]:
         "precision; zero is bit by bit, and 1x1 convolutions sum in another order than linear "
         "layers.",
         "",
-        *_table(("network", "params, M", *names), cells),
+        *markdown_table(("network", "params, M", *names), cells),
     ]
 
 
@@ -401,7 +410,7 @@ _TABLES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
 }
 
 
-def _table(head: Sequence[str], cells: Iterable[Sequence[object]]) -> list[str]:
+def markdown_table(head: Sequence[str], cells: Iterable[Sequence[object]]) -> list[str]:
     rows = [list(map(str, row)) for row in cells]
     return [f"| {' | '.join(row)} |" for row in (list(head), ["---"] * len(head), *rows)]
 

@@ -303,16 +303,17 @@ def write_export(
         choice: as :func:`pick` takes it.
         out: a folder that is not there, or empty; None is ``export/ID`` in the study's.
         options: what else is asked for, as with ``levit-search export``: training it again, further
-            files, no timing (:class:`levit_search.export.ExportOptions`).
+            files, int8, no timing (:class:`levit_search.export.ExportOptions`).
 
     Returns:
         What was written, how far each file's logits are from the trained network's, its accuracy
-        on ``val`` and ``test``, and its latency measured again.
+        on ``val`` and ``test``, its latency measured again, and all that of its int8 form.
 
     Raises:
         InputError: the choice or an option is wrong, ``out`` is not empty, or the weights are gone.
-        LevitSearchError: a written file is not the trained network, and nothing was written; or
-            its latency is not that of the study, and all is there.
+        LevitSearchError: a written file is not the trained network, or cannot be quantized, and
+            nothing was written; or its latency is not that of the study, or int8 loses more
+            accuracy than is allowed, and all is there.
     """
     from levit_search import export
 

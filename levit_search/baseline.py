@@ -21,7 +21,7 @@ from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.configuration import Frozen
 from levit_search.cost import Cost, LayerCost
-from levit_search.errors import InputError, UnknownNameError, first_line, in_one_line
+from levit_search.errors import InputError, TrialError, UnknownNameError, first_line, in_one_line
 from levit_search.files import check_no_zip_bomb, file_digest
 from levit_search.image_size import Sides, compact, image_shape, read_size, sides, size_text
 
@@ -55,12 +55,7 @@ class Baseline:
 
         timm's fused attention is one operator, which hides both products from counting.
         """
-        model = self.build_as_timm_does()
-        module: Any
-        for module in model.modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
-        return model
+        return _unfused(self.build_as_timm_does())
 
     def build_as_timm_does(self) -> "nn.Module":
         """The network with fresh weights and, where torch has it, fused attention."""
@@ -112,6 +107,15 @@ class Baseline:
         import torch
 
         return torch.zeros(batch_size, *image_shape(self))
+
+
+def _unfused(model: "nn.Module") -> "nn.Module":
+    """The same with attention written as matmul and softmax."""
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    return model
 
 
 class BaselineConfig(Frozen):
@@ -453,16 +457,28 @@ def _layers(
     return own_params + within + operators
 
 
-def export_onnx(baseline: Baseline, path: Path, batch_size: int) -> None:
-    """Write a baseline with fresh weights as ONNX with input ``images`` and output ``logits``.
+def export_onnx(
+    baseline: Baseline, path: Path, batch_size: int, trained: "nn.Module | None" = None
+) -> None:
+    """Write a baseline as ONNX with input ``images`` and output ``logits``.
 
     Args:
         baseline: the network; the exporter folds the batch norms that follow a convolution.
         batch_size: images in one run, fixed in the graph.
+        trained: its module, which is used up by this; None has fresh weights.
+
+    Raises:
+        TrialError: the exporter cannot write it.
     """
+    from torch.onnx import OnnxExporterError
+
     from levit_search.model import write_graph
 
-    write_graph(baseline.build(), {"images": baseline.images(batch_size)}, "logits", path)
+    model = baseline.build() if trained is None else _unfused(trained.cpu())
+    try:
+        write_graph(model, {"images": baseline.images(batch_size)}, "logits", path)
+    except OnnxExporterError as error:
+        raise TrialError(f"{baseline.id} cannot be written as ONNX: {first_line(error)}") from error
 
 
 def _defaults(name: str) -> tuple[int, int, int, int]:

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 Figure = Literal[
     "top1_percent",
+    "top1_int8_percent",
     "latency_ms",
+    "latency_int8_ms",
     "latency_median_ms",
     "latency_p95_ms",
     "peak_memory_mb",
+    "model_bytes",
     "flops",
     "params",
     "activations",
@@ -27,8 +30,13 @@ Objective = str
 """A figure's name, or ``FIGURE@TARGET``, that figure as measured on a further target."""
 
 OBJECTIVES: tuple[Figure, ...] = get_args(Figure)
+ACCURACIES: tuple[Figure, ...] = ("top1_percent", "top1_int8_percent")
+PAIRED: tuple[Figure, ...] = ("latency_ms", "latency_int8_ms")
+"""Latencies that are measured in pairs with a reference; they can be predicted, too."""
+IN_INT8: tuple[Figure, ...] = ("top1_int8_percent", "latency_int8_ms")
+"""Figures of networks in int8, whatever precision latencies are measured in otherwise."""
 PROBED: tuple[Figure, ...] = (
-    "latency_ms",
+    *PAIRED,
     "latency_median_ms",
     "latency_p95_ms",
     "peak_memory_mb",
@@ -59,7 +67,13 @@ def is_time(objective: Objective) -> bool:
 
 def is_maximised(objective: Objective) -> bool:
     """Accuracy is better when higher; every cost when lower."""
-    return objective == "top1_percent"
+    return objective in ACCURACIES
+
+
+def accuracy_of(objectives: Sequence[Objective]) -> Objective | None:
+    """The accuracy by which networks are judged where one is enough: the first of the objectives
+    that is one."""
+    return next(filter(is_maximised, objectives), None)
 
 
 def minimised(rows: Sequence[Mapping[str, float]], objectives: Sequence[Objective]) -> Points:

@@ -7,7 +7,15 @@ from contextlib import suppress
 from levit_search import table
 from levit_search.configuration import parse_amount
 from levit_search.errors import InputError
-from levit_search.pareto import OBJECTIVES, figure_and_target, is_maximised, knee, minimised
+from levit_search.pareto import (
+    ACCURACIES,
+    OBJECTIVES,
+    PAIRED,
+    figure_and_target,
+    is_maximised,
+    knee,
+    minimised,
+)
 from levit_search.study import Record, Study
 
 
@@ -16,7 +24,8 @@ def pick(study: Study, choice: str) -> Record:
 
     Args:
         study: with at least one complete trial.
-        choice: ``knee``, ``accurate``, ``fastest``, ``trial=N``, or a bound such as
+        choice: ``knee``, ``accurate`` and ``fastest`` (by the first objective that is an accuracy,
+            or a latency on the study's own target), ``trial=N``, or a bound such as
             ``latency_ms<=5`` or ``flops<=300M`` (several with commas between them), which picks the
             network within it that is best in the first objective without a bound.
 
@@ -38,9 +47,12 @@ def pick(study: Study, choice: str) -> Record:
             points = minimised([record.values for record in front], objectives)
             return front[knee(points, study.reference())]
         case "accurate" | "fastest":
-            name = "top1_percent" if choice == "accurate" else "latency_ms"
-            if name not in objectives:
-                raise InputError(f"--pick {choice}: {name} is no objective of {study.folder}")
+            figures = ACCURACIES if choice == "accurate" else PAIRED
+            name = next((each for each in objectives if each in figures), "")
+            if not name:
+                raise InputError(
+                    f"--pick {choice}: {' or '.join(figures)} is no objective of {study.folder}"
+                )
             best = max if is_maximised(name) else min
             return best(front, key=lambda record: record.values[name])
     return _within_bounds(study, choice)

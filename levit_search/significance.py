@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from levit_search.image_size import size_text
+from levit_search.pareto import Objective, accuracy_of
 from levit_search.study import BaselineRecord, Record, StudyConfig, baselines_of, compared
 
 Kind = Literal["unknown", "guessing", "cost_alone", "better_than_guessing"]
@@ -77,6 +78,8 @@ class Verdict:
     by_trial: Mapping[int, Accuracy] = field(default_factory=dict)
     by_baseline: Mapping[str, Accuracy] = field(default_factory=dict)
     """Of the networks to compare with, by :attr:`levit_search.baseline.BaselineConfig.id`."""
+    figure: Objective = "top1_percent"
+    """Which accuracy it is about: the first among the objectives."""
 
     def legend(self) -> str:
         """What the columns of a table mean that this fills; empty where it fills none."""
@@ -118,19 +121,20 @@ def judged(
     ``data`` of the study's attributes has the numbers of images, which those of older releases
     lack.
     """
-    rivals = [record for record in compared(records) if "top1_percent" in record.values]
-    if not config.is_trained or not rivals:
+    figure = accuracy_of(config.objectives)
+    rivals = [record for record in compared(records) if figure in record.values]
+    if figure is None or not rivals:
         return UNJUDGED
     data = attributes.get("data") or {}
     guess = data.get("guess_percent")
     if guess is None or not data.get("val_images"):
         return Verdict("unknown", _UNKNOWN)
-    percents = {record.trial: record.values["top1_percent"] for record in rivals}
+    percents = {record.trial: record.values[figure] for record in rivals}
     first = max(percents, key=lambda trial: (percents[trial], -trial))
     images = _images(next(each for each in rivals if each.trial == first), data)
     by_trial = {}
     for record in records:
-        if (percent := record.values.get("top1_percent")) is None:
+        if (percent := record.values.get(figure)) is None:
             continue
         standing: Standing | None = None
         if record.trial == first:
@@ -146,13 +150,13 @@ def judged(
         record.architecture.id
         for record in records
         if record.architecture is not None and record.reused_from is None
-        if "top1_percent" in record.values or record.is_stopped or record.state == "failed"
+        if figure in record.values or record.is_stopped or record.state == "failed"
     }
     baselines = baselines_of(config, attributes)
-    by_baseline = _of_baselines(baselines, best, int(data["val_images"]), len(percents))
+    by_baseline = _of_baselines(baselines, figure, best, int(data["val_images"]), len(percents))
     needed = needed_right(images, guess, len(tried))
     needed_percent = None if needed is None else 100 * needed / images
-    found = (len(tried), len(percents), guess, needed_percent, best, by_trial, by_baseline)
+    found = (len(tried), len(percents), guess, needed_percent, best, by_trial, by_baseline, figure)
     if not is_better_than_guessing(best.percent, images, guess, len(tried)):
         text = _guessing(best, len(tried), guess, needed_percent)
         return Verdict("guessing", text, _advice(config, data, needed is None), *found)
@@ -218,13 +222,17 @@ _UNKNOWN = (
 
 
 def _of_baselines(
-    baselines: Sequence[BaselineRecord], best: Accuracy, images: int, networks: int
+    baselines: Sequence[BaselineRecord],
+    figure: Objective,
+    best: Accuracy,
+    images: int,
+    networks: int,
 ) -> dict[str, Accuracy]:
     """The accuracies of baselines on ``images`` images, beside that of the ``best`` of ``networks``
     networks."""
     found = {}
     for each in baselines:
-        percent = each.values.get("top1_percent")
+        percent = each.values.get(figure)
         if percent is None:
             continue
         standing: Standing | None = None

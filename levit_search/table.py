@@ -3,11 +3,14 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from levit_search.files import write_atomically
 from levit_search.pareto import (
+    ACCURACIES,
+    IN_INT8,
+    PAIRED,
     Objective,
     figure_and_target,
     is_maximised,
@@ -17,6 +20,7 @@ from levit_search.pareto import (
 )
 from levit_search.significance import UNJUDGED, Accuracy, Verdict, judged
 from levit_search.study import BaselineRecord, Record, Study, compared
+from levit_search.study.record import ERRORS, ESTIMATES, REPEATS, SEARCHED
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,21 +28,35 @@ if TYPE_CHECKING:
 # How each figure is headed and written for people; one multiply-add is one FLOP.
 _COLUMNS: dict[str, tuple[str, str]] = {
     "top1_percent": ("top-1 %", "{:.2f}"),
+    "top1_int8_percent": ("int8 top-1 %", "{:.2f}"),
+    "int8_drop_points": ("int8 drop", "{:.2f}"),
     "top1_inherited_percent": ("inherited %", "{:.2f}"),
+    "top1_int8_inherited_percent": ("int8 inherited %", "{:.2f}"),
     "latency_ms": ("latency ms", "{:.4g}"),
     "latency_predicted_ms": ("predicted ms", "{:.4g}"),
     "prediction_error_percent": ("error %", "{:+.1f}"),
     "latency_ms_repeats_percent": ("± %", "{:.1f}"),
     "latency_search_ms": ("in search ms", "{:.4g}"),
+    "latency_int8_ms": ("int8 ms", "{:.4g}"),
+    "latency_int8_predicted_ms": ("int8 predicted ms", "{:.4g}"),
+    "prediction_error_int8_percent": ("int8 error %", "{:+.1f}"),
+    "latency_int8_ms_repeats_percent": ("int8 ± %", "{:.1f}"),
+    "latency_int8_search_ms": ("int8 in search ms", "{:.4g}"),
     "latency_median_ms": ("median ms", "{:.4g}"),
     "latency_p95_ms": ("p95 ms", "{:.4g}"),
     "peak_memory_mb": ("memory MB", "{:.4g}"),
+    "model_bytes": ("file MB", "{:.3g}"),
     "flops": ("MFLOPs", "{:.4g}"),
     "params": ("params M", "{:.3g}"),
     "activations": ("activations M", "{:.3g}"),
 }
 # What is told in millions, and the word for it.
-_PER_MILLION = {"flops": "FLOPs", "params": "params", "activations": "activations"}
+_PER_MILLION = {
+    "flops": "FLOPs",
+    "params": "params",
+    "activations": "activations",
+    "model_bytes": "bytes",
+}
 
 KNOWN = tuple(_COLUMNS)
 """The figures that have a column, those of a probe without their target."""
@@ -60,13 +78,14 @@ def as_json(record: Record, verdict: Verdict = UNJUDGED) -> dict[str, object]:
     """A record of the front: ``{trial, id, top1_percent, latency_ms, latency_ms_repeats_percent,
     latency_search_ms, flops, params, top1_percent_ci95, val_images, vs_best, architecture}``, and
     ``latency_ms@NAME`` and so forth where it was measured on further targets; what was not measured
-    is null. The ``verdict`` is on the accuracies of its study.
+    is null. The ``verdict`` is on the accuracies of its study; where it is on those in int8, the
+    interval is ``top1_int8_percent_ci95``.
     """
     assert record.architecture is not None
     return {
         "trial": record.trial,
         "id": record.architecture.id,
-        **_figures_json(record, verdict.by_trial.get(record.trial)),
+        **_figures_json(record, verdict.figure, verdict.by_trial.get(record.trial)),
         "architecture": record.architecture.model_dump(mode="json"),
     }
 
@@ -83,15 +102,17 @@ def baseline_as_json(record: BaselineRecord, verdict: Verdict = UNJUDGED) -> dic
         "baseline": record.config.name,
         "weights": record.config.weights,
         "reason": record.reason,
-        **_figures_json(record, verdict.by_baseline.get(record.config.id)),
+        **_figures_json(record, verdict.figure, verdict.by_baseline.get(record.config.id)),
         "architecture": None,
     }
 
 
-def _figures_json(record: Record | BaselineRecord, found: Accuracy | None) -> dict[str, object]:
+def _figures_json(
+    record: Record | BaselineRecord, accuracy: Objective, found: Accuracy | None
+) -> dict[str, object]:
     return {
         **{name: record.values.get(name) for name in _known([record])},
-        "top1_percent_ci95": [found.low_percent, found.high_percent] if found else None,
+        f"{accuracy}_ci95": [found.low_percent, found.high_percent] if found else None,
         "val_images": found.images if found else None,
         "vs_best": found.vs_best if found else None,
     }
@@ -170,25 +191,36 @@ def heading(name: str) -> str:
     return head if target is None else f"{head} @{target}"
 
 
-BESIDE_LATENCY = ("latency_ms_repeats_percent", "latency_search_ms")
-"""What stands beside a latency that was measured again: how well it repeats, and what the search
-had measured."""
+BESIDE_LATENCY = {figure: (REPEATS[figure], SEARCHED[figure]) for figure in PAIRED}
+"""By latency what stands beside one that was measured again: how well it repeats, and what the
+search had measured."""
 
-_ESTIMATED = ("top1_inherited_percent", "latency_predicted_ms", "prediction_error_percent")
+_ESTIMATED = (*ESTIMATES.values(), *ERRORS.values())
+_TOGETHER = (*ACCURACIES, "int8_drop_points", *PAIRED, "model_bytes")
+
+
+def in_int8(records: Iterable[Record | BaselineRecord]) -> list[str]:
+    """The figures to be seen beside each other where networks are known in int8, those in float
+    included, each with its targets; empty where none is known in int8."""
+    known = dict.fromkeys(name for record in records for name in record.values)
+    figures = {name: figure_and_target(name)[0] for name in known}
+    if not set(IN_INT8) & set(figures.values()):
+        return []
+    return [name for each in _TOGETHER for name in known if figures[name] == each]
 
 
 def _shown(
     records: Sequence[Record | BaselineRecord], objectives: Sequence[Objective]
 ) -> list[str]:
-    """The objectives first, a latency with :data:`BESIDE_LATENCY`, then what was estimated and the
-    costs worth seeing beside them."""
-    shown: list[str] = []
+    """The objectives first, a latency with :data:`BESIDE_LATENCY`, then what is known of networks
+    in float and in int8, what was estimated and the costs worth seeing beside them."""
+    known, shown = {name for r in records for name in r.values}, list[str]()
     for name in objectives:
         figure, target = figure_and_target(name)
-        again = [on_target(each, target) for each in BESIDE_LATENCY]
-        beside = again if figure == "latency_ms" else []
-        shown += [name, *(each for each in beside if any(each in r.values for r in records))]
-    estimated = [name for name in _ESTIMATED if any(name in r.values for r in records)]
+        beside = [on_target(each, target) for each in BESIDE_LATENCY.get(figure, ())]
+        shown += [name, *(each for each in beside if each in known)]
+    shown += [name for name in in_int8(records) if name not in shown]
+    estimated = [name for name in _ESTIMATED if name in known]
     costs = [name for name in ("flops", "params") if name not in objectives]
     return [*shown, *estimated, *costs]
 
@@ -196,7 +228,8 @@ def _shown(
 def latency_legend(records: Sequence[Record], objectives: Sequence[Objective]) -> str:
     """What the columns beside latencies mean that were measured again; empty without them."""
     shown = _shown(records, objectives)
-    if not any(figure_and_target(name)[0] in BESIDE_LATENCY for name in shown):
+    figures = {figure_and_target(name)[0] for name in shown}
+    if not any(figures.intersection(each) for each in BESIDE_LATENCY.values()):
         return ""
     return (
         "latency ms: the front and near rivals were measured again at the search's end, together. "
@@ -219,7 +252,7 @@ def _rows(
     columns: dict[str, list[str]] = {"trial": [*trials, *["baseline"] * len(others)]}
     for name in _shown(rows, objectives):
         columns[heading(name)] = [figure(name, each.values.get(name)) for each in rows]
-        if name == "top1_percent" and verdict.by_trial:
+        if name == verdict.figure and verdict.by_trial:
             found = [verdict.by_trial.get(record.trial) for record in records]
             found += [verdict.by_baseline.get(each.config.id) for each in others]
             columns["95 % interval"] = [each.interval() if each else "" for each in found]
@@ -232,8 +265,11 @@ def _rows(
 
 
 def _known(records: Sequence[Record | BaselineRecord]) -> list[str]:
-    """All figures by name, those of further targets last."""
-    return list(dict.fromkeys([*_COLUMNS, *(name for r in records for name in r.values)]))
+    """All figures by name, those of further targets last; those of int8 only where a network has
+    them."""
+    known = dict.fromkeys(name for record in records for name in record.values)
+    usual = [n for n in _COLUMNS if n in known or ("int8" not in n and n != "model_bytes")]
+    return list(dict.fromkeys([*usual, *known]))
 
 
 def terminal(
@@ -293,8 +329,8 @@ def columns(records: Sequence[Record], verdict: Verdict = UNJUDGED) -> dict[str,
         "state": [record.state for record in records],
         "id": [network.id if network else None for network in networks],
         **{name: [record.values.get(name) for record in records] for name in _known(records)},
-        "top1_percent_ci95_low": [each and each.low_percent for each in accuracies],
-        "top1_percent_ci95_high": [each and each.high_percent for each in accuracies],
+        f"{verdict.figure}_ci95_low": [each and each.low_percent for each in accuracies],
+        f"{verdict.figure}_ci95_high": [each and each.high_percent for each in accuracies],
         "val_images": [each and each.images for each in accuracies],
         "vs_best": [each and each.vs_best for each in accuracies],
         "ratio_to_reference": [latency.get("ratio_to_reference") for latency in latencies],

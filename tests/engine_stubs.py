@@ -18,7 +18,7 @@ from typing import Any
 from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
-from levit_search.engine.interface import Engine, Event
+from levit_search.engine.interface import Engine, Event, Settled
 from levit_search.errors import InputError, TrialError
 from levit_search.study import Study, StudyConfig
 from tests.networks import tiny_description
@@ -37,18 +37,16 @@ def network(drop_path: float = 0.0, embed_dim: int = 16) -> Architecture:
     return architectures.parse(tiny_description(stages=[stage], drop_path=drop_path))
 
 
-def engine_of(
-    kind: str, study: Study, settled_ms: dict[str, float], evaluator: type["Stub"]
-) -> Engine:
+def engine_of(kind: str, study: Study, settled: Settled, evaluator: type["Stub"]) -> Engine:
     """An engine whose workers use a class of this module."""
     where = f"tests.engine_stubs:{evaluator.__name__}"
     if kind == "ray":
         from levit_search.engine.ray import RayEngine
 
-        return RayEngine(study, network(), settled_ms, where)
+        return RayEngine(study, network(), settled, where)
     from levit_search.engine.local import LocalEngine
 
-    return LocalEngine(study, network(), settled_ms, where)
+    return LocalEngine(study, network(), settled, where)
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,10 @@ class Stub:
         self,
         config: StudyConfig,
         folder: Path,
-        settled_ms: dict[str, float],
+        settled: Settled,
         cores: frozenset[int] | None = None,
     ) -> None:
-        self._settled_ms, self._cores = settled_ms, cores
+        self._settled_ms, self._cores = settled.get("settled_ms", {}), cores
         self._worker = {"pid": os.getpid(), "cores": sorted(cores) if cores else None}
 
     def prepare(self, sample: Architecture, progress: Callable[..., None]) -> dict[str, Any]:

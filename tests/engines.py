@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from levit_search.architecture import Architecture
-from levit_search.engine.interface import Event
+from levit_search.engine.interface import Event, Settled
 from levit_search.engine.tasks import Task, TaskEngine, carry_out
 from levit_search.search import Summary, search
 from levit_search.study import Study, read_config
@@ -37,7 +37,7 @@ class StubEngine:
     data: ClassVar[dict[str, Any]] = {}
     """What it says of the images; nothing, as releases did before that was noted."""
 
-    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
+    def __init__(self, study: Study, sample: Architecture, settled: Settled) -> None:
         self.evaluated = type(self).evaluated = []
         prepared = {"settled_ms": {}, "device": {}, "data": self.data, "teacher": {}}
         self._worst = dict.fromkeys(study.config.referred, WORST)
@@ -90,10 +90,10 @@ class HereEngine(TaskEngine):
     What keeps everything from being evaluated is raised at once.
     """
 
-    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
+    def __init__(self, study: Study, sample: Architecture, settled: Settled) -> None:
         from levit_search.search.evaluate import Evaluator
 
-        self._evaluator = Evaluator(study.config, study.folder, settled_ms)
+        self._evaluator = Evaluator(study.config, study.folder, settled)
         prepared = self._evaluator.prepare(sample, lambda text, fraction: None)
         self._told: queue.Queue[Event] = queue.Queue()
         self._told.put(Event("done", None, content=prepared))
@@ -127,7 +127,7 @@ class HereEngine(TaskEngine):
 class CurveEngine:
     """Learning curves made from the network alone, with as many at once as there are jobs."""
 
-    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
+    def __init__(self, study: Study, sample: Architecture, settled: Settled) -> None:
         self._epochs, self._rungs = study.config.train.epochs, study.config.rung_epochs
         self._jobs = study.config.engine.jobs
         prepared = {"settled_ms": {}, "device": {}, "teacher": {}}
@@ -221,8 +221,8 @@ class PredictingEngine(StubEngine):
 
     verified: list[str]
 
-    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
-        super().__init__(study, sample, settled_ms)
+    def __init__(self, study: Study, sample: Architecture, settled: Settled) -> None:
+        super().__init__(study, sample, settled)
         self.verified = type(self).verified = []
 
     @staticmethod

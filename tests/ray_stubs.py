@@ -21,8 +21,8 @@ from tests.engine_stubs import FAILS, HANGS, Found, Stub
 class Traced(Stub):
     """Leaves a file for each attempt at a network; one that hangs does so but once."""
 
-    def __init__(self, config: Any, folder: Path, settled_ms: Any, cores: Any = None) -> None:
-        super().__init__(config, folder, settled_ms, cores)
+    def __init__(self, config: Any, folder: Path, settled: Any, cores: Any = None) -> None:
+        super().__init__(config, folder, settled, cores)
         self._folder = folder
 
     def evaluate(

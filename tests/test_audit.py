@@ -521,6 +521,77 @@ def test_a_search_by_the_clock_alone_has_chances_and_no_accuracies() -> None:
     assert "val" not in found["front"][0]
 
 
+IN_INT8: tuple[Objective, ...] = ("top1_percent", "top1_int8_percent", "latency_ms")
+INT8_REFERENCE = {**REFERENCE_VALUES, "top1_int8_percent": 0.0}
+
+
+@pytest.fixture
+def search_int8(
+    search: tuple[list[Record], dict[str, Accuracies]],
+) -> tuple[list[Record], dict[str, Accuracies]]:
+    """The same in int8, where the first network loses a quarter of a point with every seed, and the
+    third two points with the search's and one with others."""
+    records, networks = search
+    drops = [0.25, 0.0, 2.0, 0.5, 0.0]
+    for each, drop in zip(records, drops, strict=False):
+        percent = each.values["top1_percent"] - drop
+        each.values.update(top1_int8_percent=percent, int8_drop_points=drop)
+
+    def in_int8(found: Reevaluation, drop: float) -> Reevaluation:
+        percents = found.val_top1_percent - drop, found.test_top1_percent - drop
+        return replace(found, val_top1_int8_percent=percents[0], test_top1_int8_percent=percents[1])
+
+    for found, drop, other in zip(networks.values(), drops, (0.25, 0.0, 1.0), strict=False):
+        assert found.stored is not None
+        found.stored = in_int8(found.stored, drop)
+        found.seeds = {seed: in_int8(each, other) for seed, each in found.seeds.items()}
+    return records, networks
+
+
+def test_what_int8_costs_the_front_is_told_over_all_seeds(
+    search_int8: tuple[list[Record], dict[str, Accuracies]],
+) -> None:
+    records, networks = search_int8
+    reference = minimised([INT8_REFERENCE], IN_INT8)[0]
+    found = front_figures(records, IN_INT8, networks, reference)
+    first, _, third = (row["int8"] for row in found["front"] if row["trial"] in (0, 1, 2))
+    assert first["drop"]["val"] == [0.25] * 3 and first["drop"]["test"] == [0.25] * 3
+    assert third["drop"]["val"] == [2.0, 1.0, 1.0]
+    assert third["drop"]["val_mean"] == third["drop"]["test_mean"] == pytest.approx(4 / 3)
+    sd, _ = pooled_sd([[0.25] * 3, [0.0] * 3, [2.0, 1.0, 1.0], [0.5]])
+    assert third["drop"]["val_standard_error"] == pytest.approx(sd / math.sqrt(3))  # type: ignore[operator]
+    assert third["val"]["search"] == 83.0 and third["val"]["seeds"] == {"1": 84.0, "2": 83.0}
+    assert third["test"]["search"] == 82.0
+
+
+def test_a_front_by_int8_alone_moves_by_accuracies_in_int8(
+    search_int8: tuple[list[Record], dict[str, Accuracies]],
+) -> None:
+    records, networks = search_int8
+    names: tuple[Objective, ...] = ("top1_int8_percent", "latency_ms")
+    found = front_figures(records, names, networks, REFERENCE)
+    assert [row["trial"] for row in found["front"]] == [0, 1]  # 83.0 % of trial 2 is dominated
+    optimism = [0.0, 84 - 77.25]
+    assert found["moves"]["optimism_points"] == pytest.approx(np.mean(optimism))
+    assert found["test"]["val_minus_test_points"] == pytest.approx((1 + 6) / 2)
+    assert found["noise"]["seed_sd_points"] == pytest.approx(
+        pooled_sd([[79.75, 79.25, 80.25], [84.0, 77.0, 77.5]])[0]
+    )
+
+
+def test_two_accuracies_of_a_network_are_off_together() -> None:
+    """One that is better in float and worse in int8 stays on the front whatever its seeds say."""
+    names: tuple[Objective, ...] = ("top1_percent", "top1_int8_percent")
+    rows = [dict(zip(names, percents, strict=True)) for percents in ((80.0, 70.0), (79.9, 79.8))]
+    drawn = np.tile([80.0, 80.0], (100, 1))
+    rng = np.random.default_rng(0)
+    chances = front_confidence(minimised(rows, names), np.zeros((2, 2)), names, rng, drawn, 100)
+    assert chances.tolist() == [0, 1], "of equal ones in float the one that loses less"
+    drawn = np.tile([80.5, 80.0], (100, 1))
+    chances = front_confidence(minimised(rows, names), np.zeros((2, 2)), names, rng, drawn, 100)
+    assert chances.tolist() == [1, 1]
+
+
 def test_the_same_seed_gives_the_same_chances(
     search: tuple[list[Record], dict[str, Accuracies]],
 ) -> None:
@@ -586,6 +657,26 @@ def test_sections_of_a_search_by_the_clock_have_no_accuracies(study: Study) -> N
     assert front.heads == ["network", "latency_ms", "flops", "chance"]
     assert document["moves"] is None and document["test"] is None
     ElementTree.fromstring(sections.draw(document))
+
+
+def test_sections_of_a_study_of_int8_tell_the_drop(
+    study: Study, search_int8: tuple[list[Record], dict[str, Accuracies]]
+) -> None:
+    kept = AuditStore(study.folder)
+    kept.networks = search_int8[1]
+    kept.save({"finished": None})
+    assert AuditStore(study.folder).networks == search_int8[1]
+    update = {"objectives": IN_INT8, "hypervolume_reference": INT8_REFERENCE}
+    document = audit(Study(study.folder, study.config.model_copy(update=update)), 2, 1, Lines())
+    (part,) = [each for each in sections.sections(document) if each.title == "The front in int8"]
+    row = dict(zip(part.heads, next(r for r in part.rows if r[0] == "trial 2"), strict=False))
+    assert (row["val int8 %"], row["on test"]) == ("83.00", "1.33")
+    assert row["drop on val"].startswith("1.33 +- ")
+    assert "1.33 at worst (trial 2)" in part.notes[1]
+    page = (study.folder / "audit.md").read_text(encoding="utf-8")
+    assert "## The front in int8" in page
+    drawn = ElementTree.tostring(ElementTree.parse(study.folder / "audit.svg").getroot(), "unicode")
+    assert "accuracy in float less that in int8" in drawn
 
 
 def test_a_study_without_a_complete_trial_cannot_be_audited(

@@ -96,6 +96,22 @@ def test_missing_and_damaged_weights_fail_their_network_alone(study: Path) -> No
         worker.verify(first.architecture, lambda text, fraction: None)
 
 
+def test_networks_of_a_study_of_int8_are_quantized_too(study: Path) -> None:
+    (first, *_), config = front_of(study), Study.open(study).config
+    objectives = ("top1_int8_percent", "flops")
+    config = config.model_copy(update={"objectives": objectives})
+    worker = Reevaluator(config, study, {"int8_formats": {"": "u8-reduced"}}, None)
+    worker.prepare(first.architecture, lambda text, fraction: None)
+    found = worker.verify(first.architecture, lambda text, fraction: None)
+    assert found.val_top1_percent == first.values["top1_percent"]
+    assert found.val_top1_int8_percent == pytest.approx(found.val_top1_percent, abs=5)
+    assert found.test_top1_int8_percent == pytest.approx(found.test_top1_percent, abs=5)
+    worker = Reevaluator(config, study, {}, None)
+    worker.prepare(first.architecture, lambda text, fraction: None)
+    with pytest.raises(TrialError, match="not noted with the study"):
+        worker.verify(first.architecture, lambda text, fraction: None)
+
+
 def test_an_interrupted_audit_goes_on_where_it_was(
     cli: Cli, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,7 +117,7 @@ def test_doctor_looks_at_everything_and_prints_one_json_document(
     names = {each["name"] for each in found["findings"]}
     assert {
         *("python", "packages", "extras", "imports"),
-        *("torch", "torchvision", "timm", "network", "graph", "onnxruntime"),
+        *("torch", "torchvision", "timm", "network", "graph", "onnxruntime", "int8"),
         *("cores", "memory", "shared memory", "open files", "clock", "probe locks", "network"),
         *("cpu", "digits", "fashion-mnist", "studies", "cache", "temporary"),
         *("settings", "at work", "trials", "weights", "environment", "data"),

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from levit_search.baseline import BaselineConfig
+from levit_search.engine.interface import Settled
 from levit_search.study import Study, read_config
 from tests.conftest import ROOT
 from tests.engine_stubs import (
@@ -88,7 +89,8 @@ def made(kind: tuple[str, int], tmp_path: Path) -> Iterator[Callable[..., Watche
 
     def make(evaluator: type[Stub], settled_ms: dict[str, float] | None = None) -> Watched:
         study = study_in(tmp_path, kind)
-        engines.append(engine_of(kind[0], study, settled_ms or {}, evaluator))
+        settled: Settled = {"settled_ms": settled_ms or {}}
+        engines.append(engine_of(kind[0], study, settled, evaluator))
         return Watched(engines[-1])
 
     yield make

@@ -276,6 +276,7 @@ class Scripted:
         self._chance = np.random.default_rng(0)
         self.asked: list[str] = []
         self.slower = ""
+        self.logit = 64.0
         self.failing: set[int] = set()
 
     def __call__(
@@ -284,6 +285,8 @@ class Scripted:
         self.asked.append(do)
         if do == "peak":
             return {"bytes": 1}
+        if do == "logits":
+            return {"logits": [self.logit]}
         if len(self.asked) in self.failing:
             raise TrialError("no luck")
         factors = [1.0] + [2.0 + index for index in range(len(entries) - 1)]
@@ -311,6 +314,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Probe, Scri
         answers = Scripted(noise, probe.config.seconds / probe.config.rounds)
         monkeypatch.setattr(probe, "_ask", answers)
         monkeypatch.setattr(probe, "_graph", lambda network, layout: Path(network.id))
+        monkeypatch.setattr(
+            probe, "int8_graph", lambda graph, int8_format: Path(f"{graph}-{int8_format}")
+        )
         monkeypatch.setattr(
             probe, "connect", lambda: {"cpu": "x", "runtimes": {"onnxruntime": "1"}}
         )
@@ -725,3 +731,61 @@ def test_two_threads_are_measured(tiny: Architecture, tmp_path: Path) -> None:
     with Probe(config, cache=Cache(tmp_path)) as probe:
         found = probe.measure(tiny)
     assert found.threads == 2 and found.clock == "wall" and found.latency_ms > 0
+
+
+def test_of_the_formats_of_int8_the_faster_counts_and_the_reference_stays_in_float(
+    scripted: Callable[..., tuple[Probe, Scripted]], tiny: Architecture, tmp_path: Path
+) -> None:
+    def sized(depth: int) -> Architecture:
+        stage = {"depth": depth, "embed_dim": 16, "num_heads": 2, "key_dim": 8}
+        return architecture.parse(tiny_description(stages=[stage]))
+
+    for slower, expected in (("-s8", "u8"), ("-u8", "s8")):
+        probe, answers = scripted(0.001, precision="int8")
+        answers.slower, probe.cache = slower, Cache(tmp_path / expected)
+        found = probe.measure(sized(2))
+        assert found.int8_format == expected and found.precision == "int8"
+        assert found.ratio_to_reference == pytest.approx(2.0, rel=0.01)
+        assert probe.measure(sized(2)).cached
+        assert probe.settle_reference(tiny).int8_format is None
+        assert probe.settle_int8(tiny) == expected
+        count = len(answers.asked)
+        assert probe.settle_int8(tiny) == expected
+        assert probe.measure(sized(3)).int8_format == expected
+        assert answers.asked[count:].count("peak") == 1  # one format of one network
+
+
+def test_weights_have_seven_bits_where_the_device_saturates(
+    scripted: Callable[..., tuple[Probe, Scripted]], tiny: Architecture
+) -> None:
+    probe, answers = scripted(0.001, precision="int8")
+    answers.logit, answers.slower = 32.4, "-s8"
+    assert probe.settle_int8(tiny) == "u8-reduced"
+    probe, answers = scripted(0.001, precision="int8", int8={"format": "s8"})
+    assert probe.settle_int8(tiny) == "s8" and answers.asked == ["logits"]
+    probe, answers = scripted(0.001, precision="int8", int8={"format": "u8"})
+    answers.logit = 32.4
+    with pytest.warns(UserWarning, match="u8-reduced does not"):
+        assert probe.settle_int8(tiny) == "u8"
+
+
+def test_a_runtime_that_cannot_run_int8_graphs_is_named(
+    scripted: Callable[..., tuple[Probe, Scripted]], tiny: Architecture
+) -> None:
+    for asked in ("auto", "u8"):
+        probe, _ = scripted(0.001, precision="int8", int8={"format": asked})
+
+        def refuse(*_: Any, **__: Any) -> dict[str, Any]:
+            raise TrialError("probe on cpu: no kernel")
+
+        probe._ask = refuse  # type: ignore[method-assign]
+        with pytest.raises(TrialError, match=r"no kernel; its onnxruntime 1 may not run int8"):
+            probe.measure(tiny)
+
+
+def test_int8_is_measured_on_this_machine(tiny: Architecture, tmp_path: Path) -> None:
+    quick = {**QUICK, "int8": {"format": "u8"}}
+    with Probe(LatencyConfig(**quick, precision="int8"), cache=Cache(tmp_path)) as probe:
+        found = probe.measure(tiny)
+        assert (found.precision, found.int8_format) == ("int8", "u8")
+        assert found.ratio_to_reference != 1.0 and found.rounds >= 2

@@ -109,14 +109,18 @@ def test_attributes_of_another_shape_end_a_search_before_it_begins(mine: Study) 
 
 def test_what_was_measured_later_has_both_latencies() -> None:
     ms = {"latency_ms": 1.0}
-    check_measured({"latency": ms, "values": ms}, ms, 3)
-    check_measured({"failed": "no answer"}, None, 3)
+    check_measured({"latency": ms, "values": ms}, {"latency": ms}, 3)
+    check_measured({"failed": "no answer"}, {}, 3)
+    in_int8 = {"int8": {"latency_int8_ms": ms}}
+    check_measured({**in_int8, "values": {"latency_int8_ms": 1.0}}, in_int8, 3)
     for found, before in (
         ([], ms),
         ({}, ms),
         ({"latency": ms, "values": {"latency_ms": 0.0}}, ms),
         ({"latency": ms, "values": ms}, None),
         ({"failed": 3}, ms),
+        ({**in_int8, "values": ms}, ms),
+        ({**in_int8, "values": {"latency_int8_ms": 1.0}}, ms),
     ):
         with pytest.raises(InputError, match=r"^trial 3: (measured|evaluation)"):
-            check_measured(found, before, 3)
+            check_measured(found, {"latency": before}, 3)

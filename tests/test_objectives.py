@@ -242,7 +242,7 @@ def test_a_candidate_is_measured_on_every_target_that_an_objective_names(
 
     # What was settled stays: nothing is timed again, and latencies stay multiples of it.
     settled_ms = {main: 2.0, other: 32.0}
-    evaluator = Evaluator(config, folder, settled_ms)
+    evaluator = Evaluator(config, folder, {"settled_ms": settled_ms})
     try:
         assert evaluator.prepare(tiny, silent)["settled_ms"] == settled_ms
         again = evaluator.evaluate(tiny, silent)

@@ -280,7 +280,7 @@ PREPARED = Event("done", None, content={"settled_ms": {}})
 @pytest.mark.slow
 def test_the_work_of_the_dead_comes_first_and_once_more() -> None:
     searcher = CandidateSearcher({}, 1)
-    assert searcher.suggest("a") == {"task": None, "settled_ms": {}}
+    assert searcher.suggest("a") == {"task": None, "settled": {}}
     searcher.told("a", [PREPARED], None)
     assert searcher.has_room()
     searcher.submit(0, network())

@@ -14,7 +14,7 @@ import pytest
 from levit_search import architecture as architectures
 from levit_search import table
 from levit_search.architecture import Architecture
-from levit_search.engine.interface import Event
+from levit_search.engine.interface import Event, Settled
 from levit_search.errors import BudgetError, InputError
 from levit_search.latency.protocol import repeat_sd, repeats_percent
 from levit_search.latency.worker import PROTOCOL
@@ -39,8 +39,8 @@ class LuckyEngine(StubEngine):
     failing: ClassVar[dict[str, str]] = {}
     """What cannot be measured again, and why; under ``all`` why nothing can."""
 
-    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
-        super().__init__(study, sample, settled_ms)
+    def __init__(self, study: Study, sample: Architecture, settled: Settled) -> None:
+        super().__init__(study, sample, settled)
         type(self).rounds = []
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import levit_search as ls
+from levit_search import table
 from tests.conftest import ROOT
 
 if TYPE_CHECKING:
@@ -185,6 +186,38 @@ def test_each_accuracy_in_the_table_has_its_interval(desktop: Opened) -> None:
             low, high = map(float, interval.split(" to "))
             assert low < float(accuracy) < high
     assert set(desktop.cells("vs best")) >= {"best", "same", ""}
+
+
+def test_networks_in_int8_are_beside_those_in_float(browser: "Browser", tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        import made_study
+
+    objectives = ["top1_int8_percent", "latency_int8_ms", "latency_ms"]
+    config = ls.read_space("levit", {"storage": "journal", "objectives": objectives})
+    study = made_study.make(tmp_path / "study", config, 40)
+    found = opened(browser, ls.write_report(study))
+    page, front = found.page, table.front(study.records(), config.objectives)
+    assert "In int8" in page.locator("#sections").all_inner_texts()[0]
+    page.locator("#int8 table a").first.click()
+    trial = int(page.evaluate("location.hash").removeprefix("#trial-"))
+    found.until(
+        "(n) => document.getElementById('network-title').textContent.endsWith(n)", f"{trial}"
+    )
+    assert trial in {record.trial for record in front}
+    cells = page.locator("#beside-float tbody tr").first.locator("th, td").all_inner_texts()
+    values = next(record.values for record in front if record.trial == trial)
+    names = ("top1_percent", "top1_int8_percent")
+    assert cells[:3] == ["top-1 %", *(table.figure(name, values[name]) for name in names)]
+    mark = page.locator(f"#int8-drop svg:visible [data-trial='{trial}']")
+    mark.hover()
+    found.until("() => !document.getElementById('tip').hidden")
+    assert (
+        f"int8 drop {table.figure('int8_drop_points', values['int8_drop_points'])}"
+        in found.text("#tip")
+    )
+    assert found.errors == []
+    page.context.close()
 
 
 def test_a_search_that_guesses_says_so_at_the_top(browser: "Browser", tmp_path: Path) -> None:

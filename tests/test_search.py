@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from levit_search import architecture, table
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
-from levit_search.engine.interface import Event
+from levit_search.engine.interface import Event, Settled
 from levit_search.errors import BudgetError, InputError
 from levit_search.export import pick
 from levit_search.search import begin, driver, search
@@ -362,8 +362,8 @@ class Failing(CurveEngine):
 
     works = 2
 
-    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
-        super().__init__(study, sample, settled_ms)
+    def __init__(self, study: Study, sample: Architecture, settled: Settled) -> None:
+        super().__init__(study, sample, settled)
         self.tried: list[str] = []
         type(self).last = self
 
@@ -681,7 +681,7 @@ def test_a_study_refuses_to_go_on_with_another_device(
     class Elsewhere(StubEngine):
         cpu = "one CPU"
 
-        def __init__(self, study: Study, sample: Architecture, settled: dict[str, float]) -> None:
+        def __init__(self, study: Study, sample: Architecture, settled: Settled) -> None:
             super().__init__(study, sample, settled)
             self._events[0].content["device"] = {"cpu": self.cpu, "runtimes": {}}
 
@@ -725,10 +725,8 @@ def test_a_preparation_that_a_disk_refuses_says_how_to_go_on(
     space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     class Refused(StubEngine):
-        def __init__(
-            self, study: Study, sample: Architecture, settled_ms: dict[str, float]
-        ) -> None:
-            super().__init__(study, sample, settled_ms)
+        def __init__(self, study: Study, sample: Architecture, settled: Settled) -> None:
+            super().__init__(study, sample, settled)
             content = {"wrong_input": False, "refused_by_disk": "a.pt: No space left on device"}
             self._events = [Event("failed", None, "OSError: [Errno 28]", content=content)]
 

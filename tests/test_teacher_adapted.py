@@ -31,6 +31,7 @@ from levit_search.distill import (
 )
 from levit_search.distill.adapting import Adapted
 from levit_search.distill.teacher_network import load_first_weights
+from levit_search.engine.interface import Settled
 from levit_search.errors import InputError
 from levit_search.export.retraining import Retraining, config_for
 from levit_search.recipe import Recipe, TeacherConfig
@@ -521,8 +522,8 @@ class TaughtEngine(StubEngine):
     teacher_percent = 95.0
     taught: ClassVar[list[tuple[int, bool]]] = []
 
-    def __init__(self, study: Study, sample: Architecture, settled_ms: dict[str, float]) -> None:
-        super().__init__(study, sample, settled_ms)
+    def __init__(self, study: Study, sample: Architecture, settled: Settled) -> None:
+        super().__init__(study, sample, settled)
         card = {"name": "net", "val_top1_percent": self.teacher_percent}
         self._events[0].content["teacher"] = card
 

@@ -21,7 +21,7 @@ from levit_search.audit.front_confidence import (
     Reevaluation,
     front_figures,
 )
-from levit_search.engine.interface import pass_on_warnings
+from levit_search.engine.interface import pass_on_warnings, settled_in
 from levit_search.engine.local import LocalEngine
 from levit_search.errors import InputError, TrialError
 from levit_search.progress import Progress, StepProgress
@@ -191,9 +191,11 @@ def _reevaluate(
             else:
                 known.seeds[job.seed] = found
             store.save({"study": study.config.name, "finished": None})
-            progress.step(
-                f"{job}: val {found.val_top1_percent:.2f} %, test {found.test_top1_percent:.2f} %"
-            )
+            told = f"val {found.val_top1_percent:.2f} %, test {found.test_top1_percent:.2f} %"
+            if found.test_top1_int8_percent is not None:
+                told += f", in int8 {found.val_top1_int8_percent:.2f} and "
+                told += f"{found.test_top1_int8_percent:.2f} %"
+            progress.step(f"{job}: {told}")
     with contextlib.suppress(OSError):  # not empty where another seed's training is still there
         (study.folder / "audit").rmdir()
     return failed
@@ -227,7 +229,8 @@ def _with_seed(
     search = study.config.search.model_copy(update={"seed": seed})
     changed = {"search": search, "engine": EngineConfig(jobs=processes)}
     config = study.config.model_copy(update=changed)
-    engine = LocalEngine(Study(study.folder, config), jobs[0].network, {}, _REEVALUATOR)
+    settled = settled_in(study.attributes())
+    engine = LocalEngine(Study(study.folder, config), jobs[0].network, settled, _REEVALUATOR)
     waiting = list(reversed(jobs))
     running: dict[int, tuple[Job, float]] = {}
     doing = "starting"

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from levit_search import table
 from levit_search.latency.protocol import PLAIN_TIME_SDS, repeat_sd
 from levit_search.pareto import (
+    ACCURACIES,
     Figure,
     Objective,
     Points,
+    accuracy_of,
     figure_and_target,
     hypervolume,
     is_maximised,
@@ -28,7 +30,8 @@ from levit_search.pareto import (
     minimised,
     non_dominated,
 )
-from levit_search.study import Record
+from levit_search.study import Record, latency_of
+from levit_search.study.record import ERRORS
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -55,13 +58,18 @@ _WIDEST = 2.0  # of them, in spreads of all accuracies
 
 @dataclass(frozen=True)
 class Reevaluation:
-    """A network's top-1 on val and test, and of how many images; ``seconds`` is its training's."""
+    """A network's top-1 on val and test, and of how many images; ``seconds`` is its training's.
+
+    Those in int8 are of networks whose study looks at them.
+    """
 
     val_top1_percent: float
     test_top1_percent: float
     val_images: int
     test_images: int
     seconds: float
+    val_top1_int8_percent: float | None = None
+    test_top1_int8_percent: float | None = None
 
     def as_json(self) -> Mapping[str, Any]:
         return asdict(self)
@@ -89,17 +97,27 @@ class FrontCandidate:
     accuracies: Accuracies
     is_member: bool
 
-    @property
-    def val_percents(self) -> list[float]:
-        """On val with all seeds, the search's first; empty for a network that was not trained."""
-        first = self.record.values.get("top1_percent")
-        others = [found.val_top1_percent for found in self.accuracies.others()]
-        return [] if first is None else [first, *others]
+    def percents(self, figure: str = "top1_percent") -> list[float]:
+        """An accuracy on val with all seeds, the search's first; empty where it is not known."""
+        first = self.record.values.get(figure)
+        others = [getattr(found, f"val_{figure}") for found in self.accuracies.others()]
+        return [] if first is None else [first, *(each for each in others if each is not None)]
 
-    def values(self, top1_percent: float | None) -> dict[str, float]:
-        """Its objectives, with another accuracy."""
-        changed = {} if top1_percent is None else {"top1_percent": top1_percent}
-        return {**self.record.values, **changed}
+    def values(self, seeds: slice = slice(None)) -> dict[str, float]:
+        """Its objectives, with accuracies on val that are means over seeds, of which the search's
+        is the first."""
+        values = dict(self.record.values)
+        for figure in ACCURACIES:
+            if percents := self.percents(figure)[seeds]:
+                values[figure] = float(np.mean(percents))
+        return values
+
+    @property
+    def drops(self) -> list[float]:
+        """What int8 costs of the accuracy on val, in points, with all seeds; empty where it is not
+        known."""
+        pairs = zip(*map(self.percents, ACCURACIES), strict=False)
+        return [in_float - in_int8 for in_float, in_int8 in pairs]
 
 
 def front_figures(
@@ -117,10 +135,12 @@ def front_figures(
         reference: [objectives], minimised, that volumes are measured against.
 
     Returns:
-        ``noise`` of seeds; ``front``, members with their values, accuracies and chances, the
-        cheapest first; ``near_misses``, others with a chance, the best of ``near_misses_in_all``;
-        ``moves``, what the front becomes by means over seeds; ``test``, the front on the test
-        split. Of the last two either is None where nothing was trained or measured for it.
+        ``noise`` of seeds, in the first accuracy among the objectives; ``front``, members with
+        their values, accuracies and chances, the cheapest first, and those in ``int8`` where they
+        are known, with what they are lower by, ``drop``; ``near_misses``, others with a chance, the
+        best of ``near_misses_in_all``; ``moves``, what the front becomes by means over seeds;
+        ``test``, the front on the test split. Of the last two either is None where nothing was
+        trained or measured for it.
     """
     members = table.front(records, objectives)
     trials = {record.trial for record in members}
@@ -130,11 +150,17 @@ def front_figures(
         assert record.architecture is not None
         accuracies = networks.get(record.architecture.id, Accuracies())
         found.append(FrontCandidate(record, accuracies, record.trial in trials))
-    sd, freedom = pooled_sd([each.val_percents for each in found if each.is_member])
-    errors = [record.values.get("prediction_error_percent") for record in records]
-    known_errors = [error for error in errors if error is not None]
-    confidence = _confidence(found, objectives, sd, freedom, known_errors)
-    front: list[Mapping[str, Any]] = []
+    accuracy = accuracy_of(objectives) or ACCURACIES[0]
+    sds: dict[str, tuple[float | None, int]] = {
+        figure: pooled_sd([each.percents(figure) for each in found if each.is_member])
+        for figure in ACCURACIES
+    }
+    sd, freedom = sds[accuracy]
+    drop_sd, _ = pooled_sd([each.drops for each in found if each.is_member])
+    names = ERRORS.values()
+    errors = [each.values[name] for each in records for name in names if name in each.values]
+    confidence = _confidence(found, objectives, sd, freedom, errors)
+    front: list[dict[str, Any]] = []
     near: list[Mapping[str, Any]] = []
     for each, chance in zip(found, confidence, strict=True):
         network = each.record.architecture
@@ -147,7 +173,10 @@ def front_figures(
             "chance": float(chance),
         }
         if each.is_member:
-            front.append({**row, **_accuracy_figures(each, sd)})
+            figures = [_accuracy_figures(each, name, sds[name][0]) for name in ACCURACIES]
+            front.append({**row, **figures[0]})
+            if figures[1]:
+                front[-1]["int8"] = {**figures[1], "drop": _drop_figures(each, drop_sd)}
         elif chance >= _FEWEST_CHANCE:
             near.append(row)
     near.sort(key=lambda row: -row["chance"])
@@ -169,9 +198,10 @@ def _confidence(
     errors_percent: Sequence[float],
 ) -> Floats:
     """Each candidate's chance to be on the front, [candidates]."""
-    percents = [each.val_percents for each in found]
+    accuracy = accuracy_of(objectives) or ACCURACIES[0]
+    percents = [each.percents(accuracy) for each in found]
     counts = np.array([max(1, len(each)) for each in percents])
-    points = minimised([each.values(_mean(each.val_percents)) for each in found], objectives)
+    points = minimised([each.values() for each in found], objectives)
     # How wide accuracies scatter matters here for who is left out alone.
     sd_doubt = sd * student_factor(freedom, _BEYOND_DOUBT) if sd is not None else 0.0
     records = [each.record for each in found]
@@ -188,27 +218,53 @@ def _confidence(
     return confidence
 
 
-def _accuracy_figures(each: FrontCandidate, sd: float | None) -> Mapping[str, Any]:
-    """A member's accuracies; empty for a network that was not trained."""
-    percents, stored, seeds = each.val_percents, each.accuracies.stored, each.accuracies.seeds
+def _accuracy_figures(each: FrontCandidate, figure: str, sd: float | None) -> Mapping[str, Any]:
+    """A member's accuracies of one kind; empty for a network of which it is not known."""
+    percents, stored = each.percents(figure), each.accuracies.stored
     if not percents:
         return {}
     val = {
         "search": percents[0],
-        "seeds": {str(seed): found.val_top1_percent for seed, found in seeds.items()},
+        "seeds": _by_seed(each.accuracies, f"val_{figure}"),
         "mean": _mean(percents),
         "standard_error": sd / np.sqrt(len(percents)) if sd is not None else None,
     }
-    if stored is None:
+    percent = getattr(stored, f"test_{figure}", None)
+    if stored is None or percent is None:
         return {"val": val, "test": None}
-    share = stored.test_top1_percent / 100
+    share, seeds = percent / 100, _by_seed(each.accuracies, f"test_{figure}")
     test = {
-        "search": stored.test_top1_percent,
+        "search": percent,
         "standard_error": 100 * math.sqrt(share * (1 - share) / stored.test_images),  # binomial
-        "seeds": {str(seed): found.test_top1_percent for seed, found in seeds.items()},
-        "mean": _mean([found.test_top1_percent for found in (stored, *each.accuracies.others())]),
+        "seeds": seeds,
+        "mean": _mean([percent, *seeds.values()]),
     }
     return {"val": val, "test": test}
+
+
+def _by_seed(accuracies: Accuracies, name: str) -> dict[str, float]:
+    """One of the figures of trainings with other seeds."""
+    found = {str(seed): getattr(each, name) for seed, each in accuracies.seeds.items()}
+    return {seed: percent for seed, percent in found.items() if percent is not None}
+
+
+def _drop_figures(each: FrontCandidate, sd: float | None) -> Mapping[str, Any]:
+    """What int8 costs a member, in points: on val and on test with all seeds that were measured
+    there, the search's first, and their means."""
+    known = [found for found in (each.accuracies.stored, *each.accuracies.others()) if found]
+    tests = [
+        found.test_top1_percent - found.test_top1_int8_percent
+        for found in known
+        if found.test_top1_int8_percent is not None
+    ]
+    error = sd / math.sqrt(len(each.drops)) if sd is not None else None
+    return {
+        "val": each.drops,
+        "val_mean": _mean(each.drops),
+        "val_standard_error": error,
+        "test": tests,
+        "test_mean": _mean(tests),
+    }
 
 
 def _by_means(
@@ -219,21 +275,20 @@ def _by_means(
     Others keep the one accuracy that they have, which favours them: a good one of theirs would
     have put them on the front.
     """
-    retrained = [each for each in found if each.is_member and each.accuracies.seeds]
+    accuracy = accuracy_of(objectives) or ACCURACIES[0]
+    retrained = [each for each in found if each.is_member and len(each.percents(accuracy)) > 1]
     if not retrained:
         return None
-    first = [each.val_percents[0] for each in retrained]
-    others = [float(np.mean(each.val_percents[1:])) for each in retrained]
+    percents = [each.percents(accuracy) for each in retrained]
+    optimism = np.array([first - float(np.mean(others)) for first, *others in percents])
     is_member = np.array([each.is_member for each in found])
-    means = [each.values(_mean(each.val_percents)) for each in found]
-    stays = non_dominated(minimised(means, objectives))
+    stays = non_dominated(minimised([each.values() for each in found], objectives))
 
-    def volume(percents: Sequence[float]) -> float:
+    def volume(seeds: slice) -> float:
         """Of the retrained members alone, so that the figures compare."""
-        rows = [each.values(it) for each, it in zip(retrained, percents, strict=True)]
+        rows = [each.values(seeds) for each in retrained]
         return hypervolume(minimised(rows, objectives), reference)
 
-    optimism = np.array(first) - np.array(others)
     return {
         "retrained": len(retrained),
         "leaves": _trials(found, is_member & ~stays),
@@ -241,9 +296,9 @@ def _by_means(
         "optimism_points": float(optimism.mean()),
         "optimism_standard_error": _standard_error(optimism),
         "hypervolume": {
-            "search": volume(first),
-            "mean": volume([float(np.mean(each.val_percents)) for each in retrained]),
-            "other_seeds": volume(others),
+            "search": volume(slice(1)),
+            "mean": volume(slice(None)),
+            "other_seeds": volume(slice(1, None)),
         },
     }
 
@@ -256,11 +311,15 @@ def _on_test(
     stored = [each.accuracies.stored for each in members if each.accuracies.stored is not None]
     if not stored:
         return None
-    tests = [each.test_top1_percent for each in stored]
-    gaps = np.array([each.val_percents[0] for each in members]) - np.array(tests)
-    points = minimised(
-        [each.values(percent) for each, percent in zip(members, tests, strict=True)], objectives
-    )
+    accuracy = accuracy_of(objectives) or ACCURACIES[0]
+    tests = [
+        {figure: getattr(each, f"test_{figure}") for figure in objectives if is_maximised(figure)}
+        for each in stored
+    ]
+    gaps = np.array([each.percents(accuracy)[0] for each in members])
+    gaps -= np.array([each[accuracy] for each in tests])
+    rows = [{**each.record.values, **test} for each, test in zip(members, tests, strict=True)]
+    points = minimised(rows, objectives)
     seeds = [found for each in members for found in each.accuracies.others()]
     return {
         "measured": len(members),
@@ -269,7 +328,7 @@ def _on_test(
         "val_minus_test_points": float(gaps.mean()),
         "val_minus_test_standard_error": _standard_error(gaps),
         "val_minus_test_points_other_seeds": _mean(
-            [each.val_top1_percent - each.test_top1_percent for each in seeds]
+            [getattr(each, f"val_{accuracy}") - getattr(each, f"test_{accuracy}") for each in seeds]
         ),
         "dominated": _trials(members, ~non_dominated(points)),
         "hypervolume": hypervolume(points, reference),
@@ -332,10 +391,8 @@ def latency_sd(
         objective: a time, of the study's own target or a further one.
         errors_percent: those of the study's predictions that were measured later.
     """
-    figure, target = figure_and_target(objective)
-    evaluation = record.evaluation
-    latency = evaluation.get("latency") if target is None else evaluation["targets"][target]
-    latency = latency or {}
+    figure, _ = figure_and_target(objective)
+    latency = latency_of(record.evaluation, objective) or {}
     if figure in _PLAIN_TIMES:
         name, least = _PLAIN_TIMES[figure]
         percent = latency.get(name)  # measurements of earlier releases have none
@@ -397,14 +454,16 @@ def front_confidence(
     """Each point's chance to be non-dominated among all, if each is known as well as it is.
 
     A true value is normal around the known one, except for accuracies that are given. A network's
-    median and 95th percentile on one target are off together, and all else independently.
+    median and 95th percentile on one target are off together, as are its accuracies in float and
+    in int8, and all else independently.
 
     Args:
         points: [points, objectives], means over what was measured.
         sds: of these means.
         objectives: by column.
         rng: where randomness comes from.
-        accuracies_percent: what true accuracies may be, [draws, points].
+        accuracies_percent: what true accuracies may be, [draws, points], of the first objective
+            that is one.
         draws: how many.
 
     Returns:
@@ -423,7 +482,8 @@ def front_confidence(
             noise[:, columns] = noise[:, columns[:1]]
         drawn = points + sds * noise
         if accuracies_percent is not None:
-            drawn[:, accuracy] = 1 - accuracies_percent[index][:, None] / 100
+            off = 1 - accuracies_percent[index] / 100 - points[:, accuracy[0]]
+            drawn[:, accuracy] = points[:, accuracy] + off[:, None]
         wins += non_dominated(drawn)
     return wins / draws
 

@@ -1,6 +1,8 @@
 """What a worker of an audit does: it measures and trains networks, and reads the test split."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ from levit_search.architecture import Architecture, Levit
 from levit_search.audit.front_confidence import Reevaluation
 from levit_search.batches import open_batches
 from levit_search.distill import TeacherAnswers, obtain_teacher
+from levit_search.engine.interface import Settled
 from levit_search.errors import InputError, TrialError
 from levit_search.latency.host_lock import on_cores
-from levit_search.model import Model, build, load_weights
+from levit_search.model import Model, build, export_onnx, load_weights, set_layout
+from levit_search.model.quantization import OnnxNetwork, calibration_images, quantized_network
 from levit_search.progress import Progress
 from levit_search.study import Study, StudyConfig
+from levit_search.study.record import layout_of
 from levit_search.supernet import Supernet, obtain_supernet, supernet_folder
 from levit_search.train import (
     Checkpoint,
@@ -34,7 +39,7 @@ class Reevaluator:
     Args:
         config: of the study, but for ``search.seed``: that of the trainings.
         folder: of the study; its own seed, which the teacher has, is in the ``study.yaml`` there.
-        settled_ms: of no use here.
+        settled: what the search has settled, of which the formats of int8 are asked for.
         cores: those to train on; None for any.
     """
 
@@ -42,11 +47,11 @@ class Reevaluator:
         self,
         config: StudyConfig,
         folder: Path,
-        settled_ms: dict[str, float],
+        settled: Settled,
         cores: frozenset[int] | None,
     ) -> None:
-        del settled_ms
         self._config, self._folder, self._cores = config, folder, cores
+        self._int8_formats = settled.get("int8_formats", {})
         self._teacher: TeacherAnswers | None = None
         self._supernet: Supernet | None = None
 
@@ -56,10 +61,19 @@ class Reevaluator:
     def prepare(self, sample: Architecture, progress: Progress) -> Mapping[str, Any]:
         """Load the data, and find the teacher where a training needs it."""
         del sample
-        config, searched = self._config, Study.open(self._folder).config
+        config, study = self._config, Study.open(self._folder)
+        searched = study.config
         torch.set_num_threads(config.train.threads)
         progress("loading data", None)
         self._batches = open_batches(config.data)
+        if config.is_quantized:
+            section = config.int8_section(config.int8_targets[0])
+            self._calibration = calibration_images(self._batches, section.int8.images)
+            self._layouts = {
+                record.architecture.id: layout_of(searched, record.evaluation)
+                for record in study.records()
+                if record.architecture is not None
+            }
         seed, folder = searched.search.seed, self._folder / "teacher"
         if config.teaching is not None and seed != config.search.seed:
             progress("preparing the teacher", None)
@@ -74,7 +88,8 @@ class Reevaluator:
                     "trains it again"
                 )
             self._supernet = obtain_supernet(searched, self._batches, lambda: None, self._folder)
-        return {"settled_ms": {}, "device": {}, "teacher": {}}
+        formats = self._int8_formats  # the next workers are given them, too
+        return {"settled_ms": {}, "int8_formats": formats, "device": {}, "teacher": {}}
 
     def verify(self, network: Architecture, progress: Progress, decide: Any = None) -> Reevaluation:
         """Measure a network with the weights that the search left."""
@@ -129,10 +144,33 @@ class Reevaluator:
         return found
 
     def _measured(self, model: Model, seconds: float) -> Reevaluation:
-        return Reevaluation(
+        found = Reevaluation(
             top1_percent(model, self._batches, "val"),
             top1_percent(model, self._batches, "test"),
             self._batches.size("val"),
             self._batches.size("test"),
             round(seconds, 3),
         )
+        if not self._config.is_quantized:
+            return found
+        network = self._in_int8(model)
+        return replace(
+            found,
+            val_top1_int8_percent=top1_percent(network, self._batches, "val"),
+            test_top1_int8_percent=top1_percent(network, self._batches, "test"),
+        )
+
+    def _in_int8(self, model: Model) -> OnnxNetwork:
+        """A trained network quantized as the search's are, whose layout it takes.
+
+        Raises:
+            TrialError: it cannot be quantized.
+        """
+        target = self._config.int8_targets[0]
+        section, format = self._config.int8_section(target), self._int8_formats.get(target or "")
+        if format is None:
+            raise TrialError("what networks are quantized to is not noted with the study")
+        set_layout(model, self._layouts[model.architecture.id])
+        write = partial(export_onnx, model, batch_size=None)
+        threads = self._config.train.threads
+        return quantized_network(write, self._calibration, section, format, threads)[0]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from levit_search.pareto import Objective, hypervolume, minimised
 from levit_search.study import Outcome, Record, outcome
+from levit_search.study.record import ERRORS
 
 COSTS = {
     "trials": "proposals",
@@ -224,15 +225,16 @@ def prediction_errors(records: Sequence[Record]) -> Mapping[str, Any] | None:
         prediction that was too slow.
     """
     known = {
-        record.architecture.id: record.values["prediction_error_percent"]
+        (record.architecture.id, name): record.values[name]
         for record in records
-        if record.architecture is not None and "prediction_error_percent" in record.values
+        for name in ERRORS.values()
+        if record.architecture is not None and name in record.values
     }
     if not known:
         return None
     errors = np.array(list(known.values()))
     return {
-        "networks": len(errors),
+        "networks": len({network for network, _ in known}),
         "mean_percent": float(errors.mean()),
         "mean_abs_percent": float(np.abs(errors).mean()),
         "worst_abs_percent": float(np.abs(errors).max()),

@@ -1,13 +1,14 @@
 """An audit as tables and sentences, for the terminal and as Markdown, and as a picture."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from levit_search import table
 from levit_search.audit.front_confidence import student_factor
 from levit_search.audit.search_cost import COSTS
 from levit_search.drawing.chart import Axis, Chart, Mark, Series, picture
-from levit_search.pareto import figure_and_target, is_maximised
+from levit_search.pareto import accuracy_of, figure_and_target, is_maximised
 from levit_search.results import Section, markdown_table
 
 _Z95 = 1.96
@@ -19,6 +20,8 @@ def sections(document: Mapping[str, Any]) -> list[Section]:
     if document["search"]["rungs"]:
         parts.append(_rungs(document["search"]["rungs"]))
     parts.append(_front(document))
+    if any("int8" in row for row in document["front"]):
+        parts.append(_int8(document))
     if document["near_misses"]:
         parts.append(_near_misses(document))
     return parts
@@ -107,7 +110,7 @@ def _rungs(found: Mapping[str, Any]) -> Section:
 
 
 def _front(document: Mapping[str, Any]) -> Section:
-    is_trained = "top1_percent" in document["objectives"]
+    is_trained = any(map(is_maximised, document["objectives"]))
     with_means = is_trained and any(row["val"]["seeds"] for row in document["front"])
     mean = ["mean of seeds"] if with_means else []
     heads = ["val %", *mean, "test %", *mean] if is_trained else []
@@ -117,10 +120,36 @@ def _front(document: Mapping[str, Any]) -> Section:
     return Section("The front", heads, rows, _front_notes(document, is_trained))
 
 
+def _int8(document: Mapping[str, Any]) -> Section:
+    """What int8 costs the members of the front."""
+    front = [row for row in document["front"] if "int8" in row]
+    with_means = any(row["int8"]["val"]["seeds"] for row in front)
+    mean = ["mean of seeds"] if with_means else []
+    heads = ["network", "val int8 %", *mean, "test int8 %", *mean, "drop on val", "on test"]
+    rows, drops = [], []
+    for row in front:
+        drop = row["int8"]["drop"]
+        drops.append(drop["val_mean"])
+        on_val = f"{drop['val_mean']:.2f}"
+        if (error := drop["val_standard_error"]) is not None:
+            on_val += f" +- {error:.2f}"
+        on_test = f"{drop['test_mean']:.2f}" if drop["test"] else ""
+        accuracies = _accuracies(row["int8"], with_means)
+        rows.append([f"trial {row['trial']}", *accuracies, on_val, on_test])
+    worst = rows[drops.index(max(drops))][0]
+    over = ", the mean over all seeds; +- is one standard error" if with_means else ""
+    notes = [
+        f"drop: the accuracy in float less that in int8, in points{over}.",
+        f"On val it is {median(drops):.2f} in the median and {max(drops):.2f} at worst ({worst}).",
+    ]
+    return Section("The front in int8", heads, rows, notes)
+
+
 def _near_misses(document: Mapping[str, Any]) -> Section:
     near, more = document["near_misses"], document["near_misses_in_all"]
-    heads = ["val %"] if "top1_percent" in document["objectives"] else []
-    accuracies = [[f"{row['values']['top1_percent']:.2f}" for _ in heads] for row in near]
+    names = [name for name in document["objectives"] if is_maximised(name)]
+    heads = ["val %" if name == "top1_percent" else "val int8 %" for name in names]
+    accuracies = [[table.figure(name, row["values"][name]) for name in names] for row in near]
     heads, rows = _networks(document, near, heads, accuracies)
     more -= len(rows)
     notes = [f"and {more} more with a chance of 0.01 and above."] if more else []
@@ -134,7 +163,7 @@ def _networks(
     accuracies: Sequence[Sequence[str]],
 ) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of a table of networks with their costs, accuracies and chances."""
-    costs = [name for name in document["objectives"] if name != "top1_percent"]
+    costs = [name for name in document["objectives"] if not is_maximised(name)]
     rows = []
     for row, percents in zip(networks, accuracies, strict=True):
         values = [row["values"][name] for name in costs]
@@ -217,7 +246,8 @@ def draw(document: Mapping[str, Any]) -> str:
         growth(document["study"], COSTS[cost], [step[cost] for step in steps], volumes)
         for cost in ("trials", "epochs", hours)
     ]
-    return picture([*grown, _front_chart(document)])
+    in_int8 = [_drop_chart(document)] if any("int8" in row for row in document["front"]) else []
+    return picture([*grown, _front_chart(document), *in_int8])
 
 
 def growth(study: str, label: str, costs: Sequence[float], volumes: Sequence[float]) -> Chart:
@@ -237,10 +267,16 @@ def _front_chart(document: Mapping[str, Any]) -> Chart:
     """The front and its near misses; accuracies with their 95 % intervals."""
     objectives = document["objectives"]
     across = next((name for name in objectives if not is_maximised(name)), objectives[0])
-    up = next(n for n in ("top1_percent", *objectives) if n in objectives and n != across)
+    up = accuracy_of([name for name in objectives if name != across])
+    up = up or next(name for name in objectives if name != across)
 
     def places(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
         return [table.in_unit(name, row["values"][name]) for row in rows]
+
+    def told(row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A member's accuracies of the kind that is drawn."""
+        accuracies: Mapping[str, Any] = row["int8"] if up == "top1_int8_percent" else row
+        return accuracies
 
     found = "front, search" if is_maximised(up) else "front"
     series = [
@@ -258,15 +294,38 @@ def _front_chart(document: Mapping[str, Any]) -> Chart:
             ("test", "search", "triangle", _Z95, "known", "test, search's weights"),
         )
         for split, which, mark, wide, color, label in looks:
-            known = [row for row in document["front"] if row.get(split)]
-            known = [row for row in known if row[split]["standard_error"] is not None]
-            ys = [row[split][which] for row in known]
-            errs = [wide * row[split]["standard_error"] for row in known]
+            known = [row for row in document["front"] if told(row).get(split)]
+            known = [row for row in known if told(row)[split]["standard_error"] is not None]
+            ys = [told(row)[split][which] for row in known]
+            errs = [wide * told(row)[split]["standard_error"] for row in known]
             ends = [(y - error, y + error) for y, error in zip(ys, errs, strict=True)]
             series.append(Series(label, places(known, across), ys, color, mark, y_ends=ends))
     return Chart(
         f"{document['study']}: the front, as far as it is known",
-        Axis(table.heading(across), is_log=True),
+        Axis(table.heading(across), is_log=not is_maximised(across)),
         Axis(table.heading(up), is_log=not is_maximised(up)),
+        series,
+    )
+
+
+def _drop_chart(document: Mapping[str, Any]) -> Chart:
+    """What int8 costs each member of the front, with all its seeds."""
+    objectives = document["objectives"]
+    across = next((name for name in objectives if not is_maximised(name)), objectives[0])
+    front = [row for row in document["front"] if "int8" in row]
+    xs = [table.in_unit(across, row["values"][across]) for row in front]
+    drops = [row["int8"]["drop"] for row in front]
+    ends = [(min(drop["val"]), max(drop["val"])) for drop in drops]
+    tested = [(x, drop["test_mean"]) for x, drop in zip(xs, drops, strict=True) if drop["test"]]
+    means = [drop["val_mean"] for drop in drops]
+    series = [
+        Series("no drop", [min(xs), max(xs)], [0.0, 0.0], "soft", None, line="dashed"),
+        Series("val, from seed to seed", xs, means, "front", y_ends=ends),
+        Series("test", [x for x, _ in tested], [y for _, y in tested], "known", "triangle"),
+    ]
+    return Chart(
+        f"{document['study']}: accuracy in float less that in int8",
+        Axis(table.heading(across), is_log=not is_maximised(across)),
+        Axis("drop, points"),
         series,
     )

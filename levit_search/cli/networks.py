@@ -119,7 +119,13 @@ def probe(
     runtime: Annotated[
         str | None, typer.Option(help="onnxruntime, openvino, torch or torch-compiled.")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, or with torch fp16, bf16.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, int8, or with torch fp16, bf16.")
+    ] = None,
+    int8_format: Annotated[
+        str | None,
+        typer.Option(help="auto (the fastest), u8, u8-reduced, s8, nncf or nncf-reduced."),
+    ] = None,
     batch_size: Annotated[
         str | None, typer.Option(metavar="N", help="Images in one run; on GPUs also largest.")
     ] = None,
@@ -148,9 +154,10 @@ def probe(
     What is not given comes from the target, then from the defaults: onnxruntime, fp32, batch 1, one
     thread, tokens, 2 seconds, 2 %, LeViT-128S.
     """
+    from levit_search.configuration import validated
     from levit_search.errors import TrialError
     from levit_search.latency import Probe
-    from levit_search.latency.targets import read_latency
+    from levit_search.latency.targets import Int8Config, read_latency
     from levit_search.progress import StepProgress
 
     options = {
@@ -165,6 +172,12 @@ def probe(
         "reference": reference,
     }
     config = read_latency({k: v for k, v in options.items() if v is not None}, "probe")
+    if int8_format is not None:
+        if config.precision != "int8":
+            raise InputError("--int8-format: is for --precision int8")
+        given = {**config.int8.model_dump(mode="json"), "format": int8_format}
+        int8 = validated(Int8Config, given, "--int8-format")
+        config = config.model_copy(update={"int8": int8})
     networks = [(name, _network(name)) for name in archs]
     names = {network.id: name for name, network in networks}
     with StepProgress() as shown:
@@ -214,7 +227,7 @@ def _print_measurements(rows: list[dict[str, Any]], config: "LatencyConfig") -> 
             f"{memory:.4g}" if memory else "",
             str(row["pairs"]),
             "cached" if row["cached"] else f"{row['seconds']:.1f}",
-            row["layout"],
+            " ".join(filter(None, [row["layout"], row["int8_format"]])),
         )
     print_table(table)
     last = rows[-1]
@@ -360,7 +373,7 @@ def show(
     if is_trial:
         title = f"trial {trial} of {Path(folder).resolve().name}"
     if form == "terminal":
-        listing = Listing(network, title)
+        listing = Listing(network, title, _in_int8(Path(folder), trial) if is_trial else "")
         if out is None:
             print_table(listing)
         else:
@@ -380,6 +393,14 @@ def show(
     from levit_search.drawing.svg import png
 
     _write(drawn.svg() if form == "svg" else png(drawn.svg()), out)
+
+
+def _in_int8(folder: Path, trial: str) -> str:
+    """What is known in int8 of a trial's network."""
+    from levit_search.report.int8_figures import network_text
+    from levit_search.study import Study
+
+    return network_text(Study.open(folder).record(trial))
 
 
 def _trained(folder: Path, trial: int, network: "Architecture") -> Path | None:

@@ -1,8 +1,10 @@
 """Commands on a study that was searched: its page, a network handed over, an audit, a repair."""
 
+import math
 import textwrap
 import webbrowser
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +26,7 @@ from levit_search.escaping import quoted
 
 if TYPE_CHECKING:
     from levit_search.doctor import Check, Finding
-    from levit_search.export import Export, Retraining
+    from levit_search.export import Export, Quantization, Retraining
     from levit_search.study import Study
     from levit_search.study.restore import Restored
 
@@ -58,7 +60,8 @@ def report(
     """Show what a search found, as a page that opens offline.
 
     The front against each cost, the networks on it in detail, all trials, hypervolume, learning
-    curves, which choices matter, predicted latencies, failures and how it was made.
+    curves, which choices matter, predicted latencies, networks in int8, failures and how it was
+    made.
     """
     from levit_search.report import write_report
     from levit_search.study import Study
@@ -108,15 +111,30 @@ def export(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Of data, train or teacher, to train again by."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Of data, train or teacher, to train again by; of latency.int8, to quantize by.",
         ),
     ] = None,
     also: Annotated[
         list[str] | None,
-        typer.Option("--also", metavar="FILE", help="openvino or torch-export (repeatable)."),
+        typer.Option("--also", metavar="FILE", help="openvino, torch-export or int8 (repeatable)."),
     ] = None,
+    finetune_epochs: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Train the network in int8 with its roundings."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="POINTS", help="Accuracy on val that int8 may lose [default: 1]."
+        ),
+    ] = None,
+    allow_drop: Annotated[
+        bool, typer.Option("--allow-drop", help="Take int8 though it loses more.")
+    ] = False,
     probe: Annotated[
-        bool, typer.Option("--probe/--no-probe", help="Time model.onnx again on the targets.")
+        bool, typer.Option("--probe/--no-probe", help="Time the graphs again on the targets.")
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Write over what is in DIR.")] = False,
     data: DataFolder = None,
@@ -126,18 +144,22 @@ def export(
 
     A readable torch module, ONNX, weights, a timm checkpoint where timm can express it, a script
     that classifies images, and a model card. Each file is read in a process of its own and compared
-    with the trained network on real images, and model.onnx is timed again.
+    with the trained network on real images, and model.onnx is timed again. With `--also int8` there
+    is model.int8.onnx, whose accuracy and time are measured beside those of model.onnx.
     """
     from levit_search import export as exports
     from levit_search.progress import StepProgress
     from levit_search.study import Study, parse_settings
 
-    asked = _retraining(retrain, epochs, seeds, recipe, parse_settings(settings or []))
+    changes = parse_settings(settings or [])
+    of_int8 = {key: changes.pop(key) for key in list(changes) if key.startswith("latency.int8")}
+    asked = _retraining(retrain, epochs, seeds, recipe, changes)
+    quantization = _quantization(also or [], of_int8, finetune_epochs, max_drop, allow_drop)
     opened = Study.open(study).with_data(data)
     record = exports.pick(opened, pick)
     network = record.architecture
     assert network is not None
-    options = exports.ExportOptions(asked, tuple(also or ()), probe, force)
+    options = exports.ExportOptions(asked, tuple(also or ()), probe, force, quantization)
     folder = out or exports.default_folder(opened, record, options)
     goes_on = f"; {folder} was not written{'; the same command goes on' if retrain else ''}."
     with interruptible(goes_on), opened.reading_data(), StepProgress() as progress:
@@ -170,6 +192,36 @@ def _retraining(
     return None
 
 
+def _quantization(
+    also: list[str],
+    changes: dict[str, object],
+    finetune_epochs: int | None,
+    max_drop: float | None,
+    allow_drop: bool,
+) -> "Quantization":
+    from levit_search.export import Quantization
+
+    given: dict[str, object] = {
+        **dict.fromkeys((f"--set {key}" for key in changes), True),
+        "--finetune-epochs": finetune_epochs,
+        "--max-drop": max_drop,
+        "--allow-drop": allow_drop or None,
+    }
+    for option, value in given.items():
+        if value is not None and "int8" not in also:
+            raise InputError(f"{option}: is for --also int8")
+    if max_drop is not None and not math.isfinite(max_drop):
+        raise InputError(f"--max-drop {max_drop}: expected points of accuracy")
+    keys = {}
+    for key, value in changes.items():
+        _, separator, name = key.partition("latency.int8.")
+        if not separator:
+            raise InputError(f"--set {key}: name one of its keys, such as latency.int8.format=s8")
+        keys[name] = value
+    asked = Quantization(keys, finetune_epochs or 0, allow_drop=allow_drop)
+    return asked if max_drop is None else replace(asked, max_drop=max_drop)
+
+
 def _print_export(written: "Export", network: str) -> None:
     tell(f"{network} written to {written.dir}:")
     for name in written.files:
@@ -183,6 +235,8 @@ def _print_export(written: "Export", network: str) -> None:
             continue
         now = f"{again['now']['latency_ms']:.4g}, {again['compared']}"
         tell(f"{again['figure']} of {again['timed']}: {now}")
+    if written.int8 is not None:
+        _print_int8(written.int8)
     if written.retrained is not None and len(written.retrained["seeds"]) > 1:
         percents = ", ".join(f"{each:.2f}" for each in written.retrained["test_top1_percent"])
         tell(
@@ -190,6 +244,34 @@ def _print_export(written: "Export", network: str) -> None:
             f"{written.retrained['seed']}, the best on val"
         )
     tell(f"Next: python {quoted(str(Path(written.dir) / 'predict.py'))} IMAGE")
+
+
+def _print_int8(found: Mapping[str, Any]) -> None:
+    from levit_search.significance import accuracy_text
+
+    quantized = found["quantized"]
+    reached = ", ".join(
+        f"{split} {accuracy_text(percent, found['images'][split])}, "
+        f"{0 - found['drop_points'][split]:+.2f} points"  # no -0.00
+        for split, percent in found["top1_percent"].items()
+    )
+    tell(f"in int8 ({quantized['format']}, {found['chosen']}): {reached}")
+    if found["too_large"] is not None:
+        tell(f"  {found['too_large']}")
+    tuned = found["finetuning"]
+    if tuned is not None:
+        taken = "taken" if tuned["is_taken"] else "not taken"
+        tell(
+            f"  finetuned: val {tuned['top1_percent']['val']:.2f} %, without it "
+            f"{tuned['plain_top1_percent']['val']:.2f} %; {taken}"
+        )
+    for each in found["timed"]:
+        tell(f"  on {each['target']}: {each['compared']}")
+    left = ", ".join(f"{count} of {group}" for group, count in quantized["left"].items())
+    tell(
+        f"  file: {quantized['bytes']:,} bytes, {found['float_bytes']:,} in float"
+        + (f"; not quantized: {left}" if left else "")
+    )
 
 
 def audit(

@@ -65,6 +65,7 @@ _BREAKS = {
     "graph": "every probe, and export",
     "onnxruntime": "every probe with runtime onnxruntime, and the check of exports",
     "openvino": "probes with runtime openvino",
+    "int8": "probes with precision int8, objectives in int8 and their export",
     "gpu": "training with device cuda and probes of target cuda",
 }
 
@@ -78,6 +79,7 @@ _NEEDS = {
     "graph": ("network",),
     "onnxruntime": ("graph",),
     "openvino": ("graph",),
+    "int8": ("graph", "onnxruntime"),
 }
 
 
@@ -205,6 +207,7 @@ def how_to_mend(name: str) -> str:
         "gpu": "see nvidia-smi, and https://pytorch.org for a torch built for its driver",
         "augmentation": f"{_PIP} install --upgrade timm pillow",
         "graph": f"{_PIP} install --upgrade onnx",
+        "int8": f"{_PIP} install --upgrade onnx onnxruntime",
     }
     brought_by, _ = distribution(name) or (name, "")
     return known.get(name, f"{_PIP} install --force-reinstall {brought_by}")
@@ -356,12 +359,36 @@ class _Work:
         """The graph by an inference runtime, as a probe has it."""
         import numpy as np
 
-        job: WorkerJob = {"threads": 1, "batch_size": 1, "seed": 0}
-        runner = RUNTIMES[runtime](job, {"path": str(self._folder / "tiny.onnx")})
-        logits = np.asarray(runner.run())
+        logits = self._answer(runtime, "tiny.onnx")
         if logits.shape != self._logits.shape or not np.isfinite(logits).all():
             raise ValueError(f"its logits are {logits!r}")
         return f"{version(runtime)} runs a network"
+
+    def _answer(self, runtime: str, file: str) -> Any:
+        """The logits of a graph."""
+        import numpy as np
+
+        job: WorkerJob = {"threads": 1, "batch_size": 1, "seed": 0}
+        return np.asarray(RUNTIMES[runtime](job, {"path": str(self._folder / file)}).run())
+
+    def int8(self) -> str:
+        """The graph quantized, and whether int8 overflows on this machine."""
+        import numpy as np
+
+        from levit_search.latency.targets import Int8Config
+        from levit_search.model.quantization import SATURATION_LOGIT, quantize, saturating_graph
+
+        images = np.random.default_rng(0).standard_normal((8, 1, 16, 16), np.float32)
+        names = self._folder / "tiny.onnx", self._folder / "int8.onnx"
+        quantize(*names, images, Int8Config(), "u8-reduced")
+        logits = self._answer("onnxruntime", "int8.onnx")
+        if logits.shape != self._logits.shape or not np.isfinite(logits).all():
+            raise ValueError(f"its logits are {logits!r}")
+        saturating_graph(self._folder / "saturates.onnx")
+        is_whole = self._answer("onnxruntime", "saturates.onnx").min() >= 0.99 * SATURATION_LOGIT
+        formats = "u8 does not overflow here" if is_whole else "u8 overflows here, u8-reduced not"
+        nncf = "with nncf for OpenVINO" if distribution("nncf") is not None else "without nncf"
+        return f"a network is quantized; {formats}; {nncf}"
 
     onnxruntime = functools.partialmethod(_run, "onnxruntime")
     openvino = functools.partialmethod(_run, "openvino")

@@ -28,10 +28,11 @@ class Listing:
     Args:
         network: of either family.
         title: the network's name, if it has one; its summary otherwise.
+        note: what else is known of it, below the table.
     """
 
-    def __init__(self, network: Architecture, title: str = "") -> None:
-        self.network, self.title = network, title or network.summary()
+    def __init__(self, network: Architecture, title: str = "", note: str = "") -> None:
+        self.network, self.title, self.note = network, title or network.summary(), note
 
     def __rich_console__(
         self, console: "Console", options: "ConsoleOptions"
@@ -76,6 +77,8 @@ class Listing:
         yield table
         note = "n ×: figures and bars are sums over n equal blocks. One multiply-add is one FLOP."
         yield Text(note.translate(plain))
+        if self.note:
+            yield Text(self.note)
 
     def text(self, width: int = 100) -> str:
         """As plain text of at most so many columns, where they are enough."""

@@ -3,20 +3,20 @@
 from typing import TYPE_CHECKING
 
 from levit_search.architecture import Architecture
-from levit_search.engine.interface import Engine
+from levit_search.engine.interface import Engine, Settled
 from levit_search.files import user_cache
 
 if TYPE_CHECKING:
     from levit_search.study import Study
 
 
-def make_engine(study: "Study", sample: Architecture, settled_ms: dict[str, float]) -> Engine:
+def make_engine(study: "Study", sample: Architecture, settled: Settled) -> Engine:
     """The engine that the study's configuration names; it begins to prepare at once.
 
     Args:
         study: evaluated networks' weights go into its folder.
         sample: any network of its space.
-        settled_ms: the reference's latency by id, where an earlier session settled it.
+        settled: what an earlier session has settled; may be empty.
 
     Raises:
         InputError: there is no such cluster, it lacks what a worker claims, or there is no folder
@@ -26,7 +26,7 @@ def make_engine(study: "Study", sample: Architecture, settled_ms: dict[str, floa
     if study.config.engine.kind == "ray":
         from levit_search.engine.ray import RayEngine
 
-        return RayEngine(study, sample, settled_ms)
+        return RayEngine(study, sample, settled)
     from levit_search.engine.local import LocalEngine
 
-    return LocalEngine(study, sample, settled_ms)
+    return LocalEngine(study, sample, settled)

@@ -3,15 +3,33 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 from levit_search.architecture import Architecture
 from levit_search.baseline import BaselineConfig
+from levit_search.latency.targets import Int8Format
 
 NO_TRIAL = -1
 """In the place of a trial's number: what is measured for the study itself."""
 FIRST_BASELINE = -2
 """In the place of a trial's number: the first of what a study compares with; then -3 and so on."""
+
+
+class Settled(TypedDict, total=False):
+    """What is measured once for all networks of a study, by its first worker."""
+
+    settled_ms: dict[str, float]
+    """The reference's latency by id, on further targets by ``TARGET:ID``."""
+    int8_formats: dict[str, Int8Format]
+    """What networks are quantized to, by target; the study's own has no name, ``""``."""
+
+
+def settled_in(found: Mapping[str, Any]) -> Settled:
+    """What of a preparation, or of a study's attributes, the next worker is given."""
+    return {
+        "settled_ms": found.get("settled_ms", {}),
+        "int8_formats": found.get("int8_formats", {}),
+    }
 
 
 @dataclass(frozen=True)

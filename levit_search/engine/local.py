@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from levit_search.architecture import Architecture
-from levit_search.engine.interface import Event
+from levit_search.engine.interface import Event, Settled, settled_in
 from levit_search.engine.tasks import EVALUATOR, Task, TaskEngine, evaluator_maker, work
 from levit_search.escaping import escape_what_streams_lack
 from levit_search.latency.process_pipe import exit_name
@@ -53,11 +53,11 @@ class LocalEngine(TaskEngine):
         self,
         study: Study,
         sample: Architecture,
-        settled_ms: dict[str, float],
+        settled: Settled,
         evaluator: str = EVALUATOR,
     ) -> None:
         self._study, self._evaluator = study, evaluator
-        self._sample, self._settled_ms = sample, settled_ms
+        self._sample, self._settled = sample, settled
         self._is_prepared = False
         self._deaths = 0
         config, usable = study.config, usable_cores()
@@ -71,7 +71,7 @@ class LocalEngine(TaskEngine):
         try:
             for number in range(jobs):
                 self._workers.append(_Worker(number, study, evaluator, self._cores[number]))
-            self._workers[0].send((sample, settled_ms))
+            self._workers[0].send((sample, settled))
         except BaseException:
             self.close()
             raise
@@ -130,10 +130,10 @@ class LocalEngine(TaskEngine):
                 if worker.task is not None:  # of the worker that it replaces
                     worker.send(worker.task)
                 if is_first:
-                    self._settled_ms = event.content["settled_ms"]
+                    self._settled = settled_in(event.content)
                     for other in self._workers:
                         if other is not worker:
-                            other.send((self._sample, self._settled_ms))
+                            other.send((self._sample, self._settled))
         return [event] if is_first else []
 
     def _replaced(self, worker: "_Worker") -> list[Event]:
@@ -153,7 +153,7 @@ class LocalEngine(TaskEngine):
         number = worker.number
         successor = _Worker(number, self._study, self._evaluator, self._cores[number])
         if self._is_prepared:
-            successor.send((self._sample, self._settled_ms))
+            successor.send((self._sample, self._settled))
         self._workers[self._workers.index(worker)] = successor
         if worker.task is None:
             return [Event("progress", None, text)]
@@ -213,7 +213,7 @@ def _serve(
     """The main function of a worker process, which ends when the driver is gone.
 
     Everything is imported at once, since that takes seconds, and then waits to be told to prepare.
-    The driver sends ``sample`` and ``settled_ms`` by ``connection``, then one task after another
+    The driver sends ``sample`` and ``settled`` by ``connection``, then one task after another
     and the answers about rungs; events come back. What is printed goes to ``log``.
     """
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # Ctrl-C is the driver's to answer
@@ -228,9 +228,9 @@ def _serve(
     escape_what_streams_lack()
     make = evaluator_maker(evaluator, config, folder)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
-        sample, settled_ms = connection.recv()
+        sample, settled = connection.recv()
         told = connection.recv
-        work(lambda: make(settled_ms, cores), sample, connection.send, told, told)
+        work(lambda: make(settled, cores), sample, connection.send, told, told)
 
 
 def _end_with_parent() -> None:

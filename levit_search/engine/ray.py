@@ -35,7 +35,7 @@ from ray.tune.search import Searcher
 
 from levit_search.architecture import Architecture
 from levit_search.engine import ray_cluster, tasks
-from levit_search.engine.interface import Event
+from levit_search.engine.interface import Event, Settled, settled_in
 from levit_search.engine.tasks import Evaluates, Task, TaskEngine
 from levit_search.errors import InputError, first_line
 from levit_search.study import Study, StudyConfig
@@ -62,15 +62,15 @@ class CandidateSearcher(TaskEngine, Searcher):
     one, which only prepares. The task of a worker that died comes first.
 
     Args:
-        settled_ms: the reference's latency by id, as far as it is known.
+        settled: what was settled before; may be empty.
         workers: how many there should be, once the first has prepared.
     """
 
-    def __init__(self, settled_ms: dict[str, float], workers: int) -> None:
+    def __init__(self, settled: Settled, workers: int) -> None:
         super().__init__()
         self.is_closed = self._is_prepared = False
         self.workers_wanted = 1
-        self._settled_ms, self._workers = settled_ms, workers
+        self._settled, self._workers = settled, workers
         self._changed = threading.Condition()
         self._events: deque[Event] = deque()
         self._waiting: deque[Task] = deque()  # for a free worker
@@ -115,7 +115,7 @@ class CandidateSearcher(TaskEngine, Searcher):
             if not self._assigned and len(self._trials) >= self.workers_wanted:
                 return None
             task = self._trials[trial_id] = self._assigned.popleft() if self._assigned else None
-            return {"task": task and asdict(task), "settled_ms": self._settled_ms}
+            return {"task": task and asdict(task), "settled": self._settled}
 
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
@@ -153,7 +153,7 @@ class CandidateSearcher(TaskEngine, Searcher):
                     self._free.add(trial_id)
                 if is_first:
                     self._is_prepared, self.workers_wanted = True, self._workers
-                    self._settled_ms = event.content["settled_ms"]
+                    self._settled = settled_in(event.content)
             case "done" | "failed", _:
                 self._trials[trial_id] = None
                 self._free.add(trial_id)
@@ -242,11 +242,11 @@ class RayEngine(CandidateSearcher):
         self,
         study: Study,
         sample: Architecture,
-        settled_ms: dict[str, float],
+        settled: Settled,
         evaluator: str = tasks.EVALUATOR,
     ) -> None:
         engine = study.config.engine
-        super().__init__(settled_ms, engine.jobs)
+        super().__init__(settled, engine.jobs)
         self._connection, placement = ray_cluster.connect(engine)
         folder = study.folder.absolute()
         trainable = tune.with_parameters(
@@ -306,11 +306,11 @@ class Worker(tune.Trainable):
     def setup(  # type: ignore[override]  # as by tune.with_parameters
         self,
         config: Mapping[str, Any],
-        make: Callable[[dict[str, float]], Evaluates],
+        make: Callable[[Settled], Evaluates],
         sample: Architecture,
         working_folder: Path,
     ) -> None:
-        """Begin to prepare; ``make`` is given the reference's latency by id, where it is known."""
+        """Begin to prepare; ``make`` is given what was settled before."""
         self._working_folder = working_folder
         self._changed = threading.Condition()
         self._events: list[Event] = []
@@ -319,7 +319,7 @@ class Worker(tune.Trainable):
         self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._begin(config["task"])
         queues = self._tasks.get, self._answers.get
-        work = (lambda: make(config["settled_ms"]), sample, self._tell, *queues)
+        work = (lambda: make(config["settled"]), sample, self._tell, *queues)
         self._thread = threading.Thread(target=tasks.work, args=work, daemon=True)
         self._thread.start()
 
@@ -371,13 +371,11 @@ class Worker(tune.Trainable):
             self._changed.notify_all()
 
 
-def _evaluator(
-    config: StudyConfig, folder: Path, evaluator: str, settled_ms: dict[str, float]
-) -> Evaluates:
+def _evaluator(config: StudyConfig, folder: Path, evaluator: str, settled: Settled) -> Evaluates:
     """Make what does the work on a node, which has to see the study's folder."""
     if not (folder / "study.yaml").is_file():
         raise InputError(
             f"the node {ray.util.get_node_ip_address()} does not see the study's folder {folder}; "
             "a search on several machines needs it on a file system that they share"
         )
-    return tasks.evaluator_maker(evaluator, config, folder)(settled_ms, None)
+    return tasks.evaluator_maker(evaluator, config, folder)(settled, None)

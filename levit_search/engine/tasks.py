@@ -40,8 +40,9 @@ class Result(Protocol):
 class Evaluates(Protocol):
     """What a worker does its work with, such as :class:`levit_search.search.evaluate.Evaluator`.
 
-    It is made of the study's configuration, the study's folder, the reference's latency by id as
-    far as that is known, and the cores that it should keep to (None: any).
+    It is made of the study's configuration, the study's folder, what was settled before (a
+    :class:`levit_search.engine.interface.Settled`), and the cores that it should keep to (None:
+    any).
     """
 
     def prepare(self, sample: Architecture, progress: Progress) -> Mapping[str, object]:
@@ -113,7 +114,7 @@ class TaskEngine:
 
 
 def evaluator_maker(name: str, config: StudyConfig, folder: Path) -> Callable[..., Evaluates]:
-    """What makes evaluators of the reference's latency by id and the cores to keep to.
+    """What makes evaluators of what was settled before and the cores to keep to.
 
     Importing it by its ``name``, ``module:attribute``, takes seconds; no probe runs meanwhile.
     """

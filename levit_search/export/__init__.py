@@ -1,5 +1,6 @@
 """A chosen network of a study as a folder that needs nothing of this package to run."""
 
+from levit_search.export.int8 import Quantization
 from levit_search.export.package import ALSO, Export, ExportOptions, default_folder, export
 from levit_search.export.retraining import Retrained, Retraining
 from levit_search.picking import pick
@@ -8,6 +9,7 @@ __all__ = [
     "ALSO",
     "Export",
     "ExportOptions",
+    "Quantization",
     "Retrained",
     "Retraining",
     "default_folder",

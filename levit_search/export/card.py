@@ -11,12 +11,25 @@ from levit_search.architecture import Architecture, sizes_of
 from levit_search.data import DataConfig
 from levit_search.escaping import printable, quoted
 from levit_search.export.formats import Preprocessing
+from levit_search.export.int8 import InInt8, Quantization
 from levit_search.export.retraining import Retrained, Retraining
 from levit_search.export.timm_checkpoint import TimmCheckpoint
-from levit_search.export.verification import KnownLatency, Remeasurement, latencies
+from levit_search.export.verification import (
+    INT8_GRAPH,
+    KnownLatency,
+    Remeasurement,
+    latencies,
+)
 from levit_search.image_size import image_shape
+from levit_search.pareto import PAIRED
 from levit_search.pretrained import donor_of
-from levit_search.significance import Accuracy, Verdict, interval_text, wilson_percent
+from levit_search.significance import (
+    Accuracy,
+    Verdict,
+    accuracy_text,
+    interval_text,
+    wilson_percent,
+)
 from levit_search.study import Record, Study, StudyConfig
 from levit_search.study.folder import environment
 from levit_search.table import figure
@@ -29,6 +42,7 @@ _WHAT = {
     "timm/": "the same as a checkpoint of timm",
     "model.onnx": "for inference: batch norms folded, any batch size, class names and "
     "preprocessing in its metadata",
+    INT8_GRAPH: "the same in int8, as QDQ: `python predict.py --model model.int8.onnx`",
     "model.openvino.xml": "the same for OpenVINO, with `model.openvino.bin`",
     "model.pt2": "the same as a program of `torch.export`, batch norms folded",
     "predict.py": "classifies image files with onnxruntime, numpy and Pillow alone",
@@ -63,6 +77,10 @@ class Facts:
     """What timm was given, or why it has no such network."""
     config: StudyConfig
     """That the weights were trained with."""
+    int8: InInt8 | None
+    """The network in int8."""
+    quantization: Quantization
+    """How that was asked for."""
     files: Sequence[str]
 
     @property
@@ -91,6 +109,7 @@ def model_card(facts: Facts) -> str:
         _table(["figure", "value", "spread", "how and where"], _figures(facts)),
         "One multiply-add is one FLOP. Latencies are measured in pairs against a reference network "
         "and given as the ratio to it times its own milliseconds: compare the ratios.",
+        *_in_int8(facts),
         *_compared(facts),
         "## Use",
         *_use(facts),
@@ -167,7 +186,8 @@ def _accuracies(facts: Facts) -> list[Row]:
             spread = f"sd {stdev(found):.2f}: {', '.join(f'{each:.2f}' for each in found)}"
             rows.append((f"top-1, {split}, over seeds", f"{mean(found):.2f} %", spread, how))
     if "top1_percent" in facts.record.values:
-        searched = facts.verdict.by_trial.get(facts.record.trial)
+        is_judged = facts.verdict.figure == "top1_percent"
+        searched = facts.verdict.by_trial.get(facts.record.trial) if is_judged else None
         spread = f"{searched.interval()} % (95 %, binomial)" if searched else ""
         value = f"{facts.record.values['top1_percent']:.2f} %"
         how = f"after {facts.study.config.candidate_recipe.epochs} epochs"
@@ -180,7 +200,8 @@ def _on(known: KnownLatency) -> str:
 
 
 def _latency(known: KnownLatency, reference: str) -> Row:
-    head, found = f"latency{_on(known)}", known.found
+    in_int8 = " in int8" if known.config.precision == "int8" else ""
+    head, found = f"latency{in_int8}{_on(known)}", known.found
     if found.get("method") == "predicted":
         spread = f"{found['low_ms']:.4g} to {found['high_ms']:.4g} ms (95 %)"
         return (f"{head}, predicted", f"{found['latency_ms']:.4g} ms", spread, "not measured")
@@ -218,17 +239,83 @@ def _again(again: Remeasurement) -> Row:
     return (head, value, f"{low:.4f} to {high:.4f} x (95 %)", how)
 
 
+def _in_int8(facts: Facts) -> list[str]:
+    """The int8 graph beside the float one."""
+    found = facts.int8
+    if found is None:
+        return []
+    quantized, tuned = found.quantized, found.finetuning
+    rows = [
+        (
+            f"top-1, {split}",
+            accuracy_text(found.float_top1_percent[split], images),
+            accuracy_text(found.top1_percent[split], images),
+            f"{0 - found.drop(split):+.2f} points",  # no -0.00
+        )
+        for split, images in found.images.items()
+    ]
+    for each in found.timed:
+        head = f"latency on {text(each.target)}"
+        if each.found is None:
+            rows.append((head, "", "", text(each.compared())))
+            continue
+        own, of_float = each.found["latency_ms"], each.found["reference_ms"]
+        told = f"**{each.compared()}**" if each.is_slower else each.compared()
+        rows.append((head, f"{of_float:.4g} ms", f"{own:.4g} ms", told))
+    in_pairs = " Latencies are measured in pairs of the two files."
+    share = quantized.bytes / found.float_bytes
+    rows.append(
+        ("file", f"{found.float_bytes:,} bytes", f"{quantized.bytes:,} bytes", f"{share:.2f} x")
+    )
+    lines = [
+        "## In int8",
+        f"> **{found.too_large}.**" if found.too_large else "",
+        _table(["figure", "model.onnx", INT8_GRAPH, "int8 beside float"], rows),
+        f"Format `{quantized.format}` ({text(found.chosen)}), calibrated by "
+        f"{quantized.calibration} on {quantized.images:,} image(s) of the training split. "
+        f"Accuracies are of the same images, those in int8 as {found.runtime} computes them here; "
+        f"intervals are binomial (95 %).{in_pairs if found.timed else ''}",
+        f"Operators in int8: {_operators(quantized.quantized)}. In float on purpose: "
+        f"{_operators(quantized.kept)}. In float since the format has no int8 for them: "
+        f"{_operators(quantized.left)}.",
+    ]
+    if tuned is not None:
+        weights = "are these" if tuned.is_taken else "are without it, which is better on val"
+        by_labels = ", by labels without the study's teacher"
+        taught = facts.config.teaching is not None and facts.network.distillation
+        lines.append(
+            f"Finetuned for {tuned.epochs} epoch(s) with the roundings of int8 at a learning rate "
+            f"of {tuned.lr:.2g}{by_labels if taught else ''}: val "
+            f"{tuned.top1_percent['val']:.2f} %, test {tuned.top1_percent['test']:.2f} %; without "
+            f"it val {tuned.plain_top1_percent['val']:.2f} %, test "
+            f"{tuned.plain_top1_percent['test']:.2f} %. The weights of `{INT8_GRAPH}` {weights}; "
+            "those of all other files are as the network was trained."
+        )
+    return lines
+
+
+def _operators(groups: Mapping[str, int]) -> str:
+    """How many operators of each group, in words."""
+    return ", ".join(f"{group} ({count})" for group, count in groups.items()) or "none"
+
+
 def _compared(facts: Facts) -> list[str]:
     """The networks of timm that the study has figures of, beside this one's in the search."""
     known = [each for each in facts.study.baselines() if each.is_complete]
     if not known:
         return []
     own, verdict = facts.record.values, facts.verdict
-    costs = [name for name in own if name.partition("@")[0] == "latency_ms"]
-    heads = ["network", "top-1, val", *(f"{name.replace('_ms', '')}, ratio" for name in costs)]
+    costs = [name for name in own if name.partition("@")[0] in PAIRED]
+    accuracy = verdict.figure
+    in_int8 = "" if accuracy == "top1_percent" else " in int8"
+    heads = [
+        "network",
+        f"top-1{in_int8}, val",
+        *(f"{name.replace('_ms', '')}, ratio" for name in costs),
+    ]
 
     def row(name: str, values: Mapping[str, float], found: Accuracy | None) -> list[str]:
-        cells = [name, figure("top1_percent", values.get("top1_percent"))]
+        cells = [name, figure(accuracy, values.get(accuracy))]
         if found is not None:
             cells[1] = f"{found.percent:.2f} % ({found.interval()})"
         for cost in costs:
@@ -271,6 +358,8 @@ def _files(facts: Facts) -> list[str]:
     rows = []
     for name in filter(_WHAT.__contains__, facts.files):
         found = facts.parity.get(name.rstrip("/"))
+        if name == INT8_GRAPH and facts.int8 is not None:
+            found = facts.int8.logits_max_abs_diff
         difference = "" if found is None else f"{found:.1e}" if found else "none"
         rows.append((f"`{name}`", _WHAT[name], difference))
     lines = [_table(["file", "what it is", "largest difference in logits"], rows)]
@@ -330,6 +419,7 @@ def _made(facts: Facts) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in now["packages"].items())
     revision = f" ({now['revision']})" if now["revision"] else ""
     options = facts.retraining.options() if facts.retraining is not None else []
+    options += facts.quantization.options() if facts.int8 is not None else []
     named = [str(facts.study.folder), "--pick", facts.choice, *options]
     command = " ".join(["levit-search export", *map(quoted, named)])
     return (

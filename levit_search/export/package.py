@@ -17,6 +17,7 @@ from levit_search.errors import InputError, LevitSearchError, UnknownNameError, 
 from levit_search.export import formats, module, verification
 from levit_search.export.card import Facts, model_card
 from levit_search.export.formats import Preprocessing, preprocessing
+from levit_search.export.int8 import Quantization, check_quantization, write_int8
 from levit_search.export.retraining import (
     Retrained,
     Retraining,
@@ -38,7 +39,7 @@ from levit_search.significance import (
 from levit_search.study import Record, Study, StudyConfig
 from levit_search.train import device_of, top1_percent
 
-ALSO = ("openvino", "torch-export")
+ALSO = ("openvino", "torch-export", "int8")
 """Files that are written when they are asked for."""
 
 _SHARED = "from levit_search.data.decoding import MOST_BYTES, Decoding, decoded, middle, opened\n"
@@ -66,6 +67,8 @@ class ExportOptions:
     """Time the exported graph again on the study's targets."""
     force: bool = False
     """Write into a folder that is not empty."""
+    quantization: Quantization = field(default_factory=Quantization)
+    """How, with ``int8`` in ``also``."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Export:
     test_top1_percent_ci95: list[float] | None = None
     notice: str | None = None
     """That the weights are no better than guessing, or no network of the search was."""
+    int8: dict[str, Any] | None = None
+    """See :class:`levit_search.export.int8.InInt8`."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -129,8 +134,9 @@ def export(
     Raises:
         InputError: ``out`` is not empty and ``options.force`` is not set, something that is asked
             for is wrong, or the trial's weights are gone. Nothing was written.
-        LevitSearchError: a written file is not the trained network, and nothing was written; or
-            its latency is not that of the study, and all is there.
+        LevitSearchError: a written file is not the trained network, or the network cannot be
+            quantized, and nothing was written; or its latency is not that of the study, or int8
+            loses more accuracy than is allowed, and all is there.
     """
     options = options or ExportOptions()
     network, config, found = record.architecture, study.config, None
@@ -144,6 +150,8 @@ def export(
         )
     if network is None:
         raise InputError(f"{study.folder}: trial {record.trial} proposed no valid network")
+    if "int8" in options.also:
+        check_quantization(config, record, options.quantization)
     if options.retraining is not None:
         config = config_for(study, options.retraining)
         weights, found = retrained(study, network, config, options.retraining.seeds, progress)
@@ -165,13 +173,7 @@ def export(
             _put_in_place(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    apart = [f"{each.figure} {each.compared()}" for each in facts.again if not each.agrees]
-    if apart:
-        raise LevitSearchError(
-            f"{out}: the network is written and its logits agree, but model.onnx is not as fast as "
-            f"the study says ({'; '.join(apart)}); README.md has both figures. On a busy machine "
-            "export again."
-        )
+    _check_figures(out, facts, options)
     (val, val_images), (test, test_images) = facts.accuracies["val"], facts.accuracies["test"]
     return Export(
         dir=str(out),
@@ -189,7 +191,30 @@ def export(
         val_top1_percent_ci95=list(wilson_percent(val, val_images)),
         test_top1_percent_ci95=list(wilson_percent(test, test_images)),
         notice=facts.notice,
+        int8=facts.int8.as_json() if facts.int8 is not None else None,
     )
+
+
+def _check_figures(out: Path, facts: Facts, options: ExportOptions) -> None:
+    """Say of an export that is written what is not as it should be.
+
+    Raises:
+        LevitSearchError: a graph is not as fast as the study says, or int8 loses too much.
+    """
+    found, apart = [], [each for each in facts.again if not each.agrees]
+    if apart:
+        told = "; ".join(f"{each.figure} {each.compared()}" for each in apart)
+        found.append(
+            f"{' and '.join(dict.fromkeys(each.timed for each in apart))} is not as fast as the "
+            f"study says ({told}); README.md has both figures. On a busy machine export again."
+        )
+    if facts.int8 is not None and facts.int8.too_large and not options.quantization.allow_drop:
+        helps = f"{' or '.join(facts.int8.remedies)} may help, " if facts.int8.remedies else ""
+        found.append(f"{facts.int8.too_large}; {helps}--allow-drop takes it.")
+    if found:
+        raise LevitSearchError(
+            f"{out}: the network is written and its logits agree, but {' And '.join(found)}"
+        )
 
 
 def _check_out(out: Path, force: bool, staging: str | None = None) -> None:
@@ -257,7 +282,16 @@ def _write(
         told.append(f"Of the search: {verdict.text}")
     if told:
         warnings.warn(" ".join(told), stacklevel=2)
-    graph = folder / "model.onnx"
+    int8 = None
+    if "int8" in options.also:
+        recipe = config.train if found is not None else config.candidate_recipe
+        percents = {split: percent for split, (percent, _) in accuracies.items()}
+        given = folder, study, record, model, recipe, batches, sample, percents
+        int8 = write_int8(*given, options.quantization, options.probe, progress)
+    graph, format = folder / "model.onnx", int8.quantized.format if int8 is not None else None
+    is_other = "float_operators" in (options.quantization.changes or {})
+    timed = study, record, graph, progress, format, is_other
+    again = verification.remeasured(*timed) if options.probe else []
     facts = Facts(
         study=study,
         record=record,
@@ -269,7 +303,9 @@ def _write(
         retrained=found,
         retraining=options.retraining,
         parity=parity,
-        again=verification.remeasured(study, record, graph, progress) if options.probe else [],
+        again=again,
+        int8=int8,
+        quantization=options.quantization,
         timm=timm,
         config=config,
         files=sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()),
@@ -357,6 +393,7 @@ _NAMES = (
     "README.md",
     "architecture.svg",
     "architecture.yaml",
+    "model.int8.onnx",
     "model.onnx",
     "model.openvino.bin",
     "model.openvino.xml",

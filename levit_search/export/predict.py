@@ -3,6 +3,7 @@
 
     python predict.py photo.jpg another.png
     python predict.py --top 3 --json photo.jpg
+    python predict.py --model model.int8.onnx photo.jpg
 
 This file is all the code there is: it needs Python 3.9 or later, numpy, Pillow and onnxruntime.
 How images are prepared, and what the classes are called, is read from the network's own file.

@@ -23,12 +23,17 @@ from PIL import Image
 from levit_search.batches import Batches
 from levit_search.errors import InputError, LevitSearchError, TrialError
 from levit_search.latency import LatencyConfig, Probe
-from levit_search.latency.targets import TORCH_RUNTIMES, check_programs
+from levit_search.latency.targets import TORCH_RUNTIMES, Int8Format, check_programs
 from levit_search.model import Layout, Model
-from levit_search.pareto import on_target
+from levit_search.model.quantization import OnnxNetwork
+from levit_search.pareto import PAIRED, on_target
 from levit_search.progress import Progress
 from levit_search.search.evaluate import settled_on
 from levit_search.study import Record, Study, StudyConfig
+from levit_search.study.record import REPEATS, SEARCHED, latency_of, layout_of
+
+INT8_GRAPH = "model.int8.onnx"
+"""What an export calls its network in int8."""
 
 IMAGES = 64  # that files are compared on
 _LIMIT_S = 600.0  # one file's answer to them
@@ -187,31 +192,80 @@ def compared(
             progress(f"reading {name} in a clean process", None)
             readable = READABLE[name]
             if readable.reader is None:
-                pictures = [f"{index}.png" for index in range(len(sample.stored))]
-                for picture, stored in zip(pictures, sample.stored, strict=True):
-                    if isinstance(stored, bytes):  # of any format: an ending says nothing of it
-                        (scratch / picture).write_bytes(stored)
-                    else:
-                        stored.save(scratch / picture)
-                program = str(folder.absolute() / "predict.py")
-                answers = json.loads(_run([program, "--json", *pictures], scratch, name))
-                logits = np.array([answer["logits"] for answer in answers], np.float32)
+                logits = _predicted(folder, [], sample, scratch, name)
             else:
                 reader = readable.reader.__name__
                 arguments = [reader, str(folder.absolute()), "images.npy", f"{reader}.npy"]
                 _run(["reader.py", *arguments], scratch, name)
                 logits = np.load(scratch / f"{reader}.npy")
-            if logits.shape != sample.logits.shape:
-                raise LevitSearchError(
-                    f"{name}: gives logits {list(logits.shape)}, the trained network "
-                    f"{list(sample.logits.shape)}"
-                )
-            found[name] = float(np.abs(logits - sample.logits).max())
-            if not found[name] <= readable.tolerance:
-                raise LevitSearchError(
-                    f"{name}: its logits differ from the trained network's by {found[name]:.2g}, "
-                    f"more than {readable.tolerance:g}; nothing was written"
-                )
+            whose, tolerance = "the trained network", readable.tolerance
+            found[name] = _difference(name, logits, sample.logits, whose, tolerance)
+    return found
+
+
+def compared_in_int8(folder: Path, sample: Sample, progress: Progress) -> float:
+    """How far the logits of :data:`INT8_GRAPH` are from the trained network's, at most.
+
+    ``predict.py`` reads it in a process of its own, picture by picture, and what it answers has to
+    be half as near to what the graph answers here. It need not be the same: where a sum of floats
+    is rounded otherwise, an activation may come to the next step of int8.
+
+    Args:
+        folder: of the export.
+        sample: images to compare on.
+        progress: told what is being read.
+
+    Raises:
+        LevitSearchError: it cannot be read there, or is further off.
+    """
+    name = INT8_GRAPH
+    progress(f"reading {name} in a clean process", None)
+    here = OnnxNetwork(folder / name)(torch.from_numpy(sample.images)).numpy()
+    found = float(np.abs(here - sample.logits).max())
+    with tempfile.TemporaryDirectory(prefix="levit-search-check-") as scratch:
+        options = ["--model", str(folder.absolute() / name)]
+        logits = _predicted(folder, options, sample, Path(scratch), name)
+    _difference(name, logits, here, "the same graph in this process", found / 2)
+    return found
+
+
+def _predicted(
+    folder: Path, options: Sequence[str], sample: Sample, scratch: Path, name: str
+) -> NDArray[np.float32]:
+    """The logits [B, classes] that ``predict.py`` gives for a sample's pictures."""
+    pictures = [f"{index}.png" for index in range(len(sample.stored))]
+    for picture, stored in zip(pictures, sample.stored, strict=True):
+        if isinstance(stored, bytes):  # of any format: an ending says nothing of it
+            (scratch / picture).write_bytes(stored)
+        else:
+            stored.save(scratch / picture)
+    program = str(folder.absolute() / "predict.py")
+    answers = json.loads(_run([program, "--json", *options, *pictures], scratch, name))
+    return np.array([answer["logits"] for answer in answers], np.float32)
+
+
+def _difference(
+    name: str,
+    logits: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    whose: str,
+    tolerance: float,
+) -> float:
+    """How far a file's logits are from the expected ones, at most.
+
+    Raises:
+        LevitSearchError: that is more than ``tolerance``.
+    """
+    if logits.shape != expected.shape:
+        raise LevitSearchError(
+            f"{name}: gives logits {list(logits.shape)}, {whose} {list(expected.shape)}"
+        )
+    found = float(np.abs(logits - expected).max())
+    if not found <= tolerance:
+        raise LevitSearchError(
+            f"{name}: its logits differ from those of {whose} by {found:.2g}, more than "
+            f"{tolerance:g}; nothing was written"
+        )
     return found
 
 
@@ -310,23 +364,32 @@ class Remeasurement:
 
 
 def remeasured(
-    study: Study, record: Record, graph: Path, progress: Progress
+    study: Study,
+    record: Record,
+    graph: Path,
+    progress: Progress,
+    int8_format: Int8Format | None = None,
+    is_other_int8: bool = False,
 ) -> list[Remeasurement]:
     """Time an exported graph on every target on which its network was measured.
 
-    One whose ratio to the reference does not agree is measured once more, for twice as long.
+    One whose ratio to the reference does not agree is measured once more, for twice as long. A
+    figure in int8 is compared with that of :data:`INT8_GRAPH` beside it.
 
     Args:
         study: with its settled reference latencies.
         record: of the network.
         graph: its ONNX file, of dynamic batch.
         progress: told what is being measured.
+        int8_format: of the network in int8; None where it was not written.
+        is_other_int8: whether other operators are in int8 than in the study.
 
     Returns:
-        One for each target; none where the study measured nothing.
+        One for each figure; none where the study measured nothing.
     """
     known = latencies(study.config, record)
-    return [_timed_again(study, record, each, graph, progress) for each in known]
+    given = graph, progress, int8_format, is_other_int8
+    return [_timed_again(study, record, each, *given) for each in known]
 
 
 class KnownLatency(NamedTuple):
@@ -341,34 +404,50 @@ class KnownLatency(NamedTuple):
     """Within what another measurement is expected; None where it was measured once."""
     search_ms: float | None
     """What the search had measured; None where it was measured once."""
+    figure: str
+    """``latency_ms``, or ``latency_int8_ms``, either with ``@TARGET``."""
 
 
 def latencies(config: StudyConfig, record: Record) -> list[KnownLatency]:
-    """What a study knows of a network's latency, by target.
+    """What a study knows of a network's latency, by figure.
 
     A trial that was taken over has those of its own study, too, whose sections are not known here.
     """
-    evaluation, values = record.evaluation, record.values
-    known: dict[str | None, Any] = {None: evaluation.get("latency")}
-    known |= evaluation.get("targets", {})
-    own = [(None, config.latency)] if config.is_measured else []
-    found = []
-    for target, section in (*own, *config.also_measured.items()):
-        if known.get(target):
-            repeats_percent = values.get(on_target("latency_ms_repeats_percent", target))
-            search_ms = values.get(on_target("latency_search_ms", target))
-            found.append(KnownLatency(target, section, known[target], repeats_percent, search_ms))
+    evaluation, values, found = record.evaluation, record.values, []
+    for (target, precision), section in config.probed.items():
+        own = config.latency if target is None else config.targets[target]
+        for figure in PAIRED:
+            name = on_target(figure, target)
+            known = latency_of(evaluation, name)
+            if known and precision == ("int8" if figure == "latency_int8_ms" else own.precision):
+                repeats_percent = values.get(on_target(REPEATS[figure], target))
+                search_ms = values.get(on_target(SEARCHED[figure], target))
+                told = target, section, known, repeats_percent, search_ms, name
+                found.append(KnownLatency(*told))
     return found
 
 
 def _timed_again(
-    study: Study, record: Record, known: KnownLatency, graph: Path, progress: Progress
+    study: Study,
+    record: Record,
+    known: KnownLatency,
+    graph: Path,
+    progress: Progress,
+    int8_format: Int8Format | None,
+    is_other_int8: bool,
 ) -> Remeasurement:
     """Time a graph where its network was measured."""
     assert record.architecture is not None
-    name, config, before = on_target("latency_ms", known.target), known.config, known.found
+    name, config, before = known.figure, known.config, known.found
     if before.get("method") == "predicted":
         return Remeasurement(name, before, None, "it was predicted, not measured")
+    is_in_int8 = before.get("precision") == "int8"
+    if is_in_int8 and int8_format is None:
+        return Remeasurement(name, before, None, f"--also int8 writes {INT8_GRAPH}, which it is of")
+    if is_in_int8:
+        graph = graph.with_name(INT8_GRAPH)
+    else:
+        int8_format = None
     try:
         check_programs({"latency": config}, "study.yaml")
     except InputError as error:
@@ -386,11 +465,13 @@ def _timed_again(
                 if config.runtime in TORCH_RUNTIMES:
                     measured = probe.measure(record.architecture)
                 else:
-                    measured = probe.measure_graph(graph, record.architecture)
+                    measured = probe.measure_graph(graph, record.architecture, int8_format)
         except TrialError as error:
             return found or Remeasurement(name, before, None, str(error), timed)
         now = measured.as_json()
         reason = _incomparable(before, now, layout)
+        if is_in_int8 and is_other_int8:
+            reason = reason or "other operators are left in float here"
         found = Remeasurement(name, before, now, reason, timed, known.repeats_percent)
         if found.agrees:
             return found
@@ -400,8 +481,7 @@ def _timed_again(
 
 def graph_layout(study: Study, record: Record) -> Layout:
     """The layout of a network's ``model.onnx``: the one that it was measured or predicted in."""
-    latency = record.evaluation.get("latency") or {}
-    return "maps" if latency.get("layout", study.config.latency.layout) == "maps" else "tokens"
+    return layout_of(study.config, record.evaluation)
 
 
 def _incomparable(before: Mapping[str, Any], now: Mapping[str, Any], layout: str) -> str | None:
@@ -414,6 +494,8 @@ def _incomparable(before: Mapping[str, Any], now: Mapping[str, Any], layout: str
         return f"the study's is of another device, {devices[0]}"
     if before.get("runtime") != now["runtime"]:
         return f"the study's is of another runtime, {before.get('runtime')}"
+    if before.get("int8_format") != now.get("int8_format"):
+        return f"the study's is of the format {before.get('int8_format')}"
     if before.get("layout") != layout:
         return f"the study's is of the layout {before.get('layout')}, this one of {layout}"
     return None

@@ -45,12 +45,14 @@ def cache_key(
         network: its id and layout.
         reference: that of the network it is compared with.
     """
+    in_float = {"float_operators": [*config.int8.float_operators]}
     return {
         "protocol": PROTOCOL,
         "network": network,
         "reference": reference,
         "fingerprint": fingerprint(device, config.runtime),
         **config.model_dump(include={"runtime", "precision", "batch_size", "threads"}),
+        **(in_float if config.precision == "int8" else {}),
     }
 
 

@@ -24,12 +24,15 @@ from levit_search.latency.block_graphs import Block, distinct_blocks, write_bloc
 from levit_search.latency.cache import cache_key
 from levit_search.latency.probe import Probe
 from levit_search.latency.protocol import Measurement
+from levit_search.latency.targets import Int8Format
 from levit_search.model import Layout
 from levit_search.progress import Progress
 from levit_search.space import Space
 
 MIN_NETWORKS = 4
 """With fewer there is no calibration."""
+NOTHING = "nothing"
+"""What the file is called of a graph that computes nothing."""
 
 # Graphs that are timed in one go, and so in turn with one reference; half of a second each makes
 # some dozens of pairs. An error of one is a small part of a network's sum, but a disturbed round
@@ -53,7 +56,8 @@ class LatencyModel:
     cache, for all studies with the same target and settled reference; the calibration in the study.
 
     Args:
-        probe: its reference is settled already.
+        probe: its reference is settled already, and its format where it measures in int8; blocks
+            are quantized as networks are then.
         space: calibration networks are drawn from it.
         seed: of that draw.
         file: where the calibration is kept; read if it is there. Where it, or the table, is damaged
@@ -111,7 +115,8 @@ class LatencyModel:
         """Get the table for this target, runtime and reference, new or with what is known."""
         config = self._probe.config
         assert config.layout != "fastest" and isinstance(config.batch_size, int)
-        key = cache_key(config, self._probe.connect(), f"blocks-{config.layout}", reference.id)
+        name = "-".join(filter(None, ["blocks", config.layout, self._int8_format]))
+        key = cache_key(config, self._probe.connect(), name, reference.id)
         # Milliseconds are multiples of the settled reference, so its figure belongs to the key.
         self._table_file = self._probe.cache.path({**key, "scale_ms": self._scale_ms})
         self.table = BlockTable(config.layout, config.batch_size)
@@ -145,8 +150,21 @@ class LatencyModel:
     def _time_graphs(self, paths: Sequence[Path]) -> list[float]:
         seconds = _BLOCK_S * max(_FEWEST_TIMED, len(paths))
         config = self._probe.config.model_copy(update={"seconds": seconds, "rounds": _BLOCK_ROUNDS})
-        found = self._probe.time_graphs(paths, self._graph, config, warm=False)
+        graphs = [self._in_int8(path) for path in paths]
+        found = self._probe.time_graphs(graphs, self._graph, config, warm=False)
+        for path in {*graphs} - {*paths}:
+            path.unlink()
         return [each.ratio_to_reference * self._scale_ms for each in found]
+
+    @property
+    def _int8_format(self) -> Int8Format | None:
+        return self._probe.int8_format if self._probe.config.precision == "int8" else None
+
+    def _in_int8(self, graph: Path) -> Path:
+        """What is timed in the place of a block's float graph: that in int8, where it is wanted."""
+        if self._int8_format is None or graph.stem == NOTHING:
+            return graph
+        return self._probe.int8_graph(graph, self._int8_format)
 
 
 def calibration_networks(space: Space, count: int, seed: int) -> list[Architecture]:
@@ -239,7 +257,7 @@ class BlockTable:
         """
         with tempfile.TemporaryDirectory(prefix="levit-search-blocks-") as folder:
             if wanted and self.run_ms is None:
-                path = Path(folder) / "nothing.onnx"
+                path = Path(folder) / f"{NOTHING}.onnx"
                 write_nothing(path)
                 (self.run_ms,) = _times(time_graphs, [path])
             for start in range(0, len(wanted), _CHUNK):

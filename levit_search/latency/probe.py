@@ -2,16 +2,18 @@
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from levit_search import baseline
 from levit_search.architecture import Architecture
 from levit_search.baseline import Baseline
-from levit_search.errors import TrialError
+from levit_search.errors import InputError, TrialError
 from levit_search.latency.cache import Cache, cache_key
 from levit_search.latency.channel import Channel
 from levit_search.latency.host_lock import while_no_probe_runs
@@ -25,8 +27,15 @@ from levit_search.latency.protocol import (
     measurement,
     pooled_reference_ms,
 )
-from levit_search.latency.targets import TORCH_RUNTIMES, CommandTarget, LatencyConfig
-from levit_search.latency.worker import Device, JobNetwork, WorkerAnswer, WorkerJob
+from levit_search.latency.targets import (
+    TORCH_RUNTIMES,
+    CommandTarget,
+    Int8Format,
+    LatencyConfig,
+    LocalTarget,
+    package_of,
+)
+from levit_search.latency.worker import Device, JobNetwork, WorkerAnswer, WorkerJob, filled
 from levit_search.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -44,6 +53,8 @@ _MOST_ROUNDS = 48
 _COMPILING_S = 900.0
 # A round is started if it can be expected to end by then.
 _TIME_IS_UP = 1.02
+# Runs on random numbers that ranges of random weights are calibrated on.
+_CALIBRATED_RUNS = 2
 
 
 class Probe:
@@ -60,6 +71,10 @@ class Probe:
         fresh: measure again what the cache holds, and put it there.
         cache: where samples are kept; by default the user's cache.
         report: told what is being measured.
+        int8_format: what all networks are quantized to, where the precision is int8 and the
+            configuration leaves it to measuring; None measures each network in every format.
+        beside: another probe of the same target and runtime, such as in float where this one is in
+            int8; its worker and its reference's figures serve both. Close it last.
     """
 
     def __init__(
@@ -69,15 +84,22 @@ class Probe:
         fresh: bool = False,
         cache: Cache | None = None,
         report: Progress = no_progress,
+        int8_format: Int8Format | None = None,
+        beside: "Probe | None" = None,
     ) -> None:
         self.config = config
-        self.reference_ms = dict(reference_ms or {})
+        self.int8_format = int8_format
+        self.reference_ms: dict[str, float] = dict(reference_ms or {})
+        if beside is not None:
+            self.reference_ms = beside.reference_ms
         self.cache = cache or Cache()
         self._fresh = fresh
         self._report = report
         self._folder = tempfile.TemporaryDirectory(prefix="levit-search-probe-")
         self._channel: Channel | None = None
+        self._beside = beside
         self._references: set[Path] = set()
+        self._saturates: bool | None = None
 
     def __enter__(self) -> "Probe":
         return self
@@ -88,6 +110,10 @@ class Probe:
 
     def connect(self) -> Device:
         """Start the worker if it does not run; returns its account of the device."""
+        if self._beside is not None:
+            device = self._beside.connect()
+            self._channel = self._beside._channel
+            return device
         if self._channel is None or not self._channel.is_usable:
             self._stop()
             self._channel = Channel(
@@ -124,9 +150,11 @@ class Probe:
         what disturbs a machine lasts for seconds to minutes.
 
         Args:
-            networks: in the layout that the configuration names, where they are ours.
+            networks: in the layout and precision that the configuration names, where they are ours.
+                Of several layouts, or formats of int8, the fastest counts.
             reference: what to compare with, in the same layout; by default the configuration's,
-                fitted to each network's images and always in the layout of tokens.
+                fitted to each network's images and always in the layout of tokens. Where networks
+                are in int8 it stays in float.
             fresh: measure again what the cache holds, as a probe that is ``fresh`` always does.
 
         Returns:
@@ -137,9 +165,12 @@ class Probe:
             self._report(f"preparing {network.id}", index / len(networks))
             against = reference or self._reference(network)
             against_layout = "tokens" if reference is None else self._layouts(against)[0]
-            tried = self._layouts(network)
             by_network.append(
-                [self._task(network, each, against, against_layout, fresh) for each in tried]
+                [
+                    self._task(network, layout, against, against_layout, fresh, int8_format)
+                    for layout in self._layouts(network)
+                    for int8_format in self._int8_formats()
+                ]
             )
         tasks = [task for several in by_network for task in several]
         self._run(tasks)
@@ -147,7 +178,9 @@ class Probe:
             self._forget(task.entries[1:])  # large files; the references' are needed again
         return self._outcomes(by_network)
 
-    def measure_graph(self, path: Path, network: Network) -> Measurement:
+    def measure_graph(
+        self, path: Path, network: Network, int8_format: Int8Format | None = None
+    ) -> Measurement:
         """Time an exported ONNX file as :meth:`measure` times a network; never from the cache.
 
         The runtimes of torch run no ONNX graph, but what :meth:`measure` times.
@@ -155,6 +188,7 @@ class Probe:
         Args:
             path: the graph; where it takes any number of images, ``batch_size`` of them.
             network: what was exported, which the configuration's reference is fitted to.
+            int8_format: that of the graph, where it is one in int8.
 
         Returns:
             The measurement, with ``exported`` for the layout.
@@ -169,7 +203,10 @@ class Probe:
         # Files that are sent are known by their names; this one's may be as common as model.onnx.
         copied = Path(self._folder.name) / f"{network.id}-exported.onnx"
         shutil.copyfile(path, copied)
-        task = _Task(path.name, reference.id, ["exported"], [reference_graph, copied], device)
+        entries = [reference_graph, copied]
+        task = _Task(
+            path.name, reference.id, ["exported"], entries, device, int8_format=int8_format
+        )
         try:
             self._run([task])
         finally:
@@ -220,6 +257,87 @@ class Probe:
         self.reference_ms[reference.id] = found.reference_ms
         return found
 
+    def settle_int8(self, network: Network) -> Int8Format:
+        """Choose the format of int8 that is fastest on the target, and quantize to it from now on.
+
+        The reference for ``network``'s images is measured in each, unless the configuration says
+        which, or :attr:`int8_format` does; if that saturates there, a warning says so.
+
+        Raises:
+            TrialError: the target cannot run graphs in int8.
+            InputError: nncf is asked for and not installed, or :attr:`int8_format` overflows here.
+        """
+        asked, kept = self.config.int8.format, self.int8_format
+        # Of what is on this machine accuracies are computed as it computes.
+        is_here = isinstance(self.config.target, LocalTarget)
+        if asked == "auto" and kept in ("u8", "nncf") and is_here and self.saturates():
+            raise InputError(
+                f"networks were quantized to {kept} where products do not overflow, and here they "
+                "do: go on there, or begin another study"
+            )
+        if kept is None and self.saturates() and asked in ("u8", "nncf"):
+            warnings.warn(
+                f"int8.format: {asked}: {self.config.target.label} adds products in 16 bits, which "
+                f"overflow; {asked}-reduced does not",
+                stacklevel=2,
+            )
+        found, *others = self._int8_formats()
+        if others:
+            found = self.measure(self._reference(network)).int8_format
+        assert found is not None, "the precision is int8"
+        if found.startswith("nncf") and find_spec("nncf") is None:
+            raise InputError(
+                f"int8.format: {found}: nncf is not installed; pip install 'levit-search[intel]'"
+            )
+        self.int8_format = found
+        return found
+
+    def _int8_formats(self) -> Sequence[Int8Format | None]:
+        """The formats of int8 to try; None is the network as it is, in another precision."""
+        if self.config.precision != "int8":
+            return [None]
+        asked = self.config.int8.format
+        if asked != "auto":
+            return [asked]
+        if self.int8_format is not None:
+            return [self.int8_format]
+        unsigned: Int8Format = "u8"
+        by_nncf: Int8Format = "nncf"
+        if self.saturates():
+            unsigned, by_nncf = "u8-reduced", "nncf-reduced"
+        if self.config.runtime == "onnxruntime":
+            return [unsigned, "s8"]
+        has_nncf = find_spec("nncf") is not None and self.config.int8.calibration == "minmax"
+        return [unsigned, by_nncf] if has_nncf else [unsigned]
+
+    def saturates(self) -> bool:
+        """Whether the target's runtime adds products of u8 and s8 in 16 bits, where they overflow.
+
+        Raises:
+            TrialError: it cannot run graphs in int8.
+        """
+        from levit_search.model.quantization import SATURATION_LOGIT, saturating_graph
+
+        if self._saturates is None:
+            path = Path(self._folder.name) / "saturates.onnx"
+            saturating_graph(path)
+            try:
+                found = self._ask("logits", [path], seconds=0.0)["logits"]
+            except TrialError as error:
+                raise self._without_int8(error) from None
+            self._saturates = min(found) < 0.99 * SATURATION_LOGIT
+        return self._saturates
+
+    def _without_int8(self, error: TrialError) -> TrialError:
+        """What a worker says of a graph in int8, with what may be the reason."""
+        if self._channel is not None and not self._channel.is_usable:  # it died, or is not reached
+            return error
+        package = package_of(self.config.runtime)
+        version = self.connect()["runtimes"].get(package, "?")
+        return TrialError(
+            f"{error}; its {package} {version} may not run int8 graphs (QDQ form): a newer one does"
+        )
+
     def _reference(self, network: Network) -> Architecture:
         return self.config.reference_for(
             image_size=network.image_size,
@@ -241,13 +359,14 @@ class Probe:
         against: Network,
         against_layout: "Layout",
         fresh: bool = False,
+        int8_format: Int8Format | None = None,
     ) -> "_Task":
         """A network's task, with what the cache knows of it or with its graphs written."""
-        task = _Task(network.id, against.id, [layout])
+        task = _Task(network.id, against.id, [layout], int8_format=int8_format)
         try:
             task.device = self.connect()
-            names = f"{network.id}-{layout}", f"{against.id}-{against_layout}"
-            task.key = cache_key(self.config, task.device, *names)
+            name = f"{network.id}-{layout}" + (f"-{int8_format}" if int8_format else "")
+            task.key = cache_key(self.config, task.device, name, f"{against.id}-{against_layout}")
             if not (self._fresh or fresh):
                 task.earlier = self.cache.find(task.key, self.config.clock)
                 task.is_known = task.is_settled(self.config)
@@ -255,12 +374,20 @@ class Probe:
                 reference = self._entry(against, against_layout)
                 if isinstance(reference, Path):
                     self._references.add(reference)
-                task.entries = [reference, self._entry(network, layout)]
+                task.entries = [reference, self._entry(network, layout, int8_format)]
         except TrialError as error:
             task.error = error
         return task
 
-    def _entry(self, network: Network, layout: "Layout") -> Entry:
+    def _entry(
+        self, network: Network, layout: "Layout", int8_format: Int8Format | None = None
+    ) -> Entry:
+        if int8_format is not None:
+            graph = self._graph(network, layout)
+            try:
+                return self.int8_graph(graph, int8_format)
+            finally:
+                self._forget([graph])
         if self.config.runtime not in TORCH_RUNTIMES:
             return self._graph(network, layout)
         if isinstance(network, Baseline):
@@ -291,6 +418,25 @@ class Probe:
         partial.replace(path)
         return path
 
+    def int8_graph(self, graph: Path, int8_format: Int8Format) -> Path:
+        """The int8 form of an ONNX file of random weights, calibrated on random numbers, beside it.
+
+        Raises:
+            TrialError: it cannot be quantized.
+            InputError: nncf is asked for and not installed.
+        """
+        from levit_search.model.quantization import graph_inputs, quantize
+
+        path = graph.with_name(f"{graph.stem}-{int8_format}.onnx")
+        if not path.exists():
+            inputs = graph_inputs(graph)
+            runs = [filled(inputs, seed) for seed in range(_CALIBRATED_RUNS)]
+            partial = path.with_suffix(".partial")
+            with while_no_probe_runs():
+                quantize(graph, partial, runs, self.config.int8, int8_format)
+            partial.replace(path)
+        return path
+
     def _run(
         self, tasks: "list[_Task]", config: LatencyConfig | None = None, with_peak: bool = True
     ) -> None:
@@ -312,12 +458,13 @@ class Probe:
                     seconds = config.seconds / config.rounds
                     task.add(self._ask("round", task.entries, seconds, task.warm))
                 except TrialError as error:
-                    task.error = error
+                    is_first = task.int8_format is not None and not task.rounds
+                    task.error = self._without_int8(error) if is_first else error
             todo = [task for task in todo if not task.is_done(config)]
 
     def _ask(
         self,
-        do: Literal["round", "peak", "own_peak"],
+        do: Literal["round", "logits", "peak", "own_peak"],
         entries: Sequence[Entry],
         seconds: float = 0.0,
         warm: bool = True,
@@ -346,7 +493,8 @@ class Probe:
     def _outcomes(self, by_network: "list[list[_Task]]") -> list[Measurement | TrialError]:
         """Measurements on one scale: networks with one reference share its milliseconds.
 
-        Of a network's tasks, one for each layout, the one with the lowest ratio counts.
+        Of a network's tasks, one for each layout and format of int8, the one with the lowest ratio
+        counts; where one of several formats fails, the others do.
         """
         clock = self.config.clock
         sound = [t for tasks in by_network for t in tasks if t.error is None]
@@ -355,10 +503,14 @@ class Probe:
                 self.cache.keep(task.key, task.samples(1))
         outcomes: list[Measurement | TrialError] = []
         for tasks in by_network:
-            if errors := [task.error for task in tasks if task.error is not None]:
+            errors = [task.error for task in tasks if task.error is not None]
+            if errors and (tasks[0].int8_format is None or len(errors) == len(tasks)):
                 outcomes.append(errors[0])
                 continue
-            best = min(tasks, key=lambda task: estimate(task.samples(1).rounds, clock).ratio)
+            best = min(
+                (task for task in tasks if task.error is None),
+                key=lambda task: estimate(task.samples(1).rounds, clock).ratio,
+            )
             same = [task.samples(1) for task in sound if task.reference == best.reference]
             settled_ms = self.reference_ms.get(best.reference)
             scale_ms = settled_ms or pooled_reference_ms(same, clock)
@@ -375,9 +527,9 @@ class Probe:
                     self._channel.forget(path)
 
     def _stop(self) -> None:
-        if self._channel is not None:
+        if self._channel is not None and self._beside is None:
             self._channel.close()
-            self._channel = None
+        self._channel = None
 
 
 @dataclass
@@ -400,6 +552,7 @@ class _Task:
     peaks: list[int | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     error: TrialError | None = None
+    int8_format: Int8Format | None = None
 
     def add(self, answer: WorkerAnswer) -> None:
         sizes, self.notes = answer["batch_sizes"], answer["notes"]
@@ -448,6 +601,7 @@ class _Task:
             note=self.notes[number],
             peak_memory_bytes=self.peaks[number - 1] if self.peaks else None,
             device=self.device,
+            int8_format=self.int8_format,
         )
 
     def measurements(

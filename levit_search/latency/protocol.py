@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from levit_search.latency.targets import LatencyConfig, package_of
+from levit_search.latency.targets import Int8Format, LatencyConfig, package_of
 
 Timing = dict[str, float]
 """Milliseconds a run by clock (``cpu``, ``wall``, on GPUs ``device``) and ``single``, the wall time
@@ -193,6 +193,8 @@ class Measurement:
     samples_file: str | None
     """Where the raw samples are."""
     device: Mapping[str, Any]
+    int8_format: Int8Format | None = None
+    """What the network was quantized to, see :class:`levit_search.latency.targets.Int8Config`."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -209,6 +211,7 @@ class Samples:
     """What the runtime chose by itself."""
     peak_memory_bytes: int | None
     device: Mapping[str, Any]
+    int8_format: Int8Format | None = None
 
 
 def pooled_reference_ms(samples: Sequence[Samples], clock: str) -> float:
@@ -279,6 +282,7 @@ def measurement(
         cached=cached,
         samples_file=file,
         device=samples.device,
+        int8_format=samples.int8_format,
     )
 
 

@@ -27,7 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from levit_search import architecture, plugins
 from levit_search.architecture import Architecture
@@ -178,7 +185,7 @@ class CommandTarget(_Device):
 Target = Annotated[LocalTarget | SshTarget | RayTarget | CommandTarget, Field(discriminator="kind")]
 
 Runtime = Literal["onnxruntime", "openvino", "torch", "torch-compiled"]
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 TORCH_RUNTIMES = ("torch", "torch-compiled")
 _WITH_TORCH = " or ".join(TORCH_RUNTIMES)
@@ -196,6 +203,45 @@ BatchSize = Annotated[int | Literal["largest"], BeforeValidator(_check_batch_siz
 def package_of(runtime: Runtime) -> str:
     """What has to be installed for a runtime."""
     return "torch" if runtime in TORCH_RUNTIMES else runtime
+
+
+Int8Format = Literal["u8", "u8-reduced", "s8", "nncf", "nncf-reduced"]
+OperatorGroup = Literal["stem", "linear", "classifier", "attention", "elementwise"]
+
+
+class Int8Config(Frozen):
+    """How networks are quantized to int8, by post-training quantization with calibration.
+
+    Weights are signed, with a scale for each output channel. ``format`` says the rest: with ``u8``
+    activations are unsigned, with ``s8`` signed, as ONNX Runtime quantizes them; ``nncf`` leaves it
+    to NNCF, without its smoothing of activations and its correction of biases. ``-reduced`` gives
+    weights 7 bits: CPUs without VNNI add two products of u8 and s8 in 16 bits, which overflow.
+    ``auto`` measures on the target which is faster there, and whether it overflows.
+
+    Activations have the range that they have on ``images`` of the training split (null: 128, or all
+    where there are fewer); ``calibration: percentile`` leaves the 0.001 % farthest out.
+
+    ``float_operators`` are left in float: ``stem`` (its convolutions), ``linear`` layers, the
+    ``classifier``, the products of ``attention``, and what is ``elementwise`` (sums, scaling).
+    """
+
+    format: Literal["auto", "u8", "u8-reduced", "s8", "nncf", "nncf-reduced"] = "auto"
+    calibration: Literal["minmax", "percentile"] = "minmax"
+    images: Count | None = None
+    float_operators: tuple[OperatorGroup, ...] = ("attention", "elementwise")
+
+    @field_validator("float_operators")
+    @classmethod
+    def _in_order(cls, groups: tuple[OperatorGroup, ...]) -> tuple[OperatorGroup, ...]:
+        return tuple(sorted(set(groups)))
+
+    @model_validator(mode="after")
+    def _check(self) -> "Int8Config":
+        if {"stem", "linear", "classifier", "attention"} <= set(self.float_operators):
+            raise ValueError("float_operators: leave nothing that multiplies in int8")
+        if self.format.startswith("nncf") and self.calibration != "minmax":
+            raise ValueError(f"calibration: {self.calibration} is ONNX Runtime's, not NNCF's")
+        return self
 
 
 class LatencyConfig(Frozen):
@@ -221,6 +267,9 @@ class LatencyConfig(Frozen):
     A worker that says nothing for ``patience_s`` beyond the time that it measures is taken for
     stuck; slow devices may need longer to start and to build sessions.
 
+    With ``precision: int8`` networks are quantized as ``int8`` says and measured against the
+    reference in float, so that figures of both precisions are on one scale.
+
     Timings of an emulator are refused as an objective unless ``allow_emulated``.
     """
 
@@ -228,6 +277,7 @@ class LatencyConfig(Frozen):
     method: Literal["measured", "predicted"] = "measured"
     runtime: Runtime = "onnxruntime"
     precision: Precision = "fp32"
+    int8: Int8Config = Int8Config()
     threads: Count = 1
     batch_size: BatchSize = 1
     seconds: Annotated[float, Field(gt=0, le=600)] = 2.0
@@ -263,7 +313,10 @@ class LatencyConfig(Frozen):
         if on_gpu and not with_torch:
             told = f"runtime: {self.runtime} runs on CPUs here; on a GPU use {_WITH_TORCH}"
             raise ValueError(told)
-        if self.precision != "fp32" and not with_torch:
+        if self.precision == "int8" and with_torch:
+            told = f"precision: int8 needs runtime onnxruntime or openvino, not {self.runtime}"
+            raise ValueError(told)
+        if self.precision in ("fp16", "bf16") and not with_torch:
             told = f"precision: {self.precision} needs runtime {_WITH_TORCH}, not {self.runtime}"
             raise ValueError(told)
         if self.method == "predicted" and (with_torch or self.layout == "fastest"):
@@ -302,6 +355,18 @@ class LatencyConfig(Frozen):
                 raise
             nearest = compact(*(32 * round(side / 32) for side in image_sides))
             return architecture.fitted(network, image_size=nearest, **sizes)
+
+    def in_int8(self) -> "LatencyConfig":
+        """The same section with networks in int8.
+
+        Raises:
+            InputError: its runtime has no int8.
+        """
+        if self.runtime in TORCH_RUNTIMES:
+            raise InputError(
+                f"runtime {self.runtime} has no int8; onnxruntime and openvino have, on CPUs"
+            )
+        return self.model_copy(update={"precision": "int8"})
 
     @property
     def clock(self) -> str:

@@ -57,9 +57,10 @@ def write_pictures(
     Returns:
         The files: ``front-latency_ms.png`` and so forth for each cost, ``hypervolume.png`` where
         the study has a reference, ``learning-curves.png``, ``importance.png``, ``choices.png``,
-        ``predicted-latency.png``, and for each network ``trial-7-blocks.png`` and, where its
-        weights are kept and have them, ``trial-7-weights.png`` with attention biases and patch
-        filters. What there is nothing to show of is left out.
+        ``predicted-latency.png``, ``int8-fronts.png``, ``int8-drop.png``, and for each network
+        ``trial-7-blocks.png`` and, where its weights are kept and have them,
+        ``trial-7-weights.png`` with attention biases and patch filters. What there is nothing to
+        show of is left out.
 
     Raises:
         InputError: no trial is complete, a pick is none, or the folder cannot be written.
@@ -130,6 +131,9 @@ def figures(document: Document) -> dict[str, Sequence[Drawable]]:
         found["choices"] = [ChoiceLines(document)]
     if document["prediction"]:
         found["predicted-latency"] = [prediction(document)]
+    if document["int8"] and document["int8"]["costs"]:
+        found["int8-fronts"] = [int8_fronts(document, each) for each in document["int8"]["costs"]]
+        found["int8-drop"] = [int8_drop(document)]
     return found
 
 
@@ -140,7 +144,9 @@ def front(document: Document, tab: Mapping[str, Any]) -> Chart:
     whole = [trial for trial in known if is_whole(trial)]
     best = [trial for number in tab["front"] for trial in whole if trial["trial"] == number]
     on_front = [trial for trial in whole if trial["on_front"]]
-    stopped = [t for t in known if t["outcome"] == "stopped" and t["curve"] and is_maximised(up)]
+    # Where it is the accuracy in int8, that of a network which was stopped is not known.
+    stopped = [t for t in known if t["outcome"] == "stopped" and t["curve"]]
+    stopped = stopped if up == "top1_percent" else []
     named = [trial for trial in whole if trial["name"]]
     first = document["chosen"][0]
     is_knee = "knee of the front" in document["details"][str(first)]["picked_as"]
@@ -197,7 +203,9 @@ def front(document: Document, tab: Mapping[str, Any]) -> Chart:
     ]
     rules = []
     if reference is not None:
-        text = "reference" if mine else f"reference, {reference['ms']:.3g} ms"
+        in_float = " in float" if across.startswith("latency_int8") else ""
+        is_told = bool(mine) and not in_float
+        text = "reference" if is_told else f"reference{in_float}, {reference['ms']:.3g} ms"
         rules.append(Rule(reference["ms"], text, "reference"))
     title = tab["title"]
     title = title if title.startswith("FLOPs") else f"{title[0].lower()}{title[1:]}"
@@ -209,6 +217,69 @@ def front(document: Document, tab: Mapping[str, Any]) -> Chart:
         rules,
         [text for text in (tab["device"], tab["runtime"]) if text],
         height=380,
+    )
+
+
+def int8_fronts(document: Document, costs: Mapping[str, Any]) -> Chart:
+    """What can be had for a cost in float and in int8: both fronts."""
+    whole = {t["trial"]: t["values"] for t in document["trials"] if is_whole(t)}
+    looks: tuple[tuple[str, str, str, Mark], ...] = (
+        ("float", "top1_percent", "reference", "square"),
+        ("int8", "top1_int8_percent", "front", "circle"),
+    )
+    series = []
+    for precision, up, color, mark in looks:
+        across, best = costs[precision], costs[f"{precision}_front"]
+        others = [n for n in whole if n not in best and {up, across} <= whole[n].keys()]
+        xs, ys = ([in_unit(name, whole[n][name]) for n in best] for name in (across, up))
+        look: dict[str, Any] = {"color": color, "mark": mark, "is_open": precision == "float"}
+        series += [
+            Series(
+                f"{precision}, dominated",
+                [in_unit(across, whole[n][across]) for n in others],
+                [in_unit(up, whole[n][up]) for n in others],
+                radius=3,
+                opacity=0.4,
+                trials=others,
+                **look,
+            ),
+            Series("", xs, ys, color, None, line="steps"),
+            Series(f"{precision}, front", xs, ys, radius=5, trials=best, **look),
+        ]
+    return Chart(
+        f"{document['study']}: fronts in float and in int8",
+        Axis(label_of(costs["float"]), is_log=True),
+        Axis(label_of("top1_percent")),
+        series,
+        height=380,
+    )
+
+
+def int8_drop(document: Document) -> Chart:
+    """What int8 costs each network of its accuracy."""
+    across, drop = document["int8"]["costs"][0]["float"], "int8_drop_points"
+    best = document["int8"]["costs"][0]["int8_front"]
+    known = [t for t in document["trials"] if is_whole(t) and drop in t["values"]]
+    groups = {"others": [t for t in known if t["trial"] not in best]}
+    groups["front in int8"] = [t for t in known if t["trial"] in best]
+    series = [
+        Series(
+            name,
+            [in_unit(across, trial["values"][across]) for trial in trials],
+            [trial["values"][drop] for trial in trials],
+            color,
+            trials=[trial["trial"] for trial in trials],
+        )
+        for (name, trials), color in zip(groups.items(), ("dominated", "front"), strict=True)
+    ]
+    ends = [end(x for each in series for x in each.x) for end in (min, max)]
+    series.insert(0, Series("no drop", ends, [0.0, 0.0], "soft", None, line="dashed"))
+    return Chart(
+        f"{document['study']}: accuracy in float less that in int8",
+        Axis(label_of(across), is_log=True),
+        Axis(label_of(drop)),
+        series,
+        height=300,
     )
 
 
@@ -311,7 +382,7 @@ def shades(trials: Sequence[Trial], name: str) -> dict[int, int]:
 def _shares(trials: Sequence[Trial], name: str) -> dict[int, float]:
     """Where their values of a figure lie between the least and the most, costs on a log scale."""
     values = {trial["trial"]: float(trial["values"][name]) for trial in trials}
-    if not is_maximised(name):
+    if not is_maximised(name) and name != "int8_drop_points":
         values = {trial: math.log10(value) for trial, value in values.items()}
     low, high = min(values.values()), max(values.values())
     return {t: (value - low) / (high - low) if high > low else 0.5 for t, value in values.items()}

@@ -1,9 +1,11 @@
 """Which choices a study's networks made, and which of them mattered."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from levit_search.architecture import Architecture, sizes_of
 from levit_search.image_size import plain_size
@@ -12,13 +14,39 @@ from levit_search.space import Space
 from levit_search.study import Record, StudyConfig
 
 FEWEST = 20
-"""Networks that shares can be told from at all."""
+"""Networks that shares and correlations can be told from at all."""
 
 # A forest for 1 000 networks of 18 slots: 0.5 s on a slow core, where Optuna's default (64 trees of
 # any depth) takes 16 s; on 100 networks both give the same shares within 0.02. PED-ANOVA takes
 # 0.1 s but asks another question, what tells the best tenth from the rest.
 _TREES, _DEPTH = 16, 6
 _MOST = 2000  # networks that are looked at, evenly chosen
+_MOST_DRAWN = 500  # the same where they are drawn again and again
+_DRAWS = 2000
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Association:
+    """How a figure goes with a choice, over a study's networks."""
+
+    choice: str
+    """A slot whose values have an order, with the least and the largest one that occur, or a slot
+    and one of its values."""
+    networks: int
+    """In which the choice means something."""
+    median_least: float
+    """Of the figure, over networks with the least value, or without this one."""
+    median_most: float
+    """Over those with the largest value, or with this one."""
+    correlation: float
+    """Spearman's rank correlation of choice and figure."""
+    low: float
+    """Of its 95 % interval, by bootstrap over the networks."""
+    high: float
+    chance: float
+    """That one of all choices goes with the figure as closely by luck, by permutation."""
 
 
 class Choices:
@@ -113,3 +141,66 @@ class Choices:
             return found
         finally:
             optuna.logging.set_verbosity(level)
+
+    def associations(self, records: Sequence[Record], figure: str) -> list[Association]:
+        """Which choices go with a figure, the closest first.
+
+        A search draws choices together where it found good networks, so that one may stand for
+        another here; none of it says what causes what.
+
+        Returns:
+            One for each slot with an order and for each value of the others (of two values one);
+            empty where fewer than :data:`FEWEST` networks have the figure, or all have the same.
+        """
+        from scipy.stats import rankdata
+
+        kept = [r for r in records if r.is_evaluated and figure in r.values]
+        evenly = np.linspace(0, len(kept) - 1, min(len(kept), _MOST_DRAWN)).round().astype(int)
+        places = [(self.places(kept[index].architecture), kept[index]) for index in evenly]
+        known = [(found, record.values[figure]) for found, record in places if found is not None]
+        values = np.array([value for _, value in known])
+        if len(known) < FEWEST or np.ptp(values) == 0:
+            return []
+        places_ns = np.array([found for found, _ in known], dtype=np.float64)  # NaN: means nothing
+        rng, ranks = np.random.default_rng(0), rankdata(values)
+        permuted = rng.permuted(np.tile(ranks, (_DRAWS, 1)), axis=1)
+        found, most = list[Association](), np.zeros(_DRAWS)
+        for choice, chosen in self._columns(places_ns):
+            there = ~np.isnan(chosen)
+            chosen, own = chosen[there], values[there]
+            if len(chosen) < FEWEST or np.ptp(chosen) == 0:
+                continue
+            x, y = rankdata(chosen), rankdata(own)
+            again = rng.integers(len(x), size=(_DRAWS, len(x)))
+            low, high = np.percentile(_correlations(x[again], y[again]), [2.5, 97.5])
+            most = np.maximum(most, abs(_correlations(x, permuted[:, there])))
+            extremes = (chosen.min(), chosen.max())
+            least, largest = (float(np.median(own[chosen == end])) for end in extremes)
+            correlation = float(_correlations(x, y))
+            ends = float(low), float(high)
+            found.append(Association(choice, len(x), least, largest, correlation, *ends, 1.0))
+        found.sort(key=lambda each: -abs(each.correlation))
+        luck = [int((most >= abs(each.correlation)).sum()) for each in found]
+        return [
+            replace(each, chance=(1 + count) / (1 + _DRAWS))
+            for each, count in zip(found, luck, strict=True)
+        ]
+
+    def _columns(self, places_ns: Floats) -> Iterator[tuple[str, Floats]]:
+        """What is compared with a figure, by name, of places [networks, slots]: [networks] each."""
+        for slot, places in zip(self._slots, places_ns.T, strict=True):
+            used = np.unique(places[~np.isnan(places)]).astype(int)
+            if slot.ordinal and len(used):
+                yield f"{slot.name} {slot.values[used[0]]} to {slot.values[used[-1]]}", places
+                continue
+            for place in used if len(used) > 2 else used[1:]:
+                has = np.where(np.isnan(places), np.nan, places == place)
+                yield f"{slot.name} {slot.values[place]}", has
+
+
+def _correlations(x: Floats, y: Floats) -> Floats:
+    """Pearson's, over the last dimension; 0 where one of both does not vary."""
+    x, y = (each - each.mean(axis=-1, keepdims=True) for each in (x, y))
+    spread = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
+    together: Floats = (x * y).sum(axis=-1)
+    return together / np.where(spread > 0, spread, 1.0)

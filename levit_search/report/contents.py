@@ -28,12 +28,14 @@ from levit_search.audit import AuditStore, search_cost
 from levit_search.data import describe
 from levit_search.errors import InputError
 from levit_search.image_size import plain_size
-from levit_search.pareto import PROBED, figure_and_target, is_maximised
+from levit_search.pareto import PAIRED, PROBED, figure_and_target, is_maximised, on_target
 from levit_search.report.choices import Choices
 from levit_search.report.details import chosen, details
+from levit_search.report.int8_figures import int8_of
 from levit_search.reproduce import published_table
 from levit_search.significance import Accuracy, judged
 from levit_search.study import Outcome, Record, Study, outcome
+from levit_search.study.record import ERRORS, ESTIMATES
 
 _CURVE_POINTS = 60  # of a learning curve that are shown at most
 _DIGITS = 7  # significant ones, beyond what any figure is good for
@@ -50,14 +52,22 @@ Trial = Mapping[str, Any]
 
 TITLES: dict[str, tuple[str, str]] = {
     "top1_percent": ("Top-1 accuracy", "%"),
+    "top1_int8_percent": ("Top-1 accuracy in int8", "%"),
+    "int8_drop_points": ("Drop in int8", "points"),
     "latency_ms": ("Latency", "ms"),
+    "latency_int8_ms": ("Latency in int8", "ms"),
     "latency_predicted_ms": ("Predicted latency", "ms"),
     "prediction_error_percent": ("Prediction error", "%"),
     "latency_ms_repeats_percent": ("Repeats within ±", "%"),
     "latency_search_ms": ("Latency in the search", "ms"),
+    "latency_int8_predicted_ms": ("Predicted latency in int8", "ms"),
+    "prediction_error_int8_percent": ("Prediction error in int8", "%"),
+    "latency_int8_ms_repeats_percent": ("In int8 repeats within ±", "%"),
+    "latency_int8_search_ms": ("Latency in int8 in the search", "ms"),
     "latency_median_ms": ("Median latency", "ms"),
     "latency_p95_ms": ("95th percentile of latency", "ms"),
     "peak_memory_mb": ("Peak memory", "MB"),
+    "model_bytes": ("Size of the model's file", "MB"),
     "flops": ("FLOPs", "M"),
     "params": ("Parameters", "M"),
     "activations": ("Activations", "M"),
@@ -76,10 +86,11 @@ def contents(study: Study, picked: Sequence[str] = ()) -> Document:
     Returns:
         ``{study, folder, made, objectives, up, verdict, summary, latency_legend, tabs, trials,
         trajectory, importance, slots, prediction, failures, published, chosen, details,
-        environment, data, settings, baselines, beside_baselines}``.
+        environment, data, settings, baselines, beside_baselines, int8}``.
 
         ``verdict`` is what :class:`levit_search.significance.Verdict` says of the accuracies, and
-        its ``legend``; ``latency_legend`` is that of latencies which were measured again.
+        its ``legend`` and ``figure``, the accuracy in question; ``latency_legend`` is that of
+        latencies which were measured again.
         ``up`` is the figure that is drawn upwards: accuracy where there is one. ``tabs`` has one
         cost each that it is drawn against, ``{figure, title, objective, front, reference, device,
         runtime}``: ``front`` are the trials that no other beats in ``up`` and this figure, the
@@ -99,7 +110,8 @@ def contents(study: Study, picked: Sequence[str] = ()) -> Document:
         compare with, ``{name, values, accuracy, reason}``, without values where they failed or are
         not trained yet, and ``beside_baselines`` says how the front stands beside them. ``chosen``
         are the trials shown in detail, the knee first, and ``details`` says of each what
-        :func:`levit_search.report.details.details` does.
+        :func:`levit_search.report.details.details` does. ``int8`` is what
+        :func:`levit_search.report.int8_figures.int8_of` says.
 
     Raises:
         InputError: no trial is complete, a pick is none, or the study cannot be read.
@@ -140,7 +152,11 @@ def contents(study: Study, picked: Sequence[str] = ()) -> Document:
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "objectives": list(objectives),
         "up": up,
-        "verdict": {**verdict.as_json(), "legend": verdict.legend()},
+        "verdict": {
+            **verdict.as_json(),
+            "legend": verdict.legend(),
+            "figure": verdict.figure,
+        },
         "summary": _summary(study, by_outcome, front, path),
         "latency_legend": table.latency_legend(front, [tab["figure"] for tab in costs]),
         "tabs": costs,
@@ -164,7 +180,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> Document:
         "details": {
             str(record.trial): {
                 "picked_as": why,
-                **details(record, audited, verdict.by_trial.get(record.trial)),
+                **details(record, audited, verdict.by_trial.get(record.trial), verdict.figure),
             }
             for record, why in listed
         },
@@ -181,6 +197,7 @@ def contents(study: Study, picked: Sequence[str] = ()) -> Document:
             for each in baselines
         ],
         "beside_baselines": table.beside_baselines(front, baselines, objectives),
+        "int8": int8_of(records, config, attributes, choices),
     }
 
 
@@ -280,15 +297,19 @@ def _tabs(
     complete = [record for record in records if record.is_evaluated]
     listed = [name for name in config.objectives if name != up]
     if config.is_measured:
-        listed += ["latency_ms", *(f"latency_ms@{name}" for name in config.also_measured)]
+        targets = (None, *config.also_measured)
+        listed += [on_target(figure, target) for figure in PAIRED for target in targets]
     known = [
         name
         for name in dict.fromkeys([*listed, "flops", "params"])
         if name != up and not is_maximised(name) and all(name in r.values for r in complete)
     ]
     # Latencies first, in the order of the objectives; what is counted comes last.
-    known.sort(key=lambda name: (not name.startswith("latency_ms"), name in ("flops", "params")))
+    known.sort(
+        key=lambda name: (figure_and_target(name)[0] not in PAIRED, name in ("flops", "params"))
+    )
     found = []
+    formats: Mapping[str, str] = attributes.get("int8_formats") or {}
     for name in known:
         figure, target = figure_and_target(name)
         reference: dict[str, object] | None = None
@@ -301,9 +322,12 @@ def _tabs(
             cpu = found_on.get("gpu") or found_on.get("cpu") if isinstance(found_on, dict) else None
             device = section.target.label + (f": {cpu}" if cpu else "")
             threads = "1 thread" if section.threads == 1 else f"{section.threads} threads"
-            how = f"{section.runtime}, {section.precision}, {threads}"
+            precision: str = "int8" if figure == "latency_int8_ms" else section.precision
+            if precision == "int8" and (format := formats.get(target or "")):
+                precision = f"int8 ({format})"
+            how = f"{section.runtime}, {precision}, {threads}"
             runtime = f"{how}, batch {section.batch_size}"
-        if figure == "latency_ms":
+        if figure in PAIRED:
             # The network that latencies are relative to, its own, and the trial that trained it.
             prefix, settled_ms = f"{target}:" if target else "", attributes.get("settled_ms", {})
             timed = [each for each in references if f"{prefix}{each}" in settled_ms]
@@ -378,13 +402,14 @@ def _accuracy(found: Accuracy | None) -> dict[str, object] | None:
 
 
 def _prediction(records: Sequence[Record]) -> list[list[float]]:
-    """Each network once."""
-    found: dict[str, list[float]] = {}
+    """Each network once in each precision."""
+    found: dict[tuple[str, str], list[float]] = {}
     for record in records:
         known = _network_id(record)
-        if known is not None and "prediction_error_percent" in record.values:
-            both = [record.values[name] for name in ("latency_predicted_ms", "latency_ms")]
-            found.setdefault(known, [*map(_rounded, both), record.trial])
+        for figure, error in ERRORS.items():
+            if known is not None and error in record.values:
+                both = [record.values[name] for name in (ESTIMATES[figure], figure)]
+                found.setdefault((known, figure), [*map(_rounded, both), record.trial])
     return list(found.values())
 
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 from levit_search import table
 from levit_search.audit.front_confidence import Accuracies
 from levit_search.errors import InputError
-from levit_search.pareto import figure_and_target, knee, minimised
+from levit_search.pareto import ACCURACIES, PAIRED, figure_and_target, knee, minimised
 from levit_search.picking import pick
-from levit_search.significance import Accuracy
-from levit_search.study import Record, Study
+from levit_search.report.int8_figures import beside_float
+from levit_search.significance import Accuracy, wilson_percent
+from levit_search.study import Record, Study, latency_of
 
 _MOST_OF_FRONT = 40
 
@@ -72,7 +73,10 @@ def chosen(
 
 
 def details(
-    record: Record, audited: Mapping[str, Accuracies], accuracy: Accuracy | None = None
+    record: Record,
+    audited: Mapping[str, Accuracies],
+    accuracy: Accuracy | None = None,
+    of: str = "top1_percent",
 ) -> dict[str, object]:
     """What is known of one trial's network.
 
@@ -80,27 +84,35 @@ def details(
         record: with a network.
         audited: the accuracies that an audit measured, by the network's id.
         accuracy: the record's own with its interval; None where that is not known.
+        of: which accuracy that is.
 
     Returns:
-        ``{figures, architecture}``. ``figures`` are ``{figure, value, low, high, spread}`` each:
-        the value and the ends of an interval, or None, in plain units, and ``spread`` a text or
-        None. ``architecture`` is the full description.
+        ``{figures, architecture, int8}``. ``figures`` are ``{figure, value, low, high, spread}``
+        each: the value and the ends of an interval, or None, in plain units, and ``spread`` a text
+        or None. ``architecture`` is the full description, ``int8`` what
+        :func:`levit_search.report.int8_figures.beside_float` says.
     """
     assert record.architecture is not None
     network, rows = record.architecture, []
     order = {figure: place for place, figure in enumerate(table.KNOWN)}
-    latencies: dict[str | None, Any] = {None: record.evaluation.get("latency")}
-    latencies |= record.evaluation.get("targets") or {}
-    listed = [(*figure_and_target(name), name) for name in record.values]
+    listed = [(figure_and_target(name)[0], name) for name in record.values]
     listed = [row for row in listed if row[0] in order]
-    for figure, target, name in sorted(listed, key=lambda row: (order[row[0]], row[1] or "")):
+    for figure, name in sorted(listed, key=lambda row: (order[row[0]], row[1])):
         spread = _Spread()
-        if figure == "top1_percent":
-            spread = _of_accuracy(record.values[name], accuracy, audited.get(network.id))
-        elif figure == "latency_ms":
-            spread = _of_latency(latencies.get(target) or {})
+        if figure in ACCURACIES:
+            percent, own = record.values[name], accuracy
+            if accuracy is not None and figure != of:  # on the same images
+                interval = wilson_percent(percent, accuracy.images)
+                own = Accuracy(percent, accuracy.images, *interval, None)
+            spread = _of_accuracy(figure, percent, own, audited.get(network.id))
+        elif figure in PAIRED:
+            spread = _of_latency(latency_of(record.evaluation, name) or {})
         rows.append({"figure": name, "value": record.values[name], **spread._asdict()})
-    return {"figures": rows, "architecture": network.model_dump(mode="json")}
+    return {
+        "figures": rows,
+        "architecture": network.model_dump(mode="json"),
+        "int8": beside_float(record),
+    }
 
 
 class _Spread(NamedTuple):
@@ -125,7 +137,9 @@ def _of_latency(found: Mapping[str, Any]) -> _Spread:
     return _Spread(low, high, f"95 % interval {texts[0]} to {texts[1]} ms ({how})")
 
 
-def _of_accuracy(percent: float, own: Accuracy | None, found: Accuracies | None) -> _Spread:
+def _of_accuracy(
+    figure: str, percent: float, own: Accuracy | None, found: Accuracies | None
+) -> _Spread:
     """The interval of the images together with what other seeds gave."""
     ends, texts = [], []
     if own is not None:
@@ -133,15 +147,17 @@ def _of_accuracy(percent: float, own: Accuracy | None, found: Accuracies | None)
         text = f"95 % interval {own.interval()} % (binomial, {own.images:,} images of val)"
         beside = {"same": "not told apart from the best", "lower": "lower than the best"}
         texts += [text, *filter(None, [beside.get(own.vs_best or "")])]
-    if found is None or not found.seeds:
+    vals, tests = (
+        [getattr(each, f"{split}_{figure}") for each in (found.others() if found else [])]
+        for split in ("val", "test")
+    )
+    if found is None or not vals or None in vals:
         texts.append("one training, its spread is not known (levit-search audit measures it)")
         low, high = (min(ends), max(ends)) if ends else (None, None)
         return _Spread(low, high, "; ".join(texts))
-    vals = [each.val_top1_percent for each in found.others()]
-    tests = [each.test_top1_percent for each in found.others()]
     texts.append(f"other seeds: val {_several(vals)}, test {_several(tests)}")
-    if found.stored is not None:
-        texts.append(f"these weights on test {found.stored.test_top1_percent:.2f} %")
+    if (stored := getattr(found.stored, f"test_{figure}", None)) is not None:
+        texts.append(f"these weights on test {stored:.2f} %")
     ends += [percent, *vals]
     return _Spread(min(ends), max(ends), "; ".join(texts))
 

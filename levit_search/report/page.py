@@ -17,17 +17,19 @@ from typing import Any
 from levit_search import table
 from levit_search.architecture import parse
 from levit_search.configuration import write_yaml
-from levit_search.drawing.chart import embedded
+from levit_search.drawing.chart import Drawable, embedded
 from levit_search.drawing.svg import DARK, LIGHT
 from levit_search.errors import LevitSearchError, writing
 from levit_search.escaping import quoted
 from levit_search.files import write_atomically
-from levit_search.pareto import figure_and_target, on_target
+from levit_search.pareto import PAIRED, figure_and_target, is_maximised, on_target
 from levit_search.report.charts import drawings, figures, lined, shades, spent
 from levit_search.report.choices import FEWEST
 from levit_search.report.contents import TITLES, Document, contents, is_whole, name_of
+from levit_search.report.int8_figures import choices_text, graph_text, int8_text
 from levit_search.significance import interval_text
 from levit_search.study import Study
+from levit_search.study.record import ERRORS, ESTIMATES
 from levit_search.version import __version__
 
 _BROWSER = Path(__file__).with_name("browser")
@@ -139,11 +141,82 @@ def _figures(study: Study, document: Document) -> dict[str, str]:
     for name, is_there in is_shown.items():
         found[f"if_{name}"] = "" if is_there else "hidden"
         found[f"unless_{name}"] = "hidden" if is_there else ""
+    found["int8"] = _int8(document, drawn) if document["int8"] else ""
     placed = ("front", "hypervolume", "learning-curves", "importance", "choices")
     for place in (*placed, "predicted-latency"):
         charts = map(embedded, drawn.get(place, ()))
         found[place] = "".join(f'<div class="chart">{chart}</div>' for chart in charts)
     return found
+
+
+def _int8(document: Document, drawn: Mapping[str, Sequence[Drawable]]) -> str:
+    """The section on networks in int8."""
+    int8 = document["int8"]
+    trials = {trial["trial"]: trial for trial in document["trials"]}
+    listed = [each["int8_front"] + each["float_front"] for each in int8["costs"]]
+    front = [trials[number] for number in dict.fromkeys(n for each in listed for n in each)]
+    heads = ["trial", *map(table.heading, int8["figures"]), "architecture"]
+    networks = [
+        [
+            f'<a href="#trial-{trial["trial"]}">{trial["trial"]}</a>',
+            *(table.figure(name, trial["values"].get(name)) for name in int8["figures"]),
+            html.escape(trial["architecture"]),
+        ]
+        for trial in front
+    ]
+    choices = [
+        [
+            html.escape(each["choice"]),
+            str(each["networks"]),
+            *(f"{each[name]:.2f}" for name in ("median_least", "median_most")),
+            f"{each['correlation']:+.2f} ({each['low']:+.2f} to {each['high']:+.2f})",
+            f"{each['chance']:.3f}" if each["chance"] >= 0.001 else "&lt; 0.001",
+        ]
+        for each in int8["choices"]
+    ]
+    found = {
+        "networks": _html_table(heads, networks),
+        "choices": _html_table(_CHOICES, choices) if choices else "",
+        "told": " ".join(html.escape(text) for text in int8_text(int8)),
+        "told_choices": html.escape(choices_text(int8)),
+        "if_networks": "" if networks else "hidden",
+        "if_choices": "" if choices else "hidden",
+    }
+    for place in ("int8-fronts", "int8-drop"):
+        charts = map(embedded, drawn.get(place, ()))
+        found[place] = "".join(f'<div class="chart">{chart}</div>' for chart in charts)
+    return _filled((_BROWSER / "int8.html").read_text("utf-8"), found)
+
+
+_CHOICES = (
+    *("choice", "networks", "drop at its least, or without it", "at its most, or with it"),
+    *("rank correlation (95 %)", "by luck"),
+)
+
+
+def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The inside of a table; cells are HTML, and but for the first and last of a row figures."""
+    told = "".join(f'<th scope="col">{html.escape(head)}</th>' for head in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in rows
+    )
+    return f"<thead><tr>{told}</tr></thead><tbody>{body}</tbody>"
+
+
+def _beside_float(known: Mapping[str, Any]) -> dict[str, object]:
+    """A network in float and in int8, as texts."""
+    values = {row["figure"]: row["value"] for row in known["figures"]}
+    rows = []
+    for pair in known["int8"]["rows"]:
+        before, after = (values.get(pair[name]) for name in ("float", "int8"))
+        change = ""
+        if before is not None and is_maximised(pair["float"]):
+            change = f"{after - before:+.2f} points"
+        elif before is not None:
+            change = f"{after / before:.2f} x"
+        texts = [table.figure(pair[name], values.get(pair[name])) for name in ("float", "int8")]
+        rows.append([table.heading(pair["float"]), *texts, change])
+    return {"rows": rows, "text": graph_text(known["int8"]["quantized"])}
 
 
 def _for_people(study: Study, document: Document) -> dict[str, object]:
@@ -153,11 +226,12 @@ def _for_people(study: Study, document: Document) -> dict[str, object]:
     again = [
         on_target(each, target)
         for figure, target in map(figure_and_target, shown)
-        for each in table.BESIDE_LATENCY
-        if figure == "latency_ms"
+        for each in table.BESIDE_LATENCY.get(figure, ())
     ]
+    in_int8 = document["int8"]["figures"] if document["int8"] else []
+    predicted = [name for figure in PAIRED for name in (ESTIMATES[figure], ERRORS[figure])]
     known = {name for trial in trials for name in trial["values"]}
-    columns = [*shown, "latency_predicted_ms", "prediction_error_percent", *again]
+    columns = [*shown, *in_int8, *predicted, *again]
     columns = [name for name in dict.fromkeys(columns) if name in known]
     is_drawn = {"trajectory", "importance", "prediction", "published"}
     return {
@@ -178,8 +252,8 @@ def _for_people(study: Study, document: Document) -> dict[str, object]:
                     for end in (min, max)
                 ],
             }
-            for name in dict.fromkeys(shown)
-            if lines
+            for name in dict.fromkeys([*shown, *in_int8])
+            if lines and all(name in trial["values"] for trial in lines)
         },
         "trials": [_with_texts(trial, columns) for trial in trials],
         "baselines": [_with_texts(each, columns) for each in document["baselines"]],
@@ -208,15 +282,16 @@ def _note(document: Document, tab: Mapping[str, Any]) -> str:
         trial = f", trial {reference['trial']}"
         known = " (its accuracy is not known here)" if reference["trial"] is None else trial
         ms = table.figure("latency_ms", reference["ms"])
-        texts.append(f"Reference: {reference['name']}, {ms} ms{known}.")
+        in_float = " in float" if tab["figure"].startswith("latency_int8") else ""
+        texts.append(f"Reference: {reference['name']}{in_float}, {ms} ms{known}.")
     if not tab["objective"]:
         texts.append(
             "Not an objective of this search: the front marked is that of its objectives, the line "
             "what is best at each cost here."
         )
-    if document["up"] == "top1_percent":
+    if document["up"] == document["verdict"]["figure"]:
         texts.append(document["verdict"]["legend"])
-    if tab["figure"].startswith("latency_ms"):
+    if figure_and_target(tab["figure"])[0] in PAIRED:
         texts.append(document["latency_legend"])
     return " ".join(filter(None, texts))
 
@@ -247,6 +322,7 @@ def _with_drawings(study: Study, document: Document) -> Mapping[str, object]:
                 for row in known["figures"]
             ],
             "yaml": write_yaml(known["architecture"]),
+            "int8": known["int8"] and _beside_float(known),
             "diagram": diagram,
             "maps": maps,
             "note": note,

@@ -20,7 +20,7 @@ from levit_search import architecture as architectures
 from levit_search.architecture import Architecture
 from levit_search.cost import cost
 from levit_search.engine import make_engine
-from levit_search.engine.interface import Engine, Event
+from levit_search.engine.interface import Engine, Event, Settled, settled_in
 from levit_search.errors import BudgetError, InputError, LevitSearchError
 from levit_search.files import remove_unfinished
 from levit_search.pretrained import check_donor_weights
@@ -54,7 +54,7 @@ _STATES: dict[TrialState, State] = {
     TrialState.FAIL: "failed",
 }
 
-MakeEngine = Callable[[Study, Architecture, dict[str, float]], Engine]
+MakeEngine = Callable[[Study, Architecture, Settled], Engine]
 """As :func:`levit_search.engine.make_engine`."""
 
 
@@ -187,10 +187,10 @@ class _Driver:
 
     def _started(self, stack: contextlib.ExitStack) -> Loop:
         """A loop with an engine, which is closed with ``stack``."""
-        settled_ms = self._store.attributes.get("settled_ms", {})
-        if not settled_ms and self._source is not None:
-            settled_ms = self._source.attributes().get("settled_ms", {})
-        engine = self._make_engine(self._study, sample_of(self._space), settled_ms)
+        settled = settled_in(self._store.attributes)
+        if not any(settled.values()) and self._source is not None:
+            settled = settled_in(self._source.attributes())
+        engine = self._make_engine(self._study, sample_of(self._space), settled)
         stack.callback(engine.close)
         return Loop(engine, self._callbacks, self._is_asked_to_stop, self._prepared)
 
@@ -504,7 +504,7 @@ class _Driver:
             return
         is_whole = record.state == "complete" and not is_over
         if is_whole and self._asha is not None and record.architecture is not None:
-            self._asha.complete(record.architecture.id, record.values["top1_percent"])
+            self._asha.complete(record.architecture.id, record.values[self._asha.accuracy])
         values = record.estimates if is_whole or is_over else None
         self._sampler.tell(record.trial, values, excess)
 

@@ -28,7 +28,15 @@ from levit_search.engine.interface import FIRST_BASELINE, Engine, Event
 from levit_search.errors import BudgetError
 from levit_search.latency.protocol import PLAIN_TIME_SDS, repeats_percent
 from levit_search.latency.worker import PROTOCOL
-from levit_search.pareto import Objective, figure_and_target, is_time, minimised, non_dominated
+from levit_search.pareto import (
+    PAIRED,
+    Objective,
+    accuracy_of,
+    figure_and_target,
+    is_time,
+    minimised,
+    non_dominated,
+)
 from levit_search.search.callbacks import CallbackList
 from levit_search.search.loop import Loop
 from levit_search.search.trials import TrialStore, finding
@@ -41,6 +49,7 @@ from levit_search.study import (
     Study,
     baselines_of,
     compared,
+    latency_of,
     training_file,
 )
 
@@ -126,7 +135,7 @@ class Comparisons:
         return True
 
     def done(self, number: int, content: Mapping[str, Any]) -> None:
-        names = ("values", "latency", "targets", "training", "seconds")
+        names = ("values", "latency", "targets", "int8", "training", "seconds")
         self._keep(number, finding(content, names))
 
     def failed(self, number: int, event: Event) -> None:
@@ -255,7 +264,7 @@ class FinalEvaluation:
         record = self.running.pop(number)
         self._works = True
         self._seconds.append(content.get("seconds", 0.0))
-        names = ("values", "latency", "training", "seconds")
+        names = ("values", "latency", "int8", "training", "seconds")
         self._store.set_attribute(_key(record), finding(content, names))
         self._keep_failed()
         self._ended(record)
@@ -307,7 +316,8 @@ class FinalEvaluation:
             if "failed" in result:
                 self._leave([record], result["failed"])
                 continue
-            found = {**finding(result, ("values", "latency", "targets")), "protocol": PROTOCOL}
+            names = ("values", "latency", "targets", "int8")
+            found = {**finding(result, names), "protocol": PROTOCOL}
             self._store.set_attribute(_key(record, REMEASURED), found)
         before = {record.trial for record in self._store.status.front}
         self._store.recount()
@@ -351,7 +361,9 @@ def worth_verifying(
         return []
     points = minimised([record.estimates for record in known], objectives)
     on_front = non_dominated(points)
-    accuracy = objectives.index("top1_percent")
+    name = accuracy_of(objectives)
+    assert name is not None
+    accuracy = objectives.index(name)
     others = [column for column in range(len(objectives)) if column != accuracy]
     front, beside = points[on_front], np.flatnonzero(~on_front)
     missed = []
@@ -384,7 +396,8 @@ def near_rivals(
     front, found = points[on_front], []
     for place in np.flatnonzero(~on_front):
         record = known[place]
-        if (record.evaluation.get("latency") or {}).get("method") == "predicted":
+        latencies = [latency_of(record.evaluation, name) or {} for name in PAIRED]
+        if any(each.get("method") == "predicted" for each in latencies):
             continue
         noise = np.array([_noise(record, objectives[column]) for column in times])
         dominating = front[(front <= points[place]).all(axis=1)]
@@ -396,12 +409,10 @@ def near_rivals(
 
 def _noise(record: Record, name: Objective) -> float:
     """The noise of a latency as a minimised number."""
-    figure, target = figure_and_target(name)
+    figure, _ = figure_and_target(name)
     if figure in PLAIN_TIME_SDS:
         return math.log10(1 + 1.96 * math.sqrt(2) * PLAIN_TIME_SDS[figure])
-    found: Mapping[str, Any] | None = record.evaluation.get("latency")
-    if target is not None:
-        found = record.evaluation.get("targets", {}).get(target)
+    found = latency_of(record.evaluation, name)
     found = found if found and "latency_ms" in found else {"latency_ms": record.values[name]}
     return math.log10(1 + repeats_percent(found) / 100)
 

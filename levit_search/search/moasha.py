@@ -21,9 +21,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from levit_search.pareto import Objective, Points, minimised, non_dominated_ranks
+from levit_search.pareto import Objective, Points, accuracy_of, minimised, non_dominated_ranks
 
-_ACCURACY = "top1_percent"
 _LATEST = 1000  # candidates at a rung among whom the next one is judged
 # What accuracy is expected to gain is rounded to so many points: the figures that samplers are told
 # of stopped candidates then stay as they are while the estimate settles.
@@ -36,13 +35,20 @@ class MultiObjectiveASHA:
     Args:
         epochs: of the rungs, ascending, all before the last epoch.
         reduction: about one in so many goes on from each.
-        objectives: of the study.
+        objectives: of the study, an accuracy among them.
     """
+
+    accuracy: Objective
+    """Which of the objectives grows from rung to rung. One in int8 is known after the last epoch
+    alone; at rungs its place is taken by the float one, and what quantization costs is part of the
+    last gain."""
 
     def __init__(
         self, epochs: Sequence[int], reduction: float, objectives: Sequence[Objective]
     ) -> None:
-        self.epochs = tuple(epochs)
+        accuracy = accuracy_of(objectives)
+        assert accuracy is not None
+        self.accuracy, self.epochs = accuracy, tuple(epochs)
         self._reduction, self._objectives = reduction, tuple(objectives)
         # By network id, in the order in which they came.
         self._points: dict[int, dict[str, Points]] = {epoch: {} for epoch in self.epochs}
@@ -65,7 +71,7 @@ class MultiObjectiveASHA:
         points = np.array([*latest, minimised([values], self._objectives)[0]])
         ranks = non_dominated_ranks(points)
         room = math.ceil(len(points) / self._reduction) - int((ranks < ranks[-1]).sum())
-        accuracy = self._objectives.index(_ACCURACY)
+        accuracy = self._objectives.index(self.accuracy)
         goes_on = _is_among_first(room, points[ranks == ranks[-1]], accuracy)
         self.enter(epoch, network, values, goes_on)
         return goes_on
@@ -75,12 +81,12 @@ class MultiObjectiveASHA:
         if network not in self._went_on[epoch]:
             self._points[epoch][network] = minimised([values], self._objectives)[0]
             self._went_on[epoch][network] = goes_on
-            self._accuracies[self.epochs.index(epoch)][network] = values[_ACCURACY]
+            self._accuracies[self.epochs.index(epoch)][network] = values[self.accuracy]
             self._gains = None
 
-    def complete(self, network: str, top1_percent: float) -> None:
+    def complete(self, network: str, percent: float) -> None:
         """Note the accuracy after the last epoch; a later one counts."""
-        self._accuracies[-1][network] = top1_percent
+        self._accuracies[-1][network] = percent
         self._gains = None
 
     def gains(self) -> tuple[float, ...]:
@@ -97,9 +103,10 @@ class MultiObjectiveASHA:
             )
         return self._gains
 
-    def expected(self, epoch: int, top1_percent: float) -> float:
+    def expected(self, epoch: int, percent: float) -> float:
         """The accuracy in percent that a candidate stopped at a rung would have had in the end."""
-        return min(100.0, top1_percent + sum(self.gains()[self.epochs.index(epoch) :]))
+        found = percent + sum(self.gains()[self.epochs.index(epoch) :])
+        return max(0.0, min(100.0, found))
 
 
 def _is_among_first(count: int, front: Points, first: int) -> bool:

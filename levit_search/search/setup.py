@@ -50,6 +50,7 @@ _DRAWN = 100  # networks that stand for a space
 _EACH_S = 1.5  # for each network that is timed
 _MOST_STEPS = 20
 _NOISE_BATCHES = 4  # of images held in memory; which ones does not matter to the time
+_GRAPH_BYTES = 200_000  # of an ONNX file beside its parameters
 _LIMIT_S = 1800.0  # for anything that a process is waited for, such as a stream that is counted
 
 
@@ -478,11 +479,14 @@ def reference_of(
     """The reference of a study's hypervolumes and knee.
 
     The worst costs are those of :meth:`levit_search.space.Space.sample`, and what was ``measured``
-    by :func:`costliest_figures`. ``guess_percent`` of the ``data`` is the accuracy of guessing;
-    that of equally large classes where nothing says more.
+    by :func:`costliest_figures`; no file is larger than one with all of these parameters in float,
+    and as many attention biases as there are activations.
+    ``guess_percent`` of the ``data`` is the accuracy of guessing; that of equally large classes
+    where nothing says more.
     """
     costs = [found for _, found in space.sample()]
     worst = {name: float(max(getattr(each, name) for each in costs)) for name in Cost._fields}
+    worst["model_bytes"] = 4 * (worst["params"] + worst["activations"]) + _GRAPH_BYTES
     return reference_values(
         config.objectives,
         config.hypervolume_reference,

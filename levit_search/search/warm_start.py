@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from levit_search.errors import InputError
 from levit_search.files import DamagedFileError, check_weights, read_bounded, write_atomically
 from levit_search.latency.cache import fingerprint
+from levit_search.pareto import ACCURACIES
 from levit_search.search.trials import TrialStore
 from levit_search.space import Space
 from levit_search.study import MEASURED, REMEASURED, Study, StudyConfig, differences
@@ -35,7 +36,9 @@ def check_source(folder: Path, study: Study) -> Study:
     known = {"params", "flops", "activations", *source.config.objectives}
     if source.config.is_trained:
         known.add("top1_percent")
-    if source.config.is_measured:
+        if source.config.is_quantized:
+            known.add("top1_int8_percent")
+    if (None, source.config.latency.precision) in source.config.probed:
         known.add("latency_ms")
     wanted = [*study.config.objectives]
     if study.config.limits.latency_ms is not None:
@@ -65,7 +68,8 @@ def check_prepared(
         study: with the sections of all targets.
         source: what was found before is its: the study itself, or the one to take from.
         attributes: of that; ``device`` and ``devices`` are what its latencies were measured on,
-            ``data`` what its accuracies were, which studies of older releases did not note.
+            ``data`` what its accuracies were, which studies of older releases did not note, and
+            ``int8_formats`` what its networks were quantized to.
         prepared: the same of now; empty where nothing is measured or trained.
 
     Raises:
@@ -82,6 +86,17 @@ def check_prepared(
             raise InputError(
                 f"{study.folder}: its latencies{at} were measured with {name} {old.get(name)}, "
                 f"here it is {new.get(name)}; start another study by --study"
+            )
+    formats, formats_now = (each.get("int8_formats") or {} for each in (attributes, prepared))
+    pairs = {(target, target) for target in formats.keys() & formats_now.keys()}
+    if source.config.is_quantized and study.config.is_quantized:  # accuracies are those of these
+        pairs.add((source.config.int8_targets[0] or "", study.config.int8_targets[0] or ""))
+    for target, target_now in sorted(pairs):
+        then, now = formats.get(target), formats_now.get(target_now)
+        if then and now and then != now:
+            raise InputError(
+                f"{source.folder}: its networks were quantized to {then}, those here are to {now}; "
+                "set int8.format to begin another study with one"
             )
     before, now = attributes.get("data") or {}, prepared.get("data") or {}
     if before.get("id") and now.get("id") and before["id"] != now["id"]:
@@ -136,7 +151,7 @@ def taken_over(source: Study, study: Study, space: Space, store: TrialStore) -> 
             notes["taught"] = False
         objectives, rungs = study.config.objectives, []
         for rung in record.rungs:  # with the objectives of this study
-            known = {**record.estimates, "top1_percent": rung["top1_percent"]}
+            known = {**record.estimates, **dict.fromkeys(ACCURACIES, rung["top1_percent"])}
             if rung["epoch"] in study.config.rung_epochs:
                 rungs.append({**rung, "values": {name: known[name] for name in objectives}})
         if rungs:
@@ -171,7 +186,12 @@ def _meaning(config: StudyConfig) -> dict[str, object]:
         meaning["train"] = config.train.decisive()
         meaning["teacher"] = teaching.model_dump(mode="json") if teaching is not None else None
         meaning["search"] = {"seed": config.search.seed}
-    if config.is_measured:
+    if "model_bytes" in config.objectives:
+        meaning["model_bytes"] = {"precision": "int8" if config.is_quantized else "float"}
+    if config.is_quantized:
+        section = config.int8_section(config.int8_targets[0])
+        meaning["int8"] = {"runtime": section.runtime, **section.int8.model_dump(mode="json")}
+    if config.is_measured or (config.is_quantized and None in config.int8_targets):
         meaning["latency"] = config.latency.model_dump(mode="json")
     for name, section in config.also_measured.items():
         meaning[f"targets.{name}"] = section.model_dump(mode="json")

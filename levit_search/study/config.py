@@ -18,11 +18,15 @@ from levit_search.configuration import Count, Frozen, put, validated
 from levit_search.data import DataConfig
 from levit_search.errors import InputError, did_you_mean
 from levit_search.image_size import canonical_size, plain_size, size_text
-from levit_search.latency.targets import LatencyConfig
+from levit_search.latency.targets import LatencyConfig, Precision
 from levit_search.pareto import (
+    ACCURACIES,
+    IN_INT8,
     OBJECTIVES,
+    PAIRED,
     PROBED,
     Objective,
+    accuracy_of,
     figure_and_target,
     is_maximised,
 )
@@ -90,6 +94,10 @@ class StudyConfig(Frozen):
     ``latency_ms`` and the other figures of a probe are those of ``latency``; ``latency_ms@NAME`` is
     that of a further target, one of ``targets``. Candidates are probed on the targets that an
     objective names; a limit is on ``latency``.
+
+    ``latency_int8_ms`` is that of the network quantized as the section's ``int8`` says, and
+    ``top1_int8_percent`` the accuracy of the trained network in int8. Candidates are quantized
+    after their training, so that rungs judge them by their float accuracy in its place.
     """
 
     version: Literal[1] = 1
@@ -187,13 +195,16 @@ class StudyConfig(Frozen):
 
     @model_validator(mode="after")
     def _check_accuracy(self) -> "StudyConfig":
-        others = [name for name in self.objectives if name in PROBED and name != "latency_ms"]
+        others = [name for name in self.objectives if name in PROBED and name not in PAIRED]
         if self.latency.method == "predicted" and others:
             raise ValueError(
-                f"objectives: {others[0]} is measured only; latency: predicted gives latency_ms"
+                f"objectives: {others[0]} is measured only; latency: predicted gives "
+                f"{' and '.join(PAIRED)}"
             )
-        if self.shares_weights and "top1_percent" not in self.objectives:
-            raise ValueError(f"accuracy: {self.accuracy} needs top1_percent among the objectives")
+        if self.shares_weights and not self.is_trained:
+            raise ValueError(
+                f"accuracy: {self.accuracy} needs {' or '.join(ACCURACIES)} among the objectives"
+            )
         epochs = self.supernet.recipe(self.train).epochs
         is_planned = self.plan is not None and not self.plan.is_made
         if self.supernet.whole_epochs >= epochs and self.shares_weights and not is_planned:
@@ -201,6 +212,18 @@ class StudyConfig(Frozen):
                 f"supernet.whole_epochs: {self.supernet.whole_epochs} of {epochs} epochs leave "
                 "none for networks other than the largest"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_int8(self) -> "StudyConfig":
+        if not self.is_quantized:
+            return self
+        for target in self.int8_targets:
+            where = "latency" if target is None else f"targets.{target}"
+            try:
+                self.int8_section(target)
+            except InputError as error:
+                raise ValueError(f"objectives: in int8 by {where}, whose {error}") from None
         return self
 
     @model_validator(mode="after")
@@ -222,7 +245,7 @@ class StudyConfig(Frozen):
         if teacher is not None and teacher.auto and not is_trained_alone:
             raise ValueError(
                 "teacher.auto: is decided by candidates that are trained, which needs accuracy: "
-                "trained and top1_percent among the objectives"
+                "trained and top1_percent or top1_int8_percent among the objectives"
             )
         return self
 
@@ -243,7 +266,7 @@ class StudyConfig(Frozen):
 
     @property
     def is_measured(self) -> bool:
-        """Whether candidates are probed as ``latency`` says."""
+        """Whether candidates are probed as ``latency`` says, in its precision or in int8."""
         return self.limits.latency_ms is not None or any(name in PROBED for name in self.objectives)
 
     @property
@@ -251,6 +274,51 @@ class StudyConfig(Frozen):
         """The further targets on which candidates are probed, by name."""
         named = {figure_and_target(name)[1] for name in self.objectives}
         return {name: section for name, section in self.targets.items() if name in named}
+
+    @property
+    def probed(self) -> dict[tuple[str | None, Precision], LatencyConfig]:
+        """The sections by which candidates are probed, by the target's name and the precision.
+
+        The study's own has the name None and is first; each comes before the same in int8.
+        """
+        figures = [figure_and_target(name) for name in self.objectives]
+        if self.limits.latency_ms is not None:
+            figures.append(("latency_ms", None))
+        found: dict[tuple[str | None, Precision], LatencyConfig] = {}
+        sections: list[tuple[str | None, LatencyConfig]] = [(None, self.latency)]
+        for target, section in (*sections, *self.targets.items()):
+            wanted = {figure for figure, on in figures if on == target and figure in PROBED}
+            if wanted - {"latency_int8_ms"}:
+                found[target, section.precision] = section
+            if "latency_int8_ms" in wanted:
+                found[target, "int8"] = self.int8_section(target)
+        return found
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether candidates are looked at in int8."""
+        figures = {figure_and_target(name)[0] for name in self.objectives}
+        is_counted = "model_bytes" in figures and self.latency.precision == "int8"
+        return is_counted or not figures.isdisjoint(IN_INT8)
+
+    @property
+    def int8_targets(self) -> tuple[str | None, ...]:
+        """The targets whose sections say how networks are quantized, the study's own being None.
+
+        Accuracies in int8 are those of the first: of ``latency``, unless only latencies of further
+        targets are wanted in int8.
+        """
+        named = [figure_and_target(name) for name in self.objectives]
+        targets = {target for figure, target in named if figure == "latency_int8_ms"}
+        return tuple(each for each in (None, *self.targets) if each in targets) or (None,)
+
+    def int8_section(self, target: str | None) -> LatencyConfig:
+        """The section of a target, with networks in int8.
+
+        Raises:
+            InputError: its runtime has no int8.
+        """
+        return (self.latency if target is None else self.targets[target]).in_int8()
 
     @property
     def reference(self) -> dict[Objective, float] | None:
@@ -277,7 +345,7 @@ class StudyConfig(Frozen):
     @property
     def is_trained(self) -> bool:
         """Whether candidates are trained."""
-        return "top1_percent" in self.objectives
+        return accuracy_of(self.objectives) is not None
 
     def with_plan(self, plan: Plan) -> "StudyConfig":
         """The same with what a plan chose in its place.

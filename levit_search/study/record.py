@@ -19,14 +19,29 @@ from levit_search.baseline import BaselineConfig
 from levit_search.configuration import describe
 from levit_search.errors import InputError
 from levit_search.latency.protocol import repeats_percent
-from levit_search.pareto import PROBED, figure_and_target
+from levit_search.latency.targets import Int8Format
+from levit_search.pareto import ACCURACIES, PAIRED, PROBED, Objective, figure_and_target, on_target
 from levit_search.study.config import StudyConfig
 
 if TYPE_CHECKING:
     import optuna
 
-ESTIMATES = {"top1_percent": "top1_inherited_percent", "latency_ms": "latency_predicted_ms"}
+ESTIMATES = {
+    "top1_percent": "top1_inherited_percent",
+    "top1_int8_percent": "top1_int8_inherited_percent",
+    "latency_ms": "latency_predicted_ms",
+    "latency_int8_ms": "latency_int8_predicted_ms",
+}
 """Figures that may be estimated, and what the estimate is called."""
+ERRORS = {
+    "latency_ms": "prediction_error_percent",
+    "latency_int8_ms": "prediction_error_int8_percent",
+}
+"""What the error of a predicted latency is called."""
+SEARCHED = {"latency_ms": "latency_search_ms", "latency_int8_ms": "latency_int8_search_ms"}
+"""What a latency is called as the search measured it, where it was measured again."""
+REPEATS = {figure: f"{figure}_repeats_percent" for figure in PAIRED}
+"""What it is called within how many percent a latency repeats that was measured again."""
 
 State = Literal["complete", "pruned", "failed"]
 
@@ -106,6 +121,32 @@ class Record:
         training = self.evaluation.get("training") or {}
         curve: Sequence[Mapping[str, Any]] = training.get("curve", ())
         return curve
+
+
+def latency_of(evaluation: Mapping[str, Any], name: Objective) -> Mapping[str, Any] | None:
+    """What was measured, or predicted, of a figure of a probe; None where that is not known."""
+    figure, target = figure_and_target(name)
+    found: Mapping[str, Any] | None = evaluation.get("latency")
+    if figure == "latency_int8_ms":
+        found = evaluation.get("int8", {}).get(name)
+    elif target is not None:
+        found = evaluation.get("targets", {}).get(target)
+    return found
+
+
+def layout_of(config: StudyConfig, evaluation: Mapping[str, Any]) -> Literal["tokens", "maps"]:
+    """The layout of a network's ONNX graphs: that which it was measured in, else the section's.
+
+    Args:
+        config: of the study.
+        evaluation: of the network, with what is known of its ``latency`` and ``int8``.
+    """
+    section, measured = config.latency, evaluation.get("latency")
+    if config.is_quantized and not measured:
+        section = config.int8_section(config.int8_targets[0])
+    known = [measured, *evaluation.get("int8", {}).values()]
+    layout = next((each["layout"] for each in known if each and "layout" in each), section.layout)
+    return "maps" if layout == "maps" else "tokens"
 
 
 def outcome(record: Record, epochs: int) -> Outcome:
@@ -199,7 +240,8 @@ def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float
     That is what a predicted latency and an inherited accuracy turned out to be, and latencies
     measured again at the search's end. These keep the search's own beside them, as
     ``latency_search_ms``, and have ``latency_ms_repeats_percent``, which
-    :func:`levit_search.latency.protocol.repeats_percent` explains.
+    :func:`levit_search.latency.protocol.repeats_percent` explains; those of int8 likewise.
+    Where accuracies in float and in int8 are known, ``int8_drop_points`` is what int8 costs.
 
     Optuna's finished trials cannot be changed, so what was found stands with the study.
 
@@ -218,21 +260,34 @@ def with_measured(record: Record, attributes: Mapping[str, Any], limit_ms: float
         where = f"trial {record.trial}"
         values, evaluation = measured_again(found, record.values, record.evaluation, where)
         record = _within(limit_ms, replace(record, values=values, evaluation=evaluation))
-    return record
+    return replace(record, values=_with_drop(record.values))
+
+
+def _with_drop(values: Mapping[str, float]) -> dict[str, float]:
+    """Values with what int8 costs of the accuracy, where that is known."""
+    if not values.keys() >= set(ACCURACIES):
+        return dict(values)
+    drop = values["top1_percent"] - values["top1_int8_percent"]
+    return {**values, "int8_drop_points": drop}
 
 
 def _verified(record: Record, found: Mapping[str, Any]) -> Record:
-    check_measured(found, record.evaluation.get("latency"), record.trial)
+    check_measured(found, record.evaluation, record.trial)
     if "failed" in found:
         return replace(record, state="failed", reason=found["failed"])
     evaluation = {**record.evaluation, "verified": True}
     values = {**record.values, **found["values"]}
-    if found.get("latency") is not None:
-        latency = record.evaluation["latency"]
-        predicted = latency.get("predicted", latency)  # a repeat may have the measured one already
-        evaluation["latency"] = {**found["latency"], "predicted": predicted}
-        error = 100 * (predicted["latency_ms"] / values["latency_ms"] - 1)
-        values["prediction_error_percent"] = error
+    if "int8" in found:
+        evaluation["int8"] = {**evaluation.get("int8", {}), **found["int8"]}
+    for figure in PAIRED:
+        latency = latency_of(found, figure)
+        if latency is None:
+            continue
+        # A repeat may have the measured one already.
+        before = latency_of(record.evaluation, figure) or {}
+        predicted = before.get("predicted", before)
+        _put(evaluation, figure, {**latency, "predicted": predicted})
+        values[ERRORS[figure]] = 100 * (predicted["latency_ms"] / values[figure] - 1)
     if found.get("training") is not None:
         evaluation["training"] = found["training"]
     return replace(
@@ -266,22 +321,36 @@ def measured_again(
         "values": {name: known_values[name] for name in found["values"]},
         "latency": known.get("latency"),
         "targets": known.get("targets", {}),
+        **{key: known[key] for key in ("int8",) if key in known},
     }
-    targets = found.get("targets", {})
-    evaluation = {**known, "searched": before, "targets": {**before["targets"], **targets}}
+    evaluation = {**known, "searched": before}
+    for key in ("targets", "int8"):
+        if key in before:
+            evaluation[key] = {**before[key], **found.get(key, {})}
+    if found.get("latency") is not None:
+        evaluation["latency"] = found["latency"]
     values = {**known_values, **found["values"]}
-    latency = found.get("latency")
-    if latency is not None:
-        predicted = (before["latency"] or {}).get("predicted")
-        evaluation["latency"] = {**latency, "predicted": predicted} if predicted else latency
-    for suffix, each in [("", latency), *((f"@{name}", each) for name, each in targets.items())]:
-        if f"latency_ms{suffix}" in found["values"]:
-            values[f"latency_search_ms{suffix}"] = before["values"][f"latency_ms{suffix}"]
-            values[f"latency_ms_repeats_percent{suffix}"] = repeats_percent(each)
-    if "prediction_error_percent" in values:
-        error = 100 * (values["latency_predicted_ms"] / values["latency_ms"] - 1)
-        values["prediction_error_percent"] = error
+    for name in found["values"]:
+        figure, target = figure_and_target(name)
+        latency = latency_of(found, name)
+        if figure not in PAIRED or latency is None:
+            continue
+        values[on_target(SEARCHED[figure], target)] = before["values"][name]
+        values[on_target(REPEATS[figure], target)] = repeats_percent(latency)
+        predicted = (latency_of(before, name) or {}).get("predicted")
+        if target is None and predicted:
+            _put(evaluation, figure, {**latency, "predicted": predicted})
+        if target is None and ERRORS[figure] in values:
+            values[ERRORS[figure]] = 100 * (values[ESTIMATES[figure]] / values[figure] - 1)
     return values, evaluation
+
+
+def _put(evaluation: dict[str, Any], figure: str, latency: Mapping[str, Any]) -> None:
+    """Put a latency of the study's own section where :func:`latency_of` finds it."""
+    if figure == "latency_ms":
+        evaluation["latency"] = latency
+    else:
+        evaluation["int8"] = {**evaluation.get("int8", {}), figure: latency}
 
 
 def _within(limit_ms: float | None, record: Record) -> Record:
@@ -345,12 +414,12 @@ def baselines_of(config: StudyConfig, attributes: Mapping[str, Any]) -> list[Bas
         needed = (*config.objectives, "flops", "params")
         if missing := [name for name in needed if name not in values]:
             raise InputError(f"{where}: is complete, and has no {missing[0]}")
-        known = ("latency", "targets", "training")
+        known = ("latency", "targets", "int8", "training")
         evaluation: Mapping[str, Any] = {key: found[key] for key in known if found.get(key)}
         again = attributes.get(f"{REMEASURED}{given.id}")
         if again is not None:
             values, evaluation = measured_again(again, values, evaluation, where)
-        records.append(BaselineRecord(given, values, evaluation))
+        records.append(BaselineRecord(given, _with_drop(values), evaluation))
     return records
 
 
@@ -401,6 +470,19 @@ class _Latency(_Open, total=False):
     predicted: _Predicted
 
 
+class _InInt8(_Latency, total=False):
+    """A latency in int8, or what became of the graph that an accuracy in int8 is of."""
+
+    int8_format: str | None
+    format: str
+    calibration: str
+    images: _Images
+    bytes: _Images
+    quantized: dict[str, _Number]
+    kept: dict[str, _Number]
+    left: dict[str, _Number]
+
+
 class _Point(_Open):
     epoch: _Number
     val_top1_percent: _Finite
@@ -415,6 +497,7 @@ class _Evaluation(_Open, total=False):
     seconds: _NotNegative
     latency: _Latency | None
     targets: dict[str, _Latency | None]
+    int8: dict[str, _InInt8]
     training: _Training | None
 
 
@@ -438,6 +521,7 @@ class _Trial(_Open, total=False):
 class _Measured(_Open, total=False):
     failed: str
     latency: _Predicted | None
+    int8: dict[str, _InInt8]
     training: _Training | None
     values: dict[str, _Finite]
     seconds: _NotNegative
@@ -454,6 +538,7 @@ class _Baseline(_Open):
     seconds: _NotNegative
     latency: NotRequired[_Latency | None]
     targets: NotRequired[dict[str, _Latency | None]]
+    int8: NotRequired[dict[str, _InInt8]]
     training: NotRequired[_Training | None]
 
 
@@ -471,6 +556,7 @@ class _Remeasured(_Open):
     values: dict[str, _Positive]
     latency: NotRequired[_InPairs | None]
     targets: NotRequired[dict[str, _InPairs]]
+    int8: NotRequired[dict[str, _InPairs]]
     finished: str
 
 
@@ -505,6 +591,7 @@ class _Data(_Open, total=False):
 
 class _Attributes(_Open, total=False):
     settled_ms: dict[str, _Positive]
+    int8_formats: dict[str, Int8Format]
     device: _Device
     devices: dict[str, _Device]
     teacher: _Teacher
@@ -513,9 +600,9 @@ class _Attributes(_Open, total=False):
     data: _Data
 
 
-def check_measured(found: object, latency: object, trial: int) -> None:
-    """Make sure that what was found of a trial's network later is what is written there, and its
-    latency until then.
+def check_measured(found: object, before: Mapping[str, Any], trial: int) -> None:
+    """Make sure that what was found of a trial's network later is what is written there, and the
+    latencies of its evaluation until then.
 
     Raises:
         InputError: it is something else; the message names it.
@@ -525,10 +612,13 @@ def check_measured(found: object, latency: object, trial: int) -> None:
         return
     if found.get("training") is not None:
         _check(_Accurate, found.get("values"), f"trial {trial}: measured.values")
-    if found.get("training") is None or found.get("latency") is not None:
-        _check(_Predicted, found.get("latency"), f"trial {trial}: measured.latency")
-        _check(_Predicted, found.get("values"), f"trial {trial}: measured.values")
-        _check(_Predicted, latency, f"trial {trial}: evaluation.latency")
+    later, values = f"trial {trial}: measured", found.get("values")
+    measured = [figure for figure in PAIRED if latency_of(found, figure) is not None]
+    for figure in measured or ([] if found.get("training") is not None else ["latency_ms"]):
+        where = "latency" if figure == "latency_ms" else f"int8.{figure}"
+        _check(_Predicted, latency_of(found, figure), f"{later}.{where}")
+        _check(dict[str, _Positive], {figure: (values or {}).get(figure)}, f"{later}.values")
+        _check(_Predicted, latency_of(before, figure), f"trial {trial}: evaluation.{where}")
 
 
 def check_remeasured(found: object, known: Mapping[str, float], where: str) -> None:
@@ -537,9 +627,8 @@ def check_remeasured(found: object, known: Mapping[str, float], where: str) -> N
     _check(_Remeasured, found, where)
     assert isinstance(found, Mapping)
     for name in found["values"]:
-        figure, target = figure_and_target(name)
-        latency = found.get("latency") if target is None else found.get("targets", {}).get(target)
-        if figure not in PROBED or name not in known or latency is None:
+        figure, _ = figure_and_target(name)
+        if figure not in PROBED or name not in known or latency_of(found, name) is None:
             raise InputError(
                 f"{where}: values.{name[:80]!r}: no latency of this network has it; this is not "
                 "what a search writes there"

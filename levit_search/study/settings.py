@@ -31,7 +31,7 @@ from levit_search.errors import InputError, UnknownNameError
 from levit_search.files import is_there
 from levit_search.image_size import canonical_size
 from levit_search.latency.targets import LatencyConfig, check_programs, read_targets, resolved
-from levit_search.pareto import PROBED, figure_and_target
+from levit_search.pareto import PAIRED, PROBED, figure_and_target
 from levit_search.recipe import SHARED, Recipe, is_timm_name
 from levit_search.study.config import StudyConfig
 from levit_search.study.storage import DamagedError
@@ -219,7 +219,8 @@ def _find_targets(raw: MutableMapping[str, Any], path: Path) -> None:
 def _predicted(config: StudyConfig) -> LatencyConfig:
     """The ``latency`` section with predictions, where they can be had: measuring each of thousands
     of candidates would take longer than all the rest."""
-    if [name for name in config.objectives if name in PROBED] != ["latency_ms"]:
+    measured = {name for name in config.objectives if name in PROBED}
+    if not measured or measured - {*PAIRED}:
         return config.latency
     given = {**config.latency.model_dump(mode="json"), "method": "predicted"}
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from levit_search.architecture import Architecture
 from levit_search.cli import main
-from levit_search.engine.interface import Engine
+from levit_search.engine.interface import Engine, Settled
 from levit_search.engine.local import LocalEngine
 from levit_search.files import write_atomically
 from levit_search.search import driver
@@ -30,7 +30,7 @@ class Evaluator:
         self,
         config: StudyConfig,
         folder: Path,
-        settled_ms: dict[str, float],
+        settled: Settled,
         cores: frozenset[int] | None = None,
     ) -> None:
         self._folder, self._rungs = folder / "checkpoints", set(config.rung_epochs)
@@ -71,13 +71,13 @@ class Evaluator:
     def close(self) -> None: ...
 
 
-def make_engine(study: Study, sample: Architecture, settled_ms: dict[str, float]) -> Engine:
+def make_engine(study: Study, sample: Architecture, settled: Settled) -> Engine:
     evaluator = "tests.faults.stub_search:Evaluator"
     if study.config.engine.kind == "ray":
         from levit_search.engine.ray import RayEngine
 
-        return RayEngine(study, sample, settled_ms, evaluator)
-    return LocalEngine(study, sample, settled_ms, evaluator)
+        return RayEngine(study, sample, settled, evaluator)
+    return LocalEngine(study, sample, settled, evaluator)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ function nearest(event) {
 function detailsOf(mark, figures) {
   if (mark.dataset.tip) return mark.dataset.tip;
   const trial = byTrial.get(Number(mark.dataset.trial));
-  const beside = (figure) => (figure === "top1_percent" && trial.accuracy ? ` (95 %: ${trial.accuracy.interval})` : "");
+  const beside = (figure) => (figure === study.verdict.figure && trial.accuracy ? ` (95 %: ${trial.accuracy.interval})` : "");
   return [`trial ${trial.trial}${trial.name ? ` (${trial.name})` : ""}`, trial.architecture || "no network",
     ...figures.filter((figure) => written(trial, figure)).map((figure) => `${head(figure)} ${written(trial, figure)}${beside(figure)}`)].join("\n");
 }
@@ -107,7 +107,7 @@ function markChosen() {
       mark.classList.add("chosen");
       const front = mark.closest("#lines-picture") ? mark : mark.parentNode;
       front.parentNode.append(front);
-    } else if (mark.closest("#front-picture")) {
+    } else if (mark.closest("#front-picture, #int8")) {
       const ring = document.createElementNS(mark.namespaceURI, "circle");
       for (const [name, value] of Object.entries({ class: "ring", r: 12, transform: mark.getAttribute("transform") })) ring.setAttribute(name, value);
       mark.closest("svg").append(ring);
@@ -177,7 +177,7 @@ function startBaselines() {
   if (!baselines.length) { at("baselines").remove(); return; }
   const columns = [...new Set([...study.columns, "flops", "params"])].filter((figure) => baselines.some((b) => written(b, figure)))
     .flatMap((figure) => [[head(figure), (b) => written(b, figure)],
-      ...(figure === "top1_percent" && baselines.some((b) => b.accuracy) ? [["95 % interval", (b) => b.accuracy?.interval], ["vs best", (b) => b.accuracy?.vs_best]] : [])]);
+      ...(figure === study.verdict.figure && baselines.some((b) => b.accuracy) ? [["95 % interval", (b) => b.accuracy?.interval], ["vs best", (b) => b.accuracy?.vs_best]] : [])]);
   at("baselines-note").textContent = study.beside_baselines;
   at("baselines-table").append(...table(heads(["compared with", ...columns.map(([name]) => name), "reason"]), baselines.map((b) => element("tr", {},
     element("td", {}, b.name), ...columns.map(([, text]) => element("td", { class: "number" }, text(b) || "")), element("td", {}, b.reason || "")))));
@@ -211,7 +211,7 @@ function showNetwork() {
   at("network-body").replaceChildren(
     element("p", {}, element("strong", {}, trial.architecture || "no valid network"), ...badges.filter(([, text]) => text).flatMap(([name, text]) => [" ", element("span", { class: `badge ${name}` }, text)])),
     trial.reason ? element("p", { class: "notice" }, trial.reason) : "",
-    element("div", { class: "cards" }, element("div", {}, figuresTable(trial, details), choicesList(trial),
+    element("div", { class: "cards" }, element("div", {}, figuresTable(trial, details), besideFloat(details), choicesList(trial),
       details ? element("details", {}, element("summary", {}, "Its description, as architecture.yaml has it"), element("pre", { tabindex: "0" }, details.yaml)) : null), ...drawings(trial, details)));
   markChosen();
 }
@@ -226,6 +226,13 @@ function figuresTable(trial, details) {
   rows.push(["seconds", String(trial.seconds), "to evaluate it"]);
   return element("table", { class: "figures" }, element("caption", { hidden: true }, "Figures with their spread"), ...table(heads(["figure", "value", "spread"]),
     rows.map(([name, value, spread]) => element("tr", {}, element("th", { scope: "row" }, name), element("td", { class: "number" }, value), element("td", { class: "soft" }, spread)))));
+}
+
+/** The same network in float and in int8. */
+function besideFloat(details) {
+  if (!details?.int8) return null;
+  const rows = details.int8.rows.map(([name, ...cells]) => element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((cell) => element("td", { class: "number" }, cell))));
+  return element("div", {}, element("h3", {}, "In float and in int8"), element("table", { id: "beside-float" }, ...table(heads(["figure", "float", "int8", "change"]), rows)), paragraph(details.int8.text));
 }
 
 function choicesList(trial) {
@@ -272,8 +279,8 @@ const ACCURACY = study.trials.some((t) => t.accuracy) ? [
 
 const COLUMNS = [
   { key: "trial", title: "trial", of: (t) => t.trial, number: true },
-  ...study.columns.flatMap((figure) => [{ key: figure, title: head(figure), of: (t) => t.values[figure], text: (t) => written(t, figure), number: true, isMore: figure === "top1_percent" },
-    ...(figure === "top1_percent" ? ACCURACY : [])]),
+  ...study.columns.flatMap((figure) => [{ key: figure, title: head(figure), of: (t) => t.values[figure], text: (t) => written(t, figure), number: true, isMore: /^top1|drop/.test(figure) },
+    ...(figure === study.verdict.figure ? ACCURACY : [])]),
   { key: "architecture", title: "architecture", of: (t) => t.architecture || "" },
   { key: "outcome", title: "outcome", of: (t) => (t.on_front ? "front" : t.outcome) },
   { key: "name", title: "known as", of: (t) => [t.name, t.is_reference && "reference", t.is_start && "to begin with"].filter(Boolean).join(", ") },
@@ -476,7 +483,7 @@ startFailures();
 startSetup();
 startSummary();
 for (const place of document.querySelectorAll(".picture"))
-  startFigure(place, () => [...new Set([up, ...study.objectives, ...(place.id === "front-picture" ? [study.tabs[frontTab].figure, "flops", "params"] : study.columns.filter((name) => place.id === "prediction-picture" && /predict|latency_ms$/.test(name)))])]);
+  startFigure(place, () => [...new Set([up, ...study.objectives, ...(place.id === "front-picture" ? [study.tabs[frontTab].figure, "flops", "params"] : place.id.startsWith("int8") ? study.int8.figures : study.columns.filter((name) => place.id === "prediction-picture" && /predict|latency_ms$/.test(name)))])]);
 showNetwork();
 requestAnimationFrame(() => setTimeout(() => { performance.mark("first-picture"); performance.mark("interactive"); }));
 if (byTrial.has(asked())) at("network").scrollIntoView();
