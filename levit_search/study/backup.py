@@ -93,9 +93,7 @@ class BackupContents:
             self.running.pop(line["trial"], None)
             self.finished[line["trial"]] = line
 
-    def missing(
-        self, trials: Iterable["FrozenTrial"], attributes: Mapping[str, Any]
-    ) -> list[Line]:
+    def missing(self, trials: Iterable["FrozenTrial"], attributes: Mapping[str, Any]) -> list[Line]:
         """Lines of a storage's trials that a kill or a cut kept from being here.
 
         Those of the study's attributes are among them only where the file may have been cut: an
