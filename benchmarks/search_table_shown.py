@@ -177,7 +177,8 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         f"{60000 * stated['data']['val_share']:,.0f} other images of the training set. Each "
         f"network was quantized to int8 ({stated['int8_format']}) after its last epoch, and is "
         "probed in both precisions. Networks come in the order in which they were drawn: the first "
-        "so many are a fair sample, too. It grows: `python benchmarks/search_table.py train` goes on.",
+        "so many are a fair sample, too. It grows: `python benchmarks/search_table.py train` goes "
+        "on.",
         "",
         "## Files",
         "",
