@@ -26,9 +26,10 @@ from levit_search.files import remove_unfinished
 from levit_search.pretrained import check_donor_weights
 from levit_search.search.callbacks import Callback, CallbackList, Summary, front_volume
 from levit_search.search.final_evaluation import Comparisons, FinalEvaluation
+from levit_search.search.freeze_thaw import Candidate, FreezeThaw
 from levit_search.search.loop import Loop
 from levit_search.search.moasha import MultiObjectiveASHA
-from levit_search.search.sampling import ProposalStatus, Sampler, chosen, population_of
+from levit_search.search.sampling import Proposal, Sampler, chosen, population_of
 from levit_search.search.setup import costliest_figures, reference_of, sample_of, start_values
 from levit_search.search.trials import TrialStore
 from levit_search.search.warm_start import check_prepared, check_source, taken_over
@@ -126,14 +127,26 @@ class _Driver:
         self._source = check_source(take_from, study) if take_from is not None else None
         self._starts = start_values(study.config, space, str(study.folder / "study.yaml"))
         self._store = TrialStore(study, space.distributions())
-        epochs, reduction = self._config.rung_epochs, self._config.search.reduction
-        self._asha: MultiObjectiveASHA | None = None
-        if epochs and reduction is not None:
-            self._asha = MultiObjectiveASHA(epochs, reduction, self._config.objectives)
         search, attributes = self._config.search, self._store.attributes
         if "sampler" not in attributes:  # it stays when the budget is extended later
             self._store.set_attribute("population", population_of(search))
-            self._store.set_attribute("sampler", chosen(search))
+            self._store.set_attribute("sampler", chosen(self._config))
+        epochs = self._config.rung_epochs if search.reduction is not None else ()
+        self._asha: MultiObjectiveASHA | None = None
+        self._freeze_thaw: FreezeThaw | None = None
+        if attributes["sampler"] == "freeze-thaw":
+            self._asha = self._freeze_thaw = FreezeThaw(
+                epochs,
+                search.reduction or 1.0,
+                self._config.objectives,
+                self._config.candidate_recipe.epochs,
+                space.distributions(),
+                search.trials,
+                search.startup_trials,
+                study.reference,
+            )
+        elif epochs and search.reduction is not None:
+            self._asha = MultiObjectiveASHA(epochs, search.reduction, self._config.objectives)
         limits = space.limits.model_dump()
         self._sampler = Sampler(
             attributes["sampler"],
@@ -141,7 +154,7 @@ class _Driver:
             space.distributions(),
             self._config.objectives,
             ["valid", *(name for name, bound in limits.items() if bound is not None)],
-            self._status_of,
+            self._look,
             attributes["population"],
             self._asha,
         )
@@ -244,6 +257,11 @@ class _Driver:
         self._starts.pop(notes.get("architecture_id", ""), None)
         self._sampler.begin(number, trial.system_attrs)
         self._sampler.set_params(number, trial.params)
+        is_own = not trial.state.is_finished() or "evaluation" in notes
+        if self._freeze_thaw is not None and is_own and "reused_from" not in notes:
+            network = architectures.parse(notes["architecture"])
+            candidate = self._candidate(network, notes["cost"])
+            self._freeze_thaw.begin(candidate, is_taken=notes.get("taken_from") is not None)
         for rung in notes.get("rungs", ()):
             if self._asha is not None and rung["epoch"] in self._asha.epochs:
                 network = notes["architecture_id"]
@@ -258,6 +276,7 @@ class _Driver:
         """Remove what a kill left of trainings whose outcome is written down."""
         left = [each.notes["architecture_id"] for each in self._left_over]
         left += [each.id for each in self._comparisons.left()]
+        left += self._freeze_thaw.paused() if self._freeze_thaw is not None else ()
         unfinished = {training_file(self._study.folder, name) for name in left}
         for path in self._study.checkpoints.glob("*.training.pt"):
             if path not in unfinished:
@@ -324,7 +343,10 @@ class _Driver:
 
     def _is_enough(self) -> bool:
         trials, evaluated = self._config.search.trials, self._store.status.counts["evaluated"]
-        begun = evaluated + len(self.running) + len(self._left_over)
+        if self._freeze_thaw is not None and self._freeze_thaw.can_go_on():
+            return False
+        unfinished = [*self.running.values(), *self._left_over]
+        begun = evaluated + sum("resumes" not in each.notes for each in unfinished)
         return trials is not None and begun >= trials
 
     def _judge(self, engine: Engine, trial: _Trial) -> None:
@@ -346,6 +368,11 @@ class _Driver:
         if over:
             limit = getattr(self._space.limits, over[0])
             self._add(trial, TrialState.PRUNED, f"{over[0]} over the limit of {limit:,.0f}")
+        elif self._freeze_thaw is not None and network.id in self._freeze_thaw.paused():
+            known = self._store.status.known[network.id]
+            trial.notes |= {"resumes": known.trial, "rungs": [dict(each) for each in known.rungs]}
+            trial.notes["rungs"][-1]["goes_on"] = True
+            self._begin(engine, trial)
         elif network.id in self._store.status.known:
             self._reuse(trial, self._store.status.known[network.id])
         elif (hopeless := self._hopeless(network)) is not None:
@@ -354,21 +381,38 @@ class _Driver:
         else:
             if not self._is_taught():
                 trial.notes["taught"] = False
-            kept = self._sampler.attributes(trial.number)
-            running = TrialState.RUNNING
-            self._store.add(running, None, trial.params, trial.notes, trial.excess, kept)
-            self._submit(engine, trial)
+            self._begin(engine, trial)
 
-    def _status_of(self, params: Mapping[str, Any]) -> ProposalStatus:
+    def _begin(self, engine: Engine, trial: _Trial) -> None:
+        """Write and submit a trial."""
+        assert trial.network is not None
+        if self._freeze_thaw is not None:
+            self._freeze_thaw.begin(self._candidate(trial.network, trial.notes["cost"]))
+        kept = self._sampler.attributes(trial.number)
+        running = TrialState.RUNNING
+        self._store.add(running, None, trial.params, trial.notes, trial.excess, kept)
+        self._submit(engine, trial)
+
+    def _look(self, params: Mapping[str, Any]) -> Proposal:
         """What :meth:`_judge` would find."""
         try:
             network = self._space.decode(self._space.values(params))
         except InputError:
-            return "infeasible"
-        if any(value > 0 for value in self._space.limits.excess(cost(network)).values()):
-            return "infeasible"
+            return Proposal("infeasible")
+        found = cost(network)
+        if not self._space.limits.keeps(found):
+            return Proposal("infeasible")
         is_known = network.id in self._store.status.known or self._hopeless(network) is not None
-        return "known" if is_known else "new"
+        candidate = None
+        if self._freeze_thaw is not None:
+            candidate = self._candidate(network, found._asdict())
+        return Proposal("known" if is_known else "new", candidate)
+
+    def _candidate(self, network: Architecture, found: Mapping[str, float]) -> Candidate:
+        """A network of the space as a model of it knows it; ``found`` are its costs."""
+        values = self._space.encode(network)
+        assert values is not None, "a trial is of the space"
+        return Candidate(network.id, self._space.encoded(values), found)
 
     def _hopeless(self, network: Architecture) -> tuple[int, str] | None:
         """The trial because of which a network is not evaluated now, and the reason."""
@@ -475,9 +519,13 @@ class _Driver:
             trial.notes["reason"] = reason
             self._store.note(trial.number, "reason", reason)
         self._store.finish(trial.number, state, self._objective_values(trial, state))
-        path = training_file(self._study.folder, trial.notes["architecture_id"])
-        path.unlink(missing_ok=True)
         self._ended(trial, state)
+        name = trial.notes["architecture_id"]
+        superfluous = [name]
+        if self._freeze_thaw is not None and name in self._freeze_thaw.paused():
+            superfluous = self._freeze_thaw.superfluous()
+        for each in superfluous:
+            training_file(self._study.folder, each).unlink(missing_ok=True)
 
     def _objective_values(self, trial: _Trial, state: TrialState) -> list[float] | None:
         """What the storage has of a trial that is complete."""
@@ -498,13 +546,20 @@ class _Driver:
     def _learn(self, record: Record, excess: Mapping[str, float]) -> None:
         """Tell ASHA and the sampler of a trial that has ended."""
         is_over = any(value > 0 for value in excess.values())
+        name = record.architecture.id if record.architecture is not None else ""
         if record.is_stopped and not is_over:
             rung = record.rungs[-1]
             self._sampler.tell(record.trial, rung["values"], excess, rung["epoch"])
+            if self._freeze_thaw is not None:
+                self._freeze_thaw.pause(name, training_file(self._study.folder, name).exists())
             return
         is_whole = record.state == "complete" and not is_over
-        if is_whole and self._asha is not None and record.architecture is not None:
-            self._asha.complete(record.architecture.id, record.values[self._asha.accuracy])
+        if is_whole and self._freeze_thaw is not None:
+            self._freeze_thaw.finish(name, record.estimates)
+        elif is_whole and self._asha is not None:
+            self._asha.complete(name, record.values[self._asha.accuracy])
+        elif self._freeze_thaw is not None and record.reused_from is None:
+            self._freeze_thaw.drop(name)
         values = record.estimates if is_whole or is_over else None
         self._sampler.tell(record.trial, values, excess)
 

@@ -14,6 +14,11 @@ from the stored one where that serves them:
   those seen;
 - a network proposed again by the very same parameters, and one that failed, are not there.
 
+``freeze-thaw`` is ours (:mod:`levit_search.search.freeze_thaw`). It begins with ``startup_trials``
+networks that are spread over the space, the cheapest first, then chooses among random ones,
+neighbours of the best, and those that are paused. Where its model does not predict, new networks
+are TPE's.
+
 ``random`` and ``grid`` learn nothing; they pass over what breaks a limit in closed form, or is
 known, without making a trial of it. So do evolution with the children that it breeds, since the
 best parents lie close to the limits, the first ``startup_trials`` of the others, and one proposal
@@ -23,9 +28,10 @@ propose one that differs from it in a place or a few: they often come back to wh
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optuna
@@ -45,8 +51,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from levit_search.pareto import ACCURACIES, Objective, is_maximised, minimised
+from levit_search.search.freeze_thaw import Candidate, FreezeThaw
 from levit_search.search.moasha import MultiObjectiveASHA
-from levit_search.study import SamplerName, SearchConfig
+from levit_search.study import SamplerName, SearchConfig, StudyConfig
 
 _MOST_REJECTIONS = 4  # in a row, before one proposal is drawn at random
 _DRAWS = 2000  # random networks that are looked at before nothing new is left
@@ -58,21 +65,35 @@ _GENERATIONS = 8  # that a budget should suffice for
 # TPE learns from fewer trials than evolution does, but takes longer with each of them; a Gaussian
 # process takes seconds and needs torch in the driver, and has to be asked for.
 _TPE_TRIALS = 5000
+_MODEL_TRIALS = 2000
 _EVOLUTION = ("nsga2", "nsga3")
 _STUDY = "trials"
 _GENERATION = ":generation"  # the end of the one attribute that evolution needs after a restart
 _PARENTS = ":parent:"
 
-ProposalStatus = Literal["new", "known", "infeasible"]
-"""What is known of the network that parameters make, ``infeasible`` if it is none."""
+_SPREAD = 200  # random networks among which those of the start are chosen
+_POOL = (10, 8)  # random networks for each of so many latest trials, among which a model chooses
+_BRED = (6, 8)  # of so many good networks, so many neighbours each
 
 
-def chosen(config: SearchConfig) -> SamplerName:
-    """The sampler that ``auto`` stands for, by the budget in trials: TPE, or for very many trials
-    NSGA-II."""
-    if config.sampler != "auto":
-        return config.sampler
-    return "tpe" if (config.trials or 0) <= _TPE_TRIALS else "nsga2"
+class Proposal(NamedTuple):
+    """What parameters come to."""
+
+    status: Literal["new", "known", "infeasible"]
+    """What is known of the network; ``infeasible`` if it is none."""
+    candidate: Candidate | None = None
+    """The network, if it is one that is within the limits."""
+
+
+def chosen(config: StudyConfig) -> SamplerName:
+    """The sampler that ``auto`` stands for: freeze-thaw where candidates are trained, else, by the
+    budget in trials, TPE or for very many trials NSGA-II."""
+    given, trials = config.search.sampler, config.search.trials or 0
+    if given != "auto":
+        return given
+    if config.trains_candidates and trials <= _MODEL_TRIALS:
+        return "freeze-thaw"
+    return "tpe" if trials <= _TPE_TRIALS else "nsga2"
 
 
 def population_of(config: SearchConfig) -> int:
@@ -90,7 +111,7 @@ class Sampler:
         distributions: of all parameters, by name, which are the same in every trial.
         objectives: of the study.
         constraints: names of everything that a proposal may violate.
-        status_of: tells what would cost no evaluation.
+        look: tells what parameters come to.
         population: of a generation of evolution, see :func:`population_of`.
         asha: what is expected of candidates that were stopped; None where none are.
     """
@@ -102,7 +123,7 @@ class Sampler:
         distributions: Mapping[str, BaseDistribution],
         objectives: Sequence[Objective],
         constraints: Sequence[str],
-        status_of: Callable[[Mapping[str, Any]], ProposalStatus],
+        look: Callable[[Mapping[str, Any]], Proposal],
         population: int,
         asha: MultiObjectiveASHA | None = None,
     ) -> None:
@@ -110,11 +131,12 @@ class Sampler:
         self._name, self._config, self._population = name, config, population
         self._distributions, self._objectives = dict(distributions), tuple(objectives)
         self._constraints, self._asha = tuple(constraints), asha
-        self._status_of = status_of
+        self._look = look
         self._storage = InMemoryStorage()
         directions = [StudyDirection.MINIMIZE] * len(self._objectives)
         self._study_id = self._storage.create_new_study(directions, _STUDY)
         self._ids: list[int] = []
+        self._next = 0  # the trial that parameters are chosen for next
         self._known: set[tuple[Any, ...]] = set()
         self._values: list[Any] = []
         self._stopped: list[tuple[int, int, Mapping[str, float]]] = []
@@ -123,6 +145,9 @@ class Sampler:
         self._drops: list[float] = []
         self._refreshed = 0  # how many of the stopped ones have the values that these gains give
         self._grid = self._choices()  # gone on with: what was passed over once always is
+        self._drawn: dict[int, list[Candidate]] = {}  # by trial, what a model may choose then
+        if isinstance(asha, FreezeThaw):
+            asha.fresh = self._fresh
 
     def begin(self, number: int, attributes: Mapping[str, Any] | None = None) -> None:
         """A trial runs, without parameters. It has its generation, whether it is bred or not.
@@ -161,10 +186,13 @@ class Sampler:
         """
         if self._name == "grid":
             return self._first_new(self._grid)
+        if isinstance(self._asha, FreezeThaw):
+            act = self._asha.next_act()
+            return None if act is None else dict(act.candidate.params)
         is_model = self._name != "random" and consecutive_rejections < _MOST_REJECTIONS
         if is_model and len(self._values) >= self._config.startup_trials and self._distributions:
             params = self._by_model(number)
-            if self._status_of(params) == "known":
+            if self._look(params).status == "known":
                 return self._first_new(self._neighbours(number, params)) or params
             return params
         return self._first_new(self._random(number))
@@ -172,6 +200,7 @@ class Sampler:
     def set_params(self, number: int, params: Mapping[str, Any]) -> None:
         """Give a running trial its parameters, of all distributions or of none."""
         assert not params or params.keys() == self._distributions.keys()
+        self._next = number + 1
         trial = self._trial(number)
         # Optuna would copy both for each of them; the distributions are those of all trials.
         trial.params = dict(params)
@@ -293,7 +322,7 @@ class Sampler:
             for name, distribution in self._distributions.items():  # mutated ones
                 if name not in params:
                     params[name] = sampler.sample_independent(study, trial, name, distribution)
-            if self._status_of(params) == "new":
+            if self._look(params).status == "new":
                 break
         return params
 
@@ -302,6 +331,71 @@ class Sampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return kind(population_size=self._population, seed=seed)
+
+    def _fresh(self) -> Sequence[Candidate]:
+        """New networks for the next trial: at the start one, then several to choose from."""
+        assert isinstance(self._asha, FreezeThaw)
+        model, number = self._asha, self._next
+        found: Sequence[Candidate]
+        if not model.begun:
+            found = self._cheapest()
+        elif model.begun < self._config.startup_trials:
+            found = model.farthest(self._spread(0, _SPREAD))
+        elif model.predicts:
+            drawn = (self._spread(number - back, _POOL[0]) for back in range(_POOL[1]))
+            rng = np.random.default_rng(self._seed(number, "parents"))
+            good = model.promising()
+            parents = (good[place].params for place in rng.permutation(len(good))[: _BRED[0]])
+            bred = (islice(self._neighbours(number, each), _BRED[1]) for each in parents)
+            found = [*chain(*drawn), *self._new(chain(*bred))]
+        else:
+            params = self._by_model(number)
+            found = self._new(chain([params], self._neighbours(number, params)), 1)
+        found = [each for each in found if each.network not in model.candidates]
+        return found or self._new(self._random(number), 1)
+
+    def _spread(self, number: int, count: int) -> list[Candidate]:
+        """Random networks, the same whenever they are asked for."""
+        if number not in self._drawn:
+            rng = np.random.default_rng(self._seed(max(0, number), f"spread {number}"))
+            values = {name: _values(each) for name, each in self._distributions.items()}
+            drawn = (
+                {name: each[rng.integers(len(each))] for name, each in values.items()}
+                for _ in range(_DRAWS)
+            )
+            self._drawn[number] = self._new(drawn, count)
+            self._drawn.pop(number - _POOL[1], None)
+        return self._drawn[number]
+
+    def _cheapest(self) -> list[Candidate]:
+        """The network of the fewest FLOPs that is found by changing a random one place by place."""
+        drawn = self._spread(0, _SPREAD)
+        best = min(drawn, key=lambda each: each.figures["flops"], default=None)
+        while best is not None:
+            cheaper = [
+                each
+                for name, distribution in self._distributions.items()
+                for value in _values(distribution)
+                for _, each in [self._look({**best.params, name: value})]
+                if each is not None and each.figures["flops"] < best.figures["flops"]
+            ]
+            if not cheaper:
+                return [best]
+            best = min(cheaper, key=lambda each: each.figures["flops"])
+        return []
+
+    def _new(
+        self, proposals: Iterable[Mapping[str, object]], most: int | None = None
+    ) -> list[Candidate]:
+        """Networks that are not known and within the limits, each once, so many at most."""
+        found: dict[str, Candidate] = {}
+        for params in proposals:
+            status, candidate = self._look(params)
+            if status == "new" and candidate is not None:
+                found[candidate.network] = candidate
+            if len(found) == most:
+                break
+        return list(found.values())
 
     def _neighbours(self, number: int, params: Mapping[str, Any]) -> Iterator[dict[str, object]]:
         """Parameters that differ in one place from what is known already, then in more."""
@@ -346,7 +440,7 @@ class Sampler:
             yield params
 
     def _first_new(self, proposals: Iterator[dict[str, object]]) -> dict[str, object] | None:
-        return next((params for params in proposals if self._status_of(params) == "new"), None)
+        return next((params for params in proposals if self._look(params).status == "new"), None)
 
     def _trial(self, number: int) -> FrozenTrial:
         return self._storage.get_trial(self._ids[number])

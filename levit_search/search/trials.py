@@ -89,14 +89,16 @@ class SearchStatus:
         kept = replace(record, evaluation=_Packed(record.evaluation))
         self.records.append(kept)
         is_new = record.reused_from is None
+        is_resumed = record.resumes is not None
         # What a limit of latency_ms ended before its training has cost no evaluation.
         is_whole = record.state in ("complete", "failed")
         was_trained = record.evaluation.get("training") is not None
         is_evaluated = is_new and record.taken_from is None and (is_whole or was_trained)
+        is_first = is_evaluated and not is_resumed
         self.counts[record.state] += 1
         self.counts["reused"] += not is_new
-        self.counts["evaluated"] += is_evaluated
-        self.counts["stopped"] += record.is_stopped and is_new
+        self.counts["evaluated"] += is_first
+        self.counts["stopped"] += (record.is_stopped and is_new) - is_resumed
         self.counts["infeasible"] += record.state == "pruned" and is_new and not record.is_stopped
         self.counts["taken"] += record.taken_from is not None
         is_rejected = not is_evaluated and record.taken_from is None
@@ -104,6 +106,8 @@ class SearchStatus:
         if record.architecture is not None and record.state == "failed":
             self.failures.setdefault(record.architecture.id, []).append(record.trial)
         if record.architecture is not None and record.evaluation and is_new:
+            if is_resumed:
+                self.known[record.architecture.id] = kept
             self.known.setdefault(record.architecture.id, kept)
         if record.is_candidate:
             self.front = table.front([*self.front, kept], self._objectives)

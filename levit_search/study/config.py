@@ -35,7 +35,7 @@ from levit_search.space import Limits, Space
 from levit_search.study.plan import Plan
 from levit_search.study.storage import StorageUrl
 
-SamplerName = Literal["auto", "tpe", "nsga2", "nsga3", "gp", "random", "grid"]
+SamplerName = Literal["auto", "freeze-thaw", "tpe", "nsga2", "nsga3", "gp", "random", "grid"]
 
 
 class SearchConfig(Frozen):
@@ -201,6 +201,11 @@ class StudyConfig(Frozen):
                 f"objectives: {others[0]} is measured only; latency: predicted gives "
                 f"{' and '.join(PAIRED)}"
             )
+        if self.search.sampler == "freeze-thaw" and not self.trains_candidates:
+            raise ValueError(
+                "search.sampler: freeze-thaw divides epochs among candidates, which are not "
+                "trained here; auto takes tpe"
+            )
         if self.shares_weights and not self.is_trained:
             raise ValueError(
                 f"accuracy: {self.accuracy} needs {' or '.join(ACCURACIES)} among the objectives"
@@ -253,6 +258,11 @@ class StudyConfig(Frozen):
     def inherits(self) -> bool:
         """Whether candidates' accuracies are those of weights that they inherit."""
         return self.accuracy == "supernet"
+
+    @property
+    def trains_candidates(self) -> bool:
+        """Whether each candidate is trained, from fresh weights or from a supernet's."""
+        return self.is_trained and not self.inherits
 
     @property
     def shares_weights(self) -> bool:

@@ -66,6 +66,8 @@ class Record:
     evaluation: Mapping[str, Any]
     rungs: tuple[Mapping[str, Any], ...] = ()
     """Of each rung that it came to the ``epoch``, ``top1_percent`` there, and ``goes_on``."""
+    resumes: int | None = None
+    """The trial that trained the network to the rung from which this one went on."""
     taken_from: str | None = None
     """The study and trial that evaluated it, where that is another one."""
     finished: str | None = None
@@ -198,6 +200,7 @@ def record_from_notes(
         seconds=evaluation.get("seconds", 0.0),
         evaluation=evaluation,
         rungs=tuple(notes.get("rungs", ())),
+        resumes=notes.get("resumes"),
         taken_from=notes.get("taken_from"),
         finished=finished,
         taught=notes.get("taught", True),
