@@ -1,28 +1,32 @@
 """Recorded learning curves in the place of training: a space whose every network has its answer.
 
-The curves are those of ``studies/short-schedule``, made by ``short_schedule.py``: every combination
-of six factors, trained for nine epochs with one seed.
+There are two tables: :func:`short_schedule_table`, every combination of six factors
+(``short_schedule.py``), and :func:`sampled_table`, random networks of a whole space
+(``search_table.py``), where a proposal stands for the network of the table that is most like it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 from fidelity import read_curves
-from short_schedule import FACTORS, FOLDER, SPACE, subspace
+from numpy.typing import NDArray
+from search_table_shown import read_table
+from short_schedule import FACTORS, FOLDER, ROOT, SPACE, read_rows, subspace
 
 from levit_search.architecture import Architecture
 from levit_search.configuration import validated
 from levit_search.engine.interface import Event
-from levit_search.pareto import Points, minimised
-from levit_search.search.setup import reference_of
+from levit_search.pareto import ACCURACIES, Objective
 from levit_search.space import Limits, Space
 from levit_search.study import Study, StudyConfig, read_config
 
 RUNGS = [1, 3]
-OBJECTIVES = ("top1_percent", "flops")
+OBJECTIVES: tuple[Objective, ...] = ("top1_percent", "flops")
 
-# Where each factor of the table stands in a space.
+# Where each factor of the first table stands in a space.
 _SLOTS = {
     "stem_layers": "stem.layers",
     "embed_dim1": "stages.0.embed_dim",
@@ -32,9 +36,52 @@ _SLOTS = {
     "depth2": "stages.1.depth",
 }
 
+SAMPLED = ROOT / "studies" / "table"
 
-def _template() -> dict[str, Any]:
-    """The slots of the table; what else a network has comes from the table."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Networks, and what became of each in training."""
+
+    name: str
+    template: Mapping[str, Any]
+    """The ``architecture`` section of their space."""
+    networks: dict[str, Architecture]
+    """By id."""
+    values: dict[str, dict[str, Any]]
+    """Of each network, the value of every slot."""
+    curves: dict[str, list[float]]
+    """Accuracies in percent after each epoch."""
+    seconds: dict[str, list[float]]
+    """Since the start of training, after each epoch."""
+    figures: dict[str, dict[str, float]]
+    """Whatever is known of a network beside its accuracy: ``flops``, and maybe
+    ``latency_ms``, ``latency_int8_ms`` and ``top1_int8_percent``."""
+    truth: dict[str, float]
+    """The accuracy that a network is judged by, which a search may not see."""
+
+    @property
+    def epochs(self) -> int:
+        return len(next(iter(self.curves.values())))
+
+    @property
+    def slots(self) -> list[str]:
+        return list(next(iter(self.values.values())))
+
+    def final(self, network: str) -> dict[str, float]:
+        """What is known of a network that was trained to the end."""
+        return {**self.figures[network], "top1_percent": self.curves[network][-1]}
+
+    def judged(self, network: str) -> dict[str, float]:
+        """The same with the accuracy that it is judged by."""
+        return {**self.figures[network], "top1_percent": self.truth[network]}
+
+
+@cache
+def short_schedule_table() -> Table:
+    """Every combination of six factors, trained with one seed: 96 networks."""
     template: dict[str, Any] = {
         "image_size": 32,
         "in_channels": 1,
@@ -48,83 +95,157 @@ def _template() -> dict[str, Any]:
         for part in parents:
             node = node[int(part)] if isinstance(node, list) else node[part]
         node[last] = {"choices": list(FACTORS[factor])}
-    return template
+    recorded = read_curves(FOLDER / "curves.csv")
+    members = subspace(_config())
+    curves = {each.id: recorded.by_run[each.id, 0, recorded.longest] for each in members}
+    return Table(
+        "short-schedule",
+        template,
+        {each.id: each.network for each in members},
+        {
+            each.id: {slot: each.factors[factor] for factor, slot in _SLOTS.items()}
+            for each in members
+        },
+        curves,
+        _seconds(recorded.longest),
+        {each.id: {"flops": float(each.flops)} for each in members},
+        {name: curve[-1] for name, curve in curves.items()},
+    )
 
 
-class Table:
-    """Networks by their factors in the order of ``_SLOTS``, and accuracies in percent by epoch."""
+@cache
+def sampled_table() -> Table:
+    """Random networks of ``levit-fashion``; the truth is the mean over a network's seeds."""
+    found = read_table(SAMPLED)
+    template = {"image_size": 32, "in_channels": 1, "num_classes": 10, **_config().architecture}
+    space = Space(template, Limits())
+    figures = {name: list(map(float, each)) for name, each in found.costs.items()}
+    figures["top1_int8_percent"] = list(map(float, found.top1_int8_percent[0]))
+    return Table(
+        "sampled",
+        template,
+        {name: space.decode(each) for name, each in zip(found.networks, found.values, strict=True)},
+        dict(zip(found.networks, found.values, strict=True)),
+        dict(zip(found.networks, found.top1_percent[0].tolist(), strict=True)),
+        dict(zip(found.networks, found.cpu_s[0].tolist(), strict=True)),
+        {
+            name: {figure: each[place] for figure, each in figures.items()}
+            for place, name in enumerate(found.networks)
+        },
+        dict(zip(found.networks, found.truth().tolist(), strict=True)),
+    )
 
-    def __init__(self) -> None:
-        curves = read_curves(FOLDER / "curves.csv")
-        self.epochs = curves.longest
-        # The data is never read; digits come with scikit-learn.
-        config = read_config(SPACE, {"data": {"name": "digits", "image_size": 32}})
-        self.networks: dict[tuple[int, ...], Architecture] = {}
-        self.curves: dict[str, list[float]] = {}
-        self.flops: dict[str, float] = {}
-        for member in subspace(config):
-            self.networks[tuple(member.factors[name] for name in _SLOTS)] = member.network
-            self.curves[member.id] = curves.by_run[member.id, 0, self.epochs]
-            self.flops[member.id] = float(member.flops)
 
-    def final(self, network: str) -> dict[str, float]:
-        """The objectives of a network that was trained to the end."""
-        return {"top1_percent": self.curves[network][-1], "flops": self.flops[network]}
+def several_seeds() -> Table:
+    """That part of the sampled table which has all seeds: a search sees the first, and networks
+    are judged by the second."""
+    found, whole = read_table(SAMPLED), sampled_table()
+    chosen = [name for name, has in zip(found.networks, found.several(), strict=True) if has]
+    second = dict(zip(found.networks, found.top1_percent[1][:, -1].tolist(), strict=True))
+    parts = {
+        field: {name: getattr(whole, field)[name] for name in chosen}
+        for field in ("networks", "values", "curves", "seconds", "figures")
+    }
+    return replace(whole, name="two seeds", truth={name: second[name] for name in chosen}, **parts)
+
+
+def _config() -> StudyConfig:
+    # The data is never read; digits come with scikit-learn.
+    return read_config(SPACE, {"data": {"name": "digits", "image_size": 32}})
+
+
+def _seconds(schedule: int) -> dict[str, list[float]]:
+    """Of the networks of the first table."""
+    found: dict[str, list[float]] = {}
+    for row in read_rows(FOLDER / "curves.csv"):
+        if int(row["seed"]) == 0 and int(row["schedule_epochs"]) == schedule:
+            found.setdefault(row["network"], []).append(float(row["seconds"]))
+    return found
 
 
 class TableSpace(Space):
-    """The space of the table: its networks and no others."""
+    """The space of a table: its networks and no others."""
 
     def __init__(self, table: Table) -> None:
-        super().__init__(_template(), Limits(), "the table")
-        self._networks = table.networks
+        super().__init__(table.template, Limits(), "the table")
+        self._table = table
+        self._by_values = {tuple(each.values()): name for name, each in table.values.items()}
+        self._ids = list(table.values)
+        self._points = np.array([self._point(each) for each in table.values.values()])
+        self._nearest: dict[tuple[Any, ...], str] = {}
 
     def decode(self, values: Mapping[str, Any]) -> Architecture:
-        return self._networks[tuple(values[slot] for slot in _SLOTS.values())]
+        """The network of these values, or else the one that is most like it."""
+        key = tuple(values[slot] for slot in self._table.values[self._ids[0]])
+        name = self._by_values.get(key) or self._nearest.get(key)
+        if name is None:
+            exact = super().encode(super().decode(values)) or {}
+            away = np.abs(self._points - self._point(exact)).sum(axis=1)
+            name = self._nearest[key] = self._ids[int(np.argmin(away))]
+        return self._table.networks[name]
 
     def encode(self, network: Architecture) -> dict[str, Any] | None:
-        for key, each in self._networks.items():
-            if each == network:
-                return dict(zip(_SLOTS.values(), key, strict=True))
-        return None
+        return self._table.values.get(network.id)
+
+    def _point(self, values: Mapping[str, Any]) -> Floats:
+        found = [s.values.index(values[s.name]) / max(1, len(s.values) - 1) for s in self.slots]
+        return np.array(found)
 
 
 class TableConfig(StudyConfig):
-    """A study of the table's space."""
+    """A study of a table's space."""
 
     def space(self, where: str = "space") -> Space:
         del where
-        return TableSpace(Table())
+        return _space(self.name)
 
 
-def table_config(epochs: int, search: dict[str, Any]) -> TableConfig:
-    """A study over the table with clock-free objectives.
+TABLES = {"short-schedule": short_schedule_table, "sampled": sampled_table}
+
+
+@cache
+def _space(name: str) -> TableSpace:
+    return TableSpace(TABLES[name]())
+
+
+def table_config(
+    table: Table, search: dict[str, Any], objectives: Sequence[Objective] = OBJECTIVES
+) -> TableConfig:
+    """A study over a table.
 
     Args:
-        epochs: of a whole training.
+        table: where its networks come from.
         search: the section of that name.
+        objectives: figures of the table.
     """
     given = {
-        "name": "table",
+        "name": table.name,
         "data": {"name": "digits", "image_size": 32},
-        "architecture": _template(),
-        "train": {"epochs": epochs, "rungs": RUNGS, "distillation": "none"},
-        "objectives": OBJECTIVES,
+        "architecture": table.template,
+        "train": {"epochs": table.epochs, "rungs": RUNGS, "distillation": "none"},
+        "objectives": objectives,
         "storage": "journal",
         "search": search,
+        "hypervolume_reference": reference_figures(table, objectives),
     }
     return validated(TableConfig, given, "the table")
 
 
-@cache
-def reference() -> Points:
-    """What the hypervolumes of all studies over the table are measured from, minimised."""
-    config = table_config(1, {})
-    return minimised([reference_of(config, config.space(), {}, {})], OBJECTIVES).reshape(-1)
+def reference_figures(table: Table, objectives: Sequence[Objective]) -> dict[Objective, float]:
+    """What hypervolumes are measured from: guessing, and a tenth beyond the costliest network."""
+    worst = {
+        name: 1.1 * max(each[name] for each in table.figures.values())
+        for name in objectives
+        if name not in ACCURACIES
+    }
+    return {name: worst.get(name, 10.0) for name in objectives}
 
 
 class ReplayEngine:
-    """Answers with the table's curves at once; an epoch counts as a second."""
+    """Answers with a table's curves at once; an epoch counts as a second.
+
+    A training that goes on begins with the rungs that it came to before, as a worker's does.
+    """
 
     def __init__(self, table: Table, study: Study) -> None:
         self._table, self._config = table, study.config
@@ -133,6 +254,11 @@ class ReplayEngine:
         self._running: tuple[int, Architecture] | None = None
         self._is_prepared = False
         self._left: list[int] = []
+        self.acts: list[tuple[str, int]] = []
+        """Networks, and the epoch up to which each was trained then, as they were paid for."""
+        self._paid: dict[str, int] = {}
+        self.epochs = 0
+        self.seconds = 0.0
 
     def has_room(self) -> bool:
         return self._is_prepared and self._running is None
@@ -153,7 +279,8 @@ class ReplayEngine:
         raise AssertionError("nothing here is predicted")
 
     def remeasure(self, trial: int, networks: Sequence[Architecture]) -> None:
-        raise AssertionError("nothing here is measured")
+        left = [{"failed": "a table has each latency once"} for _ in networks]
+        self._events.append(Event("done", trial, content={"results": left}))
 
     def events(self, patience_s: float) -> list[Event]:
         del patience_s
@@ -166,6 +293,15 @@ class ReplayEngine:
     def close(self) -> None:
         pass
 
+    def _pay(self, network: str, epoch: int) -> None:
+        before = self._paid.get(network, 0)
+        if epoch > before:
+            seconds = self._table.seconds[network]
+            self.epochs += epoch - before
+            self.seconds += seconds[epoch - 1] - (seconds[before - 1] if before else 0.0)
+            self._paid[network] = epoch
+            self.acts.append((network, epoch))
+
     def _advance(self) -> None:
         assert self._running is not None
         trial, network = self._running
@@ -173,16 +309,21 @@ class ReplayEngine:
             self._end(trial, self._table.epochs)
             return
         epoch = self._left[0]
-        values = {"top1_percent": self._table.curves[network.id][epoch - 1]}
+        self._pay(network.id, epoch)
+        accuracy = self._table.curves[network.id][epoch - 1]
+        values = {**self._table.figures[network.id], **dict.fromkeys(ACCURACIES, accuracy)}
         self._events.append(Event("rung", trial, content={"epoch": epoch, "values": values}))
 
     def _end(self, trial: int, epochs: int) -> None:
         assert self._running is not None
         _, network = self._running
+        self._pay(network.id, epochs)
         curve = self._table.curves[network.id][:epochs]
-        whole = epochs == self._table.epochs
+        final = self._table.final(network.id)
+        if epochs < self._table.epochs:
+            final = {name: each for name, each in final.items() if name not in ACCURACIES}
         content = {
-            "values": {"top1_percent": curve[-1]} if whole else {},
+            "values": {name: each for name, each in final.items() if name != "flops"},
             "latency": None,
             "training": {
                 "curve": [{"epoch": e, "val_top1_percent": a} for e, a in enumerate(curve, 1)]

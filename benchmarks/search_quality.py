@@ -1,243 +1,231 @@
-"""How much front each epoch of training buys: recorded curves replayed by several strategies.
+"""How much front each epoch of training buys: recorded trainings replayed by several searchers.
 
-    python benchmarks/search_quality.py --json benchmarks/search_quality.json
+    python benchmarks/search_quality.py                      # what is missing of ours, then report
+    python benchmarks/search_quality.py run --jobs 2
+    python benchmarks/search_quality.py export --table sampled --objectives flops > table.json
+    python benchmarks/search_quality.py report
 
-Every combination of six factors was trained once (``short_schedule.py``: 96 networks, 9 epochs), so
-that every proposal has its answer and a search takes seconds. The strategies are Optuna's own
-random, TPE and NSGA-II samplers with their defaults, which train each proposal to the end, repeats
-as well, since they do not notice them; and levit-search as ``run`` does it, with its driver,
-storage and rungs. All have the same seeds. Objectives are the accuracy after nine epochs and FLOPs;
-a front is worth its hypervolume as the search itself states it (docs/search.md#hypervolume), as a
-share of that of all 96 networks. The whole budget trains half of the networks in full.
+``run`` replays levit-search's own driver, storage and rungs over the tables of ``replay.py``, so
+that every proposal has its answer and a search takes seconds; the older ways of the same driver
+stand beside it. Published searchers run by their own packages, in an environment of their own, by
+``peers.py`` over what ``export`` writes; so do the simple baselines. Each run is a line of
+``*.jsonl`` in the folder: the networks, and the epoch that each was trained to, in their order. No
+epoch of a network is paid twice. What is there is not run again.
+
+``report`` says what fronts are worth along the way: their hypervolume as the search itself states it
+(docs/search.md#hypervolume), as a share of that of all networks, by epochs and by recorded seconds.
+The whole budget is what half of the networks take that are trained to the end.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import optuna
-from replay import OBJECTIVES, ReplayEngine, Table, reference, table_config
+from job_pool import Progress
+from replay import (
+    RUNGS,
+    ReplayEngine,
+    Table,
+    reference_figures,
+    sampled_table,
+    several_seeds,
+    short_schedule_table,
+    table_config,
+)
+from search_quality_shown import as_markdown, document_of, draw
+from short_schedule import ROOT
 
-from levit_search.files import write_json
-from levit_search.pareto import Points, hypervolume, minimised
-from levit_search.search import Callback, search
-from levit_search.study import Record, Study
+from levit_search.errors import LevitSearchError
+from levit_search.files import write_atomically, write_json
+from levit_search.pareto import Objective, minimised
+from levit_search.search import search
+from levit_search.study import Study
 from levit_search.study.folder import environment
 
-SHARES = (0.10, 0.20, 0.33, 0.50, 1.00)
-_MOST_PROPOSALS = 300
-
-Trail = list[tuple[int, str]]
-"""Epochs spent when a network was trained to the end, and its id."""
-
-
-@cache
-def table() -> Table:
-    return Table()
-
-
-def optuna_alone(
-    sampler: Callable[[int], optuna.samplers.BaseSampler], is_repeat_free: bool
-) -> Any:
-    """Optuna's ask and tell with every proposal trained to the end."""
-
-    def trail(seed: int, budget: int) -> Trail:
-        known, spent = table(), 0
-        study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler(seed))
-        space = table_config(known.epochs, {}).space()
-        found: Trail = []
-        for _ in range(_MOST_PROPOSALS):
-            if spent + known.epochs > budget:
-                break
-            trial = study.ask(space.distributions())
-            network = space.decode(space.values(trial.params)).id
-            study.tell(trial, [known.final(network)[name] for name in OBJECTIVES])
-            if is_repeat_free and network in dict(map(reversed, found)):
-                continue
-            spent += known.epochs
-            found.append((spent, network))
-        return found
-
-    return trail
-
-
-class _Listener(Callback):
-    """Notes what a search has ended, in its order."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-
-    def on_trial_complete(self, record: Record, *_: object) -> None:
-        self.records.append(record)
-
-
-def ours(**settings: Any) -> Any:
-    """levit-search's driver until it has seen all networks."""
-
-    def trail(seed: int, budget: int) -> Trail:
-        del budget  # what comes after it is cut off
-        known, listener = table(), _Listener()
-        config = table_config(known.epochs, {"seed": seed, "trials": 96, **settings})
-        with tempfile.TemporaryDirectory() as folder:
-            study = Study.create(Path(folder) / "study", config, sys.argv)
-            study.config = config
-            search(study, [listener], engine=lambda study, *_: ReplayEngine(known, study))
-        found: Trail = []
-        spent = 0
-        for record in listener.records:
-            if record.reused_from is None and record.architecture is not None:
-                spent += len(record.evaluation["training"]["curve"])
-                if record.state == "complete":
-                    found.append((spent, record.architecture.id))
-        return found
-
-    return trail
-
-
-STRATEGIES: dict[str, Any] = {
-    "random": optuna_alone(lambda seed: optuna.samplers.RandomSampler(seed=seed), False),
-    "Optuna TPE": optuna_alone(lambda seed: optuna.samplers.TPESampler(seed=seed), False),
-    "Optuna NSGA-II": optuna_alone(lambda seed: optuna.samplers.NSGAIISampler(seed=seed), False),
-    "levit-search": ours(),
+FOLDER = ROOT / "studies" / "search"
+TABLES = {
+    "short-schedule": short_schedule_table,
+    "sampled": sampled_table,
+    "two seeds": several_seeds,
 }
-# Which part of the difference comes from where.
-PARTS: dict[str, Any] = {
-    "random, repeats free": optuna_alone(
-        lambda seed: optuna.samplers.RandomSampler(seed=seed), True
-    ),
-    "Optuna TPE, repeats free": optuna_alone(
-        lambda seed: optuna.samplers.TPESampler(seed=seed), True
-    ),
-    "levit-search, no rungs": ours(reduction=None),
-    "levit-search, random": ours(sampler="random"),
+OBJECTIVES: dict[str, tuple[Objective, ...]] = {
+    "flops": ("top1_percent", "flops"),
+    "latency": ("top1_percent", "latency_ms"),
+    "int8": ("top1_percent", "top1_int8_percent", "latency_int8_ms"),
 }
-
-
-@dataclass(frozen=True)
-class Worth:
-    """Hypervolume of sets of networks, as a share of the hypervolume of all."""
-
-    table: Table
-    reference: Points = field(default_factory=reference)
-
-    def __call__(self, networks: Sequence[str]) -> float:
-        everything = minimised([self.table.final(name) for name in self.table.curves], OBJECTIVES)
-        points = minimised([self.table.final(name) for name in networks], OBJECTIVES)
-        return hypervolume(points, self.reference) / hypervolume(everything, self.reference)
-
-
-def steps(name: str, seed: int, budget: int) -> list[tuple[int, float]]:
-    """The share of the hypervolume after each network, with the epochs spent by then."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    trail = {**STRATEGIES, **PARTS}[name](seed, budget)
-    worth = Worth(table())
-    networks = [network for _, network in trail]
-    return [(spent, worth(networks[: index + 1])) for index, (spent, _) in enumerate(trail)]
-
-
-def at(found: Sequence[tuple[int, float]], epochs: float) -> float:
-    return max((share for spent, share in found if spent <= epochs), default=0.0)
-
-
-def reached(found: Sequence[tuple[int, float]], share: float) -> float | None:
-    return next((float(spent) for spent, each in found if each >= share), None)
+OURS: dict[str, dict[str, Any]] = {
+    "levit-search": {},
+    "levit-search, TPE and halving": {"sampler": "tpe"},
+    "levit-search, no rungs": {"reduction": None},
+}
+SEEDS = 30
+_NO_END = 1e9
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--parts", action="store_true", help="with what each part contributes")
+    parser.add_argument("mode", nargs="?", choices=("run", "export", "report"))
+    parser.add_argument("--table", choices=TABLES, default="sampled", help="to export")
+    parser.add_argument("--objectives", choices=OBJECTIVES, default="flops", help="to export")
+    parser.add_argument("--only", action="append", default=[], metavar="SEARCHER")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    begun = time.perf_counter()
-    names = [*STRATEGIES, *(PARTS if options.parts else ())]
-    whole = len(table().curves) // 2 * table().epochs
-    jobs = [(name, seed) for seed in range(options.seeds) for name in names]
-    with ProcessPoolExecutor(options.jobs) as pool:
-        runs = [pool.submit(steps, name, seed, whole) for name, seed in jobs]
-        found = dict(zip(jobs, [run.result() for run in runs], strict=True))
-    budgets = {f"{share:.0%}": round(share * whole) for share in SHARES}
-    values = {
-        name: {
-            label: [at(found[name, seed], epochs) for seed in range(options.seeds)]
-            for label, epochs in budgets.items()
-        }
-        for name in names
-    }
-    document = {
-        "environment": environment(sys.argv),
-        "networks": len(table().curves),
-        "epochs_of_a_network": table().epochs,
-        "budgets_epochs": budgets,
-        "seeds": options.seeds,
-        "share_of_hypervolume": values,
-        **_against_random(found, values, options.seeds, whole),
-        "seconds": round(time.perf_counter() - begun, 1),
-    }
-    print(as_text(document))
-    if options.json:
-        write_json(options.json, document)
-    return 0
+    try:
+        if options.mode == "export":
+            chosen = TABLES[options.table]()
+            print(json.dumps(exported(chosen, options.objectives)))
+            return 0
+        if options.mode in (None, "run"):
+            run(options)
+        if options.mode in (None, "report"):
+            document = document_of(options.folder, settings())
+            write_json(options.folder / "results.json", document)
+            write_atomically(options.folder / "table.md", as_markdown(document))
+            for name, content in draw(document).items():
+                write_atomically(options.folder / name, content)
+            print(json.dumps(document, indent=2) if options.json else as_markdown(document))
+        return 0
+    except LevitSearchError as error:
+        print(f"search_quality.py: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:  # what has ended is kept
+        return 130
 
 
-def _against_random(
-    found: dict[tuple[str, int], list[tuple[int, float]]],
-    values: dict[str, dict[str, list[float]]],
-    seeds: int,
-    whole: int,
-) -> dict[str, Any]:
-    """After how many epochs each strategy has what random search ends with, at the median."""
-    target = float(np.median(values["random"]["100%"]))
-    needed = {
-        name: [reached(found[name, seed], target) for seed in range(seeds)] for name in values
-    }
-    medians = {
-        name: float(np.median([whole if each is None else each for each in each_seed]))
-        for name, each_seed in needed.items()
-    }
+def settings() -> dict[tuple[str, str], dict[str, Any]]:
+    """By table and objectives, what there is to search, as :func:`exported` has it."""
+    found = {}
+    for name, make in TABLES.items():
+        table = make()
+        for label, objectives in OBJECTIVES.items():
+            known = {"top1_percent", *next(iter(table.figures.values()))}
+            if known >= {*objectives} and (name != "two seeds" or label == "flops"):
+                found[name, label] = exported(table, label)
+    return found
+
+
+def exported(table: Table, label: str) -> dict[str, Any]:
+    """A table for those who know nothing of this package; see ``peers.py``."""
+    objectives = OBJECTIVES[label]
+    names = list(table.networks)
+    rows = [table.judged(name) for name in names]
+    reference = reference_figures(table, objectives)
+    slots = {slot: sorted({each[slot] for each in table.values.values()}) for slot in table.slots}
     return {
-        "random_final": target,
-        "epochs_to_random_final": needed,
-        "median_epochs_to_random_final": medians,
-        "share_of_budget": {name: median / whole for name, median in medians.items()},
+        "name": f"{table.name}, {label}",
+        "epochs": table.epochs,
+        "rungs": RUNGS,
+        "reduction": 3,
+        "slots": slots,
+        "networks": names,
+        "values": [
+            [choices.index(table.values[name][slot]) for slot, choices in slots.items()]
+            for name in names
+        ],
+        "objectives": objectives,
+        "accuracy": [table.curves[name] for name in names],
+        "costs": {name: [table.figures[each][name] for each in names] for name in objectives[1:]},
+        "seconds": [table.seconds[name] for name in names],
+        "reference": minimised([reference], objectives)[0].tolist(),
+        "points": minimised(rows, objectives).tolist(),
     }
 
 
-def as_text(document: dict[str, Any]) -> str:
-    values = document["share_of_hypervolume"]
-    labels = list(document["budgets_epochs"])
-    lines = [
-        "Hypervolume in % of that of all networks: median (quartiles) over "
-        f"{document['seeds']} seeds; lost: seeds in which levit-search was below",
-        "",
-        f"{'':26}" + "".join(f"{label:>22}" for label in labels) + f"{'epochs to random':>20}",
-        f"{'epochs':26}" + "".join(f"{e:>22}" for e in document["budgets_epochs"].values()),
+def run(options: argparse.Namespace) -> None:
+    """Replay what the folder lacks of our own."""
+    file = options.folder / "ours.jsonl"
+    done = {_key(row) for row in read_lines(file)}
+    jobs = [
+        (table, label, searcher, seed)
+        for seed in range(options.seeds)
+        for table, label in settings()
+        for searcher in OURS
+        if not options.only or searcher in options.only
     ]
-    for name, row in values.items():
-        cells = []
-        for label in labels:
-            low, middle, high = np.quantile(row[label], (0.25, 0.5, 0.75)) * 100
-            behind = sum(
-                own < other - 1e-9
-                for own, other in zip(values["levit-search"][label], row[label], strict=True)
-            )
-            lost = "" if name == "levit-search" else f" -{behind}"
-            cells.append(f"{middle:.1f} ({low:.1f}-{high:.1f}){lost}")
-        needed = document["median_epochs_to_random_final"][name]
-        share = document["share_of_budget"][name]
-        lines.append(
-            f"{name:26}" + "".join(f"{c:>22}" for c in cells) + f"{needed:>12.0f} {share:>6.0%}"
-        )
-    return "\n".join(lines)
+    sizes = {name: len(make().networks) for name, make in TABLES.items()}
+    missing = [job for job in jobs if (*job, sizes[job[0]]) not in done]
+    progress = Progress(len(jobs) - len(missing), len(jobs))
+    here = environment([Path(sys.argv[0]).name, *sys.argv[1:]])
+    made = {name: here[name] for name in ("started", "cpu", "revision", "packages")}
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for job, found in zip(missing, pool.map(replayed, missing), strict=True):
+            table, label, searcher, seed = job
+            row = {"table": table, "objectives": label, "searcher": searcher, "seed": seed}
+            with file.open("a") as text:
+                text.write(json.dumps({**row, **found, "made": made}) + "\n")
+            progress.step(f"{', '.join(map(str, job))}: {len(found['acts'])} acts")
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    names = ("table", "objectives", "searcher", "seed", "networks")
+    return tuple(row[name] for name in names)
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """What a file of lines has; nothing where it does not exist."""
+    if file.exists():
+        yield from map(json.loads, file.read_text().splitlines())
+
+
+def replayed(job: tuple[str, str, str, int]) -> dict[str, Any]:
+    """levit-search's driver until the budget is spent, both by epochs and by seconds, or nothing is
+    left to train."""
+    name, label, searcher, seed = job
+    acts, share_s = replay(TABLES[name](), OBJECTIVES[label], seed, OURS[searcher])
+    place = {each: index for index, each in enumerate(TABLES[name]().networks)}
+    return {
+        "networks": len(place),
+        "acts": [[place[network], epoch] for network, epoch in acts],
+        "proposal_ms": round(1000 * share_s / len(acts), 2),
+    }
+
+
+def replay(
+    table: Table,
+    objectives: Sequence[Objective],
+    seed: int,
+    changes: Mapping[str, Any],
+    most: float | None = None,
+) -> tuple[list[tuple[str, int]], float]:
+    """Networks and the epochs that they are trained to, in their order, and processor seconds.
+
+    Args:
+        table: what answers.
+        objectives: of the search.
+        seed: of the search.
+        changes: of its section.
+        most: epochs; None for the whole budget, by epochs and by seconds.
+    """
+    # Time is no bound of a replay, nor is a number of networks: it is stopped from outside.
+    given = {"seed": seed, "trials": None, "time_s": _NO_END, **changes}
+    config = table_config(table, given, objectives)
+    whole = len(table.networks) // 2 * table.epochs if most is None else most
+    whole_s = sum(each[-1] for each in table.seconds.values()) / 2 if most is None else 0.0
+    engines: list[ReplayEngine] = []
+
+    def engine(study: Study, *_: object) -> ReplayEngine:
+        engines.append(ReplayEngine(table, study))
+        return engines[0]
+
+    def is_enough() -> bool:
+        return bool(engines) and engines[0].epochs >= whole and engines[0].seconds >= whole_s
+
+    begun = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        study = Study.create(Path(folder) / "study", config, sys.argv)
+        study.config = config
+        search(study, engine=engine, is_asked_to_stop=is_enough)
+    return engines[0].acts, time.process_time() - begun
 
 
 if __name__ == "__main__":

@@ -146,6 +146,7 @@ class Sampler:
         self._refreshed = 0  # how many of the stopped ones have the values that these gains give
         self._grid = self._choices()  # gone on with: what was passed over once always is
         self._drawn: dict[int, list[Candidate]] = {}  # by trial, what a model may choose then
+        self._is_dry = False  # nothing new was found any more
         if isinstance(asha, FreezeThaw):
             asha.fresh = self._fresh
 
@@ -341,7 +342,7 @@ class Sampler:
             found = self._cheapest()
         elif model.begun < self._config.startup_trials:
             found = model.farthest(self._spread(0, _SPREAD))
-        elif model.predicts:
+        elif model.predicts or number == len(self._ids):  # TPE asks for a trial
             drawn = (self._spread(number - back, _POOL[0]) for back in range(_POOL[1]))
             rng = np.random.default_rng(self._seed(number, "parents"))
             good = model.promising()
@@ -352,20 +353,24 @@ class Sampler:
             params = self._by_model(number)
             found = self._new(chain([params], self._neighbours(number, params)), 1)
         found = [each for each in found if each.network not in model.candidates]
-        return found or self._new(self._random(number), 1)
+        if not found and not self._is_dry:
+            found = self._new(self._uniform(number, "last"), 1)
+            self._is_dry = not found
+        return found
 
     def _spread(self, number: int, count: int) -> list[Candidate]:
         """Random networks, the same whenever they are asked for."""
         if number not in self._drawn:
-            rng = np.random.default_rng(self._seed(max(0, number), f"spread {number}"))
-            values = {name: _values(each) for name, each in self._distributions.items()}
-            drawn = (
-                {name: each[rng.integers(len(each))] for name, each in values.items()}
-                for _ in range(_DRAWS)
-            )
-            self._drawn[number] = self._new(drawn, count)
+            drawn = self._uniform(max(0, number), f"spread {number}")
+            self._drawn[number] = self._new(islice(drawn, 5 * count), count)
             self._drawn.pop(number - _POOL[1], None)
         return self._drawn[number]
+
+    def _uniform(self, number: int, purpose: str) -> Iterator[dict[str, object]]:
+        rng = np.random.default_rng(self._seed(number, purpose))
+        values = {name: _values(each) for name, each in self._distributions.items()}
+        for _ in range(_DRAWS):
+            yield {name: each[rng.integers(len(each))] for name, each in values.items()}
 
     def _cheapest(self) -> list[Candidate]:
         """The network of the fewest FLOPs that is found by changing a random one place by place."""
