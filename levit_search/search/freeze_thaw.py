@@ -132,8 +132,8 @@ class FreezeThaw(MultiObjectiveASHA):
     def drop(self, network: str) -> None:
         """A candidate failed, or is over a limit."""
         self._running.pop(network, None)
-        self._paused.pop(network, None)
-        self.candidates.pop(network, None)
+        for known in (self._paused, self._at, self.candidates):
+            known.pop(network, None)
 
     def _come(self, network: str, epoch: int, values: Mapping[str, float]) -> None:
         if network not in self._taken:
@@ -416,7 +416,7 @@ def expected_improvement(
         width = np.maximum(edges[1:] - low, 0.0)
         counts = front[:, 1 + column, None] <= edges[:-1]
         volumes = (volumes[:, :, None] * width[:, None, :]).reshape(len(error), -1)
-        best = (best[:, :, None] & counts[:, None, :]).reshape(len(front), -1)
+        best = (best[:, :, None] & counts[:, None, :]).reshape(len(front), volumes.shape[1])
     errors = np.where(best, front[:, :1], reference[0]).min(axis=0, initial=reference[0])
     levels, place = np.unique(errors, return_inverse=True)
     by_level = np.zeros((len(error), len(levels)))
