@@ -9,8 +9,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import TrialState
 
 from levit_search.search.moasha import MultiObjectiveASHA
-from levit_search.search.sampling import ProposalStatus, Sampler, chosen, population_of
-from levit_search.study import SamplerName, SearchConfig
+from levit_search.search.sampling import Proposal, Sampler, chosen, population_of
+from levit_search.study import SamplerName, SearchConfig, StudyConfig
 
 OBJECTIVES = ("top1_percent", "flops")
 SPACE: dict[str, BaseDistribution] = {
@@ -41,16 +41,16 @@ class Searched:
     def __init__(self, name: SamplerName, seed: int = 0, startup: int = 10) -> None:
         config = SearchConfig(sampler=name, seed=seed, startup_trials=startup, trials=100)
         limits, population = ["valid", "size"], population_of(config)
-        self.sampler = Sampler(name, config, SPACE, OBJECTIVES, limits, self.status_of, population)
+        self.sampler = Sampler(name, config, SPACE, OBJECTIVES, limits, self.look, population)
         self.known: set[tuple[Any, ...]] = set()
         self.proposed: list[dict[str, Any]] = []
         self.infeasible: list[bool] = []
         self._rejections = 0
 
-    def status_of(self, params: Mapping[str, Any]) -> ProposalStatus:
+    def look(self, params: Mapping[str, Any]) -> Proposal:
         if size(params) > LIMIT:
-            return "infeasible"
-        return "known" if tuple(params.values()) in self.known else "new"
+            return Proposal("infeasible")
+        return Proposal("known" if tuple(params.values()) in self.known else "new")
 
     def step(self) -> bool:
         number = len(self.proposed)
@@ -117,10 +117,10 @@ def test_a_grid_meets_every_choice_once_and_ends() -> None:
     choices = {name: SPACE[name] for name in ("x0", "x1", "kind")}
     seen: list[tuple[Any, ...]] = []
 
-    def status_of(params: Mapping[str, Any]) -> ProposalStatus:
-        return "new" if params["x0"] + params["x1"] <= 12 else "infeasible"
+    def look(params: Mapping[str, Any]) -> Proposal:
+        return Proposal("new" if params["x0"] + params["x1"] <= 12 else "infeasible")
 
-    grid = Sampler("grid", SearchConfig(), choices, OBJECTIVES, ["valid"], status_of, 10)
+    grid = Sampler("grid", SearchConfig(), choices, OBJECTIVES, ["valid"], look, 10)
     while (params := grid.suggest(len(seen), 0)) is not None:
         seen.append(tuple(params.values()))
     assert len(seen) == len(set(seen))
@@ -130,14 +130,25 @@ def test_a_grid_meets_every_choice_once_and_ends() -> None:
     assert seen != sorted(seen), "in an order of its own"
 
 
-def test_the_choice_of_auto_depends_on_the_budget() -> None:
-    assert chosen(SearchConfig(trials=30)) == chosen(SearchConfig(trials=None)) == "tpe"
-    assert chosen(SearchConfig(trials=20_000)) == "nsga2"
-    assert chosen(SearchConfig(sampler="grid")) == "grid"
+def _study(objectives: tuple[str, ...] = OBJECTIVES, **search: Any) -> StudyConfig:
+    given = {"name": "s", "architecture": {"stages": [{"depth": 1}]}, "objectives": objectives}
+    return StudyConfig(**given, search=SearchConfig(**search))
+
+
+def test_the_choice_of_auto_depends_on_what_is_trained_and_on_the_budget() -> None:
+    assert chosen(_study(trials=30)) == chosen(_study(trials=None)) == "freeze-thaw"
+    untrained = ("flops", "params")
+    assert chosen(_study(untrained, trials=30)) == "tpe"
+    assert chosen(_study(untrained, trials=20_000)) == chosen(_study(trials=20_000)) == "nsga2"
+    assert chosen(_study(sampler="grid")) == "grid"
+    with pytest.raises(ValueError, match="freeze-thaw divides epochs"):
+        _study(untrained, sampler="freeze-thaw")
 
 
 def taught(asha: MultiObjectiveASHA | None) -> Sampler:
-    return Sampler("tpe", SearchConfig(), SPACE, OBJECTIVES, ["valid"], lambda _: "new", 10, asha)
+    return Sampler(
+        "tpe", SearchConfig(), SPACE, OBJECTIVES, ["valid"], lambda _: Proposal("new"), 10, asha
+    )
 
 
 def test_a_stopped_candidate_teaches_what_it_is_expected_to_reach() -> None:
@@ -158,6 +169,20 @@ def test_a_stopped_candidate_teaches_what_it_is_expected_to_reach() -> None:
     errors = [trial.values[0] for trial in trials]
     assert errors == pytest.approx([0.4, 0.3]), "40 % and the 20 points that the other gained"
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+
+
+def test_what_goes_on_after_all_teaches_what_it_comes_to() -> None:
+    asha = MultiObjectiveASHA((1, 3), 3.0, OBJECTIVES)
+    sampler = taught(asha)
+    params = {**{f"x{index}": 1 for index in range(5)}, "kind": "a"}
+    for number, (percent, stopped_at) in enumerate([(40.0, 1), (45.0, 3), (47.0, None)]):
+        sampler.begin(number)
+        sampler.set_params(number, params)
+        values = {"top1_percent": percent, "flops": 100.0}
+        sampler.tell(number, values, {"valid": 0.0}, stopped_at=stopped_at)
+        first, *later = sampler.study().get_trials()
+        assert first.values[0] == pytest.approx(1 - percent / 100)
+        assert {trial.state for trial in later} <= {TrialState.FAIL}
 
 
 def test_the_same_parameters_again_teach_nothing() -> None:

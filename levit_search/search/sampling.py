@@ -139,11 +139,12 @@ class Sampler:
         self._next = 0  # the trial that parameters are chosen for next
         self._known: set[tuple[Any, ...]] = set()
         self._values: list[Any] = []
-        self._stopped: list[tuple[int, int, Mapping[str, float]]] = []
+        # By parameters: the trial, the epoch of the rung and the figures there.
+        self._stopped: dict[tuple[Any, ...], tuple[int, int, Mapping[str, float]]] = {}
         self._gains: tuple[float, ...] = ()
         # What int8 costs candidates that were trained to the end, where both accuracies count.
         self._drops: list[float] = []
-        self._refreshed = 0  # how many of the stopped ones have the values that these gains give
+        self._stale: set[tuple[Any, ...]] = set()  # stopped ones without the values of these gains
         self._grid = self._choices()  # gone on with: what was passed over once always is
         self._drawn: dict[int, list[Candidate]] = {}  # by trial, what a model may choose then
         self._is_dry = False  # nothing new was found any more
@@ -226,7 +227,16 @@ class Sampler:
         is_over = any(each > 0 for each in excess.values())
         params = self._trial(number).params
         key = tuple(params.get(name) for name in self._distributions)
-        if values is None or (key in self._known and not is_over):
+        if values is not None and key in self._stopped and not is_over:  # it went on after all
+            self._storage.set_trial_state_values(self._ids[number], TrialState.FAIL)
+            first, *_ = self._stopped.pop(key)
+            self._stale.discard(key)
+            if stopped_at is not None:
+                self._stopped[key] = first, stopped_at, values
+                self._stale.add(key)
+            else:
+                self._trial(first).values = minimised([values], self._objectives)[0].tolist()
+        elif values is None or (key in self._known and not is_over):
             self._storage.set_trial_state_values(self._ids[number], TrialState.FAIL)
         elif is_over and self._name == "tpe":
             self._end(number, TrialState.PRUNED, None, excess)
@@ -239,7 +249,7 @@ class Sampler:
             self._end(number, TrialState.COMPLETE, point, excess)
         else:
             if stopped_at is not None:
-                self._stopped.append((number, stopped_at, values))
+                self._stopped[key] = number, stopped_at, values
                 values = self._expected(stopped_at, values)
             elif set(ACCURACIES) <= set(self._objectives):
                 self._drops.append(values["top1_percent"] - values["top1_int8_percent"])
@@ -254,13 +264,13 @@ class Sampler:
         Optuna's studies keep what they have read: take a new one for each proposal.
         """
         gains = (*self._asha.gains(), self._drop()) if self._asha is not None else ()
-        first = self._refreshed if gains == self._gains else 0
-        self._gains, self._refreshed = gains, len(self._stopped)
-        for number, epoch, values in self._stopped[first:]:
-            trial = self._trial(number)
-            if trial.state == TrialState.COMPLETE:
-                point = minimised([self._expected(epoch, values)], self._objectives)[0]
-                trial.values = point.tolist()
+        if gains != self._gains:
+            self._gains, self._stale = gains, set(self._stopped)
+        for key in self._stale:
+            number, epoch, values = self._stopped[key]
+            point = minimised([self._expected(epoch, values)], self._objectives)[0]
+            self._trial(number).values = point.tolist()
+        self._stale = set()
         return optuna.load_study(study_name=_STUDY, storage=self._storage, sampler=RandomSampler())
 
     def _expected(self, epoch: int, values: Mapping[str, float]) -> dict[str, float]:
