@@ -255,7 +255,7 @@ def trials(study: "Study") -> "pandas.DataFrame":
     columns = table.columns(study.records(), verdict(study))
     texts = ("state", "id", "vs_best", "reason", "architecture")
     kinds: dict[str, object] = {name: float for name in columns if name not in texts}
-    kinds |= {"trial": int, "reused_from": "Int64"}
+    kinds |= {"trial": int, "reused_from": "Int64", "resumes": "Int64"}
     return pandas.DataFrame(columns).astype(kinds).set_index("trial")
 
 

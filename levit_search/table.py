@@ -338,6 +338,7 @@ def columns(records: Sequence[Record], verdict: Verdict = UNJUDGED) -> dict[str,
         "ratio_ci95_high": [high for _, high in intervals],
         "seconds": [record.seconds for record in records],
         "reused_from": [record.reused_from for record in records],
+        "resumes": [record.resumes for record in records],
         "reason": [record.reason or None for record in records],
         "architecture": [network.summary() if network else None for network in networks],
     }

@@ -246,10 +246,12 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, write: int, after: bool) -> None:
 @pytest.mark.parametrize(
     ("sampler", "after"),
     [
+        ("freeze-thaw", True),
+        ("freeze-thaw", False),
         ("tpe", True),
-        pytest.param("tpe", False, marks=pytest.mark.slow),
-        pytest.param("nsga2", True, marks=pytest.mark.slow),
-        pytest.param("random", False, marks=pytest.mark.slow),
+        ("tpe", False),
+        ("nsga2", True),
+        ("random", False),
     ],
 )
 def test_killed_at_any_write_it_ends_as_if_undisturbed(

@@ -28,7 +28,7 @@ _MOST_REASONS = 5
 
 def epochs_of(record: Record) -> int:
     """Epochs that were trained for a trial in this study."""
-    return 0 if _is_free(record) else len(record.curve)
+    return 0 if _is_free(record) else max(0, len(record.curve) - record.resumed_at)
 
 
 def _is_free(record: Record) -> bool:
@@ -158,16 +158,18 @@ class Savings:
 def savings(records: Sequence[Record], epochs: int) -> Savings | None:
     """What the rungs saved, of a recipe of so many ``epochs``; None where no candidate came to
     one."""
-    trained = [record for record in records if epochs_of(record)]
+    trials = [record for record in records if epochs_of(record)]
+    # By network: of one that was paused and went on, the last trial counts.
+    trained = {record.architecture.id: record for record in trials if record.architecture}.values()
     stopped = [record for record in trained if outcome(record, epochs) == "stopped"]
     asked = [point for record in trained for point in record.rungs]
     if not asked:
         return None
     came = Counter(point["epoch"] for point in asked)
     went_on = Counter(point["epoch"] for point in asked if point["goes_on"])
-    spent = sum(map(epochs_of, trained))
-    saved = [epochs - epochs_of(record) for record in stopped]
-    each_s = [record.curve[-1]["seconds"] / epochs_of(record) for record in stopped]
+    spent = sum(map(epochs_of, trials))
+    saved = [epochs - len(record.curve) for record in stopped]
+    each_s = [record.curve[-1]["seconds"] / len(record.curve) for record in stopped]
     return Savings(
         tuple({"epoch": e, "came": came[e], "went_on": went_on[e]} for e in sorted(came)),
         len(trained),

@@ -202,6 +202,8 @@ def _outcome(record: Record, study: Study) -> str:
         found = f"trial {record.trial}: {_figures(record.values, study)}"
     assert record.architecture is not None
     again = f" (known from trial {record.reused_from})" if record.reused_from is not None else ""
+    if record.resumes is not None:
+        again = f" (paused in trial {record.resumes}, went on)"
     return f"{found}  {record.architecture.summary()}{again}"
 
 

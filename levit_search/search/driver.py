@@ -177,7 +177,8 @@ class _Driver:
         with contextlib.ExitStack() as stack:
             trials, budget = self._store.trials(), self._config.search.trials
             notes = [trial.user_attrs for trial in trials]
-            evaluated = sum("evaluation" in each and "reused_from" not in each for each in notes)
+            repeats = {"reused_from", "resumes"}
+            evaluated = sum("evaluation" in each and repeats.isdisjoint(each) for each in notes)
             # Workers take seconds to start; they may do so while trials are recalled.
             is_begun = budget is None or evaluated < budget
             loop = self._started(stack) if is_begun else None
@@ -370,8 +371,13 @@ class _Driver:
             self._add(trial, TrialState.PRUNED, f"{over[0]} over the limit of {limit:,.0f}")
         elif self._freeze_thaw is not None and network.id in self._freeze_thaw.paused():
             known = self._store.status.known[network.id]
-            trial.notes |= {"resumes": known.trial, "rungs": [dict(each) for each in known.rungs]}
-            trial.notes["rungs"][-1]["goes_on"] = True
+            trial.notes |= {
+                "resumes": known.trial,
+                "resumed_at": self._freeze_thaw.paused()[network.id],
+                "rungs": [{**rung, "goes_on": True} for rung in known.rungs],
+            }
+            if not known.taught:
+                trial.notes["taught"] = False
             self._begin(engine, trial)
         elif network.id in self._store.status.known:
             self._reuse(trial, self._store.status.known[network.id])

@@ -159,9 +159,9 @@ class FreezeThaw(MultiObjectiveASHA):
         self._went_on[epoch][network] = goes_on
         return goes_on
 
-    def paused(self) -> list[str]:
-        """Networks that may go on."""
-        return [*self._paused]
+    def paused(self) -> Mapping[str, int]:
+        """Networks that may go on, with the epoch of their checkpoint; 0 for none."""
+        return self._paused
 
     def can_go_on(self) -> bool:
         """Whether a paused network may be trained on."""

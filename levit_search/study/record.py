@@ -67,7 +67,9 @@ class Record:
     rungs: tuple[Mapping[str, Any], ...] = ()
     """Of each rung that it came to the ``epoch``, ``top1_percent`` there, and ``goes_on``."""
     resumes: int | None = None
-    """The trial that trained the network to the rung from which this one went on."""
+    """The trial that trained the network before it was paused at a rung; this one went on."""
+    resumed_at: int = 0
+    """The epoch of the checkpoint from which it went on; 0 where there was none any more."""
     taken_from: str | None = None
     """The study and trial that evaluated it, where that is another one."""
     finished: str | None = None
@@ -201,6 +203,7 @@ def record_from_notes(
         evaluation=evaluation,
         rungs=tuple(notes.get("rungs", ())),
         resumes=notes.get("resumes"),
+        resumed_at=notes.get("resumed_at", 0),
         taken_from=notes.get("taken_from"),
         finished=finished,
         taught=notes.get("taught", True),
@@ -517,6 +520,8 @@ class _Trial(_Open, total=False):
     rungs: list[_Rung]
     reason: str | None
     reused_from: _Number | None
+    resumes: _Number | None
+    resumed_at: _Number
     taken_from: str | None
     taught: bool
 
