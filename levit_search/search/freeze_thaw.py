@@ -260,7 +260,7 @@ class FreezeThaw(MultiObjectiveASHA):
             part = seen[:fitted_on]
             points, values, places = self._data(part)
             model = GaussianProcess(points, values, places, len(self._stops))
-            left = values - model.left_out([network for network, _ in part])
+            left = values - model.left_out([network for network, _ in self._chosen(part)])
             self.predicts = bool((left**2).mean() < (1 - _PREDICTS) * values.var())
             self._fits[self.accuracy] = fitted_on, model.hyperparameters
         return self._fits[self.accuracy][1]
@@ -285,20 +285,24 @@ class FreezeThaw(MultiObjectiveASHA):
 
     def _data(self, seen: Sequence[tuple[str, int]]) -> tuple[Floats, Floats, NDArray[np.int_]]:
         """Points, the accuracy in the end that each observation promises, and places of rungs."""
-        whole = [each for each in seen if each[1] == len(self._stops) - 1]
         promised = self._promises(seen)
-        if len(seen) > _MOST_OBSERVED:  # the latest, half of them of those trained to the end
-            chosen = {*whole[-_MOST_OBSERVED // 2 :]}
-            chosen |= {
-                *[each for each in seen if each not in chosen][len(chosen) - _MOST_OBSERVED :]
-            }
-            seen = [each for each in seen if each in chosen]
+        seen = self._chosen(seen)
         places = np.array([place for _, place in seen])
         values = np.array([promised[each] for each in seen])
         low, high = np.quantile(values, [0.25, 0.75])
         values = np.maximum(values, low - _OUTLIER * (high - low))
         points = self._encoding.points([self.candidates[n] for n, _ in seen], self._time(places))
         return points, values, places
+
+    def _chosen(self, seen: Sequence[tuple[str, int]]) -> Sequence[tuple[str, int]]:
+        """Those that a model is made of: the latest, up to half of them trained to the end."""
+        if len(seen) <= _MOST_OBSERVED:
+            return seen
+        last = len(self._stops) - 1
+        whole = [each for each in seen if each[1] == last][-_MOST_OBSERVED // 2 :]
+        others = [each for each in seen if each[1] != last][len(whole) - _MOST_OBSERVED :]
+        chosen = {*whole, *others}
+        return [each for each in seen if each in chosen]
 
     def _promises(self, seen: Sequence[tuple[str, int]]) -> dict[tuple[str, int], float]:
         """Accuracies in the end, if each gains what those seen gained on average."""
@@ -346,7 +350,7 @@ class _Encoding:
 
     def __init__(self, distributions: Mapping[str, BaseDistribution]) -> None:
         self._distributions = distributions
-        self._known: dict[str, tuple[float, ...]] = {}
+        self._known: dict[str, Floats] = {}  # by network
 
     def points(self, candidates: Sequence[Candidate], times: Floats) -> Floats:
         """[candidates, dimensions], the time being the last one."""
@@ -358,20 +362,23 @@ class _Encoding:
         return np.column_stack([self.choices(candidates), np.array(costs)])
 
     def choices(self, candidates: Sequence[Candidate]) -> Floats:
-        return np.array([self._choice(each) for each in candidates])
+        """[candidates, dimensions] of what there is to choose alone."""
+        for each in candidates:
+            if each.network not in self._known:
+                self._known[each.network] = self._point(each.params)
+        return np.array([self._known[each.network] for each in candidates])
 
-    def _choice(self, candidate: Candidate) -> tuple[float, ...]:
+    def _point(self, params: Mapping[str, Any]) -> Floats:
         found: list[float] = []
         for name, distribution in self._distributions.items():
-            value = candidate.params[name]
+            value = params[name]
             if isinstance(distribution, CategoricalDistribution):
                 found += [math.sqrt(0.5) * (value == each) for each in distribution.choices]
             else:
                 assert isinstance(distribution, IntDistribution)
-                found.append(
-                    (value - distribution.low) / max(1, distribution.high - distribution.low)
-                )
-        return tuple(found)
+                low, high = distribution.low, distribution.high
+                found.append((value - low) / max(1, high - low))
+        return np.array(found)
 
 
 def _threshold(count: int) -> int:
