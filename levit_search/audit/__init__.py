@@ -88,7 +88,7 @@ def audit(study: Study, seeds: int, jobs: int, progress: StepProgress) -> Mappin
 
     Returns:
         What ``audit.json`` holds: ``study``, ``finished``, ``objectives``, ``trials``, ``search``
-        (``{milestones, trajectory, shares, rungs, prediction, inheritance}``), all of
+        (``{milestones, trajectory, shares, rungs, settled, prediction, inheritance}``), all of
         :func:`levit_search.audit.front_confidence.front_figures`, ``failed`` trainings, and
         ``networks``, their accuracies by id.
 
@@ -123,6 +123,7 @@ def audit(study: Study, seeds: int, jobs: int, progress: StepProgress) -> Mappin
                 "trajectory": path.steps(),
                 "shares": search_cost.shares(records, epochs),
                 "rungs": asdict(saved) if saved is not None else None,
+                "settled": search_cost.settled(records),
                 "prediction": search_cost.prediction_errors(records),
                 "inheritance": search_cost.inheritance(records, supernet),
             },

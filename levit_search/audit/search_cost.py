@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from levit_search.pareto import Objective, hypervolume, minimised
+from levit_search.search.freeze_thaw import SETTLED_ACTS, SETTLED_PERCENT, has_settled
 from levit_search.study import Outcome, Record, outcome
 from levit_search.study.record import ERRORS
 
@@ -179,6 +180,37 @@ def savings(records: Sequence[Record], epochs: int) -> Savings | None:
         100 * sum(saved) / (spent + sum(saved)),
         sum(left * seconds for left, seconds in zip(saved, each_s, strict=True)) / 3600,
     )
+
+
+def settled(records: Sequence[Record]) -> Mapping[str, Any] | None:
+    """From which trial on the front no longer moved, by what the search expected of any training.
+
+    Returns:
+        ``{trial, percent, acts, last_percent}``: the trial, None if the front had not settled; by
+        which bound and for how many trainings in a row; what was expected at last. None where the
+        search had no model that expects anything.
+    """
+    told = [(each.trial, each.outlook_percent) for each in sorted(records, key=_number)]
+    known = [(trial, percent) for trial, percent in told if percent is not None]
+    if not known:
+        return None
+    outlooks = [percent for _, percent in known]
+    first = None
+    if has_settled(outlooks):
+        place = len(outlooks)
+        while place and outlooks[place - 1] <= SETTLED_PERCENT:
+            place -= 1
+        first = known[place][0]
+    return {
+        "trial": first,
+        "percent": SETTLED_PERCENT,
+        "acts": SETTLED_ACTS,
+        "last_percent": outlooks[-1],
+    }
+
+
+def _number(record: Record) -> int:
+    return record.trial
 
 
 def shares(records: Sequence[Record], epochs: int) -> Mapping[str, Any]:

@@ -56,6 +56,18 @@ def _search(search: Mapping[str, Any]) -> Section:
         for point in points
     ]
     notes = []
+    if found := search.get("settled"):
+        if found["trial"] is None:
+            notes.append(
+                f"The front was still moving: further training was expected to add up to "
+                f"{found['last_percent']:.2g} % to the hypervolume."
+            )
+        else:
+            notes.append(
+                f"From trial {found['trial']} on the front no longer moved: no training was "
+                f"expected to add more than {found['percent']:g} % to the hypervolume "
+                "(`search.until: converged` ends there)."
+            )
     if found := search["prediction"]:
         notes.append(
             f"Predicted latencies of {found['networks']} networks that were measured later: "

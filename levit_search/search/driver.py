@@ -8,6 +8,7 @@ takes up its trials first, then does what an undisturbed one would have done.
 import contextlib
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +27,13 @@ from levit_search.files import remove_unfinished
 from levit_search.pretrained import check_donor_weights
 from levit_search.search.callbacks import Callback, CallbackList, Summary, front_volume
 from levit_search.search.final_evaluation import Comparisons, FinalEvaluation
-from levit_search.search.freeze_thaw import Candidate, FreezeThaw
+from levit_search.search.freeze_thaw import (
+    SETTLED_ACTS,
+    SETTLED_PERCENT,
+    Candidate,
+    FreezeThaw,
+    has_settled,
+)
 from levit_search.search.loop import Loop
 from levit_search.search.moasha import MultiObjectiveASHA
 from levit_search.search.sampling import Proposal, Sampler, chosen, population_of
@@ -47,6 +54,10 @@ _FAILURES = 10
 _MOST_TRIES = 2  # of a network that fails
 _INTERRUPTED = "you interrupted it"
 _TOO_SLOW_TEXT = f"the last {_TOO_SLOW} networks were over the limit of latency_ms"
+_SETTLED_TEXT = (
+    f"of the last {SETTLED_ACTS} trainings none was expected to add more than "
+    f"{SETTLED_PERCENT:g} % to the hypervolume"
+)
 _NOTHING_NEW = "no new network within the limits was found in the space"
 
 _STATES: dict[TrialState, State] = {
@@ -164,6 +175,7 @@ class _Driver:
         self.running: dict[int, _Trial] = {}
         self._left_over: list[_Trial] = []
         self._too_slow = self._failures = 0  # of the latest, how many in a row
+        self._outlooks: deque[float] = deque(maxlen=SETTLED_ACTS)
         self._is_exhausted = False
         self._because = _INTERRUPTED
         self._begun = time.monotonic()
@@ -256,6 +268,8 @@ class _Driver:
         """Take up a trial of an earlier session, or of another study."""
         number, notes, excess = trial.number, dict(trial.user_attrs), dict(trial.constraints)
         self._starts.pop(notes.get("architecture_id", ""), None)
+        if "outlook_percent" in notes:
+            self._outlooks.append(notes["outlook_percent"])
         self._sampler.begin(number, trial.system_attrs)
         self._sampler.set_params(number, trial.params)
         is_own = not trial.state.is_finished() or "evaluation" in notes
@@ -338,6 +352,8 @@ class _Driver:
                 return "the time is up"
         if self._is_enough():
             return "the budget is used up"
+        if self._config.search.until == "converged" and has_settled(self._outlooks):
+            return _SETTLED_TEXT
         if self._too_slow >= _TOO_SLOW:
             return _TOO_SLOW_TEXT
         return _NOTHING_NEW if self._is_exhausted else None
@@ -394,6 +410,9 @@ class _Driver:
         assert trial.network is not None
         if self._freeze_thaw is not None:
             self._freeze_thaw.begin(self._candidate(trial.network, trial.notes["cost"]))
+            if self._freeze_thaw.outlook_percent is not None:
+                trial.notes["outlook_percent"] = self._freeze_thaw.outlook_percent
+                self._outlooks.append(trial.notes["outlook_percent"])
         kept = self._sampler.attributes(trial.number)
         running = TrialState.RUNNING
         self._store.add(running, None, trial.params, trial.notes, trial.excess, kept)

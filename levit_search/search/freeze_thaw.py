@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from scipy.special import ndtr
 
-from levit_search.pareto import Objective, Points, is_maximised, minimised, non_dominated
+from levit_search.pareto import (
+    Objective,
+    Points,
+    hypervolume,
+    is_maximised,
+    minimised,
+    non_dominated,
+)
 from levit_search.search.gaussian_process import Floats, GaussianProcess
 from levit_search.search.moasha import MultiObjectiveASHA
 
@@ -30,6 +37,9 @@ _KEPT = 16  # paused networks that have a checkpoint
 _CELLS = 2000  # that the space of costs is divided into at most
 _OUTLIER = 3.0  # quartile distances below the lower quartile: worse is no different
 _LEAST = 1e-12
+SETTLED_PERCENT, SETTLED_ACTS = 0.1, 10
+"""A front no longer moves when of so many acts in a row none was expected to add more to its
+hypervolume than so many percent of it."""
 
 
 class Candidate(NamedTuple):
@@ -69,6 +79,9 @@ class FreezeThaw(MultiObjectiveASHA):
     """By network, those that began, but for those that failed."""
     begun: int
     """How many networks began here."""
+    outlook_percent: float | None
+    """What any of the acts that there are was expected to add at most, when one was chosen last, in
+    percent of the front's hypervolume; None before there is a front and a model."""
     predicts: bool
     """Whether the model told networks apart that it did not know, when it was fitted last."""
 
@@ -91,6 +104,7 @@ class FreezeThaw(MultiObjectiveASHA):
         self._share = float(sum(step / reduction**rung for rung, step in enumerate(steps)))
         self._prices = [name for name in objectives if not is_maximised(name)]
         self.candidates, self.begun, self.predicts = {}, 0, True
+        self.outlook_percent = None
         self._taken: set[str] = set()
         self._at: dict[str, int] = {}  # the epoch that a network was trained to
         self._paused: dict[str, int] = {}  # the epoch of its checkpoint, 0 where it has none
@@ -180,6 +194,8 @@ class FreezeThaw(MultiObjectiveASHA):
         if not known:
             return None
         gains, chances = self._expectations(known)
+        if volume := hypervolume(*self._front()):
+            self.outlook_percent = float(100 * gains.max() / volume)
         starts = np.array([self._paused.get(each.network, 0) for each in known])
         stops = np.array([self._stop_after(each.network) for each in known])
         epochs = stops - starts + chances * (self._stops[-1] - stops)
@@ -237,20 +253,19 @@ class FreezeThaw(MultiObjectiveASHA):
         """What each would add to the hypervolume, and its chance to be on the front."""
         ends = np.zeros(len(candidates))
         mean, deviation = self._model().predict(self._encoding.points(candidates, ends))
-        names = [self.accuracy, *self._prices]
-        whole = [
-            self.candidates[name].figures
-            for name in self._accuracies[-1]
-            if name in self.candidates
-        ]
-        front = minimised(whole, names)
-        places = [self._objectives.index(name) for name in names]
         prices = np.column_stack(
             [self._priced(name, candidates) for name in self._prices]
             or [np.empty((len(candidates), 0))]
         )
-        reference = self._reference()[places]
+        front, reference = self._front()
         return expected_improvement(front, reference, 1 - mean / 100, deviation / 100, prices)
+
+    def _front(self) -> tuple[Points, Points]:
+        """What was trained to the end, and the reference: errors, then costs."""
+        names = [self.accuracy, *self._prices]
+        known = [self.candidates[each] for each in self._accuracies[-1] if each in self.candidates]
+        places = [self._objectives.index(name) for name in names]
+        return minimised([each.figures for each in known], names), self._reference()[places]
 
     def _fit(self) -> Floats:
         """Hyperparameters, fitted again where much has come, and whether the model predicts."""
@@ -379,6 +394,12 @@ class _Encoding:
                 low, high = distribution.low, distribution.high
                 found.append((value - low) / max(1, high - low))
         return np.array(found)
+
+
+def has_settled(outlooks: Sequence[float]) -> bool:
+    """Whether a front no longer moves, by what was expected of the latest acts at most."""
+    latest = list(outlooks)[-SETTLED_ACTS:]
+    return len(latest) == SETTLED_ACTS and max(latest) <= SETTLED_PERCENT
 
 
 def _threshold(count: int) -> int:

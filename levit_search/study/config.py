@@ -42,7 +42,10 @@ class SearchConfig(Frozen):
     """How a space is searched: ``trials`` networks are trained (null for no such bound), or as many
     as can be started within ``time_s`` of a session.
 
-    ``sampler: auto`` is chosen by the budget, see :func:`levit_search.search.sampling.chosen`.
+    ``sampler: auto`` is chosen by what is trained, and by the budget; see
+    :func:`levit_search.search.sampling.chosen`. With ``freeze-thaw``, ``trials`` networks share the
+    epochs that halving by ``reduction`` would give them, and ``until: converged`` ends a search
+    earlier, when nothing is expected to move its front any more.
     Until ``startup_trials`` networks are known, those of ``start`` included, models are not asked
     and networks are drawn at random.
 
@@ -56,6 +59,7 @@ class SearchConfig(Frozen):
     sampler: SamplerName = "auto"
     startup_trials: Count = 10
     reduction: Annotated[float, Field(gt=1)] | None = 3.0
+    until: Literal["budget", "converged"] = "budget"
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
 
 
@@ -206,6 +210,11 @@ class StudyConfig(Frozen):
                 "search.sampler: freeze-thaw divides epochs among candidates, which are not "
                 "trained here; auto takes tpe"
             )
+        if self.search.until == "converged" and not self.may_freeze:
+            raise ValueError(
+                "search.until: converged needs the sampler freeze-thaw, which knows what is to be "
+                f"expected; here it is {self.search.sampler}"
+            )
         if self.shares_weights and not self.is_trained:
             raise ValueError(
                 f"accuracy: {self.accuracy} needs {' or '.join(ACCURACIES)} among the objectives"
@@ -258,6 +267,11 @@ class StudyConfig(Frozen):
     def inherits(self) -> bool:
         """Whether candidates' accuracies are those of weights that they inherit."""
         return self.accuracy == "supernet"
+
+    @property
+    def may_freeze(self) -> bool:
+        """Whether the sampler is freeze-thaw, given or by choice."""
+        return self.trains_candidates and self.search.sampler in ("auto", "freeze-thaw")
 
     @property
     def trains_candidates(self) -> bool:

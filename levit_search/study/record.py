@@ -70,6 +70,9 @@ class Record:
     """The trial that trained the network before it was paused at a rung; this one went on."""
     resumed_at: int = 0
     """The epoch of the checkpoint from which it went on; 0 where there was none any more."""
+    outlook_percent: float | None = None
+    """What any training was expected to add to the front's hypervolume at most, in percent of it,
+    when this one was chosen; None where nothing was expected by a model."""
     taken_from: str | None = None
     """The study and trial that evaluated it, where that is another one."""
     finished: str | None = None
@@ -204,6 +207,7 @@ def record_from_notes(
         rungs=tuple(notes.get("rungs", ())),
         resumes=notes.get("resumes"),
         resumed_at=notes.get("resumed_at", 0),
+        outlook_percent=notes.get("outlook_percent"),
         taken_from=notes.get("taken_from"),
         finished=finished,
         taught=notes.get("taught", True),
@@ -522,6 +526,7 @@ class _Trial(_Open, total=False):
     reused_from: _Number | None
     resumes: _Number | None
     resumed_at: _Number
+    outlook_percent: _Finite
     taken_from: str | None
     taught: bool
 
