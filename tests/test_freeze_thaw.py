@@ -6,7 +6,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from scipy.optimize import check_grad
 
 from levit_search.pareto import hypervolume
-from levit_search.search.freeze_thaw import Candidate, FreezeThaw, expected_improvement
+from levit_search.search.freeze_thaw import (
+    Candidate,
+    FreezeThaw,
+    expected_improvement,
+    has_settled,
+)
 from levit_search.search.gaussian_process import GaussianProcess
 
 _OBJECTIVES = ("top1_percent", "flops")
@@ -137,6 +142,7 @@ def _judge(trials: int | None = None, startup: int = 4) -> FreezeThaw:
     )
     everything = [_candidate(w, d, k) for w in range(5) for d in range(4) for k in "ab"]
     found.fresh = lambda: [each for each in everything if each.network not in found.candidates]
+    found.cheapest = lambda: everything[0]
     return found
 
 
@@ -159,7 +165,7 @@ def _carried_out(judge: FreezeThaw, most: int) -> list[tuple[str, int]]:
     return acts
 
 
-def test_the_first_network_goes_to_the_end_and_others_of_the_start_pause() -> None:
+def test_the_cheapest_network_goes_to_the_end_and_others_of_the_start_pause() -> None:
     judge = _judge()
     acts = _carried_out(judge, 6)
     first = acts[0][0]
@@ -260,3 +266,17 @@ def test_few_checkpoints_are_kept() -> None:
     assert len(lost) == kept - 16
     assert not judge.superfluous()
     assert len(judge.paused()) == kept, "they may still go on, from the beginning"
+
+
+def test_a_front_has_settled_when_nothing_is_expected_any_more() -> None:
+    judge = _judge()
+    _carried_out(judge, 90)
+    assert judge.outlook_percent is not None
+    early = _judge()
+    _carried_out(early, 10)
+    early.next_act()
+    assert early.outlook_percent is not None
+    assert early.outlook_percent > judge.outlook_percent
+    assert not has_settled([0.05] * 9)
+    assert not has_settled([0.05] * 5 + [0.2] + [0.05] * 9)
+    assert has_settled([3.0] + [0.05] * 10)

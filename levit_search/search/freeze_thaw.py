@@ -71,7 +71,7 @@ class FreezeThaw(MultiObjectiveASHA):
         last_epoch: of a whole training.
         distributions: of all parameters, by name.
         trials: networks to begin; None where time is the bound.
-        startup_trials: networks that are begun before any goes on, but for the first.
+        startup_trials: networks that are begun before any goes on, but for the cheapest.
         reference: what hypervolumes are measured from, minimised; asked when it is needed.
     """
 
@@ -114,6 +114,8 @@ class FreezeThaw(MultiObjectiveASHA):
         self._fits: dict[str, tuple[int, Floats]] = {}  # on how many observations, with what result
         self.fresh: Callable[[], Sequence[Candidate]] = tuple
         """What there is to begin."""
+        self.cheapest: Callable[[], Candidate | None] = lambda: None
+        """The network of the fewest FLOPs, which begins with the first ones."""
 
     # --- what happens
 
@@ -166,8 +168,12 @@ class FreezeThaw(MultiObjectiveASHA):
             return self._went_on[epoch][network]
         self.enter(epoch, network, values, False)
         self.pause(network)
-        act = self.next_act()
-        goes_on = act is not None and act.candidate.network == network
+        cheapest = self.cheapest() if self.begun <= self._startup else None
+        if cheapest is not None and cheapest.network == network:
+            goes_on = True  # it is on the front, and shows what trainings gain
+        else:
+            act = self.next_act()
+            goes_on = act is not None and act.candidate.network == network
         if goes_on:
             self.begin(self.candidates[network])
         self._went_on[epoch][network] = goes_on
@@ -185,10 +191,10 @@ class FreezeThaw(MultiObjectiveASHA):
         """What is worth most for what it costs; None where there is nothing to do, or no budget."""
         may_begin = self._trials is None or self.begun < self._trials
         paused = [self.candidates[name] for name in self._paused if self._can_afford(name)]
-        if not self._accuracies[-1] and paused and not self._running:
-            return Act(paused[0], math.inf)  # what trainings gain is known by one of them at least
         if self.begun < self._startup and may_begin and (fresh := self.fresh()):
             return Act(fresh[0], math.inf)
+        if not self._accuracies[-1] and paused and not self._running:
+            return Act(paused[0], math.inf)  # what trainings gain is known by one of them at least
         self._fit()
         known = [*paused, *(self.fresh() if may_begin else ())]
         if not known:
@@ -212,8 +218,8 @@ class FreezeThaw(MultiObjectiveASHA):
 
     def farthest(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The one that is least like all that began, if there is one."""
-        if not candidates:
-            return []
+        if not candidates or not self.candidates:
+            return list(candidates[:1])
         begun = self._encoding.choices([*self.candidates.values()])
         points = self._encoding.choices(candidates)
         away = np.linalg.norm(points[:, None] - begun, axis=2).min(axis=1)

@@ -29,6 +29,7 @@ propose one that differs from it in a place or a few: they often come back to wh
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain, islice
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -149,7 +150,7 @@ class Sampler:
         self._drawn: dict[int, list[Candidate]] = {}  # by trial, what a model may choose then
         self._is_dry = False  # nothing new was found any more
         if isinstance(asha, FreezeThaw):
-            asha.fresh = self._fresh
+            asha.fresh, asha.cheapest = self._fresh, cache(self._cheapest)
 
     def begin(self, number: int, attributes: Mapping[str, Any] | None = None) -> None:
         """A trial runs, without parameters. It has its generation, whether it is bred or not.
@@ -348,8 +349,9 @@ class Sampler:
         assert isinstance(self._asha, FreezeThaw)
         model, number = self._asha, self._next
         found: Sequence[Candidate]
-        if not model.begun:
-            found = self._cheapest()
+        cheapest = model.cheapest() if model.begun < self._config.startup_trials else None
+        if cheapest is not None and self._look(cheapest.params).status == "new":
+            found = [cheapest]
         elif model.begun < self._config.startup_trials:
             found = model.farthest(self._spread(0, _SPREAD))
         elif model.predicts or number == len(self._ids):  # TPE asks for a trial
@@ -382,7 +384,7 @@ class Sampler:
         for _ in range(_DRAWS):
             yield {name: each[rng.integers(len(each))] for name, each in values.items()}
 
-    def _cheapest(self) -> list[Candidate]:
+    def _cheapest(self) -> Candidate | None:
         """The network of the fewest FLOPs that is found by changing a random one place by place."""
         drawn = self._spread(0, _SPREAD)
         best = min(drawn, key=lambda each: each.figures["flops"], default=None)
@@ -395,9 +397,9 @@ class Sampler:
                 if each is not None and each.figures["flops"] < best.figures["flops"]
             ]
             if not cheaper:
-                return [best]
+                break
             best = min(cheaper, key=lambda each: each.figures["flops"])
-        return []
+        return best
 
     def _new(
         self, proposals: Iterable[Mapping[str, object]], most: int | None = None
