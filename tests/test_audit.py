@@ -366,7 +366,9 @@ def simulated(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("networks", [8, 15, 30, 60])
+@pytest.mark.parametrize(
+    "networks", [8, *(pytest.param(count, marks=pytest.mark.slow) for count in (15, 30, 60))]
+)
 def test_chances_of_members_are_how_often_they_truly_belong(networks: int, shape: str) -> None:
     """By their own seeds alone, as of few networks before, they were too low: of 30 below a ceiling
     0.65 and 0.77 in truth, of 60 0.51 and 0.70."""

@@ -267,6 +267,7 @@ def test_the_sample_reaches_every_kind_of_network() -> None:
     assert {len(network.stages) for network in levits} == {1, 2, 3, 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_ours_where_this_package_cannot_be_imported(name: str, answers: Any) -> None:
     ours, theirs = answers[name]["ours"]["logits"], answers[name]["theirs"]["logits"]

@@ -428,7 +428,9 @@ def odd(mode: str) -> Callable[[], bytes]:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("size", [96, 128, 160, 224, 300])
+@pytest.mark.parametrize(
+    "size", [128, *(pytest.param(size, marks=pytest.mark.slow) for size in (96, 160, 224, 300))]
+)
 def test_the_check_of_an_export_passes_with_pictures_read_from_disk(mode, size, tmp_path):
     root = set_of(tmp_path / "set", odd(mode), count=6)
     given = DataConfig(name="folder", root=str(root), image_size=size, in_memory=False)

@@ -100,13 +100,13 @@ def test_the_expected_improvement_is_the_mean_of_improvements(costs: int) -> Non
     found, chances = expected_improvement(front, reference, error, deviation, prices)
     before = hypervolume(front, reference)
     for place in range(5):
-        draws = rng.normal(error[place], deviation[place], 3000)
+        draws = rng.normal(error[place], deviation[place], 400)
         gains = [
             hypervolume(np.vstack([front, [draw, *prices[place]]]), reference) - before
             for draw in draws
         ]
-        assert found[place] == pytest.approx(np.mean(gains), rel=0.15, abs=2e-4)
-        assert chances[place] == pytest.approx(np.mean(np.array(gains) > 0), abs=0.04)
+        assert found[place] == pytest.approx(np.mean(gains), rel=0.25, abs=5e-4)
+        assert chances[place] == pytest.approx(np.mean(np.array(gains) > 0), abs=0.08)
 
 
 def test_without_a_front_all_that_is_within_the_reference_counts() -> None:

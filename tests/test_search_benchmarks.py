@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
@@ -13,42 +14,56 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_network_of_the_table_is_in_its_space() -> None:
-    from replay import Table, table_config
+    from replay import short_schedule_table, table_config
 
-    table = Table()
-    space = table_config(table.epochs, {}).space()
+    table = short_schedule_table()
+    space = table_config(table, {}).space()
     assert space.size() == len(table.curves) == 96
     for network in table.networks.values():
         values = space.encode(network)
         assert values is not None
         assert space.decode(values) == network
-        assert len(table.curves[network.id]) == table.epochs
+        assert len(table.curves[network.id]) == len(table.seconds[network.id]) == table.epochs
 
 
-def test_a_replayed_search_spends_what_it_says_and_nothing_twice() -> None:
-    import search_quality
+@pytest.mark.parametrize("changes", [{}, {"sampler": "tpe"}, {"reduction": None}])
+def test_a_replayed_search_pays_no_epoch_twice(changes: dict[str, object]) -> None:
+    from replay import OBJECTIVES, short_schedule_table
+    from search_quality import replay
 
-    trail = search_quality.ours(trials=12)(0, 10_000)
-    networks = [network for _, network in trail]
-    assert len(networks) == len(set(networks)) <= 12
-    epochs = [spent for spent, _ in trail]
-    assert epochs == sorted(epochs)
-    assert 9 * len(networks) <= epochs[-1] <= 9 * 12
-    whole = search_quality.ours(trials=5, reduction=None)(0, 10_000)
-    assert [spent for spent, _ in whole] == [9, 18, 27, 36, 45]
+    table = short_schedule_table()
+    acts, _ = replay(table, OBJECTIVES, 0, changes, most=60)
+    at: dict[str, int] = {}
+    spent = 0
+    for network, epoch in acts:
+        assert epoch > at.get(network, 0)
+        spent += epoch - at.get(network, 0)
+        at[network] = epoch
+    assert 60 <= spent < 60 + 9
+    assert set(at.values()) <= ({9} if "reduction" in changes else {1, 3, 9})
 
 
 def test_the_worth_of_all_networks_is_one_and_of_few_less() -> None:
-    from search_quality import Worth, at, reached, table
+    from replay import short_schedule_table
+    from search_quality import exported
+    from search_quality_shown import Worth, at
 
-    worth = Worth(table())
-    networks = list(table().curves)
-    assert worth(networks) == pytest.approx(1.0)
-    assert 0 < worth(networks[:3]) < 1
-    steps = [(9, 0.5), (18, 0.8)]
-    assert [at(steps, epochs) for epochs in (8, 9, 17, 100)] == [0.0, 0.5, 0.5, 0.8]
-    assert reached(steps, 0.6) == 18
-    assert reached(steps, 0.9) is None
+    worth = Worth(exported(short_schedule_table(), "flops"))
+    whole = worth.steps([(place, 9) for place in range(96)], "epochs")
+    assert at(whole, np.array([8.0, 96 * 9])) == pytest.approx([0.0, 1.0])
+    partly = worth.steps([(0, 1), (1, 9), (0, 9), (2, 3)], "epochs")
+    ends, shares = partly
+    assert ends.tolist() == [10, 18], "only what was trained to the end counts, when it was"
+    assert 0 < shares[0] <= shares[1] < 1
+    assert at(partly, np.array([9.0, 10.0, 17.0, 18.0])).tolist() == [0, *shares[[0, 0, 1]]]
+    by_seconds, _ = worth.steps([(0, 1), (0, 9)], "seconds")
+    assert by_seconds[0] == pytest.approx(short_schedule_table().seconds[_first()][-1])
+
+
+def _first() -> str:
+    from replay import short_schedule_table
+
+    return next(iter(short_schedule_table().networks))
 
 
 def test_the_stored_trials_of_the_overhead_are_a_study_that_goes_on(tmp_path: Path) -> None:
