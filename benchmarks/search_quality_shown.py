@@ -172,7 +172,7 @@ def _of_table(
 
 
 def _reached(steps: tuple[Floats, Floats], budget: float) -> dict[str, float]:
-    """The share of the budget after which so much of the hypervolume was there; infinite if never."""
+    """The share of the budget after which so much of the hypervolume was there, or infinite."""
     ends, shares = steps
     return {
         f"{goal:g}": float(ends[place] / budget)

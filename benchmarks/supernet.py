@@ -6,8 +6,8 @@ Every combination of six factors was trained once (``short_schedule.py``: 96 net
 Here one supernet of these networks is trained for each of two seeds and asked for all of them; what
 it answers is kept in ``studies/supernet/table.csv``. Then levit-search's driver replays searches
 with ``accuracy: supernet``: candidates have their inherited accuracy, and what is verified in the
-end its recorded one. Beside them stand the best strategies of ``search_quality.py``, levit-search
-with rungs and without, and Optuna's random search, which trains all it proposes.
+end its recorded one. Beside them stand levit-search as it trains every candidate, by freeze-thaw,
+by halving and to the end, and random networks that are trained to the end.
 
 Compute is counted in multiply-adds: three times a network's FLOPs for an image that is trained on,
 once for one that is looked at, and training of the supernet, calibration and candidates included. A
@@ -25,12 +25,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import optuna
 from job_pool import carried_out, say
 from rank_study import FOLDER, append, objective_of
 from rank_study_shown import rows_of
-from replay import OBJECTIVES, ReplayEngine, Table, table_config
-from search_quality import Worth, _Listener, optuna_alone
+from replay import (
+    OBJECTIVES,
+    ReplayEngine,
+    Table,
+    reference_figures,
+    short_schedule_table,
+    table_config,
+)
+from search_quality import replay
 from short_schedule import SPACE, Setup, opened, setup_of
 
 from levit_search.architecture import Architecture, Levit
@@ -38,10 +44,10 @@ from levit_search.cost import cost
 from levit_search.engine.interface import Event
 from levit_search.errors import LevitSearchError, TrialError
 from levit_search.files import write_json
-from levit_search.pareto import minimised, non_dominated
+from levit_search.pareto import hypervolume, minimised, non_dominated
 from levit_search.recipe import SupernetConfig
 from levit_search.search import search
-from levit_search.study import Record, Study, read_config
+from levit_search.study import Study, read_config
 from levit_search.study.folder import environment
 
 SUPERNET_SEEDS = (0, 1)
@@ -64,7 +70,6 @@ def main() -> int:
     parser.add_argument("--kept", type=Path, default=Path("/tmp/supernet-benchmark"))
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         train(options)
     except LevitSearchError as error:
@@ -178,7 +183,7 @@ def extremes() -> dict[str, Any]:
 
 @cache
 def table() -> Table:
-    return Table()
+    return short_schedule_table()
 
 
 def training(network: Architecture, epochs: int) -> float:
@@ -242,7 +247,7 @@ class InheritingEngine(ReplayEngine):
 
 def inheriting(seed: int, supernet_seed: int) -> Trail:
     """levit-search with a supernet, until it has seen all networks."""
-    config = table_config(table().epochs, {"seed": seed, "trials": 96}).model_copy(
+    config = table_config(table(), {"seed": seed, "trials": 96}).model_copy(
         update={"accuracy": "supernet"}
     )
     engines: list[InheritingEngine] = []
@@ -251,40 +256,32 @@ def inheriting(seed: int, supernet_seed: int) -> Trail:
         engines.append(InheritingEngine(table(), study, inherited(supernet_seed)))
         return engines[-1]
 
-    run(config, engine)
+    with tempfile.TemporaryDirectory() as folder:
+        study = Study.create(Path(folder) / "study", config, sys.argv)
+        study.config = config
+        search(study, engine=engine)
     return engines[0].trail
 
 
 def training_each(seed: int, **settings: Any) -> Trail:
-    """levit-search as it trains every candidate, stopping most at a rung unless told otherwise."""
-    config = table_config(table().epochs, {"seed": seed, "trials": 96, **settings})
-    records = run(config, lambda study, *_: ReplayEngine(table(), study))
-    spent, found = 0.0, []
-    for record in records:
-        if record.reused_from is None and record.architecture is not None:
-            spent += training(record.architecture, len(record.evaluation["training"]["curve"]))
-            if record.state == "complete":
-                found.append((spent / whole(), record.architecture.id))
+    """levit-search as it trains every candidate."""
+    by_id, spent, at = table().networks, 0.0, dict[str, int]()
+    found = []
+    acts, _ = replay(table(), OBJECTIVES, seed, settings, most=96 * _EPOCHS)
+    for network, epoch in acts:
+        spent += training(by_id[network], epoch - at.get(network, 0))
+        at[network] = epoch
+        if epoch == _EPOCHS:
+            found.append((spent / whole(), network))
     return found
 
 
-def run(config: Any, engine: Any) -> list[Record]:
-    listener = _Listener()
-    with tempfile.TemporaryDirectory() as folder:
-        study = Study.create(Path(folder) / "study", config, sys.argv)
-        study.config = config
-        search(study, [listener], engine=engine)
-    return listener.records
-
-
 def random(seed: int) -> Trail:
-    """Optuna's random search, which trains repeats again."""
-    by_id = {network.id: network for network in members()}
-    sampler = optuna_alone(lambda each: optuna.samplers.RandomSampler(seed=each), False)
+    """Random networks, each of them once."""
     spent, found = 0.0, []
-    for _, network in sampler(seed, 96 * _EPOCHS):
-        spent += training(by_id[network], _EPOCHS)
-        found.append((spent / whole(), network))
+    for place in np.random.default_rng(seed).permutation(len(members())):
+        spent += training(members()[place], _EPOCHS)
+        found.append((spent / whole(), members()[place].id))
     return found
 
 
@@ -311,7 +308,10 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     begun = time.perf_counter()
     trails = {
         "supernet": [inheriting(s, n) for n in SUPERNET_SEEDS for s in range(options.seeds)],
-        "levit-search, rungs": [training_each(seed) for seed in range(options.seeds)],
+        "levit-search, freeze-thaw": [training_each(seed) for seed in range(options.seeds)],
+        "levit-search, halving": [
+            training_each(seed, sampler="tpe") for seed in range(options.seeds)
+        ],
         "levit-search, no rungs": [
             training_each(seed, reduction=None) for seed in range(options.seeds)
         ],
@@ -367,9 +367,14 @@ def judged(found: Sequence[str]) -> dict[str, float]:
     points = minimised([table().final(name) for name in ids], OBJECTIVES)
     true = {name for name, keep in zip(ids, non_dominated(points), strict=True) if keep}
     return {
-        "hypervolume": Worth(table())(found),
+        "hypervolume": _volume(found) / _volume(ids),
         "recall": len(true & set(found)) / len(true),
     }
+
+
+def _volume(networks: Sequence[str]) -> float:
+    reference = minimised([reference_figures(table(), OBJECTIVES)], OBJECTIVES).reshape(-1)
+    return hypervolume(minimised([table().final(each) for each in networks], OBJECTIVES), reference)
 
 
 def as_text(document: dict[str, Any]) -> str:
