@@ -5,6 +5,7 @@ There are two tables: :func:`short_schedule_table`, every combination of six fac
 (``search_table.py``), where a proposal stands for the network of the table that is most like it.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -117,7 +118,8 @@ def short_schedule_table() -> Table:
 def sampled_table() -> Table:
     """Random networks of ``levit-fashion``; the truth is the mean over a network's seeds."""
     found = read_table(SAMPLED)
-    template = {"image_size": 32, "in_channels": 1, "num_classes": 10, **_config().architecture}
+    given = json.loads((SAMPLED / "settings.json").read_text())["settings"]["architecture"]
+    template = {"image_size": 32, "in_channels": 1, "num_classes": 10, **given}
     space = Space(template, Limits())
     figures = {name: list(map(float, each)) for name, each in found.costs.items()}
     figures["top1_int8_percent"] = list(map(float, found.top1_int8_percent[0]))

@@ -21,6 +21,7 @@ _UNITS = ("epochs", "seconds")
 _RESAMPLES = 2000
 _CURVE = np.linspace(0.02, 1.0, 50)
 _SHOWN = 7  # searchers in a picture
+_PARTED_BY = ("num_stages", "stem.layers")  # tables, to look at each part alone
 
 
 class Worth:
@@ -120,10 +121,11 @@ def _of_table(
     table: Mapping[str, Any], by_searcher: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any]:
     views = {"": Worth(table), "linear": Worth(table, linear=True)}
-    stem = list(table["slots"]).index("stem.layers")
-    values = np.array(table["values"])[:, stem]
-    for place, layers in enumerate(table["slots"]["stem.layers"]):
-        views[f"stem of {layers}"] = Worth(table, only=np.flatnonzero(values == place).tolist())
+    name = _PARTED_BY[table["slots"].keys() >= {"stem.layers"}]
+    values = np.array(table["values"])[:, list(table["slots"]).index(name)]
+    for place, choice in enumerate(table["slots"][name]):
+        only = np.flatnonzero(values == place).tolist()
+        views[f"{name} {choice}"] = Worth(table, only=only)
     document: dict[str, Any] = {
         "networks": len(table["networks"]),
         "objectives": list(table["objectives"]),
@@ -264,9 +266,9 @@ def as_markdown(document: Mapping[str, Any]) -> str:
                 ]
                 lines.append(f"| {searcher} | {' | '.join(cells)} |")
             lines.append("")
-        views = [view for view in ("linear", *_stems(told)) if told["searchers"]]
+        views = ["linear", *_parts(told)]
         lines += [
-            "By epochs, with costs on a linear scale, and of networks of one stem alone:",
+            "By epochs, with costs on a linear scale, and of a part of the networks alone:",
             "",
             f"| | {' | '.join(f'{view}, {head}' for view in views for head in heads[:3])} |",
             "|---|" + "---:|" * (3 * len(views)),
@@ -283,9 +285,10 @@ def as_markdown(document: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _stems(told: Mapping[str, Any]) -> list[str]:
+def _parts(told: Mapping[str, Any]) -> list[str]:
     row = next(iter(told["searchers"].values()))
-    return [key.partition(", ")[2] for key in row if key.startswith("epochs, stem")]
+    views = [key.partition(", ")[2] for key in row if key.startswith("epochs, ")]
+    return [view for view in views if view != "linear"]
 
 
 def _file(name: str) -> str:

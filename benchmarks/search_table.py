@@ -4,13 +4,13 @@
     python benchmarks/search_table.py probe             # their latencies, with nothing else running
     python benchmarks/search_table.py report            # README.md, the table's card
 
-``train`` fits networks of the whole space ``spaces/levit-fashion`` within its limit, drawn once by
-a stated seed, by the space's recipe over nine epochs, and quantizes each as a search does. They
-come in the order in which they were drawn, a quarter of them with two seeds more, so that any part
-of the table is a fair sample. What has ended is kept in ``trainings.csv`` (a row a training, with
-the accuracy and the processor time after each epoch) and not done again; other settings than those
-in ``settings.json`` are refused. ``probe`` measures all networks with the estimator of searches, in
-float and in int8, into ``latency.csv``.
+``train`` fits networks of the space ``spaces/levit-fashion`` behind a stem of patches, within its
+limit, drawn once by a stated seed, by the space's recipe over nine epochs, and quantizes each as a
+search does. They come in the order in which they were drawn, a quarter of them with two seeds more,
+so that any part of the table is a fair sample. What has ended is kept in ``trainings.csv`` (a row a
+training, with the accuracy and the processor time after each epoch) and not done again; other
+settings than those in ``settings.json`` are refused. ``probe`` measures all networks with the
+estimator of searches, in float and in int8, into ``latency.csv``.
 """
 
 import argparse
@@ -40,6 +40,9 @@ from levit_search.space import Space
 from levit_search.study import StudyConfig, parse_settings, read_config
 
 FOLDER = ROOT / "studies" / "table"
+CHANGES = ("architecture.stem={kind: patch, patch_size: 4}", "teacher.recipe.epochs=6")
+"""Of the space. Behind its own stems of convolutions, their depth and width decide alone how
+accurate a network is after so few images."""
 SEED = 0  # of the draw
 NETWORKS, EPOCHS = 1000, 9
 BLOCK, REPEATED = 8, 2  # in each block of so many networks, so many are trained with all seeds
@@ -60,7 +63,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("mode", choices=("train", "probe", "report"))
     add_options(parser, SPACE, FOLDER)
-    parser.set_defaults(train_images=4000, set=["teacher.recipe.epochs=6"])
+    parser.set_defaults(train_images=4000, set=[*CHANGES])
     parser.add_argument("--networks", type=int, default=NETWORKS, help="the first so many")
     options = parser.parse_args()
     try:
@@ -135,7 +138,12 @@ def train(config: StudyConfig, options: argparse.Namespace) -> int:
         InputError: the folder has figures of other settings, or the data is missing.
     """
     setup = setup_of(config, options.train_images, EPOCHS)
-    drawn_by = {"space": config.name, "flops_limit": config.limits.flops, "drawn_with_seed": SEED}
+    drawn_by = {
+        "space": config.name,
+        "architecture": config.architecture,
+        "flops_limit": config.limits.flops,
+        "drawn_with_seed": SEED,
+    }
     settings = {**drawn_by, "int8_format": INT8_FORMAT, **setup.model_dump(mode="json")}
     keep_settings(options.folder, settings)
     jobs = list(jobs_of(setup, networks_of(config.space(), options.folder)[: options.networks]))

@@ -99,9 +99,9 @@ def document_of(folder: Path) -> dict[str, Any]:
     settings = json.loads((folder / "settings.json").read_text())
     truth, first = found.truth(), found.top1_percent[0]
     by_factor = {name: _r2_of_groups(found, name, truth) for name in found.slots}
-    stems = np.array([each["stem.layers"] for each in found.values])
+    stages = np.array([each["num_stages"] for each in found.values])
     chosen = {"all": np.ones(len(found), bool)}
-    chosen |= {f"stem of {layers} layers": stems == layers for layers in found.slots["stem.layers"]}
+    chosen |= {f"{count} stages": stages == count for count in found.slots["num_stages"]}
     rank = {
         name: {
             f"epoch {epoch}": _tau(first[rows, epoch - 1], first[rows, -1]) for epoch in (1, 3, 6)
@@ -169,7 +169,8 @@ def as_markdown(document: Mapping[str, Any]) -> str:
     lines = [
         "# A table of trained LeViTs in which searches can be replayed",
         "",
-        f"{told['networks']} networks of `spaces/levit-fashion.yaml`, drawn at random within its "
+        f"{told['networks']} networks of `spaces/levit-fashion.yaml` behind a stem of one "
+        "convolution (patches of 4 px) in the place of its own, drawn at random within its "
         f"limit of {stated['flops_limit'] / 1e6:g}M FLOPs (seed {stated['drawn_with_seed']}), each "
         f"trained for {told['epochs']} epochs on {stated['data']['train_images']:,} images of "
         f"Fashion-MNIST at 32 px, {told['networks_with_all_seeds']} of them with {told['seeds']} "
@@ -238,12 +239,14 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         "",
         "The front of accuracy and FLOPs:",
         "",
-        "| network | top-1 % | MFLOPs | stages | stem layers |",
+        "| network | top-1 % | MFLOPs | stages | widths |",
         "|---|---|---|---|---|",
     ]
     lines += [
         f"| `{each['network']}` | {each['top1_percent']:.2f} | {each['flops'] / 1e6:.2f} | "
-        f"{each['num_stages']} | {each['stem.layers']} |"
+        f"{each['num_stages']} | "
+        + "-".join(str(each[f"stages.{stage}.embed_dim"]) for stage in range(each["num_stages"]))
+        + " |"
         for each in told["front"]
     ]
     lines += [
