@@ -1,5 +1,8 @@
 """Freeze-thaw: the model, what is expected of candidates, and what is done next."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -280,3 +283,29 @@ def test_a_front_has_settled_when_nothing_is_expected_any_more() -> None:
     assert not has_settled([0.05] * 9)
     assert not has_settled([0.05] * 5 + [0.2] + [0.05] * 9)
     assert has_settled([3.0] + [0.05] * 10)
+
+
+def test_another_study_is_an_input_that_counts_as_far_as_it_tells_something() -> None:
+    everything = [_candidate(w, d, k) for w in range(5) for d in range(4) for k in "ab"]
+    rng = np.random.default_rng(0)
+
+    def truth(each: Candidate) -> float:
+        wave = np.sin(5.0 * each.params["width"]) * np.cos(4.0 * each.params["depth"])
+        return _percent(each, 9) + 6 * float(wave)
+
+    earlier = [(each.params, 0.5 * truth(each) + rng.normal(0, 0.3)) for each in everything]
+
+    def error(told: list[tuple[Mapping[str, Any], float]]) -> float:
+        judge = FreezeThaw(
+            [1, 3], 3.0, _OBJECTIVES, 9, _SLOTS, None, 4, lambda: np.array([0.9, 8.0]), told
+        )
+        for each in everything[::3]:
+            judge.begin(each)
+            judge.finish(each.network, {**each.figures, "top1_percent": truth(each)})
+        points = judge._encoding.points(everything, np.zeros(len(everything)))
+        mean, _ = judge._model().predict(points)
+        return float(np.abs(mean - [truth(each) for each in everything]).mean())
+
+    noise = [(params, float(rng.normal())) for params, _ in earlier]
+    assert error(earlier) < 0.5 * error([])
+    assert error(noise) < 1.5 * error([])

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from levit_search import architecture, table
 from levit_search.architecture import Architecture
+from levit_search.audit import search_cost
 from levit_search.cost import cost
 from levit_search.engine.interface import Event, Settled
 from levit_search.errors import BudgetError, InputError
@@ -301,6 +302,81 @@ def test_rungs_stop_candidates_and_what_was_stopped_is_not_on_the_front(
     complete = [record for record in records if record.state == "complete"]
     assert all(len(record.rungs) == 2 for record in complete)
     assert len(complete) + len(stopped) == 12
+
+
+def test_what_is_paused_goes_on_in_a_trial_that_says_so_and_counts_once(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "make_engine", CurveEngine)
+    path = space_file(
+        train={"epochs": 9, "rungs": [1, 3], "device": "cpu"},
+        search={"sampler": "freeze-thaw", "startup_trials": 4},
+    )
+    summary, study = run(path, tmp_path / "s", **{"search.trials": 12})
+    records = {record.trial: record for record in study.records()}
+    resumed = [record for record in records.values() if record.resumes is not None]
+    assert resumed
+    for record in resumed:
+        assert record.resumes is not None
+        before = records[record.resumes]
+        assert before.is_stopped
+        assert before.architecture == record.architecture
+        assert len(record.rungs) > len(before.rungs) or record.state == "complete"
+        assert [rung["goes_on"] for rung in record.rungs[: len(before.rungs)]] == [
+            *(rung["goes_on"] for rung in before.rungs[:-1]),
+            True,
+        ]
+    networks = {record.architecture.id for record in records.values() if record.architecture}
+    assert summary.trials["evaluated"] == len(networks) == 12
+    latest = {
+        r.architecture.id: r for r in records.values() if r.architecture and not r.reused_from
+    }
+    assert summary.trials["stopped"] == sum(record.is_stopped for record in latest.values())
+    saved = search_cost.savings(list(records.values()), 9)
+    assert saved is not None
+    assert saved.trained == 12
+    assert saved.epochs + saved.epochs_saved >= 12 * 9, "an epoch without a checkpoint counts twice"
+
+
+def test_another_study_is_learnt_from_and_remembered(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "make_engine", CurveEngine)
+    path = space_file(
+        train={"epochs": 9, "rungs": [1, 3], "device": "cpu"},
+        search={"sampler": "freeze-thaw", "startup_trials": 4},
+    )
+    _, first = run(path, tmp_path / "first", **{"search.trials": 12, "search.reduction": None})
+    changes = {"search.trials": 6, "search.learn_from": str(first.folder)}
+    _, study = run(path, tmp_path / "second", **changes)
+    assert len(study.attributes()["earlier"]) == 12
+    first.folder.rename(tmp_path / "gone")
+    _, study = run(path, tmp_path / "second", **{**changes, "search.trials": 8})
+    assert len({record.architecture for record in study.records()}) == 8
+    with pytest.raises(InputError, match=r"first.*no such|first.*not a study|first.*no study"):
+        run(path, tmp_path / "third", **changes)
+    _, few = run(path, tmp_path / "few", **{"search.trials": 3})
+    with pytest.raises(InputError, match="networks of this space; it takes 8"):
+        run(path, tmp_path / "fourth", **{"search.learn_from": str(few.folder)})
+    with pytest.raises(InputError, match=r"search\.learn_from needs the sampler freeze-thaw"):
+        run(path, tmp_path / "fifth", **{**changes, "search.sampler": "tpe"})
+
+
+def test_a_search_ends_when_its_front_no_longer_moves(
+    space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "make_engine", CurveEngine)
+    path = space_file(
+        train={"epochs": 9, "rungs": [1, 3], "device": "cpu"},
+        search={"sampler": "freeze-thaw", "startup_trials": 4},
+    )
+    given = {"search.trials": None, "search.time_s": 600, "search.until": "converged"}
+    summary, study = run(path, tmp_path / "s", **given)
+    ends = ("of the last 10 trainings none was expected", "no new network")
+    assert summary.stopped_because.startswith(ends)
+    found = search_cost.settled(study.records())
+    assert found is not None
+    assert (found["trial"] is not None) == summary.stopped_because.startswith(ends[0])
 
 
 def test_without_a_reduction_all_are_trained_to_the_end(

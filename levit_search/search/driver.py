@@ -39,7 +39,12 @@ from levit_search.search.moasha import MultiObjectiveASHA
 from levit_search.search.sampling import Proposal, Sampler, chosen, population_of
 from levit_search.search.setup import costliest_figures, reference_of, sample_of, start_values
 from levit_search.search.trials import TrialStore
-from levit_search.search.warm_start import check_prepared, check_source, taken_over
+from levit_search.search.warm_start import (
+    check_prepared,
+    check_source,
+    earlier_accuracies,
+    taken_over,
+)
 from levit_search.significance import judged, teacher_choice
 from levit_search.space import Space
 from levit_search.study import Record, State, Study, record_from_notes, record_of, training_file
@@ -155,6 +160,7 @@ class _Driver:
                 search.trials,
                 search.startup_trials,
                 study.reference,
+                self._earlier(),
             )
         elif epochs and search.reduction is not None:
             self._asha = MultiObjectiveASHA(epochs, search.reduction, self._config.objectives)
@@ -179,6 +185,15 @@ class _Driver:
         self._is_exhausted = False
         self._because = _INTERRUPTED
         self._begun = time.monotonic()
+
+    def _earlier(self) -> list[tuple[dict[str, Any], float]]:
+        """What another study tells of networks; kept with this one, as it was at the beginning."""
+        if self._config.search.learn_from is None:
+            return []
+        if "earlier" not in self._store.attributes:
+            found = earlier_accuracies(self._config, self._space)
+            self._store.set_attribute("earlier", found)
+        return [(params, percent) for params, percent in self._store.attributes["earlier"]]
 
     @property
     def seconds(self) -> float:
@@ -535,7 +550,8 @@ class _Driver:
             reason = f"latency_ms {latency_ms:.3g} over the limit of {limit_ms:g}"
         elif rungs and not rungs[-1]["goes_on"]:
             epochs = self._config.candidate_recipe.epochs
-            reason = f"stopped at epoch {rungs[-1]['epoch']} of {epochs}"
+            ended = "stopped" if self._freeze_thaw is None else "paused"
+            reason = f"{ended} at epoch {rungs[-1]['epoch']} of {epochs}"
         self._finish(trial, TrialState.COMPLETE if reason is None else TrialState.PRUNED, reason)
 
     def _finish(self, trial: _Trial, state: TrialState, reason: str | None) -> None:

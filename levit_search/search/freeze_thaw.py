@@ -73,6 +73,8 @@ class FreezeThaw(MultiObjectiveASHA):
         trials: networks to begin; None where time is the bound.
         startup_trials: networks that are begun before any goes on, but for the cheapest.
         reference: what hypervolumes are measured from, minimised; asked when it is needed.
+        earlier: parameters and accuracies in percent of networks in another study, as one more
+            input; empty for none.
     """
 
     candidates: dict[str, Candidate]
@@ -95,10 +97,11 @@ class FreezeThaw(MultiObjectiveASHA):
         trials: int | None,
         startup_trials: int,
         reference: Callable[[], Points],
+        earlier: Sequence[tuple[Mapping[str, Any], float]] = (),
     ) -> None:
         super().__init__(epochs, reduction, objectives)
         self._stops = (*self.epochs, last_epoch)
-        self._encoding = _Encoding(distributions)
+        self._encoding = _Encoding(distributions, earlier)
         self._reference, self._trials, self._startup = reference, trials, startup_trials
         steps = np.diff([0, *self._stops])
         self._share = float(sum(step / reduction**rung for rung, step in enumerate(steps)))
@@ -367,10 +370,22 @@ class FreezeThaw(MultiObjectiveASHA):
 
 
 class _Encoding:
-    """Networks as points: numbers within 0 and 1 by their order, a dimension for each name."""
+    """Networks as points: numbers within 0 and 1 by their order, a dimension for each name, and
+    what another study makes expect of them."""
 
-    def __init__(self, distributions: Mapping[str, BaseDistribution]) -> None:
+    def __init__(
+        self,
+        distributions: Mapping[str, BaseDistribution],
+        earlier: Sequence[tuple[Mapping[str, Any], float]],
+    ) -> None:
         self._distributions = distributions
+        self._earlier: GaussianProcess | None = None
+        if earlier:
+            earlier = earlier[-_MOST_OBSERVED:]
+            points = np.array([self._point(params) for params, _ in earlier])
+            percents = np.array([percent for _, percent in earlier])
+            scaled = (percents - percents.min()) / (np.ptp(percents) or 1.0)
+            self._earlier = GaussianProcess(points, scaled, np.zeros(len(points), int), 1)
         self._known: dict[str, Floats] = {}  # by network
 
     def points(self, candidates: Sequence[Candidate], times: Floats) -> Floats:
@@ -384,9 +399,11 @@ class _Encoding:
 
     def choices(self, candidates: Sequence[Candidate]) -> Floats:
         """[candidates, dimensions] of what there is to choose alone."""
-        for each in candidates:
-            if each.network not in self._known:
-                self._known[each.network] = self._point(each.params)
+        new = [each for each in candidates if each.network not in self._known]
+        points = np.array([self._point(each.params) for each in new])
+        if new and self._earlier is not None:
+            points = np.column_stack([points, self._earlier.predict(points)[0]])
+        self._known |= {each.network: point for each, point in zip(new, points, strict=True)}
         return np.array([self._known[each.network] for each in candidates])
 
     def _point(self, params: Mapping[str, Any]) -> Floats:

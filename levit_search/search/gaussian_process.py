@@ -20,7 +20,8 @@ Floats = NDArray[np.float64]
 # bounds. With few observations predictions so stay close to their mean.
 _PRIORS = ((0.7, 1.0), (0.0, 1.0), (-2.0, 1.5))
 _BOUNDS = ((-4.0, 4.0), (-4.0, 4.0), (-7.0, 2.0))
-_STEPS = 40  # of the fit, at most
+_STEPS = 40  # of a fit, at most
+_LITTLE = 2.5  # how much less the logarithm of little noise is
 _JITTER = 1e-6
 
 
@@ -88,18 +89,20 @@ class GaussianProcess:
         return np.asarray(cholesky(covariance + diagonal, lower=True))
 
     def _fitted(self) -> Floats:
-        """The most probable hyperparameters."""
-        means = np.array(_PRIORS)[self._parts, 0]
-        bounds = np.array(_BOUNDS)[self._parts]
-        found = minimize(
-            self._improbability,
-            means,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=bounds,
-            options={"maxiter": _STEPS},
-        )
-        return np.asarray(found.x)
+        """The most probable hyperparameters, of two local searches: from much noise and little."""
+        start, bounds = np.array(_PRIORS)[self._parts, 0], np.array(_BOUNDS)[self._parts]
+        found = [
+            minimize(
+                self._improbability,
+                start - (self._parts == 2) * less,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=bounds,
+                options={"maxiter": _STEPS},
+            )
+            for less in (0.0, _LITTLE)
+        ]
+        return np.asarray(min(found, key=lambda each: float(each.fun)).x)
 
     def _improbability(self, logarithms: Floats) -> tuple[float, Floats]:
         """The negative logarithm of the posterior of hyperparameters, and its gradient."""

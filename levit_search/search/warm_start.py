@@ -16,6 +16,8 @@ from levit_search.search.trials import TrialStore
 from levit_search.space import Space
 from levit_search.study import MEASURED, REMEASURED, Study, StudyConfig, differences
 
+_FEWEST_EARLIER = 8  # networks of another study whose accuracies are an input of a model
+
 
 def check_source(folder: Path, study: Study) -> Study:
     """The study to take from, if what its trials found means the same here.
@@ -56,6 +58,31 @@ def check_source(folder: Path, study: Study) -> Study:
             "not belong beside those of this study"
         )
     return source
+
+
+def earlier_accuracies(config: StudyConfig, space: Space) -> list[tuple[dict[str, Any], float]]:
+    """What the study that ``search.learn_from`` names found of networks of ``space``: parameters of
+    all distributions, and accuracies in percent, inherited ones as well.
+
+    Raises:
+        InputError: it is no study, or has too few such networks.
+    """
+    assert config.search.learn_from is not None
+    folder = Path(config.search.learn_from)
+    found: dict[str, tuple[dict[str, Any], float]] = {}
+    for record in Study.open(folder).records():
+        network, percent = record.architecture, record.values.get("top1_percent")
+        if network is None or percent is None or network.id in found:
+            continue
+        sized = network.model_copy(update=space.sizes)
+        if (values := space.encode(sized)) is not None:
+            found[network.id] = space.encoded(values), percent
+    if len(found) < _FEWEST_EARLIER:
+        raise InputError(
+            f"search.learn_from: {folder} has the accuracies of {len(found)} networks of this "
+            f"space; it takes {_FEWEST_EARLIER} to learn from"
+        )
+    return list(found.values())
 
 
 def check_prepared(

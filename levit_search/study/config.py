@@ -60,6 +60,9 @@ class SearchConfig(Frozen):
     startup_trials: Count = 10
     reduction: Annotated[float, Field(gt=1)] | None = 3.0
     until: Literal["budget", "converged"] = "budget"
+    learn_from: str | None = None
+    """The folder of a study whose accuracies tell something of this one's, be it of other data, a
+    shorter schedule or a supernet: they are one more input of the model of freeze-thaw."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 0
 
 
@@ -210,11 +213,16 @@ class StudyConfig(Frozen):
                 "search.sampler: freeze-thaw divides epochs among candidates, which are not "
                 "trained here; auto takes tpe"
             )
-        if self.search.until == "converged" and not self.may_freeze:
-            raise ValueError(
-                "search.until: converged needs the sampler freeze-thaw, which knows what is to be "
-                f"expected; here it is {self.search.sampler}"
-            )
+        asked = {
+            "until: converged": self.search.until == "converged",
+            "learn_from": self.search.learn_from is not None,
+        }
+        for name, is_asked in asked.items():
+            if is_asked and not self.may_freeze:
+                raise ValueError(
+                    f"search.{name} needs the sampler freeze-thaw, and so candidates that are "
+                    f"trained; here sampler is {self.search.sampler} and accuracy {self.accuracy}"
+                )
         if self.shares_weights and not self.is_trained:
             raise ValueError(
                 f"accuracy: {self.accuracy} needs {' or '.join(ACCURACIES)} among the objectives"

@@ -272,6 +272,7 @@ _PATHS = {
     "train.weights": ("fresh",),
     "teacher.weights": (None, "train", "pretrained"),
     "supernet.weights": ("train",),
+    "search.learn_from": (None,),
 }
 
 
