@@ -144,7 +144,7 @@ def _judge(trials: int | None = None, startup: int = 4) -> FreezeThaw:
         [1, 3], 3.0, _OBJECTIVES, 9, _SLOTS, trials, startup, lambda: np.array([0.9, 8.0])
     )
     everything = [_candidate(w, d, k) for w in range(5) for d in range(4) for k in "ab"]
-    found.fresh = lambda: [each for each in everything if each.network not in found.candidates]
+    found.fresh = lambda: [each for each in everything if each.network not in found.met]
     found.cheapest = lambda: everything[0]
     return found
 

@@ -79,8 +79,10 @@ class FreezeThaw(MultiObjectiveASHA):
 
     candidates: dict[str, Candidate]
     """By network, those that began, but for those that failed."""
+    met: set[str]
+    """All networks that ever began."""
     begun: int
-    """How many networks began here."""
+    """How many of them began here."""
     outlook_percent: float | None
     """What any of the acts that there are was expected to add at most, when one was chosen last, in
     percent of the front's hypervolume; None before there is a front and a model."""
@@ -106,7 +108,7 @@ class FreezeThaw(MultiObjectiveASHA):
         steps = np.diff([0, *self._stops])
         self._share = float(sum(step / reduction**rung for rung, step in enumerate(steps)))
         self._prices = [name for name in objectives if not is_maximised(name)]
-        self.candidates, self.begun, self.predicts = {}, 0, True
+        self.candidates, self.met, self.begun, self.predicts = {}, set(), 0, True
         self.outlook_percent = None
         self._taken: set[str] = set()
         self._at: dict[str, int] = {}  # the epoch that a network was trained to
@@ -127,8 +129,9 @@ class FreezeThaw(MultiObjectiveASHA):
         name = candidate.network
         if is_taken:
             self._taken.add(name)
-        elif name not in self.candidates:
+        elif name not in self.met:
             self.begun += 1
+        self.met.add(name)
         self.candidates.setdefault(name, candidate)
         self._at[name] = self._paused.pop(name, 0)
         self._running[name] = None

@@ -364,7 +364,7 @@ class Sampler:
         else:
             params = self._by_model(number)
             found = self._new(chain([params], self._neighbours(number, params)), 1)
-        found = [each for each in found if each.network not in model.candidates]
+        found = [each for each in found if each.network not in model.met]
         if not found and not self._is_dry:
             found = self._new(self._uniform(number, "last"), 1)
             self._is_dry = not found
