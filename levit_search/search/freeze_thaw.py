@@ -174,7 +174,7 @@ class FreezeThaw(MultiObjectiveASHA):
             return self._went_on[epoch][network]
         self.enter(epoch, network, values, False)
         self.pause(network)
-        cheapest = self.cheapest() if self.begun <= self._startup else None
+        cheapest = self.cheapest() if not self._accuracies[-1] else None
         if cheapest is not None and cheapest.network == network:
             goes_on = True  # it is on the front, and shows what trainings gain
         else:
@@ -189,6 +189,11 @@ class FreezeThaw(MultiObjectiveASHA):
         """Networks that may go on, with the epoch of their checkpoint; 0 for none."""
         return self._paused
 
+    @property
+    def is_starting(self) -> bool:
+        """Whether too little is known for a model to choose."""
+        return self.begun < self._startup or len(self._seen()) < _FIRST_FIT
+
     def can_go_on(self) -> bool:
         """Whether a paused network may be trained on."""
         return any(map(self._can_afford, self._paused))
@@ -197,10 +202,12 @@ class FreezeThaw(MultiObjectiveASHA):
         """What is worth most for what it costs; None where there is nothing to do, or no budget."""
         may_begin = self._trials is None or self.begun < self._trials
         paused = [self.candidates[name] for name in self._paused if self._can_afford(name)]
-        if self.begun < self._startup and may_begin and (fresh := self.fresh()):
+        if self.is_starting and may_begin and (fresh := self.fresh()):
             return Act(fresh[0], math.inf)
-        if not self._accuracies[-1] and paused and not self._running:
+        if paused and (not self._accuracies[-1] or len(self._seen()) < _FIRST_FIT):
             return Act(paused[0], math.inf)  # what trainings gain is known by one of them at least
+        if len(self._seen()) < _FIRST_FIT:
+            return None
         self._fit()
         known = [*paused, *(self.fresh() if may_begin else ())]
         if not known:

@@ -349,10 +349,10 @@ class Sampler:
         assert isinstance(self._asha, FreezeThaw)
         model, number = self._asha, self._next
         found: Sequence[Candidate]
-        cheapest = model.cheapest() if model.begun < self._config.startup_trials else None
+        cheapest = model.cheapest() if model.is_starting else None
         if cheapest is not None and self._look(cheapest.params).status == "new":
             found = [cheapest]
-        elif model.begun < self._config.startup_trials:
+        elif model.is_starting:
             found = model.farthest(self._spread(0, _SPREAD))
         elif model.predicts or number == len(self._ids):  # TPE asks for a trial
             drawn = (self._spread(number - back, _POOL[0]) for back in range(_POOL[1]))
