@@ -330,8 +330,8 @@ class _Driver:
             params = self._space.encoded(self._starts.pop(next(iter(self._starts))))
         else:
             params = self._sampler.suggest(number, self._store.status.consecutive_rejections)
-        if params is None:
-            self._is_exhausted = True
+        if params is None:  # what runs may be paused, and go on
+            self._is_exhausted = self._freeze_thaw is None or not self.running
             return False
         for generation, parents in self._sampler.parents().items():
             if generation not in self._store.attributes:

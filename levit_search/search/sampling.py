@@ -158,6 +158,8 @@ class Sampler:
         Trials begin in the order of their numbers. ``attributes`` are those stored with it in an
         earlier session.
         """
+        if number < len(self._ids):  # nothing was found for it before
+            return
         assert number == len(self._ids)
         self._ids.append(self._storage.create_new_trial(self._study_id))
         for key, value in (attributes or {}).items():
