@@ -31,7 +31,7 @@ from levit_search.search.moasha import MultiObjectiveASHA
 _CLOSED_FORM = ("flops", "params", "activations")
 _OVERHEAD = 0.5  # of the median network's cost of an epoch, which every network has
 _FIRST_FIT, _REFIT = 4, 1.15  # observations; after so many times as many all is fitted again
-_MOST_OBSERVED = 400
+_MOST_OBSERVED = 300
 _PREDICTS = 0.05  # of the variance of accuracies, for networks left out: else the model is no good
 _KEPT = 16  # paused networks that have a checkpoint
 _CELLS = 2000  # that the space of costs is divided into at most
@@ -367,7 +367,7 @@ class FreezeThaw(MultiObjectiveASHA):
         fitted_on = _threshold(len(seen))
         points, groups = self._encoding.priced(seen), np.zeros(len(seen), int)
         if fitted_on != self._fits.get(name, (0, None))[0]:
-            part = slice(fitted_on)
+            part = slice(max(0, fitted_on - _MOST_OBSERVED), fitted_on)
             model = GaussianProcess(points[part], values[part], groups[part], 1)
             self._fits[name] = fitted_on, model.hyperparameters
         latest = slice(-_MOST_OBSERVED, None)

@@ -73,8 +73,8 @@ _GENERATION = ":generation"  # the end of the one attribute that evolution needs
 _PARENTS = ":parent:"
 
 _SPREAD = 200  # random networks among which those of the start are chosen
-_POOL = (10, 8)  # random networks for each of so many latest trials, among which a model chooses
-_BRED = (6, 8)  # of so many good networks, so many neighbours each
+_POOL = (8, 8)  # random networks for each of so many latest trials, among which a model chooses
+_BRED = (6, 6)  # of so many good networks, so many neighbours each
 
 
 class Proposal(NamedTuple):
