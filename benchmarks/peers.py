@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 Acts = Iterator[tuple[int, int]]
 """Networks, and the epoch that each is trained to."""
 _BATCH = 24  # of synchronous halving
+_ASKED = 4  # times as many proposals as there are networks, repeats included
 
 
 class Table:
@@ -132,7 +133,7 @@ def optuna_with(make: Callable[[Any, int], Any]) -> Callable[[Table, int], Acts]
             for name, choices in zip(table.slots, table.choices, strict=True)
         }
         trained: set[int] = set()
-        for _ in range(20 * len(table)):
+        for _ in range(_ASKED * len(table)):
             trial = study.ask(space)
             values = np.array([trial.params[name] for name in table.slots])
             network = table.like(values, trained)
