@@ -13,7 +13,8 @@ stand beside it. Published searchers run by their own packages, in an environmen
 epoch of a network is paid twice. What is there is not run again.
 
 ``report`` says what fronts are worth along the way: their hypervolume as the search itself states
-it (docs/search.md#hypervolume), as a share of that of all networks, by epochs and by seconds.
+it (docs/search.md#hypervolume), from the worst of the table in each objective, as a share of that
+of all networks, by epochs and by seconds.
 The whole budget is what half of the networks take that are trained to the end.
 """
 
