@@ -54,7 +54,7 @@ def test_the_worth_of_all_networks_is_one_and_of_few_less() -> None:
     partly = worth.steps([(0, 1), (1, 9), (0, 9), (2, 3)], "epochs")
     ends, shares = partly
     assert ends.tolist() == [10, 18], "only what was trained to the end counts, when it was"
-    assert 0 < shares[0] <= shares[1] < 1
+    assert 0 <= shares[0] <= shares[1] < 1
     assert at(partly, np.array([9.0, 10.0, 17.0, 18.0])).tolist() == [0, *shares[[0, 0, 1]]]
     by_seconds, _ = worth.steps([(0, 1), (0, 9)], "seconds")
     assert by_seconds[0] == pytest.approx(short_schedule_table().seconds[_first()][-1])
