@@ -1,10 +1,13 @@
 """The benchmarks of the search: recorded curves replayed, and the driver's own cost."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from levit_search.recipe import TeacherConfig
+from levit_search.study import StudyConfig, parse_settings, read_config
 from tests.conftest import ROOT
 
 
@@ -103,3 +106,68 @@ def test_the_table_of_the_supernet_s_ranking_is_that_of_its_figures() -> None:
 
     folder = ROOT / "studies" / "supernet"
     assert as_markdown(document_of(folder)) == (folder / "table.md").read_text()
+
+
+def test_the_card_of_a_table_tells_what_its_trainings_are_like(tmp_path: Path) -> None:
+    import search_table
+    import search_table_shown
+
+    networks = search_table.networks_of(_sampled().space(), tmp_path)[:40]
+    rng = np.random.default_rng(0)
+    for place, network in enumerate(networks):
+        for seed in (0, 1, 2) if place % 4 == 0 else (0,):
+            width = network.stages[0].embed_dim
+            curve = [60 + width / 8 - 20 / epoch + rng.normal(0, 0.1) for epoch in range(1, 10)]
+            seconds = [5.0 * epoch for epoch in range(1, 10)]
+            found = search_table.Trained(curve, seconds, curve[-1] - 0.1)
+            job = search_table.Job("", network, seed)
+            row = search_table.row_of(job, found)
+            search_table.append(tmp_path / "trainings.csv", search_table.TRAININGS, [row])
+    settings = {"flops_limit": 8e6, "drawn_with_seed": 0, "int8_format": "u8"}
+    settings |= {"data": {"train_images": 4000, "val_share": 0.05}}
+    told = {"settings": settings, "sessions": [{"cpu": "a machine"}]}
+    (tmp_path / "settings.json").write_text(json.dumps(told))
+    document = search_table_shown.document_of(tmp_path)
+    assert (document["networks"], document["trainings"]) == (40, 60)
+    assert document["networks_with_all_seeds"] == 10
+    factors = document["r2_of_single_factors"]
+    assert max(factors, key=lambda name: factors[name]) == "stages.0.embed_dim"
+    assert factors["stages.0.embed_dim"] > 0.95
+    assert document["r2_of_a_linear_model"] > 0.9
+    assert document["noise_of_a_seed"] == pytest.approx(0.1, rel=0.6)
+    assert document["drop_in_int8"]["median"] == pytest.approx(0.1)
+    card = search_table_shown.as_markdown(document)
+    assert "40 networks" in card
+    assert "a machine" in card
+    reader = card.partition("```python\n")[2].partition("```")[0]
+    assert len(reader.strip().splitlines()) <= 13
+
+
+def test_quarters_of_a_table_have_all_seeds_wherever_it_ends() -> None:
+    import search_table
+    import short_schedule
+    from replay import _config
+
+    setup = short_schedule.Setup(
+        data=_config().data, train=_config().train, teacher=_teacher(), teacher_seed=0
+    )
+    networks = list(range(24))
+    jobs = list(search_table.jobs_of(setup, networks))  # type: ignore[arg-type]
+    assert len(jobs) == 36
+    assert sum(job.seed == 0 for job in jobs[:12]) == 8
+    assert sorted((job.network, job.seed) for job in jobs) == sorted(
+        {(job.network, job.seed) for job in jobs}
+    )
+
+
+def _sampled() -> StudyConfig:
+    import search_table
+    from short_schedule import SPACE
+
+    return read_config(SPACE, parse_settings([*search_table.CHANGES]))
+
+
+def _teacher() -> TeacherConfig:
+    found = _sampled().teacher
+    assert found is not None
+    return found
