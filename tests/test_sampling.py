@@ -4,10 +4,14 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
+from levit_search.search import sampling
+from levit_search.search.freeze_thaw import Candidate, FreezeThaw
 from levit_search.search.moasha import MultiObjectiveASHA
 from levit_search.search.sampling import Proposal, Sampler, chosen, population_of
 from levit_search.study import SamplerName, SearchConfig, StudyConfig
@@ -193,3 +197,39 @@ def test_the_same_parameters_again_teach_nothing() -> None:
         sampler.tell(number, {"top1_percent": 50.0, "flops": 10.0}, {"valid": 0.0})
     states = [trial.state for trial in sampler.study().get_trials()]
     assert states == [TrialState.COMPLETE, TrialState.FAIL]
+
+
+def test_where_its_model_predicts_nothing_freeze_thaw_asks_tpe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def tpe(seed: int, **options: Any) -> TPESampler:
+        asked.append(seed)
+        return TPESampler(seed=seed, **options)
+
+    monkeypatch.setattr(sampling, "TPESampler", tpe)
+
+    def look(params: Mapping[str, Any]) -> Proposal:
+        name = "-".join(map(str, params.values()))
+        costs = dict.fromkeys(("flops", "params", "activations"), 10 + size(params))
+        status = "known" if name in model.met else "new"
+        return Proposal(status, Candidate(name, dict(params), costs))
+
+    config = SearchConfig(startup_trials=4, trials=None, time_s=1.0)
+    model = FreezeThaw((), 1.0, OBJECTIVES, 3, SPACE, None, 4, lambda: np.array([0.9, 4.0]))
+    sampler = Sampler("freeze-thaw", config, SPACE, OBJECTIVES, ["valid"], look, 10, model)
+    chance = np.random.default_rng(0)
+    for number in range(16):
+        sampler.begin(number)
+        params = sampler.suggest(number, 0)
+        assert params is not None
+        candidate = look(params).candidate
+        assert candidate is not None
+        model.begin(candidate)
+        sampler.set_params(number, params)
+        values = {**candidate.figures, "top1_percent": float(chance.normal(50, 5))}
+        model.finish(candidate.network, values)
+        sampler.tell(number, values, {"valid": 0.0})
+    assert len(asked) > 4, "noise cannot be predicted"
+    assert len(model.met) == 16

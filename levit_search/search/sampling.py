@@ -241,7 +241,7 @@ class Sampler:
                 self._trial(first).values = minimised([values], self._objectives)[0].tolist()
         elif values is None or (key in self._known and not is_over):
             self._storage.set_trial_state_values(self._ids[number], TrialState.FAIL)
-        elif is_over and self._name == "tpe":
+        elif is_over and self._name in ("tpe", "freeze-thaw"):
             self._end(number, TrialState.PRUNED, None, excess)
         elif is_over:
             middle = np.median(self._values or [[0.0] * len(self._objectives)], axis=0)
@@ -312,7 +312,7 @@ class Sampler:
     def _by_model(self, number: int) -> dict[str, object]:
         seed = self._seed(number)
         match self._name:
-            case "tpe":
+            case "tpe" | "freeze-thaw":
                 sampler: BaseSampler = TPESampler(
                     seed=seed, multivariate=True, n_startup_trials=0, constant_liar=True
                 )
