@@ -255,10 +255,29 @@ def test_what_runs_is_not_begun_again_and_teaches_what_is_expected() -> None:
 def test_a_network_that_failed_is_out_of_the_race() -> None:
     judge = _judge()
     acts = _carried_out(judge, 12)
-    judge.drop(acts[0][0])
+    judge.drop(acts[0][0], {})
     act = judge.next_act()
     assert act is not None
     assert acts[0][0] not in judge.candidates
+
+
+def test_what_is_surely_over_the_limit_of_latency_is_left_alone() -> None:
+    judge = _judge()
+    judge._limit_ms = 6.0
+    everything = {each.network: each for each in judge.fresh()}
+    over = []
+    for number in range(25):
+        act = judge.next_act()
+        assert act is not None
+        each = everything[act.candidate.network]
+        judge.begin(each)
+        known = {"latency_ms": each.figures["flops"] / 1e6, "top1_percent": _percent(each, 9)}
+        if known["latency_ms"] > 6:
+            judge.drop(each.network, known)
+            over.append(number)
+        else:
+            judge.finish(each.network, {**each.figures, **known})
+    assert sum(number >= 8 for number in over) <= 2, "most networks of the space are over it"
 
 
 def test_few_checkpoints_are_kept() -> None:
@@ -297,7 +316,7 @@ def test_another_study_is_an_input_that_counts_as_far_as_it_tells_something() ->
 
     def error(told: list[tuple[Mapping[str, Any], float]]) -> float:
         judge = FreezeThaw(
-            [1, 3], 3.0, _OBJECTIVES, 9, _SLOTS, None, 4, lambda: np.array([0.9, 8.0]), told
+            [1, 3], 3.0, _OBJECTIVES, 9, _SLOTS, None, 4, lambda: np.array([0.9, 8.0]), None, told
         )
         for each in everything[::3]:
             judge.begin(each)

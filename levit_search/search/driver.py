@@ -160,6 +160,7 @@ class _Driver:
                 search.trials,
                 search.startup_trials,
                 study.reference,
+                space.limits.latency_ms,
                 self._earlier(),
             )
         elif epochs and search.reduction is not None:
@@ -600,7 +601,7 @@ class _Driver:
         elif is_whole and self._asha is not None:
             self._asha.complete(name, record.values[self._asha.accuracy])
         elif self._freeze_thaw is not None and record.reused_from is None:
-            self._freeze_thaw.drop(name)
+            self._freeze_thaw.drop(name, record.values)
         values = record.estimates if is_whole or is_over else None
         self._sampler.tell(record.trial, values, excess)
 

@@ -73,6 +73,7 @@ class FreezeThaw(MultiObjectiveASHA):
         trials: networks to begin; None where time is the bound.
         startup_trials: networks that are begun before any goes on, but for the cheapest.
         reference: what hypervolumes are measured from, minimised; asked when it is needed.
+        limit_ms: of ``latency_ms``; a network that is over it counts nothing.
         earlier: parameters and accuracies in percent of networks in another study, as one more
             input; empty for none.
     """
@@ -99,18 +100,21 @@ class FreezeThaw(MultiObjectiveASHA):
         trials: int | None,
         startup_trials: int,
         reference: Callable[[], Points],
+        limit_ms: float | None = None,
         earlier: Sequence[tuple[Mapping[str, Any], float]] = (),
     ) -> None:
         super().__init__(epochs, reduction, objectives)
         self._stops = (*self.epochs, last_epoch)
         self._encoding = _Encoding(distributions, earlier)
         self._reference, self._trials, self._startup = reference, trials, startup_trials
+        self._limit_ms = limit_ms
         steps = np.diff([0, *self._stops])
         self._share = float(sum(step / reduction**rung for rung, step in enumerate(steps)))
         self._prices = [name for name in objectives if not is_maximised(name)]
         self.candidates, self.met, self.begun, self.predicts = {}, set(), 0, True
         self.outlook_percent = None
         self._taken: set[str] = set()
+        self._dropped: dict[str, Candidate] = {}
         self._at: dict[str, int] = {}  # the epoch that a network was trained to
         self._paused: dict[str, int] = {}  # the epoch of its checkpoint, 0 where it has none
         self._running: dict[str, None] = {}
@@ -151,11 +155,15 @@ class FreezeThaw(MultiObjectiveASHA):
         self.complete(network, values[self.accuracy])
         self._come(network, self._stops[-1], values)
 
-    def drop(self, network: str) -> None:
-        """A candidate failed, or is over a limit."""
+    def drop(self, network: str, values: Mapping[str, float]) -> None:
+        """A candidate failed, or is over a limit; ``values`` are what is known of it."""
         self._running.pop(network, None)
-        for known in (self._paused, self._at, self.candidates):
-            known.pop(network, None)
+        if network in self.candidates:
+            known = self.candidates[network]
+            self._dropped[network] = known._replace(figures={**known.figures, **values})
+        self._paused.pop(network, None)
+        self._at.pop(network, None)
+        self.candidates.pop(network, None)
 
     def _come(self, network: str, epoch: int, values: Mapping[str, float]) -> None:
         if network not in self._taken:
@@ -272,12 +280,16 @@ class FreezeThaw(MultiObjectiveASHA):
         """What each would add to the hypervolume, and its chance to be on the front."""
         ends = np.zeros(len(candidates))
         mean, deviation = self._model().predict(self._encoding.points(candidates, ends))
-        prices = np.column_stack(
-            [self._priced(name, candidates) for name in self._prices]
-            or [np.empty((len(candidates), 0))]
-        )
+        prices = [self._priced(name, candidates)[0] for name in self._prices]
+        columns = np.column_stack(prices or [np.empty((len(candidates), 0))])
         front, reference = self._front()
-        return expected_improvement(front, reference, 1 - mean / 100, deviation / 100, prices)
+        mean, deviation = 1 - mean / 100, deviation / 100
+        gains, chances = expected_improvement(front, reference, mean, deviation, columns)
+        if self._limit_ms is not None:
+            price, deviation = self._priced("latency_ms", candidates)
+            keeps = ndtr((math.log10(self._limit_ms) - price) / np.maximum(deviation, _LEAST))
+            gains, chances = keeps * gains, keeps * chances
+        return gains, chances
 
     def _front(self) -> tuple[Points, Points]:
         """What was trained to the end, and the reference: errors, then costs."""
@@ -354,15 +366,16 @@ class FreezeThaw(MultiObjectiveASHA):
         logarithms = np.log(np.array(self._stops) / self._stops[-1])
         return np.asarray((logarithms / (logarithms[0] or 1.0))[places])
 
-    def _priced(self, name: Objective, candidates: Sequence[Candidate]) -> Floats:
-        """A cost of each on a decimal log scale, predicted where it was not measured."""
+    def _priced(self, name: Objective, candidates: Sequence[Candidate]) -> tuple[Floats, Floats]:
+        """A cost of each on a decimal log scale, predicted where it was not measured, and the
+        standard deviation of that."""
         is_known = np.array([name in each.figures for each in candidates])
         found = np.array([math.log10(each.figures.get(name, 1.0)) for each in candidates])
-        if is_known.all():
-            return found
-        seen = [each for each in self.candidates.values() if name in each.figures]
-        if not seen:
-            raise AssertionError("the first candidates are chosen without a model")
+        deviation = np.zeros(len(candidates))
+        known = [*self.candidates.values(), *self._dropped.values()]
+        seen = [each for each in known if name in each.figures]
+        if is_known.all() or not seen:
+            return found, deviation
         values = np.array([math.log10(each.figures[name]) for each in seen])
         fitted_on = _threshold(len(seen))
         points, groups = self._encoding.priced(seen), np.zeros(len(seen), int)
@@ -375,8 +388,8 @@ class FreezeThaw(MultiObjectiveASHA):
             points[latest], values[latest], groups[latest], 1, self._fits[name][1]
         )
         others = [each for each, known in zip(candidates, is_known, strict=True) if not known]
-        found[~is_known], _ = model.predict(self._encoding.priced(others))
-        return found
+        found[~is_known], deviation[~is_known] = model.predict(self._encoding.priced(others))
+        return found, deviation
 
 
 class _Encoding:
