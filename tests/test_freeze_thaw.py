@@ -155,7 +155,7 @@ def _carried_out(judge: FreezeThaw, most: int) -> list[tuple[str, int]]:
     while len(acts) < most and (act := judge.next_act()) is not None:
         each = act.candidate
         at = max((epoch for name, epoch in acts if name == each.network), default=0)
-        judge.begin(each)
+        judge.begin(each, at)
         for epoch in (1, 3, 9):
             if epoch <= at:
                 continue
@@ -226,7 +226,7 @@ def test_what_an_earlier_session_did_leads_to_the_same_acts() -> None:
         if name not in at:
             second.begin(next(each for each in second.fresh() if each.network == name))
         else:
-            second.begin(second.candidates[name])
+            second.begin(second.candidates[name], at[name])
         values = {
             **second.candidates[name].figures,
             "top1_percent": _percent(second.candidates[name], epoch),

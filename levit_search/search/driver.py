@@ -292,7 +292,8 @@ class _Driver:
         if self._freeze_thaw is not None and is_own and "reused_from" not in notes:
             network = architectures.parse(notes["architecture"])
             candidate = self._candidate(network, notes["cost"])
-            self._freeze_thaw.begin(candidate, is_taken=notes.get("taken_from") is not None)
+            is_taken = notes.get("taken_from") is not None
+            self._freeze_thaw.begin(candidate, notes.get("resumed_at", 0), is_taken)
         for rung in notes.get("rungs", ()):
             if self._asha is not None and rung["epoch"] in self._asha.epochs:
                 network = notes["architecture_id"]
@@ -425,7 +426,8 @@ class _Driver:
         """Write and submit a trial."""
         assert trial.network is not None
         if self._freeze_thaw is not None:
-            self._freeze_thaw.begin(self._candidate(trial.network, trial.notes["cost"]))
+            candidate = self._candidate(trial.network, trial.notes["cost"])
+            self._freeze_thaw.begin(candidate, trial.notes.get("resumed_at", 0))
             if self._freeze_thaw.outlook_percent is not None:
                 trial.notes["outlook_percent"] = self._freeze_thaw.outlook_percent
                 self._outlooks.append(trial.notes["outlook_percent"])

@@ -128,8 +128,9 @@ class FreezeThaw(MultiObjectiveASHA):
 
     # --- what happens
 
-    def begin(self, candidate: Candidate, is_taken: bool = False) -> None:
-        """A candidate begins, or goes on; one that is taken from another study costs nothing."""
+    def begin(self, candidate: Candidate, epoch: int = 0, is_taken: bool = False) -> None:
+        """A candidate begins, or goes on from its checkpoint after ``epoch``; one that is taken from
+        another study costs nothing."""
         name = candidate.network
         if is_taken:
             self._taken.add(name)
@@ -137,7 +138,8 @@ class FreezeThaw(MultiObjectiveASHA):
             self.begun += 1
         self.met.add(name)
         self.candidates.setdefault(name, candidate)
-        self._at[name] = self._paused.pop(name, 0)
+        self._paused.pop(name, None)
+        self._at[name] = epoch
         self._running[name] = None
 
     def enter(self, epoch: int, network: str, values: Mapping[str, float], goes_on: bool) -> None:
@@ -189,7 +191,7 @@ class FreezeThaw(MultiObjectiveASHA):
             act = self.next_act()
             goes_on = act is not None and act.candidate.network == network
         if goes_on:
-            self.begin(self.candidates[network])
+            self.begin(self.candidates[network], epoch)
         self._went_on[epoch][network] = goes_on
         return goes_on
 

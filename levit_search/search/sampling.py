@@ -355,7 +355,8 @@ class Sampler:
         if cheapest is not None and self._look(cheapest.params).status == "new":
             found = [cheapest]
         elif model.is_starting:
-            found = model.farthest(self._spread(0, _SPREAD))
+            spread = self._spread(0, _SPREAD)
+            found = model.farthest([each for each in spread if each.network not in model.met])
         elif model.predicts or number == len(self._ids):  # TPE asks for a trial
             drawn = (self._spread(number - back, _POOL[0]) for back in range(_POOL[1]))
             rng = np.random.default_rng(self._seed(number, "parents"))
@@ -373,10 +374,11 @@ class Sampler:
         return found
 
     def _spread(self, number: int, count: int) -> list[Candidate]:
-        """Random networks, the same whenever they are asked for."""
+        """Random networks, the same whenever they are asked for, be they known or not."""
         if number not in self._drawn:
-            drawn = self._uniform(max(0, number), f"spread {number}")
-            self._drawn[number] = self._new(islice(drawn, 5 * count), count)
+            drawn = islice(self._uniform(max(0, number), f"spread {number}"), 5 * count)
+            feasible = (each for _, each in map(self._look, drawn) if each is not None)
+            self._drawn[number] = list(islice(feasible, count))
             self._drawn.pop(number - _POOL[1], None)
         return self._drawn[number]
 
