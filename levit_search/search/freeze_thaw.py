@@ -129,8 +129,10 @@ class FreezeThaw(MultiObjectiveASHA):
     # --- what happens
 
     def begin(self, candidate: Candidate, epoch: int = 0, is_taken: bool = False) -> None:
-        """A candidate begins, or goes on from its checkpoint after ``epoch``; one that is taken from
-        another study costs nothing."""
+        """A candidate begins, or goes on from its checkpoint after ``epoch``.
+
+        One that is taken from another study costs nothing.
+        """
         name = candidate.network
         if is_taken:
             self._taken.add(name)
