@@ -67,7 +67,7 @@ SPACE: dict[str, Any] = {
     "teacher": None,
     "objectives": ["top1_percent", "flops"],
     "limits": {"params": 30000},
-    "search": {"sampler": "tpe", "startup_trials": 8, "reduction": 2},
+    "search": {"startup_trials": 8, "reduction": 2},
 }
 
 
@@ -302,7 +302,8 @@ def compared(run: Run, kills: int) -> tuple[dict[str, bool], dict[str, Any]]:
     """What must hold of a run that was killed as often as asked, and the figures beside it."""
     stored = read_stored(run.folder)
     evaluated = [trial.notes for trial in stored.trials.values() if trial.is_evaluated]
-    times = Counter(notes["architecture_id"] for notes in evaluated)
+    # One that was paused may go on in another trial.
+    times = Counter(n["architecture_id"] for n in evaluated if "resumes" not in n)
     left_over = _left_over(run.folder, stored)
     checks = {
         "killed as often as asked": len(run.kills) == kills,
@@ -347,6 +348,9 @@ def _left_over(folder: Path, stored: Stored) -> list[str]:
     wanted = {".lock", "study.yaml", "environment.json", "study.db", "trials.csv", "front.csv"}
     wanted |= {"backup.jsonl", "report.html", "survey.json"}
     wanted |= {f"checkpoints/{network}.safetensors" for network in stored.weights}
+    latest = {trial.notes.get("architecture_id"): trial.state for trial in stored.trials.values()}
+    paused = {network for network, state in latest.items() if state == "PRUNED"}
+    wanted |= {f"checkpoints/{network}.training.pt" for network in paused}
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     return sorted(name for name in there - wanted if not fnmatch(name, "worker-*.log"))
 

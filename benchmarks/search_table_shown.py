@@ -155,6 +155,7 @@ def document_of(folder: Path) -> dict[str, Any]:
             for name, each in found.costs.items()
             if name != "flops"
         },
+        "costs": list(found.costs),
         "settings": settings["settings"],
         "machines": sorted({each["cpu"] for each in settings["sessions"]}),
     }
@@ -165,6 +166,7 @@ def as_markdown(document: Mapping[str, Any]) -> str:
     told = document
     factors = sorted(told["r2_of_single_factors"].items(), key=lambda item: -item[1])
     stated = told["settings"]
+    probed = " and probed in both precisions" if "latency_int8_ms" in told["costs"] else ""
     lines = [
         "# A table of trained LeViTs in which searches can be replayed",
         "",
@@ -175,8 +177,8 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         f"Fashion-MNIST at 32 px, {told['networks_with_all_seeds']} of them with {told['seeds']} "
         "seeds; the truth is the mean. Accuracies are those on "
         f"{60000 * stated['data']['val_share']:,.0f} other images of the training set. Each "
-        f"network was quantized to int8 ({stated['int8_format']}) after its last epoch, and is "
-        "probed in both precisions. Networks come in the order in which they were drawn: the first "
+        f"network was quantized to int8 ({stated['int8_format']}) after its last epoch{probed}. "
+        "Networks come in the order in which they were drawn: the first "
         "so many are a fair sample, too. It grows: `python benchmarks/search_table.py train` goes "
         "on.",
         "",
@@ -187,8 +189,8 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         "- `trainings.csv`: a row a training: `network`, `seed`, `top1_percent_E` and `cpu_s_E` "
         "after epoch E (processor seconds of one thread since the start, the teacher's answers at "
         "hand), `top1_int8_percent` after the last.",
-        "- `latency.csv`: `network`, `precision`, milliseconds an image with their 95 % interval "
-        "on the CPU, one thread.",
+        "- `latency.csv`, once they are probed: `network`, `precision`, milliseconds an image with "
+        "their 95 % interval on the CPU, one thread.",
         "- `settings.json`: the recipe, and the machine and revision of each session.",
         "- `results.json`: the figures below.",
         "",
