@@ -594,7 +594,7 @@ class _Driver:
         if record.is_stopped and not is_over:
             rung = record.rungs[-1]
             self._sampler.tell(record.trial, rung["values"], excess, rung["epoch"])
-            if self._freeze_thaw is not None:
+            if self._freeze_thaw is not None and record.reused_from is None:
                 self._freeze_thaw.pause(name, training_file(self._study.folder, name).exists())
             return
         is_whole = record.state == "complete" and not is_over
