@@ -294,7 +294,7 @@ def test_choosing_a_row_goes_to_its_network_even_without_a_diagram(desktop: Open
     row.click()
     assert number in desktop.text("#network-title")
     assert f"--pick trial={number}" in desktop.text("#network-body")
-    assert "paused at epoch" in desktop.text("#network-body")
+    assert "stopped at epoch" in desktop.text("#network-body")
     desktop.page.locator("#trials-outcome").select_option("all but repeats")
 
 
