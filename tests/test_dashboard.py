@@ -159,7 +159,7 @@ def test_it_shows_all_trials_before_and_during_and_after_a_search(
         page, before, records = f"/api/studies/{listed['study_id']}", stored(found), found.records()
         check_shown(ask(page), records)
         reasons = [record.reason or "" for record in records]
-        assert any("paused at epoch" in reason for reason in reasons)
+        assert any("stopped at epoch" in reason for reason in reasons)
         assert any("flops over the limit" in reason for reason in reasons)
         if kind != "journal":  # one storage tells as much of them as another
             assert "param_importances" in ask(f"{page}/param_importances")
