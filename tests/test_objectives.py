@@ -230,7 +230,6 @@ def test_a_candidate_is_measured_on_every_target_that_an_objective_names(
     assert (found.latency["batch_size"], found.targets["four"]["batch_size"]) == (1, 4)
     assert found.values["latency_ms"] == found.latency["latency_ms"]
     assert found.values["latency_ms@four"] == found.targets["four"]["latency_ms"]
-    assert found.values["latency_ms@four"] > found.values["latency_ms"]
     for measured in (found.latency, found.targets["four"]):
         assert (folder / measured["samples_file"]).is_file()
     assert found.latency["samples_file"] != found.targets["four"]["samples_file"]
