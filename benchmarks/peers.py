@@ -45,7 +45,11 @@ class Table:
         self.slots = list(given["slots"])
         self.values = np.array(given["values"])
         self.accuracy = np.array(given["accuracy"])
-        self.costs = np.array([given["costs"][name] for name in given["objectives"][1:]])
+        names = given["objectives"][1:]
+        others = {name: np.array(given["costs"][name]) for name in names}
+        self.accuracies = [others[name] for name in names if name.endswith("_percent")]
+        self.costs = [others[name] for name in names if not name.endswith("_percent")]
+        self.objectives = len(given["objectives"])
         self.seconds = np.array(given["seconds"])
         spans = np.maximum(self.values.max(axis=0), 1)
         self._points = self.values / spans
@@ -55,8 +59,10 @@ class Table:
         return len(self.values)
 
     def figures(self, network: int, epoch: int) -> list[float]:
-        """What is known then, all to be minimised: the error, and costs on a log scale."""
-        return [1 - self.accuracy[network, epoch - 1] / 100, *np.log10(self.costs[:, network])]
+        """What is known then, all to be minimised: errors, and costs on a log scale."""
+        percents = [self.accuracy[network, epoch - 1], *(each[network] for each in self.accuracies)]
+        costs = [float(np.log10(each[network])) for each in self.costs]
+        return [*(1 - float(each) / 100 for each in percents), *costs]
 
     def like(self, values: NDArray[np.int_], trained: set[int]) -> int:
         """The network of these choices; else of those not yet trained the one most like it."""
@@ -126,7 +132,7 @@ def optuna_with(make: Callable[[Any, int], Any]) -> Callable[[Table, int], Acts]
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        directions = ["minimize"] * (1 + len(table.costs))
+        directions = ["minimize"] * table.objectives
         study = optuna.create_study(directions=directions, sampler=make(optuna.samplers, seed))
         space = {
             name: optuna.distributions.IntDistribution(0, len(choices) - 1)

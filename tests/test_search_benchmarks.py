@@ -63,6 +63,32 @@ def test_the_worth_of_all_networks_is_one_and_of_few_less() -> None:
     assert by_seconds[0] == pytest.approx(short_schedule_table().seconds[_first()][-1])
 
 
+@pytest.mark.parametrize(
+    "searcher", ["random", "cheapest, then random", "synchronous halving, batches of 24"]
+)
+def test_simple_searchers_pay_no_epoch_twice_and_know_accuracies_from_costs(searcher: str) -> None:
+    import peers
+    from replay import short_schedule_table
+    from search_quality import exported
+
+    given = exported(short_schedule_table(), "flops")
+    in_int8 = [float(each[-1]) - 0.1 for each in given["accuracy"]]
+    given["objectives"] = ("top1_percent", "top1_int8_percent", "flops")
+    given["costs"] = {"top1_int8_percent": in_int8, **given["costs"]}
+    table = peers.Table(given)
+    error, error_in_int8, flops = table.figures(3, 9)
+    assert error_in_int8 == pytest.approx(error + 0.001)
+    assert 10**flops == pytest.approx(given["costs"]["flops"][3])
+    run = peers.searched((given, searcher, 0), float("inf"))
+    assert run is not None
+    at: dict[int, int] = {}
+    for network, epoch in run["acts"]:
+        assert epoch > at.get(network, 0)
+        at[network] = epoch
+    if searcher.startswith("cheapest"):
+        assert run["acts"][0][0] == int(np.argmin(given["costs"]["flops"]))
+
+
 def _first() -> str:
     from replay import short_schedule_table
 
