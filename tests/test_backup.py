@@ -120,7 +120,7 @@ def test_what_a_kill_kept_from_the_backup_is_added(study: Study) -> None:
         assert sorted(kept.running) == [3]
 
 
-@pytest.mark.parametrize("place", range(1, 6))
+@pytest.mark.parametrize("place", range(1, 8))
 @pytest.mark.parametrize("torn", [0, 7])
 def test_what_a_cut_took_from_the_backup_is_added(place: int, torn: int, study: Study) -> None:
     store = opened(study)
@@ -129,6 +129,8 @@ def test_what_a_cut_took_from_the_backup_is_added(place: int, torn: int, study: 
     ended(store, study)
     store.set_attribute("key", "value")
     number = begun(store, study)
+    store.note(number, "rungs", [1])
+    store.note(number, "rungs", [1, 2])
     before = lines(study)
     size = sum(map(len, before[:place])) + torn
     os.truncate(Backup(study.folder).path, size)
@@ -136,6 +138,7 @@ def test_what_a_cut_took_from_the_backup_is_added(place: int, torn: int, study: 
     kept = Backup(study.folder).read()
     assert kept.attributes == {"device": {"name": "here"}, "population": 8, "key": "value"}
     assert (kept.finished.keys(), kept.running.keys()) == ({0}, {number})
+    assert kept.running[number]["user_attrs"]["rungs"] == [1, 2]
     again = lines(study)
     opened(study)
     assert lines(study) == again

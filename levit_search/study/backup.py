@@ -99,12 +99,21 @@ class BackupContents:
         Those of the study's attributes are among them only where the file may have been cut: an
         attribute of ours is here before it is there, so that one alone is another tool's.
         """
-        lines = [
-            trial_line(trial)
-            for trial in trials
-            if (trial.state.is_finished() and trial.number not in self.finished)
-            or (trial.state.name == "RUNNING" and trial.number not in self.running)
-        ]
+        lines: list[Line] = []
+        for trial in trials:
+            began = self.running.get(trial.number)
+            if trial.state.is_finished():
+                if trial.number not in self.finished:
+                    lines.append(trial_line(trial))
+            elif trial.state.name == "RUNNING" and began is None:
+                lines.append(trial_line(trial))
+            elif began is not None:
+                lines += [
+                    {"trial": trial.number, "note": key, "value": value}
+                    for key, value in trial.user_attrs.items()
+                    if key not in began["user_attrs"]
+                    or _json(began["user_attrs"][key]) != _json(value)
+                ]
         if not (lines or self.is_torn):
             return []
         unknown = {key: each for key, each in attributes.items() if key not in self.attributes}
