@@ -120,8 +120,8 @@ def test_what_a_kill_kept_from_the_backup_is_added(study: Study) -> None:
         assert sorted(kept.running) == [3]
 
 
-@pytest.mark.parametrize("place", range(1, 8))
 @pytest.mark.parametrize("torn", [0, 7])
+@pytest.mark.parametrize("place", range(1, 9))
 def test_what_a_cut_took_from_the_backup_is_added(place: int, torn: int, study: Study) -> None:
     store = opened(study)
     store.set_attribute("device", {"name": "here"})
@@ -138,7 +138,8 @@ def test_what_a_cut_took_from_the_backup_is_added(place: int, torn: int, study: 
     kept = Backup(study.folder).read()
     assert kept.attributes == {"device": {"name": "here"}, "population": 8, "key": "value"}
     assert (kept.finished.keys(), kept.running.keys()) == ({0}, {number})
-    assert kept.running[number]["user_attrs"]["rungs"] == [1, 2]
+    if place != 7 or torn:  # where nothing but a whole line is gone, it might be another tool's
+        assert kept.running[number]["user_attrs"]["rungs"] == [1, 2]
     again = lines(study)
     opened(study)
     assert lines(study) == again

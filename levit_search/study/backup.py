@@ -96,28 +96,28 @@ class BackupContents:
     def missing(self, trials: Iterable["FrozenTrial"], attributes: Mapping[str, Any]) -> list[Line]:
         """Lines of a storage's trials that a kill or a cut kept from being here.
 
-        Those of the study's attributes are among them only where the file may have been cut: an
-        attribute of ours is here before it is there, so that one alone is another tool's.
+        Attributes of the study and notes of running trials are among them only where the file may
+        have been cut: ours are here before they are there, so that those alone are another tool's.
         """
-        lines: list[Line] = []
-        for trial in trials:
-            began = self.running.get(trial.number)
-            if trial.state.is_finished():
-                if trial.number not in self.finished:
-                    lines.append(trial_line(trial))
-            elif trial.state.name == "RUNNING" and began is None:
-                lines.append(trial_line(trial))
-            elif began is not None:
-                lines += [
-                    {"trial": trial.number, "note": key, "value": value}
-                    for key, value in trial.user_attrs.items()
-                    if key not in began["user_attrs"]
-                    or _json(began["user_attrs"][key]) != _json(value)
-                ]
-        if not (lines or self.is_torn):
+        trials = list(trials)
+        lines = [
+            trial_line(trial)
+            for trial in trials
+            if (trial.state.is_finished() and trial.number not in self.finished)
+            or (trial.state.name == "RUNNING" and trial.number not in self.running)
+        ]
+        notes = [
+            ({"trial": trial.number, "note": key, "value": value}, began.get(key))
+            for trial in trials
+            if trial.state.name == "RUNNING" and trial.number in self.running
+            for began in [self.running[trial.number]["user_attrs"]]
+            for key, value in trial.user_attrs.items()
+            if key not in began or _json(began[key]) != _json(value)
+        ]
+        if not (lines or self.is_torn or any(has_more(n["value"], was) for n, was in notes)):
             return []
         unknown = {key: each for key, each in attributes.items() if key not in self.attributes}
-        return [*_attribute_lines(unknown), *lines]
+        return [*_attribute_lines(unknown), *lines, *(note for note, _ in notes)]
 
     def lost(
         self, trials: Sequence["FrozenTrial"], attributes: Mapping[str, Any] | None = None
