@@ -3,22 +3,34 @@
     python benchmarks/search_quality.py export --table short-schedule > table.json
     python benchmarks/peers.py table.json --out studies/search/peers.jsonl --jobs 2
 
-It needs numpy and the package of each searcher alone, not this project, so that it may run in an
-environment of its own. A table that is a sample of its space has no answer to most proposals: one
+It needs numpy and the package of each searcher alone, not this project. Their packages do not go
+together, so that each group has an environment of its own, in which those are run that it has:
+
+    pip install optuna==5.0.0 scipy torch botorch==0.18.1
+    pip install syne-tune[extra]==0.16.0
+    pip install neural-pipeline-search==0.17.0
+    pip install smac==2.4.1
+
+A table that is a sample of its space has no answer to most proposals: one
 stands for the network that is most like it, slot by slot, of those that were not yet trained.
 Repeats cost nothing, and are told what is known. Each run is a line: networks, by their place in
 the table, and the epoch that each was trained to, in their order. What is there is not run again.
 """
 
 import argparse
+import datetime
+import importlib
 import json
+import random
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +39,7 @@ Acts = Iterator[tuple[int, int]]
 """Networks, and the epoch that each is trained to."""
 _BATCH = 24  # of synchronous halving
 _ASKED = 4  # times as many proposals as there are networks, repeats included
+_RETRIES = 1000  # of SMAC, to find what it has not yet proposed
 
 
 class Table:
@@ -50,9 +63,10 @@ class Table:
         self.accuracies = [others[name] for name in names if name.endswith("_percent")]
         self.costs = [others[name] for name in names if not name.endswith("_percent")]
         self.objectives = len(given["objectives"])
+        self.metrics = [f"objective_{number}" for number in range(self.objectives)]
         self.seconds = np.array(given["seconds"])
         spans = np.maximum(self.values.max(axis=0), 1)
-        self._points = self.values / spans
+        self.points = self.values / spans
         self._spans = spans
 
     def __len__(self) -> int:
@@ -69,9 +83,12 @@ class Table:
         (same,) = np.nonzero((self.values == values).all(axis=1))
         if len(same):
             return int(same[0])
-        away = np.abs(self._points - values / self._spans).sum(axis=1)
+        away = np.abs(self.points - values / self._spans).sum(axis=1)
         away[sorted(trained)] = np.inf
         return int(np.argmin(away))
+
+
+Searcher = Callable[[Table, int], Acts]
 
 
 # --- the simple ones
@@ -122,54 +139,266 @@ def _ranked(points: NDArray[np.float64]) -> list[int]:
     return found
 
 
-# --- Optuna's, with full trainings
+# --- published ones
 
 
-def optuna_with(make: Callable[[Any, int], Any]) -> Callable[[Table, int], Acts]:
-    """Ask and tell, repeats being told what is known."""
+def proposals(table: Table) -> Callable[[Sequence[int]], int]:
+    """What stands for each choice of slots that is proposed: always the same network."""
+    known: dict[tuple[int, ...], int] = {}
+
+    def network_of(values: Sequence[int]) -> int:
+        key = tuple(map(int, values))
+        if key not in known:
+            known[key] = table.like(np.array(key), set(known.values()))
+        return known[key]
+
+    return network_of
+
+
+def optuna_with(name: str, **settings: Any) -> Searcher:
+    """Optuna, asked and told, all trained to the end."""
 
     def search(table: Table, seed: int) -> Acts:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        directions = ["minimize"] * table.objectives
-        study = optuna.create_study(directions=directions, sampler=make(optuna.samplers, seed))
+        sampler = getattr(optuna.samplers, name)(seed=seed, **settings)
+        study = optuna.create_study(directions=["minimize"] * table.objectives, sampler=sampler)
         space = {
-            name: optuna.distributions.IntDistribution(0, len(choices) - 1)
-            for name, choices in zip(table.slots, table.choices, strict=True)
+            slot: optuna.distributions.IntDistribution(0, len(choices) - 1)
+            for slot, choices in zip(table.slots, table.choices, strict=True)
         }
-        trained: set[int] = set()
+        network_of = proposals(table)
         for _ in range(_ASKED * len(table)):
             trial = study.ask(space)
-            values = np.array([trial.params[name] for name in table.slots])
-            network = table.like(values, trained)
-            if network not in trained:
-                trained.add(network)
-                yield network, table.epochs
+            network = network_of([trial.params[slot] for slot in table.slots])
+            yield network, table.epochs
             study.tell(trial, table.figures(network, table.epochs))
 
     return search
 
 
-SEARCHERS: dict[str, Callable[[Table, int], Acts]] = {
+def moasha(is_mended: bool) -> Searcher:
+    """Syne Tune's MOASHA.
+
+    Its ``nondominated_sort`` takes ranks within a front for the order of its members, and its
+    priority the order of all candidates for their ranks. Where it ``is_mended``, both are turned
+    round.
+    """
+
+    def search(table: Table, seed: int) -> Acts:
+        from syne_tune.backend.trial_status import Trial
+        from syne_tune.config_space import randint
+        from syne_tune.optimizer.schedulers.multiobjective import moasha, non_dominated_priority
+
+        class Mended(moasha.NonDominatedPriority):  # type: ignore[misc]
+            def __call__(self, objectives: NDArray[np.float64]) -> NDArray[np.int_]:
+                fronts = non_dominated_priority.nondominated_sort(objectives, flatten=False)
+                order: list[int] = []
+                for front in map(np.sort, fronts):
+                    ranks = non_dominated_priority.compute_epsilon_net(objectives[front])
+                    order += front[np.argsort(ranks)].tolist()
+                return np.argsort(order)
+
+        np.random.seed(seed)  # which its spaces draw from
+        scheduler = moasha.MOASHA(
+            {
+                slot: randint(0, len(choices) - 1)
+                for slot, choices in zip(table.slots, table.choices, strict=True)
+            },
+            metrics=table.metrics,
+            time_attr="epoch",
+            multiobjective_priority=Mended() if is_mended else None,
+            max_t=table.epochs,
+            grace_period=table.rungs[0],
+            reduction_factor=table.reduction,
+            random_seed=seed,
+        )
+        network_of = proposals(table)
+        for number in range(_ASKED * len(table)):
+            config = scheduler.suggest().config
+            trial = Trial(number, config, datetime.datetime.now())
+            scheduler.on_trial_add(trial)
+            network = network_of([config[slot] for slot in table.slots])
+            for epoch in range(1, table.epochs + 1):
+                yield network, epoch
+                figures = dict(zip(table.metrics, table.figures(network, epoch), strict=True))
+                if scheduler.on_trial_result(trial, {**figures, "epoch": epoch}) == "STOP":
+                    scheduler.on_trial_remove(trial)
+                    break
+
+    return search
+
+
+def neps_with(name: str, **settings: Any) -> Searcher:
+    """One of NePS, asked and told."""
+
+    def search(table: Table, seed: int) -> Acts:
+        import neps
+        import torch
+        from neps.space import HPOInteger, SearchSpace
+
+        torch.set_num_threads(1)
+        for each in (random.seed, np.random.seed, torch.manual_seed):
+            each(seed)
+        space = SearchSpace(
+            {
+                **{
+                    slot: HPOInteger(0, len(choices) - 1)
+                    for slot, choices in zip(table.slots, table.choices, strict=True)
+                },
+                "epoch": HPOInteger(table.rungs[0], table.epochs, is_fidelity=True),
+            }
+        )
+        optimizer = getattr(neps.algorithms, name)(space, eta=table.reduction, **settings)
+        asked = neps.AskAndTell(optimizer)
+        network_of = proposals(table)
+        for _ in range(_ASKED * len(table)):
+            trial = asked.ask()
+            network = network_of([trial.config[slot] for slot in table.slots])
+            epoch = trial.config["epoch"]
+            yield network, epoch
+            asked.tell(trial, {"objective_to_minimize": table.figures(network, epoch)})
+
+    return search
+
+
+def parego(has_rungs: bool) -> Searcher:
+    """SMAC's ParEGO, by Hyperband where it ``has_rungs``, else trained to the end."""
+
+    def search(table: Table, seed: int) -> Acts:
+        from ConfigSpace import ConfigurationSpace, Integer
+        from smac import HyperparameterOptimizationFacade, MultiFidelityFacade, Scenario
+        from smac.main.exceptions import ConfigurationSpaceExhaustedException
+        from smac.multi_objective.parego import ParEGO
+        from smac.runhistory.dataclasses import TrialValue
+
+        space = ConfigurationSpace(seed=seed)
+        space.add(
+            [
+                Integer(slot, (0, len(choices) - 1))
+                for slot, choices in zip(table.slots, table.choices, strict=True)
+            ]
+        )
+        facade = MultiFidelityFacade if has_rungs else HyperparameterOptimizationFacade
+        budgets = {"min_budget": table.rungs[0], "max_budget": table.epochs} if has_rungs else {}
+        settings: dict[str, Any] = {}
+        if has_rungs:  # of several incumbents, other selections find no budget in common, and fail
+            settings = {"eta": table.reduction, "incumbent_selection": "highest_budget"}
+        with tempfile.TemporaryDirectory() as folder:
+            scenario = Scenario(
+                space,
+                objectives=table.metrics,
+                deterministic=True,
+                n_trials=_ASKED * len(table),
+                seed=seed,
+                output_directory=Path(folder),
+                **budgets,
+            )
+            smac = facade(
+                scenario,
+                lambda config, seed=0, budget=None: 0.0,
+                initial_design=facade.get_initial_design(scenario, n_configs=len(table.slots)),
+                intensifier=facade.get_intensifier(scenario, **settings),
+                multi_objective_algorithm=ParEGO(scenario),
+                config_selector=facade.get_config_selector(scenario, retries=_RETRIES),
+                logging_level=False,
+                overwrite=True,
+            )
+            network_of = proposals(table)
+            for _ in range(_ASKED * len(table)):
+                try:
+                    asked = smac.ask()
+                except (StopIteration, ConfigurationSpaceExhaustedException):
+                    return
+                network = network_of([asked.config[slot] for slot in table.slots])
+                epoch = round(asked.budget) if has_rungs else table.epochs
+                yield network, epoch
+                smac.tell(asked, TrialValue(table.figures(network, epoch)))
+
+    return search
+
+
+def qlognehvi(table: Table, seed: int) -> Acts:
+    """BoTorch's, over all networks that are left, after as many random ones as it is told to."""
+    import torch
+    from botorch import fit_gpytorch_mll
+    from botorch.acquisition.multi_objective import logei
+    from botorch.models import ModelListGP, SingleTaskGP
+    from botorch.models.transforms import Standardize
+    from botorch.optim import optimize_acqf_discrete
+    from gpytorch.mlls import SumMarginalLogLikelihood
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    pool = torch.tensor(table.points)
+    worst = -torch.tensor(
+        np.max([table.figures(each, table.epochs) for each in range(len(table))], axis=0)
+    )
+    order = np.random.default_rng(seed).permutation(len(table))
+    chosen = [int(each) for each in order[: 2 * (len(table.slots) + 1)]]
+    yield from ((network, table.epochs) for network in chosen)
+    while len(chosen) < len(table):
+        known = pool[chosen]
+        figures = [table.figures(each, table.epochs) for each in chosen]
+        seen = -torch.tensor(figures, dtype=pool.dtype)
+        model = ModelListGP(
+            *(
+                SingleTaskGP(known, column[:, None], outcome_transform=Standardize(1))
+                for column in seen.T
+            )
+        )
+        fit_gpytorch_mll(SumMarginalLogLikelihood(model.likelihood, model))
+        gain = logei.qLogNoisyExpectedHypervolumeImprovement(
+            model, worst, known, prune_baseline=True
+        )
+        left = [each for each in range(len(table)) if each not in chosen]
+        found, _ = optimize_acqf_discrete(gain, 1, pool[left], max_batch_size=256)
+        place = int((pool[left] - found[0]).abs().sum(dim=1).argmin())
+        chosen.append(left[place])
+        yield left[place], table.epochs
+
+
+class Published(NamedTuple):
+    """A searcher by its own package."""
+
+    package: str  # with the version
+    module: str
+    search: Searcher
+
+
+_OPTUNA = ("optuna==5.0.0", "optuna")
+_SYNE_TUNE = ("syne-tune==0.16.0", "syne_tune.optimizer.schedulers.multiobjective")
+_NEPS = ("neural-pipeline-search==0.17.0", "neps")
+_SMAC = ("smac==2.4.1", "smac")
+PUBLISHED = {
+    "Optuna TPE": Published(*_OPTUNA, optuna_with("TPESampler")),
+    "Optuna TPE, multivariate": Published(*_OPTUNA, optuna_with("TPESampler", multivariate=True)),
+    "Optuna NSGA-II": Published(*_OPTUNA, optuna_with("NSGAIISampler")),
+    "Optuna GP": Published(*_OPTUNA, optuna_with("GPSampler")),
+    "Syne Tune MOASHA": Published(*_SYNE_TUNE, moasha(False)),
+    "Syne Tune MOASHA, ranks mended": Published(*_SYNE_TUNE, moasha(True)),
+    "NePS MO-ASHA": Published(*_NEPS, neps_with("moasha")),
+    "NePS MO-Hyperband": Published(*_NEPS, neps_with("mo_hyperband")),
+    "NePS PriMO": Published(*_NEPS, neps_with("primo", prior_centers={})),
+    "SMAC ParEGO, Hyperband": Published(*_SMAC, parego(True)),
+    "SMAC ParEGO": Published(*_SMAC, parego(False)),
+    "BoTorch qLogNEHVI, pool": Published("botorch==0.18.1", "botorch", qlognehvi),
+}
+SEARCHERS = {
     "random": at_random,
     "cheapest, then random": cheapest_first,
     f"synchronous halving, batches of {_BATCH}": halving,
-    "Optuna TPE": optuna_with(lambda samplers, seed: samplers.TPESampler(seed=seed)),
-    "Optuna TPE, multivariate": optuna_with(
-        lambda samplers, seed: samplers.TPESampler(seed=seed, multivariate=True)
-    ),
-    "Optuna NSGA-II": optuna_with(lambda samplers, seed: samplers.NSGAIISampler(seed=seed)),
-    "Optuna GP": optuna_with(lambda samplers, seed: samplers.GPSampler(seed=seed)),
+    **{name: each.search for name, each in PUBLISHED.items()},
 }
-PACKAGES = {name: "optuna" for name in SEARCHERS if name.startswith("Optuna")}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("table", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--searchers", default=",".join(SEARCHERS), help="names, with commas")
+    parser.add_argument("--searchers", metavar="NAMES", help="between '; '; else all that can run")
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e6, help="begin none after that time")
@@ -181,10 +410,18 @@ def main() -> int:
         rows = map(json.loads, options.out.read_text().splitlines())
         names = ("table", "objectives", "networks", "searcher", "seed")
         done = {tuple(row[name] for name in names) for row in rows}
-    known = [name for name in SEARCHERS if name in options.searchers]
+    asked = options.searchers.split("; ") if options.searchers else [*SEARCHERS]
+    if unknown := [name for name in asked if name not in SEARCHERS]:
+        parser.error(f"no such searchers: {'; '.join(unknown)} (there are {'; '.join(SEARCHERS)})")
+    missing = {name: text for name in asked if (text := lacked(name))}
+    if options.searchers and missing:
+        parser.error("; ".join(missing.values()))
+    for name, text in missing.items():
+        print(f"{name}: left out ({text})", file=sys.stderr)
     jobs = [
         (given, name, seed)
-        for name in known
+        for name in asked
+        if name not in missing
         for seed in range(options.seeds)
         if (table.name, table.label, len(table), name, seed) not in done
     ]
@@ -199,6 +436,18 @@ def main() -> int:
     return 0
 
 
+def lacked(searcher: str) -> str | None:
+    """What this environment lacks of a searcher."""
+    if searcher not in PUBLISHED:
+        return None
+    package, _, wanted = PUBLISHED[searcher].package.partition("==")
+    try:
+        found = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return f"{package} is not installed here"
+    return None if found == wanted else f"{package} is {found} here, not {wanted}"
+
+
 def searched(job: tuple[dict[str, Any], str, int], end: float) -> dict[str, Any] | None:
     """One run, until the whole budget is spent by epochs and by seconds, or nothing is proposed."""
     given, name, seed = job
@@ -209,6 +458,9 @@ def searched(job: tuple[dict[str, Any], str, int], end: float) -> dict[str, Any]
     seconds_left = table.seconds[:, -1].sum() / 2
     acts: list[tuple[int, int]] = []
     at: dict[int, int] = {}
+    published = PUBLISHED.get(name)
+    if published:
+        importlib.import_module(published.module)  # which is no time of a proposal
     begun = time.process_time()
     for network, epoch in SEARCHERS[name](table, seed):
         before = at.get(network, 0)
@@ -221,7 +473,6 @@ def searched(job: tuple[dict[str, Any], str, int], end: float) -> dict[str, Any]
         seconds_left -= table.seconds[network, epoch - 1] - past
         if epochs_left <= 0 and seconds_left <= 0:
             break
-    package = PACKAGES.get(name)
     return {
         "table": table.name,
         "objectives": table.label,
@@ -230,7 +481,7 @@ def searched(job: tuple[dict[str, Any], str, int], end: float) -> dict[str, Any]
         "networks": len(table),
         "acts": acts,
         "proposal_ms": round(1000 * (time.process_time() - begun) / len(acts), 2),
-        "versions": {package: metadata.version(package)} if package else {},
+        "versions": dict([published.package.split("==")]) if published else {},
     }
 
 
