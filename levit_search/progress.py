@@ -59,6 +59,10 @@ class StepProgress(LiveDisplay):
         """A group of ``count`` steps comes next."""
         self._group, self._count, self._index = group, count, 0
 
+    def tell(self, text: str) -> None:
+        """Say something that stays."""
+        (self._live.console if self._live else self._console).print(text, soft_wrap=True)
+
     def step(self, name: str) -> None:
         """The next step of the group."""
         self._index += 1

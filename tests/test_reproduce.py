@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,6 +30,15 @@ from levit_search.reproduce import (
     published_table,
     rendering,
 )
+from levit_search.reproduce import training as trainings
+from levit_search.reproduce.accuracies import (
+    by_seed,
+    chosen_lr,
+    claims,
+    difference,
+    interval,
+    summary,
+)
 from levit_search.reproduce.measuring import (
     Request,
     agreement,
@@ -37,10 +47,10 @@ from levit_search.reproduce.measuring import (
     deit_layer,
     levit_layer,
     reproduce,
-    row_network,
     static_row,
     stem_rows,
 )
+from levit_search.reproduce.training import lacking, row_network
 from levit_search.study import StudyConfig, read_config
 from levit_search.train import Epoch, Training
 
@@ -228,7 +238,7 @@ class Watcher(StepProgress):
         self.steps.append(f"{columns} {count}")
 
     def step(self, name: str) -> None:
-        if name == self.stop_at:
+        if self.stop_at and name.startswith(self.stop_at):
             raise KeyboardInterrupt
         self.steps.append(name)
 
@@ -264,7 +274,7 @@ def test_an_interrupted_training_goes_on_and_a_finished_one_is_kept(tmp_path: Pa
     """Each row is trained once, whatever happens in between; --fresh trains again."""
     wanted = request(tmp_path, "grafting", ("accuracy",))
     with pytest.raises(KeyboardInterrupt):
-        run(wanted, tmp_path / "out", stop_at="graft-2-6")
+        run(wanted, tmp_path / "out", stop_at="graft-2-6, seed 0")
     kept = json.loads((tmp_path / "out" / "results.json").read_text())["runs"][0]
     assert list(kept["rows"]) == ["graft-0-12", "graft-1-9"]
     assert kept["finished"] is None
@@ -273,13 +283,19 @@ def test_an_interrupted_training_goes_on_and_a_finished_one_is_kept(tmp_path: Pa
     assert watcher.texts.count("training") == 3
     rows = results.runs[0].rows
     assert {name: rows[name] for name in kept["rows"]} == kept["rows"]
-    for figures in rows.values():
+    for row in rows.values():
+        (figures,) = row["trainings"]
         assert 0 <= figures["test_top1_percent"] <= 100
         assert [point["epoch"] for point in figures["curve"]] == [1, 2]
         assert figures["network"]["image_size"] == 16
 
     _, watcher = run(wanted, tmp_path / "out")
     assert watcher.steps == []
+    more, watcher = run(replace(wanted, seeds=2, jobs=2), tmp_path / "out")
+    assert watcher.steps[0] == "accuracy 5"
+    for name, row in more.runs[0].rows.items():
+        assert [each["seed"] for each in row["trainings"]] == [0, 1]
+        assert row["trainings"][0] == json.loads(json.dumps(rows[name]["trainings"][0]))
 
     text = (tmp_path / "out" / "table.md").read_text()
     assert "digits (128 training images) at 16 px, widths x 0.125, 2 epochs, AdamW, lr" in text
@@ -376,8 +392,8 @@ def test_a_row_that_fails_is_named_and_the_others_follow(
             raise TrialError("the loss became nan in epoch 1")
         return None, Training(50.0, 100.0, 1.0, (Epoch(1, 1.0, 50.0, 1.0),))
 
-    monkeypatch.setattr(measuring, "train_network", train)
-    monkeypatch.setattr(measuring, "top1_percent", lambda *_: 50.0)
+    monkeypatch.setattr(trainings, "train_network", train)
+    monkeypatch.setattr(trainings, "top1_percent", lambda *_: 50.0)
     results, _ = run(request(tmp_path, "grafting", ("accuracy",)), tmp_path / "out")
     assert results.failures() == {"accuracy: graft-0-12": "the loss became nan in epoch 1"}
     assert list(results.runs[0].rows) == list(GRAFTS)
@@ -480,3 +496,105 @@ def test_the_folded_layers_of_table_6_are_the_papers() -> None:
         assert block.attention.projection.linear.out_features == width
     model = fold(build(architecture.published("LeViT-256")))
     assert sum(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()) == 0
+
+
+# --- accuracies over seeds
+
+
+def trained(seed: int, lr: float, percent: float, curve: tuple[float, ...] = ()) -> dict[str, Any]:
+    points = [{"epoch": e, "val_top1_percent": each} for e, each in enumerate(curve, start=1)]
+    figures = {"test_top1_percent": percent, "val_top1_percent": percent, "curve": points}
+    return {"seed": seed, "lr": lr, **figures, "training_seconds": 1.0}
+
+
+def accuracies(rows: dict[str, list[dict[str, Any]]], lrs: tuple[float, ...] = (1e-3,)) -> Run:
+    found = {name: {"trainings": each} for name, each in rows.items()}
+    return Run("accuracy", {"lrs": list(lrs), "seed": 0}, {}, found)
+
+
+def test_all_learning_rates_are_tried_by_the_first_seed_and_the_best_is_used() -> None:
+    lrs = (1e-3, 3e-3)
+    found = accuracies({"a": [trained(0, 1e-3, 70.0)]}, lrs)
+    jobs = [tuple(job) for job in lacking(found, ["a", "b"], [0, 1], lrs)]
+    assert jobs == [("b", 0, 1e-3), ("a", 0, 3e-3), ("b", 0, 3e-3)]
+    found.rows["a"]["trainings"].append(trained(0, 3e-3, 72.0))
+    assert chosen_lr(found.rows["a"]["trainings"], lrs, 0) == 3e-3
+    jobs = [tuple(job) for job in lacking(found, ["a", "b"], [0, 1], lrs)]
+    assert jobs == [("b", 0, 1e-3), ("b", 0, 3e-3), ("a", 1, 3e-3)]
+    found.rows["a"]["trainings"].append(trained(1, 3e-3, 74.0))
+    assert summary(found, "a")["test_top1_percent"] == 73.0
+    assert summary(found, "a")["test_top1_sd"] == pytest.approx(2**0.5)
+    assert summary(found, "b") == {}
+
+
+def test_a_learning_rate_that_fails_is_not_taken() -> None:
+    failed = {"seed": 0, "lr": 3e-3, "failed": "the loss became nan"}
+    assert chosen_lr([trained(0, 1e-3, 20.0), failed], (1e-3, 3e-3), 0) == 1e-3
+    assert chosen_lr([failed], (3e-3,), 0) is None
+
+
+def test_an_interval_is_student_s() -> None:
+    """Of 1, 2 and 3 the half width is 4.303 times the standard deviation over the root of 3."""
+    found = interval([1.0, 2.0, 3.0])
+    assert found is not None
+    assert (found.points, found.seeds) == (2.0, 3)
+    assert found.high - found.points == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert interval([]) is None
+    one = interval([1.0])
+    assert one is not None
+    assert one.verdict(1.0) == "cannot be told"
+
+
+@pytest.mark.parametrize(
+    ("points", "paper", "verdict"),
+    [
+        ((-2.0, -2.1, -1.9), -15.4, "holds"),
+        ((2.0, 2.1, 1.9), -15.4, "reversed"),
+        ((-1.0, 1.0, 0.3), -15.4, "cannot be told"),
+    ],
+)
+def test_a_verdict_is_of_the_sign_alone(
+    tmp_path: Path, points: tuple[float, ...], paper: float, verdict: str
+) -> None:
+    base = [trained(seed, 1e-3, 80.0 + seed) for seed in range(3)]
+    row = [trained(seed, 1e-3, 80.0 + seed + each) for seed, each in enumerate(points)]
+    found = accuracies({"ablation-base": base, "ablation-A1": row})
+    apart = difference(found, "ablation-A1", "ablation-base")
+    assert apart is not None
+    assert apart.verdict(paper) == verdict
+    store = ReproductionStore(tmp_path, "ablation")
+    store.runs = [found]
+    table = published_table("ablation")
+    here = rendering.as_rows(table, store)[1]["here"]
+    assert here["verdict"] == verdict
+    assert here["paper_difference_points"] == -15.4
+    _, cells = rendering.cells(table, store, ("accuracy",))
+    assert cells[1][-1] == verdict
+    assert f"({apart.low:+.2f} to {apart.high:+.2f})" in cells[1][-3]
+
+
+def test_whom_grafts_follow_is_told_by_the_distance_of_curves() -> None:
+    vit, resnet = (10.0, 20.0, 60.0), (50.0, 55.0, 58.0)
+    middle = (49.0, 50.0, 60.5)
+    rows = {name: [] for name in GRAFTS}
+    for seed in range(3):
+        for name in GRAFTS:
+            curve = {"graft-0-12": vit, "graft-4-0": resnet}.get(name, middle)
+            shifted = tuple(each + 0.01 * seed for each in curve)
+            rows[name].append(trained(seed, 1e-3, shifted[-1], shifted))
+    early, late, best = claims(published_table("grafting"), accuracies(rows))
+    assert early.difference.points == pytest.approx(39 - 1)
+    assert late.difference.points == pytest.approx(2.5 - 0.5)
+    assert best.difference.points == pytest.approx(0.5)
+    assert [each.verdict for each in (early, late, best)] == ["holds"] * 3
+    assert claims(published_table("ablation"), accuracies({})) == []
+
+
+def test_a_run_of_an_earlier_release_is_read_as_one_seed(tmp_path: Path) -> None:
+    row = {"test_top1_percent": 80.0, "val_top1_percent": 81.0, "curve": []}
+    settings = {"seed": 3, "train": {"lr": 0.01}}
+    run_of = {"columns": "accuracy", "settings": settings, "environment": {}, "finished": "now"}
+    content = {"version": 1, "table": "grafting", "runs": [{**run_of, "rows": {"graft-2-6": row}}]}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    (found,) = ReproductionStore(tmp_path, "grafting").runs
+    assert by_seed(found, "graft-2-6") == {3: {"seed": 3, "lr": 0.01, **row}}

@@ -1,6 +1,7 @@
 """Commands that train: one network, weights that a space's networks share, a teacher, and the
 paper's tables beside ours."""
 
+import math
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -510,6 +511,19 @@ def reproduce(
         float, typer.Option(min=0.01, max=100, help="Multiplies widths and heads, for accuracy.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Trainings of each row, from --seed on, for accuracy.")
+    ] = 1,
+    lrs: Annotated[
+        str | None,
+        typer.Option(
+            "--lrs",
+            metavar="LR,...",
+            help="Learning rates that the first seed tries for each row; the best on val is taken "
+            "[default: train.lr alone].",
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at once, for accuracy.")] = 1,
     target: Annotated[
         str | None,
         typer.Option(help="Where to time; see `targets` [default: paper-intel; blocks: cpu]."),
@@ -536,9 +550,9 @@ def reproduce(
     """Put a table of the LeViT paper beside figures of our own.
 
     They are counts, timings and trainings, and go to table.md, table.csv and results.json in the
-    folder, row by row: a run that was
-    interrupted goes on with the same command. Grafts are trained with a learning rate of 1e-3 and
-    batches of 64, where --set does not say otherwise.
+    folder, one by one: a run that was interrupted goes on with the same command, and one with more
+    --seeds with what it lacks. Grafts are trained with a learning rate of 1e-3 and batches of 64,
+    where --set does not say otherwise.
     """
     from levit_search.latency.targets import read_latency
     from levit_search.progress import StepProgress
@@ -578,7 +592,10 @@ def reproduce(
     # A reader of the table needs no name of this machine.
     machine = environment(["levit-search", *sys.argv[1:]])
     machine = {name: each for name, each in machine.items() if name not in ("host", "system")}
-    request = Request(paper, groups, latency, training, width_scale, machine, fresh)
+    rates = () if lrs is None else _rates(lrs)
+    request = Request(
+        paper, groups, latency, training, width_scale, machine, fresh, seeds, rates, jobs
+    )
     goes_on = f". What was measured is in {store.folder}; the same command goes on."
     with interruptible(goes_on), store.lock(), StepProgress() as progress:
         measure(request, store, progress)
@@ -599,6 +616,16 @@ def reproduce(
         say(f"levit-search: {row} failed: {reason}")
     if failed:
         raise typer.Exit(1)
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    try:
+        rates = {float(each): None for each in text.split(",")}
+    except ValueError:
+        rates = {}
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+        raise InputError(f"--lrs {text}: expected learning rates such as 1e-3,3e-3")
+    return (*rates,)
 
 
 def _print(paper: "PaperTable", store: "ReproductionStore") -> None:

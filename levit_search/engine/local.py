@@ -216,12 +216,7 @@ def _serve(
     The driver sends ``sample`` and ``settled`` by ``connection``, then one task after another
     and the answers about rungs; events come back. What is printed goes to ``log``.
     """
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # Ctrl-C is the driver's to answer
-    # SIGTERM must reach the probe's worker as well; ending by exception runs the clean-up.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Pictures are read by processes of our own, which a daemon may not have; we end them ourselves.
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    serve_aside()
     lines = log.open("a", buffering=1)  # lives as long as we
     os.dup2(lines.fileno(), 1)
     os.dup2(lines.fileno(), 2)
@@ -231,6 +226,16 @@ def _serve(
         sample, settled = connection.recv()
         told = connection.recv
         work(lambda: make(settled, cores), sample, connection.send, told, told)
+
+
+def serve_aside() -> None:
+    """Let this process, which :func:`start_aside` started as a daemon, end with its parent."""
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # Ctrl-C is the driver's to answer
+    # SIGTERM must reach the probe's worker as well; ending by exception runs the clean-up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Pictures are read by processes of our own, which a daemon may not have; we end them ourselves.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
 
 
 def _end_with_parent() -> None:

@@ -129,7 +129,7 @@ class ReproductionStore(ResultStore):
             if raw is None:
                 return
             version, found = raw["version"], raw["table"]
-            self.runs = [Run(**run) for run in raw["runs"]]
+            self.runs = [_by_training(Run(**run)) for run in raw["runs"]]
         if (version, found) != (_VERSION, table):
             raise InputError(
                 f"{self.path}: holds {found} (version {version}), not {table} (version "
@@ -191,3 +191,14 @@ class ReproductionStore(ResultStore):
         """
         runs = [asdict(run) for run in self.runs]
         self.write(self.file_name, {"version": _VERSION, "table": self.table, "runs": runs})
+
+
+def _by_training(run: Run) -> Run:
+    """A run of accuracies as releases before 0.2 kept it, with one training a row, as it is now."""
+    if run.columns == "accuracy" and "lrs" not in run.settings and "train" in run.settings:
+        seed, lr = run.settings["seed"], run.settings["train"]["lr"]
+        run.settings = {**run.settings, "lrs": [lr]}
+        run.rows = {
+            name: {"trainings": [{"seed": seed, "lr": lr, **row}]} for name, row in run.rows.items()
+        }
+    return run

@@ -8,7 +8,7 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from levit_search import baseline, cost
-from levit_search.architecture import Architecture, Graft, Levit, fitted, parse, published, scaled
-from levit_search.baseline import Baseline, check_runs, load_network
-from levit_search.batches import open_batches
+from levit_search.architecture import Architecture, Graft, Levit, parse, published
+from levit_search.baseline import Baseline, load_network
 from levit_search.configuration import write_yaml
-from levit_search.data import DataInfo, describe
-from levit_search.distill import obtain_teacher
 from levit_search.errors import InputError, TrialError
-from levit_search.image_size import size_text
 from levit_search.latency import LatencyConfig, Probe
 from levit_search.latency.cache import fingerprint
 from levit_search.latency.targets import TORCH_RUNTIMES
 from levit_search.model import build, fold, write_graph
 from levit_search.model.blocks import Attention, AttentionCore, Block
-from levit_search.pretrained import check_donor_weights, check_weights_fit, donor_of
 from levit_search.progress import StepProgress
-from levit_search.recipe import TeacherConfig
 from levit_search.reproduce import PaperRow, PaperTable, ReproductionStore, Run, rendering
+from levit_search.reproduce.training import Setting, train_rows
 from levit_search.study import StudyConfig
-from levit_search.train import Epoch, fit, seed_torch, top1_percent, train_network
 
 _SPEED_SETTINGS = {"runtime", "precision", "threads", "batch_size", "seconds", "rounds", "layout"}
 
@@ -44,7 +38,8 @@ _SPEED_SETTINGS = {"runtime", "precision", "threads", "batch_size", "seconds", "
 class Request:
     """What to reproduce, and how.
 
-    ``training`` is used by the accuracy columns: its data, train and teacher sections and its seed.
+    ``training`` is used by the accuracy columns: its data, train and teacher sections and its seed,
+    which is the first of ``seeds``.
     ``again`` repeats what is finished with the same settings; unfinished work is always gone on
     with, and timings are always repeated.
     """
@@ -56,15 +51,20 @@ class Request:
     width_scale: float
     environment: Mapping[str, Any]
     again: bool
+    seeds: int = 1
+    lrs: tuple[float, ...] = ()
+    """Learning rates of which each row takes its own; that of the recipe where there are none."""
+    jobs: int = 1
+    """Trainings at once."""
 
     @property
-    def teaching(self) -> TeacherConfig | None:
-        """The teacher; Table 1 has none: its ends are the published DeiT-Small and ResNet-50."""
-        return self.training.teaching if self.table.name != "grafting" else None
+    def setting(self) -> Setting:
+        """What the trainings of rows have in common."""
+        return Setting(self.table, self.training, self.width_scale)
 
 
-Measure = Callable[[PaperRow], Mapping[str, Any] | None]
-"""The figures of one row; None where it cannot be measured with these settings."""
+Measure = Callable[[PaperRow], Mapping[str, Any]]
+"""The figures of one row."""
 
 
 def reproduce(request: Request, store: ReproductionStore, progress: StepProgress) -> None:
@@ -92,9 +92,16 @@ def reproduce(request: Request, store: ReproductionStore, progress: StepProgress
     for columns in request.columns:
         keep = columns == "accuracy" and not request.again
         run = store.begin(columns, _settings(request, columns), request.environment, keep)
-        if run.finished is None or columns == "static":
+        save = partial(_save, table, store, columns)
+        if columns == "accuracy":  # a finished run may lack further seeds
+            first = request.training.search.seed
+            seeds = range(first, first + request.seeds)
+            machine = str(request.environment.get("cpu", ""))
+            train_rows(request.setting, run, seeds, request.jobs, machine, save, progress)
+            store.finish(run)
+        elif run.finished is None or columns == "static":
             progress.begin(columns, len(table.built))
-            with _measuring(request, run, progress) as measure:
+            with _measuring(request, run) as measure:
                 for row in table.built:
                     progress.step(row.name)
                     if row.name in run.rows and columns != "static":
@@ -103,13 +110,11 @@ def reproduce(request: Request, store: ReproductionStore, progress: StepProgress
                         figures = measure(row)
                     except TrialError as error:
                         figures = {"failed": str(error)}
-                    if figures is None:
-                        continue
                     run.rows[row.name] = figures
                     if columns != "static":
-                        _save(table, store, columns)
+                        save()
             store.finish(run)
-        _save(table, store, columns)
+        save()
 
 
 def _settings(request: Request, columns: str) -> Mapping[str, Any]:
@@ -126,26 +131,23 @@ def _settings(request: Request, columns: str) -> Mapping[str, Any]:
             **fingerprint(device, config.runtime),
         }
     training = request.training.model_dump(mode="json", include={"data", "train"})
-    teaching = request.teaching
+    teaching = request.setting.teaching
     return {
         "data": training["data"],
         "width_scale": request.width_scale,
         "train": training["train"],
         "teacher": teaching.model_dump(mode="json") if teaching is not None else None,
         "seed": request.training.search.seed,
+        "lrs": list(request.lrs or [request.training.train.lr]),
     }
 
 
-def _measuring(
-    request: Request, run: Run, progress: StepProgress
-) -> AbstractContextManager[Measure]:
+def _measuring(request: Request, run: Run) -> AbstractContextManager[Measure]:
     """What measures the rows of a run."""
     if run.columns == "static":
         if "stems" in request.table.extra:
             run.extra["stems"] = stem_rows(request.table)
         return nullcontext(static_row)
-    if run.columns == "accuracy":
-        return _accuracy(request, progress)
     if request.table.name == "blocks":
         return _component_speed(request.latency)
     return _speed(run, request.table, request.latency)
@@ -302,89 +304,6 @@ def comparisons(run: Run, table: PaperTable) -> list[Mapping[str, Any]]:
         for faster, slower in pairs
         if {faster, slower} <= known
     ]
-
-
-# Accuracy columns: each row trained here, on the data and for the epochs that are asked for.
-
-
-@contextmanager
-def _accuracy(request: Request, progress: StepProgress) -> Iterator[Measure]:
-    """Trainings of rows: the accuracy on the test split and, by epoch, on the validation split.
-
-    Baselines of timm have no width to scale, and are trained at ``width_scale`` 1 only.
-    """
-    table, config = request.table, request.training
-    recipe, seed = config.train, config.search.seed
-
-    def report(what: str, epochs: int, epoch: Epoch) -> None:
-        progress.update(f"{what}{epoch.summary()}", epoch.epoch / epochs)
-
-    # All rows are looked at before the first is trained: a mistake should not show after hours.
-    info = describe(config.data)
-    networks = {
-        r.name: row_network(r, table, config, info, request.width_scale) for r in table.built
-    }
-    built = [each for each in networks.values() if each and not isinstance(each, Baseline)]
-    donors = [donor for network in built if (donor := donor_of(network))]
-    check_donor_weights(recipe.donor_weights, donors)
-    check_weights_fit(recipe, built)
-    batches = open_batches(config.data)
-    teacher, teaching = None, request.teaching
-    if teaching is not None:
-        progress.update("teacher", 0.0)
-        told = partial(report, "teacher, ", teaching.recipe.epochs)
-        teaching.check_decided()
-        teacher, _ = obtain_teacher(teaching, config.data, batches, recipe, None, seed, told)
-
-    def measure(row: PaperRow) -> Mapping[str, Any] | None:
-        network = networks[row.name]
-        if network is None:
-            return None
-        progress.update("training", 0.0)
-        told = partial(report, "", recipe.epochs)
-        model: nn.Module
-        described: str | Mapping[str, Any]
-        if isinstance(network, Baseline):
-            seed_torch(seed, 3)
-            model, described = network.build(), network.id
-            training = fit(model, batches, recipe, seed, report=told)
-        else:
-            model, training = train_network(network, batches, recipe, seed, teacher, told)
-            described = network.model_dump(mode="json")
-        figures = training.as_json()
-        return {
-            "test_top1_percent": top1_percent(model, batches, "test"),
-            "training_seconds": figures.pop("seconds"),
-            **figures,
-            "network": described,
-        }
-
-    yield measure
-
-
-def row_network(
-    row: PaperRow, table: PaperTable, config: StudyConfig, info: DataInfo, width_scale: float
-) -> Architecture | Baseline | None:
-    """The network that stands for a row on the data; None where it cannot be scaled.
-
-    Raises:
-        InputError: it cannot be fitted to the images.
-    """
-    assert row.network is not None
-    network = load_network(row.network)
-    size, channels, classes = config.data.size, info.in_channels, info.num_classes
-    if isinstance(network, Baseline):
-        if width_scale != 1:
-            return None
-        network = replace(network, image_size=size, in_channels=channels, num_classes=classes)
-        check_runs(network, f"{row.name}: takes no images of {size_text(size)} px")
-        return network
-    if table.name == "ablation":
-        # Table 5 counts one head but trains with the distillation head, except for A4.
-        data = network.model_dump(mode="json")
-        network = parse({**data, "distillation": row.name != "ablation-A4"}, row.name)
-    sized = fitted(network, image_size=size, in_channels=channels, num_classes=classes)
-    return scaled(sized, width_scale)
 
 
 # Table 6: the components of one layer of DeiT-Tiny and of LeViT-256's first stage, timed. Each

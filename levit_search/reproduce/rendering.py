@@ -4,23 +4,27 @@ import csv
 import io
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
+from statistics import fmean
 from typing import Any, get_args
 
 from levit_search.drawing.chart import Axis, Chart, Mark, Series, picture
 from levit_search.image_size import size_text
 from levit_search.reproduce import (
     COLUMNS,
+    PaperRow,
     PaperTable,
     ReproductionStore,
     Run,
     paper_ratios,
 )
+from levit_search.reproduce.accuracies import Difference, by_seed, claims, difference, summary
 from levit_search.results import markdown_table
 
 _COLORS = ("front", "reference", "known", "published", "start", "compared", "stopped", "dominated")
-_NOT_FLAT = ("curve", "network", "unsupported")
+_NOT_FLAT = ("trainings", "unsupported")
 # Heads of columns that hold words and not figures.
-_WORDS = ("network", "what", "agrees", "stem", "faster", "slower")
+_WORDS = ("network", "what", "agrees", "stem", "faster", "slower", "verdict", "claim")
 
 
 def as_rows(table: PaperTable, store: ReproductionStore) -> list[Mapping[str, Any]]:
@@ -28,7 +32,8 @@ def as_rows(table: PaperTable, store: ReproductionStore) -> list[Mapping[str, An
 
     To these come deviations from what the paper has: ``speed_deviation_percent`` of the speed
     relative to the first row (against the paper's CPU, or its GPU where it names no other),
-    ``levit_to_deit_deviation_percent``, and ``top1_deviation_points``.
+    ``levit_to_deit_deviation_percent``, ``top1_deviation_points``, and ``difference_points`` of the
+    accuracy from that of the table's base, with the paper's and a verdict.
     """
     rows: list[Mapping[str, Any]] = []
     for row in table.rows:
@@ -36,6 +41,8 @@ def as_rows(table: PaperTable, store: ReproductionStore) -> list[Mapping[str, An
         here: dict[str, Any] = {}
         for run in store.shown():
             here.update(run.rows.get(row.name, {}))
+            if run.columns == "accuracy":
+                here.update(_accuracy(table, run, row))
         ratios = paper_ratios(row, table.rows[0])
         if "speed_ratio" in here and ratios:
             speed = ratios.get("intel", ratios["gpu"])
@@ -48,6 +55,21 @@ def as_rows(table: PaperTable, store: ReproductionStore) -> list[Mapping[str, An
             here["top1_deviation_points"] = round(points, 2)
         rows.append({"name": row.name, "paper": paper, "here": here})
     return rows
+
+
+def _accuracy(table: PaperTable, run: Run, row: PaperRow) -> dict[str, Any]:
+    """The figures of a row over its seeds, and how far it is from the base."""
+    found = summary(run, row.name)
+    base = next(each for each in table.rows if each.name == table.extra["base"])
+    if row == base or (apart := difference(run, row.name, base.name)) is None:
+        return found
+    found["difference_points"] = apart.points
+    if apart.seeds > 1:
+        found["difference_points_ci95"] = [apart.low, apart.high]
+    if "top1_percent" in row.paper:
+        paper = round(row.paper["top1_percent"] - base.paper["top1_percent"], 2)
+        found |= {"paper_difference_points": paper, "verdict": apart.verdict(paper)}
+    return found
 
 
 def cells(
@@ -88,10 +110,14 @@ def _columns(table: PaperTable, group: str) -> list[_Column]:
         ]
     if group == "accuracy":
         return [
+            ("seeds", "seeds", "", 1),
+            ("lr", "lr", "g", 1),
             ("top-1 % test", "test_top1_percent", ".2f", 1),
-            ("val", "val_top1_percent", ".2f", 1),
+            ("sd", "test_top1_sd", ".2f", 1),
             ("paper", "paper_top1_percent", "", 1),
-            ("points", "top1_deviation_points", "+.1f", 1),
+            (f"from {table.extra['base']}", "difference_points", "+.2f", 1),
+            ("paper", "paper_difference_points", "+.1f", 1),
+            ("verdict", "verdict", "", 1),
         ]
     if group == "speed":
         heads = {"gpu": "paper V100 x", "intel": "paper Intel x", "arm": "paper ARM x"}
@@ -132,7 +158,8 @@ def _cell(figures: Mapping[str, Any], name: str, spec: str, unit: float = 1) -> 
     if value is None or not spec:
         return "" if value is None else str(value)
     low, high = figures.get(f"{name}_ci95", (None, None))
-    interval = "" if low is None else f" ({low:{spec}}-{high:{spec}})"
+    to = " to " if spec.startswith("+") else "-"
+    interval = "" if low is None else f" ({low:{spec}}{to}{high:{spec}})"
     return f"{value / unit:{spec}}{interval}"
 
 
@@ -184,9 +211,26 @@ def as_markdown(table: PaperTable, store: ReproductionStore) -> str:
             for pair in comparisons
         ]
         lines += markdown_table(heads, body, _WORDS)
-    if accuracy and any("curve" in row for row in accuracy.rows.values()):
+    if accuracy and (stated := claims(table, accuracy)):
+        lines += ["", "## What the paper says", ""]
+        body = [
+            [
+                claim.text,
+                _cell(_with_interval(claim.difference), "points", "+.2f"),
+                str(claim.difference.seeds),
+                claim.verdict,
+            ]
+            for claim in stated
+        ]
+        lines += markdown_table(["claim", "points", "seeds", "verdict"], body, _WORDS)
+    if accuracy and any(map(partial(by_seed, accuracy), accuracy.rows)):
         lines += ["", "## Accuracy by epoch", "", "![accuracy by epoch](curves.svg)"]
     return "\n".join(lines) + "\n"
+
+
+def _with_interval(apart: Difference) -> dict[str, Any]:
+    interval = {"points_ci95": [apart.low, apart.high]} if apart.seeds > 1 else {}
+    return {"points": apart.points, **interval}
 
 
 def notes(table: PaperTable, store: ReproductionStore) -> list[str]:
@@ -265,13 +309,27 @@ def _accuracy_notes(table: PaperTable, run: Run) -> list[str]:
         taught += " for the LeViTs"
     if teacher and table.name == "ablation":
         taught += " but for A4"
+    rates = ", ".join(f"{lr:g}" for lr in s["lrs"])
+    chosen = (
+        f"lr {rates}"
+        if len(s["lrs"]) == 1
+        else f"for each row the lr of {rates} that seed {s['seed']} has best on val"
+    )
     lines = [
         f"- Accuracy: {data['name']} ({count}) at {size_text(data['image_size'])} px, widths x "
-        f"{s['width_scale']:g}, {train['epochs']} epochs, AdamW, lr {train['lr']:g}, batch "
-        f"{train['batch_size']}, {taught}, seed {s['seed']}; "
-        f"{run.environment.get('cpu', '')}; {_when(run)}. The paper's column is ImageNet: only "
-        "the order of rows can be compared, and one seed on a short schedule tells little of it."
+        f"{s['width_scale']:g}, {train['epochs']} epochs, AdamW, {chosen}, batch "
+        f"{train['batch_size']}, {taught}; {_when(run)}. The paper's column is ImageNet: only "
+        "differences can be compared. They are taken seed by seed, on the test split, with "
+        "Student's interval of 95 % over the seeds; a verdict is given where that leaves zero out."
     ]
+    for card in run.extra.get("teacher", ()):
+        lines.append(f"- The teacher has {card['val_top1_percent']:.2f} % on val.")
+    by_machine: dict[str, list[float]] = {}
+    for each in by_seed(run, table.extra["base"]).values():
+        by_machine.setdefault(each.get("cpu", ""), []).append(each["test_top1_percent"])
+    if len(by_machine) > 1:
+        told = (f"{cpu} {fmean(found):.2f} ({len(found)})" for cpu, found in by_machine.items())
+        lines.append(f"- {table.extra['base']} by machine (seeds): {', '.join(told)}.")
     untrained = [row.name for row in table.built if row.name not in run.rows]
     if untrained and run.finished:
         lines.append(
@@ -285,16 +343,21 @@ def _when(run: Run) -> str:
 
 
 def draw_curves(run: Run, table: PaperTable) -> str | None:
-    """Figure 3 of the paper from ``run``: accuracy by epoch, one line a row, as an SVG file; None
-    where no row was trained."""
-    looks = zip(itertools.cycle(_COLORS), itertools.cycle(get_args(Mark)))
-    curves = {name: row["curve"] for name, row in run.rows.items() if "curve" in row}
+    """Figure 3 of the paper from ``run``: accuracy by epoch, one line a row, the mean of its seeds
+    with a band from the lowest to the highest, as an SVG file; None where no row was trained."""
+    looks = itertools.cycle(_COLORS), itertools.cycle(get_args(Mark))
+    known = {name: [*each.values()] for name in run.rows if (each := by_seed(run, name))}
     series = []
-    for (name, curve), (color, mark) in zip(curves.items(), looks, strict=False):
-        epochs, percents = (
-            [point[key] for point in curve] for key in ("epoch", "val_top1_percent")
-        )
-        series.append(Series(name, epochs, percents, color, mark, line="straight"))
+    for (name, trainings), color, mark in zip(known.items(), *looks, strict=False):
+        epochs = [point["epoch"] for point in trainings[0]["curve"]]
+        percents = [[point["val_top1_percent"] for point in each["curve"]] for each in trainings]
+        columns = list(zip(*percents, strict=True))
+        series.append(Series(name, epochs, [*map(fmean, columns)], color, mark, line="straight"))
+        if len(trainings) > 1:  # there and back again
+            around = [*map(min, columns), *map(max, reversed(columns))]
+            there = [*epochs, *reversed(epochs)]
+            band = Series("", there, around, color, None, line="area", opacity=0.15)
+            series.insert(0, band)
     data = run.settings["data"]
     title = (
         f"{table.name}: {data['name']} at {size_text(data['image_size'])} px, widths x "

@@ -8,9 +8,7 @@ cores, or a GPU.
 
 import math
 import signal
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
@@ -41,14 +39,10 @@ from levit_search.study.plan import DEFAULT_S, FEW_STEPS, Plan, PlanInputs, plan
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from torch import nn
-
     from levit_search.batches import Batches
-    from levit_search.recipe import Recipe
 
 _DRAWN = 100  # networks that stand for a space
 _EACH_S = 1.5  # for each network that is timed
-_MOST_STEPS = 20
 _NOISE_BATCHES = 4  # of images held in memory; which ones does not matter to the time
 _GRAPH_BYTES = 200_000  # of an ONNX file beside its parameters
 _LIMIT_S = 1800.0  # for anything that a process is waited for, such as a stream that is counted
@@ -388,7 +382,7 @@ def _serve(
     """The main function of a process that trains each network for a moment."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from levit_search.batches import noise_batches, open_batches
-    from levit_search.train import fresh_network
+    from levit_search.train import fresh_network, image_ms
 
     try:
         info, images, are_held = data.outline(config.data)
@@ -401,29 +395,15 @@ def _serve(
         connection.recv()
         recipe, each_ms = config.train, []
         for network in networks:
-            each_ms.append(_image_ms(fresh_network(network, recipe, 0), batches, recipe))
+            each_ms.append(image_ms(fresh_network(network, recipe, 0), batches, recipe, _EACH_S))
         for baseline in baselines:
             try:
-                each_ms.append(_image_ms(baseline.build_as_timm_does(), batches, recipe))
+                each_ms.append(image_ms(baseline.build_as_timm_does(), batches, recipe, _EACH_S))
             except (LevitSearchError, RuntimeError):  # its own training tells why
                 each_ms.append(math.nan)
         connection.send(each_ms)
     except LevitSearchError as error:
         connection.send(error)
-
-
-def _image_ms(model: "nn.Module", batches: "Batches", recipe: "Recipe") -> float:
-    """The median over steps; the first one, in which everything is made, does not count."""
-    from levit_search.train import step_seconds
-
-    seconds: list[float] = []
-    begun = time.perf_counter()
-    for step_s in step_seconds(model, batches, recipe):
-        seconds.append(step_s)
-        is_late = time.perf_counter() - begun > _EACH_S
-        if len(seconds) == _MOST_STEPS or (is_late and len(seconds) > 1):
-            break
-    return 1000 * statistics.median(seconds[1:]) / batches.batch_size(recipe)
 
 
 def sample_of(space: Space) -> Architecture:

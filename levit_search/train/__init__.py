@@ -5,8 +5,8 @@ from levit_search.train.fitting import (
     as_trial_errors,
     fit,
     fresh_network,
+    image_ms,
     seed_torch,
-    step_seconds,
     train_network,
 )
 from levit_search.train.objective import (
@@ -32,9 +32,9 @@ __all__ = [
     "device_of",
     "fit",
     "fresh_network",
+    "image_ms",
     "seed_torch",
     "silent",
-    "step_seconds",
     "top1_percent",
     "train_network",
     "training_id",

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from levit_search.train.optimization import Optimization, device_of
 
 _CHECKPOINT_S = 60.0  # between two checkpoints where there is no rung
 _FEWEST_STEPS = 1000  # after fewer, one that guesses may yet learn (letters: 700 of 32 images)
+_TIMED_STEPS = 20  # at most, to say what an image takes
 _SPOKEN_S = 5.0  # between two reports within an epoch
 _WATCHED_STEPS = 32  # between two looks at the loss; each makes a GPU wait
 # What torch and Python say with a RuntimeError where there is no memory for it.
@@ -143,10 +145,11 @@ def fit(
     return run.training()
 
 
-def step_seconds(model: nn.Module, batches: Batches, recipe: Recipe) -> Iterator[float]:
-    """Train ``model`` without end, and tell what each step takes in seconds, its views included.
+def image_ms(model: nn.Module, batches: Batches, recipe: Recipe, patience_s: float) -> float:
+    """Milliseconds that training ``model`` takes an image, its views included.
 
-    A recipe's teacher is left out.
+    The median over steps, at least two and as many as there is patience for; the first one, in
+    which everything is made, does not count. A recipe's teacher is left out.
 
     Raises:
         InputError, TrialError: as :func:`fit`.
@@ -154,13 +157,18 @@ def step_seconds(model: nn.Module, batches: Batches, recipe: Recipe) -> Iterator
     torch.set_num_threads(recipe.threads)
     run = _Run(model, batches, recipe, 0, None, None, None)
     model.train()
+    seconds: list[float] = []
+    begun = start = time.perf_counter()
     with as_trial_errors(run):
         for epoch in itertools.count():
-            start = time.perf_counter()
             for step, batch in enumerate(batches.train(0, epoch, recipe, run.device)):
                 float(run.step(epoch, step, batch))  # a GPU is waited for
-                yield time.perf_counter() - start
+                seconds.append(time.perf_counter() - start)
                 start = time.perf_counter()
+                is_late = start - begun > patience_s
+                if len(seconds) == _TIMED_STEPS or (is_late and len(seconds) > 2):
+                    return 1000 * statistics.median(seconds[1:]) / batches.batch_size(recipe)
+    raise AssertionError("batches never end")
 
 
 class _Run:
