@@ -39,6 +39,7 @@ Acts = Iterator[tuple[int, int]]
 """Networks, and the epoch that each is trained to."""
 _BATCH = 24  # of synchronous halving
 _ASKED = 4  # times as many proposals as there are networks, repeats included
+_IDLE = 100  # proposals in a row that bring nothing new, after which a searcher has ended
 _RETRIES = 1000  # of SMAC, to find what it has not yet proposed
 
 
@@ -458,6 +459,7 @@ def searched(job: tuple[dict[str, Any], str, int], end: float) -> dict[str, Any]
     seconds_left = table.seconds[:, -1].sum() / 2
     acts: list[tuple[int, int]] = []
     at: dict[int, int] = {}
+    idle = 0
     published = PUBLISHED.get(name)
     if published:
         importlib.import_module(published.module)  # which is no time of a proposal
@@ -465,7 +467,11 @@ def searched(job: tuple[dict[str, Any], str, int], end: float) -> dict[str, Any]
     for network, epoch in SEARCHERS[name](table, seed):
         before = at.get(network, 0)
         if epoch <= before:
+            idle += 1
+            if idle == _IDLE:
+                break
             continue
+        idle = 0
         acts.append((network, epoch))
         at[network] = epoch
         epochs_left -= epoch - before

@@ -379,6 +379,24 @@ def test_a_search_ends_when_its_front_no_longer_moves(
     assert (found["trial"] is not None) == summary.stopped_because.startswith(ends[0])
 
 
+@pytest.mark.parametrize("trials", [1, 2])
+def test_of_few_trials_one_is_trained_to_the_end(
+    trials: int, space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "make_engine", CurveEngine)
+    costly = [
+        {"depth": 1, "embed_dim": 16, "num_heads": 1, "key_dim": 8},
+        {"depth": 2, "embed_dim": 32, "num_heads": 2, "key_dim": 8},
+    ]
+    path = space_file(
+        train={"epochs": 3, "rungs": [1], "device": "cpu"},
+        search={"sampler": "freeze-thaw"},
+        start=[{"stem": {"kind": "conv", "layers": 2}, "stages": costly}],
+    )
+    summary, _ = run(path, tmp_path / "s", **{"search.trials": trials})
+    assert summary.front
+
+
 def test_without_a_reduction_all_are_trained_to_the_end(
     space_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

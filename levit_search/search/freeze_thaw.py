@@ -265,8 +265,9 @@ class FreezeThaw(MultiObjectiveASHA):
         return next(stop for stop in self._stops if stop > self._at.get(network, 0))
 
     def _can_afford(self, network: str) -> bool:
-        """Whether a paused network may go on, so that enough is left for those not yet begun."""
-        if self._trials is None:
+        """Whether a paused network may go on, so that enough is left for those not yet begun; one
+        is trained to the end in any case."""
+        if self._trials is None or not self._accuracies[-1]:
             return True
         left = self._trials * self._share - self._spent
         left -= (self._trials - self.begun) * self._stops[0]
