@@ -75,7 +75,7 @@ _NO_END = 1e9
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("mode", nargs="?", choices=("run", "export", "report"))
-    parser.add_argument("--table", choices=TABLES, default="sampled", help="to export")
+    parser.add_argument("--table", choices=TABLES, help="to export, or the only one to run")
     parser.add_argument("--objectives", choices=OBJECTIVES, default="flops", help="to export")
     parser.add_argument("--only", action="append", default=[], metavar="SEARCHER")
     parser.add_argument("--seeds", type=int, default=SEEDS)
@@ -85,7 +85,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.mode == "export":
-            chosen = TABLES[options.table]()
+            chosen = TABLES[options.table or "sampled"]()
             print(json.dumps(exported(chosen, options.objectives)))
             return 0
         if options.mode in (None, "run"):
@@ -159,7 +159,7 @@ def run(options: argparse.Namespace) -> None:
         for seed in range(options.seeds)
         for table, label in settings()
         for searcher in OURS
-        if not options.only or searcher in options.only
+        if options.table in (None, table) and (not options.only or searcher in options.only)
     ]
     sizes = {name: len(table.networks) for name, table in tables().items()}
     missing = [job for job in jobs if (*job, sizes[job[0]]) not in done]
